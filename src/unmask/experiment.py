@@ -1,0 +1,226 @@
+"""A recipe made to run: data to tokens, model, validation, training, and the export at the end."""
+
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unmask import __version__
+from unmask.config import differences, read_json, to_json, write_json
+from unmask.data.images import Images
+from unmask.data.sources import Split
+from unmask.data.tokens import Batches, TokenSet
+from unmask.errors import CheckpointError, ConfigError
+from unmask.figures import grid
+from unmask.masking import mask_exact
+from unmask.models.transformer import MaskedTransformer
+from unmask.pipeline import Pipeline
+from unmask.rand import Rand
+from unmask.recipes import Recipe
+from unmask.training.checkpoint import clean, lock
+from unmask.training.distributed import World, barrier, distribute, resolve, sum_over_ranks, unwrapped, whole
+from unmask.training.loop import Evaluator, train
+
+VALIDATION_BATCH = 512
+ACCURACY_RATIOS = (0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A recipe with its data read, its open numbers filled in, and its images as tokens."""
+
+    recipe: Recipe
+    split: Split
+    train: TokenSet
+    test: TokenSet
+
+
+def prepare(recipe: Recipe) -> Experiment:
+    """Read the data and tokenize it; ConfigError where data and recipe do not fit."""
+    split = recipe.data.load()
+    classes = len(split.train.classes) if recipe.conditional else 0
+    channels, height, width = split.train.pixels.shape[1:]
+    if (channels, height, width) != (recipe.tokenizer.channels, *recipe.tokenizer.size):
+        raise ConfigError(
+            f"the images are {channels} x {height} x {width} but the tokenizer takes {recipe.tokenizer.channels} x "
+            f"{recipe.tokenizer.size[0]} x {recipe.tokenizer.size[1]}: set --tokenizer.size and --tokenizer.channels"
+        )
+    recipe = replace(
+        recipe,
+        model=replace(recipe.model, num_classes=classes),
+        classifier=replace(recipe.classifier, channels=channels, num_classes=max(2, len(split.train.classes))),
+    )
+    return Experiment(recipe=recipe, split=split, train=tokenize(split.train, recipe), test=tokenize(split.test, recipe))
+
+
+def tokenize(images: Images, recipe: Recipe) -> TokenSet:
+    """All images as tokens, a few thousand at a time, with their classes if the model is conditional."""
+    parts = torch.arange(len(images)).split(4096)
+    tokens = torch.cat([recipe.tokenizer.encode(images.as_float(index)) for index in parts])
+    return TokenSet(tokens=tokens, condition=images.labels if recipe.conditional else None)
+
+
+def build(experiment: Experiment) -> MaskedTransformer:
+    """The model with its initial weights, a function of training.seed."""
+    recipe = experiment.recipe
+    with torch.random.fork_rng(devices=[]):  # layers draw their initial weights from the global generator
+        torch.manual_seed(recipe.training.seed)
+        model = MaskedTransformer(recipe.model, recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
+    if recipe.unigram:
+        model.set_unigram(frequencies(experiment))
+    return model
+
+
+def frequencies(experiment: Experiment) -> Float[Tensor, "k"]:
+    """How often each token occurs in the training set."""
+    return experiment.train.tokens.flatten().bincount(minlength=experiment.recipe.tokenizer.vocab_size).float()
+
+
+def expected_first_loss(experiment: Experiment) -> float:
+    """The cross-entropy, in nats, of the head's initial distribution with the data: log K, or the unigram entropy."""
+    counts = frequencies(experiment).double()
+    smoothing, k = experiment.recipe.objective.label_smoothing, len(counts)
+    log_q = ((counts + 1) / (counts + 1).sum()).log() if experiment.recipe.unigram else -torch.full_like(counts, k).log()
+    target = (1 - smoothing) * counts / counts.sum() + smoothing / k
+    return float(-(target * log_q).sum())
+
+
+def run(recipe: Recipe, folder: Path, world: World) -> Experiment:
+    """Train `recipe` in `folder`, from its newest checkpoint on, and leave config.json and model.safetensors there.
+
+    Raises the errors of `prepare` and `train`, and CheckpointError if the folder belongs to another experiment.
+    """
+    experiment = prepare(recipe)
+    if world.is_main:
+        with lock(folder):
+            return _run(experiment, folder, world)
+    return _run(experiment, folder, world)
+
+
+def _run(experiment: Experiment, folder: Path, world: World) -> Experiment:
+    recipe = experiment.recipe
+    if world.is_main:
+        _claim(recipe, folder)
+    barrier(world)
+    training = recipe.training
+    model = distribute(build(experiment), resolve(training.strategy, world), world)
+    pipeline = Pipeline(unwrapped(model), recipe.tokenizer, recipe.sampling)  # type: ignore[arg-type]
+    ema = train(
+        model,
+        recipe.objective,
+        Batches(experiment.train, training.batch_size, training.seed, world.device),
+        training,
+        folder,
+        world=world,
+        evaluators=[validation(experiment, model, world), samples(pipeline)],
+        expected_loss=expected_first_loss(experiment),
+        meta={"recipe": to_json(recipe), "environment": environment(world)},
+    )
+    weights = {name: whole(average).cpu().contiguous() for name, average in ema.average.items()}
+    if world.is_main:
+        write_weights(weights, folder / "model.safetensors")
+    barrier(world)
+    return experiment
+
+
+def _claim(recipe: Recipe, folder: Path) -> None:
+    """Write config.json, or check that the one there is of the same experiment."""
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    clean(folder / "checkpoints")
+    path = folder / "config.json"
+    if path.exists():
+        there = read_json(path, Recipe)
+        for name in ("data", "tokenizer", "model", "objective"):
+            changed = differences(to_json(getattr(there, name)), to_json(getattr(recipe, name)))
+            if changed:
+                raise CheckpointError(
+                    f"{folder} holds another experiment ({name}.{changed[0]}): give another --run, or delete the folder"
+                )
+    write_json(path, to_json(recipe))
+
+
+def write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Save as safetensors under a temporary name, then rename: never half a file."""
+    part = path.with_suffix(".part")
+    save_file(weights, part, metadata={"format": "pt"})
+    part.replace(path)
+
+
+def validation(experiment: Experiment, model: nn.Module, world: World) -> Evaluator:
+    """Loss on held-out images and accuracy at fixed mask ratios, with the same noise every time, split over ranks."""
+    recipe, data = experiment.recipe, experiment.test
+    objective = replace(recipe.objective, drop=0.0)
+    mask_id: int = unwrapped(model).mask_id  # type: ignore[assignment]
+
+    def parts() -> Iterator[Tensor]:
+        # As many parts on each rank, none of them empty: sharded models need all ranks in every forward.
+        num = -(-len(data) // (VALIDATION_BATCH * world.size))
+        yield from torch.arange(len(data)).tensor_split(num * world.size)[world.rank :: world.size]
+
+    def evaluate() -> Iterable[tuple[str, float]]:
+        sums = torch.zeros(2 + 2 * len(ACCURACY_RATIOS), dtype=torch.float64, device=world.device)
+        for index in parts():
+            tokens, condition = data.rows(index, world.device)
+            rand = Rand(1, index.to(world.device), len(data))
+            loss = objective(model, tokens, condition, mask_id=mask_id, rand=rand)
+            row = [loss.total, loss.count]
+            for ratio in ACCURACY_RATIOS:
+                mask = mask_exact(torch.full((len(tokens),), ratio, device=world.device), rand("mask", tokens.shape[1]))
+                right = model(torch.where(mask, mask_id, tokens), condition, mask).argmax(-1) == tokens[mask]
+                row += [right.sum(), mask.sum()]
+            sums += torch.stack([x.double() for x in row])
+        totals = sum_over_ranks(sums, world).tolist()
+        yield "validation_loss", totals[0] / totals[1]
+        for i, ratio in enumerate(ACCURACY_RATIOS):
+            yield f"accuracy_masked_{round(100 * ratio)}", totals[2 + 2 * i] / totals[3 + 2 * i]
+
+    return evaluate
+
+
+def samples(pipeline: Pipeline, num: int = 50) -> Evaluator:
+    """A grid of samples, always of the same seed, so that one sees them improve."""
+
+    def evaluate() -> Iterable[tuple[str, Image.Image]]:
+        yield "samples", grid(pipeline.generate(num=num), columns=10)
+
+    return evaluate
+
+
+def commit() -> str:
+    """The git commit of this code, "+" appended if it was changed since; or the package's version."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(here)], cwd=here, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return f"unmask {__version__}"
+    return head.stdout.strip() + ("+" if changed.returncode else "")
+
+
+def environment(world: World) -> dict[str, str | int]:
+    """What bitwise repetition depends on."""
+    return {
+        "unmask": __version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "world_size": world.size,
+    }
+
+
+def export(run: Path, out: Path) -> None:
+    """Copy what `Pipeline.from_pretrained` needs, after loading it once to see that it is whole."""
+    recipe = read_json(run / "config.json", Recipe)
+    pipeline = Pipeline.from_pretrained(run, device="cpu")
+    out.mkdir(parents=True, exist_ok=True)
+    write_weights(dict(pipeline.model.named_parameters()), out / "model.safetensors")
+    write_json(out / "config.json", to_json(recipe))

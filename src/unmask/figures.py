@@ -1,0 +1,289 @@
+"""Pictures from plain tensors: grids, decode animations, reveal-order maps, side-by-side rows, curves. Images are in
+[-1, 1]; every pixel is enlarged to a crisp square, nothing is interpolated. Nothing here knows model or tokenizer."""
+
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import matplotlib
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from unmask.errors import ConfigError, DataError, DiskError
+
+PAPER, INK, FAINT = (255, 255, 255), (33, 37, 41), (222, 226, 230)
+KNOWN = (190, 190, 190)  # tokens that were never masked: grey, which viridis does not contain
+# Okabe and Ito's colours, which the colour-blind tell apart.
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+
+
+def grid(
+    images: Float[Tensor, "n c h w"], columns: int, *, scale: int = 4, gap: int = 1, labels: Sequence[str] | None = None
+) -> Image.Image:
+    """Images row by row, each pixel a square of `scale` pixels, `gap` image pixels apart, labels centred below."""
+    return _tile(_pixels(images), columns, scale, gap, labels)
+
+
+def _pixels(images: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w 3"]:
+    """[-1, 1] to 0..255, rounded; values outside are clipped, grey becomes RGB."""
+    if len(images) == 0 or images.shape[1] not in (1, 3):
+        raise ConfigError(f"a picture needs at least 1 image of 1 or 3 channels, got shape {tuple(images.shape)}")
+    if not images.isfinite().all():
+        raise DataError(
+            f"{int((~images.isfinite()).sum())} pixels are not finite; check the decoder that made the images"
+        )
+    rgb = images.detach().cpu().float().expand(-1, 3, -1, -1)
+    return ((rgb + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _tile(
+    pixels: UInt8[Tensor, "n h w 3"], columns: int, scale: int, gap: int, labels: Sequence[str] | None = None
+) -> Image.Image:
+    num, height, width, _ = pixels.shape
+    if columns < 1 or scale < 1 or gap < 0:
+        raise ConfigError(f"columns {columns} and scale {scale} must be at least 1, gap {gap} at least 0")
+    if labels is not None and len(labels) != num:
+        raise ConfigError(f"got {len(labels)} labels for {num} images; give one each")
+    font, size = _font(height * scale // 5)
+    below = 0 if labels is None else round(size * 1.6)
+    columns, rows = min(columns, num), -(-num // min(columns, num))
+    step_x, step_y = (width + gap) * scale, (height + gap) * scale + below
+    page = Image.new("RGB", (columns * step_x + gap * scale, rows * step_y + gap * scale), PAPER)
+    draw = ImageDraw.Draw(page)
+    for place, image in enumerate(pixels):
+        x, y = gap * scale + place % columns * step_x, gap * scale + place // columns * step_y
+        tile = Image.fromarray(image.numpy()).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        page.paste(tile, (x, y))
+        if labels is not None:
+            at = (x + width * scale / 2, y + height * scale + below / 2)
+            draw.text(at, labels[place], INK, font, anchor="mm")
+    return page
+
+
+def _font(size: int) -> tuple[ImageFont.FreeTypeFont, int]:
+    """DejaVu Sans, which comes with matplotlib, and its size, kept between 13 and 28 pixels."""
+    size = min(max(size, 13), 28)
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size), size
+
+
+def masked_overlay(
+    images: Float[Tensor, "n c h w"],
+    masked: Bool[Tensor, "n l"],
+    token_grid: tuple[int, int],
+    colour: tuple[int, int, int] = (38, 70, 120),
+) -> Float[Tensor, "n 3 h w"]:
+    """The images with the cells of masked tokens painted over: diagonal hatching in two tones of one colour.
+
+    A cell of one pixel gets one tone, alternating like a chess board, so that no size looks like image content.
+    """
+    height, width = images.shape[2:]
+    rows, columns = token_grid
+    if rows * columns != masked.shape[1] or height % rows or width % columns:
+        raise ConfigError(f"token grid {token_grid} fits neither {masked.shape[1]} tokens nor {height}x{width} pixels")
+    cell = (height // rows, width // columns)
+    covered = masked.reshape(-1, 1, rows, columns).repeat_interleave(cell[0], 2).repeat_interleave(cell[1], 3)
+    stripe = max(1, min(cell) // 4)
+    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    light = (y[:, None] + x) // stripe % 2 == 0
+    dark_tone = torch.tensor(colour, dtype=images.dtype, device=images.device)[:, None, None] / 127.5 - 1
+    light_tone = dark_tone + 0.16 * (1 - dark_tone)
+    return torch.where(covered, torch.where(light, light_tone, dark_tone), images.expand(-1, 3, -1, -1))
+
+
+def decode_frames(
+    states: Sequence[Int[Tensor, "n l"]],
+    masked: Sequence[Bool[Tensor, "n l"]],
+    to_images: Callable[[Tensor], Tensor],
+    token_grid: tuple[int, int],
+    columns: int,
+    *,
+    scale: int = 4,
+    gap: int = 1,
+) -> list[Image.Image]:
+    """One captioned frame per state of a decode: what is known so far, what is still masked hatched over.
+
+    `to_images` is the tokenizer's decode; it never sees the mask id, since masked tokens are handed to it as token 0.
+    """
+    if len(states) != len(masked) or not states:
+        raise ConfigError(
+            f"got {len(states)} token states and {len(masked)} masks; give one mask per state, at least 1"
+        )
+    frames = []
+    for step, (tokens, hidden) in enumerate(zip(states, masked, strict=True)):
+        images = masked_overlay(to_images(tokens.masked_fill(hidden, 0)), hidden, token_grid)
+        known = 1 - hidden.float().mean().item()
+        frames.append(_progress(grid(images, columns, scale=scale, gap=gap), step, len(states) - 1, known))
+    return frames
+
+
+def _progress(picture: Image.Image, step: int, last: int, known: float) -> Image.Image:
+    """The picture with a bar below that is as long as the known share of the tokens, and the step beside it."""
+    font, size = _font(picture.width // 30)
+    margin, strip = size // 2, size * 2
+    text = f"step {step} / {last}"
+    room = font.getlength(f"step {last} / {last}")
+    page = Image.new("RGB", (max(picture.width, round(2 * room)), picture.height + strip), PAPER)
+    page.paste(picture, ((page.width - picture.width) // 2, 0))
+    draw = ImageDraw.Draw(page)
+    middle, left, right = picture.height + strip // 2 - 1, margin, page.width - round(room) - 2 * margin
+    draw.rectangle((left, middle - 3, right, middle + 3), fill=FAINT)
+    if known > 0:
+        draw.rectangle((left, middle - 3, left + known * (right - left), middle + 3), fill=LINES[0])
+    draw.text((page.width - margin, middle), text, INK, font, anchor="rm")
+    return page
+
+
+def animate(frames: Sequence[Image.Image], path: Path | str, *, milliseconds: int = 400, hold: int = 1500) -> None:
+    """Writes an endless GIF or animated WebP, by suffix; the last frame stays for `hold` milliseconds."""
+    path = Path(path)
+    if path.suffix.lower() not in (".gif", ".webp"):
+        raise ValueError(f"{path.name}: an animation is a .gif or a .webp; change the suffix")
+    if not frames or milliseconds < 20 or hold < 20:
+        raise ConfigError(f"{len(frames)} frames of {milliseconds} and {hold} ms; need 1 frame and 20 ms (GIF's least)")
+    durations = [milliseconds] * (len(frames) - 1) + [hold]
+    buffer = io.BytesIO()
+    if path.suffix.lower() == ".gif":
+        first, *rest = [_palette(frame) for frame in frames]
+        first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False)
+    else:
+        first, *rest = frames
+        first.save(buffer, "WEBP", save_all=True, append_images=rest, duration=durations, loop=0, lossless=True)
+    _write_bytes(buffer.getvalue(), path)
+
+
+def _palette(frame: Image.Image) -> Image.Image:
+    """256 colours: dithered where the frame has more, untouched where it has not."""
+    few = frame.convert("RGB").getcolors(256) is not None
+    dither = Image.Dither.NONE if few else Image.Dither.FLOYDSTEINBERG
+    return frame.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=dither)
+
+
+def reveal_order(
+    step_of_token: Int[Tensor, "n l"], token_grid: tuple[int, int], num_steps: int, columns: int, *, scale: int = 12
+) -> Image.Image:
+    """Which cell was revealed at which step 1..num_steps, in viridis; step 0, known from the start, is grey."""
+    rows, width = token_grid
+    low, high = int(step_of_token.min()), int(step_of_token.max())
+    if rows * width != step_of_token.shape[1] or low < 0 or high > num_steps:
+        found = f"{step_of_token.shape[1]} tokens with steps {low} to {high}"
+        raise ConfigError(
+            f"{found} do not fit token grid {token_grid} and num_steps {num_steps}; steps are 0..num_steps"
+        )
+    shades = torch.tensor(matplotlib.colormaps["viridis"](torch.linspace(0, 1, num_steps).numpy(), bytes=True)[:, :3])
+    colours = torch.cat([torch.tensor([KNOWN], dtype=torch.uint8), shades])
+    cells = colours[step_of_token.cpu().reshape(-1, rows, width)]
+    return _colour_bar(_tile(cells, columns, scale, 1), shades, known=low == 0)
+
+
+def _colour_bar(picture: Image.Image, shades: UInt8[Tensor, "t 3"], known: bool) -> Image.Image:
+    """The picture with a bar on its right, step 1 on top; below it the key to grey where tokens were known."""
+    font, size = _font(picture.height // 22)
+    line, num_steps = round(size * 1.5), len(shades)
+    page = Image.new("RGB", (picture.width + line * 5, max(picture.height, line * (11 if known else 9))), PAPER)
+    page.paste(picture, (0, (page.height - picture.height) // 2))
+    draw = ImageDraw.Draw(page)
+    x, top, bottom = picture.width + line // 2, line * 3 // 2, page.height - line // 2 - (line * 3 // 2 if known else 0)
+    draw.text((x, line // 2), "step", INK, font, anchor="lm")
+    bar = Image.fromarray(shades[:, None].numpy()).resize((line, bottom - top), Image.Resampling.NEAREST)
+    page.paste(bar, (x, top))
+    # The finest whole stride that leaves each label its room, so that marks are evenly spaced and end on num_steps.
+    fits = [s for s in range(1, num_steps) if (num_steps - 1) % s == 0 and s * (bottom - top) >= 1.2 * size * num_steps]
+    for step in range(1, num_steps + 1, min(fits, default=max(num_steps - 1, 1))):
+        y = top + (step - 0.5) * (bottom - top) / num_steps
+        draw.line((x + line, y, x + line + 4, y), INK)
+        draw.text((x + line + 8, y), str(step), INK, font, anchor="lm")
+    if known:
+        draw.rectangle((x, bottom + line // 2, x + line - 1, bottom + line * 3 // 2 - 1), fill=KNOWN)
+        draw.text((x + line + 8, bottom + line), "known", INK, font, anchor="lm")
+    return page
+
+
+def triptych(rows: Sequence[Float[Tensor, "n _ h w"]], titles: Sequence[str], scale: int = 4) -> Image.Image:
+    """Batches below each other (original, hole, repaired): image i in column i, the title left of its row."""
+    if not rows or len(rows) != len(titles):
+        raise ConfigError(f"got {len(rows)} batches and {len(titles)} titles; give one title per batch, at least 1")
+    sizes = {(len(row), *row.shape[2:]) for row in rows}
+    if len(sizes) > 1:
+        raise ConfigError(f"batches differ in number or size of images: {sorted(sizes)}; cut or resize them alike")
+    pictures = _tile(torch.cat([_pixels(row) for row in rows]), len(rows[0]), scale, 1)
+    cell = (rows[0].shape[2] + 1) * scale
+    font, size = _font(cell // 6)
+    left = round(max(font.getlength(title) for title in titles)) + size
+    page = Image.new("RGB", (left + pictures.width, pictures.height), PAPER)
+    page.paste(pictures, (left, 0))
+    draw = ImageDraw.Draw(page)
+    for place, title in enumerate(titles):
+        draw.text((left - size // 2, scale + (place + 0.5) * cell), title, INK, font, anchor="rm")
+    return page
+
+
+def curves(
+    series: Mapping[str, tuple[Sequence[float | int], Sequence[float | int]]],
+    path: Path | str,
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    logx: bool = False,
+    references: Mapping[str, float | int] = MappingProxyType({}),
+) -> None:
+    """A line plot as PNG: name -> (x, y), and dashed horizontal lines for known values, such as {"log K": 5.5}."""
+    if not series or Path(path).suffix.lower() != ".png":
+        raise ConfigError(
+            f"{len(series)} curves for {Path(path).name}; give at least 1 curve and a path that ends in .png"
+        )
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for place, (name, (x, y)) in enumerate(series.items()):
+        marker = "o" if len(x) <= 20 else None
+        axes.plot(x, y, label=name, color=LINES[place % len(LINES)], linewidth=1.8, marker=marker, markersize=4)
+    for name, value in references.items():
+        axes.axhline(value, color="#6c757d", linewidth=1.1, linestyle=(0, (5, 3)))
+        axes.text(0.99, value, name, transform=axes.get_yaxis_transform(), ha="right", va="bottom", color="#495057")
+    if logx:
+        axes.set_xscale("log")
+        values = sorted({value for x, _ in series.values() for value in x})
+        if len(values) <= 12:  # a sweep over few values: name each, rather than powers of ten
+            axes.set_xticks(values, [f"{value:g}" for value in values])
+            axes.minorticks_off()
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e9ecef", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(y=0.08)
+    if len(series) > 1 or next(iter(series)) != ylabel:
+        axes.legend(frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    canvas.print_png(buffer)
+    _write_bytes(buffer.getvalue(), Path(path))
+
+
+def write(image: Image.Image, path: Path | str) -> None:
+    """Saves by suffix (png, webp, jpg...), WebP without loss; readers never see half a file."""
+    path = Path(path)
+    name = Image.registered_extensions().get(path.suffix.lower())
+    if name is None:
+        raise ConfigError(f"{path.name}: no image format has the suffix {path.suffix!r}; use .png")
+    buffer = io.BytesIO()
+    image.save(buffer, name, **({"lossless": True} if name == "WEBP" else {}))
+    _write_bytes(buffer.getvalue(), path)
+
+
+def _write_bytes(data: bytes, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DiskError(f"{path} could not be written ({error.strerror}); check space and permissions") from error

@@ -1,0 +1,191 @@
+"""A small in-domain classifier: its accuracy on samples says whether the class was met, and its penultimate layer gives
+the features of a Fréchet distance for images far from ImageNet (digits of 8x8 pixels). Trained on the real training
+images in seconds; its `fingerprint` belongs into every report, since other weights measure other distances."""
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unmask.errors import CheckpointError, ConfigError
+
+SMALLEST = 8  # pixels; two halvings leave 2x2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """What the classifier is and how it is trained; `channels` are those of the images."""
+
+    channels: int
+    num_classes: int
+    width: int = 32
+    features: int = 64
+    steps: int = 1500
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("channels", "width", "features", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_classes < 2:
+            raise ConfigError(f"num_classes must be at least 2, got {self.num_classes}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ConfigError(f"learning_rate must be positive and finite, got {self.learning_rate}; try 2e-3")
+
+
+def _stage(dim_in: int, dim_out: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(dim_in, dim_out, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(dim_out),
+        nn.GELU(),
+    )
+
+
+class Classifier(nn.Module):
+    """Five 3x3 convolutions, two of them with stride 2, a global mean, one hidden layer; any image from 8x8 up."""
+
+    def __init__(self, config: ClassifierConfig):
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.trunk = nn.Sequential(
+            _stage(config.channels, width, 1),
+            _stage(width, width, 1),
+            _stage(width, 2 * width, 2),
+            _stage(2 * width, 2 * width, 1),
+            _stage(2 * width, 4 * width, 2),
+        )
+        self.hidden = nn.Linear(4 * width, config.features)
+        self.head = nn.Linear(config.features, config.num_classes)
+
+    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Penultimate activations of images in [-1, 1]."""
+        _, channels, height, width = images.shape
+        if channels != self.config.channels or min(height, width) < SMALLEST:
+            need = f"{self.config.channels} channels, {SMALLEST}x{SMALLEST} pixels or more"
+            raise ConfigError(f"the classifier needs {need}, got {channels} channels, {height}x{width}; resize them")
+        return F.gelu(self.hidden(self.trunk(images).mean(dim=(2, 3))))
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Class logits of images in [-1, 1]."""
+        return self.head(self.features(images))
+
+
+def train_classifier(
+    images: Float[Tensor, "n c h w"], labels: Int[Tensor, "n"], config: ClassifierConfig
+) -> Classifier:
+    """Trains on images in [-1, 1] where they lie; AdamW, one-cycle rate, label smoothing 0.1, shifts of one pixel.
+
+    A function of its arguments: the same images, config, machine and thread count give the same weights.
+    """
+    _check_labels(images, labels, config)
+    # Layers draw their first weights from torch's global generator and take no other; the fork seeds it for that moment
+    # and puts the caller's state back.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        classifier = Classifier(config)
+    classifier.to(images.device).train()
+    rand = torch.Generator().manual_seed(config.seed)
+    optimizer = torch.optim.AdamW(classifier.parameters(), config.learning_rate, weight_decay=0.01)
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _one_cycle(step / config.steps)
+        batch = torch.randint(len(images), (config.batch_size,), generator=rand).to(images.device)
+        logits = classifier(_shift(images[batch], rand))
+        loss = F.cross_entropy(logits, labels[batch], label_smoothing=0.1)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return classifier.eval()
+
+
+def _check_labels(images: Float[Tensor, "n c h w"], labels: Int[Tensor, "n"], config: ClassifierConfig) -> None:
+    if len(images) == 0:
+        raise ConfigError("0 images to train the classifier on; pass at least one")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= config.num_classes:
+        raise ConfigError(
+            f"labels run from {low} to {high}; with num_classes {config.num_classes} use 0..num_classes-1"
+        )
+
+
+def _one_cycle(progress: float) -> float:
+    """Learning-rate factor: linear up over the first tenth, cosine down to 0 over the rest."""
+    if progress < 0.1:
+        return (progress + 0.01) / 0.11
+    return 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
+
+
+def _shift(images: Float[Tensor, "b c h w"], rand: torch.Generator) -> Float[Tensor, "b c h w"]:
+    """Each image moved by -1, 0 or 1 pixels in both directions, the border filled with -1, the darkest value."""
+    batch, _, height, width = images.shape
+    padded = F.pad(images, (1, 1, 1, 1), value=-1.0)
+    offset = torch.randint(3, (2, batch, 1), generator=rand).to(images.device)
+    rows = offset[0] + torch.arange(height, device=images.device)
+    columns = offset[1] + torch.arange(width, device=images.device)
+    which = torch.arange(batch, device=images.device)[:, None, None]
+    # Advanced indices apart from each other put their axes first: b h w c.
+    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def accuracy(classifier: Classifier, images: Float[Tensor, "n c h w"], labels: Int[Tensor, "n"]) -> float:
+    """Fraction of images whose most likely class is their label."""
+    features = embed(classifier, images).to(classifier.head.weight.dtype)
+    return (classifier.head(features).argmax(dim=1) == labels).double().mean().item()
+
+
+@torch.no_grad()
+def embed(classifier: Classifier, images: Float[Tensor, "n c h w"], batch: int = 512) -> Float64[Tensor, "n d"]:
+    """Penultimate features in evaluation mode, whatever mode the classifier is in; that mode is kept."""
+    if len(images) == 0:
+        raise ConfigError("0 images to embed; pass at least one")
+    training = classifier.training
+    classifier.eval()
+    features = torch.cat([classifier.features(part).double() for part in images.split(batch)])
+    classifier.train(training)
+    return features
+
+
+def fingerprint(classifier: Classifier) -> str:
+    """SHA-256 of names, shapes and weights: two reports with one fingerprint used the same features."""
+    digest = hashlib.sha256()
+    for name, value in sorted(classifier.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_classifier(classifier: Classifier, path: Path | str) -> None:
+    """Weights as safetensors with the config as JSON in its metadata; a crash leaves the old file whole."""
+    weights = {name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}
+    temporary = Path(f"{path}.tmp")
+    save_file(weights, temporary, metadata={"config": json.dumps(asdict(classifier.config), sort_keys=True)})
+    os.replace(temporary, path)
+
+
+def load_classifier(path: Path | str) -> Classifier:
+    """The classifier that `save_classifier` wrote, on the CPU, in evaluation mode; CheckpointError if it is not one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = json.loads((file.metadata() or {})["config"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        config = ClassifierConfig(**stored)
+        with torch.device("meta"):
+            classifier = Classifier(config)
+        classifier.load_state_dict(weights, strict=True, assign=True)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} is not a saved classifier ({reason}); train it again") from error
+    return classifier.eval()

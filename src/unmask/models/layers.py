@@ -1,0 +1,111 @@
+"""The parts of a modern bidirectional transformer block: rotary positions over any grid, attention, MLP, modulation.
+
+Pre-norm with RMSNorm (arXiv 1910.07467), QK-norm (arXiv 2302.05442), SwiGLU (arXiv 2002.05202), rotary positions
+(arXiv 2104.09864) with one share of the head per grid axis, and adaLN-zero conditioning (DiT, arXiv 2212.09748).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+EXPLICIT_ATTENTION_LENGTH = 256
+"""Training in bf16 on a CPU, explicit attention beats SDPA up to here (benchmarks/attention.py); in fp32 it never does."""
+
+
+def rotary_angles(grid: tuple[int, ...], head_dim: int, extra: int) -> Float[Tensor, "n half"]:
+    """Rotation angles of `extra` positionless tokens (angle 0) followed by the cells of the grid in row-major order.
+
+    Axis a turns its own head_dim / (2 axes) frequencies by its own coordinate; frequencies fall from 1 to about 1/100,
+    suited to grids of tens of cells (the 1/10,000 of language models would leave most pairs unused).
+    """
+    pairs = head_dim // 2 // len(grid)
+    frequency = 100.0 ** -(torch.arange(pairs) / pairs)
+    axes = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    angles = torch.cat([a.reshape(-1, 1) * frequency for a in axes], dim=1)
+    return F.pad(angles, (0, head_dim // 2 - angles.shape[1], extra, 0))
+
+
+def rotate(x: Float[Tensor, "b h n d"], cos: Float[Tensor, "n half"], sin: Float[Tensor, "n half"]) -> Float[Tensor, "b h n d"]:
+    """Turn each pair (x_i, x_{i + d/2}) by its angle."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def attend(q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+    """Full attention, by whichever of two equal routes is faster on this device."""
+    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    if slow and q.shape[2] <= EXPLICIT_ATTENTION_LENGTH:
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Attention(nn.Module):
+    """Bidirectional multi-head self-attention with QK-norm and rotary positions."""
+
+    def __init__(self, dim: int, heads: int, qk_norm: bool):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.q_norm = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
+
+    def forward(
+        self, x: Float[Tensor, "b n dim"], rotation: tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]] | None
+    ) -> Float[Tensor, "b n dim"]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            cos, sin = (r.to(q.dtype) for r in rotation)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        return self.out(attend(q, k, v.to(q.dtype)).transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """SwiGLU at 2/3 of the hidden width, so that both kinds have the same size; or the plain GELU MLP."""
+
+    def __init__(self, dim: int, ratio: float, gated: bool):
+        super().__init__()
+        self.gated = gated
+        hidden = round(dim * ratio * 2 / 3 / 8) * 8 if gated else round(dim * ratio)
+        self.up = nn.Linear(dim, hidden * (2 if gated else 1), bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "b n dim"]) -> Float[Tensor, "b n dim"]:
+        x = self.up(x)
+        if not self.gated:
+            return self.down(F.gelu(x))
+        gate, value = x.chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)
+
+
+class Block(nn.Module):
+    """x + gate_1 attention(norm(x)), then x + gate_2 mlp(norm(x)); with `modulated`, norms and gates follow the condition.
+
+    The modulation starts at zero (adaLN-zero), or else the output projections do: at first, every block is the identity.
+    """
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, *, gated: bool, qk_norm: bool, modulated: bool):
+        super().__init__()
+        self.norm1, self.norm2 = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.attention = Attention(dim, heads, qk_norm)
+        self.mlp = MLP(dim, mlp_ratio, gated)
+        self.modulation = nn.Linear(dim, 6 * dim) if modulated else None
+        for layer in [self.modulation] if self.modulation is not None else [self.attention.out, self.mlp.down]:
+            nn.init.zeros_(layer.weight)
+        if self.modulation is not None:
+            nn.init.zeros_(self.modulation.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n dim"],
+        condition: Float[Tensor, "b dim"] | None,
+        rotation: tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]] | None,
+    ) -> Float[Tensor, "b n dim"]:
+        if self.modulation is None or condition is None:
+            x = x + self.attention(self.norm1(x), rotation)
+            return x + self.mlp(self.norm2(x))
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, rotation)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)

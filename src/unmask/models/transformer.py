@@ -1,0 +1,119 @@
+"""The bidirectional transformer of MaskGIT (arXiv 2202.04200) in its modern form, over 1-D, 2-D and 3-D token grids.
+
+K + 1 input rows (the last is the mask) and K outputs: the mask cannot be predicted and no logit is ever cropped.
+Rotary positions alone would make all positions of an all-masked canvas identical, so learned absolute ones are added.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from unmask.models.conditioning import ClassEmbedding
+from unmask.models.layers import Block, rotary_angles
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """`num_classes` 0 is unconditional; `prefix` feeds the class as a token instead of adaLN-zero; `gated` is SwiGLU."""
+
+    dim: int = 128
+    depth: int = 4
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    gated: bool = True
+    qk_norm: bool = True
+    rotary: bool = True
+    absolute: bool = True
+    registers: int = 0
+    num_classes: int = 0
+    prefix: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.dim, self.depth, self.heads) < 1 or self.mlp_ratio <= 0 or self.dim % (2 * self.heads):
+            raise ValueError(
+                f"TransformerConfig(dim={self.dim}, depth={self.depth}, heads={self.heads}, mlp_ratio={self.mlp_ratio}): "
+                "all must be positive and dim a multiple of 2 * heads"
+            )
+        if min(self.registers, self.num_classes) < 0 or (self.prefix and not self.num_classes):
+            raise ValueError(
+                f"TransformerConfig(registers={self.registers}, num_classes={self.num_classes}, prefix={self.prefix}): "
+                "counts are at least 0, and a class prefix needs num_classes"
+            )
+        if not self.absolute and not self.registers and not self.prefix:
+            raise ValueError(
+                "TransformerConfig(absolute=False): an all-masked canvas then looks the same everywhere; "
+                "keep absolute=True, or give registers=1"
+            )
+
+
+class MaskedTransformer(nn.Module):
+    """`model(tokens, condition)` gives logits [b, l, K]; with a bool `at` [b, l], only those rows, [n, K].
+
+    `vocab_size` is K and `grid` the shape of the canvas, l = prod(grid). Condition is class ids, NULL (-1), or None.
+    """
+
+    def __init__(self, config: TransformerConfig, vocab_size: int, grid: tuple[int, ...]):
+        super().__init__()
+        if vocab_size < 1 or not 1 <= len(grid) <= 3 or min(grid) < 1:
+            raise ValueError(f"vocab_size {vocab_size} and grid {grid}: need a token or more, and 1 to 3 axes of cells")
+        self.config, self.vocab_size, self.grid = config, vocab_size, grid
+        self.length = torch.Size(grid).numel()
+        dim, self.extra = config.dim, config.registers + config.prefix
+        self.embedding = nn.Embedding(vocab_size + 1, dim)
+        self.classes = ClassEmbedding(config.num_classes, dim) if config.num_classes else None
+        self.registers = nn.Parameter(torch.randn(config.registers, dim) * 0.02) if config.registers else None
+        self.position = nn.Parameter(torch.randn(self.length, dim) * 0.02) if config.absolute else None
+        modulated = self.classes is not None and not config.prefix
+        self.blocks = nn.ModuleList(
+            Block(
+                dim, config.heads, config.mlp_ratio, gated=config.gated, qk_norm=config.qk_norm, modulated=modulated
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.RMSNorm(dim)
+        self.head = nn.Linear(dim, vocab_size)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        angles = rotary_angles(grid, dim // config.heads, self.extra)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    @property
+    def mask_id(self) -> int:
+        """The input row of a masked token: K, one past the last value."""
+        return self.vocab_size
+
+    def set_unigram(self, counts: Float[Tensor, "k"]) -> None:
+        """Start from the tokens' own frequencies: with the zero head, the first loss is the unigram entropy.
+
+        Every count is raised by one, so a token absent from the sample stays possible.
+        """
+        with torch.no_grad():
+            self.head.bias.copy_(((counts + 1) / (counts + 1).sum()).log())
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "b l"],
+        condition: Int[Tensor, "b"] | None = None,
+        at: Bool[Tensor, "b l"] | None = None,
+    ) -> Float[Tensor, "*n k"]:
+        if tokens.shape[1] != self.length:
+            raise ValueError(f"got {tokens.shape[1]} tokens per row; this model's grid {self.grid} has {self.length}")
+        x = self.embedding(tokens)
+        if self.position is not None:
+            x = x + self.position
+        front = []
+        if self.registers is not None:
+            front.append(self.registers.expand(len(x), -1, -1))
+        c = None if self.classes is None else self.classes(condition, tokens)
+        if c is not None and self.config.prefix:
+            front.append(c[:, None])
+        x = torch.cat([*front, x], dim=1) if front else x
+        rotation = (self.cos, self.sin) if self.config.rotary else None
+        for block in self.blocks:
+            x = block(x, c, rotation)
+        x = x[:, self.extra :]
+        return self.head(self.norm(x if at is None else x[at])).float()

@@ -1,0 +1,96 @@
+"""Training objectives: clean tokens in, a loss as a sum and its divisor out.
+
+Every objective is called as `objective(model, tokens, condition, *, mask_id, rand) -> Loss`. The model is any callable
+`(tokens, condition, at) -> logits` that returns one row of K logits for each True in `at`: logits are computed only where
+they are needed. Sums and counts are never averaged before the end, so micro-batches and ranks cannot bias the loss.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask.guidance import NULL, Condition
+from unmask.masking import complementary, mask_bernoulli, mask_exact, stratified
+from unmask.rand import Rand
+from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid
+
+Model = Callable[[Int[Tensor, "b l"], Condition, Bool[Tensor, "b l"]], Float[Tensor, "n k"]]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A sum in nats and the weight it is to be divided by, once, after everything has been added up."""
+
+    total: Float[Tensor, ""]
+    count: Float[Tensor, ""]
+
+
+def masked_cross_entropy(
+    model: Model,
+    clean: Int[Tensor, "b l"],
+    mask: Bool[Tensor, "b l"],
+    condition: Condition,
+    *,
+    mask_id: int,
+    visible_weight: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Loss:
+    """-log p(clean | visible tokens), summed over masked tokens; visible ones count with `visible_weight`, if any."""
+    at = torch.ones_like(mask) if visible_weight > 0 else mask
+    logits = model(torch.where(mask, mask_id, clean), condition, at)
+    nats = F.cross_entropy(logits.float(), clean[at], label_smoothing=label_smoothing, reduction="none")
+    weight = torch.where(mask, 1.0, visible_weight)[at]
+    return Loss((nats * weight).sum(), weight.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskGIT:
+    """Masked visual token modelling (arXiv 2202.04200, eq. 1): draw t, mask a fraction g(t), predict what was masked.
+
+    `visible_weight`: loss weight of the tokens left visible (0 in the paper, 0.1 in TiTok, 1 in valeoai's code).
+    `drop`: share of rows trained without their condition, so that guidance has an unconditional twin.
+    `independent`: mask each token by its own coin instead of an exact count. `stratified`: spread t evenly over the
+    global batch. `complementary`: train every row under a mask and under its complement, two forward rows per row.
+    """
+
+    schedule: Cosine | Power | Arccos | Log | Exp | Sigmoid = Arccos()
+    visible_weight: float = 0.0
+    label_smoothing: float = 0.0
+    drop: float = 0.1
+    independent: bool = False
+    stratified: bool = True
+    complementary: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("visible_weight", "label_smoothing", "drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"MaskGIT({name}={getattr(self, name)}): must lie in [0, 1]")
+
+    def __call__(
+        self, model: Model, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand
+    ) -> Loss:
+        """The loss of one batch of clean `tokens`; `condition` holds class ids, or is None."""
+        t = rand("time")
+        if self.stratified:
+            t = stratified(t, rand.rows, rand.num_rows)
+        u = rand("mask", tokens.shape[1])
+        mask = (mask_bernoulli if self.independent else mask_exact)(self.schedule(t), u)
+        if condition is not None:
+            condition = torch.where(rand("drop") < self.drop, NULL, condition)
+        if self.complementary:
+            mask = torch.cat(complementary(mask, u))
+            tokens = torch.cat([tokens, tokens])
+            condition = None if condition is None else torch.cat([condition, condition])
+        return masked_cross_entropy(
+            model,
+            tokens,
+            mask,
+            condition,
+            mask_id=mask_id,
+            visible_weight=self.visible_weight,
+            label_smoothing=self.label_smoothing,
+        )

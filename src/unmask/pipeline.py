@@ -1,0 +1,165 @@
+"""Tokenizer + model + sampler in one object: generate images, or repair holes in given ones."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unmask.config import read_json
+from unmask.errors import CheckpointError, ConfigError
+from unmask.guidance import Condition, CosineRamp, Interval, LinearRamp, guided
+from unmask.models.transformer import MaskedTransformer
+from unmask.rand import seeded
+from unmask.sampling.decode import State, decode
+from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, ratios
+from unmask.tokenizers.base import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to decode: each field is an argument of `decode` or `guided`, as data."""
+
+    steps: int = 8
+    schedule: Cosine | Power | Arccos | Log | Exp | Sigmoid = Cosine()
+    priority: Confidence | Halton | Random | Margin | Entropy | MaxLogit | Raster = Confidence()
+    temperature: float | tuple[float, ...] = 1.0
+    scale: float | LinearRamp | CosineRamp | Interval = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+class Pipeline:
+    """A trained model with its tokenizer; `sampling` holds the defaults that every call may replace."""
+
+    def __init__(self, model: MaskedTransformer, tokenizer: Tokenizer, sampling: Sampling):
+        if (model.vocab_size, model.grid) != (tokenizer.vocab_size, tokenizer.grid):
+            raise ConfigError(
+                f"the model has {model.vocab_size} tokens on {model.grid}, the tokenizer {tokenizer.vocab_size} on "
+                f"{tokenizer.grid}: they were not made for each other"
+            )
+        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.device = next(model.parameters()).device
+        self.num_classes = model.config.num_classes
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None
+    ) -> "Pipeline":
+        """Load `config.json` and `model.safetensors` from a run or an export: CUDA and bfloat16 where there is CUDA.
+
+        Raises ConfigError or CheckpointError, naming what is missing or does not fit.
+        """
+        from unmask.recipes import Recipe  # here, because a recipe holds a Sampling
+
+        folder = Path(folder)
+        recipe = read_json(folder / "config.json", Recipe)
+        model = MaskedTransformer(recipe.model, recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
+        load_weights(model, folder / "model.safetensors")
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = model.to(where, dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)).eval()
+        return cls(model, recipe.tokenizer, recipe.sampling)
+
+    def labels(self, num: int) -> Condition:
+        """`num` class ids that run through all classes in turn; None for an unconditional model."""
+        return torch.arange(num, device=self.device) % self.num_classes if self.num_classes else None
+
+    def states(
+        self,
+        tokens: Int[Tensor, "b l"],
+        labels: Condition,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        sampling: Sampling | None = None,
+    ) -> Iterator[State]:
+        """Decode step by step; row i draws the noise of sample number `first + i`, whatever the batch."""
+        s = sampling or self.sampling
+        if labels is not None and (not self.num_classes or int(labels.max()) >= self.num_classes):
+            raise ConfigError(f"label {int(labels.max())}: this model has {self.num_classes} classes, counted from 0")
+        return decode(
+            guided(self.model, labels, scale=s.scale),
+            tokens,
+            ratios(s.schedule, s.steps),
+            mask_id=self.model.mask_id,
+            rand=seeded(seed, len(tokens), first=first, device=tokens.device),
+            priority=s.priority,
+            temperature=s.temperature,
+            top_k=s.top_k,
+            top_p=s.top_p,
+        )
+
+    def blank(self, num: int) -> Int[Tensor, "b l"]:
+        """A canvas with nothing known."""
+        return torch.full((num, self.model.length), self.model.mask_id, device=self.device)
+
+    def generate(
+        self, labels: Condition = None, *, num: int = 0, seed: int = 0, sampling: Sampling | None = None, batch: int = 256
+    ) -> Float[Tensor, "b c h w"]:
+        """One image in [-1, 1] per label; or `num` of them, running through the classes."""
+        labels = self.labels(num) if labels is None else labels.to(self.device)
+        total = num if labels is None else len(labels)
+        images = []
+        for first in range(0, total, batch):
+            part = None if labels is None else labels[first : first + batch]
+            canvas = self.blank(min(batch, total - first))
+            images.append(self._finish(self.states(canvas, part, seed=seed, first=first, sampling=sampling)))
+        return torch.cat(images)
+
+    def inpaint(
+        self,
+        images: Float[Tensor, "b c h w"],
+        hole: Bool[Tensor, "b h w"],
+        labels: Condition = None,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """Fill the hole of each image; a token with any pixel in the hole is drawn anew.
+
+        Pixels outside the hole come back identical, whatever the tokenizer would have made of them.
+        """
+        tokens, masked = self.with_hole(images, hole)
+        labels = None if labels is None else labels.to(self.device)
+        filled = self._finish(self.states(tokens, labels, seed=seed, sampling=sampling)).to(images)
+        return torch.where(hole[:, None], filled, images)
+
+    def with_hole(
+        self, images: Float[Tensor, "b c h w"], hole: Bool[Tensor, "b h w"]
+    ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
+        """The images' tokens with those masked that have a pixel in the hole, and that mask."""
+        masked = F.adaptive_max_pool2d(hole[:, None].float(), self.model.grid)[:, 0].flatten(1) > 0
+        tokens = torch.where(masked, self.model.mask_id, self.tokenizer.encode(images))
+        return tokens.to(self.device), masked
+
+    def _finish(self, states: Iterator[State]) -> Float[Tensor, "b c h w"]:
+        for state in states:
+            tokens = state.tokens
+        return self.tokenizer.decode(tokens.cpu())
+
+    def replaced(self, **changes: object) -> Sampling:
+        """The default sampling with some fields changed."""
+        return replace(self.sampling, **changes)  # type: ignore[arg-type]
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Fill `model` from a safetensors file: exactly its names and shapes, else CheckpointError naming the difference."""
+    try:
+        weights = load_file(path)
+    except FileNotFoundError as e:
+        raise CheckpointError(f"{path}: no such file; train to the end first, or `unmask export` the run") from e
+    except SafetensorError as e:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({e})") from e
+    own = dict(model.named_parameters())
+    wrong = [n for n in sorted(own.keys() | weights.keys()) if n not in own or n not in weights or own[n].shape != weights[n].shape]
+    if wrong:
+        raise CheckpointError(f"{path}: does not fit the model in config.json: {len(wrong)} tensors differ, first {wrong[0]}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])

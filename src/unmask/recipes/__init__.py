@@ -1,0 +1,77 @@
+"""Recipes: one Python file per experiment, each with a function `recipe()` that returns the full configuration.
+
+The docstring of a recipe holds its command, hardware, time and expected result. A recipe is plain data: saved as
+`config.json` it rebuilds the model and repeats the run.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from unmask.config import read_json
+from unmask.data.sources import Arrays, Digits, Folder, Mnist
+from unmask.errors import ConfigError
+from unmask.metrics.features import ClassifierConfig
+from unmask.models.transformer import TransformerConfig
+from unmask.objectives import MaskGIT
+from unmask.pipeline import Sampling
+from unmask.tokenizers.pixels import Pixels
+from unmask.training.loop import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything about an experiment. With `conditional`, model.num_classes is taken from the data set's classes.
+
+    `unigram` starts the head at the tokens' own frequencies, so the first loss is their entropy instead of log K.
+    """
+
+    data: Digits | Mnist | Folder | Arrays
+    tokenizer: Pixels
+    model: TransformerConfig = TransformerConfig()
+    objective: MaskGIT = MaskGIT()
+    training: TrainConfig = TrainConfig()
+    sampling: Sampling = Sampling()
+    classifier: ClassifierConfig = ClassifierConfig(channels=1, num_classes=10)
+    conditional: bool = True
+    unigram: bool = True
+
+
+def names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> Recipe:
+    """A recipe by name, by the path of a Python file with `recipe()`, or by the `config.json` of an earlier run.
+
+    A Python file is run: only give one that you trust. Raises ConfigError with the nearest name.
+    """
+    path = Path(name)
+    if path.suffix == ".json":
+        return read_json(path, Recipe)
+    if path.suffix == ".py":
+        return _from_file(path)
+    if name not in names():
+        near = get_close_matches(name, names(), 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}"
+        raise ConfigError(f"no recipe {name}: {hint} Or give the path of a .py recipe or of a run's config.json")
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    build: Callable[[], Recipe] = module.recipe
+    return build()
+
+
+def _from_file(path: Path) -> Recipe:
+    spec = importlib.util.spec_from_file_location("user_recipe", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: no such recipe file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    build = getattr(module, "recipe", None)
+    if not callable(build):
+        raise ConfigError(f"{path}: a recipe file needs a function recipe() that returns unmask.recipes.Recipe")
+    return build()

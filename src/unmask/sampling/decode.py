@@ -1,0 +1,140 @@
+"""THE loop: iterative parallel decoding (MaskGIT, arXiv 2202.04200, section 3.2).
+
+Start from tokens of which some, or all, are masked. In each step predict every masked token at once, draw a value for
+each, reveal the most trusted ones, and leave the rest masked for the next step. Generation is in-painting with nothing
+known. What "most trusted" means is the `priority`; how many are revealed, the `ratios`; who predicts, `predict`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+from unmask.guidance import Predict
+from unmask.rand import Rand
+from unmask.sampling.priorities import Confidence
+from unmask.schedules import reveal_counts
+
+Priority = Callable[..., Float[Tensor, "b l"]]
+"""`priority(logits, sample, *, t, rand) -> score`: the highest scores are revealed first; t is the time after the step."""
+
+
+@dataclass(frozen=True)
+class State:
+    """One step of decoding: the canvas, what this step revealed, and the time t it has reached (0 at the start)."""
+
+    tokens: Int[Tensor, "b l"]
+    revealed: Bool[Tensor, "b l"]
+    step: int
+    t: float
+
+
+@torch.no_grad()
+def decode(
+    predict: Predict,
+    tokens: Int[Tensor, "b l"],
+    ratios: Sequence[float],
+    *,
+    mask_id: int,
+    rand: Rand,
+    priority: Priority = Confidence(),
+    temperature: float | Sequence[float] = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Iterator[State]:
+    """Yield the starting canvas and then one state per step; the last one is the answer.
+
+    `ratios` are the fractions still masked after each step, of the tokens unknown at the start, counted for each row on
+    its own; a row reveals at least one token per step until it is done. `temperature` divides the logits before top-k,
+    top-p and sampling, as a number or one per step, and 0 takes the likeliest token; the priority sees the logits as
+    predicted. Known tokens never change, and `mask_id` has no logit, so it cannot come out.
+    Raises ValueError for bad tokens, ratios or temperatures, for logits of another shape, and, at the end, for NaN logits.
+    """
+    masked = _check_tokens(tokens, mask_id)
+    counts = reveal_counts(masked.sum(1), ratios)
+    steps = int((counts.sum(1) > 0).sum())  # a short canvas is done early
+    temperatures = _check_temperatures(temperature, len(ratios))
+    counts = counts.to(tokens.device)
+    broken = torch.zeros((), dtype=torch.bool, device=tokens.device)
+    yield State(tokens, torch.zeros_like(masked), 0, 0.0)
+    for step in range(steps):
+        noise = rand.at(step)
+        t = (step + 1) / len(ratios)
+        logits = predict(tokens, step / len(ratios)).float()
+        if logits.shape != (*tokens.shape, mask_id):
+            raise ValueError(f"predict gave logits of shape {tuple(logits.shape)}; expected {(*tokens.shape, mask_id)}")
+        broken |= logits.isnan().any()
+        sample = draw(logits, temperatures[step], top_k, top_p, noise("token", tokens.shape[1]))
+        score = priority(logits, sample, t=t, rand=noise)
+        reveal = _first(score, masked, counts[step])
+        tokens = torch.where(reveal, sample, tokens)
+        masked = masked & ~reveal
+        yield State(tokens, reveal, step + 1, t)
+    if broken:
+        raise ValueError("predict gave NaN logits, so the tokens mean nothing; check the weights")
+
+
+def _first(score: Float[Tensor, "b l"], masked: Bool[Tensor, "b l"], count: Int[Tensor, "b"]) -> Bool[Tensor, "b l"]:
+    """The `count` masked positions of each row with the highest score; infinite and NaN scores never reach a known one."""
+    finite = score.nan_to_num(nan=-1e30, posinf=1e30, neginf=-1e30)
+    rank = finite.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (rank < count[:, None]) & masked
+
+
+def draw(
+    logits: Float[Tensor, "b l k"],
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    u: Float64[Tensor, "b l"],
+) -> Int[Tensor, "b l"]:
+    """One token per position by inverting the distribution function at `u`: one uniform a position, not one a category.
+
+    The sums run in float64, so that a category of probability 1e-7 is drawn as often as it should be.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    p = keep_likeliest(logits / temperature, top_k, top_p).softmax(-1)
+    cdf = p.cumsum(-1, dtype=torch.float64)
+    # Counting "<=" steps over categories of probability 0, which `searchsorted` from the right does.
+    index = torch.searchsorted(cdf, (u * cdf[..., -1])[..., None], right=True)[..., 0]
+    return index.clamp(max=logits.shape[-1] - 1)
+
+
+def keep_likeliest(
+    logits: Float[Tensor, "b l k"], top_k: int | None = None, top_p: float | None = None
+) -> Float[Tensor, "b l k"]:
+    """Send all but the likeliest tokens to -inf: the `top_k` largest (ties stay), or the smallest set of mass `top_p`.
+
+    The token that crosses `top_p` stays (nucleus sampling, arXiv 1904.09751), so at least one always does.
+    """
+    if top_k is not None:
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k}: must be at least 1, or None to keep every token")
+        kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p is not None:
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p={top_p}: must lie in (0, 1], or be None to keep every token")
+        ordered, index = logits.sort(dim=-1, descending=True, stable=True)
+        p = ordered.softmax(-1)
+        before = p.cumsum(-1, dtype=torch.float64) - p
+        cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before >= top_p)
+        logits = logits.masked_fill(cut, -torch.inf)
+    return logits
+
+
+def _check_tokens(tokens: Int[Tensor, "b l"], mask_id: int) -> Bool[Tensor, "b l"]:
+    """Which tokens are masked; ValueError for ids outside 0..mask_id. Waits for the device once, before the loop."""
+    if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) <= mask_id):
+        raise ValueError(f"tokens must lie in 0..{mask_id} (mask_id), got {int(tokens.min())}..{int(tokens.max())}")
+    return tokens == mask_id
+
+
+def _check_temperatures(temperature: float | Sequence[float], steps: int) -> list[float]:
+    many = [float(temperature)] * steps if isinstance(temperature, (int, float)) else [float(x) for x in temperature]
+    if len(many) != steps or not all(0 <= x < float("inf") for x in many):
+        raise ValueError(f"temperature {temperature}: give one finite number >= 0, or {steps} of them, one per step")
+    return many

@@ -1,0 +1,148 @@
+"""One process, DDP or FSDP2: the only module that knows ranks, process groups and device numbers.
+
+The model is written for one device; `distribute` applies parallelism to it from outside. Whatever the strategy, after
+`backward`, gradients times `gradient_factor` are those of the *sum* of the losses over all ranks.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from unmask.errors import ConfigError
+
+Strategy = Literal["auto", "none", "ddp", "fsdp"]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: its rank, how many there are, and the device it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+
+@contextmanager
+def world(device: str | None = None) -> Iterator[World]:
+    """The processes that torchrun started, joined in a group; or this one alone. CUDA is used where there is any."""
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(0, 1, torch.device(kind))
+        return
+    here = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
+    dist.init_process_group("nccl" if here.type == "cuda" else "gloo", device_id=here if here.type == "cuda" else None)
+    try:
+        yield World(dist.get_rank(), size, here)
+    finally:
+        dist.destroy_process_group()
+
+
+def resolve(strategy: Strategy, world: World) -> Strategy:
+    """`auto` is none for one process and ddp for several; anything that cannot work raises ConfigError."""
+    if strategy == "auto":
+        return "none" if world.size == 1 else "ddp"
+    if strategy == "none" and world.size > 1:
+        raise ConfigError(f"strategy none with {world.size} processes would train {world.size} models: use ddp or fsdp")
+    if strategy != "none" and world.size == 1:
+        raise ConfigError(f"strategy {strategy} needs several processes: start with torchrun --nproc-per-node 2, or drop it")
+    return strategy
+
+
+def distribute(model: nn.Module, strategy: Strategy, world: World) -> nn.Module:
+    """Move `model` to this rank's device and apply the strategy; the result is called just like the model."""
+    model = model.to(world.device)
+    if strategy == "ddp":
+        return DistributedDataParallel(model)
+    if strategy == "fsdp":
+        mesh = dist.device_mesh.init_device_mesh(world.device.type, (world.size,))
+        blocks = getattr(model, "blocks", nn.ModuleList())
+        for module in [*blocks, model]:
+            fully_shard(module, mesh=mesh)
+            # Sum, do not average: some torch versions on CPU skip the division, and a sum is right with either.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    return model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, without DDP around it."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@contextmanager
+def accumulating(model: nn.Module, last: bool) -> Iterator[None]:
+    """Backward passes inside communicate only if this is the `last` micro-batch of the step."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
+        yield
+
+
+def gradient_factor(model: nn.Module, world: World) -> float:
+    """What gradients must be multiplied by to be those of the summed loss: DDP averages over ranks."""
+    return float(world.size) if isinstance(model, DistributedDataParallel) else 1.0
+
+
+def sum_over_ranks(x: Float[Tensor, "*n"], world: World) -> Float[Tensor, "*n"]:
+    """The elementwise sum over all ranks, the same on each."""
+    if world.size > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def norm(tensors: list[Tensor]) -> Float[Tensor, ""]:
+    """The 2-norm of all tensors together, whole also when they are sharded."""
+    total = nn.utils.get_total_norm(tensors)
+    return total.full_tensor() if isinstance(total, DTensor) else total
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's part of a tensor, sharing memory with it."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def whole(x: Tensor) -> Tensor:
+    """The whole of a possibly sharded tensor; all ranks must ask together."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def reshard(model: nn.Module) -> None:
+    """Forget gathered copies of sharded weights, after the shards were written to."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def barrier(world: World) -> None:
+    """Wait until every rank is here."""
+    if world.size > 1:
+        dist.barrier()
+
+
+def agree(text: str, world: World) -> str:
+    """Rank 0's `text`, on every rank (sent as bytes, nothing is unpickled)."""
+    if world.size == 1:
+        return text
+    data = torch.zeros(256, dtype=torch.uint8, device=world.device)
+    encoded = torch.tensor(list(text.encode()[:256]), dtype=torch.uint8)
+    data[: len(encoded)] = encoded.to(world.device)
+    dist.broadcast(data, 0)
+    return bytes(data.cpu().tolist()).rstrip(b"\0").decode()

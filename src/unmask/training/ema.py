@@ -1,0 +1,44 @@
+"""Exponential moving average of the weights, kept in float32: what validation and sampling use."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from unmask.training.distributed import local, reshard
+
+
+class Ema:
+    """average <- d average + (1 - d) weights after each step, with d = min(decay, (1 + step) / (10 + step)).
+
+    The ramp forgets the initial weights quickly; it depends on the step alone, so resuming cannot restart it.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model, self.decay = model, decay
+        self.average: dict[str, Tensor] = {n: p.detach().float().clone() for n, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Fold in the weights after optimizer step number `step`, counted from 0."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        average = [local(a) for a in self.average.values()]
+        weights = [local(p).float() for p in self.model.parameters()]
+        torch._foreach_lerp_(average, weights, weight)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The model has the averaged weights inside; the raw ones come back, bit for bit, also after an exception."""
+        raw = [local(p).detach().clone() for p in self.model.parameters()]
+        with torch.no_grad():
+            for p, a in zip(self.model.parameters(), self.average.values(), strict=True):
+                local(p).copy_(local(a))
+        reshard(self.model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, r in zip(self.model.parameters(), raw, strict=True):
+                    local(p).copy_(r)
+            reshard(self.model)

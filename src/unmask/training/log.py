@@ -1,0 +1,118 @@
+"""What a run says: a progress bar and lines for the person, JSON lines for programs, TensorBoard or W&B if asked for."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from unmask.errors import ConfigError
+
+Tracker = Literal["none", "tensorboard", "wandb"]
+Record = Callable[[int, dict[str, float]], None]
+
+
+class Log:
+    """Rank 0 writes and speaks; with `run` None (the other ranks) nothing is written or said.
+
+    `metrics.jsonl` holds one object per line with `step`; lines of steps that a resumed run repeats are dropped first.
+    """
+
+    def __init__(self, run: Path | None, *, steps: int, start: int = 0, tracker: Tracker = "none"):
+        self.run = run
+        self.console = Console(file=sys.stdout, highlight=False, quiet=run is None, soft_wrap=True)
+        self._track: Record = _tracker(tracker, run) if run is not None else _nothing
+        self._file = None if run is None else _reopened(run / "metrics.jsonl", start)
+        columns = [
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} tokens/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        ]
+        self._bar = Progress(*columns, console=self.console, disable=run is None, refresh_per_second=4)
+        self._task = self._bar.add_task("train", total=steps, completed=start, loss=math.nan, rate=0.0)
+
+    def __enter__(self) -> "Log":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+        if self._file is not None:
+            self._file.close()
+
+    def say(self, text: str) -> None:
+        """One line for the person, above the progress bar."""
+        self.console.print(text, markup=False)
+
+    def progress(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """Move the bar: `step` steps are done."""
+        self._bar.update(self._task, completed=step, loss=loss, rate=tokens_per_second)
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Append numbers to metrics.jsonl and to the tracker."""
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            self._track(step, values)
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        """Keep an image as `samples/<name>-<step>.png`."""
+        if self.run is not None:
+            folder = self.run / "samples"
+            folder.mkdir(exist_ok=True)
+            image.save(folder / f"{name}-{step:08d}.png")
+
+
+def _reopened(path: Path, start: int):  # type: ignore[no-untyped-def]
+    """The file, opened for appending, with only the lines up to step `start`; a line cut short by a crash goes too."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["step"] <= start and start > 0:
+            kept.append(line + "\n")
+    path.write_text("".join(kept))
+    return path.open("a")
+
+
+def _nothing(step: int, values: dict[str, float]) -> None:
+    pass
+
+
+def _tracker(tracker: Tracker, run: Path | None) -> Record:
+    if tracker == "none" or run is None:
+        return _nothing
+    if tracker == "tensorboard":
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as e:
+            raise ConfigError("--tracker tensorboard needs TensorBoard: pip install 'unmask[logging]'") from e
+        writer = SummaryWriter(str(run / "tensorboard"))
+
+        def to_tensorboard(step: int, values: dict[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+        return to_tensorboard
+    try:
+        import wandb
+    except ImportError as e:
+        raise ConfigError("--tracker wandb needs Weights & Biases: pip install 'unmask[logging]'") from e
+    session = wandb.init(project="unmask", name=run.name, dir=str(run))
+
+    def to_wandb(step: int, values: dict[str, float]) -> None:
+        session.log(values, step=step)
+
+    return to_wandb
