@@ -47,7 +47,7 @@ class CosineRamp:
 
 @dataclass(frozen=True)
 class Interval:
-    """`scale` while low <= t <= high, else 1, where the null forward is saved (arXiv 2404.07724)."""
+    """`scale` while low <= t <= high, else 1, where the null forward is saved (arXiv 2404.07724); by default constant."""
 
     scale: float
     low: float = 0.0
@@ -67,7 +67,7 @@ def guided(model: ConditionalModel, condition: Condition, null: Condition = None
     `null` is the unconditional twin of `condition`; by default every row's class id becomes NULL.
     Raises ValueError when a scale other than 1 is asked for without a condition.
     """
-    if condition is None and scale != 1:
+    if condition is None and scale not in (1, Interval(1.0)):
         raise ValueError(f"guidance scale {scale} needs a condition; without classes leave it at 1")
     if condition is not None and null is None:
         null = torch.full_like(condition, NULL)

@@ -24,13 +24,13 @@ from unmask.tokenizers.base import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to decode: each field is an argument of `decode` or `guided`, as data."""
+    """How to decode: each field is an argument of `decode` or `guided`, as data. Interval(s) is the constant scale s."""
 
     steps: int = 8
     schedule: Cosine | Power | Arccos | Log | Exp | Sigmoid = Cosine()
     priority: Confidence | Halton | Random | Margin | Entropy | MaxLogit | Raster = Confidence()
     temperature: float | tuple[float, ...] = 1.0
-    scale: float | LinearRamp | CosineRamp | Interval = 1.0
+    scale: Interval | LinearRamp | CosineRamp = Interval(scale=1.0)
     top_k: int | None = None
     top_p: float | None = None
 

@@ -53,7 +53,7 @@ def _stage(dim_in: int, dim_out: int, stride: int) -> nn.Sequential:
 
 
 class Classifier(nn.Module):
-    """Five 3x3 convolutions, two of them with stride 2, a global mean, one hidden layer; any image from 8x8 up."""
+    """Six 3x3 convolutions, two of them with stride 2, a global mean, one hidden layer; any image from 8x8 up."""
 
     def __init__(self, config: ClassifierConfig):
         super().__init__()
@@ -65,6 +65,7 @@ class Classifier(nn.Module):
             _stage(width, 2 * width, 2),
             _stage(2 * width, 2 * width, 1),
             _stage(2 * width, 4 * width, 2),
+            _stage(4 * width, 4 * width, 1),
         )
         self.hidden = nn.Linear(4 * width, config.features)
         self.head = nn.Linear(config.features, config.num_classes)

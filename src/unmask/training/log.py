@@ -3,9 +3,10 @@
 import json
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from PIL import Image
 from rich.console import Console
@@ -20,14 +21,15 @@ Record = Callable[[int, dict[str, float]], None]
 class Log:
     """Rank 0 writes and speaks; with `run` None (the other ranks) nothing is written or said.
 
-    `metrics.jsonl` holds one object per line with `step`; lines of steps that a resumed run repeats are dropped first.
+    `metrics.jsonl` holds one object per line with `step` and the `seconds` of training so far; lines of steps that a resumed run repeats are dropped first.
     """
 
     def __init__(self, run: Path | None, *, steps: int, start: int = 0, tracker: Tracker = "none"):
         self.run = run
         self.console = Console(file=sys.stdout, highlight=False, quiet=run is None, soft_wrap=True)
         self._track: Record = _tracker(tracker, run) if run is not None else _nothing
-        self._file = None if run is None else _reopened(run / "metrics.jsonl", start)
+        self._file, before = (None, 0.0) if run is None else _reopened(run / "metrics.jsonl", start)
+        self._began = time.perf_counter() - before
         columns = [
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -60,7 +62,8 @@ class Log:
     def record(self, step: int, values: dict[str, float]) -> None:
         """Append numbers to metrics.jsonl and to the tracker."""
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            seconds = round(time.perf_counter() - self._began, 3)
+            self._file.write(json.dumps({"step": step, "seconds": seconds, **values}) + "\n")
             self._file.flush()
             self._track(step, values)
 
@@ -72,9 +75,9 @@ class Log:
             image.save(folder / f"{name}-{step:08d}.png")
 
 
-def _reopened(path: Path, start: int):  # type: ignore[no-untyped-def]
-    """The file, opened for appending, with only the lines up to step `start`; a line cut short by a crash goes too."""
-    kept = []
+def _reopened(path: Path, start: int) -> tuple[TextIO, float]:
+    """The file, cut to the lines up to step `start`, and the seconds trained until then; a line cut short goes too."""
+    kept, seconds = [], 0.0
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
@@ -82,8 +85,9 @@ def _reopened(path: Path, start: int):  # type: ignore[no-untyped-def]
             break
         if row["step"] <= start and start > 0:
             kept.append(line + "\n")
+            seconds = row["seconds"]
     path.write_text("".join(kept))
-    return path.open("a")
+    return path.open("a"), seconds
 
 
 def _nothing(step: int, values: dict[str, float]) -> None:
