@@ -1,6 +1,6 @@
 """SDPA against explicit attention on CPU: where `models/layers.py` should switch. One thread, interleaved, CPU time.
 
-    OMP_NUM_THREADS=1 python benchmarks/attention.py
+OMP_NUM_THREADS=1 python benchmarks/attention.py
 """
 
 import statistics

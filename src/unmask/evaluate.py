@@ -11,17 +11,27 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from torch import Tensor
 
 from unmask import figures
 from unmask.config import read_json, write_json
 from unmask.errors import ConfigError
 from unmask.experiment import Experiment, commit, expected_first_loss, prepare
-from unmask.metrics.features import Classifier, accuracy, embed, fingerprint, load_classifier, save_classifier, train_classifier
+from unmask.metrics.features import (
+    Classifier,
+    accuracy,
+    embed,
+    fingerprint,
+    load_classifier,
+    save_classifier,
+    train_classifier,
+)
 from unmask.metrics.frechet import Gaussian, fit_gaussian, frechet_distance
 from unmask.metrics.neighbours import nearest_train
 from unmask.pipeline import Pipeline, Sampling
 from unmask.recipes import Recipe
+from unmask.sampling.decode import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +97,11 @@ def report(run: Path, *, num: int, seed: int, sampling: Sampling | None = None) 
         "classifier_test_accuracy": accuracy(real.classifier, real.test, real.test_labels),
         "frechet_floor": floor(real, num),
         "frechet_tokenizer": frechet_distance(fit_gaussian(embed(real.classifier, rebuilt)), real.test_fit),
-        "nearest_train": nearest_train(images.flatten(1), experiment.recipe.tokenizer.decode(experiment.train.tokens).flatten(1), rebuilt.flatten(1)),
+        "nearest_train": nearest_train(
+            images.flatten(1),
+            experiment.recipe.tokenizer.decode(experiment.train.tokens).flatten(1),
+            rebuilt.flatten(1),
+        ),
         **_repair(experiment, pipeline, real, run, seed),
         "validation_loss": [r["validation_loss"] for r in rows if "validation_loss" in r][-1],
         "train_seconds": rows[-1]["seconds"],
@@ -114,7 +128,7 @@ def opened(run: Path) -> tuple[Experiment, Pipeline]:
 
 
 def holes(num: int, height: int, width: int) -> Bool[Tensor, "n h w"]:
-    """In turn the left, right, upper and lower half, and the middle ninth... of an image, as a mask."""
+    """In turn the right half, the lower half, and the box in the middle of an image, as a mask (True is the hole)."""
     y, x = torch.arange(height)[:, None], torch.arange(width)[None]
     box = (y >= height // 4) & (y < height - height // 4) & (x >= width // 4) & (x < width - width // 4)
     kinds = torch.stack([(x >= width // 2).expand(height, width), (y >= height // 2).expand(height, width), box])
@@ -130,7 +144,10 @@ def _repair(experiment: Experiment, pipeline: Pipeline, real: Reference, run: Pa
     _, masked = pipeline.with_hole(images, hole)
     shown = figures.masked_overlay(images[:12], masked[:12], tokenizer.grid)
     rows = [images[:12], shown, repaired[:12]]
-    figures.write(figures.triptych(rows, ["original", "hole", "repaired"], scale=_scale(images)), run / "inpaint.png")
+    figures.write(
+        figures.triptych(rows, ["original", "hole", "repaired"], scale=figures.readable_scale(images)),
+        run / "inpaint.png",
+    )
     return {"inpaint_class_accuracy": accuracy(real.classifier, repaired, labels)}
 
 
@@ -139,16 +156,12 @@ def draw(run: Path, experiment: Experiment, pipeline: Pipeline, sampling: Sampli
     tokenizer, classes = experiment.recipe.tokenizer, max(1, pipeline.num_classes)
     labels = None if not pipeline.num_classes else torch.arange(100, device=pipeline.device) // 10 % classes
     images = pipeline.generate(labels, num=100, seed=seed, sampling=sampling)
-    scale = _scale(images)
+    scale = figures.readable_scale(images)
     figures.write(figures.grid(images, 10, scale=scale), run / "samples.png")
 
-    states = list(pipeline.states(pipeline.blank(30), pipeline.labels(30), seed=seed, sampling=sampling))
-    tokens = [s.tokens.cpu() for s in states]
-    masked = [t == pipeline.model.mask_id for t in tokens]
-    frames = figures.decode_frames(tokens, masked, tokenizer.decode, tokenizer.grid, 10, scale=scale)
-    figures.animate(frames, run / "decode.gif")
-    when = sum(s.revealed.cpu().long() * s.step for s in states)
-    assert isinstance(when, Tensor)
+    states = pipeline.history(num=30, seed=seed, sampling=sampling)
+    figures.animate(decode_pictures(pipeline, states, scale), run / "decode.gif")
+    when = torch.stack([s.revealed.long() * s.step for s in states]).sum(0).cpu()
     figures.write(figures.reveal_order(when, tokenizer.grid, len(states) - 1, 10, scale=2 * scale), run / "order.png")
 
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -167,9 +180,11 @@ def draw(run: Path, experiment: Experiment, pipeline: Pipeline, sampling: Sampli
     )
 
 
-def _scale(images: Float[Tensor, "n c h w"]) -> int:
-    """Enlarge small images to about 56 pixels."""
-    return max(1, 56 // images.shape[-1])
+def decode_pictures(pipeline: Pipeline, states: Sequence[State], scale: int) -> list[Image.Image]:
+    """One picture per state, masked cells hatched."""
+    tokens = [state.tokens.cpu() for state in states]
+    masked = [t == pipeline.model.mask_id for t in tokens]
+    return figures.decode_frames(tokens, masked, pipeline.tokenizer.decode, pipeline.tokenizer.grid, 10, scale=scale)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,10 +25,11 @@ from unmask.pipeline import Pipeline
 from unmask.rand import Rand
 from unmask.recipes import Recipe
 from unmask.training.checkpoint import clean, lock
-from unmask.training.distributed import World, barrier, distribute, resolve, sum_over_ranks, unwrapped, whole
+from unmask.training.distributed import World, autocast, barrier, distribute, resolve, sum_over_ranks, unwrapped, whole
 from unmask.training.loop import Evaluator, train
 
 VALIDATION_BATCH = 512
+VALIDATION_IMAGES = 2048
 ACCURACY_RATIOS = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -57,7 +58,9 @@ def prepare(recipe: Recipe) -> Experiment:
         model=replace(recipe.model, num_classes=classes),
         classifier=replace(recipe.classifier, channels=channels, num_classes=max(2, len(split.train.classes))),
     )
-    return Experiment(recipe=recipe, split=split, train=tokenize(split.train, recipe), test=tokenize(split.test, recipe))
+    return Experiment(
+        recipe=recipe, split=split, train=tokenize(split.train, recipe), test=tokenize(split.test, recipe)
+    )
 
 
 def tokenize(images: Images, recipe: Recipe) -> TokenSet:
@@ -87,7 +90,9 @@ def expected_first_loss(experiment: Experiment) -> float:
     """The cross-entropy, in nats, of the head's initial distribution with the data: log K, or the unigram entropy."""
     counts = frequencies(experiment).double()
     smoothing, k = experiment.recipe.objective.label_smoothing, len(counts)
-    log_q = ((counts + 1) / (counts + 1).sum()).log() if experiment.recipe.unigram else -torch.full_like(counts, k).log()
+    log_q = (
+        ((counts + 1) / (counts + 1).sum()).log() if experiment.recipe.unigram else -torch.full_like(counts, k).log()
+    )
     target = (1 - smoothing) * counts / counts.sum() + smoothing / k
     return float(-(target * log_q).sum())
 
@@ -156,26 +161,32 @@ def write_weights(weights: dict[str, Tensor], path: Path) -> None:
 def validation(experiment: Experiment, model: nn.Module, world: World) -> Evaluator:
     """Loss on held-out images and accuracy at fixed mask ratios, with the same noise every time, split over ranks."""
     recipe, data = experiment.recipe, experiment.test
+    num = min(len(data), VALIDATION_IMAGES)
+    chosen = torch.arange(num) * len(data) // num
     objective = replace(recipe.objective, drop=0.0)
     mask_id: int = unwrapped(model).mask_id  # type: ignore[assignment]
 
     def parts() -> Iterator[Tensor]:
         # As many parts on each rank, none of them empty: sharded models need all ranks in every forward.
-        num = -(-len(data) // (VALIDATION_BATCH * world.size))
-        yield from torch.arange(len(data)).tensor_split(num * world.size)[world.rank :: world.size]
+        each = -(-num // (VALIDATION_BATCH * world.size))
+        yield from chosen.tensor_split(each * world.size)[world.rank :: world.size]
+
+    def scores(index: Int[Tensor, "b"]) -> list[Tensor]:
+        tokens, condition = data.rows(index, world.device)
+        rand = Rand(1, index.to(world.device), len(data))
+        loss = objective(model, tokens, condition, mask_id=mask_id, rand=rand)
+        row = [loss.total, loss.count]
+        for ratio in ACCURACY_RATIOS:
+            mask = mask_exact(torch.full((len(tokens),), ratio, device=world.device), rand("mask", tokens.shape[1]))
+            right = model(torch.where(mask, mask_id, tokens), condition, mask).argmax(-1) == tokens[mask]
+            row += [right.sum(), mask.sum()]
+        return row
 
     def evaluate() -> Iterable[tuple[str, float]]:
         sums = torch.zeros(2 + 2 * len(ACCURACY_RATIOS), dtype=torch.float64, device=world.device)
         for index in parts():
-            tokens, condition = data.rows(index, world.device)
-            rand = Rand(1, index.to(world.device), len(data))
-            loss = objective(model, tokens, condition, mask_id=mask_id, rand=rand)
-            row = [loss.total, loss.count]
-            for ratio in ACCURACY_RATIOS:
-                mask = mask_exact(torch.full((len(tokens),), ratio, device=world.device), rand("mask", tokens.shape[1]))
-                right = model(torch.where(mask, mask_id, tokens), condition, mask).argmax(-1) == tokens[mask]
-                row += [right.sum(), mask.sum()]
-            sums += torch.stack([x.double() for x in row])
+            with autocast(recipe.training.precision, world):
+                sums += torch.stack([x.double() for x in scores(index)])
         totals = sum_over_ranks(sums, world).tolist()
         yield "validation_loss", totals[0] / totals[1]
         for i, ratio in enumerate(ACCURACY_RATIOS):
@@ -211,7 +222,9 @@ def environment(world: World) -> dict[str, str | int]:
         "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if world.device.type == "cuda"
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "world_size": world.size,
     }

@@ -287,3 +287,8 @@ def _write_bytes(data: bytes, path: Path) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise DiskError(f"{path} could not be written ({error.strerror}); check space and permissions") from error
+
+
+def readable_scale(images: Float[Tensor, "n c h w"]) -> int:
+    """The whole factor that makes small images about 56 pixels wide."""
+    return max(1, 56 // images.shape[-1])

@@ -47,7 +47,7 @@ class CosineRamp:
 
 @dataclass(frozen=True)
 class Interval:
-    """`scale` while low <= t <= high, else 1, where the null forward is saved (arXiv 2404.07724); by default constant."""
+    """`scale` while low <= t <= high, else 1, which saves the null forward (arXiv 2404.07724); constant by default."""
 
     scale: float
     low: float = 0.0
@@ -61,8 +61,10 @@ class Interval:
         return self.scale if self.low <= t <= self.high else 1.0
 
 
-def guided(model: ConditionalModel, condition: Condition, null: Condition = None, *, scale: float | Ramp = 1.0) -> Predict:
-    """`predict(tokens, t)` with guidance: one batched forward of both twins, and only one twin where the other is unused.
+def guided(
+    model: ConditionalModel, condition: Condition, null: Condition = None, *, scale: float | Ramp = 1.0
+) -> Predict:
+    """`predict(tokens, t)` with guidance: one batched forward of both twins, or of one where the other is not needed.
 
     `null` is the unconditional twin of `condition`; by default every row's class id becomes NULL.
     Raises ValueError when a scale other than 1 is asked for without a condition.

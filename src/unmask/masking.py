@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+
 def mask_count(count: Int[Tensor, "b"], u: Float[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
     """Mask exactly `count` tokens of each row: those with the smallest u. Counts are limited to 1..l."""
     rank = u.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
@@ -24,14 +25,16 @@ def mask_exact(ratio: Float[Tensor, "b"], u: Float[Tensor, "b l"]) -> Bool[Tenso
 
 
 def mask_bernoulli(ratio: Float[Tensor, "b"], u: Float[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
-    """Mask each token independently with probability `ratio`; a row that got none masks the token with the smallest u."""
+    """Mask each token independently with probability `ratio`; a row without any masks its token with the smallest u."""
     return (u < ratio[:, None]) | mask_count(torch.ones_like(ratio, dtype=torch.long), u)
 
 
-def complementary(mask: Bool[Tensor, "b l"], u: Float[Tensor, "b l"]) -> tuple[Bool[Tensor, "b l"], Bool[Tensor, "b l"]]:
+def complementary(
+    mask: Bool[Tensor, "b l"], u: Float[Tensor, "b l"]
+) -> tuple[Bool[Tensor, "b l"], Bool[Tensor, "b l"]]:
     """A mask and its complement, so each token is a target exactly once over the pair.
 
-    A fully masked row first shows the token with the largest u, since its complement would have no target. Needs l >= 2.
+    A fully masked row first shows the token with the largest u, as its complement would have no target. Needs l >= 2.
     """
     if mask.shape[1] < 2:
         raise ValueError("complementary masks need at least 2 tokens per row; train single tokens without them")

@@ -1,8 +1,8 @@
 """Training objectives: clean tokens in, a loss as a sum and its divisor out.
 
 Every objective is called as `objective(model, tokens, condition, *, mask_id, rand) -> Loss`. The model is any callable
-`(tokens, condition, at) -> logits` that returns one row of K logits for each True in `at`: logits are computed only where
-they are needed. Sums and counts are never averaged before the end, so micro-batches and ranks cannot bias the loss.
+`(tokens, condition, at) -> logits` that returns one row of K logits for each True in `at`: logits are computed only
+where they are needed. Sums and counts are not averaged before the end, so micro-batches and ranks cannot bias the loss.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch import Tensor
 from unmask.guidance import NULL, Condition
 from unmask.masking import complementary, mask_bernoulli, mask_exact, stratified
 from unmask.rand import Rand
-from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid
+from unmask.schedules import Arccos, Shape
 
 Model = Callable[[Int[Tensor, "b l"], Condition, Bool[Tensor, "b l"]], Float[Tensor, "n k"]]
 
@@ -57,7 +57,7 @@ class MaskGIT:
     global batch. `complementary`: train every row under a mask and under its complement, two forward rows per row.
     """
 
-    schedule: Cosine | Power | Arccos | Log | Exp | Sigmoid = Arccos()
+    schedule: Shape = Arccos()
     visible_weight: float = 0.0
     label_smoothing: float = 0.0
     drop: float = 0.1

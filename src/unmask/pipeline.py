@@ -1,7 +1,7 @@
 """Tokenizer + model + sampler in one object: generate images, or repair holes in given ones."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,17 +18,19 @@ from unmask.models.transformer import MaskedTransformer
 from unmask.rand import seeded
 from unmask.sampling.decode import State, decode
 from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
-from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, ratios
+from unmask.schedules import Cosine, Shape, ratios
 from unmask.tokenizers.base import Tokenizer
+
+Priority = Confidence | Halton | Random | Margin | Entropy | MaxLogit | Raster
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to decode: each field is an argument of `decode` or `guided`, as data. Interval(s) is the constant scale s."""
+    """How to decode: each field is an argument of `decode` or `guided`, as data. Interval(s) is a constant scale s."""
 
     steps: int = 8
-    schedule: Cosine | Power | Arccos | Log | Exp | Sigmoid = Cosine()
-    priority: Confidence | Halton | Random | Margin | Entropy | MaxLogit | Raster = Confidence()
+    schedule: Shape = Cosine()
+    priority: Priority = Confidence()
     temperature: float | tuple[float, ...] = 1.0
     scale: Interval | LinearRamp | CosineRamp = Interval(scale=1.0)
     top_k: int | None = None
@@ -100,7 +102,13 @@ class Pipeline:
         return torch.full((num, self.model.length), self.model.mask_id, device=self.device)
 
     def generate(
-        self, labels: Condition = None, *, num: int = 0, seed: int = 0, sampling: Sampling | None = None, batch: int = 256
+        self,
+        labels: Condition = None,
+        *,
+        num: int = 0,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        batch: int = 256,
     ) -> Float[Tensor, "b c h w"]:
         """One image in [-1, 1] per label; or `num` of them, running through the classes."""
         labels = self.labels(num) if labels is None else labels.to(self.device)
@@ -111,6 +119,14 @@ class Pipeline:
             canvas = self.blank(min(batch, total - first))
             images.append(self._finish(self.states(canvas, part, seed=seed, first=first, sampling=sampling)))
         return torch.cat(images)
+
+    def history(
+        self, labels: Condition = None, *, num: int = 0, seed: int = 0, sampling: Sampling | None = None
+    ) -> list[State]:
+        """Every step of generating one batch, the blank canvas first."""
+        labels = self.labels(num) if labels is None else labels.to(self.device)
+        canvas = self.blank(num if labels is None else len(labels))
+        return list(self.states(canvas, labels, seed=seed, sampling=sampling))
 
     def inpaint(
         self,
@@ -125,7 +141,7 @@ class Pipeline:
 
         Pixels outside the hole come back identical, whatever the tokenizer would have made of them.
         """
-        tokens, masked = self.with_hole(images, hole)
+        tokens, _ = self.with_hole(images, hole)
         labels = None if labels is None else labels.to(self.device)
         filled = self._finish(self.states(tokens, labels, seed=seed, sampling=sampling)).to(images)
         return torch.where(hole[:, None], filled, images)
@@ -143,13 +159,9 @@ class Pipeline:
             tokens = state.tokens
         return self.tokenizer.decode(tokens.cpu())
 
-    def replaced(self, **changes: object) -> Sampling:
-        """The default sampling with some fields changed."""
-        return replace(self.sampling, **changes)  # type: ignore[arg-type]
-
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Fill `model` from a safetensors file: exactly its names and shapes, else CheckpointError naming the difference."""
+    """Fill `model` from a safetensors file: exactly its names and shapes, or CheckpointError names the difference."""
     try:
         weights = load_file(path)
     except FileNotFoundError as e:
@@ -157,9 +169,15 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     except SafetensorError as e:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({e})") from e
     own = dict(model.named_parameters())
-    wrong = [n for n in sorted(own.keys() | weights.keys()) if n not in own or n not in weights or own[n].shape != weights[n].shape]
+    wrong = [
+        n
+        for n in sorted(own.keys() | weights.keys())
+        if n not in own or n not in weights or own[n].shape != weights[n].shape
+    ]
     if wrong:
-        raise CheckpointError(f"{path}: does not fit the model in config.json: {len(wrong)} tensors differ, first {wrong[0]}")
+        raise CheckpointError(
+            f"{path}: does not fit the model in config.json: {len(wrong)} tensors differ, first {wrong[0]}"
+        )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])

@@ -1,8 +1,8 @@
-"""Uniform noise without state: every number is a pure function of (seed, step, stream, row of the global batch, column).
+"""Uniform noise without state: a pure function of (seed, step, stream, row of the global batch, column).
 
 All randomness of the method enters through one argument, `rand`. Because a draw depends on nothing that came before,
 resuming, the world size, micro-batches and the cut of a batch cannot change a result, and CPU and GPU see the same
-numbers. The generator is splitmix64 used as a counter-based hash (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195).
+numbers. The generator is splitmix64 as a counter-based hash (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195).
 """
 
 import zlib
@@ -60,5 +60,5 @@ class Rand:
 
 
 def seeded(seed: int, num_rows: int, *, first: int = 0, device: torch.device | str = "cpu") -> Rand:
-    """The whole batch of `num_rows` rows in one process; `first` is the index of row 0, as in "samples 1000 to 1063"."""
+    """A whole batch of `num_rows` rows in one process; `first` is the index of row 0, as in "samples 1000 to 1063"."""
     return Rand(seed, torch.arange(first, first + num_rows, device=device), num_rows)

@@ -37,7 +37,9 @@ class Power:
 
     def __post_init__(self) -> None:
         if not self.exponent > 0:
-            raise ValueError(f"Power(exponent={self.exponent}): the exponent must be positive; 1 is the linear schedule")
+            raise ValueError(
+                f"Power(exponent={self.exponent}): the exponent must be positive; 1 is the linear schedule"
+            )
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         return 1 - _time(t) ** self.exponent
@@ -80,7 +82,7 @@ class Exp:
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """g(t) falls along the logistic curve between `start` and `end`, scaled to run from 1 to 0 (open-muse, sampling.py)."""
+    """g(t) falls along the logistic curve from `start` to `end`, scaled to run from 1 to 0 (open-muse, sampling.py)."""
 
     start: float = -3.0
     end: float = 3.0
@@ -92,8 +94,14 @@ class Sigmoid:
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         at = _time(t) * (self.end - self.start) + self.start
-        first, now, last = (torch.sigmoid(x / self.temperature) for x in (_time(0) + self.start, at, _time(0) + self.end))
+        first, now, last = (
+            torch.sigmoid(x / self.temperature) for x in (_time(0) + self.start, at, _time(0) + self.end)
+        )
         return (last - now) / (last - first)
+
+
+Shape = Cosine | Power | Arccos | Log | Exp | Sigmoid
+"""Every schedule of this page, as one closed type: what a configuration may hold."""
 
 
 # -- from a schedule to what a sampler consumes ------------------------------------------------------------------------
@@ -153,7 +161,7 @@ def _steps_of(remaining: Sequence[int], tokens: int) -> list[int]:
 
 
 def google(tokens: int, steps: int, schedule: Schedule) -> list[int]:
-    """google-research/maskgit: keep floor(N g((s+1)/T)) masked, at least 1 until the last step, and reveal at least 1."""
+    """google-research/maskgit: floor(N g((s+1)/T)) stay masked, at least 1 until the last step; reveal at least 1."""
     _at_least("google", tokens=tokens, steps=steps)
     remaining, left = [], tokens
     for ratio in schedule(torch.arange(1, steps + 1, dtype=torch.float64) / steps).tolist():
@@ -176,7 +184,7 @@ def valeoai_v1(tokens: int, steps: int, schedule: Schedule) -> list[int]:
 
 
 def halton(tokens: int, steps: int) -> list[int]:
-    """valeoai/Halton-MaskGIT, halton_sampler.py: int(N (1 - (2/pi) arccos((s+1)/T))) known after step s, at least s + 1."""
+    """valeoai/Halton-MaskGIT, halton_sampler.py: int(N (1 - (2/pi) arccos((s+1)/T))) known after step s, or s + 1."""
     _at_least("halton", tokens=tokens, steps=steps)
     known = [int(tokens * (1 - math.acos((s + 1) / steps) / (math.pi * 0.5))) for s in range(steps)]
     return _steps_of([tokens - max(s + 1, k) for s, k in enumerate(known)], tokens)
@@ -219,7 +227,7 @@ def llada(tokens: int, steps: int) -> list[int]:
 
 
 def fourm(tokens: int, steps: int) -> list[int]:
-    """apple/ml-4m: rounded differences of the half cosine (1 + cos(pi s/T))/2, a symmetric hump; the last takes the rest."""
+    """apple/ml-4m: rounded differences of the half cosine (1 + cos(pi s/T))/2, a hump; the last takes the rest."""
     _at_least("fourm", tokens=tokens, steps=steps)
     curve = 0.5 * (1 + torch.cos(torch.arange(steps + 1, dtype=torch.float64) / steps * math.pi))
     counts = (-curve.diff() * tokens).round().long()

@@ -65,12 +65,12 @@ class Digits:
 
 @dataclass(frozen=True, kw_only=True)
 class Mnist:
-    """MNIST's 60,000 + 10,000 digits, area-averaged from 28x28; without `root` they are downloaded once into a cache.
+    """MNIST's 60,000 + 10,000 digits, area-averaged from 28x28; without `path` they are downloaded once into a cache.
 
-    `root` may hold any data in the same four idx files with 10 classes, gzipped or not.
+    `path` may hold any data in the same four idx files with 10 classes, gzipped or not.
     """
 
-    root: str | None = None
+    path: str | None = None
     size: int = 14
     binary: bool = True
 
@@ -79,11 +79,11 @@ class Mnist:
             raise ConfigError(f"size {self.size}: MNIST is 28x28, use 1 to 28 (14 and 28 are exact)")
 
     def load(self) -> Split:
-        if self.root is None:
+        if self.path is None:
             folder = cache_dir() / "mnist"
             download_mnist(folder)
         else:
-            folder = Path(self.root).expanduser()
+            folder = Path(self.path).expanduser()
         return Split(train=self._read(folder, "train"), test=self._read(folder, "t10k"))
 
     def _read(self, folder: Path, part: str) -> Images:
@@ -101,7 +101,7 @@ class Mnist:
 class Folder:
     """A folder of image files, one sub-folder per class or flat; `channels` is 3 for colour, 1 for grey."""
 
-    root: str
+    path: str
     size: int = 32
     channels: int = 3
     held_out: float = 0.1
@@ -115,8 +115,8 @@ class Folder:
         check_share(self.held_out)
 
     def load(self) -> Split:
-        images, bad = read_folder(self.root, size=(self.size, self.size), channels=self.channels)
-        train, test = split_share(images, self.held_out, self.seed, self.root)
+        images, bad = read_folder(self.path, size=(self.size, self.size), channels=self.channels)
+        train, test = split_share(images, self.held_out, self.seed, self.path)
         return Split(train=train, test=test, bad=tuple(bad))
 
 

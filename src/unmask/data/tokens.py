@@ -46,9 +46,7 @@ class Batches:
         self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, device
         self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
 
-    def __call__(
-        self, step: int, rows: Int[Tensor, "b"]
-    ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b"] | None]:
+    def __call__(self, step: int, rows: Int[Tensor, "b"]) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b"] | None]:
         place = step * self.batch_size + rows
         epoch, offset = place // len(self.data), place % len(self.data)
         index = torch.empty_like(place)

@@ -1,4 +1,4 @@
-"""Conditions become embeddings here. Each kind has an unconditional twin; none of them lives in the token vocabulary."""
+"""Conditions become embeddings. Each kind has an unconditional twin, and none of them lives in the token vocabulary."""
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn

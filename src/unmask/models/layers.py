@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 EXPLICIT_ATTENTION_LENGTH = 256
-"""Training in bf16 on a CPU, explicit attention beats SDPA up to here (benchmarks/attention.py); in fp32 it never does."""
+"""Up to here explicit attention beats SDPA when training in bf16 on a CPU (benchmarks/attention.py); in fp32, never."""
 
 
 def rotary_angles(grid: tuple[int, ...], head_dim: int, extra: int) -> Float[Tensor, "n half"]:
@@ -26,18 +26,29 @@ def rotary_angles(grid: tuple[int, ...], head_dim: int, extra: int) -> Float[Ten
     return F.pad(angles, (0, head_dim // 2 - angles.shape[1], extra, 0))
 
 
-def rotate(x: Float[Tensor, "b h n d"], cos: Float[Tensor, "n half"], sin: Float[Tensor, "n half"]) -> Float[Tensor, "b h n d"]:
+def rotate(
+    x: Float[Tensor, "b h n d"], cos: Float[Tensor, "n half"], sin: Float[Tensor, "n half"]
+) -> Float[Tensor, "b h n d"]:
     """Turn each pair (x_i, x_{i + d/2}) by its angle."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
-def attend(q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
+def attend(
+    q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"]
+) -> Float[Tensor, "b h n d"]:
     """Full attention, by whichever of two equal routes is faster on this device."""
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
     if slow and q.shape[2] <= EXPLICIT_ATTENTION_LENGTH:
         return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm with its scale in the type of its input, which keeps the fused kernel under autocast."""
+
+    def forward(self, x: Float[Tensor, "*n dim"]) -> Float[Tensor, "*n dim"]:
+        return F.rms_norm(x, self.normalized_shape, None if self.weight is None else self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -48,8 +59,8 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        self.q_norm = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(dim // heads) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(dim // heads) if qk_norm else nn.Identity()
 
     def forward(
         self, x: Float[Tensor, "b n dim"], rotation: tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]] | None
@@ -81,14 +92,14 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + gate_1 attention(norm(x)), then x + gate_2 mlp(norm(x)); with `modulated`, norms and gates follow the condition.
+    """x + gate_1 attention(norm(x)), then x + gate_2 mlp(norm(x)); if `modulated`, norms and gates obey the condition.
 
-    The modulation starts at zero (adaLN-zero), or else the output projections do: at first, every block is the identity.
+    The modulation starts at zero (adaLN-zero), or else the output projections do: every block starts as the identity.
     """
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float, *, gated: bool, qk_norm: bool, modulated: bool):
         super().__init__()
-        self.norm1, self.norm2 = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.norm1, self.norm2 = RMSNorm(dim), RMSNorm(dim)
         self.attention = Attention(dim, heads, qk_norm)
         self.mlp = MLP(dim, mlp_ratio, gated)
         self.modulation = nn.Linear(dim, 6 * dim) if modulated else None

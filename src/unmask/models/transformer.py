@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unmask.models.conditioning import ClassEmbedding
-from unmask.models.layers import Block, rotary_angles
+from unmask.models.layers import Block, RMSNorm, rotary_angles
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """`num_classes` 0 is unconditional; `prefix` feeds the class as a token instead of adaLN-zero; `gated` is SwiGLU."""
+    """`num_classes` 0: unconditional. `prefix`: the class is a token, not adaLN-zero. `gated`: SwiGLU, else GELU."""
 
     dim: int = 128
     depth: int = 4
@@ -33,8 +33,8 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if min(self.dim, self.depth, self.heads) < 1 or self.mlp_ratio <= 0 or self.dim % (2 * self.heads):
             raise ValueError(
-                f"TransformerConfig(dim={self.dim}, depth={self.depth}, heads={self.heads}, mlp_ratio={self.mlp_ratio}): "
-                "all must be positive and dim a multiple of 2 * heads"
+                f"TransformerConfig(dim={self.dim}, depth={self.depth}, heads={self.heads}, "
+                f"mlp_ratio={self.mlp_ratio}): all must be positive and dim a multiple of 2 * heads"
             )
         if min(self.registers, self.num_classes) < 0 or (self.prefix and not self.num_classes):
             raise ValueError(
@@ -67,12 +67,10 @@ class MaskedTransformer(nn.Module):
         self.position = nn.Parameter(torch.randn(self.length, dim) * 0.02) if config.absolute else None
         modulated = self.classes is not None and not config.prefix
         self.blocks = nn.ModuleList(
-            Block(
-                dim, config.heads, config.mlp_ratio, gated=config.gated, qk_norm=config.qk_norm, modulated=modulated
-            )
+            Block(dim, config.heads, config.mlp_ratio, gated=config.gated, qk_norm=config.qk_norm, modulated=modulated)
             for _ in range(config.depth)
         )
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.head = nn.Linear(dim, vocab_size)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.zeros_(self.head.weight)

@@ -1,15 +1,16 @@
 """The demo: scikit-learn's 1,797 real 8x8 digits, 2x2 patches of 4 grey levels, that is 16 tokens of 256.
 
-    unmask demo            (or: unmask train digits --run runs/digits; unmask evaluate runs/digits)
+    unmask demo            (or: unmask train digits, then unmask evaluate runs/digits)
 """
 
 from unmask.data.sources import Digits
+from unmask.metrics.features import ClassifierConfig
 from unmask.models.transformer import TransformerConfig
 from unmask.objectives import MaskGIT
 from unmask.recipes import Recipe
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.loop import TrainConfig
-from unmask.training.optim import CosineDecay, Muon
+from unmask.training.optim import AdamW, CosineDecay, Muon
 
 
 def recipe() -> Recipe:
@@ -18,5 +19,13 @@ def recipe() -> Recipe:
         tokenizer=Pixels(size=(8, 8), patch=2, levels=4),
         model=TransformerConfig(dim=128, depth=4, heads=4),
         objective=MaskGIT(),
-        training=TrainConfig(steps=1500, batch_size=64, optimizer=Muon(), learning_rate=CosineDecay(warmup=50)),
+        training=TrainConfig(
+            steps=1500,
+            batch_size=64,
+            optimizer=Muon(learning_rate=3e-3, rest=AdamW(learning_rate=1e-3)),
+            learning_rate=CosineDecay(warmup=50),
+            evaluate_every=300,
+            save_every=300,
+        ),
+        classifier=ClassifierConfig(channels=1, num_classes=10, steps=300),
     )

@@ -18,7 +18,10 @@ from unmask.sampling.priorities import Confidence
 from unmask.schedules import reveal_counts
 
 Priority = Callable[..., Float[Tensor, "b l"]]
-"""`priority(logits, sample, *, t, rand) -> score`: the highest scores are revealed first; t is the time after the step."""
+"""`priority(logits, sample, *, t, rand) -> score`: the highest are revealed first; t is the time after the step."""
+
+
+CONFIDENCE = Confidence()
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def decode(
     *,
     mask_id: int,
     rand: Rand,
-    priority: Priority = Confidence(),
+    priority: Priority = CONFIDENCE,
     temperature: float | Sequence[float] = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -50,7 +53,7 @@ def decode(
     its own; a row reveals at least one token per step until it is done. `temperature` divides the logits before top-k,
     top-p and sampling, as a number or one per step, and 0 takes the likeliest token; the priority sees the logits as
     predicted. Known tokens never change, and `mask_id` has no logit, so it cannot come out.
-    Raises ValueError for bad tokens, ratios or temperatures, for logits of another shape, and, at the end, for NaN logits.
+    Raises ValueError for bad tokens, ratios or temperatures, for logits of another shape and, at the end, for NaN ones.
     """
     masked = _check_tokens(tokens, mask_id)
     counts = reveal_counts(masked.sum(1), ratios)
@@ -77,7 +80,7 @@ def decode(
 
 
 def _first(score: Float[Tensor, "b l"], masked: Bool[Tensor, "b l"], count: Int[Tensor, "b"]) -> Bool[Tensor, "b l"]:
-    """The `count` masked positions of each row with the highest score; infinite and NaN scores never reach a known one."""
+    """The `count` masked positions of each row with the highest score; no score, not even NaN, picks a known one."""
     finite = score.nan_to_num(nan=-1e30, posinf=1e30, neginf=-1e30)
     rank = finite.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (rank < count[:, None]) & masked
@@ -128,7 +131,7 @@ def keep_likeliest(
 
 def _check_tokens(tokens: Int[Tensor, "b l"], mask_id: int) -> Bool[Tensor, "b l"]:
     """Which tokens are masked; ValueError for ids outside 0..mask_id. Waits for the device once, before the loop."""
-    if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) <= mask_id):
+    if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) <= mask_id):
         raise ValueError(f"tokens must lie in 0..{mask_id} (mask_id), got {int(tokens.min())}..{int(tokens.max())}")
     return tokens == mask_id
 

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from unmask.errors import ConfigError
 
 Strategy = Literal["auto", "none", "ddp", "fsdp"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,26 @@ def resolve(strategy: Strategy, world: World) -> Strategy:
     if strategy == "none" and world.size > 1:
         raise ConfigError(f"strategy none with {world.size} processes would train {world.size} models: use ddp or fsdp")
     if strategy != "none" and world.size == 1:
-        raise ConfigError(f"strategy {strategy} needs several processes: start with torchrun --nproc-per-node 2, or drop it")
+        raise ConfigError(
+            f"strategy {strategy} needs several processes: start with torchrun --nproc-per-node 2, or drop it"
+        )
     return strategy
+
+
+def autocast(precision: Precision, world: World) -> torch.autocast:
+    """bfloat16 for matrix products, or float32: `auto` takes bfloat16 on CUDA and on CPUs with instructions for it.
+
+    The weights, the optimizer and the average stay in float32 either way.
+    """
+    half = precision == "bf16"
+    if precision == "auto":
+        half = world.device.type == "cuda" or _cpu_has_bf16()
+    return torch.autocast(world.device.type, torch.bfloat16, enabled=half)
+
+
+def _cpu_has_bf16() -> bool:
+    abilities = torch.cpu.get_capabilities()
+    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
 def distribute(model: nn.Module, strategy: Strategy, world: World) -> nn.Module:
@@ -125,7 +144,7 @@ def whole(x: Tensor) -> Tensor:
 
 
 def reshard(model: nn.Module) -> None:
-    """Forget gathered copies of sharded weights, after the shards were written to."""
+    """Forget gathered copies of sharded weights: `parameters()` are the shards again, and may be written to."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -30,15 +30,17 @@ class Ema:
     @contextmanager
     def swapped(self) -> Iterator[None]:
         """The model has the averaged weights inside; the raw ones come back, bit for bit, also after an exception."""
-        raw = [local(p).detach().clone() for p in self.model.parameters()]
-        with torch.no_grad():
-            for p, a in zip(self.model.parameters(), self.average.values(), strict=True):
-                local(p).copy_(local(a))
         reshard(self.model)
+        raw = [local(p).detach().clone() for p in self.model.parameters()]
+        self._write([local(a) for a in self.average.values()])
         try:
             yield
         finally:
-            with torch.no_grad():
-                for p, r in zip(self.model.parameters(), raw, strict=True):
-                    local(p).copy_(r)
-            reshard(self.model)
+            self._write(raw)
+
+    @torch.no_grad()
+    def _write(self, values: list[Tensor]) -> None:
+        # A forward may have left whole weights in place of the shards, and those are thrown away.
+        reshard(self.model)
+        for p, value in zip(self.model.parameters(), values, strict=True):
+            local(p).copy_(value)

@@ -1,4 +1,4 @@
-"""What a run says: a progress bar and lines for the person, JSON lines for programs, TensorBoard or W&B if asked for."""
+"""What a run says: a progress bar and lines for people, JSON lines for programs, TensorBoard or W&B if asked for."""
 
 import json
 import math
@@ -21,13 +21,15 @@ Record = Callable[[int, dict[str, float]], None]
 class Log:
     """Rank 0 writes and speaks; with `run` None (the other ranks) nothing is written or said.
 
-    `metrics.jsonl` holds one object per line with `step` and the `seconds` of training so far; lines of steps that a resumed run repeats are dropped first.
+    `metrics.jsonl` holds one object per line with `step` and the `seconds` of training so far; lines of steps that a
+    resumed run repeats are dropped first.
     """
 
     def __init__(self, run: Path | None, *, steps: int, start: int = 0, tracker: Tracker = "none"):
         self.run = run
         self.console = Console(file=sys.stdout, highlight=False, quiet=run is None, soft_wrap=True)
         self._track: Record = _tracker(tracker, run) if run is not None else _nothing
+        self._file: TextIO | None
         self._file, before = (None, 0.0) if run is None else _reopened(run / "metrics.jsonl", start)
         self._began = time.perf_counter() - before
         columns = [
@@ -86,7 +88,9 @@ def _reopened(path: Path, start: int) -> tuple[TextIO, float]:
         if row["step"] <= start and start > 0:
             kept.append(line + "\n")
             seconds = row["seconds"]
-    path.write_text("".join(kept))
+    part = path.with_suffix(".part")
+    part.write_text("".join(kept))
+    part.replace(path)  # a kill in between must not cost the curve
     return path.open("a"), seconds
 
 

@@ -11,22 +11,23 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor, nn
 
-from unmask.errors import NonFiniteError, Preempted
+from unmask.errors import ConfigError, NonFiniteError, Preempted
 from unmask.objectives import Condition, Loss
 from unmask.rand import Rand
 from unmask.training import checkpoint
 from unmask.training.distributed import (
+    Precision,
     Strategy,
     World,
     accumulating,
     agree,
+    autocast,
     barrier,
     gradient_factor,
     local,
@@ -37,7 +38,16 @@ from unmask.training.distributed import (
 )
 from unmask.training.ema import Ema
 from unmask.training.log import Log, Tracker
-from unmask.training.optim import AdamW, Constant, CosineDecay, Muon, WarmupStableDecay, prime, set_learning_rate, state_tensors
+from unmask.training.optim import (
+    AdamW,
+    Constant,
+    CosineDecay,
+    Muon,
+    WarmupStableDecay,
+    prime,
+    set_learning_rate,
+    state_tensors,
+)
 from unmask.training.signals import stop_on_signal
 
 Objective = Callable[..., Loss]
@@ -57,7 +67,7 @@ class TrainConfig:
     learning_rate: Constant | CosineDecay | WarmupStableDecay = CosineDecay(warmup=100)
     clip: float = 1.0
     ema: float = 0.999
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     strategy: Strategy = "auto"
     seed: int = 0
     log_every: int = 10
@@ -71,9 +81,13 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} = {getattr(self, name)}: must be at least 1")
         if self.batch_size % self.accumulate:
-            raise ValueError(f"training.batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
+            raise ValueError(
+                f"training.batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"
+            )
         if self.keep < 2 or not self.clip > 0 or not 0 <= self.ema < 1:
-            raise ValueError(f"training: keep {self.keep} >= 2, clip {self.clip} > 0 and ema {self.ema} in [0, 1) needed")
+            raise ValueError(
+                f"training: keep {self.keep} >= 2, clip {self.clip} > 0 and ema {self.ema} in [0, 1) needed"
+            )
 
 
 def train(
@@ -90,16 +104,23 @@ def train(
 ) -> Ema:
     """Train `model` (already distributed) in the folder `run`, from its newest checkpoint on, and return the average.
 
-    Raises NonFiniteError before a bad step is taken, Preempted after a signal, CheckpointError and DiskError.
+    Raises NonFiniteError before a bad step is taken, Preempted after a signal, ConfigError, CheckpointError, DiskError.
     """
     sharded = resolve(config.strategy, world) == "fsdp"
+    if config.batch_size < world.size * config.accumulate:
+        raise ConfigError(
+            f"training.batch_size {config.batch_size} leaves some of {world.size} processes x {config.accumulate} "
+            "micro-batches without a row: raise it, or lower training.accumulate"
+        )
     core = unwrapped(model)
     ema = Ema(core, config.ema)
     optimizers = config.optimizer.build(core)
     prime(optimizers)
     parameters = list(core.parameters())
     mask_id: int = core.mask_id  # type: ignore[assignment]
+    window = torch.zeros(2, dtype=torch.float64)  # loss and count since the last line of metrics.jsonl
     tensors = {
+        "log.window": window,
         **{f"model.{n}": p.detach() for n, p in core.named_parameters()},
         **{f"ema.{n}": a for n, a in ema.average.items()},
         **state_tensors(optimizers, core),
@@ -124,9 +145,11 @@ def train(
     if found is not None:
         checkpoint.load(found, tensors, sharded=sharded)
     start = found.step if found else 0
-    half = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
-    window_total, window_count, tokens_seen, clock = 0.0, 0.0, 0, time.perf_counter()
-    with Log(run if world.is_main else None, steps=config.steps, start=start, tracker=config.tracker) as log, stop_on_signal() as stop:
+    tokens_seen, clock = 0, time.perf_counter()
+    with (
+        Log(run if world.is_main else None, steps=config.steps, start=start, tracker=config.tracker) as log,
+        stop_on_signal() as stop,
+    ):
         for note in [*notes, f"continuing after step {start}"] if found else notes:
             log.say(note)
         for step in range(start, config.steps):
@@ -137,7 +160,7 @@ def train(
                 tokens, condition = batches(step, rows)
                 rand = Rand(config.seed, rows.to(world.device), config.batch_size, step)
                 with accumulating(model, micro == config.accumulate - 1):
-                    with torch.autocast(world.device.type, torch.bfloat16, enabled=half):
+                    with autocast(config.precision, world):
                         loss = objective(model, tokens, condition, mask_id=mask_id, rand=rand)
                     loss.total.backward()
                 sums += torch.stack([loss.total.detach().double(), loss.count.double(), sums.new_zeros(())])
@@ -157,15 +180,24 @@ def train(
             ema.update(step)
 
             done = step + 1
-            window_total, window_count = window_total + total, window_count + count
+            window += torch.tensor([total, count], dtype=torch.float64)
             if step == start:
-                log.say(f"loss of the first step {total / count:.4f}" + (f", expected {expected_loss:.4f}" if step == 0 else ""))
+                log.say(
+                    f"loss of the first step {total / count:.4f}"
+                    + (f", expected {expected_loss:.4f}" if step == 0 else "")
+                )
             if done % config.log_every == 0 or done == config.steps:
                 rate = tokens_seen / (time.perf_counter() - clock)
-                log.progress(done, window_total / window_count, rate)
-                values = {"loss": window_total / window_count, "gradient_norm": gradient_norm, "tokens_per_second": rate}
+                mean = float(window[0] / window[1])
+                log.progress(done, mean, rate)
+                values = {
+                    "loss": mean,
+                    "gradient_norm": gradient_norm,
+                    "tokens_per_second": rate,
+                }
                 log.record(done, {**values, "learning_rate": optimizers[0].param_groups[0]["lr"]})
-                window_total, window_count, tokens_seen, clock = 0.0, 0.0, 0, time.perf_counter()
+                window.zero_()
+                tokens_seen, clock = 0, time.perf_counter()
             if done % config.evaluate_every == 0 or done == config.steps:
                 _evaluate(evaluators, ema, model, done, log)
                 tokens_seen, clock = 0, time.perf_counter()

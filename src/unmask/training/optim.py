@@ -58,7 +58,11 @@ class Muon:
 def _adamw(config: AdamW, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     decay = {True: config.weight_decay, False: 0.0}
     groups = [
-        {"params": [p for p in parameters if (p.ndim >= 2) == matrix], "weight_decay": decay[matrix], "base": config.learning_rate}
+        {
+            "params": [p for p in parameters if (p.ndim >= 2) == matrix],
+            "weight_decay": decay[matrix],
+            "base": config.learning_rate,
+        }
         for matrix in (True, False)
     ]
     betas = (config.beta1, config.beta2)

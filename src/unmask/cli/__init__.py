@@ -1,0 +1,49 @@
+"""The command line: `unmask <command> ...`. Each command reads its flags, calls one function, and says what it made.
+
+Errors a user can act on are one line and an exit code: 2 wrong flag or field, 3 data, 4 checkpoint or run folder,
+5 non-finite loss, 6 disk, 85 stopped by a signal after saving.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from unmask.cli.parsing import nearest
+from unmask.cli.sampling import evaluate, export, sample, sweep
+from unmask.cli.schedule import schedule
+from unmask.cli.training import demo, train
+from unmask.errors import ConfigError, UnmaskError
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo,
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "sweep": sweep,
+    "schedule": schedule,
+    "export": export,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and leave with its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _dispatch(arguments)
+    except UnmaskError as error:
+        print(f"unmask: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: unmask COMMAND ...   (unmask COMMAND --help tells the flags of each)\n")
+        for name, run in COMMANDS.items():
+            print(f"  {name:9s} {(run.__doc__ or '').splitlines()[0]}")
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise ConfigError(f"no command {name}{nearest(name, COMMANDS)}")
+    COMMANDS[name](rest)

@@ -1,0 +1,81 @@
+"""Flags to dataclasses through tyro, and every mistake folded into one line."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from unmask.errors import ConfigError, DiskError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], arguments: list[str], command: str, default: T | None = None) -> T:
+    """tyro's parser. Scalars are flags; of which class a field is, a schedule for one, stays as the default has it."""
+    errors = io.StringIO()
+    settings = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    try:
+        with contextlib.redirect_stderr(errors):
+            if default is None:
+                return tyro.cli(kind, args=arguments, prog=f"unmask {command}", config=settings)
+            return tyro.cli(kind, args=arguments, prog=f"unmask {command}", config=settings, default=default)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    raise ConfigError(f"{_one_line(errors.getvalue())} (flags: unmask {command} --help)")
+
+
+def _one_line(box: str) -> str:
+    """The sentence in tyro's error box, and the flag that it suggests."""
+    rows = [line.strip("│ ").strip() for line in box.splitlines() if "│" in line]
+    rule = next((i for i, row in enumerate(rows) if set(row) == {"─"}), len(rows))
+    near = next((match for row in rows[rule:] if (match := re.match(r"--\S+", row))), None)
+    return " ".join(rows[:rule]) + (f": did you mean {near.group()}?" if near and "Perhaps" in box else "")
+
+
+def positional(arguments: list[str], usage: str) -> tuple[str, list[str]]:
+    """The first argument, which says what to work on, and the rest."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(f"usage: unmask {usage}; then flags, told by --help after it")
+        sys.exit(0)
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError(f"usage: unmask {usage}")
+    return arguments[0], arguments[1:]
+
+
+def named(table: Mapping[str, T], name: str, what: str) -> T:
+    """table[name], or a ConfigError with the nearest name."""
+    if name not in table:
+        raise ConfigError(f"no {what} {name}{nearest(name, table)}")
+    return table[name]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error line: the nearest known name, or all of them."""
+    near = get_close_matches(name, list(known), 1)
+    return f": did you mean {near[0]}?" if near else f": there are {', '.join(known)}"
+
+
+@contextlib.contextmanager
+def value_errors() -> Iterator[None]:
+    """The method raises ValueError for numbers that it cannot use; in here they came from a flag."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+@contextlib.contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """A full, read-only or missing disk, in one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DiskError(f"{error.filename or where}: {reason}; checkpoints already written are kept") from error

@@ -1,0 +1,206 @@
+"""`unmask sample`, `evaluate`, `sweep` and `export`: what one does with a finished run."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from unmask import evaluate as evaluation
+from unmask import experiment, figures
+from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
+from unmask.cli.schedule import shapes
+from unmask.errors import ConfigError
+from unmask.guidance import Interval
+from unmask.pipeline import Pipeline, Priority, Sampling
+from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFlags:
+    """Anything not given is as the recipe has it."""
+
+    steps: int | None = None
+    """Forward passes."""
+    order: str | None = None
+    """Who is revealed first: confidence, halton, random, margin, entropy, max-logit or raster."""
+    noise: float | None = None
+    """Factor of the Gumbel noise on log-confidence, for the confidence order; it falls to 0."""
+    schedule: str | None = None
+    """Fraction still masked over time: cosine, arccos, linear, square, pow3, root, sigmoid."""
+    temperature: float | None = None
+    """Logits are divided by it: below 1 sharper, 0 greedy."""
+    scale: float | None = None
+    """Guidance: null + scale (conditional - null); 1 is none. Papers that write w mean scale - 1."""
+    top_k: int | None = None
+    """Draw from this many of the likeliest tokens only."""
+    top_p: float | None = None
+    """Draw from the smallest set of tokens with this much probability only."""
+
+
+def applied(flags: SamplingFlags, pipeline: Pipeline) -> Sampling:
+    """The run's own sampling with the given flags put in."""
+    given = {name: getattr(flags, name) for name in ("steps", "temperature", "top_k", "top_p")}
+    sampling = replace(pipeline.sampling, **{name: value for name, value in given.items() if value is not None})
+    if flags.order is not None:
+        sampling = replace(sampling, priority=named(orders(pipeline.model.grid), flags.order, "order"))
+    if flags.noise is not None:
+        if not isinstance(sampling.priority, Confidence):
+            raise ConfigError(f"--noise {flags.noise} is for --order confidence; this order has none")
+        sampling = replace(sampling, priority=Confidence(flags.noise))
+    if flags.schedule is not None:
+        sampling = replace(sampling, schedule=named(shapes(pipeline.model.length), flags.schedule, "schedule"))
+    return sampling if flags.scale is None else replace(sampling, scale=Interval(flags.scale))
+
+
+def orders(grid: tuple[int, ...]) -> dict[str, Priority]:
+    """What `--order` may say."""
+    return {
+        "confidence": Confidence(),
+        "confidence-without-noise": Confidence(0.0),
+        "halton": Halton(grid),
+        "random": Random(),
+        "margin": Margin(),
+        "entropy": Entropy(),
+        "max-logit": MaxLogit(),
+        "raster": Raster(),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleFlags:
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
+    out: Path = Path("samples.png")
+    num: int = 100
+    labels: tuple[int, ...] = ()
+    """Class ids, repeated in turn until there are `num`; by default all classes."""
+    columns: int = 10
+    seed: int = 0
+    gif: Path | None = None
+    """Also animate the decoding of the first 30, as .gif or .webp."""
+
+
+def sample(arguments: list[str]) -> None:
+    """generate images from a run or an export"""
+    name, rest = positional(arguments, "sample RUN, where RUN is a run folder or an export")
+    flags = parse(SampleFlags, rest, f"sample {name}")
+    if flags.num < 1:
+        raise ConfigError(f"--num {flags.num}: at least 1")
+    pipeline = Pipeline.from_pretrained(name)
+    labels = pipeline.labels(flags.num)
+    if flags.labels:
+        labels = torch.tensor(flags.labels)[torch.arange(flags.num) % len(flags.labels)]
+    with value_errors(), disk_errors(flags.out.parent):
+        sampling = applied(flags.sampling, pipeline)
+        images = pipeline.generate(labels, num=flags.num, seed=flags.seed, sampling=sampling)
+        scale = figures.readable_scale(images)
+        figures.write(figures.grid(images, flags.columns, scale=scale), flags.out)
+        print(f"wrote {flags.out}")
+        if flags.gif is not None:
+            shown = min(30, flags.num)
+            states = pipeline.history(
+                None if labels is None else labels[:shown], num=shown, seed=flags.seed, sampling=sampling
+            )
+            figures.animate(evaluation.decode_pictures(pipeline, states, scale), flags.gif)
+            print(f"wrote {flags.gif}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFlags:
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
+    samples: int = 1500
+    """How many images to generate and measure."""
+    seed: int = 0
+
+
+def evaluate(arguments: list[str]) -> None:
+    """measure a run (class accuracy, Frechet distance, copies) into report.json, and draw its pictures"""
+    name, rest = positional(arguments, "evaluate RUN, where RUN is a run folder")
+    flags = parse(EvaluateFlags, rest, f"evaluate {name}")
+    with value_errors():
+        sampling = applied(flags.sampling, Pipeline.from_pretrained(name))
+    print_report(Path(name), flags.samples, flags.seed, sampling)
+
+
+PICTURES = {
+    "model.safetensors": "the averaged weights; with config.json, all that sampling needs",
+    "checkpoints": "to continue the training",
+    "config.json": "the resolved recipe",
+    "metrics.jsonl": "the training curve, a JSON object per line",
+    "samples.png": "a grid of samples, a class per row",
+    "decode.gif": "the canvas filling in",
+    "order.png": "which cell was revealed when",
+    "inpaint.png": "held-out images: original, hole, repaired",
+    "loss.png": "the loss",
+    "report.json": "the figures above",
+}
+
+
+def print_report(run: Path, num: int, seed: int, sampling: Sampling) -> None:
+    """Evaluate, print the figures, and say where each file lies."""
+    with value_errors(), disk_errors(run):
+        numbers = evaluation.report(run, num=num, seed=seed, sampling=sampling)
+    print(json.dumps(numbers, indent=2))
+    print("\nwrote")
+    for file, what in PICTURES.items():
+        print(f"  {run / file!s:28s} {what}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFlags:
+    samples: int = 5000
+    """Fresh samples behind each figure."""
+    tune: int = 1000
+    """Samples, of another seed, by which each setting's temperature is chosen."""
+    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 49)
+    orders: tuple[str, ...] = ("confidence", "confidence-without-noise", "random", "halton")
+    temperatures: tuple[float, ...] = (0.6, 0.8, 0.9, 1.0)
+    scale: float | None = None
+    """Guidance, for all settings."""
+    seed: int = 0
+    out: Path | None = None
+    """Also write the table to this file."""
+
+
+def sweep(arguments: list[str]) -> None:
+    """compare orders and numbers of steps, each at its best temperature; prints a Markdown table"""
+    name, rest = positional(arguments, "sweep RUN, where RUN is a run folder")
+    flags = parse(SweepFlags, rest, f"sweep {name}")
+    pipeline = Pipeline.from_pretrained(name)
+    base = applied(SamplingFlags(scale=flags.scale), pipeline)
+    table = orders(pipeline.model.grid)
+    settings = [(order, replace(base, priority=named(table, order, "order"))) for order in flags.orders]
+    lines = ["| order | steps | best temperature | class accuracy | Frechet distance |", "| --- " + "| ---: " * 4 + "|"]
+    print("\n".join(lines), flush=True)
+    with value_errors(), disk_errors(Path(name)):
+        for row in evaluation.sweep(
+            Path(name),
+            num=flags.samples,
+            tune=flags.tune,
+            seed=flags.seed,
+            steps=flags.steps,
+            orders=settings,
+            temperatures=flags.temperatures,
+        ):
+            accuracy = f"{100 * row.class_accuracy:.2f} %"
+            lines.append(f"| {row.order} | {row.steps} | {row.temperature} | {accuracy} | {row.frechet:.3f} |")
+            print(lines[-1], flush=True)
+        if flags.out is not None:
+            flags.out.write_text("\n".join(lines) + "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFlags:
+    out: Path
+    """The folder to write."""
+
+
+def export(arguments: list[str]) -> None:
+    """write model.safetensors and config.json of a run to a folder of their own"""
+    name, rest = positional(arguments, "export RUN --out DIR, where RUN is a run folder")
+    flags = parse(ExportFlags, rest, f"export {name}")
+    with disk_errors(flags.out):
+        experiment.export(Path(name), flags.out)
+    print(f"wrote {flags.out}: unmask sample {flags.out}, or Pipeline.from_pretrained({str(flags.out)!r}) in Python")

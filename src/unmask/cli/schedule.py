@@ -1,0 +1,71 @@
+"""`unmask schedule`: tokens per step, as each code base of the field counts them."""
+
+import json as json_text
+from dataclasses import dataclass
+
+from unmask import schedules
+from unmask.cli.parsing import named, parse, value_errors
+from unmask.errors import ConfigError
+from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Shape, Sigmoid
+
+SHAPED = {
+    "google": schedules.google,
+    "valeoai-v1": schedules.valeoai_v1,
+    "halton-confidence": schedules.halton_confidence,
+    "x-transformers": schedules.x_transformers,
+    "muse": schedules.muse,
+}
+FIXED = {
+    "halton": (schedules.halton, "arccos"),
+    "nanofm": (schedules.nanofm, "constant"),
+    "llada": (schedules.llada, "linear"),
+    "4m": (schedules.fourm, "cosine"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleFlags:
+    style: str = "google"
+    """google, valeoai-v1, halton, halton-confidence, x-transformers, muse, nanofm, llada or 4m."""
+    shape: str | None = None
+    """uniform, linear, pow2, square, pow3, pow0.5, root, cosine, arccos, log, exp or sigmoid; cosine by default."""
+    tokens: int = 256
+    steps: int = 8
+    json: bool = False
+    """Only the list, as JSON."""
+
+
+def schedule(arguments: list[str]) -> None:
+    """print how many tokens each step reveals, as each code base of the field counts them"""
+    flags = parse(ScheduleFlags, arguments, "schedule")
+    with value_errors():
+        tokens = counts(flags.style, flags.shape, flags.tokens, flags.steps)
+    if flags.json:
+        print(json_text.dumps(tokens))
+        return
+    shape = FIXED[flags.style][1] if flags.style in FIXED else flags.shape or "cosine"
+    print(f"{flags.style} {shape}: {flags.tokens} tokens in {flags.steps} steps\n step  tokens    known")
+    known = 0
+    for step, count in enumerate(tokens, 1):
+        known += count
+        print(f"{step:5d} {count:7d} {100 * known / flags.tokens:6.1f} %  {'█' * round(48 * count / max(tokens))}")
+
+
+def counts(style: str, shape: str | None, tokens: int, steps: int) -> list[int]:
+    """The list of a style; those with one shape of their own refuse another."""
+    if style in FIXED:
+        count, only = FIXED[style]
+        if shape not in (None, only):
+            raise ConfigError(f"--style {style} has one shape, {only}: leave --shape out")
+        return count(tokens, steps)
+    if style not in SHAPED:
+        named(dict.fromkeys([*SHAPED, *FIXED]), style, "style")
+    return SHAPED[style](tokens, steps, named(shapes(tokens), shape or "cosine", "shape"))
+
+
+def shapes(tokens: int) -> dict[str, Shape]:
+    """What `--shape` and `--schedule` may say; log and exp depend on the number of tokens."""
+    powers = {"uniform": 1.0, "linear": 1.0, "pow2": 2.0, "square": 2.0, "pow3": 3.0, "pow0.5": 0.5, "root": 0.5}
+    named_shapes: dict[str, Shape] = {name: Power(exponent) for name, exponent in powers.items()}
+    named_shapes |= {"cosine": Cosine(), "arccos": Arccos(), "sigmoid": Sigmoid()}
+    return named_shapes if tokens < 2 else named_shapes | {"log": Log(tokens), "exp": Exp(tokens)}

@@ -1,0 +1,94 @@
+"""`unmask train` and `unmask demo`."""
+
+import re
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from unmask import experiment, recipes
+from unmask.cli.parsing import disk_errors, parse, positional, value_errors
+from unmask.cli.sampling import print_report
+from unmask.config import dump_json
+from unmask.errors import CheckpointError
+from unmask.training.distributed import world
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags:
+    recipe: Annotated[recipes.Recipe, tyro.conf.arg(name="")]
+    run: Path
+    """The run folder: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
+    resume: Literal["auto", "never"] = "auto"
+    """Continue from the newest checkpoint in the run folder, or refuse a folder that has one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dry_run: bool = False
+    """Print the resolved configuration and the sizes, and stop."""
+
+
+def train(arguments: list[str]) -> None:
+    """train a recipe (a name, a .py file, or a run's config.json); the same command again continues it"""
+    known = ", ".join(recipes.names())
+    name, rest = positional(arguments, f"train RECIPE, where RECIPE is one of {known}, a .py file or a config.json")
+    run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
+    default = TrainFlags(recipe=recipes.load(name), run=run)
+    rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
+    flags = parse(TrainFlags, rest, f"train {name}", default)
+    if flags.dry_run:
+        return _describe(flags.recipe)
+    if flags.resume == "never" and (flags.run / "checkpoints").exists():
+        raise CheckpointError(f"{flags.run} holds a run: give another --run, or let --resume auto continue it")
+    _train(flags.recipe, flags.run, flags.device)
+
+
+def _train(recipe: recipes.Recipe, run: Path, device: str = "auto") -> None:
+    with value_errors(), disk_errors(run), world(None if device == "auto" else device) as here:
+        done = experiment.run(recipe, run, here)
+        if here.is_main:
+            for bad in done.split.bad:
+                print(f"left out {bad}", file=sys.stderr)
+            print(f"wrote {run / 'model.safetensors'}; next: unmask evaluate {run}   or   unmask sample {run}")
+
+
+def _describe(recipe: recipes.Recipe) -> None:
+    ready = experiment.prepare(recipe)
+    model = experiment.build(ready)
+    print(dump_json(ready.recipe))
+    print(f"parameters {sum(p.numel() for p in model.parameters()):,}")
+    print(f"tokens     {model.length} per image, a grid of {model.grid}, each one of {model.vocab_size}")
+    print(f"images     {len(ready.train):,} for training, {len(ready.test):,} held out")
+    print(f"per step   {recipe.training.batch_size * model.length:,} tokens, {recipe.training.steps:,} steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoFlags:
+    run: Path = Path("runs/demo")
+    steps: int | None = None
+    """Training steps; fewer for a quick look."""
+    classifier_steps: int | None = None
+    """Training steps of the classifier that judges the samples."""
+    samples: int = 1500
+    """How many digits to generate for the figures of report.json."""
+    seed: int = 0
+
+
+def demo(arguments: list[str]) -> None:
+    """learn real handwritten digits in a few minutes, draw some, repair some, and measure how good they are"""
+    flags = parse(DemoFlags, arguments, "demo")
+    recipe = recipes.load("digits")
+    steps = flags.steps or recipe.training.steps
+    every = max(1, steps // 5)
+    training = replace(recipe.training, steps=steps, seed=flags.seed, evaluate_every=every, save_every=every)
+    classifier = replace(recipe.classifier, steps=flags.classifier_steps or recipe.classifier.steps)
+    _train(replace(recipe, training=training, classifier=classifier), flags.run)
+    print_report(flags.run, flags.samples, flags.seed, recipe.sampling)
+    print(
+        "\ntry next\n"
+        f"  unmask sample {flags.run} --labels 3 --num 20 --steps 4     twenty threes in four steps\n"
+        f"  unmask sample {flags.run} --order halton --gif halton.gif   another order, as an animation\n"
+        f"  unmask sweep {flags.run} --samples 1500 --steps 1 4 16      which order, and how many steps?\n"
+        "  unmask schedule --shape cosine --tokens 256 --steps 8       how many tokens each step reveals\n"
+        "  python examples/minimal.py                                  the whole method on one page"
+    )
