@@ -184,7 +184,8 @@ def decode_pictures(pipeline: Pipeline, states: Sequence[State], scale: int) -> 
     """One picture per state, masked cells hatched."""
     tokens = [state.tokens.cpu() for state in states]
     masked = [t == pipeline.model.mask_id for t in tokens]
-    return figures.decode_frames(tokens, masked, pipeline.tokenizer.decode, pipeline.tokenizer.grid, 10, scale=scale)
+    height, width = pipeline.tokenizer.grid
+    return figures.decode_frames(tokens, masked, pipeline.tokenizer.decode, (height, width), 10, scale=scale)
 
 
 @dataclass(frozen=True, kw_only=True)

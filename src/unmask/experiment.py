@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unmask import __version__
 from unmask.config import differences, read_json, to_json, write_json
-from unmask.data.images import Images
+from unmask.data.images import Images, Progress
 from unmask.data.sources import Split
 from unmask.data.tokens import Batches, TokenSet
 from unmask.errors import CheckpointError, ConfigError
@@ -43,9 +43,9 @@ class Experiment:
     test: TokenSet
 
 
-def prepare(recipe: Recipe) -> Experiment:
+def prepare(recipe: Recipe, progress: Progress | None = None) -> Experiment:
     """Read the data and tokenize it; ConfigError where data and recipe do not fit."""
-    split = recipe.data.load()
+    split = recipe.data.load(progress)
     classes = len(split.train.classes) if recipe.conditional else 0
     channels, height, width = split.train.pixels.shape[1:]
     if (channels, height, width) != (recipe.tokenizer.channels, *recipe.tokenizer.size):
@@ -97,22 +97,22 @@ def expected_first_loss(experiment: Experiment) -> float:
     return float(-(target * log_q).sum())
 
 
-def run(recipe: Recipe, folder: Path, world: World) -> Experiment:
-    """Train `recipe` in `folder`, from its newest checkpoint on, and leave config.json and model.safetensors there.
+def run(experiment: Experiment, folder: Path, world: World) -> None:
+    """Train in `folder`, from its newest checkpoint on, and leave config.json and model.safetensors there.
 
-    Raises the errors of `prepare` and `train`, and CheckpointError if the folder belongs to another experiment.
+    Raises the errors of `train`, and CheckpointError if the folder is in use or holds another experiment.
     """
-    experiment = prepare(recipe)
-    if world.is_main:
-        with lock(folder):
-            return _run(experiment, folder, world)
-    return _run(experiment, folder, world)
-
-
-def _run(experiment: Experiment, folder: Path, world: World) -> Experiment:
     recipe = experiment.recipe
     if world.is_main:
-        _claim(recipe, folder)
+        with lock(folder):
+            _claim(recipe, folder)
+            _run(experiment, folder, world)
+    else:
+        _run(experiment, folder, world)
+
+
+def _run(experiment: Experiment, folder: Path, world: World) -> None:
+    recipe = experiment.recipe
     barrier(world)
     training = recipe.training
     model = distribute(build(experiment), resolve(training.strategy, world), world)
@@ -132,7 +132,6 @@ def _run(experiment: Experiment, folder: Path, world: World) -> Experiment:
     if world.is_main:
         write_weights(weights, folder / "model.safetensors")
     barrier(world)
-    return experiment
 
 
 def _claim(recipe: Recipe, folder: Path) -> None:

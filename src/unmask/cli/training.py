@@ -14,6 +14,7 @@ from unmask.cli.sampling import print_report
 from unmask.config import dump_json
 from unmask.errors import CheckpointError
 from unmask.training.distributed import world
+from unmask.training.log import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +46,13 @@ def train(arguments: list[str]) -> None:
 
 def _train(recipe: recipes.Recipe, run: Path, device: str = "auto") -> None:
     with value_errors(), disk_errors(run), world(None if device == "auto" else device) as here:
-        done = experiment.run(recipe, run, here)
+        with progress_bar(shown=here.is_main) as progress:
+            ready = experiment.prepare(recipe, progress)
         if here.is_main:
-            for bad in done.split.bad:
+            for bad in ready.split.bad:
                 print(f"left out {bad}", file=sys.stderr)
+        experiment.run(ready, run, here)
+        if here.is_main:
             print(f"wrote {run / 'model.safetensors'}; next: unmask evaluate {run}   or   unmask sample {run}")
 
 

@@ -52,7 +52,7 @@ class Digits:
         if not 0 < self.held_out < 1797:
             raise ConfigError(f"held_out {self.held_out} of 1797 digits: use 1 to 1796")
 
-    def load(self) -> Split:
+    def load(self, progress: Progress | None = None) -> Split:
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
@@ -78,10 +78,10 @@ class Mnist:
         if not 1 <= self.size <= 28:
             raise ConfigError(f"size {self.size}: MNIST is 28x28, use 1 to 28 (14 and 28 are exact)")
 
-    def load(self) -> Split:
+    def load(self, progress: Progress | None = None) -> Split:
         if self.path is None:
             folder = cache_dir() / "mnist"
-            download_mnist(folder)
+            download_mnist(folder, progress)
         else:
             folder = Path(self.path).expanduser()
         return Split(train=self._read(folder, "train"), test=self._read(folder, "t10k"))
@@ -114,8 +114,11 @@ class Folder:
             raise ConfigError(f"channels {self.channels}: use 3 for colour or 1 for grey")
         check_share(self.held_out)
 
-    def load(self) -> Split:
-        images, bad = read_folder(self.path, size=(self.size, self.size), channels=self.channels)
+    def load(self, progress: Progress | None = None) -> Split:
+        if not self.path:
+            raise ConfigError("which folder? Give --data DIR, with one sub-folder of images per class, or flat")
+        size = (self.size, self.size)
+        images, bad = read_folder(self.path, size=size, channels=self.channels, progress=progress)
         train, test = split_share(images, self.held_out, self.seed, self.path)
         return Split(train=train, test=test, bad=tuple(bad))
 
@@ -131,7 +134,7 @@ class Arrays:
     def __post_init__(self):
         check_share(self.held_out)
 
-    def load(self) -> Split:
+    def load(self, progress: Progress | None = None) -> Split:
         images, labels = read_npz(Path(self.path).expanduser())
         try:
             whole = to_images(images, labels)

@@ -1,6 +1,6 @@
 """The demo: scikit-learn's 1,797 real 8x8 digits, 2x2 patches of 4 grey levels, that is 16 tokens of 256.
 
-    unmask demo            (or: unmask train digits, then unmask evaluate runs/digits)
+unmask demo            (or: unmask train digits, then unmask evaluate runs/digits)
 """
 
 from unmask.data.sources import Digits

@@ -4,13 +4,22 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TextIO
 
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from unmask.errors import ConfigError
 
@@ -75,6 +84,20 @@ class Log:
             folder = self.run / "samples"
             folder.mkdir(exist_ok=True)
             image.save(folder / f"{name}-{step:08d}.png")
+
+
+@contextmanager
+def progress_bar(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar that `report(what, done, total)` moves, for reading and downloading; it goes away at the end."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield report
 
 
 def _reopened(path: Path, start: int) -> tuple[TextIO, float]:

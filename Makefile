@@ -1,0 +1,29 @@
+# `make demo` and `make test` do everything from a bare machine with Python >= 3.10.
+PYTHON ?= python3
+FLAGS ?=
+
+.PHONY: demo test lint types check clean
+
+demo: .venv/demo.installed  ## learn real digits, draw, repair and measure them; results in runs/demo
+	.venv/bin/unmask demo $(FLAGS)
+
+test: .venv/dev.installed  ## the whole test suite
+	.venv/bin/pytest $(FLAGS)
+
+lint: .venv/dev.installed
+	.venv/bin/ruff check
+
+types: .venv/dev.installed
+	.venv/bin/mypy
+
+check: lint types test  ## what CI runs, but for the demo
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/%.installed: pyproject.toml | .venv/bin/python
+	.venv/bin/pip install --disable-pip-version-check -q -e ".[$*]"
+	@touch $@
+
+clean:
+	rm -rf .venv runs/demo
