@@ -21,7 +21,7 @@ from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxL
 from unmask.schedules import Cosine, Shape, ratios
 from unmask.tokenizers.base import Tokenizer
 
-Priority = Confidence | Halton | Random | Margin | Entropy | MaxLogit | Raster
+Order = Confidence | Halton | Random | Margin | Entropy | MaxLogit | Raster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Sampling:
 
     steps: int = 8
     schedule: Shape = Cosine()
-    priority: Priority = Confidence()
+    priority: Order = Confidence()
     temperature: float | tuple[float, ...] = 1.0
     scale: Interval | LinearRamp | CosineRamp = Interval(scale=1.0)
     top_k: int | None = None

@@ -69,9 +69,9 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
         lambda: Digits(held_out=0),
         lambda: Digits(held_out=1797),
         lambda: Mnist(size=0),
-        lambda: Folder(root="x", channels=2),
-        lambda: Folder(root="x", size=0),
-        lambda: Folder(root="x", held_out=1.0),
+        lambda: Folder(path="x", channels=2),
+        lambda: Folder(path="x", size=0),
+        lambda: Folder(path="x", held_out=1.0),
         lambda: Arrays(path="x", held_out=-0.1),
     ],
 )
@@ -81,7 +81,7 @@ def test_impossible_configs_are_refused(make):
 
 
 def test_configs_are_plain_json():
-    for config in (Digits(), Mnist(), Folder(root="x"), Arrays(path="x")):
+    for config in (Digits(), Mnist(), Folder(path="x"), Arrays(path="x")):
         assert type(config)(**json.loads(json.dumps(asdict(config)))) == config
 
 
@@ -91,10 +91,10 @@ def test_configs_are_plain_json():
 @pytest.mark.parametrize("packed", [True, False])
 def test_mnist_reads_both_kinds_of_file(tmp_path, packed):
     images = write_mnist(tmp_path, packed)
-    loaded = Mnist(root=str(tmp_path), size=28, binary=False).load()
+    loaded = Mnist(path=str(tmp_path), size=28, binary=False).load()
     assert np.array_equal(loaded.train.pixels[:, 0], images)
     assert loaded.test.labels.tolist() == list(range(7))
-    small = Mnist(root=str(tmp_path)).load().train.pixels
+    small = Mnist(path=str(tmp_path)).load().train.pixels
     assert small.shape == (7, 1, 14, 14)
     assert set(small.unique().tolist()) == {0, 255}
 
@@ -104,7 +104,7 @@ def test_real_mnist_is_the_published_one():
     for name, (size, sha256) in MNIST.items():
         data = (REAL_MNIST / name).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (size, sha256)
-    loaded = Mnist(root=str(REAL_MNIST), size=28, binary=False).load()
+    loaded = Mnist(path=str(REAL_MNIST), size=28, binary=False).load()
     assert (len(loaded.train), len(loaded.test)) == (60000, 10000)
     assert loaded.train.pixels.double().mean().item() / 255 == pytest.approx(0.1307, abs=1e-4)  # the well-known mean
     assert loaded.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
@@ -153,10 +153,10 @@ def test_mnist_parts_must_agree(tmp_path):
     labels = tmp_path / "train-labels-idx1-ubyte"
     labels.write_bytes(idx(np.zeros(6, np.uint8)))
     with pytest.raises(DataError, match="7 images but 6 labels"):
-        Mnist(root=str(tmp_path)).load()
+        Mnist(path=str(tmp_path)).load()
     labels.write_bytes(idx(np.full(7, 10, np.uint8)))
     with pytest.raises(DataError, match=r"train: labels span 10..10"):
-        Mnist(root=str(tmp_path)).load()
+        Mnist(path=str(tmp_path)).load()
 
 
 # -- the downloader, against a server on this machine --
@@ -341,21 +341,21 @@ def test_folder_splits_reports_and_keeps_classes(tmp_path):
         (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
         Image.new("RGB", (9, 7), (i, 0, 0)).save(tmp_path / "ab"[i % 2] / f"{i:02}.png")
     (tmp_path / "a" / "bad.png").write_bytes(b"")
-    loaded = Folder(root=str(tmp_path), size=4).load()
+    loaded = Folder(path=str(tmp_path), size=4).load()
     assert (len(loaded.train), len(loaded.test)) == (18, 2)
     both = torch.cat([loaded.train.pixels, loaded.test.pixels])
     labels = torch.cat([loaded.train.labels, loaded.test.labels])
     assert sorted(both[:, 0, 0, 0].tolist()) == list(range(20))
     assert torch.equal(both[:, 0, 0, 0].long() % 2, labels)
     assert [b.reason for b in loaded.bad] == ["empty file (0 bytes)"]
-    assert Folder(root=str(tmp_path), size=4, channels=1).load().train.pixels.shape == (18, 1, 4, 4)
-    assert len(Folder(root=str(tmp_path), size=4, held_out=0.0).load().test) == 0
+    assert Folder(path=str(tmp_path), size=4, channels=1).load().train.pixels.shape == (18, 1, 4, 4)
+    assert len(Folder(path=str(tmp_path), size=4, held_out=0.0).load().test) == 0
 
 
 def test_a_single_image_cannot_be_split(tmp_path):
     Image.new("RGB", (9, 7)).save(tmp_path / "x.png")
     with pytest.raises(DataError, match="1 of 1"):
-        Folder(root=str(tmp_path)).load()
+        Folder(path=str(tmp_path)).load()
 
 
 @pytest.mark.parametrize("shape", [(20, 5, 6), (20, 5, 6, 1), (20, 5, 6, 3)])

@@ -14,7 +14,7 @@ from unmask.cli.parsing import disk_errors, named, parse, positional, value_erro
 from unmask.cli.schedule import shapes
 from unmask.errors import ConfigError
 from unmask.guidance import Interval
-from unmask.pipeline import Pipeline, Priority, Sampling
+from unmask.pipeline import Order, Pipeline, Sampling
 from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
 
 
@@ -55,7 +55,7 @@ def applied(flags: SamplingFlags, pipeline: Pipeline) -> Sampling:
     return sampling if flags.scale is None else replace(sampling, scale=Interval(flags.scale))
 
 
-def orders(grid: tuple[int, ...]) -> dict[str, Priority]:
+def orders(grid: tuple[int, ...]) -> dict[str, Order]:
     """What `--order` may say."""
     return {
         "confidence": Confidence(),

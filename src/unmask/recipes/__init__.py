@@ -58,7 +58,7 @@ def load(name: str) -> Recipe:
         return _from_file(path)
     if name not in names():
         near = get_close_matches(name, names(), 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}"
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}."
         raise ConfigError(f"no recipe {name}: {hint} Or give the path of a .py recipe or of a run's config.json")
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     build: Callable[[], Recipe] = module.recipe

@@ -1,11 +1,12 @@
 """What every tokenizer offers: pictures to flat token ids and back. Models and samplers see only the ids."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Images in [-1, 1] to tokens 0..vocab_size-1, flat in the row-major order of `grid`, and back."""
 

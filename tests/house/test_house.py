@@ -1,0 +1,266 @@
+"""The house rules that a machine can hold: who imports whom, sizes, names that are forbidden, and no work at import."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SRC = ROOT / "src" / "unmask"
+FILES = sorted(SRC.rglob("*.py"))
+TREES = {f.relative_to(SRC).as_posix(): ast.parse(f.read_text(encoding="utf-8")) for f in FILES}
+
+METHOD = {"schedules", "rand", "masking", "objectives", "guidance", "likelihood", "sampling", "models"}
+MACHINERY = {"tokenizers", "data", "training", "metrics", "pretrained", "config", "errors"}
+FACES = {"pipeline", "evaluate", "experiment", "figures", "recipes", "cli", "app"}
+PACKAGE = {"__init__", "__main__", "__version__"}
+
+every_file = pytest.mark.parametrize("name", TREES)
+
+
+def ring_of(name: str) -> set[str]:
+    """The ring that holds a file such as "sampling/decode.py"; a part that no ring knows fails."""
+    top = name.split("/")[0].removesuffix(".py")
+    (ring,) = [ring for ring in (METHOD, MACHINERY, FACES, PACKAGE) if top in ring]
+    return ring
+
+
+def imports(name: str) -> set[str]:
+    """Dotted names of everything that a file imports, at any depth: `from a import b` counts as a.b."""
+    found = set()
+    package = ["unmask", *name.split("/")[:-1]]
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_parts(name: str) -> set[str]:
+    """Top-level parts of unmask that a file imports."""
+    return {dotted.split(".")[1] for dotted in imports(name) if dotted.startswith("unmask.")}
+
+
+def functions(name: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [n for n in ast.walk(TREES[name]) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+# -- who imports whom -------------------------------------------------------------------------------------------------
+
+
+@every_file
+def test_imports_point_inward(name):
+    ring, parts = ring_of(name), own_parts(name)
+    allowed = {id(METHOD): METHOD, id(MACHINERY): METHOD | MACHINERY}.get(id(ring), METHOD | MACHINERY | FACES | PACKAGE)
+    assert parts <= allowed, f"{name} imports {sorted(parts - allowed)}"
+
+
+@pytest.mark.parametrize("name", [n for n in TREES if ring_of(n) is METHOD])
+def test_the_method_imports_torch_only(name):
+    tops = {dotted.split(".")[0] for dotted in imports(name)}
+    foreign = tops - sys.stdlib_module_names - {"torch", "jaxtyping", "unmask"}
+    assert not foreign
+
+
+@pytest.mark.parametrize("name", [n for n in TREES if ring_of(n) is METHOD and not n.startswith("models/")])
+def test_the_method_takes_callables_not_models(name):
+    assert "models" not in own_parts(name)
+
+
+@pytest.mark.parametrize("name", [n for n in TREES if n.startswith("sampling/")])
+def test_samplers_take_nothing_but_tokens_and_callables(name):
+    for function in functions(name):
+        arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+        text = " ".join(f"{a.arg} {ast.unparse(a.annotation) if a.annotation else ''}" for a in arguments)
+        assert not re.search(r"(?i)\b(model|module|nn\.|tokenizer|\w*config|device|progress)", text), function.name
+        assert function.args.kwarg is None, function.name
+
+
+@every_file
+def test_only_one_file_knows_ranks(name):
+    users = {dotted for dotted in imports(name) if dotted.startswith("torch.distributed")}
+    users |= {ast.unparse(n) for n in ast.walk(TREES[name]) if isinstance(n, ast.Attribute)
+              and ast.unparse(n).startswith("torch.distributed")}  # fmt: skip
+    if name == "training/distributed.py":
+        assert users
+    elif name == "training/checkpoint.py":
+        assert all(re.match(r"torch\.distributed\.(checkpoint|tensor)\b", u) for u in users), users
+    else:
+        assert not users
+
+
+# -- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_method_is_read_at_one_sitting():
+    assert sum(len((SRC / n).read_text().splitlines()) for n in TREES if ring_of(n) is METHOD) <= 1800
+
+
+@every_file
+def test_files_are_short(name):
+    assert len((SRC / name).read_text().splitlines()) <= 300
+
+
+@every_file
+def test_functions_are_short(name):
+    for f in functions(name):
+        limit = 120 if name in ("training/loop.py", "training/tokenizer_loop.py") and f.name.startswith("train") else 60
+        first = min([f.lineno, *(d.lineno for d in f.decorator_list)])
+        assert f.end_lineno - first + 1 <= limit, f"{name}: {f.name}"
+
+
+COMPOUND = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match, ast.AsyncFor, ast.AsyncWith)
+
+
+def depth(node: ast.AST, inside: int = 0) -> int:
+    """How deeply compound statements nest; an `elif` is no deeper than its `if`, and a nested function starts anew."""
+    deepest = inside
+    for field, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            if not isinstance(child, ast.AST) or isinstance(child, ast.FunctionDef | ast.Lambda):
+                continue
+            is_elif = isinstance(node, ast.If) and field == "orelse" and isinstance(child, ast.If) and len(value) == 1
+            deeper = isinstance(child, COMPOUND) and not is_elif
+            deepest = max(deepest, depth(child, inside + deeper))
+    return deepest
+
+
+@every_file
+def test_nesting_is_shallow(name):
+    deep = {f.name: depth(f) for f in functions(name) if depth(f) > 3}
+    assert not deep
+
+
+def test_the_nesting_meter():
+    def of(body: str) -> int:
+        return depth(ast.parse("def f():\n" + body).body[0])
+
+    assert of(" x = 1") == 0
+    assert of(" if a:\n  x\n elif b:\n  y\n else:\n  z") == 1
+    assert of(" for a in b:\n  if c:\n   with d:\n    while e:\n     x") == 4
+    assert of(" try:\n  x\n except E:\n  if y:\n   z") == 2
+
+
+# -- things that must not be there ------------------------------------------------------------------------------------
+
+
+@every_file
+def test_names_say_what_a_thing_is(name):
+    assert not set(Path(name).with_suffix("").parts) & {"utils", "util", "helpers", "helper", "common", "misc"}
+    classes = [n.name for n in ast.walk(TREES[name]) if isinstance(n, ast.ClassDef)]
+    assert not [c for c in classes if re.search(r"(Manager|Handler|Wrapper)$", c)]
+
+
+@every_file
+def test_only_the_command_line_and_the_log_print(name):
+    if name.startswith("cli") or name == "training/log.py":
+        return
+    assert not [n.lineno for n in ast.walk(TREES[name]) if isinstance(n, ast.Call) and ast.unparse(n.func) == "print"]
+
+
+@every_file
+def test_no_broad_except(name):
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.ExceptHandler):
+            caught = [] if node.type is None else node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            assert caught, f"{name}:{node.lineno}: bare except"
+            assert not {ast.unparse(c) for c in caught} & {"Exception", "BaseException"}, f"{name}:{node.lineno}"
+
+
+@every_file
+def test_no_foreign_code_is_run(name):
+    unsafe = {"pickle", "cPickle", "dill", "cloudpickle", "yaml", "marshal"}
+    assert not {d.split(".")[0] for d in imports(name)} & unsafe
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Call):
+            forbidden = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save"}
+            assert ast.unparse(node.func) not in forbidden, f"{name}:{node.lineno}"
+            pickled = any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords)
+            assert not pickled, f"{name}:{node.lineno}"
+
+
+@every_file
+def test_no_annotation_is_postponed_where_shapes_are_types(name):
+    found = imports(name)
+    assert not ("__future__.annotations" in found and any(d.startswith("jaxtyping.") for d in found))
+
+
+@every_file
+def test_no_keyword_is_swallowed(name):
+    public = [f for f in functions(name) if not f.name.startswith("_")]
+    assert not [f.name for f in public if f.args.kwarg is not None]
+
+
+@pytest.mark.parametrize("name", [n for n in TREES if ring_of(n) is METHOD])
+def test_the_sampling_and_training_method_draws_no_global_noise(name):
+    """`models` may draw their initial weights; everything else draws through `rand`."""
+    drawn = r"torch\.(rand|randn|randint|randperm|rand_like|randn_like|multinomial|bernoulli|manual_seed|seed)$"
+    calls = [ast.unparse(n.func) for n in ast.walk(TREES[name]) if isinstance(n, ast.Call)]
+    if not name.startswith("models/"):
+        assert not [c for c in calls if re.match(drawn, c)]
+        assert not {d.split(".")[0] for d in imports(name)} & {"random", "numpy", "secrets"}
+
+
+@pytest.mark.parametrize("name", [n for n in TREES if ring_of(n) is METHOD])
+def test_the_method_moves_nothing_to_a_named_device(name):
+    calls = [ast.unparse(n) for n in ast.walk(TREES[name]) if isinstance(n, ast.Call)]
+    assert not [c for c in calls if re.search(r"\.cuda\(|\.to\(['\"]|\.to\(device", c)]
+
+
+def texts() -> list[Path]:
+    """Every text file that ships or documents the project, this one aside: it has to spell out what it looks for."""
+    folders = ("src", "tests", "examples", "benchmarks", "docs")
+    kinds = {".py", ".md", ".toml", ".json"}
+    found = [f for folder in folders for f in (ROOT / folder).rglob("*") if f.suffix in kinds]
+    found += [f for f in (ROOT / "README.md", ROOT / "pyproject.toml", ROOT / "Makefile") if f.is_file()]
+    return [f for f in found if f != Path(__file__) and "__pycache__" not in f.parts]
+
+
+@pytest.mark.parametrize("path", texts(), ids=lambda f: f.relative_to(ROOT).as_posix())
+def test_no_path_or_host_of_one_machine(path):
+    text = path.read_text(encoding="utf-8")
+    places = r"(?<![\w.~/<}-])/(work|home|root|mnt|Users|scratch|workspace|opt|usr/local)/\w+"
+    hosts = r"(?i)\b(index-url|extra-index|artifactory|nexus|devpi)\b"
+    found = [m.group() for m in (*re.finditer(places, text), *re.finditer(hosts, text))]
+    assert not found
+
+
+# -- no work at import time -------------------------------------------------------------------------------------------
+
+
+def python(code: str) -> str:
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_unmask_loads_no_optional_package():
+    heavy = {"matplotlib", "sklearn", "tyro", "wandb", "tensorboard", "rich", "PIL"}
+    loaded = python("import sys, unmask; print(*{m.split('.')[0] for m in sys.modules})").split()
+    assert not heavy & set(loaded)
+
+
+def test_importing_every_module_changes_nothing_and_says_nothing():
+    names = ["unmask." + n.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for n in TREES]
+    names = sorted("unmask" if n == "unmask.__init__" else n for n in names if not n.endswith("__main__"))
+    code = f"""
+import importlib, os, signal, warnings
+import matplotlib, torch
+def state():
+    return (torch.get_rng_state().sum().item(), torch.initial_seed(), torch.get_num_threads(),
+            torch.get_default_dtype(), torch.is_grad_enabled(), torch.cuda.is_initialized(),
+            torch.distributed.is_initialized(), dict(os.environ), signal.getsignal(signal.SIGTERM),
+            signal.getsignal(signal.SIGINT), torch.backends.cuda.matmul.allow_tf32)
+before = state()
+for name in {names!r}:
+    importlib.import_module(name)
+assert state() == before, (state(), before)
+"""
+    assert python(code) == ""

@@ -1,0 +1,222 @@
+"""Learning-rate curves against closed forms, what each optimizer takes, and the average against its sum in float64."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_run import toy_model
+
+from unmask.training.ema import Ema
+from unmask.training.optim import (
+    AdamW,
+    Constant,
+    CosineDecay,
+    Muon,
+    WarmupStableDecay,
+    prime,
+    set_learning_rate,
+    state_tensors,
+)
+
+BOTH = pytest.mark.parametrize("config", [AdamW(), Muon()], ids=["adamw", "muon"])
+
+
+def gradients(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+
+
+def step(optimizers):
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+# -- curves ------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(warmup=st.integers(0, 50), step=st.integers(0, 200))
+def test_warm_up_is_a_line_and_then_one(warmup, step):
+    expected = (step + 1) / (warmup + 1) if step < warmup else 1.0
+    assert Constant(warmup=warmup)(step, 200) == pytest.approx(expected)
+
+
+@settings(deadline=None)
+@given(warmup=st.integers(0, 50), steps=st.integers(51, 300), final=st.floats(0, 1))
+def test_cosine_runs_from_one_to_final(warmup, steps, final):
+    curve = CosineDecay(warmup=warmup, final=final)
+    middle = warmup + (steps - warmup) / 2
+    assert curve(warmup, steps) == pytest.approx(1)
+    assert curve(steps, steps) == pytest.approx(final)
+    if middle == int(middle):
+        assert curve(int(middle), steps) == pytest.approx((1 + final) / 2)
+    values = [curve(s, steps) for s in range(warmup, steps + 1)]
+    assert all(a >= b - 1e-12 for a, b in pairwise(values))
+    x = (steps - 1 - warmup) / (steps - warmup)
+    assert values[-2] == pytest.approx(final + (1 - final) * math.cos(math.pi * x / 2) ** 2)
+
+
+@settings(deadline=None)
+@given(warmup=st.integers(0, 20), steps=st.integers(100, 300), decay=st.floats(0.1, 0.5), final=st.floats(0, 1))
+def test_wsd_is_flat_and_then_a_line(warmup, steps, decay, final):
+    curve = WarmupStableDecay(warmup=warmup, decay=decay, final=final)
+    for s in range(steps):
+        left = steps - s
+        expected = 1.0 if left >= decay * steps else final + (1 - final) * left / (decay * steps)
+        assert curve(s, steps) == pytest.approx(min(1, (s + 1) / (warmup + 1)) * expected)
+
+
+def test_no_curve_ever_stops_the_training_or_exceeds_one():
+    for curve in (Constant(warmup=3), CosineDecay(warmup=3), WarmupStableDecay(warmup=3)):
+        assert all(0 < curve(s, 20) <= 1 for s in range(20))
+
+
+def test_bad_numbers_are_refused_with_the_number():
+    with pytest.raises(ValueError, match=r"decay=1\.5"):
+        WarmupStableDecay(decay=1.5)
+    with pytest.raises(ValueError, match=r"learning_rate=-1"):
+        AdamW(learning_rate=-1.0)
+    with pytest.raises(ValueError, match=r"momentum=1\.0"):
+        Muon(momentum=1.0)
+
+
+# -- optimizers --------------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_is_each_groups_own_base_times_the_factor():
+    optimizers = Muon(learning_rate=0.02, rest=AdamW(learning_rate=0.001)).build(toy_model())
+    set_learning_rate(optimizers, 0.5)
+    set_learning_rate(optimizers, 0.25)  # a factor of the base, not of the last rate
+    rates = [[g["lr"] for g in o.param_groups] for o in optimizers]
+    assert rates == [[0.005], [0.00025, 0.00025]]
+
+
+def test_weight_decay_touches_matrices_only():
+    model = toy_model()
+    optimizers = AdamW(learning_rate=0.1, weight_decay=0.5).build(model)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    step(optimizers)
+    assert {p.ndim for p in model.parameters()} == {1, 2}
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name] * (0.95 if p.ndim == 2 else 1.0))
+
+
+def test_muon_takes_exactly_the_blocks_attention_and_mlp_matrices():
+    model = toy_model()
+    names = {id(p): n for n, p in model.named_parameters()}
+    muon, rest = Muon().build(model)
+    taken = {names[id(p)] for g in muon.param_groups for p in g["params"]}
+    layers = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
+    assert taken == {f"blocks.{i}.{layer}.weight" for i in (0, 1) for layer in layers}
+    others = [names[id(p)] for g in rest.param_groups for p in g["params"]]
+    assert sorted([*taken, *others]) == sorted(names.values())
+
+
+@BOTH
+def test_prime_moves_no_weight_and_leaves_the_state_of_a_fresh_optimizer(config):
+    fresh, primed = toy_model(), toy_model()
+    start = [p.detach().clone() for p in primed.parameters()]
+    optimizers = {model: config.build(model) for model in (fresh, primed)}
+    prime(optimizers[primed])
+    assert all(torch.equal(p, s) for p, s in zip(primed.parameters(), start, strict=True))
+    assert all(p.grad is None for p in primed.parameters())
+    assert state_tensors(optimizers[primed], primed)
+    assert not any(t.any() for t in state_tensors(optimizers[primed], primed).values())
+    for seed in range(3):
+        for model in (fresh, primed):
+            gradients(model, seed)
+            set_learning_rate(optimizers[model], 0.7)
+            step(optimizers[model])
+    assert not any(torch.equal(p, s) for p, s in zip(primed.parameters(), start, strict=True))
+    for a, b in zip(fresh.parameters(), primed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    first, second = (state_tensors(optimizers[model], model) for model in (fresh, primed))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+@BOTH
+def test_state_tensors_are_the_optimizers_own(config):
+    """Loading a checkpoint writes into them, so they must be views and not copies."""
+    model = toy_model()
+    optimizers = config.build(model)
+    prime(optimizers)
+    tensors = state_tensors(optimizers, model)
+    named = {n.removeprefix("optimizer.").rpartition(".")[0] for n in tensors}
+    assert named == {n for n, _ in model.named_parameters()}
+    for tensor in tensors.values():
+        tensor.fill_(3.0)
+    assert all(bool((t == 3).all()) for o in optimizers for s in o.state.values() for t in s.values())
+
+
+# -- average -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
+def test_average_is_the_closed_form_sum(decay):
+    """average_n = sum_i (1 - d_i) w_i prod_{j > i} d_j + w_start prod_j d_j, in float64."""
+    model = torch.nn.Linear(3, 4)
+    ema = Ema(model, decay)
+    weights = [model.weight.detach().double()]
+    for s in range(60):
+        with torch.no_grad():
+            model.weight.copy_(torch.randn(4, 3, generator=torch.Generator().manual_seed(s)))
+        ema.update(s)
+        weights.append(model.weight.detach().double())
+    d = [1.0] + [min(decay, (1 + s) / (10 + s)) for s in range(60)]
+    share = [(1 - d[i] if i else 1.0) * math.prod(d[i + 1 :]) for i in range(61)]
+    assert sum(share) == pytest.approx(1)
+    expected = sum(a * w for a, w in zip(share, weights, strict=True))
+    assert float((ema.average["weight"] - expected).abs().max()) <= 1e-6
+
+
+def test_the_ramp_depends_on_the_step_alone():
+    """Two averages that differ only in how many updates they saw move alike at step 100."""
+    model = torch.nn.Linear(2, 2, bias=False)
+    old, new = Ema(model, 0.999), Ema(model, 0.999)
+    for s in range(100):
+        old.update(s)
+    with torch.no_grad():
+        model.weight.add_(1)
+    old.update(100), new.update(100)
+    assert torch.equal(old.average["weight"], new.average["weight"])
+    assert not torch.equal(new.average["weight"], model.weight)
+
+
+def test_swap_puts_the_average_in_and_the_weights_back_also_after_an_exception():
+    model = toy_model()
+    ema = Ema(model, 0.9)
+    for average in ema.average.values():
+        average.add_(0.25)
+    raw = [p.detach().clone() for p in model.parameters()]
+    averages = [a.clone() for a in ema.average.values()]
+
+    def body():
+        with ema.swapped():
+            assert all(torch.equal(p, a) for p, a in zip(model.parameters(), averages, strict=True))
+            assert not torch.equal(next(model.parameters()), raw[0])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        body()
+    assert all(torch.equal(p, r) for p, r in zip(model.parameters(), raw, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ema.average.values(), averages, strict=True))
+
+
+def test_the_average_is_float32_for_half_weights():
+    """In bfloat16 a step of 1 - 0.999 would be lost in rounding, and the average would stand still."""
+    model = torch.nn.Linear(2, 2, bias=False).to(torch.bfloat16)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    ema = Ema(model, 0.999)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    ema.update(100_000)
+    assert ema.average["weight"].dtype == torch.float32
+    assert ema.average["weight"] == pytest.approx(torch.full((2, 2), 1.001))

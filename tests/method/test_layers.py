@@ -1,0 +1,108 @@
+"""The parts of a block: how it starts, what rotary positions mean, and attention against its formula."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from unmask.models import layers
+from unmask.models.layers import Attention, Block, attend, rotary_angles, rotate
+
+
+@pytest.mark.parametrize("modulated", [True, False])
+def test_blocks_start_as_the_identity(modulated):
+    block = Block(16, 2, 4.0, gated=True, qk_norm=True, modulated=modulated)
+    x, c = torch.randn(2, 5, 16), torch.randn(2, 16) if modulated else None
+    assert torch.equal(block(x, c, None), x)
+    nn.init.normal_(block.modulation.weight if modulated else block.attention.out.weight)
+    assert not torch.allclose(block(x, c, None), x)
+
+
+# -- positions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", [(9,), (5, 6), (3, 4, 5)], ids=str)
+def test_rotary_products_depend_on_the_offset_only(grid):
+    angles = rotary_angles(grid, 24, 0).double()
+    gen = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 24, generator=gen).double().expand(math.prod(grid), 2, 24).permute(1, 0, 2)[:, None, None]
+    q, k = (rotate(x, angles.cos(), angles.sin())[0, 0] for x in (q, k))
+    products = (q @ k.T).reshape(*grid, *grid)
+    where = torch.cartesian_prod(*[torch.arange(n) for n in grid]).view(-1, len(grid)).tolist()
+    seen: dict[tuple[int, ...], float] = {}
+    for a in where:
+        for b in where:
+            offset = tuple(i - j for i, j in zip(a, b, strict=True))
+            product = products[(*a, *b)].item()
+            assert seen.setdefault(offset, product) == pytest.approx(product, abs=1e-5)
+    values = torch.tensor(list(seen.values()))
+    assert values.unique().numel() == len(seen), "each offset along each axis has a product of its own"
+
+
+def test_registers_are_not_rotated_and_cells_are():
+    angles = rotary_angles((3, 4), 16, 2)
+    assert angles.shape == (14, 8)
+    assert (angles[:2] == 0).all()
+    assert torch.equal(angles[2:], rotary_angles((3, 4), 16, 0))
+    assert angles[3:].abs().amax(1).min() > 0
+    x = torch.randn(1, 1, 14, 16)
+    turned = rotate(x, angles.cos(), angles.sin())
+    assert torch.equal(turned[:, :, :2], x[:, :, :2])
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+
+
+@pytest.mark.parametrize("grid", [(5,), (3, 4), (2, 3, 4)], ids=str)
+def test_each_axis_turns_its_own_pairs(grid):
+    pairs = 12 // len(grid)
+    angles = rotary_angles(grid, 24, 0).view(*grid, 12)
+    for axis in range(len(grid)):
+        mine = angles[..., axis * pairs : (axis + 1) * pairs]
+        others = [a for a in range(len(grid)) if a != axis]
+        assert all((mine.diff(dim=a) == 0).all() for a in others)
+        steps = mine.diff(dim=axis)
+        assert steps.min() > 0
+        assert steps.flatten(0, -2)[0, 0] == pytest.approx(1.0), "the first frequency is one radian per cell"
+
+
+# -- attention --------------------------------------------------------------------------------------------------------
+
+
+def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """softmax(q k^T / sqrt(d)) v, in float64."""
+    q, k, v = (x.double() for x in (q, k, v))
+    return torch.softmax(torch.einsum("bhid,bhjd->bhij", q, k) / math.sqrt(q.shape[-1]), -1) @ v
+
+
+@pytest.mark.parametrize("route", ["explicit", "fused"])
+def test_both_routes_of_attention_agree_with_the_formula(route, monkeypatch):
+    """bf16 with gradients on a CPU takes the explicit route up to a length; moving that length forces either one."""
+    monkeypatch.setattr(layers, "EXPLICIT_ATTENTION_LENGTH", 10_000 if route == "explicit" else 0)
+    fused = []
+    original = layers.F.scaled_dot_product_attention
+    monkeypatch.setattr(layers.F, "scaled_dot_product_attention", lambda *x: fused.append(1) or original(*x))
+    gen = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(2, 3, 17, 8, generator=gen).bfloat16().requires_grad_() for _ in range(3)]
+    same = [x.detach().double().requires_grad_() for x in leaves]
+    out, want = attend(*leaves), by_hand(*same)
+    assert bool(fused) == (route == "fused")
+    torch.testing.assert_close(out.double(), want, atol=0.02, rtol=0.02)
+    weight = torch.randn(out.shape, generator=gen).bfloat16()
+    (out * weight).sum().backward()
+    (want * weight.double()).sum().backward()
+    for a, b in zip(leaves, same, strict=True):
+        torch.testing.assert_close(a.grad.double(), b.grad, atol=0.05, rtol=0.05)
+
+
+def test_single_precision_attention_is_the_formula():
+    q, k, v = torch.randn(3, 2, 3, 17, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(attend(q, k, v).double(), by_hand(q, k, v), atol=1e-5, rtol=1e-5)
+
+
+def test_attention_without_positions_is_equivariant_and_with_them_is_not():
+    torch.manual_seed(0)
+    attention, x, order = Attention(16, 2, True), torch.randn(1, 6, 16), torch.tensor([3, 1, 5, 0, 2, 4])
+    torch.testing.assert_close(attention(x[:, order], None), attention(x, None)[:, order])
+    angles = rotary_angles((6,), 8, 0)
+    rotation = (angles.cos(), angles.sin())
+    assert not torch.allclose(attention(x[:, order], rotation), attention(x, rotation)[:, order], atol=1e-3)

@@ -1,0 +1,251 @@
+"""The transformer: what it starts as, what each option does, and properties that any correct attention must have."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from unmask.guidance import NULL
+from unmask.models.conditioning import ClassEmbedding
+from unmask.models.transformer import MaskedTransformer, TransformerConfig
+
+K, GRID, CLASSES = 7, (3, 4), 5
+LENGTH = 12
+SMALL = TransformerConfig(dim=24, depth=2, heads=2, num_classes=CLASSES)
+
+
+def build(config: TransformerConfig = SMALL, grid: tuple[int, ...] = GRID, perturb: bool = True) -> MaskedTransformer:
+    """A model; `perturb` moves every parameter away from its start, by the same noise for the same name and shape."""
+    torch.manual_seed(0)
+    model = MaskedTransformer(config, K, grid)
+    if perturb:
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                gen = torch.Generator().manual_seed(sum(name.encode()))
+                p.add_(torch.randn(p.shape, generator=gen) * 0.3)
+    return model
+
+
+def some_tokens(rows: int = 4, grid: tuple[int, ...] = GRID) -> torch.Tensor:
+    return torch.randint(0, K + 1, (rows, math.prod(grid)), generator=torch.Generator().manual_seed(1))
+
+
+def replace(**fields) -> TransformerConfig:
+    return dataclasses.replace(SMALL, **fields)
+
+
+VARIANTS = [
+    SMALL, replace(num_classes=0), replace(prefix=True), replace(registers=3), replace(absolute=False, registers=1),
+    replace(rotary=False), replace(gated=False, qk_norm=False), replace(prefix=True, registers=2, absolute=False),
+]  # fmt: skip
+every_variant = pytest.mark.parametrize("config", VARIANTS, ids=range(len(VARIANTS)))
+
+
+@every_variant
+@pytest.mark.parametrize("grid", [(12,), (3, 4), (2, 3, 2), (1, 5), (1,)], ids=str)
+def test_shapes(config, grid):
+    model = build(config, grid)
+    assert model.embedding.num_embeddings == K + 1
+    assert model.mask_id == K
+    logits = model(some_tokens(4, grid))
+    assert logits.shape == (4, math.prod(grid), K), "K outputs: the mask cannot be predicted"
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+@every_variant
+def test_it_starts_uniform_or_unigram(config):
+    model = build(config, perturb=False)
+    assert (model(some_tokens()) == 0).all()
+    counts = torch.tensor([5.0, 0.0, 1.0, 100.0, 3.0, 3.0, 8.0])
+    model.set_unigram(counts)
+    want = (counts + 1) / (counts.sum() + K)
+    p = model(some_tokens()).softmax(-1)
+    torch.testing.assert_close(p, want.expand_as(p))
+    entropy = -(want * want.log()).sum()
+    assert entropy < math.log(K)
+
+
+def test_wrong_length_is_refused():
+    with pytest.raises(ValueError, match="grid"):
+        build()(some_tokens(2, (13,)))
+
+
+@pytest.mark.parametrize(("vocab", "grid"), [(0, (4,)), (5, ()), (5, (0, 4)), (5, (2, 2, 2, 2))])
+def test_bad_sizes_are_refused(vocab, grid):
+    with pytest.raises(ValueError, match="grid"):
+        MaskedTransformer(SMALL, vocab, grid)
+
+
+@every_variant
+def test_rows_asked_for_equal_the_full_logits(config):
+    model, tokens = build(config), some_tokens()
+    full = model(tokens, torch.tensor([0, 1, 2, 3]) if config.num_classes else None)
+    for at in (tokens == K, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens, dtype=torch.bool)):
+        got = model(tokens, torch.tensor([0, 1, 2, 3]) if config.num_classes else None, at)
+        torch.testing.assert_close(got, full[at])
+
+
+@every_variant
+def test_rows_do_not_see_each_other(config):
+    model, tokens, order = build(config), some_tokens(), torch.tensor([2, 0, 3, 1])
+    classes = torch.tensor([0, 4, NULL, 1]) if config.num_classes else None
+    full = model(tokens, classes)
+    torch.testing.assert_close(model(tokens[order], None if classes is None else classes[order]), full[order])
+    torch.testing.assert_close(model(tokens[:1], None if classes is None else classes[:1]), full[:1])
+
+
+@every_variant
+def test_every_position_sees_every_other(config):
+    """Bidirectional: a change of the last token moves the first logits, and the reverse."""
+    model, tokens = build(config), some_tokens(1)
+    full = model(tokens)
+    for changed in range(LENGTH):
+        other = tokens.clone()
+        other[0, changed] = (other[0, changed] + 1) % (K + 1)
+        assert ((model(other) - full).abs().amax(-1) > 1e-7).all(), changed
+
+
+@every_variant
+def test_an_all_masked_canvas_is_not_the_same_everywhere(config):
+    """Without positions that attention can tell apart every cell would get the same logits."""
+    logits = build(config)(torch.full((1, LENGTH), K))[0]
+    assert torch.pdist(logits).min() > 1e-5
+
+
+def test_unconditional_twins_agree():
+    for config in (SMALL, replace(prefix=True)):
+        model, tokens = build(config), some_tokens()
+        assert torch.equal(model(tokens, torch.full((4,), NULL)), model(tokens, None))
+        outputs = [model(tokens, torch.full((4,), c)) for c in (NULL, *range(CLASSES))]
+        assert all((a - b).abs().max() > 1e-4 for i, a in enumerate(outputs) for b in outputs[:i])
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="conditioning.py, ClassEmbedding.forward: `condition % (num_classes + 1)` quietly turns class num_classes "
+    "into NULL and the next into class 0; use torch.where(condition == NULL, num_classes, condition)",
+)
+@pytest.mark.parametrize("bad", [CLASSES, CLASSES + 1, -2])
+def test_class_ids_outside_the_table_are_refused(bad):
+    with pytest.raises((IndexError, ValueError)):
+        ClassEmbedding(CLASSES, 8)(torch.tensor([bad]), some_tokens(1))
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="transformer.py, MaskedTransformer.forward: with num_classes=0 a condition is dropped without a word; raise",
+)
+def test_an_unconditional_model_refuses_classes():
+    with pytest.raises(ValueError):
+        build(replace(num_classes=0))(some_tokens(2), torch.tensor([1, 2]))
+
+
+OPTIONS = {
+    "dim": 32, "depth": 3, "heads": 3, "mlp_ratio": 2.0, "gated": False, "qk_norm": False, "rotary": False,
+    "absolute": False, "registers": 2, "num_classes": 6, "prefix": True,
+}  # fmt: skip
+
+
+def test_the_table_of_options_is_complete():
+    assert set(OPTIONS) == {f.name for f in dataclasses.fields(TransformerConfig)}
+
+
+@pytest.mark.parametrize("field", OPTIONS)
+def test_every_option_changes_the_parameters_or_the_output(field):
+    base = replace(registers=1) if field == "absolute" else SMALL
+    plain, other = build(base), build(dataclasses.replace(base, **{field: OPTIONS[field]}))
+    shapes = [{name: p.shape for name, p in m.named_parameters()} for m in (plain, other)]
+    if shapes[0] == shapes[1]:
+        tokens, classes = some_tokens(), torch.tensor([0, 1, 2, 3])
+        assert (plain(tokens, classes) - other(tokens, classes)).abs().max() > 1e-4
+    else:
+        assert field != "rotary", "rotary positions have no parameters"
+
+
+@pytest.mark.parametrize("bad", [
+    {"dim": 0}, {"depth": 0}, {"heads": 0}, {"mlp_ratio": 0.0}, {"dim": 30, "heads": 4}, {"dim": 6, "heads": 2},
+    {"registers": -1}, {"num_classes": -1}, {"prefix": True, "num_classes": 0}, {"absolute": False},
+])  # fmt: skip
+def test_impossible_configs_are_refused(bad):
+    with pytest.raises(ValueError, match="TransformerConfig"):
+        replace(**bad)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="transformer.py, TransformerConfig.__post_init__: absolute=False with rotary=False passes when registers or "
+    "a prefix are given, yet no cell then knows its place; also require rotary",
+)
+@pytest.mark.parametrize("extra", [{"registers": 1}, {"prefix": True}], ids=str)
+def test_a_model_without_any_positions_is_refused(extra):
+    with pytest.raises(ValueError, match="absolute"):
+        replace(absolute=False, rotary=False, **extra)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="layers.py, rotary_angles: with head_dim / 2 below the number of axes `pairs` is 0 and rotary does nothing, "
+    "without a word; refuse head_dim < 2 * len(grid) where the model is built",
+)
+@pytest.mark.parametrize(("grid", "head_dim"), [((3, 4), 2), ((2, 2, 3), 4)], ids=str)
+def test_rotary_without_room_for_the_axes_is_refused(grid, head_dim):
+    with pytest.raises(ValueError):
+        MaskedTransformer(TransformerConfig(dim=2 * head_dim, depth=1, heads=2), K, grid)
+
+
+# -- learning -----------------------------------------------------------------------------------------------------------
+
+
+@every_variant
+def test_no_parameter_is_dead(config):
+    """After one random step every parameter tensor, and every row of those that all inputs share, gets a gradient."""
+    model, tokens = build(config), some_tokens(16)
+    classes = torch.arange(16) % (CLASSES + 1) - 1 if config.num_classes else None
+    nn.functional.cross_entropy(model(tokens, classes).flatten(0, 1), tokens.flatten() % K).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.isfinite().all(), name
+        assert (p.grad.flatten(1) if p.dim() > 1 else p.grad[:, None]).abs().amax(1).min() > 0, name
+
+
+def test_the_start_is_one_step_away_from_learning():
+    """The zero head hides the rest at first; a step of the head, then of the gates, brings every parameter in."""
+    model, tokens = build(perturb=False), some_tokens(16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        logits = model(tokens, torch.arange(16) % CLASSES)
+        nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten() % K).backward()
+        optimizer.step()
+    assert all(p.grad.abs().max() > 0 for p in model.parameters())
+
+
+@every_variant
+def test_bf16_weights_are_close_to_single_precision(config):
+    tokens = some_tokens()
+    model = build(config)
+    want = model(tokens)
+    half = build(config).bfloat16()
+    for guard in (torch.no_grad(), torch.enable_grad()):
+        with guard:
+            got = half(tokens)
+        assert got.dtype == torch.float32
+        assert got.isfinite().all()
+        assert (got - want).norm() / want.norm() < 0.1
+
+
+def test_autocast_is_close_to_single_precision():
+    model, tokens = build(), some_tokens()
+    want = model(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(tokens)
+    assert got.dtype == torch.float32
+    assert (got - want).norm() / want.norm() < 0.1
+
+
+def test_weights_only_are_saved():
+    """Rotary tables follow from the grid; a checkpoint that held them would break on another one."""
+    assert set(build().state_dict()) == {name for name, _ in build().named_parameters()}
