@@ -145,7 +145,7 @@ def _claim(recipe: Recipe, folder: Path) -> None:
             changed = differences(to_json(getattr(there, name)), to_json(getattr(recipe, name)))
             if changed:
                 raise CheckpointError(
-                    f"{folder} holds another experiment ({name}.{changed[0]}): give another --run, or delete the folder"
+                    f"{folder} holds another experiment ({name}.{changed[0]}): give another --out, or delete the folder"
                 )
     write_json(path, to_json(recipe))
 
@@ -176,7 +176,10 @@ def validation(experiment: Experiment, model: nn.Module, world: World) -> Evalua
         loss = objective(model, tokens, condition, mask_id=mask_id, rand=rand)
         row = [loss.total, loss.count]
         for ratio in ACCURACY_RATIOS:
-            mask = mask_exact(torch.full((len(tokens),), ratio, device=world.device), rand("mask", tokens.shape[1]))
+            mask = mask_exact(
+                torch.full((len(tokens),), ratio, dtype=torch.float64, device=world.device),
+                rand("mask", tokens.shape[1]),
+            )
             right = model(torch.where(mask, mask_id, tokens), condition, mask).argmax(-1) == tokens[mask]
             row += [right.sum(), mask.sum()]
         return row

@@ -25,7 +25,8 @@ Ramp = Callable[[float], float]
 
 @dataclass(frozen=True)
 class LinearRamp:
-    """start + (scale - start) t. valeoai's linear w ramp is LinearRamp(scale=w + 1)."""
+    """start + (scale - start) t. valeoai's linear w ramp is LinearRamp(scale=w + 1), but for its time i/(T-1)
+    where ours is i/T: theirs reaches the full scale in the last step."""
 
     scale: float
     start: float = 1.0

@@ -5,7 +5,7 @@ row is without a target (MaskGIT, arXiv 2202.04200, section 3.1).
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 
@@ -15,7 +15,7 @@ def mask_count(count: Int[Tensor, "b"], u: Float[Tensor, "b l"]) -> Bool[Tensor,
     return rank < count.clamp(1, u.shape[1])[:, None]
 
 
-def mask_exact(ratio: Float[Tensor, "b"], u: Float[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+def mask_exact(ratio: Float64[Tensor, "b"], u: Float[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
     """Mask ceil(ratio * l) tokens of each row (x-transformers and MAGE round this way).
 
     With ratios uniform in (0, 1) every count 1..l is equally likely: nanoMaskGIT's rule.

@@ -42,7 +42,12 @@ def masked_cross_entropy(
     """-log p(clean | visible tokens), summed over masked tokens; visible ones count with `visible_weight`, if any."""
     at = torch.ones_like(mask) if visible_weight > 0 else mask
     logits = model(torch.where(mask, mask_id, clean), condition, at)
-    nats = F.cross_entropy(logits.float(), clean[at], label_smoothing=label_smoothing, reduction="none")
+    nats = F.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)),
+        clean[at],
+        label_smoothing=label_smoothing,
+        reduction="none",
+    )
     weight = torch.where(mask, 1.0, visible_weight)[at]
     return Loss((nats * weight).sum(), weight.sum())
 

@@ -83,8 +83,8 @@ class Pipeline:
     ) -> Iterator[State]:
         """Decode step by step; row i draws the noise of sample number `first + i`, whatever the batch."""
         s = sampling or self.sampling
-        if labels is not None and (not self.num_classes or int(labels.max()) >= self.num_classes):
-            raise ConfigError(f"label {int(labels.max())}: this model has {self.num_classes} classes, counted from 0")
+        if labels is not None:
+            self._check(labels, len(tokens))
         return decode(
             guided(self.model, labels, scale=s.scale),
             tokens,
@@ -113,6 +113,8 @@ class Pipeline:
         """One image in [-1, 1] per label; or `num` of them, running through the classes."""
         labels = self.labels(num) if labels is None else labels.to(self.device)
         total = num if labels is None else len(labels)
+        if total < 1:
+            raise ConfigError(f"{total} images asked for: give labels, or num of at least 1")
         images = []
         for first in range(0, total, batch):
             part = None if labels is None else labels[first : first + batch]
@@ -153,6 +155,13 @@ class Pipeline:
         masked = F.adaptive_max_pool2d(hole[:, None].float(), self.model.grid)[:, 0].flatten(1) > 0
         tokens = torch.where(masked, self.model.mask_id, self.tokenizer.encode(images))
         return tokens.to(self.device), masked
+
+    def _check(self, labels: Int[Tensor, "n"], num: int) -> None:
+        if len(labels) != num:
+            raise ConfigError(f"{len(labels)} labels for {num} images: give one each")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.num_classes:
+            raise ConfigError(f"labels {low}..{high}: this model has {self.num_classes} classes, counted from 0")
 
     def _finish(self, states: Iterator[State]) -> Float[Tensor, "b c h w"]:
         for state in states:

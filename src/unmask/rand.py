@@ -26,7 +26,7 @@ def _mix(z: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
 
 @dataclass(frozen=True)
 class Rand:
-    """`rand("order", 16)` draws a [b, 16] matrix of uniforms in the open interval (0, 1), 53 bits each.
+    """`rand("order", 16)` draws a [b, 16] matrix of uniforms in the open interval (0, 1), 52 bits each.
 
     `rows` are the indices of this process's rows within the global batch of `num_rows`; `stream` names what the noise
     is for, so two uses never share numbers; `at(step)` moves to another step.
@@ -54,8 +54,8 @@ class Rand:
         size = torch.Size(shape).numel()
         counter = torch.arange(1, size + 1, device=self.rows.device) * _GOLDEN
         bits = _mix(_mix(state[:, None] + counter))
-        # The top 53 bits, moved to the middle of their cell: never exactly 0 or 1, so log(u) is always finite.
-        u = (((bits >> 11) & 0x1FFFFFFFFFFFFF).double() + 0.5) * 2.0**-53
+        # The top 52 bits, moved to the middle of their cell: never exactly 0 or 1, so log(u) is always finite.
+        u = (((bits >> 12) & 0xFFFFFFFFFFFFF).double() + 0.5) * 2.0**-52
         return u.view(len(self.rows), *shape)
 
 

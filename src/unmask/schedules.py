@@ -95,7 +95,7 @@ class Sigmoid:
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         at = _time(t) * (self.end - self.start) + self.start
         first, now, last = (
-            torch.sigmoid(x / self.temperature) for x in (_time(0) + self.start, at, _time(0) + self.end)
+            torch.sigmoid(x / self.temperature) for x in (_time(0.0) + self.start, at, _time(0.0) + self.end)
         )
         return (last - now) / (last - first)
 
@@ -114,7 +114,7 @@ def ratios(schedule: Schedule, steps: int) -> list[float]:
 
 
 def ratios_from_counts(counts: Sequence[int]) -> list[float]:
-    """The ratios that make a sampler reveal exactly these `counts` when sum(counts) tokens are unknown."""
+    """The ratios that make a sampler reveal these `counts`, each at least 1, when sum(counts) tokens are unknown."""
     total = sum(counts)
     if total <= 0 or min(counts) < 0:
         raise ValueError(f"counts {list(counts)}: must be non-negative and reveal at least one token in all")

@@ -57,7 +57,9 @@ def functions(name: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
 @every_file
 def test_imports_point_inward(name):
     ring, parts = ring_of(name), own_parts(name)
-    allowed = {id(METHOD): METHOD, id(MACHINERY): METHOD | MACHINERY}.get(id(ring), METHOD | MACHINERY | FACES | PACKAGE)
+    allowed = {id(METHOD): METHOD, id(MACHINERY): METHOD | MACHINERY}.get(
+        id(ring), METHOD | MACHINERY | FACES | PACKAGE
+    )
     assert parts <= allowed, f"{name} imports {sorted(parts - allowed)}"
 
 

@@ -1,4 +1,4 @@
-"""The decoding loop against truths that are known: what may change, how many a step reveals, what is refused."""
+"""The decoding loop against truths that are known: what may change, and how many a step reveals."""
 
 import math
 from itertools import pairwise
@@ -8,7 +8,7 @@ import torch
 
 from unmask import schedules as S
 from unmask.rand import Rand, seeded
-from unmask.sampling.decode import State, decode
+from unmask.sampling.decode import State, decode, draw
 from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
 
 K, GRID = 11, (4, 6)
@@ -170,6 +170,21 @@ def test_times_are_step_over_steps():
     assert predict.times == [0.0, 0.25, 0.5, 0.75]
 
 
+def test_noise_is_new_in_each_step():
+    """Each step draws from the uniforms of its own step, and hands the same step to the priority."""
+    predict, seen = Predict(), []
+
+    def spy(logits, sample, *, t, rand):
+        seen.append((logits, sample, t, rand))
+        return -torch.arange(LENGTH).float().expand(sample.shape)
+
+    run(predict, torch.full((3, LENGTH), K), S.ratios(S.Cosine(), 4), priority=spy)
+    for step, (logits, sample, t, rand) in enumerate(seen):
+        u = seeded(0, 3).at(step)("token", LENGTH)
+        assert torch.equal(sample, draw(logits, 1.0, None, None, u))
+        assert (rand.step, t) == (step, (step + 1) / 4)
+
+
 def test_more_steps_than_unknown_stops_early():
     tokens = truth_of(3)
     tokens[0, :2] = K
@@ -196,6 +211,7 @@ def test_an_empty_batch():
 
 
 # -- temperature, top-k, top-p ----------------------------------------------------------------------------------------
+
 
 def test_temperature_zero_is_argmax():
     predict, start = Predict(), torch.full((4, LENGTH), K)
@@ -228,71 +244,3 @@ def test_every_option_changes_the_result(options):
     start, ratios = torch.full((4, LENGTH), K), S.ratios(S.Cosine(), 6)
     plain, other = (run(Predict(0.7), start, ratios, **o)[-1].tokens for o in ({}, options))
     assert not torch.equal(plain, other)
-
-
-# -- what is refused --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bad", [K + 1, -1])
-def test_tokens_outside_the_vocabulary_are_refused(bad):
-    tokens = truth_of(2)
-    tokens[1, 3] = bad
-    with pytest.raises(ValueError, match="mask_id"):
-        run(Predict(), tokens, [0.0])
-
-
-@pytest.mark.parametrize("width", [K - 1, K + 1])
-def test_logits_of_another_width_are_refused(width):
-    """K + 1 logits would let the mask be drawn, the bug of several code bases."""
-    with pytest.raises(ValueError, match="shape"):
-        run(lambda tokens, t: torch.zeros(*tokens.shape, width), torch.full((2, LENGTH), K), [0.5, 0.0])
-
-
-@every_priority
-def test_nan_logits_raise_at_the_end_and_reveal_no_known_token(priority):
-    tokens = truth_of(2)
-    tokens[:, :6] = K
-
-    def broken(tokens, t):
-        return torch.full((*tokens.shape, K), math.nan)
-
-    states = decode(broken, tokens, [0.5, 0.0], mask_id=K, rand=seeded(0, 2), priority=priority)
-    *_, end = next(states), next(states), next(states)
-    assert torch.equal(end.tokens[:, 6:], tokens[:, 6:])
-    with pytest.raises(ValueError, match="NaN"):
-        next(states)
-
-
-def test_one_nan_in_one_step_is_enough():
-    def broken(tokens, t):
-        logits = Predict()(tokens, t)
-        if t == 0.25:
-            logits[1, 3, 2] = math.nan
-        return logits
-
-    with pytest.raises(ValueError, match="NaN"):
-        run(broken, torch.full((2, LENGTH), K), S.ratios(S.Cosine(), 4))
-
-
-INFINITE = pytest.mark.xfail(
-    strict=True,
-    reason="decode.py, decode: only NaN logits are noticed; +inf, or a position with all logits -inf, softmaxes to NaN "
-    "and quietly draws the last token; test logits.amax(-1).isfinite() instead of isnan()",
-)
-
-
-@pytest.mark.parametrize("value", [pytest.param(math.inf, marks=INFINITE), pytest.param(-math.inf, marks=INFINITE)])
-def test_logits_without_a_distribution_raise(value):
-    with pytest.raises(ValueError):
-        run(lambda tokens, t: torch.full((*tokens.shape, K), value), torch.full((2, LENGTH), K), [0.5, 0.0])
-
-
-def test_minus_infinity_forbids_a_token():
-    def some(tokens, t):
-        logits = Predict(0.1)(tokens, t)
-        logits[..., :7] = -math.inf
-        return logits
-
-    for priority in PRIORITIES:
-        out = run(some, torch.full((16, LENGTH), K), S.ratios(S.Cosine(), 4), priority=priority)[-1].tokens
-        assert out.min() == 7, priority

@@ -86,10 +86,11 @@ def test_confidence_noise_is_gumbel_and_fades_linearly():
     assert torch.equal(score(Confidence(4.5), logits, t=1.0), quiet), "exactly none at the last step"
 
 
-def test_order_noise_is_not_the_token_noise():
+@pytest.mark.parametrize("priority", [Random(), Confidence()], ids=repr)
+def test_order_noise_is_not_the_token_noise(priority):
     """The same numbers for both would tie the order to the draw."""
     rand = seeded(0, 2000)
-    order = Random()(torch.zeros(2000, 1, K), torch.zeros(2000, 1, dtype=torch.long), t=0.5, rand=rand)
+    order = priority(torch.zeros(2000, 1, K), torch.zeros(2000, 1, dtype=torch.long), t=0.5, rand=rand)
     assert stats.pearsonr(order[:, 0].numpy(), rand("token", 1)[:, 0].numpy()).pvalue > 1e-3
 
 

@@ -204,11 +204,6 @@ def test_zero_bits_are_still_above_zero():
     assert 0 < u <= 2.0**-52
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="rand.py, Rand.__call__: 2^53 - 1 + 0.5 is no float64 and rounds to 2^53, so u is exactly 1; take 52 bits: "
-    "(((bits >> 12) & (2**52 - 1)).double() + 0.5) * 2.0**-52",
-)
 def test_one_bits_are_still_below_one():
     u = Rand(4, torch.tensor([row_for(M64, 4, "edge")]), 1)("edge", 1).item()
     assert u < 1

@@ -109,6 +109,18 @@ def test_every_position_sees_every_other(config):
 
 
 @every_variant
+def test_logits_belong_to_their_own_token(config):
+    """While the blocks are the identity a token moves its own logits and no others, registers and prefix or not."""
+    model, tokens = build(config, perturb=False), some_tokens(1)
+    nn.init.normal_(model.head.weight)
+    for changed in range(LENGTH):
+        other = tokens.clone()
+        other[0, changed] = (other[0, changed] + 1) % (K + 1)
+        moved = (model(other) != model(tokens))[0].any(-1)
+        assert moved.nonzero().flatten().tolist() == [changed]
+
+
+@every_variant
 def test_an_all_masked_canvas_is_not_the_same_everywhere(config):
     """Without positions that attention can tell apart every cell would get the same logits."""
     logits = build(config)(torch.full((1, LENGTH), K))[0]
@@ -123,21 +135,12 @@ def test_unconditional_twins_agree():
         assert all((a - b).abs().max() > 1e-4 for i, a in enumerate(outputs) for b in outputs[:i])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="conditioning.py, ClassEmbedding.forward: `condition % (num_classes + 1)` quietly turns class num_classes "
-    "into NULL and the next into class 0; use torch.where(condition == NULL, num_classes, condition)",
-)
 @pytest.mark.parametrize("bad", [CLASSES, CLASSES + 1, -2])
 def test_class_ids_outside_the_table_are_refused(bad):
     with pytest.raises((IndexError, ValueError)):
         ClassEmbedding(CLASSES, 8)(torch.tensor([bad]), some_tokens(1))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="transformer.py, MaskedTransformer.forward: with num_classes=0 a condition is dropped without a word; raise",
-)
 def test_an_unconditional_model_refuses_classes():
     with pytest.raises(ValueError):
         build(replace(num_classes=0))(some_tokens(2), torch.tensor([1, 2]))
@@ -174,29 +177,19 @@ def test_impossible_configs_are_refused(bad):
         replace(**bad)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="transformer.py, TransformerConfig.__post_init__: absolute=False with rotary=False passes when registers or "
-    "a prefix are given, yet no cell then knows its place; also require rotary",
-)
 @pytest.mark.parametrize("extra", [{"registers": 1}, {"prefix": True}], ids=str)
 def test_a_model_without_any_positions_is_refused(extra):
     with pytest.raises(ValueError, match="absolute"):
         replace(absolute=False, rotary=False, **extra)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="layers.py, rotary_angles: with head_dim / 2 below the number of axes `pairs` is 0 and rotary does nothing, "
-    "without a word; refuse head_dim < 2 * len(grid) where the model is built",
-)
 @pytest.mark.parametrize(("grid", "head_dim"), [((3, 4), 2), ((2, 2, 3), 4)], ids=str)
 def test_rotary_without_room_for_the_axes_is_refused(grid, head_dim):
     with pytest.raises(ValueError):
         MaskedTransformer(TransformerConfig(dim=2 * head_dim, depth=1, heads=2), K, grid)
 
 
-# -- learning -----------------------------------------------------------------------------------------------------------
+# -- learning ----------------------------------------------------------------------------------------------------------
 
 
 @every_variant

@@ -33,9 +33,10 @@ def parse(kind: type[T], arguments: list[str], command: str, default: T | None =
 
 def _one_line(box: str) -> str:
     """The sentence in tyro's error box, and the flag that it suggests."""
-    rows = [line.strip("│ ").strip() for line in box.splitlines() if "│" in line]
-    rule = next((i for i, row in enumerate(rows) if set(row) == {"─"}), len(rows))
-    near = next((match for row in rows[rule:] if (match := re.match(r"--\S+", row))), None)
+    rows = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
+    rows = rows[1:] if rows and set(rows[0]) == {"-"} else rows  # the box of a terminal without box characters
+    rule = next((i for i, row in enumerate(rows) if set(row) in ({"─"}, {"-"})), len(rows))
+    near = next((match for row in rows[rule:] if (match := re.match(r"--\w\S*", row))), None)
     return " ".join(rows[:rule]) + (f": did you mean {near.group()}?" if near and "Perhaps" in box else "")
 
 

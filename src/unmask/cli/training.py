@@ -20,7 +20,7 @@ from unmask.training.log import progress_bar
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags:
     recipe: Annotated[recipes.Recipe, tyro.conf.arg(name="")]
-    run: Path
+    out: Path
     """The run folder: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
     resume: Literal["auto", "never"] = "auto"
     """Continue from the newest checkpoint in the run folder, or refuse a folder that has one."""
@@ -34,14 +34,14 @@ def train(arguments: list[str]) -> None:
     known = ", ".join(recipes.names())
     name, rest = positional(arguments, f"train RECIPE, where RECIPE is one of {known}, a .py file or a config.json")
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
-    default = TrainFlags(recipe=recipes.load(name), run=run)
+    default = TrainFlags(recipe=recipes.load(name), out=run)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     flags = parse(TrainFlags, rest, f"train {name}", default)
     if flags.dry_run:
         return _describe(flags.recipe)
-    if flags.resume == "never" and (flags.run / "checkpoints").exists():
-        raise CheckpointError(f"{flags.run} holds a run: give another --run, or let --resume auto continue it")
-    _train(flags.recipe, flags.run, flags.device)
+    if flags.resume == "never" and (flags.out / "checkpoints").exists():
+        raise CheckpointError(f"{flags.out} holds a run: give another --out, or let --resume auto continue it")
+    _train(flags.recipe, flags.out, flags.device)
 
 
 def _train(recipe: recipes.Recipe, run: Path, device: str = "auto") -> None:
@@ -68,7 +68,7 @@ def _describe(recipe: recipes.Recipe) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoFlags:
-    run: Path = Path("runs/demo")
+    out: Path = Path("runs/demo")
     steps: int | None = None
     """Training steps; fewer for a quick look."""
     classifier_steps: int | None = None
@@ -82,17 +82,19 @@ def demo(arguments: list[str]) -> None:
     """learn real handwritten digits in a few minutes, draw some, repair some, and measure how good they are"""
     flags = parse(DemoFlags, arguments, "demo")
     recipe = recipes.load("digits")
-    steps = flags.steps or recipe.training.steps
+    steps = recipe.training.steps if flags.steps is None else flags.steps
+    judge = recipe.classifier.steps if flags.classifier_steps is None else flags.classifier_steps
     every = max(1, steps // 5)
-    training = replace(recipe.training, steps=steps, seed=flags.seed, evaluate_every=every, save_every=every)
-    classifier = replace(recipe.classifier, steps=flags.classifier_steps or recipe.classifier.steps)
-    _train(replace(recipe, training=training, classifier=classifier), flags.run)
-    print_report(flags.run, flags.samples, flags.seed, recipe.sampling)
+    with value_errors():
+        training = replace(recipe.training, steps=steps, seed=flags.seed, evaluate_every=every, save_every=every)
+        classifier = replace(recipe.classifier, steps=judge)
+    _train(replace(recipe, training=training, classifier=classifier), flags.out)
+    print_report(flags.out, flags.samples, flags.seed, recipe.sampling)
     print(
         "\ntry next\n"
-        f"  unmask sample {flags.run} --labels 3 --num 20 --steps 4     twenty threes in four steps\n"
-        f"  unmask sample {flags.run} --order halton --gif halton.gif   another order, as an animation\n"
-        f"  unmask sweep {flags.run} --samples 1500 --steps 1 4 16      which order, and how many steps?\n"
+        f"  unmask sample {flags.out} --labels 3 --num 20 --steps 4     twenty threes in four steps\n"
+        f"  unmask sample {flags.out} --order halton --gif halton.gif   another order, as an animation\n"
+        f"  unmask sweep {flags.out} --samples 1500 --steps 1 4 16      which order, and how many steps?\n"
         "  unmask schedule --shape cosine --tokens 256 --steps 8       how many tokens each step reveals\n"
         "  python examples/minimal.py                                  the whole method on one page"
     )

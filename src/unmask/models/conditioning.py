@@ -11,12 +11,11 @@ class ClassEmbedding(nn.Module):
 
     def __init__(self, num_classes: int, dim: int):
         super().__init__()
-        self.num_classes = num_classes
         self.table = nn.Embedding(num_classes + 1, dim)
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, condition: Int[Tensor, "b"] | None, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b dim"]:
-        """One embedding per row of `tokens`; NULL is the table's last row, as index -1 is in Python."""
+        """One embedding per row of `tokens`. NULL is row 0 of the table, so that any other foreign id is an error."""
         if condition is None:
             condition = tokens.new_full((len(tokens),), NULL)
-        return self.table(condition % (self.num_classes + 1))
+        return self.table(condition - NULL)

@@ -41,10 +41,10 @@ class TransformerConfig:
                 f"TransformerConfig(registers={self.registers}, num_classes={self.num_classes}, prefix={self.prefix}): "
                 "counts are at least 0, and a class prefix needs num_classes"
             )
-        if not self.absolute and not self.registers and not self.prefix:
+        if not self.absolute and not (self.rotary and (self.registers or self.prefix)):
             raise ValueError(
                 "TransformerConfig(absolute=False): an all-masked canvas then looks the same everywhere; "
-                "keep absolute=True, or give registers=1"
+                "keep absolute=True, or rotary=True with registers=1"
             )
 
 
@@ -58,6 +58,11 @@ class MaskedTransformer(nn.Module):
         super().__init__()
         if vocab_size < 1 or not 1 <= len(grid) <= 3 or min(grid) < 1:
             raise ValueError(f"vocab_size {vocab_size} and grid {grid}: need a token or more, and 1 to 3 axes of cells")
+        if config.rotary and config.dim // config.heads < 2 * len(grid):
+            raise ValueError(
+                f"dim {config.dim} over {config.heads} heads leaves no rotary pair for each axis of the grid {grid}: "
+                f"take fewer heads, or rotary=False"
+            )
         self.config, self.vocab_size, self.grid = config, vocab_size, grid
         self.length = torch.Size(grid).numel()
         dim, self.extra = config.dim, config.registers + config.prefix
@@ -100,6 +105,8 @@ class MaskedTransformer(nn.Module):
     ) -> Float[Tensor, "*n k"]:
         if tokens.shape[1] != self.length:
             raise ValueError(f"got {tokens.shape[1]} tokens per row; this model's grid {self.grid} has {self.length}")
+        if condition is not None and self.classes is None:
+            raise ValueError("got a condition, but this model has no classes: num_classes is 0")
         x = self.embedding(tokens)
         if self.position is not None:
             x = x + self.position

@@ -4,9 +4,11 @@ unmask demo            (or: unmask train digits, then unmask evaluate runs/digit
 """
 
 from unmask.data.sources import Digits
+from unmask.guidance import LinearRamp
 from unmask.metrics.features import ClassifierConfig
 from unmask.models.transformer import TransformerConfig
 from unmask.objectives import MaskGIT
+from unmask.pipeline import Sampling
 from unmask.recipes import Recipe
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.loop import TrainConfig
@@ -27,5 +29,6 @@ def recipe() -> Recipe:
             evaluate_every=300,
             save_every=300,
         ),
+        sampling=Sampling(temperature=0.9, scale=LinearRamp(scale=2.0)),
         classifier=ClassifierConfig(channels=1, num_classes=10, steps=300),
     )

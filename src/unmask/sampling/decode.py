@@ -53,7 +53,8 @@ def decode(
     its own; a row reveals at least one token per step until it is done. `temperature` divides the logits before top-k,
     top-p and sampling, as a number or one per step, and 0 takes the likeliest token; the priority sees the logits as
     predicted. Known tokens never change, and `mask_id` has no logit, so it cannot come out.
-    Raises ValueError for bad tokens, ratios or temperatures, for logits of another shape and, at the end, for NaN ones.
+    Raises ValueError for bad tokens, ratios or temperatures, for logits of another shape and, at the end, for logits
+    that are no distribution.
     """
     masked = _check_tokens(tokens, mask_id)
     counts = reveal_counts(masked.sum(1), ratios)
@@ -68,7 +69,7 @@ def decode(
         logits = predict(tokens, step / len(ratios)).float()
         if logits.shape != (*tokens.shape, mask_id):
             raise ValueError(f"predict gave logits of shape {tuple(logits.shape)}; expected {(*tokens.shape, mask_id)}")
-        broken |= logits.isnan().any()
+        broken |= ~logits.amax(-1).isfinite().all()  # NaN, +inf, or nothing but -inf
         sample = draw(logits, temperatures[step], top_k, top_p, noise("token", tokens.shape[1]))
         score = priority(logits, sample, t=t, rand=noise)
         reveal = _first(score, masked, counts[step])
@@ -76,7 +77,9 @@ def decode(
         masked = masked & ~reveal
         yield State(tokens, reveal, step + 1, t)
     if broken:
-        raise ValueError("predict gave NaN logits, so the tokens mean nothing; check the weights")
+        raise ValueError(
+            "predict gave logits that are NaN, infinite or all -inf: the tokens mean nothing; check the weights"
+        )
 
 
 def _first(score: Float[Tensor, "b l"], masked: Bool[Tensor, "b l"], count: Int[Tensor, "b"]) -> Bool[Tensor, "b l"]:
@@ -99,7 +102,8 @@ def draw(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    p = keep_likeliest(logits / temperature, top_k, top_p).softmax(-1)
+    scaled = (logits - logits.amax(-1, keepdim=True)) / temperature  # without the maximum a tiny temperature overflows
+    p = keep_likeliest(scaled, top_k, top_p).softmax(-1)
     cdf = p.cumsum(-1, dtype=torch.float64)
     # Counting "<=" steps over categories of probability 0, which `searchsorted` from the right does.
     index = torch.searchsorted(cdf, (u * cdf[..., -1])[..., None], right=True)[..., 0]
@@ -118,7 +122,7 @@ def keep_likeliest(
             raise ValueError(f"top_k={top_k}: must be at least 1, or None to keep every token")
         kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
-    if top_p is not None:
+    if top_p is not None and top_p != 1:
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p}: must lie in (0, 1], or be None to keep every token")
         ordered, index = logits.sort(dim=-1, descending=True, stable=True)

@@ -89,7 +89,9 @@ class Log:
 @contextmanager
 def progress_bar(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar that `report(what, done, total)` moves, for reading and downloading; it goes away at the end."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
+    console = Console(stderr=True)
+    # Without a terminal even a transient bar leaves an empty line, and stderr is for errors.
+    with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:

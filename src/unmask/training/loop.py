@@ -10,10 +10,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 from PIL import Image
 from torch import Tensor, nn
 
@@ -117,7 +118,6 @@ def train(
     optimizers = config.optimizer.build(core)
     prime(optimizers)
     parameters = list(core.parameters())
-    mask_id: int = core.mask_id  # type: ignore[assignment]
     window = torch.zeros(2, dtype=torch.float64)  # loss and count since the last line of metrics.jsonl
     tensors = {
         "log.window": window,
@@ -154,19 +154,10 @@ def train(
             log.say(note)
         for step in range(start, config.steps):
             set_learning_rate(optimizers, config.learning_rate(step, config.steps))
-            sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-            for micro in range(config.accumulate):
-                rows = torch.arange(world.rank + world.size * micro, config.batch_size, world.size * config.accumulate)
-                tokens, condition = batches(step, rows)
-                rand = Rand(config.seed, rows.to(world.device), config.batch_size, step)
-                with accumulating(model, micro == config.accumulate - 1):
-                    with autocast(config.precision, world):
-                        loss = objective(model, tokens, condition, mask_id=mask_id, rand=rand)
-                    loss.total.backward()
-                sums += torch.stack([loss.total.detach().double(), loss.count.double(), sums.new_zeros(())])
-                tokens_seen += tokens.numel() * world.size
-            sums[2] = float(stop.asked)
-            total, count, stops = sum_over_ranks(sums, world).tolist()
+            sums = accumulate(step, model, objective, batches, config, world)
+            sums = sum_over_ranks(torch.cat([sums, sums.new_tensor([stop.asked])]), world)
+            total, count, num_tokens, stops = sums.tolist()
+            tokens_seen += num_tokens
             gradients = [p.grad for p in parameters if p.grad is not None]
             torch._foreach_mul_([local(g) for g in gradients], gradient_factor(model, world) / count)
             gradient_norm = float(norm(gradients))
@@ -208,16 +199,40 @@ def train(
     return ema
 
 
+def accumulate(
+    step: int,
+    model: nn.Module,
+    objective: Objective,
+    batches: Callable[[int, Int[Tensor, "b"]], Batch],
+    config: TrainConfig,
+    world: World,
+) -> Float64[Tensor, "3"]:
+    """Backward through this rank's micro-batches of a step; their summed loss, count, and number of tokens.
+
+    Rank r takes rows r + world * micro, and so on in strides, so that each holds all strata of the mask ratio.
+    """
+    sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+    for micro in range(config.accumulate):
+        rows = torch.arange(world.rank + world.size * micro, config.batch_size, world.size * config.accumulate)
+        tokens, condition = batches(step, rows)
+        rand = Rand(config.seed, rows.to(world.device), config.batch_size, step)
+        with accumulating(model, micro == config.accumulate - 1):
+            with autocast(config.precision, world):
+                loss = objective(model, tokens, condition, mask_id=unwrapped(model).mask_id, rand=rand)
+            loss.total.backward()
+        sums += torch.stack([loss.total.detach(), loss.count, sums.new_tensor(tokens.numel())]).double()
+    return sums
+
+
 def _evaluate(evaluators: Sequence[Evaluator], ema: Ema, model: nn.Module, step: int, log: Log) -> None:
     numbers: dict[str, float] = {}
     model.eval()
     with ema.swapped(), torch.no_grad():
-        for evaluator in evaluators:
-            for name, value in evaluator():
-                if isinstance(value, Image.Image):
-                    log.picture(step, name, value)
-                else:
-                    numbers[name] = value
+        for name, value in chain.from_iterable(evaluator() for evaluator in evaluators):
+            if isinstance(value, Image.Image):
+                log.picture(step, name, value)
+            else:
+                numbers[name] = value
     model.train()
     if numbers:
         log.record(step, numbers)
