@@ -303,7 +303,7 @@ def test_validation_is_the_mean_over_held_out_tokens():
         loss = MaskGIT(drop=0.0)(model, data.tokens, data.condition, mask_id=16, rand=rand)
         assert numbers["validation_loss"] == pytest.approx(float(loss.total / loss.count), rel=1e-6)
         for ratio in ACCURACY_RATIOS:
-            mask = mask_exact(torch.full((21,), ratio), rand("mask", 6))
+            mask = mask_exact(torch.full((21,), ratio, dtype=torch.float64), rand("mask", 6))
             guess = model(torch.where(mask, 16, data.tokens), data.condition).argmax(-1)
             right = (guess == data.tokens)[mask].double().mean()
             assert numbers[f"accuracy_masked_{round(100 * ratio)}"] == pytest.approx(float(right))
