@@ -235,7 +235,7 @@ def environment(world: World) -> dict[str, str | int]:
 def export(run: Path, out: Path) -> None:
     """Copy what `Pipeline.from_pretrained` needs, after loading it once to see that it is whole."""
     recipe = read_json(run / "config.json", Recipe)
-    pipeline = Pipeline.from_pretrained(run, device="cpu")
+    pipeline = Pipeline.from_pretrained(run, device="cpu", dtype=torch.float32)
     out.mkdir(parents=True, exist_ok=True)
     write_weights(dict(pipeline.model.named_parameters()), out / "model.safetensors")
     write_json(out / "config.json", to_json(recipe))

@@ -20,6 +20,7 @@ from unmask.sampling.decode import State, decode
 from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
 from unmask.schedules import Cosine, Shape, ratios
 from unmask.tokenizers.base import Tokenizer
+from unmask.training.distributed import fast_dtype
 
 Order = Confidence | Halton | Random | Margin | Entropy | MaxLogit | Raster
 
@@ -54,7 +55,7 @@ class Pipeline:
     def from_pretrained(
         cls, folder: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None
     ) -> "Pipeline":
-        """Load `config.json` and `model.safetensors` from a run or an export: CUDA and bfloat16 where there is CUDA.
+        """Load `config.json` and `model.safetensors` from a run or an export, in bfloat16 where that is fast.
 
         Raises ConfigError or CheckpointError, naming what is missing or does not fit.
         """
@@ -65,7 +66,7 @@ class Pipeline:
         model = MaskedTransformer(recipe.model, recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
         load_weights(model, folder / "model.safetensors")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model = model.to(where, dtype or (torch.bfloat16 if where.type == "cuda" else torch.float32)).eval()
+        model = model.to(where, dtype or fast_dtype(where)).eval()
         return cls(model, recipe.tokenizer, recipe.sampling)
 
     def labels(self, num: int) -> Condition:

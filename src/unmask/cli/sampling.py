@@ -9,7 +9,7 @@ import torch
 import tyro
 
 from unmask import evaluate as evaluation
-from unmask import experiment, figures
+from unmask import experiment, figures, gallery
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
 from unmask.cli.schedule import shapes
 from unmask.errors import ConfigError
@@ -103,7 +103,7 @@ def sample(arguments: list[str]) -> None:
             states = pipeline.history(
                 None if labels is None else labels[:shown], num=shown, seed=flags.seed, sampling=sampling
             )
-            figures.animate(evaluation.decode_pictures(pipeline, states, scale), flags.gif)
+            figures.animate(gallery.decode_frames(pipeline, states, scale), flags.gif)
             print(f"wrote {flags.gif}")
 
 
@@ -131,6 +131,7 @@ PICTURES = {
     "metrics.jsonl": "the training curve, a JSON object per line",
     "samples.png": "a grid of samples, a class per row",
     "decode.gif": "the canvas filling in",
+    "decode.png": "the same, a row per step",
     "order.png": "which cell was revealed when",
     "inpaint.png": "held-out images: original, hole, repaired",
     "loss.png": "the loss",
@@ -165,14 +166,18 @@ class SweepFlags:
 
 
 def sweep(arguments: list[str]) -> None:
-    """compare orders and numbers of steps, each at its best temperature; prints a Markdown table"""
+    """evaluate, then compare orders and numbers of steps, each at its best temperature, in a Markdown table"""
     name, rest = positional(arguments, "sweep RUN, where RUN is a run folder")
     flags = parse(SweepFlags, rest, f"sweep {name}")
     pipeline = Pipeline.from_pretrained(name)
+    print_report(Path(name), flags.samples, flags.seed, pipeline.sampling)
     base = applied(SamplingFlags(scale=flags.scale), pipeline)
     table = orders(pipeline.model.grid)
     settings = [(order, replace(base, priority=named(table, order, "order"))) for order in flags.orders]
-    lines = ["| order | steps | best temperature | class accuracy | Frechet distance |", "| --- " + "| ---: " * 4 + "|"]
+    lines = [
+        "| order | steps | best temperature | class accuracy | Frechet distance | border at t | inside at t |",
+        "| --- " + "| ---: " * 6 + "|",
+    ]
     print("\n".join(lines), flush=True)
     with value_errors(), disk_errors(Path(name)):
         for row in evaluation.sweep(
@@ -185,7 +190,8 @@ def sweep(arguments: list[str]) -> None:
             temperatures=flags.temperatures,
         ):
             accuracy = f"{100 * row.class_accuracy:.2f} %"
-            lines.append(f"| {row.order} | {row.steps} | {row.temperature} | {accuracy} | {row.frechet:.3f} |")
+            figures_of = f"{accuracy} | {row.frechet:.3f} | {row.border:.2f} | {row.inside:.2f}"
+            lines.append(f"| {row.order} | {row.steps} | {row.temperature} | {figures_of} |")
             print(lines[-1], flush=True)
         if flags.out is not None:
             flags.out.write_text("\n".join(lines) + "\n")

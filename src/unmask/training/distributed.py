@@ -74,15 +74,15 @@ def autocast(precision: Precision, world: World) -> torch.autocast:
 
     The weights, the optimizer and the average stay in float32 either way.
     """
-    half = precision == "bf16"
-    if precision == "auto":
-        half = world.device.type == "cuda" or _cpu_has_bf16()
+    half = precision == "bf16" or (precision == "auto" and fast_dtype(world.device) == torch.bfloat16)
     return torch.autocast(world.device.type, torch.bfloat16, enabled=half)
 
 
-def _cpu_has_bf16() -> bool:
-    abilities = torch.cpu.get_capabilities()
-    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on CUDA and on CPUs with instructions for it, else float32."""
+    abilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    has = device.type == "cuda" or abilities.get("avx512_bf16") or abilities.get("amx_bf16")
+    return torch.bfloat16 if has else torch.float32
 
 
 def distribute(model: nn.Module, strategy: Strategy, world: World) -> nn.Module:

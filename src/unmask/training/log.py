@@ -50,7 +50,9 @@ class Log:
             TextColumn("left"),
             TimeRemainingColumn(),
         ]
-        self._bar = Progress(*columns, console=self.console, disable=run is None, refresh_per_second=4)
+        self._bar = Progress(
+            *columns, console=self.console, disable=run is None or start >= steps, refresh_per_second=4
+        )
         self._task = self._bar.add_task("train", total=steps, completed=start, loss=math.nan, rate=0.0)
 
     def __enter__(self) -> "Log":
