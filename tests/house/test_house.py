@@ -15,7 +15,7 @@ TREES = {f.relative_to(SRC).as_posix(): ast.parse(f.read_text(encoding="utf-8"))
 
 METHOD = {"schedules", "rand", "masking", "objectives", "guidance", "likelihood", "sampling", "models"}
 MACHINERY = {"tokenizers", "data", "training", "metrics", "pretrained", "config", "errors"}
-FACES = {"pipeline", "evaluate", "experiment", "figures", "recipes", "cli", "app"}
+FACES = {"pipeline", "evaluate", "experiment", "figures", "gallery", "recipes", "cli", "app"}
 PACKAGE = {"__init__", "__main__", "__version__"}
 
 every_file = pytest.mark.parametrize("name", TREES)

@@ -145,8 +145,9 @@ def print_report(run: Path, num: int, seed: int, sampling: Sampling) -> None:
         numbers = evaluation.report(run, num=num, seed=seed, sampling=sampling)
     print(json.dumps(numbers, indent=2))
     print("\nwrote")
+    width = max(len(str(run / file)) for file in PICTURES)
     for file, what in PICTURES.items():
-        print(f"  {run / file!s:28s} {what}")
+        print(f"  {run / file!s:{width}s}  {what}")
 
 
 @dataclass(frozen=True, kw_only=True)

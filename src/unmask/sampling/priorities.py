@@ -107,17 +107,10 @@ class Halton:
     def __call__(
         self, logits: Float[Tensor, "b l k"], sample: Int[Tensor, "b l"], *, t: float, rand: Rand
     ) -> Float[Tensor, "b l"]:
-        rank = _halton_rank(self.grid, sample.device)
-        if len(rank) != sample.shape[1]:
-            raise ValueError(f"Halton(grid={self.grid}) has {len(rank)} cells, but the canvas has {sample.shape[1]}")
-        return -rank.expand(sample.shape)
-
-
-@lru_cache(maxsize=32)
-def _halton_rank(grid: tuple[int, ...], device: torch.device) -> Float[Tensor, "l"]:
-    """The place of each cell in the order, kept on the device so that a step need not copy it."""
-    order = halton_order(grid)
-    return torch.empty(len(order)).scatter_(0, order, torch.arange(len(order)).float()).to(device)
+        order = halton_order(self.grid)
+        if len(order) != sample.shape[1]:
+            raise ValueError(f"Halton(grid={self.grid}) has {len(order)} cells, but the canvas has {sample.shape[1]}")
+        return -order.argsort().to(sample.device).float().expand(sample.shape)
 
 
 @lru_cache(maxsize=32)
