@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unmask.config import read_json, write_json
 from unmask.errors import ConfigError
-from unmask.experiment import Experiment, commit, prepare
+from unmask.experiment import Experiment, environment, prepare
 from unmask.gallery import draw, holes
 from unmask.metrics.features import (
     Classifier,
@@ -112,9 +112,8 @@ def report(run: Path, *, num: int, seed: int, sampling: Sampling | None = None) 
         "num_reference": len(real.test),
         "features": fingerprint(real.classifier),
         "seed": seed,
-        "commit": commit(),
-        "torch": torch.__version__,
-        "device": str(pipeline.device),
+        "weights": str(next(pipeline.model.parameters()).dtype),
+        **environment(pipeline.device),
     }
     write_json(run / "report.json", numbers)
     draw(run, experiment, pipeline, sampling, seed)

@@ -1,7 +1,9 @@
 """A recipe made to run: data to tokens, model, validation, training, and the export at the end."""
 
+import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,7 +128,7 @@ def _run(experiment: Experiment, folder: Path, world: World) -> None:
         world=world,
         evaluators=[validation(experiment, model, world), samples(pipeline)],
         expected_loss=expected_first_loss(experiment),
-        meta={"recipe": to_json(recipe), "environment": environment(world)},
+        meta={"recipe": to_json(recipe), "environment": environment(world.device)},
     )
     weights = {name: whole(average).cpu().contiguous() for name, average in ema.average.items()}
     if world.is_main:
@@ -217,18 +219,17 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if changed.returncode else "")
 
 
-def environment(world: World) -> dict[str, str | int]:
-    """What bitwise repetition depends on."""
+def environment(device: torch.device) -> dict[str, str | int]:
+    """What a figure must be quoted with, and what bitwise repetition depends on."""
+    on_cpu = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
     return {
-        "unmask": __version__,
+        "command": " ".join(["unmask", *sys.argv[1:]]),
         "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name()
-        if world.device.type == "cuda"
-        else platform.processor() or platform.machine(),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else str(on_cpu),
         "threads": torch.get_num_threads(),
-        "world_size": world.size,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
 
 
