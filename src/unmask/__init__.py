@@ -1,3 +1,45 @@
-"""unmask: masked generative transformers. Training masks tokens; sampling unmasks them."""
+"""unmask: masked generative transformers. Training masks tokens; sampling unmasks them.
+
+The names here are the method (ring 1). `unmask.pipeline.Pipeline` runs trained models; `unmask.cli` is the commands.
+"""
+
+from unmask.guidance import NULL, CosineRamp, Interval, LinearRamp, guided
+from unmask.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.objectives import Loss, MaskGIT
+from unmask.rand import Rand, seeded
+from unmask.sampling.decode import State, decode
+from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, ratios, ratios_from_counts
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "NULL",
+    "Arccos",
+    "Confidence",
+    "Cosine",
+    "CosineRamp",
+    "Entropy",
+    "Exp",
+    "Halton",
+    "Interval",
+    "LinearRamp",
+    "Log",
+    "Loss",
+    "Margin",
+    "MaskGIT",
+    "MaskedTransformer",
+    "MaxLogit",
+    "Power",
+    "Rand",
+    "Random",
+    "Raster",
+    "Sigmoid",
+    "State",
+    "TransformerConfig",
+    "decode",
+    "guided",
+    "ratios",
+    "ratios_from_counts",
+    "seeded",
+]

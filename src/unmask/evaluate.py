@@ -28,8 +28,8 @@ from unmask.metrics.features import (
 )
 from unmask.metrics.frechet import Gaussian, fit_gaussian, frechet_distance
 from unmask.metrics.neighbours import nearest_train
-from unmask.pipeline import Pipeline, Sampling
-from unmask.recipes import Recipe
+from unmask.pipeline import Pipeline
+from unmask.recipes import Recipe, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)

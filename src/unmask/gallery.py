@@ -11,7 +11,8 @@ from torch import Tensor
 
 from unmask import figures
 from unmask.experiment import Experiment, expected_first_loss
-from unmask.pipeline import Pipeline, Sampling
+from unmask.pipeline import Pipeline
+from unmask.recipes import Sampling
 from unmask.sampling.decode import State
 
 

@@ -1,7 +1,6 @@
 """Tokenizer + model + sampler in one object: generate images, or repair holes in given ones."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,29 +12,14 @@ from torch import Tensor
 
 from unmask.config import read_json
 from unmask.errors import CheckpointError, ConfigError
-from unmask.guidance import Condition, CosineRamp, Interval, LinearRamp, guided
+from unmask.guidance import Condition, guided
 from unmask.models.transformer import MaskedTransformer
 from unmask.rand import seeded
+from unmask.recipes import Recipe, Sampling
 from unmask.sampling.decode import State, decode
-from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
-from unmask.schedules import Cosine, Shape, ratios
+from unmask.schedules import ratios
 from unmask.tokenizers.base import Tokenizer
 from unmask.training.distributed import fast_dtype
-
-Order = Confidence | Halton | Random | Margin | Entropy | MaxLogit | Raster
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How to decode: each field is an argument of `decode` or `guided`, as data. Interval(s) is a constant scale s."""
-
-    steps: int = 8
-    schedule: Shape = Cosine()
-    priority: Order = Confidence()
-    temperature: float | tuple[float, ...] = 1.0
-    scale: Interval | LinearRamp | CosineRamp = Interval(scale=1.0)
-    top_k: int | None = None
-    top_p: float | None = None
 
 
 class Pipeline:
@@ -59,8 +43,6 @@ class Pipeline:
 
         Raises ConfigError or CheckpointError, naming what is missing or does not fit.
         """
-        from unmask.recipes import Recipe  # here, because a recipe holds a Sampling
-
         folder = Path(folder)
         recipe = read_json(folder / "config.json", Recipe)
         model = MaskedTransformer(recipe.model, recipe.tokenizer.vocab_size, recipe.tokenizer.grid)

@@ -12,8 +12,8 @@ from unmask.errors import CheckpointError, ConfigError
 from unmask.experiment import export, write_weights
 from unmask.guidance import Interval
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
-from unmask.pipeline import Pipeline, Sampling
-from unmask.recipes import Recipe
+from unmask.pipeline import Pipeline
+from unmask.recipes import Recipe, Sampling
 from unmask.sampling.priorities import Confidence, Halton
 from unmask.schedules import Power
 from unmask.tokenizers.pixels import Pixels

@@ -33,8 +33,9 @@ from unmask.errors import CheckpointError, ConfigError, NonFiniteError, Preempte
 from unmask.experiment import ACCURACY_RATIOS, samples
 from unmask.masking import mask_exact
 from unmask.objectives import Loss, MaskGIT
-from unmask.pipeline import Pipeline, Sampling
+from unmask.pipeline import Pipeline
 from unmask.rand import seeded
+from unmask.recipes import Sampling
 from unmask.training.distributed import World
 from unmask.training.log import Log
 from unmask.training.loop import TrainConfig

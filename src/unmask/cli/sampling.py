@@ -14,7 +14,8 @@ from unmask.cli.parsing import disk_errors, named, parse, positional, value_erro
 from unmask.cli.schedule import shapes
 from unmask.errors import ConfigError
 from unmask.guidance import Interval
-from unmask.pipeline import Order, Pipeline, Sampling
+from unmask.pipeline import Pipeline
+from unmask.recipes import Order, Sampling
 from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
 
 

@@ -15,12 +15,29 @@ from pathlib import Path
 from unmask.config import read_json
 from unmask.data.sources import Arrays, Digits, Folder, Mnist
 from unmask.errors import ConfigError
+from unmask.guidance import CosineRamp, Interval, LinearRamp
 from unmask.metrics.features import ClassifierConfig
 from unmask.models.transformer import TransformerConfig
 from unmask.objectives import MaskGIT
-from unmask.pipeline import Sampling
+from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+from unmask.schedules import Cosine, Shape
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.loop import TrainConfig
+
+Order = Confidence | Halton | Random | Margin | Entropy | MaxLogit | Raster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to decode: each field is an argument of `decode` or `guided`, as data. Interval(s) is a constant scale s."""
+
+    steps: int = 8
+    schedule: Shape = Cosine()
+    priority: Order = Confidence()
+    temperature: float | tuple[float, ...] = 1.0
+    scale: Interval | LinearRamp | CosineRamp = Interval(scale=1.0)
+    top_k: int | None = None
+    top_p: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

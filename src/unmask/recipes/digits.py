@@ -8,8 +8,7 @@ from unmask.guidance import LinearRamp
 from unmask.metrics.features import ClassifierConfig
 from unmask.models.transformer import TransformerConfig
 from unmask.objectives import MaskGIT
-from unmask.pipeline import Sampling
-from unmask.recipes import Recipe
+from unmask.recipes import Recipe, Sampling
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import AdamW, CosineDecay, Muon
