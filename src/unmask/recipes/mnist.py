@@ -4,7 +4,7 @@
     unmask evaluate runs/mnist --samples 5000
 
 The CPU preset: 1.2 M parameters, meant to end within 30 minutes on 2 cores. docs/results/mnist.md has what it reached.
-The order, temperature and guidance were chosen by the Frechet distance of a few thousand samples to the training images.
+The order, temperature and guidance were chosen by the Frechet distance of a few thousand samples to training images.
 """
 
 from unmask.data.sources import Mnist
