@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask.config import read_json, write_json
-from unmask.errors import ConfigError
+from unmask.errors import CheckpointError, ConfigError
 from unmask.experiment import Experiment, environment, prepare
 from unmask.gallery import draw, holes
 from unmask.metrics.features import (
@@ -45,13 +45,13 @@ class Reference:
 
 
 def reference(experiment: Experiment, folder: Path, device: torch.device) -> Reference:
-    """The classifier is trained once and kept as `classifier.safetensors` in the run; it is read from there later."""
+    """The classifier is trained once per configuration and kept in the run as `classifier.safetensors`."""
     split, config = experiment.split, experiment.recipe.classifier
     if split.train.labels is None or split.test.labels is None:
         raise ConfigError("evaluation needs class labels, to train the classifier whose features it measures in")
     train, test = (s.as_float(slice(None)).to(device) for s in (split.train, split.test))
     path = folder / "classifier.safetensors"
-    if not path.exists():
+    if not path.exists() or load_classifier(path).config != config:
         save_classifier(train_classifier(train, split.train.labels.to(device), config), path)
     classifier = load_classifier(path).to(device)
     return Reference(
@@ -65,52 +65,53 @@ def reference(experiment: Experiment, folder: Path, device: torch.device) -> Ref
 
 
 def floor(real: Reference, num: int) -> float:
-    """Frechet distance of `num` real training images (the first of a fixed permutation) to the held-out ones."""
+    """Frechet distance of `num` real training images (of a fixed permutation, at most all) to the held-out ones."""
     index = torch.randperm(len(real.train), generator=torch.Generator().manual_seed(0))[:num]
     return frechet_distance(fit_gaussian(real.train_features[index]), real.test_fit)
 
 
 def measure(images: Float[Tensor, "n c h w"], labels: Int[Tensor, "n"], real: Reference) -> dict[str, float]:
     """Class accuracy by the classifier, and the Frechet distance to the held-out images."""
-    images = images.to(real.test.device)
     fit = fit_gaussian(embed(real.classifier, images))
     return {
-        "class_accuracy": accuracy(real.classifier, images, labels.to(real.test.device)),
+        "class_accuracy": accuracy(real.classifier, images, labels),
         "frechet": frechet_distance(fit, real.test_fit),
     }
 
 
 def report(run: Path, *, num: int, seed: int, sampling: Sampling | None = None) -> dict[str, object]:
-    """Generate `num` images, measure them, draw the run's pictures, and write and return `report.json`."""
+    """Generate `num` images, measure them, draw the run's pictures, and write and return `report.json`.
+
+    Without classes there is no classifier: the report then holds what needs none.
+    """
+    curve = read_curve(run)
     experiment, pipeline = opened(run)
     sampling = sampling or pipeline.sampling
-    real = reference(experiment, run, pipeline.device)
+    images = pipeline.generate(num=num, seed=seed, sampling=sampling)
+    tokenizer = experiment.recipe.tokenizer
+    train, test = (tokenizer.decode(tokens).flatten(1) for tokens in (experiment.train.tokens, experiment.test.tokens))
+    judged = {}
     labels = pipeline.labels(num)
-    if labels is None:
-        raise ConfigError("evaluation needs a class-conditional model, to compare each sample with its class")
-    images = pipeline.generate(labels, seed=seed, sampling=sampling)
-    rebuilt = experiment.recipe.tokenizer.decode(experiment.test.tokens)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    if labels is not None:
+        real = reference(experiment, run, pipeline.device)
+        rebuilt = tokenizer.decode(experiment.test.tokens)
+        judged = {
+            **measure(images, labels, real),
+            "classifier_test_accuracy": accuracy(real.classifier, real.test, real.test_labels),
+            "frechet_floor": floor(real, num),
+            "frechet_tokenizer": frechet_distance(fit_gaussian(embed(real.classifier, rebuilt)), real.test_fit),
+            "inpaint_class_accuracy": inpaint_accuracy(experiment, pipeline, real, seed),
+            "features": fingerprint(real.classifier),
+        }
     numbers: dict[str, object] = {
-        **measure(images, labels, real),
-        "classifier_test_accuracy": accuracy(real.classifier, real.test, real.test_labels),
-        "frechet_floor": floor(real, num),
-        "frechet_tokenizer": frechet_distance(fit_gaussian(embed(real.classifier, rebuilt)), real.test_fit),
-        "nearest_train": nearest_train(
-            images.flatten(1),
-            experiment.recipe.tokenizer.decode(experiment.train.tokens).flatten(1),
-            rebuilt.flatten(1),
-        ),
-        "inpaint_class_accuracy": inpaint_accuracy(experiment, pipeline, real, seed),
-        "validation_loss": [r["validation_loss"] for r in rows if "validation_loss" in r][-1],
-        "train_seconds": rows[-1]["seconds"],
-        "train_steps": rows[-1]["step"],
+        **judged,
+        "nearest_train": nearest_train(images.flatten(1), train, test),
+        **curve,
         "num_parameters": sum(p.numel() for p in pipeline.model.parameters()),
         "steps": sampling.steps,
         "sampling": str(sampling),
         "num_samples": num,
-        "num_reference": len(real.test),
-        "features": fingerprint(real.classifier),
+        "num_reference": len(experiment.test),
         "seed": seed,
         "weights": str(next(pipeline.model.parameters()).dtype),
         **environment(pipeline.device),
@@ -118,6 +119,16 @@ def report(run: Path, *, num: int, seed: int, sampling: Sampling | None = None) 
     write_json(run / "report.json", numbers)
     draw(run, experiment, pipeline, sampling, seed)
     return numbers
+
+
+def read_curve(run: Path) -> dict[str, float]:
+    """Where the training of a run ended: validation loss, seconds and steps. CheckpointError if there was none."""
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    if not losses:
+        raise CheckpointError(f"{path} tells of no validation: give the folder of a run that was trained to its end")
+    return {"validation_loss": losses[-1], "train_seconds": rows[-1]["seconds"], "train_steps": rows[-1]["step"]}
 
 
 def opened(run: Path) -> tuple[Experiment, Pipeline]:
@@ -130,7 +141,7 @@ def inpaint_accuracy(experiment: Experiment, pipeline: Pipeline, real: Reference
     images = experiment.split.test.as_float(slice(0, num))
     labels = real.test_labels[:num]
     repaired = pipeline.inpaint(images, holes(len(images), *images.shape[2:]), labels, seed=seed)
-    return accuracy(real.classifier, repaired.to(real.test.device), labels)
+    return accuracy(real.classifier, repaired, labels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unmask import __version__
-from unmask.config import differences, read_json, to_json, write_json
+from unmask.config import differences, read_json, sync, to_json, write_json
 from unmask.data.images import Images, Progress
 from unmask.data.sources import Split
 from unmask.data.tokens import Batches, TokenSet
@@ -25,10 +25,11 @@ from unmask.masking import mask_exact
 from unmask.models.transformer import MaskedTransformer
 from unmask.pipeline import Pipeline
 from unmask.rand import Rand
-from unmask.recipes import Recipe
+from unmask.recipes import Recipe, Sampling
+from unmask.sampling.priorities import Halton
 from unmask.training.checkpoint import clean, lock
 from unmask.training.distributed import World, autocast, barrier, distribute, resolve, sum_over_ranks, unwrapped, whole
-from unmask.training.loop import Evaluator, train
+from unmask.training.loop import Evaluator, TrainConfig, train
 
 VALIDATION_BATCH = 512
 VALIDATION_IMAGES = 2048
@@ -46,7 +47,10 @@ class Experiment:
 
 
 def prepare(recipe: Recipe, progress: Progress | None = None) -> Experiment:
-    """Read the data and tokenize it; ConfigError where data and recipe do not fit."""
+    """Read the data, tokenize it, and fill in what follows from it; ConfigError where data and recipe do not fit.
+
+    The data decides the number of classes and channels, the tokenizer the grid of a Halton order.
+    """
     split = recipe.data.load(progress)
     classes = len(split.train.classes) if recipe.conditional else 0
     channels, height, width = split.train.pixels.shape[1:]
@@ -55,8 +59,12 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Experiment:
             f"the images are {channels} x {height} x {width} but the tokenizer takes {recipe.tokenizer.channels} x "
             f"{recipe.tokenizer.size[0]} x {recipe.tokenizer.size[1]}: set --tokenizer.size and --tokenizer.channels"
         )
+    sampling = recipe.sampling
+    if isinstance(sampling.priority, Halton):
+        sampling = replace(sampling, priority=Halton(recipe.tokenizer.grid))
     recipe = replace(
         recipe,
+        sampling=sampling,
         model=replace(recipe.model, num_classes=classes),
         classifier=replace(recipe.classifier, channels=channels, num_classes=max(2, len(split.train.classes))),
     )
@@ -142,20 +150,28 @@ def _claim(recipe: Recipe, folder: Path) -> None:
     clean(folder / "checkpoints")
     path = folder / "config.json"
     if path.exists():
-        there = read_json(path, Recipe)
-        for name in ("data", "tokenizer", "model", "objective"):
-            changed = differences(to_json(getattr(there, name)), to_json(getattr(recipe, name)))
-            if changed:
-                raise CheckpointError(
-                    f"{folder} holds another experiment ({name}.{changed[0]}): give another --out, or delete the folder"
-                )
+        changed = differences(_lasting(read_json(path, Recipe)), _lasting(recipe))
+        if changed:
+            raise CheckpointError(
+                f"{folder} holds another experiment ({changed[0]}): give another --out, or delete the folder"
+            )
     write_json(path, to_json(recipe))
+
+
+def _lasting(recipe: Recipe) -> Recipe:
+    """The recipe without what a continued run may change: how it is computed, watched, sampled and judged."""
+    plain = TrainConfig()
+    free = ("accumulate", "precision", "strategy", "log_every", "evaluate_every", "save_every", "keep", "tracker")
+    training = replace(recipe.training, **{name: getattr(plain, name) for name in free})
+    return replace(recipe, training=training, sampling=Sampling(), classifier=Recipe.classifier)
 
 
 def write_weights(weights: dict[str, Tensor], path: Path) -> None:
     """Save as safetensors under a temporary name, then rename: never half a file."""
     part = path.with_suffix(".part")
     save_file(weights, part, metadata={"format": "pt"})
+    part.chmod(part.parent.stat().st_mode & 0o666)  # safetensors makes its files private whatever the umask
+    sync(part)
     part.replace(path)
 
 

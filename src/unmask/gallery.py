@@ -29,7 +29,7 @@ def draw(run: Path, experiment: Experiment, pipeline: Pipeline, sampling: Sampli
     figures.write(decode_strip(pipeline, states, 10, scale), run / "decode.png")
     when = torch.stack([s.revealed.long() * s.step for s in states]).sum(0).cpu()
     height, width = pipeline.tokenizer.grid
-    map_ = figures.reveal_order(when, (height, width), len(states) - 1, 10, scale=max(4, 56 // width))
+    map_ = figures.reveal_order(when, (height, width), states[-1].step, 10, scale=max(4, 56 // width))
     figures.write(map_, run / "order.png")
     figures.write(repairs(experiment, pipeline, seed, scale), run / "inpaint.png")
     loss_curve(run, experiment)

@@ -3,7 +3,7 @@
 The guided logits are null + s (cond - null): s = 1 is the plain conditional model, s = 0 the unconditional one. Papers
 that write (1 + w) cond - w null, as the MaskGIT reproduction report does, mean w = s - 1: their 3 is our 4.
 Strong guidance early in decoding does harm and late guidance helps (arXiv 2507.08965), hence the ramps: callables of t,
-the time of the forward pass, from 0 (all masked) towards 1 (all known).
+the time of the forward pass, from 0 (all masked) towards 1 (all known). They start at 1: one step has no guidance.
 """
 
 import math
@@ -23,6 +23,11 @@ ConditionalModel = Callable[[Int[Tensor, "b l"], Condition], Float[Tensor, "b l 
 Ramp = Callable[[float], float]
 
 
+def _finite(ramp: object, *numbers: float) -> None:
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{ramp}: the numbers must be finite; scale 1 is no guidance")
+
+
 @dataclass(frozen=True)
 class LinearRamp:
     """start + (scale - start) t. valeoai's linear w ramp is LinearRamp(scale=w + 1), but for its time i/(T-1)
@@ -30,6 +35,9 @@ class LinearRamp:
 
     scale: float
     start: float = 1.0
+
+    def __post_init__(self) -> None:
+        _finite(self, self.scale, self.start)
 
     def __call__(self, t: float) -> float:
         return self.start + (self.scale - self.start) * t
@@ -41,6 +49,11 @@ class CosineRamp:
 
     scale: float
     power: float = 1.0
+
+    def __post_init__(self) -> None:
+        _finite(self, self.scale, self.power)
+        if self.power <= 0:
+            raise ValueError(f"{self}: the power must be positive")
 
     def __call__(self, t: float) -> float:
         return 1 + (self.scale - 1) * (1 - math.cos(math.pi * t**self.power)) / 2
@@ -55,6 +68,7 @@ class Interval:
     high: float = 1.0
 
     def __post_init__(self) -> None:
+        _finite(self, self.scale)
         if not 0 <= self.low <= self.high <= 1:
             raise ValueError(f"Interval(low={self.low}, high={self.high}): needs 0 <= low <= high <= 1")
 
@@ -68,17 +82,17 @@ def guided(
     """`predict(tokens, t)` with guidance: one batched forward of both twins, or of one where the other is not needed.
 
     `null` is the unconditional twin of `condition`; by default every row's class id becomes NULL.
-    Raises ValueError when a scale other than 1 is asked for without a condition.
+    `predict` raises ValueError when the scale is not 1 but there is no condition.
     """
-    if condition is None and scale not in (1, Interval(1.0)):
-        raise ValueError(f"guidance scale {scale} needs a condition; without classes leave it at 1")
     if condition is not None and null is None:
         null = torch.full_like(condition, NULL)
 
     def predict(tokens: Int[Tensor, "b l"], t: float) -> Float[Tensor, "b l k"]:
         s = scale(t) if callable(scale) else scale
-        if condition is None or null is None or s == 1:
+        if s == 1:
             return model(tokens, condition)
+        if condition is None or null is None:
+            raise ValueError(f"guidance scale {s} needs a condition; without one leave it at 1")
         if s == 0:
             return model(tokens, null)
         cond, uncond = model(torch.cat([tokens, tokens]), torch.cat([condition, null])).chunk(2)

@@ -16,7 +16,7 @@ from torch import Tensor
 from unmask.guidance import NULL, Condition
 from unmask.masking import complementary, mask_bernoulli, mask_exact, stratified
 from unmask.rand import Rand
-from unmask.schedules import Arccos, Shape
+from unmask.schedules import Cosine, Shape
 
 Model = Callable[[Int[Tensor, "b l"], Condition, Bool[Tensor, "b l"]], Float[Tensor, "n k"]]
 
@@ -59,10 +59,11 @@ class MaskGIT:
     `visible_weight`: loss weight of the tokens left visible (0 in the paper, 0.1 in TiTok, 1 in valeoai's code).
     `drop`: share of rows trained without their condition, so that guidance has an unconditional twin.
     `independent`: mask each token by its own coin instead of an exact count. `stratified`: spread t evenly over the
-    global batch. `complementary`: train every row under a mask and under its complement, two forward rows per row.
+    global batch. `complementary`: train every row under a mask and under its complement, two forward rows per row; half
+    of the tokens are then masked on average, whatever the schedule.
     """
 
-    schedule: Shape = Arccos()
+    schedule: Shape = Cosine()
     visible_weight: float = 0.0
     label_smoothing: float = 0.0
     drop: float = 0.1

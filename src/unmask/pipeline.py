@@ -41,9 +41,11 @@ class Pipeline:
     ) -> "Pipeline":
         """Load `config.json` and `model.safetensors` from a run or an export, in bfloat16 where that is fast.
 
-        Raises ConfigError or CheckpointError, naming what is missing or does not fit.
+        Raises CheckpointError or ConfigError, naming what is missing or does not fit.
         """
         folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder}: no config.json there; give a run folder or an export")
         recipe = read_json(folder / "config.json", Recipe)
         model = MaskedTransformer(recipe.model, recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
         load_weights(model, folder / "model.safetensors")
@@ -64,12 +66,15 @@ class Pipeline:
         first: int = 0,
         sampling: Sampling | None = None,
     ) -> Iterator[State]:
-        """Decode step by step; row i draws the noise of sample number `first + i`, whatever the batch."""
+        """Decode step by step; row i draws the noise of sample number `first + i`, whatever the batch.
+
+        Without labels the model runs unconditionally, and there is nothing to guide towards.
+        """
         s = sampling or self.sampling
         if labels is not None:
             self._check(labels, len(tokens))
         return decode(
-            guided(self.model, labels, scale=s.scale),
+            guided(self.model, labels, scale=1.0 if labels is None else s.scale),
             tokens,
             ratios(s.schedule, s.steps),
             mask_id=self.model.mask_id,
@@ -94,7 +99,7 @@ class Pipeline:
         batch: int = 256,
     ) -> Float[Tensor, "b c h w"]:
         """One image in [-1, 1] per label; or `num` of them, running through the classes."""
-        labels = self.labels(num) if labels is None else labels.to(self.device)
+        labels = self.labels(num) if labels is None else torch.as_tensor(labels).to(self.device)
         total = num if labels is None else len(labels)
         if total < 1:
             raise ConfigError(f"{total} images asked for: give labels, or num of at least 1")

@@ -114,7 +114,7 @@ def ratios(schedule: Schedule, steps: int) -> list[float]:
 
 
 def ratios_from_counts(counts: Sequence[int]) -> list[float]:
-    """The ratios that make a sampler reveal these `counts`, each at least 1, when sum(counts) tokens are unknown."""
+    """The ratios that make a sampler reveal these `counts` of sum(counts) unknown tokens; zeros become at least 1."""
     total = sum(counts)
     if total <= 0 or min(counts) < 0:
         raise ValueError(f"counts {list(counts)}: must be non-negative and reveal at least one token in all")
@@ -125,20 +125,23 @@ def ratios_from_counts(counts: Sequence[int]) -> list[float]:
 def reveal_counts(unknown: Int[Tensor, "b"], ratios: Sequence[float]) -> Int[Tensor, "steps b"]:
     """How many tokens each row reveals at each step, from its own number of `unknown` ones at the start.
 
-    After step s a row holds floor(unknown * ratio_s) masked tokens, but every step reveals at least one until none is
-    left; so a short row finishes early instead of idling. Differs from google-research/maskgit, which keeps one token
-    masked to the end. Raises ValueError unless the ratios lie in [0, 1], never rise, and end in 0.
+    After step s a row holds floor(unknown * ratio_s) masked tokens, but every step reveals at least one, and leaves at
+    least one for each step to come: Google's rule where that does not stall. A row with fewer unknown tokens than steps
+    reveals them one by one, spread evenly over the steps, so that all rows end at the last step.
+    Raises ValueError unless the ratios lie in [0, 1], never rise, and end in 0.
     """
     r = torch.tensor(list(ratios), dtype=torch.float64)
     if len(r) == 0 or not (r.min() >= 0 and r.max() <= 1 and r[-1] == 0 and bool((r.diff() <= 0).all())):
         raise ValueError(f"ratios {list(ratios)[:12]}: must lie in [0, 1], never rise, and end in 0")
+    unknown, steps = unknown.cpu().long(), len(r)
+    step = torch.arange(1, steps + 1)[:, None]
     # The slack undoes rounding: (k / n) * n may come out just below k, and floor would then lose a token.
-    masked = torch.floor(unknown[None].double().cpu() * r[:, None] + 1e-6).long()
+    wanted = torch.floor(unknown.double() * r[:, None] + 1e-6).long().maximum(steps - step)
     # m_s <= m_{s-1} - 1, as a running minimum of m_s + s with the start in front.
-    index = torch.arange(len(r) + 1)[:, None]
-    masked = torch.cat([unknown[None].long().cpu(), masked]) + index
-    masked = (masked.cummin(0).values - index).clamp(min=0)
-    return -masked.diff(dim=0)
+    many = torch.cat([unknown[None], wanted + step]).cummin(0).values[1:] - step
+    few = unknown - step * unknown // steps
+    masked = torch.where(unknown >= steps, many, few)
+    return -torch.cat([unknown[None], masked]).diff(dim=0)
 
 
 # -- per-step counts as each code base has them ------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def test_weights_of_another_architecture_are_refused(run, tmp_path, change):
 
 
 def test_missing_and_damaged_files_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"config\.json"):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
         Pipeline.from_pretrained(tmp_path)
     folder = saved(tmp_path / "run", recipe())
     weights = folder / "model.safetensors"

@@ -67,7 +67,9 @@ def test_a_known_truth_is_decoded_exactly(priority, steps):
     assert torch.equal(states[-1].tokens, truth)
     assert torch.equal(states[0].tokens, start)
     want = S.reveal_counts(unknown.sum(1), S.ratios(S.Cosine(), steps))
-    for step, (before, after) in enumerate(pairwise(states)):
+    busy = want.any(1).nonzero().flatten().tolist()
+    assert len(states) == len(busy) + 1
+    for step, (before, after) in zip(busy, pairwise(states), strict=True):
         assert torch.equal(after.revealed.sum(1), want[step])
         assert (before.tokens[after.revealed] == K).all(), "only unknown tokens are revealed"
         assert torch.equal(after.tokens[~after.revealed], before.tokens[~after.revealed])
@@ -185,16 +187,32 @@ def test_noise_is_new_in_each_step():
         assert (rand.step, t) == (step, (step + 1) / 4)
 
 
-def test_more_steps_than_unknown_stops_early():
+def test_more_steps_than_unknown_wastes_no_pass_and_ends_at_the_end():
     tokens = truth_of(3)
     tokens[0, :2] = K
     tokens[2, 5:10] = K
     predict = Predict()
     states = run(predict, tokens, S.ratios(S.Cosine(), 50))
-    assert len(predict.times) == 5
-    assert len(states) == 6
+    assert len(predict.times) == 6, "2 tokens at steps 25 and 50, and 5 at 10, 20, 30, 40 and 50"
+    assert predict.times == pytest.approx([0.18, 0.38, 0.48, 0.58, 0.78, 0.98])
     assert (states[-1].tokens < K).all()
-    assert [s.revealed.sum(1).tolist() for s in states[1:3]] == [[1, 0, 1], [1, 0, 1]]
+    assert [s.revealed.sum(1).tolist() for s in states[1:]] == [[0, 0, 1]] * 2 + [[1, 0, 0]] + [[0, 0, 1]] * 2 + [
+        [1, 0, 1]
+    ]
+    assert (states[-1].step, states[-1].t) == (50, 1.0)
+
+
+def test_noise_has_fallen_to_nothing_at_the_last_step_also_of_a_small_hole():
+    seen = []
+
+    def watch(logits, sample, *, t, rand):
+        seen.append(t)
+        return logits.amax(-1)
+
+    tokens = truth_of(2)
+    tokens[1, 3:6] = K
+    run(Predict(), tokens, S.ratios(S.Cosine(), 8), priority=watch)
+    assert seen == [3 / 8, 6 / 8, 1.0]
 
 
 def test_nothing_unknown_asks_nothing():

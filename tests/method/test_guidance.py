@@ -107,7 +107,16 @@ def test_without_a_condition(tokens):
     assert torch.equal(got, model(tokens, None))
     for scale in (2.0, 0.0, LinearRamp(3.0), CosineRamp(3.0), Interval(2.0)):
         with pytest.raises(ValueError, match="needs a condition"):
-            guided(model, None, scale=scale)
+            guided(model, None, scale=scale)(tokens, 0.4)
+    for nothing in (1.0, LinearRamp(1.0), Interval(2.0, low=0.5), lambda t: 1.0):
+        assert torch.equal(guided(model, None, scale=nothing)(tokens, 0.4), got)
+
+
+@pytest.mark.parametrize("kind", [LinearRamp, CosineRamp, Interval])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_ramps_refuse_numbers_that_are_not_finite(kind, bad):
+    with pytest.raises(ValueError, match="finite"):
+        kind(bad)
 
 
 def test_a_ramp_is_asked_at_each_time(tokens, classes):

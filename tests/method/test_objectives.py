@@ -139,11 +139,11 @@ def test_the_mask_is_the_documented_one():
     u = rand("mask", LENGTH)
     even = stratified(rand("time"), rand.rows, 16)
     cases = [
-        (MaskGIT(schedule=Cosine()), mask_exact(Cosine()(even), u)),
-        (MaskGIT(), mask_exact(Arccos()(even), u)),
-        (MaskGIT(stratified=False), mask_exact(Arccos()(rand("time")), u)),
-        (MaskGIT(independent=True), mask_bernoulli(Arccos()(even), u)),
-        (MaskGIT(complementary=True), torch.cat(complementary(mask_exact(Arccos()(even), u), u))),
+        (MaskGIT(), mask_exact(Cosine()(even), u)),
+        (MaskGIT(schedule=Arccos()), mask_exact(Arccos()(even), u)),
+        (MaskGIT(stratified=False), mask_exact(Cosine()(rand("time")), u)),
+        (MaskGIT(independent=True), mask_bernoulli(Cosine()(even), u)),
+        (MaskGIT(complementary=True), torch.cat(complementary(mask_exact(Cosine()(even), u), u))),
     ]
     for objective, mask in cases:
         objective(model, clean(16), None, mask_id=K, rand=rand)

@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UnmaskError as error:
         print(f"unmask: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("unmask: interrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

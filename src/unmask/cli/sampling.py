@@ -142,6 +142,8 @@ PICTURES = {
 
 def print_report(run: Path, num: int, seed: int, sampling: Sampling) -> None:
     """Evaluate, print the figures, and say where each file lies."""
+    if num < 2:
+        raise ConfigError(f"--samples {num}: at least 2, to have a covariance")
     with value_errors(), disk_errors(run):
         numbers = evaluation.report(run, num=num, seed=seed, sampling=sampling)
     print(json.dumps(numbers, indent=2))
@@ -172,7 +174,10 @@ def sweep(arguments: list[str]) -> None:
     name, rest = positional(arguments, "sweep RUN, where RUN is a run folder")
     flags = parse(SweepFlags, rest, f"sweep {name}")
     pipeline = Pipeline.from_pretrained(name)
-    print_report(Path(name), flags.samples, flags.seed, pipeline.sampling)
+    if min(flags.samples, flags.tune) < 2 or not (flags.steps and flags.orders and flags.temperatures):
+        raise ConfigError(
+            "sweep needs --samples and --tune of at least 2, and one or more --steps, --orders, --temperatures"
+        )
     base = applied(SamplingFlags(scale=flags.scale), pipeline)
     table = orders(pipeline.model.grid)
     settings = [(order, replace(base, priority=named(table, order, "order"))) for order in flags.orders]
@@ -180,8 +185,11 @@ def sweep(arguments: list[str]) -> None:
         "| order | steps | best temperature | class accuracy | Frechet distance | border at t | inside at t |",
         "| --- " + "| ---: " * 6 + "|",
     ]
-    print("\n".join(lines), flush=True)
-    with value_errors(), disk_errors(Path(name)):
+    with value_errors(), disk_errors(flags.out or Path(name)):
+        if flags.out is not None:
+            flags.out.parent.mkdir(parents=True, exist_ok=True)
+        print_report(Path(name), flags.samples, flags.seed, pipeline.sampling)
+        print("\n".join(lines), flush=True)
         for row in evaluation.sweep(
             Path(name),
             num=flags.samples,
@@ -195,8 +203,8 @@ def sweep(arguments: list[str]) -> None:
             figures_of = f"{accuracy} | {row.frechet:.3f} | {row.border:.2f} | {row.inside:.2f}"
             lines.append(f"| {row.order} | {row.steps} | {row.temperature} | {figures_of} |")
             print(lines[-1], flush=True)
-        if flags.out is not None:
-            flags.out.write_text("\n".join(lines) + "\n")
+            if flags.out is not None:
+                flags.out.write_text("\n".join(lines) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.sampling import print_report
 from unmask.config import dump_json
 from unmask.errors import CheckpointError
-from unmask.training.distributed import world
+from unmask.training.distributed import barrier, world
 from unmask.training.log import progress_bar
 
 
@@ -46,18 +46,26 @@ def train(arguments: list[str]) -> None:
 
 def _train(recipe: recipes.Recipe, run: Path, device: str = "auto") -> None:
     with value_errors(), disk_errors(run), world(None if device == "auto" else device) as here:
-        with progress_bar(shown=here.is_main) as progress:
-            ready = experiment.prepare(recipe, progress)
-        if here.is_main:
-            for bad in ready.split.bad:
-                print(f"left out {bad}", file=sys.stderr)
+        for turn in (True, False):  # the main process downloads and caches first
+            if here.is_main == turn:
+                ready = _prepare(recipe, here.is_main)
+            barrier(here)
         experiment.run(ready, run, here)
         if here.is_main:
             print(f"wrote {run / 'model.safetensors'}; next: unmask evaluate {run}   or   unmask sample {run}")
 
 
+def _prepare(recipe: recipes.Recipe, speak: bool) -> experiment.Experiment:
+    """Read the data, and name every file that was left out."""
+    with progress_bar(shown=speak) as progress:
+        ready = experiment.prepare(recipe, progress)
+    for bad in ready.split.bad if speak else ():
+        print(f"left out {bad}", file=sys.stderr)
+    return ready
+
+
 def _describe(recipe: recipes.Recipe) -> None:
-    ready = experiment.prepare(recipe)
+    ready = _prepare(recipe, True)
     model = experiment.build(ready)
     print(dump_json(ready.recipe))
     print(f"parameters {sum(p.numel() for p in model.parameters()):,}")

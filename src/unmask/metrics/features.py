@@ -144,7 +144,7 @@ def _shift(images: Float[Tensor, "b c h w"], rand: torch.Generator) -> Float[Ten
 def accuracy(classifier: Classifier, images: Float[Tensor, "n c h w"], labels: Int[Tensor, "n"]) -> float:
     """Fraction of images whose most likely class is their label."""
     features = embed(classifier, images).to(classifier.head.weight.dtype)
-    return (classifier.head(features).argmax(dim=1) == labels).double().mean().item()
+    return (classifier.head(features).argmax(dim=1) == labels.to(features.device)).double().mean().item()
 
 
 @torch.no_grad()
@@ -154,7 +154,9 @@ def embed(classifier: Classifier, images: Float[Tensor, "n c h w"], batch: int =
         raise ConfigError("0 images to embed; pass at least one")
     training = classifier.training
     classifier.eval()
-    features = torch.cat([classifier.features(part).double() for part in images.split(batch)])
+    features = torch.cat(
+        [classifier.features(part.to(classifier.head.weight.device)).double() for part in images.split(batch)]
+    )
     classifier.train(training)
     return features
 
@@ -173,6 +175,7 @@ def save_classifier(classifier: Classifier, path: Path | str) -> None:
     weights = {name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}
     temporary = Path(f"{path}.tmp")
     save_file(weights, temporary, metadata={"config": json.dumps(asdict(classifier.config), sort_keys=True)})
+    temporary.chmod(temporary.parent.stat().st_mode & 0o666)  # safetensors makes its files private whatever the umask
     os.replace(temporary, path)
 
 
@@ -188,5 +191,7 @@ def load_classifier(path: Path | str) -> Classifier:
         classifier.load_state_dict(weights, strict=True, assign=True)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} is not a saved classifier ({reason}); train it again") from error
+        raise CheckpointError(
+            f"{path} is not a saved classifier ({reason}); delete it, and the next evaluation trains it again"
+        ) from error
     return classifier.eval()

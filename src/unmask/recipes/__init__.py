@@ -87,8 +87,12 @@ def _from_file(path: Path) -> Recipe:
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"{path}: no such recipe file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError) as error:
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     build = getattr(module, "recipe", None)
-    if not callable(build):
+    made = build() if callable(build) else None
+    if not isinstance(made, Recipe):
         raise ConfigError(f"{path}: a recipe file needs a function recipe() that returns unmask.recipes.Recipe")
-    return build()
+    return made

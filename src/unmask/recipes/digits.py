@@ -9,6 +9,7 @@ from unmask.metrics.features import ClassifierConfig
 from unmask.models.transformer import TransformerConfig
 from unmask.objectives import MaskGIT
 from unmask.recipes import Recipe, Sampling
+from unmask.schedules import Arccos
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import AdamW, CosineDecay, Muon
@@ -19,7 +20,7 @@ def recipe() -> Recipe:
         data=Digits(),
         tokenizer=Pixels(size=(8, 8), patch=2, levels=4),
         model=TransformerConfig(dim=128, depth=4, heads=4),
-        objective=MaskGIT(),
+        objective=MaskGIT(schedule=Arccos()),
         training=TrainConfig(
             steps=1000,
             batch_size=64,

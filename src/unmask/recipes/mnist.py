@@ -14,6 +14,7 @@ from unmask.models.transformer import TransformerConfig
 from unmask.objectives import MaskGIT
 from unmask.recipes import Recipe, Sampling
 from unmask.sampling.priorities import Halton
+from unmask.schedules import Arccos
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import AdamW, CosineDecay, Muon
@@ -24,7 +25,7 @@ def recipe() -> Recipe:
         data=Mnist(),
         tokenizer=Pixels(size=(14, 14), patch=2, levels=2),
         model=TransformerConfig(dim=128, depth=4, heads=4),
-        objective=MaskGIT(),
+        objective=MaskGIT(schedule=Arccos()),
         training=TrainConfig(
             steps=3500,
             batch_size=256,

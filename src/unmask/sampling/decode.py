@@ -50,20 +50,20 @@ def decode(
     """Yield the starting canvas and then one state per step; the last one is the answer.
 
     `ratios` are the fractions still masked after each step, of the tokens unknown at the start, counted for each row on
-    its own; a row reveals at least one token per step until it is done. `temperature` divides the logits before top-k,
-    top-p and sampling, as a number or one per step, and 0 takes the likeliest token; the priority sees the logits as
-    predicted. Known tokens never change, and `mask_id` has no logit, so it cannot come out.
+    its own (`reveal_counts`); a step in which no row reveals anything costs no forward pass. `temperature` divides the
+    logits before top-k, top-p and sampling, as a number or one per step, and 0 takes the likeliest token; the priority
+    sees the logits as predicted. Known tokens never change, and `mask_id` has no logit, so it cannot come out.
     Raises ValueError for bad tokens, ratios or temperatures, for logits of another shape and, at the end, for logits
     that are no distribution.
     """
     masked = _check_tokens(tokens, mask_id)
     counts = reveal_counts(masked.sum(1), ratios)
-    steps = int((counts.sum(1) > 0).sum())  # a short canvas is done early
+    steps = counts.any(1).nonzero().flatten().tolist()  # with more steps than unknown tokens some have nothing to do
     temperatures = _check_temperatures(temperature, len(ratios))
     counts = counts.to(tokens.device)
     broken = torch.zeros((), dtype=torch.bool, device=tokens.device)
     yield State(tokens, torch.zeros_like(masked), 0, 0.0)
-    for step in range(steps):
+    for step in steps:
         noise = rand.at(step)
         t = (step + 1) / len(ratios)
         logits = predict(tokens, step / len(ratios)).float()

@@ -42,6 +42,10 @@ class World:
 def world(device: str | None = None) -> Iterator[World]:
     """The processes that torchrun started, joined in a group; or this one alone. CUDA is used where there is any."""
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device cuda: there is none here, or this build of torch has no CUDA; leave it out, or say cpu"
+        )
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(0, 1, torch.device(kind))
@@ -89,7 +93,7 @@ def distribute(model: nn.Module, strategy: Strategy, world: World) -> nn.Module:
     """Move `model` to this rank's device and apply the strategy; the result is called just like the model."""
     model = model.to(world.device)
     if strategy == "ddp":
-        return DistributedDataParallel(model)
+        return DistributedDataParallel(model, broadcast_buffers=False)  # the only buffers are constants
     if strategy == "fsdp":
         mesh = dist.device_mesh.init_device_mesh(world.device.type, (world.size,))
         blocks = getattr(model, "blocks", nn.ModuleList())

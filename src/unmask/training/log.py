@@ -110,11 +110,12 @@ def _reopened(path: Path, start: int) -> tuple[TextIO, float]:
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+            step, so_far = row["step"], row["seconds"]
+        except (json.JSONDecodeError, KeyError, TypeError):
             break
-        if row["step"] <= start and start > 0:
+        if step <= start and start > 0:
             kept.append(line + "\n")
-            seconds = row["seconds"]
+            seconds = so_far
     part = path.with_suffix(".part")
     part.write_text("".join(kept))
     part.replace(path)  # a kill in between must not cost the curve
@@ -132,7 +133,7 @@ def _tracker(tracker: Tracker, run: Path | None) -> Record:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as e:
-            raise ConfigError("--tracker tensorboard needs TensorBoard: pip install 'unmask[logging]'") from e
+            raise ConfigError("--training.tracker tensorboard needs TensorBoard: pip install 'unmask[logging]'") from e
         writer = SummaryWriter(str(run / "tensorboard"))
 
         def to_tensorboard(step: int, values: dict[str, float]) -> None:
@@ -144,7 +145,7 @@ def _tracker(tracker: Tracker, run: Path | None) -> Record:
     try:
         import wandb
     except ImportError as e:
-        raise ConfigError("--tracker wandb needs Weights & Biases: pip install 'unmask[logging]'") from e
+        raise ConfigError("--training.tracker wandb needs Weights & Biases: pip install 'unmask[logging]'") from e
     session = wandb.init(project="unmask", name=run.name, dir=str(run))
 
     def to_wandb(step: int, values: dict[str, float]) -> None:

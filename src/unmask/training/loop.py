@@ -252,7 +252,7 @@ def _blame(
     for row in range(config.batch_size):
         rows = torch.tensor([row])
         rand = Rand(config.seed, rows.to(world.device), config.batch_size, step)
-        with torch.no_grad():
+        with torch.no_grad(), autocast(config.precision, world):
             tokens, condition = batches(step, rows)
             loss = objective(model, tokens, condition, mask_id=unwrapped(model).mask_id, rand=rand)
         if not bool(loss.total.isfinite()):

@@ -75,6 +75,9 @@ class Constant:
 
     warmup: int = 0
 
+    def __post_init__(self) -> None:
+        _check_curve(self.warmup)
+
     def __call__(self, step: int, steps: int) -> float:
         return _warm(step, self.warmup)
 
@@ -85,6 +88,9 @@ class CosineDecay:
 
     warmup: int = 0
     final: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_curve(self.warmup, self.final)
 
     def __call__(self, step: int, steps: int) -> float:
         x = min(1.0, max(0, step - self.warmup) / max(1, steps - self.warmup))
@@ -100,12 +106,18 @@ class WarmupStableDecay:
     final: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_curve(self.warmup, self.final)
         if not 0 <= self.decay <= 1:
             raise ValueError(f"WarmupStableDecay(decay={self.decay}): the fraction of steps must lie in [0, 1]")
 
     def __call__(self, step: int, steps: int) -> float:
         left = (steps - step) / max(1.0, self.decay * steps)
         return _warm(step, self.warmup) * (self.final + (1 - self.final) * min(1.0, left))
+
+
+def _check_curve(warmup: int, final: float = 0.0) -> None:
+    if warmup < 0 or not 0 <= final <= 1:
+        raise ValueError(f"learning_rate: warmup {warmup} must be at least 0 steps, and final {final} lie in [0, 1]")
 
 
 def _warm(step: int, warmup: int) -> float:
