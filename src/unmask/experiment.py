@@ -28,7 +28,17 @@ from unmask.rand import Rand
 from unmask.recipes import Recipe, Sampling
 from unmask.sampling.priorities import Halton
 from unmask.training.checkpoint import clean, lock
-from unmask.training.distributed import World, autocast, barrier, distribute, resolve, sum_over_ranks, unwrapped, whole
+from unmask.training.distributed import (
+    Precision,
+    World,
+    autocast,
+    barrier,
+    distribute,
+    resolve,
+    sum_over_ranks,
+    unwrapped,
+    whole,
+)
 from unmask.training.loop import Evaluator, TrainConfig, train
 
 VALIDATION_BATCH = 512
@@ -52,6 +62,8 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Experiment:
     The data decides the number of classes and channels, the tokenizer the grid of a Halton order.
     """
     split = recipe.data.load(progress)
+    if not len(split.test):
+        raise ConfigError("no image is held out, but validation needs some: raise --data.held-out")
     classes = len(split.train.classes) if recipe.conditional else 0
     channels, height, width = split.train.pixels.shape[1:]
     if (channels, height, width) != (recipe.tokenizer.channels, *recipe.tokenizer.size):
@@ -134,7 +146,7 @@ def _run(experiment: Experiment, folder: Path, world: World) -> None:
         training,
         folder,
         world=world,
-        evaluators=[validation(experiment, model, world), samples(pipeline)],
+        evaluators=[validation(experiment, model, world), samples(pipeline, training.precision, world)],
         expected_loss=expected_first_loss(experiment),
         meta={"recipe": to_json(recipe), "environment": environment(world.device)},
     )
@@ -215,11 +227,13 @@ def validation(experiment: Experiment, model: nn.Module, world: World) -> Evalua
     return evaluate
 
 
-def samples(pipeline: Pipeline, num: int = 50) -> Evaluator:
+def samples(pipeline: Pipeline, precision: Precision, world: World, num: int = 50) -> Evaluator:
     """A grid of samples, always of the same seed, so that one sees them improve."""
 
     def evaluate() -> Iterable[tuple[str, Image.Image]]:
-        yield "samples", grid(pipeline.generate(num=num), columns=10)
+        with autocast(precision, world):
+            images = pipeline.generate(num=num)
+        yield "samples", grid(images, columns=10)
 
     return evaluate
 

@@ -132,7 +132,7 @@ class Pipeline:
         Pixels outside the hole come back identical, whatever the tokenizer would have made of them.
         """
         tokens, _ = self.with_hole(images, hole)
-        labels = None if labels is None else labels.to(self.device)
+        labels = None if labels is None else torch.as_tensor(labels).to(self.device)
         filled = self._finish(self.states(tokens, labels, seed=seed, sampling=sampling)).to(images)
         return torch.where(hole[:, None], filled, images)
 

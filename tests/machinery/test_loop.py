@@ -334,7 +334,7 @@ def test_evaluation_sees_the_average_in_eval_mode_and_changes_nothing(tmp_path):
 
 def test_the_grid_of_samples_is_written_and_always_of_the_same_seed(tmp_path):
     def grid(model):
-        return samples(Pipeline(model, toy_experiment().recipe.tokenizer, Sampling(steps=3)), num=20)
+        return samples(Pipeline(model, toy_experiment().recipe.tokenizer, Sampling(steps=3)), "fp32", ALONE, num=20)
 
     toy_train(tmp_path, toy_config(evaluate_every=6), evaluators=[grid])
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["samples-00000006.png", "samples-00000012.png"]

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -43,8 +42,8 @@ def _one_line(box: str) -> str:
 def positional(arguments: list[str], usage: str) -> tuple[str, list[str]]:
     """The first argument, which says what to work on, and the rest."""
     if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: unmask {usage}; then flags, told by --help after it")
-        sys.exit(0)
+        print(f"usage: unmask {usage}; then flags:")
+        return "RUN", ["--help"]
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError(f"usage: unmask {usage}")
     return arguments[0], arguments[1:]

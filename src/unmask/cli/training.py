@@ -32,7 +32,11 @@ class TrainFlags:
 def train(arguments: list[str]) -> None:
     """train a recipe (a name, a .py file, or a run's config.json); the same command again continues it"""
     known = ", ".join(recipes.names())
-    name, rest = positional(arguments, f"train RECIPE, where RECIPE is one of {known}, a .py file or a config.json")
+    usage = f"train RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"usage: unmask {usage}; the flags depend on it: unmask train digits --help")
+        return
+    name, rest = positional(arguments, usage)
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
     default = TrainFlags(recipe=recipes.load(name), out=run)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]

@@ -36,6 +36,10 @@ class TransformerConfig:
                 f"TransformerConfig(dim={self.dim}, depth={self.depth}, heads={self.heads}, "
                 f"mlp_ratio={self.mlp_ratio}): all must be positive and dim a multiple of 2 * heads"
             )
+        if self.dim * self.mlp_ratio < 12:
+            raise ValueError(
+                f"TransformerConfig(mlp_ratio={self.mlp_ratio}): the MLP would be empty; 4 is the usual ratio"
+            )
         if min(self.registers, self.num_classes) < 0 or (self.prefix and not self.num_classes):
             raise ValueError(
                 f"TransformerConfig(registers={self.registers}, num_classes={self.num_classes}, prefix={self.prefix}): "

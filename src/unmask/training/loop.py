@@ -150,7 +150,11 @@ def train(
         Log(run if world.is_main else None, steps=config.steps, start=start, tracker=config.tracker) as log,
         stop_on_signal() as stop,
     ):
-        for note in [*notes, f"continuing after step {start}"] if found else notes:
+        if found:
+            notes.append(
+                f"continuing after step {start}" if start < config.steps else f"all {start} steps are done already"
+            )
+        for note in notes:
             log.say(note)
         for step in range(start, config.steps):
             set_learning_rate(optimizers, config.learning_rate(step, config.steps))
