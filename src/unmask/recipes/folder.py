@@ -2,6 +2,7 @@
 
     unmask train folder --data DIR
 
+The hardware and time are those of the `mnist` recipe; what to expect depends on the pictures.
 16x16 in 2x2 patches of 4 grey levels, 64 tokens of 256. Pictures that cannot be read are named, the others all used.
 """
 

@@ -2,7 +2,8 @@
 
     unmask train mnist-gpu --data DIR
 
-Meant for one modern GPU, in bfloat16; on 2 CPU cores it would take days. Differs from the exercise in the transformer
+Meant for one modern GPU, in bfloat16; on 2 CPU cores it would take days. Not run yet: expect at least what the `mnist`
+recipe reaches (docs/results/mnist.md). Differs from the exercise in the transformer
 block, the optimizer (Muon) and the mask ratios, which are those of the `mnist` recipe.
 """
 
