@@ -1,8 +1,8 @@
 """The demo: scikit-learn's 1,797 real 8x8 digits, 2x2 patches of 4 grey levels, that is 16 tokens of 256.
 
-unmask demo            (or: unmask train digits, then unmask evaluate runs/digits)
+    unmask demo            (or: unmask train digits, then unmask evaluate runs/digits)
 
-A minute in all on two cores with bfloat16 instructions. Expect 99 % of the samples to be of their class, where the judge
+A minute in all on two cores with bfloat16 instructions. Expect 99 % of samples to be of their class, where the judge
 knows 99.7 % of real ones, and a Frechet distance of about the floor; docs/results/demo.md has the run.
 """
 
