@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 
+from unmask.experiment import environment
 from unmask.guidance import guided
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.objectives import MaskGIT
@@ -45,7 +46,7 @@ def sampling(model: MaskedTransformer, labels: torch.Tensor) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(f"{torch.cpu.get_capabilities()['cpu_name']}, torch {torch.__version__}, one thread")
+    print(environment(torch.device("cpu")))
     print("model    what        fp32 s   bf16 s   fp32/bf16")
     for name, (vocab_size, grid, batch) in SIZES.items():
         model = MaskedTransformer(TransformerConfig(num_classes=10), vocab_size, grid)
