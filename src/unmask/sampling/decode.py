@@ -22,6 +22,7 @@ Priority = Callable[..., Float[Tensor, "b l"]]
 
 
 CONFIDENCE = Confidence()
+CHUNK = 2**18  # logits drawn from at once: what fits a CPU's cache, but no more than 16 parts
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,19 @@ def draw(
 ) -> Int[Tensor, "b l"]:
     """One token per position by inverting the distribution function at `u`: one uniform a position, not one a category.
 
-    The sums run in float64, so that a category of probability 1e-7 is drawn as often as it should be.
+    The sums run in float64, so that a category of probability 1e-7 is drawn as often as it should be; positions are taken
+    some thousands at a time, which bounds the memory and keeps the work in a CPU's cache.
     """
     if temperature == 0:
         return logits.argmax(-1)
+    rows = max(1, CHUNK // logits.shape[-1], u.numel() // 16)
+    parts = zip(logits.flatten(0, 1).split(rows), u.flatten().split(rows), strict=True)
+    return torch.cat([_invert(part, temperature, top_k, top_p, at) for part, at in parts]).view(u.shape)
+
+
+def _invert(
+    logits: Float[Tensor, "n k"], temperature: float, top_k: int | None, top_p: float | None, u: Float64[Tensor, "n"]
+) -> Int[Tensor, "n"]:
     scaled = (logits - logits.amax(-1, keepdim=True)) / temperature  # without the maximum a tiny temperature overflows
     p = keep_likeliest(scaled, top_k, top_p).softmax(-1)
     cdf = p.cumsum(-1, dtype=torch.float64)
@@ -111,8 +121,8 @@ def draw(
 
 
 def keep_likeliest(
-    logits: Float[Tensor, "b l k"], top_k: int | None = None, top_p: float | None = None
-) -> Float[Tensor, "b l k"]:
+    logits: Float[Tensor, "*n k"], top_k: int | None = None, top_p: float | None = None
+) -> Float[Tensor, "*n k"]:
     """Send all but the likeliest tokens to -inf: the `top_k` largest (ties stay), or the smallest set of mass `top_p`.
 
     The token that crosses `top_p` stays (nucleus sampling, arXiv 1904.09751), so at least one always does.
