@@ -99,8 +99,8 @@ def draw(
 ) -> Int[Tensor, "b l"]:
     """One token per position by inverting the distribution function at `u`: one uniform a position, not one a category.
 
-    The sums run in float64, so that a category of probability 1e-7 is drawn as often as it should be; positions are taken
-    some thousands at a time, which bounds the memory and keeps the work in a CPU's cache.
+    The sums run in float64, so that a category of probability 1e-7 is drawn as often as it should be. Positions are
+    taken in parts, which bounds the memory and keeps the work in a CPU's cache; the draws do not depend on the parts.
     """
     if temperature == 0:
         return logits.argmax(-1)
