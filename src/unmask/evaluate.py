@@ -100,7 +100,7 @@ def report(run: Path, *, num: int, seed: int, sampling: Sampling | None = None) 
             "classifier_test_accuracy": accuracy(real.classifier, real.test, real.test_labels),
             "frechet_floor": floor(real, num),
             "frechet_tokenizer": frechet_distance(fit_gaussian(embed(real.classifier, rebuilt)), real.test_fit),
-            "inpaint_class_accuracy": inpaint_accuracy(experiment, pipeline, real, seed),
+            "inpaint_class_accuracy": inpaint_accuracy(experiment, pipeline, real, sampling, seed),
             "features": fingerprint(real.classifier),
         }
     numbers: dict[str, object] = {
@@ -136,11 +136,13 @@ def opened(run: Path) -> tuple[Experiment, Pipeline]:
     return prepare(read_json(run / "config.json", Recipe)), Pipeline.from_pretrained(run)
 
 
-def inpaint_accuracy(experiment: Experiment, pipeline: Pipeline, real: Reference, seed: int, num: int = 300) -> float:
+def inpaint_accuracy(
+    experiment: Experiment, pipeline: Pipeline, real: Reference, sampling: Sampling, seed: int, num: int = 300
+) -> float:
     """The share of held-out images, of up to `num`, that are still of their class after a hole in them was filled."""
     images = experiment.split.test.as_float(slice(0, num))
     labels = real.test_labels[:num]
-    repaired = pipeline.inpaint(images, holes(len(images), *images.shape[2:]), labels, seed=seed)
+    repaired = pipeline.inpaint(images, holes(len(images), *images.shape[2:]), labels, seed=seed, sampling=sampling)
     return accuracy(real.classifier, repaired, labels)
 
 

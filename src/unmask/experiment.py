@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unmask import __version__
 from unmask.config import differences, read_json, sync, to_json, write_json
 from unmask.data.images import Images, Progress
-from unmask.data.sources import Split
+from unmask.data.sources import Arrays, Folder, Mnist, Split
 from unmask.data.tokens import Batches, TokenSet
 from unmask.errors import CheckpointError, ConfigError
 from unmask.figures import grid
@@ -175,7 +175,10 @@ def _lasting(recipe: Recipe) -> Recipe:
     plain = TrainConfig()
     free = ("accumulate", "precision", "strategy", "log_every", "evaluate_every", "save_every", "keep", "tracker")
     training = replace(recipe.training, **{name: getattr(plain, name) for name in free})
-    return replace(recipe, training=training, sampling=Sampling(), classifier=Recipe.classifier)
+    data = recipe.data
+    if isinstance(data, Mnist | Folder | Arrays) and data.path is not None:
+        data = replace(data, path=str(Path(data.path).expanduser().resolve()))  # the same place may be written twice
+    return replace(recipe, data=data, training=training, sampling=Sampling(), classifier=Recipe.classifier)
 
 
 def write_weights(weights: dict[str, Tensor], path: Path) -> None:
@@ -196,7 +199,7 @@ def validation(experiment: Experiment, model: nn.Module, world: World) -> Evalua
     mask_id: int = unwrapped(model).mask_id  # type: ignore[assignment]
 
     def parts() -> Iterator[Tensor]:
-        # As many parts on each rank, none of them empty: sharded models need all ranks in every forward.
+        # As many parts on each rank: sharded models need all ranks in every forward.
         each = -(-num // (VALIDATION_BATCH * world.size))
         yield from chosen.tensor_split(each * world.size)[world.rank :: world.size]
 

@@ -31,7 +31,7 @@ def draw(run: Path, experiment: Experiment, pipeline: Pipeline, sampling: Sampli
     height, width = pipeline.tokenizer.grid
     map_ = figures.reveal_order(when, (height, width), states[-1].step, 10, scale=max(4, 56 // width))
     figures.write(map_, run / "order.png")
-    figures.write(repairs(experiment, pipeline, seed, scale), run / "inpaint.png")
+    figures.write(repairs(experiment, pipeline, sampling, seed, scale), run / "inpaint.png")
     loss_curve(run, experiment)
 
 
@@ -55,12 +55,14 @@ def decode_strip(pipeline: Pipeline, states: Sequence[State], num: int, scale: i
     return figures.triptych(rows, [f"step {state.step}" for state in states], scale=scale)
 
 
-def repairs(experiment: Experiment, pipeline: Pipeline, seed: int, scale: int, num: int = 12) -> Image.Image:
+def repairs(
+    experiment: Experiment, pipeline: Pipeline, sampling: Sampling, seed: int, scale: int, num: int = 12
+) -> Image.Image:
     """Held-out images: original, with a hole, repaired."""
     images = experiment.split.test.as_float(slice(0, num))
     labels = experiment.split.test.labels if pipeline.num_classes else None
     hole = holes(len(images), *images.shape[2:])
-    repaired = pipeline.inpaint(images, hole, None if labels is None else labels[:num], seed=seed)
+    repaired = pipeline.inpaint(images, hole, None if labels is None else labels[:num], seed=seed, sampling=sampling)
     _, masked = pipeline.with_hole(images, hole)
     height, width = pipeline.tokenizer.grid
     shown = figures.masked_overlay(images, masked, (height, width))

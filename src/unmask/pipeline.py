@@ -114,7 +114,7 @@ class Pipeline:
         self, labels: Condition = None, *, num: int = 0, seed: int = 0, sampling: Sampling | None = None
     ) -> list[State]:
         """Every step of generating one batch, the blank canvas first."""
-        labels = self.labels(num) if labels is None else labels.to(self.device)
+        labels = self.labels(num) if labels is None else torch.as_tensor(labels).to(self.device)
         canvas = self.blank(num if labels is None else len(labels))
         return list(self.states(canvas, labels, seed=seed, sampling=sampling))
 
@@ -147,6 +147,8 @@ class Pipeline:
     def _check(self, labels: Int[Tensor, "n"], num: int) -> None:
         if len(labels) != num:
             raise ConfigError(f"{len(labels)} labels for {num} images: give one each")
+        if not self.num_classes:
+            raise ConfigError("this model is unconditional: leave the labels out")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.num_classes:
             raise ConfigError(f"labels {low}..{high}: this model has {self.num_classes} classes, counted from 0")
@@ -163,7 +165,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
         weights = load_file(path)
     except FileNotFoundError as e:
         raise CheckpointError(f"{path}: no such file; train to the end first, or `unmask export` the run") from e
-    except SafetensorError as e:
+    except (SafetensorError, OSError) as e:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({e})") from e
     own = dict(model.named_parameters())
     wrong = [

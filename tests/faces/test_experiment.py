@@ -85,6 +85,29 @@ def test_without_classes_all_works_but_the_judge(tmp_path):
     assert "class_accuracy" not in report
     assert report["nearest_train"]["samples"] > 0
     assert (out / "inpaint.png").is_file()
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", str(out)])
+    assert stop.value.code == 2
+
+
+def test_the_report_inpaints_as_it_samples(finished, monkeypatch):
+    used = []
+    real = Pipeline.inpaint
+
+    def watched(self, *args, sampling=None, **kwargs):
+        used.append(sampling)
+        return real(self, *args, sampling=sampling, **kwargs)
+
+    monkeypatch.setattr(Pipeline, "inpaint", watched)
+    wanted = replace(recipe_of(finished).sampling, steps=2)
+    evaluate.report(finished, num=20, seed=0, sampling=wanted)
+    assert used == [wanted, wanted]
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}])
+def test_sampling_that_cannot_be_is_refused_at_once(bad):
+    with pytest.raises(ValueError, match="sampling"):
+        replace(recipes.load("digits").sampling, **bad)
 
 
 def test_inpainting_without_labels_runs_unconditionally(finished):

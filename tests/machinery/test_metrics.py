@@ -144,7 +144,7 @@ def test_nearest_train_tells_copies_from_new_images():
     assert nearest_train(new + 5, train, held_out)["ratio"] > 2
     assert fresh["held_out"] == pytest.approx(np.median(torch.cdist(held_out, train).amin(1)))
     assert set(fresh) == {"samples", "held_out", "ratio", "exact_copies", "held_out_exact_copies"}
-    assert math.isnan(nearest_train(train, train, train)["ratio"])
+    assert math.isinf(nearest_train(train, train, train)["ratio"])
 
 
 def test_nearest_names_what_is_wrong():

@@ -12,24 +12,8 @@ from hypothesis import strategies as st
 
 from unmask import schedules as S
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "reference" / "golden_schedules.json"
-
-EMBEDDED = {
-    "google_style/cosine/N256/T8": [5, 15, 24, 31, 39, 45, 48, 49],
-    "google_style/pow0.5/N256/T8": [91, 37, 29, 25, 21, 19, 18, 16],
-    "google_style/log/N32/T12": [10, 6, 4, 2, 2, 2, 2, 1, 1, 1, 0, 1],
-    "google_style/exp/N256/T8": [2, 2, 4, 8, 16, 32, 64, 128],
-    "google_style/arccos/N256/T8": [21, 21, 21, 23, 25, 28, 35, 82],
-    "valeoai_v1/root/N256/T8": [1, 7, 14, 22, 30, 41, 55, 86],
-    "valeoai_v1/arccos/N256/T8": [1, 18, 26, 32, 38, 43, 48, 50],
-    "halton_sampler/N256/T8": [20, 21, 21, 23, 25, 28, 35, 83],
-    "halton_repo_confidence/arccos/N256/T8": [1, 22, 24, 25, 27, 30, 38, 89],
-    "x_transformers/cosine/N256/T18": [1, 3, 5, 7, 8, 11, 12, 13, 15, 17, 18, 19, 19, 21, 21, 22, 22, 22],
-    "muse_lucidrains/cosine/N256/T18": [2, 3, 5, 8, 9, 12, 13, 15, 17, 18, 20, 20, 22, 22, 23, 24, 22, 1],
-    "nanofm/constant/N49/T8": [6, 6, 6, 6, 6, 6, 6, 7],
-    "llada/linear/N49/T8": [7, 6, 6, 6, 6, 6, 6, 6],
-    "ml4m/cosine/N256/T8": [10, 28, 42, 49, 49, 42, 28, 8],
-}
+# Counts read off the code of each system, over a grid of tokens and steps: style/curve/N.../T... -> tokens per step.
+GOLDEN = json.loads((Path(__file__).parent / "golden_schedules.json").read_text())
 
 CURVES: dict[str, Callable[[int], S.Schedule]] = {
     "uniform": lambda n: S.Power(1.0),
@@ -63,18 +47,13 @@ def counts_of(key: str) -> list[int]:
     return CURVED[style](tokens, int(steps[1:]), CURVES[curve[0]](tokens))
 
 
-@pytest.mark.parametrize("key", EMBEDDED)
-def test_embedded_vectors(key):
-    assert counts_of(key) == EMBEDDED[key]
+@pytest.mark.parametrize("key", GOLDEN)
+def test_golden_vectors(key):
+    assert counts_of(key) == GOLDEN[key]
 
 
-def test_all_golden_vectors():
-    if not GOLDEN.is_file():
-        pytest.skip("all golden vectors: no file shared/reference/golden_schedules.json")
-    golden = json.loads(GOLDEN.read_text())
-    assert len(golden) == 181
-    wrong = {key: (counts_of(key), want) for key, want in golden.items() if counts_of(key) != want}
-    assert not wrong
+def test_all_golden_vectors_are_there():
+    assert len(GOLDEN) == 181
 
 
 # -- curves ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -26,11 +27,11 @@ class SamplingFlags:
     steps: int | None = None
     """Forward passes."""
     order: str | None = None
-    """Who is revealed first: confidence, halton, random, margin, entropy, max-logit or raster."""
+    """Who is revealed first: confidence (-without-noise), halton, random, margin, entropy, max-logit or raster."""
     noise: float | None = None
     """Factor of the Gumbel noise on log-confidence, for the confidence order; it falls to 0."""
     schedule: str | None = None
-    """Fraction still masked over time: cosine, arccos, linear, square, pow3, root, sigmoid."""
+    """Fraction still masked over time: cosine, arccos, linear, square, pow3, root, sigmoid, log or exp."""
     temperature: float | None = None
     """Logits are divided by it: below 1 sharper, 0 greedy."""
     scale: float | None = None
@@ -45,7 +46,7 @@ def applied(flags: SamplingFlags, pipeline: Pipeline) -> Sampling:
     """The run's own sampling with the given flags put in."""
     given = {name: getattr(flags, name) for name in ("steps", "temperature", "top_k", "top_p")}
     sampling = replace(pipeline.sampling, **{name: value for name, value in given.items() if value is not None})
-    if flags.order is not None:
+    if flags.order is not None and not (flags.order == "confidence" and isinstance(sampling.priority, Confidence)):
         sampling = replace(sampling, priority=named(orders(pipeline.model.grid), flags.order, "order"))
     if flags.noise is not None:
         if not isinstance(sampling.priority, Confidence):
@@ -178,7 +179,14 @@ def sweep(arguments: list[str]) -> None:
         raise ConfigError(
             "sweep needs --samples and --tune of at least 2, and one or more --steps, --orders, --temperatures"
         )
-    base = applied(SamplingFlags(scale=flags.scale), pipeline)
+    if not pipeline.num_classes:
+        raise ConfigError(
+            f"{name} has no classes: sweep compares samples with theirs; unmask evaluate draws and counts"
+        )
+    with value_errors():
+        base = applied(SamplingFlags(scale=flags.scale), pipeline)
+        for steps, temperature in product(flags.steps, flags.temperatures):
+            replace(base, steps=steps, temperature=temperature)  # refuses what cannot be, before minutes of work
     table = orders(pipeline.model.grid)
     settings = [(order, replace(base, priority=named(table, order, "order"))) for order in flags.orders]
     lines = [

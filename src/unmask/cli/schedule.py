@@ -1,6 +1,7 @@
 """`unmask schedule`: tokens per step, as each code base of the field counts them."""
 
 import json as json_text
+import sys
 from dataclasses import dataclass
 
 from unmask import schedules
@@ -45,10 +46,10 @@ def schedule(arguments: list[str]) -> None:
         return
     shape = FIXED[flags.style][1] if flags.style in FIXED else flags.shape or "cosine"
     print(f"{flags.style} {shape}: {flags.tokens} tokens in {flags.steps} steps\n step  tokens    known")
-    known = 0
+    known, ink = 0, "█" if "utf" in (sys.stdout.encoding or "").lower() else "#"
     for step, count in enumerate(tokens, 1):
         known += count
-        print(f"{step:5d} {count:7d} {100 * known / flags.tokens:6.1f} %  {'█' * round(48 * count / max(tokens))}")
+        print(f"{step:5d} {count:7d} {100 * known / flags.tokens:6.1f} %  {ink * round(48 * count / max(tokens))}")
 
 
 def counts(style: str, shape: str | None, tokens: int, steps: int) -> list[int]:

@@ -44,7 +44,7 @@ def nearest_train(
     """Is the sample set memorised? Distances to the training set, of samples and of held-out real images.
 
     `samples` and `held_out` are median distances, `ratio` is the first over the second: near 1 for new images, near 0
-    for copies, above 1 for images unlike the data (inf or nan where the held-out median is 0). `exact_copies` and
+    for copies, above 1 for images unlike the data (inf where the held-out median is 0). `exact_copies` and
     `held_out_exact_copies` are the fractions at distance 0: small discrete images repeat in real data too.
     """
     if len(samples) == 0 or len(held_out) == 0:
@@ -55,7 +55,7 @@ def nearest_train(
     return {
         "samples": median.item(),
         "held_out": held_out_median.item(),
-        "ratio": (median / held_out_median).item(),
+        "ratio": (median / held_out_median).item() if held_out_median > 0 else float("inf"),
         "exact_copies": (of_samples == 0).double().mean().item(),
         "held_out_exact_copies": (of_held_out == 0).double().mean().item(),
     }

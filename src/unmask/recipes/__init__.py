@@ -7,6 +7,7 @@ The docstring of a recipe holds its command, hardware, time and expected result.
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -38,6 +39,13 @@ class Sampling:
     scale: Interval | LinearRamp | CosineRamp = Interval(scale=1.0)
     top_k: int | None = None
     top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        many = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+        if self.steps < 1 or not all(0 <= x < float("inf") for x in many):
+            raise ValueError(f"sampling: steps={self.steps} must be at least 1, temperature={many} finite and >= 0")
+        if (self.top_k is not None and self.top_k < 1) or (self.top_p is not None and not 0 < self.top_p <= 1):
+            raise ValueError(f"sampling: top_k={self.top_k} must be at least 1, and top_p={self.top_p} lie in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +95,13 @@ def _from_file(path: Path) -> Recipe:
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"{path}: no such recipe file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError) as error:
+        build = getattr(module, "recipe", None)
+        made = build() if callable(build) else None
+    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
-    build = getattr(module, "recipe", None)
-    made = build() if callable(build) else None
     if not isinstance(made, Recipe):
         raise ConfigError(f"{path}: a recipe file needs a function recipe() that returns unmask.recipes.Recipe")
     return made

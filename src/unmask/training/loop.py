@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from unmask.errors import ConfigError, NonFiniteError, Preempted
+from unmask.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
 from unmask.objectives import Condition, Loss
 from unmask.rand import Rand
 from unmask.training import checkpoint
@@ -145,6 +145,10 @@ def train(
     if found is not None:
         checkpoint.load(found, tensors, sharded=sharded)
     start = found.step if found else 0
+    if int(agree(str(start), world)) != start:
+        raise CheckpointError(
+            f"rank {world.rank} found step {start} in {run}, rank 0 another: share one folder among ranks"
+        )
     tokens_seen, clock = 0, time.perf_counter()
     with (
         Log(run if world.is_main else None, steps=config.steps, start=start, tracker=config.tracker) as log,
