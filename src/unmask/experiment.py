@@ -256,7 +256,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
     """What a figure must be quoted with, and what bitwise repetition depends on."""
     on_cpu = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
     return {
-        "command": " ".join(["unmask", *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name.replace("__main__.py", "unmask"), *sys.argv[1:]]),
         "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
