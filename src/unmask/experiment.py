@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unmask import __version__
-from unmask.config import differences, read_json, sync, to_json, write_json
+from unmask.config import differences, read_json, to_json, write_json
 from unmask.data.images import Images, Progress
-from unmask.data.sources import Arrays, Folder, Mnist, Split
+from unmask.data.sources import Digits, Split
 from unmask.data.tokens import Batches, TokenSet
 from unmask.errors import CheckpointError, ConfigError
 from unmask.figures import grid
@@ -25,7 +24,7 @@ from unmask.masking import mask_exact
 from unmask.models.transformer import MaskedTransformer
 from unmask.pipeline import Pipeline
 from unmask.rand import Rand
-from unmask.recipes import Recipe, Sampling
+from unmask.recipes import Recipe, Sampling, TokenizerRecipe, read_recipe
 from unmask.sampling.priorities import Halton
 from unmask.training.checkpoint import clean, lock
 from unmask.training.distributed import (
@@ -40,6 +39,7 @@ from unmask.training.distributed import (
     whole,
 )
 from unmask.training.loop import Evaluator, TrainConfig, train
+from unmask.weights import write_weights
 
 VALIDATION_BATCH = 512
 VALIDATION_IMAGES = 2048
@@ -127,7 +127,7 @@ def run(experiment: Experiment, folder: Path, world: World) -> None:
     recipe = experiment.recipe
     if world.is_main:
         with lock(folder):
-            _claim(recipe, folder)
+            claim(recipe, folder)
             _run(experiment, folder, world)
     else:
         _run(experiment, folder, world)
@@ -156,13 +156,13 @@ def _run(experiment: Experiment, folder: Path, world: World) -> None:
     barrier(world)
 
 
-def _claim(recipe: Recipe, folder: Path) -> None:
+def claim(recipe: Recipe | TokenizerRecipe, folder: Path) -> None:
     """Write config.json, or check that the one there is of the same experiment."""
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     clean(folder / "checkpoints")
     path = folder / "config.json"
     if path.exists():
-        changed = differences(_lasting(read_json(path, Recipe)), _lasting(recipe))
+        changed = differences(_lasting(read_recipe(path, type(recipe))), _lasting(recipe))
         if changed:
             raise CheckpointError(
                 f"{folder} holds another experiment ({changed[0]}): give another --out, or delete the folder"
@@ -170,24 +170,17 @@ def _claim(recipe: Recipe, folder: Path) -> None:
     write_json(path, to_json(recipe))
 
 
-def _lasting(recipe: Recipe) -> Recipe:
+def _lasting(recipe: Recipe | TokenizerRecipe) -> Recipe | TokenizerRecipe:
     """The recipe without what a continued run may change: how it is computed, watched, sampled and judged."""
     plain = TrainConfig()
     free = ("accumulate", "precision", "strategy", "log_every", "evaluate_every", "save_every", "keep", "tracker")
     training = replace(recipe.training, **{name: getattr(plain, name) for name in free})
     data = recipe.data
-    if isinstance(data, Mnist | Folder | Arrays) and data.path is not None:
+    if not isinstance(data, Digits) and data.path is not None:
         data = replace(data, path=str(Path(data.path).expanduser().resolve()))  # the same place may be written twice
+    if isinstance(recipe, TokenizerRecipe):
+        return replace(recipe, data=data, training=training)
     return replace(recipe, data=data, training=training, sampling=Sampling(), classifier=Recipe.classifier)
-
-
-def write_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Save as safetensors under a temporary name, then rename: never half a file."""
-    part = path.with_suffix(".part")
-    save_file(weights, part, metadata={"format": "pt"})
-    part.chmod(part.parent.stat().st_mode & 0o666)  # safetensors makes its files private whatever the umask
-    sync(part)
-    part.replace(path)
 
 
 def validation(experiment: Experiment, model: nn.Module, world: World) -> Evaluator:

@@ -6,8 +6,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from unmask.config import read_json
@@ -20,6 +18,7 @@ from unmask.sampling.decode import State, decode
 from unmask.schedules import ratios
 from unmask.tokenizers.base import Tokenizer
 from unmask.training.distributed import fast_dtype
+from unmask.weights import load_weights
 
 
 class Pipeline:
@@ -157,26 +156,3 @@ class Pipeline:
         for state in states:
             tokens = state.tokens
         return self.tokenizer.decode(tokens.cpu())
-
-
-def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Fill `model` from a safetensors file: exactly its names and shapes, or CheckpointError names the difference."""
-    try:
-        weights = load_file(path)
-    except FileNotFoundError as e:
-        raise CheckpointError(f"{path}: no such file; train to the end first, or `unmask export` the run") from e
-    except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"{path}: damaged or not a safetensors file ({e})") from e
-    own = dict(model.named_parameters())
-    wrong = [
-        n
-        for n in sorted(own.keys() | weights.keys())
-        if n not in own or n not in weights or own[n].shape != weights[n].shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{path}: does not fit the model in config.json: {len(wrong)} tensors differ, first {wrong[0]}"
-        )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])

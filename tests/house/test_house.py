@@ -14,8 +14,19 @@ FILES = sorted(SRC.rglob("*.py"))
 TREES = {f.relative_to(SRC).as_posix(): ast.parse(f.read_text(encoding="utf-8")) for f in FILES}
 
 METHOD = {"schedules", "rand", "masking", "objectives", "guidance", "likelihood", "sampling", "models"}
-MACHINERY = {"tokenizers", "data", "training", "metrics", "pretrained", "config", "errors"}
-FACES = {"pipeline", "evaluate", "experiment", "figures", "gallery", "recipes", "cli", "app"}
+MACHINERY = {"tokenizers", "data", "training", "metrics", "pretrained", "config", "errors", "weights"}
+FACES = {
+    "pipeline",
+    "editing",
+    "evaluate",
+    "evaluate_inpainting",
+    "experiment",
+    "figures",
+    "gallery",
+    "recipes",
+    "cli",
+    "app",
+}
 PACKAGE = {"__init__", "__main__", "__version__"}
 
 every_file = pytest.mark.parametrize("name", TREES)

@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from unmask.data import sources
-from unmask.data.sources import MNIST, Arrays, Digits, Folder, Mnist, cache_dir, download_mnist, read_idx
+from unmask.data import mnist
+from unmask.data.mnist import MNIST, cache_dir, download_mnist, read_idx
+from unmask.data.sources import Arrays, Digits, Folder, Mnist
 from unmask.errors import ConfigError, DataError, DiskError
 
 REAL_MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
@@ -218,7 +219,7 @@ def published(monkeypatch, tmp_path) -> dict[str, bytes]:
     write_mnist(tmp_path / "published", packed=True)
     files = {name: (tmp_path / "published" / name).read_bytes() for name in MNIST}
     digests = {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
-    monkeypatch.setattr(sources, "MNIST", digests)
+    monkeypatch.setattr(mnist, "MNIST", digests)
     return files
 
 
@@ -309,7 +310,7 @@ def test_a_failed_rename_leaves_no_part_behind(tmp_path, serve, published, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sources.os, "replace", full)
+    monkeypatch.setattr(mnist.os, "replace", full)
     with pytest.raises(DiskError, match="No space left"):
         download_mnist(tmp_path / "cache", mirrors=(url,))
     assert kept(tmp_path / "cache") == []
@@ -318,7 +319,7 @@ def test_a_failed_rename_leaves_no_part_behind(tmp_path, serve, published, monke
 def test_mnist_without_a_root_uses_the_cache(tmp_path, published, monkeypatch):
     shutil.copytree(tmp_path / "published", tmp_path / "cache" / "mnist")
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "fetch", lambda *_: pytest.fail("went to the network"))
+    monkeypatch.setattr(mnist, "fetch", lambda *_: pytest.fail("went to the network"))
     assert len(Mnist().load().train) == 7
 
 

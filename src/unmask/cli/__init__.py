@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from unmask.cli.parsing import nearest
 from unmask.cli.sampling import evaluate, export, sample, sweep
 from unmask.cli.schedule import schedule
+from unmask.cli.tokenizers import train_tokenizer
 from unmask.cli.training import demo, train
 from unmask.errors import ConfigError, UnmaskError
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "train": train,
+    "train-tokenizer": train_tokenizer,
     "sample": sample,
     "evaluate": evaluate,
     "sweep": sweep,
@@ -44,7 +46,7 @@ def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: unmask COMMAND ...   (unmask COMMAND --help tells the flags of each)\n")
         for name, run in COMMANDS.items():
-            print(f"  {name:9s} {(run.__doc__ or '').splitlines()[0]}")
+            print(f"  {name:18s} {(run.__doc__ or '').splitlines()[0]}")
         return
     name, *rest = arguments
     if name not in COMMANDS:

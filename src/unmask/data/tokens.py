@@ -4,13 +4,26 @@ So resuming needs one integer, and the world size, micro-batches and worker coun
 """
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from unmask.errors import DataError
-from unmask.rand import seeded
+from unmask.rand import Rand, seeded
+
+
+@runtime_checkable
+class Tokens(Protocol):
+    """Numbered rows of tokens, in memory or on the disk; or of pictures, which are the tokens of a tokenizer's loop."""
+
+    def __len__(self) -> int: ...
+
+    def rows(
+        self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
+    ) -> tuple[Shaped[Tensor, "b ..."], Int[Tensor, "b"] | None]:
+        """The chosen rows and their classes on `device`; noise `u` in [0, 1) picks one of several views."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +42,10 @@ class TokenSet:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def rows(self, index: Int[Tensor, "b"], device: torch.device) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b"] | None]:
-        """The chosen rows on `device`, tokens as int64."""
+    def rows(
+        self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
+    ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b"] | None]:
+        """The chosen rows on `device`, tokens as int64. There is one view of each, so `u` decides nothing."""
         condition = None if self.condition is None else self.condition[index].to(device)
         return self.tokens[index].long().to(device), condition
 
@@ -39,21 +54,23 @@ class Batches:
     """`batches(step, rows)` gives those rows of the global batch of that step.
 
     Every epoch is a new permutation, a function of (seed, epoch); batches run on across the end of an epoch, so each
-    sample is seen exactly once per epoch whatever the batch size.
+    sample is seen exactly once per epoch whatever the batch size. Where a sample has several views, which one is shown
+    is a function of (seed, epoch, sample).
     """
 
-    def __init__(self, data: TokenSet, batch_size: int, seed: int, device: torch.device):
+    def __init__(self, data: Tokens, batch_size: int, seed: int, device: torch.device):
         self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, device
         self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
 
-    def __call__(self, step: int, rows: Int[Tensor, "b"]) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b"] | None]:
+    def __call__(self, step: int, rows: Int[Tensor, "b"]) -> tuple[Shaped[Tensor, "b ..."], Int[Tensor, "b"] | None]:
         place = step * self.batch_size + rows
         epoch, offset = place // len(self.data), place % len(self.data)
-        index = torch.empty_like(place)
+        index, u = torch.empty_like(place), torch.empty_like(place, dtype=torch.float64)
         for e in epoch.unique().tolist():
             here = epoch == e
             index[here] = self._permutation(e)[offset[here]]
-        return self.data.rows(index, self.device)
+            u[here] = Rand(self.seed, index[here], len(self.data), e)("view")
+        return self.data.rows(index, self.device, u)
 
     def _permutation(self, epoch: int) -> Int[Tensor, "n"]:
         if self._epoch[0] != epoch:

@@ -1,16 +1,22 @@
 """Fréchet distance between two sets of features, each summed up as a Gaussian (Heusel et al. 2017, arXiv 1706.08500).
 
 With Inception features this number is called FID; with the features of `metrics/features.py` it is not comparable to
-a published FID, and a report has to name the features. It falls with the number of samples: compare equal counts.
+a published FID, and a report has to name the features. It falls with the number of samples: compare equal counts, or
+extrapolate with `frechet_infinity` (Chong and Forsyth 2020, arXiv 1911.07023). `Moments` sums features up in a stream.
 """
 
-from dataclasses import dataclass
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from unmask.errors import ConfigError, DataError
+from unmask.data.npz import read_arrays
+from unmask.errors import CheckpointError, ConfigError, DataError, DiskError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +42,89 @@ def fit_gaussian(features: Float[Tensor, "n d"]) -> Gaussian:
     count = len(features)
     if count < 2:
         raise ConfigError(f"a covariance needs at least 2 feature vectors, got {count}; use more samples")
-    bad = ~features.isfinite().all(dim=1)
-    if bad.any():
-        found = f"{int(bad.sum())} of {count} feature vectors are not finite"
-        raise DataError(f"{found}, first row {int(bad.nonzero()[0])}; check the image it came from")
+    check_finite(features)
     features = features.double()
     mean = features.mean(dim=0)
     centred = features - mean
     return Gaussian(mean=mean, covariance=centred.T @ centred / (count - 1), count=count)
+
+
+def check_finite(features: Float[Tensor, "n d"]) -> None:
+    """DataError that names the first row with a NaN or an infinity."""
+    bad = ~features.isfinite().all(dim=1)
+    if bad.any():
+        found = f"{int(bad.sum())} of {len(features)} feature vectors are not finite"
+        raise DataError(f"{found}, first row {int(bad.nonzero()[0])}; check the image it came from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Sums over `count` feature vectors, each taken from `origin`; plain sums, so blocks and ranks add up.
+
+    The covariance loses about 2 log10(|mean - origin| / deviation) of its 16 digits. Zero serves features of any
+    network; for a mean a thousand deviations out, give the reference's mean as origin, the same on every rank.
+    """
+
+    count: int
+    total: Float64[Tensor, "d"]
+    outer: Float64[Tensor, "d d"]
+    origin: Float64[Tensor, "d"]
+
+    @classmethod
+    def empty(
+        cls, dim: int, device: torch.device | None = None, origin: Float64[Tensor, "d"] | None = None
+    ) -> "Moments":
+        """The sums of no vectors; `origin` is 0 unless given, and then lies on the device."""
+        if dim < 1 or (origin is not None and len(origin) != dim):
+            given = "" if origin is None else f" and an origin of {len(origin)} dimensions"
+            raise ConfigError(f"got dim {dim}{given}; both are the features' dimensions, at least 1")
+        zeros = torch.zeros(dim, dim + 1, dtype=torch.float64, device=device)
+        start = zeros[:, 0] if origin is None else origin
+        return cls(count=0, total=zeros[:, 0], outer=zeros[:, 1:], origin=start)
+
+    def add(self, features: Float[Tensor, "n d"]) -> "Moments":
+        """These sums and the features' own; DataError for a row that is not finite."""
+        check_finite(features)
+        shifted = features.double() - self.origin
+        return replace(
+            self,
+            count=self.count + len(features),
+            total=self.total + shifted.sum(dim=0),
+            outer=self.outer + shifted.T @ shifted,
+        )
+
+    def merge(self, other: "Moments") -> "Moments":
+        """The sums over both; their origins must be equal."""
+        if len(self.origin) != len(other.origin) or not torch.equal(self.origin, other.origin):
+            dims = f"{len(self.origin)} and {len(other.origin)} dimensions"
+            raise ConfigError(f"moments of {dims} from unlike origins do not add up; make both with one origin")
+        return replace(
+            self, count=self.count + other.count, total=self.total + other.total, outer=self.outer + other.outer
+        )
+
+    def tensor(self) -> Float64[Tensor, "s"]:
+        """Count, sum and outer products in one row: the sum of such rows over ranks is the row of all samples."""
+        count = self.total.new_tensor([self.count])  # exact up to 2^53
+        return torch.cat([count, self.total, self.outer.flatten()])
+
+    @classmethod
+    def from_tensor(cls, flat: Float64[Tensor, "s"], origin: Float64[Tensor, "d"] | None = None) -> "Moments":
+        """The inverse of `tensor`; `origin` as it was given to `empty`."""
+        dim = math.isqrt(max(0, len(flat) - 1))
+        if dim < 1 or len(flat) != 1 + dim + dim * dim:
+            raise ConfigError(f"{len(flat)} numbers are not 1 + d + d^2 for any d; pass what `tensor` returned")
+        empty = cls.empty(dim, flat.device, origin)
+        return replace(
+            empty, count=int(flat[0].item()), total=flat[1 : dim + 1], outer=flat[dim + 1 :].reshape(dim, dim)
+        )
+
+    def gaussian(self) -> Gaussian:
+        """What `fit_gaussian` gives on all the vectors at once."""
+        if self.count < 2:
+            raise ConfigError(f"a covariance needs at least 2 feature vectors, got {self.count}; use more samples")
+        offset = self.total / self.count
+        scatter = self.outer - self.count * torch.outer(offset, offset)
+        return Gaussian(mean=self.origin + offset, covariance=scatter / (self.count - 1), count=self.count)
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -66,3 +147,79 @@ def _factor(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d r"]:
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
     return vectors[:, kept] * values[kept].sqrt()
+
+
+def frechet_infinity(
+    features: Float[Tensor, "n d"],
+    reference: Gaussian,
+    *,
+    points: int = 15,
+    seed: int = 0,
+    smallest: int | None = None,
+) -> float:
+    """FD-infinity: the distance that infinitely many samples would have, sec. 3 of arXiv 1911.07023.
+
+    The bias of N samples is a / N to first order, so the distances of `points` random subsets, N evenly spaced from
+    `smallest` to n, are fitted by a line in 1 / N; its intercept is returned, and noise may take it below 0. The bias
+    of the reference's own `count` remains.
+
+    Differs from the paper: its smallest N is n / 10, of 50,000 samples of 2,048 dimensions. The bias has terms in
+    (d / N)^2 too, so that with fewer samples the intercept falls short. From max(2 d, n / 4) on it does so by 3 to 4 %
+    of the plain distance's bias at n = 16 d and a flat spectrum, from n / 10 on by 11 to 16 %; the noise is the same.
+    """
+    count, dim = features.shape
+    least = max(2 * dim, count // 4) if smallest is None else smallest
+    if points < 2 or least < 2:
+        raise ConfigError(f"points {points}, smallest {least}: both must be at least 2")
+    needed = max(2 * least, least + points - 1)
+    if count < needed:
+        why = f"{points} sizes from {least} up need at least {needed} samples"
+        raise ConfigError(f"{why}, got {count}; use more samples, or the plain distance")
+    rand = torch.Generator().manual_seed(seed)
+    sizes = [least + (count - least) * i // (points - 1) for i in range(points)]
+    distances = []
+    for size in sizes:
+        chosen = torch.randperm(count, generator=rand)[:size].to(features.device)
+        distances.append(frechet_distance(fit_gaussian(features[chosen]), reference))
+    inverse, distance = (torch.tensor(v, dtype=torch.float64) for v in ([1 / size for size in sizes], distances))
+    centred = inverse - inverse.mean()
+    slope = centred @ distance / centred.square().sum()
+    return (distance.mean() - slope * inverse.mean()).item()
+
+
+def save_gaussian(gaussian: Gaussian, path: Path | str) -> None:
+    """An .npz of `mu`, `sigma`, as other tools read it, and `count`; a crash leaves the old file whole."""
+    temporary = Path(f"{path}.tmp")
+    mean, covariance = gaussian.mean.cpu().numpy(), gaussian.covariance.cpu().numpy()
+    try:
+        with open(temporary, "wb") as file:  # given a name, numpy would append .npz to it
+            np.savez(file, mu=mean, sigma=covariance, count=np.int64(gaussian.count))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DiskError(f"cannot write {path}: {error.strerror}; choose a writable place with room") from error
+
+
+def load_gaussian(path: Path | str, count: int | None = None) -> Gaussian:
+    """What `save_gaussian` or another tool wrote, on the CPU; CheckpointError if it is not sound.
+
+    Other tools leave out how many images they saw: give it as `count`. Where the file knows, both must agree.
+    """
+    try:
+        arrays = read_arrays(Path(path), ("mu", "sigma"), ("count",))
+        mean, covariance, stored = arrays["mu"], arrays["sigma"], arrays.get("count")
+        numbers = {mean.dtype.kind, covariance.dtype.kind} == {"f"}
+        if not numbers or mean.ndim != 1 or mean.size == 0 or covariance.shape != 2 * mean.shape:
+            raise DataError(f"mu is {mean.dtype} {mean.shape}, sigma {covariance.dtype} {covariance.shape}")
+        sigma = torch.tensor(covariance, dtype=torch.float64)
+        if (sigma - sigma.T).abs().max() > 1e-6 * sigma.abs().max():
+            raise DataError("sigma is not symmetric")
+        if stored is not None and (stored.shape != () or stored.dtype.kind not in "iu"):
+            raise DataError(f"count is {stored.dtype} {stored.shape}, not one whole number")
+        known = count if stored is None else int(stored)
+        if known is None:
+            raise DataError("it does not say how many images it saw: give count")
+        if count not in (None, known):
+            raise DataError(f"count is {known} there, {count} was given")
+        return Gaussian(mean=torch.tensor(mean, dtype=torch.float64), covariance=sigma, count=known)
+    except (DataError, ConfigError) as error:
+        raise CheckpointError(f"{path} gives no feature statistics ({error}); fit and save them again") from error

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeVar
 
-from unmask.config import read_json
+from unmask.config import load_json, read_json
+from unmask.data.cifar import Cifar10
 from unmask.data.sources import Arrays, Digits, Folder, Mnist
 from unmask.errors import ConfigError
 from unmask.guidance import CosineRamp, Interval, LinearRamp
@@ -22,9 +24,12 @@ from unmask.models.transformer import TransformerConfig
 from unmask.objectives import MaskGIT
 from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
 from unmask.schedules import Cosine, Shape
+from unmask.tokenizers.losses import TokenizerLoss
 from unmask.tokenizers.pixels import Pixels
+from unmask.tokenizers.vqgan import VQGAN
 from unmask.training.loop import TrainConfig
 
+Source = Digits | Mnist | Cifar10 | Folder | Arrays
 Order = Confidence | Halton | Random | Margin | Entropy | MaxLogit | Raster
 
 
@@ -55,7 +60,7 @@ class Recipe:
     `unigram` starts the head at the tokens' own frequencies, so the first loss is their entropy instead of log K.
     """
 
-    data: Digits | Mnist | Folder | Arrays
+    data: Source
     tokenizer: Pixels
     model: TransformerConfig = TransformerConfig()
     objective: MaskGIT = MaskGIT()
@@ -66,31 +71,74 @@ class Recipe:
     unigram: bool = True
 
 
-def names() -> list[str]:
-    """The recipes that come with the package."""
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecipe:
+    """Everything about a tokenizer's training. `flip`: mirror half of the pictures.
+
+    `perceptual` is the classifier, trained on the same pictures, whose features the reconstructions are to share; without
+    class labels, or with null, there is no such term.
+    """
+
+    data: Source
+    tokenizer: VQGAN
+    loss: TokenizerLoss = TokenizerLoss()
+    perceptual: ClassifierConfig | None = None
+    flip: bool = True
+    training: TrainConfig = TrainConfig()
 
 
-def load(name: str) -> Recipe:
+AnyRecipe = TypeVar("AnyRecipe", Recipe, TokenizerRecipe)
+COMMAND = {Recipe: "train", TokenizerRecipe: "train-tokenizer"}
+
+
+def names(kind: type[Recipe] | type[TokenizerRecipe] = Recipe) -> list[str]:
+    """The recipes of a kind that come with the package: those of tokenizers end in -tokenizer."""
+    found = sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
+    return [name for name in found if name.endswith("-tokenizer") == (kind is TokenizerRecipe)]
+
+
+def load(name: str, kind: type[AnyRecipe] = Recipe) -> AnyRecipe:  # type: ignore[assignment]
     """A recipe by name, by the path of a Python file with `recipe()`, or by the `config.json` of an earlier run.
 
-    A Python file is run: only give one that you trust. Raises ConfigError with the nearest name.
+    A Python file is run: only give one that you trust. Raises ConfigError with the nearest name, or the command that
+    takes the other kind.
     """
     path = Path(name)
     if path.suffix == ".json":
-        return read_json(path, Recipe)
+        return read_recipe(path, kind)
     if path.suffix == ".py":
-        return _from_file(path)
-    if name not in names():
-        near = get_close_matches(name, names(), 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}."
+        return _right(_from_file(path), kind, name)
+    known = [*names(Recipe), *names(TokenizerRecipe)]
+    if name not in known:
+        near = get_close_matches(name, names(kind), 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names(kind))}."
         raise ConfigError(f"no recipe {name}: {hint} Or give the path of a .py recipe or of a run's config.json")
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    build: Callable[[], Recipe] = module.recipe
-    return build()
+    build: Callable[[], Recipe | TokenizerRecipe] = module.recipe
+    return _right(build(), kind, name)
 
 
-def _from_file(path: Path) -> Recipe:
+def read_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
+    """The recipe in a run's config.json."""
+    data = load_json(path)
+    other = TokenizerRecipe if kind is Recipe else Recipe
+    if isinstance(data, dict) and ("loss" in data) != (kind is TokenizerRecipe):
+        _refuse(other, str(path))
+    return read_json(path, kind)
+
+
+def _right(made: Recipe | TokenizerRecipe, kind: type[AnyRecipe], name: str) -> AnyRecipe:
+    if not isinstance(made, kind):
+        _refuse(type(made), name)
+    return made  # type: ignore[return-value]
+
+
+def _refuse(kind: type, name: str) -> None:
+    what = "a tokenizer's" if kind is TokenizerRecipe else "a generator's"
+    raise ConfigError(f"{name} is {what} recipe: unmask {COMMAND[kind]} takes it")
+
+
+def _from_file(path: Path) -> Recipe | TokenizerRecipe:
     spec = importlib.util.spec_from_file_location("user_recipe", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"{path}: no such recipe file")
@@ -102,6 +150,6 @@ def _from_file(path: Path) -> Recipe:
         made = build() if callable(build) else None
     except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(made, Recipe):
+    if not isinstance(made, Recipe | TokenizerRecipe):
         raise ConfigError(f"{path}: a recipe file needs a function recipe() that returns unmask.recipes.Recipe")
     return made

@@ -34,7 +34,9 @@ class Log:
     resumed run repeats are dropped first.
     """
 
-    def __init__(self, run: Path | None, *, steps: int, start: int = 0, tracker: Tracker = "none"):
+    def __init__(
+        self, run: Path | None, *, steps: int, start: int = 0, tracker: Tracker = "none", unit: str = "tokens/s"
+    ):
         self.run = run
         self.console = Console(file=sys.stdout, highlight=False, quiet=run is None, soft_wrap=True)
         self._track: Record = _tracker(tracker, run) if run is not None else _nothing
@@ -45,7 +47,7 @@ class Log:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} tokens/s"),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} " + unit),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -68,9 +70,9 @@ class Log:
         """One line for the person, above the progress bar."""
         self.console.print(text, markup=False)
 
-    def progress(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """Move the bar: `step` steps are done."""
-        self._bar.update(self._task, completed=step, loss=loss, rate=tokens_per_second)
+    def progress(self, step: int, loss: float, rate: float) -> None:
+        """Move the bar: `step` steps are done, `rate` units per second."""
+        self._bar.update(self._task, completed=step, loss=loss, rate=rate)
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Append numbers to metrics.jsonl and to the tracker."""

@@ -198,7 +198,7 @@ def train(
                 window.zero_()
                 tokens_seen, clock = 0, time.perf_counter()
             if done % config.evaluate_every == 0 or done == config.steps:
-                _evaluate(evaluators, ema, model, done, log)
+                run_evaluators(evaluators, ema, model, done, log)
                 tokens_seen, clock = 0, time.perf_counter()
             if stops or done % config.save_every == 0 or done == config.steps:
                 save(done)
@@ -232,7 +232,8 @@ def accumulate(
     return sums
 
 
-def _evaluate(evaluators: Sequence[Evaluator], ema: Ema, model: nn.Module, step: int, log: Log) -> None:
+def run_evaluators(evaluators: Sequence[Evaluator], ema: Ema, model: nn.Module, step: int, log: Log) -> None:
+    """Log what each evaluator yields, with the averaged weights in place."""
     numbers: dict[str, float] = {}
     model.eval()
     with ema.swapped(), torch.no_grad():

@@ -1,0 +1,172 @@
+"""`unmask inpaint`: fill a hole in one's own photo, extend its canvas, or draw another class into a part of it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import tyro
+from jaxtyping import Bool, UInt8
+from PIL import Image
+from torch import Tensor
+
+from unmask import editing, figures, gallery
+from unmask.cli.parsing import disk_errors, parse, positional, value_errors
+from unmask.cli.sampling import SamplingFlags, applied
+from unmask.data.holes import Cells
+from unmask.data.masks import read_cutout, read_mask, read_photo, rectangle
+from unmask.errors import ConfigError
+from unmask.pipeline import Pipeline
+from unmask.recipes import Sampling
+
+SHOWN = 512  # pixels of the longer side of each picture in the comparison
+USAGE = "inpaint RUN PHOTO, where RUN is a run folder or an export, with --mask, --alpha, --box or --extend"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintFlags:
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
+    mask: Path | None = None
+    """The hole: a picture of the photo's size, white where to draw."""
+    alpha: bool = False
+    """The hole: where the photo itself is transparent."""
+    box: tuple[int, int, int, int] | None = None
+    """The hole: a rectangle, as x y width height in pixels."""
+    extend: tuple[int, int, int, int] | None = None
+    """The hole: so many new pixels around the photo, as left top right bottom."""
+    label: str | None = None
+    """The id of the class to draw; by default none."""
+    variants: int = 4
+    """How many answers to draw."""
+    out: Path = Path("inpainted.png")
+    """With several variants inpainted-1.png and so on; inpainted-compare.png shows all. JPEG alters every pixel."""
+    seed: int = 0
+    feather: int = 0
+    """Over this many pixels inside the hole's border the drawing grows out of its surroundings."""
+    cells: str = "any"
+    """Which tokens to draw anew: those with any or all of their pixels in the hole, or a share such as 0.5."""
+    dilate: int = 0
+    """And so many cells around them; 1 suits a convolutional tokenizer."""
+    context: float = 0.5
+    """What the model sees on each side of the hole, in sizes of the hole."""
+    stop: int | None = None
+    """End after this many of the steps: the last of them fills all that is left."""
+    gif: Path | None = None
+    """Also animate the decoding, as .gif or .webp."""
+
+
+def inpaint(arguments: list[str]) -> None:
+    """fill a hole in a photo of any size, extend its canvas, or draw another class into a part of it"""
+    name, rest = positional(arguments, USAGE)
+    path, rest = ("PHOTO", rest) if rest == ["--help"] else positional(rest, USAGE)
+    flags = parse(InpaintFlags, rest, f"inpaint {name} {path}")
+    photo, hole = holed(Path(path), flags)
+    cells, label = policy(flags.cells, flags.dilate), class_id(flags.label)
+    pipeline = Pipeline.from_pretrained(name)
+    with value_errors(), disk_errors(flags.out.parent):
+        sampling = applied(flags.sampling, pipeline)
+        edited = editing.edit_photo(
+            pipeline,
+            photo,
+            hole,
+            label,
+            seed=flags.seed,
+            sampling=sampling,
+            cells=cells,
+            feather=flags.feather,
+            variants=flags.variants,
+            stop=flags.stop,
+            context=flags.context,
+        )
+        for number, one in enumerate(edited, 1):
+            save(Image.fromarray(one.permute(1, 2, 0).numpy()), flags.out, f"-{number}" if len(edited) > 1 else "")
+        save(comparison(photo, hole, edited), flags.out, "-compare")
+        if flags.gif is not None:
+            figures.animate(frames(pipeline, photo, hole, label, sampling, cells, flags), flags.gif)
+            print(f"wrote {flags.gif}")
+
+
+def holed(path: Path, flags: InpaintFlags) -> tuple[UInt8[Tensor, "3 h w"], Bool[Tensor, "h w"]]:
+    """The photo and its hole, by the one flag that says where it is."""
+    given = {"--mask": flags.mask is not None, "--alpha": flags.alpha}
+    given |= {"--box": flags.box is not None, "--extend": flags.extend is not None}
+    if sum(given.values()) != 1:
+        found = " and ".join(name for name, there in given.items() if there) or "no hole"
+        raise ConfigError(f"{found} given: say where the hole is with one of {', '.join(given)}")
+    if flags.alpha:
+        return read_cutout(path)
+    photo = read_photo(path)
+    height, width = photo.shape[1:]
+    if flags.mask is not None:
+        return photo, read_mask(flags.mask, (height, width))
+    if flags.box is not None:
+        return photo, rectangle((height, width), *flags.box)
+    assert flags.extend is not None
+    return editing.extend_canvas(photo, *flags.extend)
+
+
+def policy(cells: str, dilate: int) -> Cells:
+    """`--cells` and `--dilate`."""
+    try:
+        return Cells(share={"any": 0.0, "all": 1.0}[cells] if cells in ("any", "all") else float(cells), dilate=dilate)
+    except ValueError as error:
+        raise ConfigError(f"--cells {cells}: any, all, or a share between 0 and 1 such as 0.5") from error
+
+
+def class_id(label: str | None) -> int | None:
+    """`--label`; runs keep no names of their classes."""
+    try:
+        return None if label is None else int(label)
+    except ValueError as error:
+        raise ConfigError(f"--label {label}: give the number of the class, counted from 0") from error
+
+
+def save(picture: Image.Image, out: Path, suffix: str) -> None:
+    """Written beside `out`, and said."""
+    path = out.with_name(f"{out.stem}{suffix}{out.suffix}")
+    figures.write(picture, path)
+    print(f"wrote {path}")
+
+
+def comparison(
+    photo: UInt8[Tensor, "3 h w"], hole: Bool[Tensor, "h w"], edited: UInt8[Tensor, "v 3 h w"]
+) -> Image.Image:
+    """Side by side: the photo, its hole, and each variant; large ones shrunk, small ones enlarged."""
+    height, width = photo.shape[1:]
+    factor = min(1.0, SHOWN / max(height, width))
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    pictures = [F.interpolate(x[None].float(), size, mode="area") for x in (photo, *edited)]
+    hidden = F.interpolate(hole[None, None].float(), size, mode="area")[0] >= 0.5
+    images = torch.cat(pictures) / 127.5 - 1
+    shown = figures.masked_overlay(images[:1], hidden.flatten(1), size)
+    titles = ["photo", "hole", *([f"{i}" for i in range(1, len(edited) + 1)] if len(edited) > 1 else ["filled"])]
+    scale = max(1, 112 // size[1])
+    gap = -(-4 // scale)
+    return figures.grid(torch.cat([images[:1], shown, images[1:]]), len(titles), scale=scale, gap=gap, labels=titles)
+
+
+def frames(
+    pipeline: Pipeline,
+    photo: UInt8[Tensor, "3 h w"],
+    hole: Bool[Tensor, "h w"],
+    label: int | None,
+    sampling: Sampling,
+    cells: Cells,
+    flags: InpaintFlags,
+) -> list[Image.Image]:
+    """Every step of the decoding as the model sees it, the variants side by side."""
+    window = editing.choose_window(hole, editing.model_shape(pipeline)[1:], flags.context)
+    images, hidden = editing.look(pipeline, photo, hole, window)
+    states = editing.history(
+        pipeline,
+        images,
+        hidden,
+        None if label is None else torch.tensor([label]),
+        seed=flags.seed,
+        sampling=sampling,
+        cells=cells,
+        variants=flags.variants,
+        stop=flags.stop,
+    )
+    return gallery.decode_frames(pipeline, list(states), figures.readable_scale(images))

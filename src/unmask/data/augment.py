@@ -1,0 +1,66 @@
+"""Pictures as a training set of a tokenizer: random crops and mirror images, as pure functions of uniform noise."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from unmask.data.pictures import Pictures
+from unmask.errors import ConfigError
+
+
+def crop(
+    pixels: UInt8[Tensor, "b c h w"], size: tuple[int, int], top: Int[Tensor, "b"], left: Int[Tensor, "b"]
+) -> UInt8[Tensor, "b c _ _"]:
+    """From each picture the window of `size` at its own place."""
+    rows = top[:, None] + torch.arange(size[0], device=pixels.device)
+    columns = left[:, None] + torch.arange(size[1], device=pixels.device)
+    which = torch.arange(len(pixels), device=pixels.device)[:, None, None]
+    # Advanced indices apart from each other put their axes first: b h w c.
+    return pixels[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSet:
+    """`rows` gives float images of `size`: cut at random from pictures that are larger, mirrored half the time if
+    `flip`; without noise, the centre and unmirrored."""
+
+    pictures: Pictures
+    size: tuple[int, int]
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        _, height, width = self.pictures.shape
+        if height < self.size[0] or width < self.size[1]:
+            raise ConfigError(
+                f"the pictures are {height}x{width}, smaller than {self.size[0]}x{self.size[1]}: read them larger"
+            )
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def rows(
+        self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
+    ) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"] | None]:
+        """The chosen pictures in [-1, 1] on `device`; the digits of `u` in [0, 1) choose mirror, row and column."""
+        pixels = self.pictures.at(index).to(device)
+        room = (pixels.shape[2] - self.size[0], pixels.shape[3] - self.size[1])
+        if u is not None:
+            mirror, u = _digit(u.double(), 2)
+            top, u = _digit(u, room[0] + 1)
+            left, u = _digit(u, room[1] + 1)
+            if max(room):
+                pixels = crop(pixels, self.size, top.to(device), left.to(device))
+            if self.flip:
+                pixels = torch.where((mirror == 1).to(device)[:, None, None, None], pixels.flip(3), pixels)
+        else:
+            pixels = pixels[:, :, room[0] // 2 :, room[1] // 2 :][:, :, : self.size[0], : self.size[1]]
+        labels = self.pictures.labels
+        return pixels.float() / 127.5 - 1, None if labels is None else labels[index].to(device)
+
+
+def _digit(u: Float[Tensor, "b"], base: int) -> tuple[Int[Tensor, "b"], Float[Tensor, "b"]]:
+    """The leading digit of u in that base, and the rest, uniform again."""
+    digit = (u * base).long().clamp(max=base - 1)
+    return digit, u * base - digit

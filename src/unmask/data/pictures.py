@@ -1,0 +1,189 @@
+"""Pictures of any number, in memory or read when asked for: a million photos need only their places in memory."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from unmask.data.decoding import Bad, fit, one_line, open_image, quiet
+from unmask.data.images import Images, Progress, check_labels
+from unmask.errors import ConfigError, DataError
+
+MAX_THREADS = 16
+AHEAD = 1024  # pictures that threads may hold decoded while the first of them is still awaited
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """Equal-sized 8-bit pictures with optional class ids; `classes` names the ids and is () without labels."""
+
+    @property
+    def labels(self) -> Int[Tensor, " n"] | None: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of each picture."""
+
+    def __len__(self) -> int: ...
+
+    def at(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
+        """The chosen pictures; DataError names the first that cannot be read."""
+
+    def as_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
+        """As `at`, 0..255 spread over [-1, 1]."""
+
+    def try_at(self, index: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Bad]]:
+        """The good ones of the chosen pictures, their positions in `index`, and the others."""
+
+    def take(self, index: Int[Tensor, " b"]) -> "Pictures":
+        """The chosen pictures with their labels, none of them read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What a source loads; `bad` lists the files that were not used."""
+
+    train: Pictures
+    test: Pictures
+    bad: tuple[Bad, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDemand:
+    """Pictures read by a few threads when asked for, shrunk to cover `size` (h, w) and centre-cropped.
+
+    A child says how many there are, opens one, and takes some.
+    """
+
+    labels: Int[Tensor, " n"] | None
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    channels: int
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, self.classes, len(self))
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def open(self, i: int) -> Image.Image | Bad:
+        """Picture `i` whole, in mode RGB or L; called by threads, inside `quiet`."""
+        raise NotImplementedError
+
+    def read(self, i: int) -> UInt8[Tensor, "c h w"] | Bad:
+        """Picture `i` in its final shape."""
+        return fit(self.open(i), self.size, self.channels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, *self.size
+
+    def at(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
+        pixels, _, bad = self.try_at(index)
+        if bad:
+            raise DataError(f"{bad[0]}; repair or remove it, or leave it out with unmask tokenize")
+        return pixels
+
+    def as_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
+        chosen = torch.arange(len(self))[index] if isinstance(index, slice) else index
+        return self.at(chosen).float() / 127.5 - 1
+
+    def try_at(self, index: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Bad]]:
+        return read_each(self.read, index, self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files(OnDemand):
+    """Pictures in files of their own."""
+
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, i: int) -> Image.Image | Bad:
+        return open_image(self.paths[i])
+
+    def take(self, index: Int[Tensor, " b"]) -> "Files":
+        paths = tuple(self.paths[i] for i in index.tolist())
+        return replace(self, paths=paths, labels=take_labels(self.labels, index))
+
+
+def take_labels(labels: Int[Tensor, " n"] | None, index: Int[Tensor, " b"]) -> Int[Tensor, " b"] | None:
+    """The chosen labels, if there are any."""
+    return None if labels is None else labels[index]
+
+
+def read_each(
+    read: Callable[[int], Tensor | Bad],
+    index: Int[Tensor, " b"],
+    shape: tuple[int, int, int],
+    progress: Progress | None = None,
+) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Bad]]:
+    """As `Pictures.try_at`, calling `read` in threads: Pillow decodes and resizes outside Python's lock."""
+    pixels = torch.empty(len(index), *shape, dtype=torch.uint8)
+    good: list[int] = []
+    bad: list[Bad] = []
+    with quiet(), ThreadPoolExecutor(count_threads()) as pool:
+        results = chain.from_iterable(pool.map(read, part.tolist()) for part in index.split(AHEAD))
+        for place, result in enumerate(results):
+            if isinstance(result, Bad):
+                bad.append(result)
+            else:
+                pixels[len(good)] = result
+                good.append(place)
+            if progress is not None:
+                progress("images", place + 1, len(index))
+    return pixels[: len(good)], torch.tensor(good, dtype=torch.int64), bad
+
+
+def count_threads() -> int:
+    """One for each core that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_THREADS)
+
+
+def gather(pictures: Pictures) -> Images:
+    """All pictures read into memory."""
+    return Images(pixels=pictures.at(torch.arange(len(pictures))), labels=pictures.labels, classes=pictures.classes)
+
+
+def split(pictures: Pictures, held_out: int, seed: int) -> tuple[Pictures, Pictures]:
+    """(train, held out), shuffled by `seed` alone."""
+    if not 0 <= held_out < len(pictures):
+        raise DataError(f"cannot hold out {held_out} of {len(pictures)} images: lower held_out or add images")
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
+    return pictures.take(order[held_out:]), pictures.take(order[:held_out])
+
+
+def split_share(pictures: Pictures, held_out: float, seed: int, where: str) -> tuple[Pictures, Pictures]:
+    """(train, test) with the fraction `held_out` in the test set, at least one image unless it is 0."""
+    count = max(1, round(held_out * len(pictures))) if held_out else 0
+    if count >= len(pictures):
+        seen = f"{count} of {len(pictures)} images"
+        raise DataError(f"{one_line(where)}: {seen} would be held out: add images or lower it")
+    return split(pictures, count, seed)
+
+
+def check_share(held_out: float) -> None:
+    """ConfigError unless `held_out` is a fraction."""
+    if not 0 <= held_out < 1:
+        raise ConfigError(f"held_out {held_out}: use a fraction from 0 up to, not including, 1")
+
+
+def check_shape(size: int, channels: int) -> None:
+    """ConfigError unless pictures can be made that large and of so many channels."""
+    if not 1 <= size <= 4096:
+        raise ConfigError(f"size {size}: use 1 to 4096 pixels")
+    if channels not in (1, 3):
+        raise ConfigError(f"channels {channels}: use 3 for colour or 1 for grey")

@@ -1,0 +1,127 @@
+"""Repairing held-out images with holes, measured: schedules and early stops side by side, with the same noise for all.
+
+Two distances matter: of whole repaired images to true ones, which the untouched pixels flatter, and of the holes alone,
+everything outside them set to 0 in both. Which features, and which class accuracy, is the caller's choice.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+from unmask import figures
+from unmask.data.holes import ANY, Cells, blank, paste
+from unmask.editing import repair
+from unmask.errors import ConfigError
+from unmask.guidance import Condition
+from unmask.metrics.frechet import fit_gaussian, frechet_distance
+from unmask.pipeline import Pipeline
+from unmask.recipes import Sampling
+from unmask.schedules import Cosine, Power, Shape
+
+Measure = Callable[[Tensor, Tensor, Tensor], dict[str, float]]
+"""`measure(repaired, truth, hole)` gives named figures."""
+
+SHAPES: Mapping[str, Shape] = {"cosine": Cosine(), "linear": Power(1.0), "square": Power(2.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One way to fill the holes: `stop` of `steps` forward passes along `schedule`, and its figures.
+
+    Two ways without a model frame the others, at 0 steps: "smooth fill" of the surroundings, below which no model
+    should fall, and "tokenizer", what a model would get that gives every true token.
+    """
+
+    schedule: str
+    steps: int
+    stop: int
+    figures: dict[str, float]
+
+
+def compare(
+    pipeline: Pipeline,
+    images: Float[Tensor, "n c h w"],
+    holes: Bool[Tensor, "n h w"],
+    labels: Condition = None,
+    *,
+    measure: Measure,
+    schedules: Mapping[str, Shape] = SHAPES,
+    steps: int = 20,
+    stops: Sequence[int] | None = None,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    cells: Cells = ANY,
+) -> Iterator[Row]:
+    """A row for each schedule and early stop (none by default), after the two without a model; as `editing.history`.
+
+    All settings but the steps and the schedule are those of `sampling`, by default the pipeline's own.
+    """
+    stops = (steps,) if stops is None else stops
+    if not (schedules and stops) or not all(1 <= stop <= steps for stop in stops):
+        raise ConfigError(f"{len(schedules)} schedules and stops {list(stops)}: one or more, stops in 1..{steps} steps")
+    base = replace(sampling or pipeline.sampling, steps=steps)
+    rebuilt = pipeline.tokenizer.decode(pipeline.tokenizer.encode(images)).to(images)
+    for name, filled in (("smooth fill", blank(images, holes)), ("tokenizer", rebuilt)):
+        repaired = paste(images, filled[:, None], holes)[:, 0]
+        yield Row(schedule=name, steps=0, stop=0, figures=measure(repaired, images, holes))
+    for name, shape in schedules.items():
+        for stop in stops:
+            with_shape = replace(base, schedule=shape)
+            repaired = repair(pipeline, images, holes, labels, seed=seed, sampling=with_shape, cells=cells, stop=stop)
+            yield Row(schedule=name, steps=steps, stop=stop, figures=measure(repaired[:, 0], images, holes))
+
+
+def measure_with(features: Callable[[Tensor], Tensor], accuracy: Callable[[Tensor], float] | None = None) -> Measure:
+    """L1 over the pixels of the holes (images span [-1, 1]), Frechet distances of `features` [n, d] over whole images
+    and over the holes alone, and `accuracy(repaired)` where there is one."""
+
+    def measure(repaired: Tensor, truth: Tensor, hole: Tensor) -> dict[str, float]:
+        inside = hole[:, None]
+        missed = torch.where(inside, (repaired - truth).abs(), 0.0).double().sum()
+        named = {
+            "frechet": _distance(features(repaired), features(truth)),
+            "frechet_holes": _distance(features(repaired * inside), features(truth * inside)),
+            "l1_holes": float(missed) / max(1, int(inside.sum()) * truth.shape[1]),
+        }
+        return named if accuracy is None else {**named, "class_accuracy": accuracy(repaired)}
+
+    return measure
+
+
+def _distance(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
+    return frechet_distance(fit_gaussian(a), fit_gaussian(b))
+
+
+def picture(
+    truth: Float[Tensor, "n c h w"], hole: Bool[Tensor, "n h w"], repaired: Float[Tensor, "n c h w"]
+) -> Image.Image:
+    """Masked, repaired and true images below each other."""
+    height, width = truth.shape[2:]
+    masked = figures.masked_overlay(truth, hole.flatten(1), (height, width))
+    rows = [masked, *(x.expand_as(masked) for x in (repaired, truth))]
+    return figures.triptych(rows, ["masked", "repaired", "truth"], scale=figures.readable_scale(truth))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    head, *body = _cells(rows)
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *body))
+
+
+def csv(rows: Sequence[Row]) -> str:
+    """The rows as comma-separated values."""
+    return "".join(",".join(line) + "\n" for line in _cells(rows))
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Names first; a figure to five digits."""
+    names = list(rows[0].figures) if rows else []
+    if not rows or any(list(row.figures) != names for row in rows):
+        raise ConfigError(f"{len(rows)} rows: a table needs at least 1, and the same figures in each")
+    body = [[r.schedule, str(r.steps), str(r.stop), *(f"{r.figures[name]:.5g}" for name in names)] for r in rows]
+    return [["schedule", "steps", "stop", *names], *body]

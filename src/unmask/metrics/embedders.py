@@ -1,0 +1,210 @@
+"""Networks whose features a distance between sets of images is measured in, behind one protocol: a classifier of the
+same domain, the Inception of FID, or DINOv2 (Stein et al. 2023, arXiv 2306.04675, who find it closest to what people
+see). All of them look at images of 8 bits, so a PNG and the tensor that it was written from have the same features."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64, UInt8
+from torch import Tensor
+
+from unmask.data.decoding import one_line
+from unmask.errors import CheckpointError, ConfigError
+from unmask.metrics.features import Classifier, embed, fingerprint
+from unmask.metrics.inception import CleanResize, Inception, PlainResize
+
+ROUNDED = "8 bits"  # how every sentence of preprocessing begins
+GREY = "grey as three equal channels"
+CLEAN = CleanResize()
+
+
+class Features(Protocol):
+    """Images in [-1, 1] to vectors, one for each, and maybe to class probabilities.
+
+    `sha256` is that of the weights and `preprocessing` is one exact sentence: a distance means nothing without both.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def preprocessing(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def num_classes(self) -> int | None: ...
+
+    def __call__(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b d"]:
+        """The features of images in [-1, 1], on the device of the network; all images are computed at once."""
+        ...
+
+    def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
+        """Class probabilities from what a call returned, at almost no cost; ConfigError if there are no classes."""
+        ...
+
+    def probabilities(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b k"]:
+        """Class probabilities of images in [-1, 1]; ConfigError if the network has no classes."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Which features a statistic is of; it goes into reports and caches."""
+
+    name: str
+    sha256: str
+    preprocessing: str
+    dim: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.sha256[:12]}; {self.preprocessing})"
+
+
+def identity(features: Features) -> Identity:
+    """Name, weights, preprocessing and size of a network of features."""
+    return Identity(name=features.name, sha256=features.sha256, preprocessing=features.preprocessing, dim=features.dim)
+
+
+def check_same(found: Identity, wanted: Identity) -> None:
+    """ConfigError unless two statistics are of the same features."""
+    if found != wanted:
+        raise ConfigError(f"statistics from other features: {found}, not {wanted}; compute both with one network")
+
+
+@torch.no_grad()
+def embed_all(
+    features: Features, images: Float[Tensor, "n c h w"] | Iterable[Float[Tensor, "_ c h w"]], batch: int = 256
+) -> Float64[Tensor, "n d"]:
+    """The features of many images, or of batches of them as they come, at most `batch` at once."""
+    if batch < 1:
+        raise ConfigError(f"batch must be at least 1, got {batch}")
+    parts = [images] if isinstance(images, Tensor) else images
+    found = [features(chunk) for part in parts if len(part) for chunk in part.split(batch)]
+    if not found:
+        raise ConfigError("0 images to embed; pass at least one")
+    return torch.cat(found)
+
+
+def to_pixels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
+    """[-1, 1] to the 0..255 of an image file, rounded; values outside are clipped."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _to_colour(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b 3 h w"]:
+    if images.shape[1] not in (1, 3):
+        raise ConfigError(f"these features are of images with 1 or 3 channels, got {images.shape[1]}")
+    return to_pixels(images).expand(-1, 3, -1, -1)
+
+
+class ClassifierFeatures:
+    """The penultimate layer of an in-domain classifier, in evaluation mode whatever mode it is in."""
+
+    def __init__(self, classifier: Classifier):
+        self.classifier = classifier
+        self.name = f"classifier-{classifier.config.features}"
+        self.preprocessing = f"{ROUNDED}, own size, [-1, 1]"
+        self.dim = classifier.config.features
+        self.num_classes: int | None = classifier.config.num_classes
+        self.sha256 = fingerprint(classifier)
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b d"]:
+        return embed(self.classifier, to_pixels(images), batch=max(1, len(images)))
+
+    @torch.no_grad()
+    def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
+        head = self.classifier.head
+        return F.linear(features, head.weight.double(), head.bias.double()).softmax(dim=1)
+
+    def probabilities(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b k"]:
+        return self.classify(self(images))
+
+
+class InceptionFeatures:
+    """The 2048 features of FID, and the 1008 classes of the Inception score."""
+
+    def __init__(self, network: Inception, resize: CleanResize | PlainResize = CLEAN):
+        self.network = network
+        self.resize = resize
+        self.name = "inception-v3-fid-2048"
+        self.preprocessing = f"{ROUNDED}, {GREY}, {resize.text}"
+        self.dim = network.fc.in_features
+        self.num_classes: int | None = network.fc.out_features
+        self.sha256 = fingerprint(network)
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b d"]:
+        pixels = _to_colour(images).to(self.network.fc.weight.device)
+        return self.network(self.resize(pixels)).double()
+
+    @torch.no_grad()
+    def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
+        # The published Inception scores leave the bias of the last layer out (Salimans et al. 2016, their code).
+        return F.linear(features, self.network.fc.weight.double()).softmax(dim=1)
+
+    def probabilities(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b k"]:
+        return self.classify(self(images))
+
+
+# Of ImageNet, which DINOv2 was trained with.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DINOV2_SIZE = 224
+
+
+class Dinov2Features:
+    """The class token of DINOv2 after its last normalisation. `network` is a `transformers.Dinov2Model`.
+
+    FD-DINOv2 as published is with ViT-L/14, "facebook/dinov2-large". Differs from there: transformers interpolates the
+    position embeddings by size and not by a factor, so compare such figures with those of this class only.
+    """
+
+    def __init__(self, network: Any):
+        self.network = network
+        self.dim: int = network.config.hidden_size
+        self.num_classes: int | None = None
+        self.name = f"dinov2-{self.dim}"
+        size = f"{DINOV2_SIZE}x{DINOV2_SIZE}"
+        self.preprocessing = (
+            f"{ROUNDED}, {GREY}, antialiased bicubic resize to {size}, 8 bits, ImageNet mean and deviation"
+        )
+        self.sha256 = fingerprint(network)
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b d"]:
+        pixels = _to_colour(images).to(self.network.device).float()
+        size = (DINOV2_SIZE, DINOV2_SIZE)
+        resized = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).round().clamp(0, 255)
+        mean, std = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (MEAN, STD))
+        return self.network((resized / 255 - mean) / std).last_hidden_state[:, 0].double()
+
+    def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
+        raise ConfigError(f"{self.name} has no classes: take the Inception score in inception or classifier features")
+
+    def probabilities(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b k"]:
+        return self.classify(torch.empty(0, self.dim, dtype=torch.float64))
+
+
+def load_dinov2(path: Path | str = "facebook/dinov2-large") -> Dinov2Features:
+    """A folder that holds a DINOv2 of transformers, or its name on the hub, from where it is downloaded once."""
+    try:
+        from transformers import Dinov2Model
+    except ImportError as error:
+        raise ConfigError("DINOv2 needs transformers: pip install 'unmask[dinov2]'") from error
+    shown = one_line(str(path))
+    try:
+        loaded: Any = Dinov2Model.from_pretrained(path, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = one_line(str(error).strip().splitlines()[0])
+        raise CheckpointError(
+            f"{shown}: no DINOv2 can be loaded ({reason}); name a folder with config.json and model.safetensors"
+        ) from error
+    network, told = loaded
+    wrong = sorted(str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in told[kind])
+    if wrong:  # which transformers fills with noise, or leaves out
+        raise CheckpointError(f"{shown} is not a DINOv2: {len(wrong)} tensors do not fit, first {one_line(wrong[0])}")
+    return Dinov2Features(network.float().requires_grad_(False).eval())

@@ -1,0 +1,14 @@
+"""The `cifar10-tokenizer` recipe with lookup-free bits in place of finite scalars, for comparison.
+
+unmask train-tokenizer cifar10-lfq-tokenizer --data DIR
+"""
+
+from dataclasses import replace
+
+from unmask.recipes import TokenizerRecipe, cifar10_tokenizer
+from unmask.tokenizers.quantizers import LFQ
+
+
+def recipe() -> TokenizerRecipe:
+    base = cifar10_tokenizer.recipe()
+    return replace(base, tokenizer=replace(base.tokenizer, quantizer=LFQ(bits=11)))

@@ -1,0 +1,173 @@
+"""A tokenizer's recipe made to run: pictures, networks, training, and what the result is worth."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from unmask.config import to_json
+from unmask.data.augment import PictureSet
+from unmask.data.images import Progress
+from unmask.data.pictures import Split
+from unmask.data.tokens import Batches
+from unmask.errors import CheckpointError, ConfigError
+from unmask.experiment import claim, environment
+from unmask.figures import readable_scale, triptych
+from unmask.metrics.features import Classifier, load_classifier, save_classifier, train_classifier
+from unmask.recipes import TokenizerRecipe, read_recipe
+from unmask.tokenizers.losses import Stages
+from unmask.tokenizers.vqgan import Autoencoder, open_tokenizer
+from unmask.training.checkpoint import lock
+from unmask.training.distributed import World, autocast, barrier, distribute, resolve, sum_over_ranks, unwrapped
+from unmask.training.loop import Evaluator
+from unmask.training.tokenizer_loop import Networks, train_tokenizer
+from unmask.weights import write_weights
+
+VALIDATION_IMAGES = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerExperiment:
+    """A tokenizer's recipe with its pictures."""
+
+    recipe: TokenizerRecipe
+    split: Split
+    train: PictureSet
+    test: PictureSet
+
+
+def prepare(recipe: TokenizerRecipe, progress: Progress | None = None) -> TokenizerExperiment:
+    """Open the pictures; ConfigError where they and the tokenizer do not fit. Classes and channels follow the data."""
+    split = recipe.data.load(progress)
+    if not len(split.test):
+        raise ConfigError("no picture is held out, but validation needs some: raise --data.held-out")
+    channels = split.train.shape[0]
+    if channels != recipe.tokenizer.channels:
+        raise ConfigError(f"the pictures have {channels} channels: set --tokenizer.channels {channels}")
+    perceptual = recipe.perceptual
+    if perceptual is not None:
+        classes = len(split.train.classes)
+        perceptual = replace(perceptual, channels=channels, num_classes=classes) if classes > 1 else None
+    size = recipe.tokenizer.size
+    return TokenizerExperiment(
+        recipe=replace(recipe, perceptual=perceptual),
+        split=split,
+        train=PictureSet(pictures=split.train, size=size, flip=recipe.flip),
+        test=PictureSet(pictures=split.test, size=size),
+    )
+
+
+def build(recipe: TokenizerRecipe) -> tuple[Autoencoder, nn.Sequential]:
+    """The tokenizer and its discriminator with their initial weights, functions of training.seed."""
+    with torch.random.fork_rng(devices=[]):  # layers draw their initial weights from the global generator
+        torch.manual_seed(recipe.training.seed)
+        model = recipe.tokenizer.build()
+        return model, recipe.loss.discriminator.build(recipe.tokenizer.channels)
+
+
+def run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
+    """Train in `folder`, from its newest checkpoint on, and leave config.json and model.safetensors there."""
+    if world.is_main:
+        with lock(folder):
+            claim(experiment.recipe, folder)
+            _run(experiment, folder, world)
+    else:
+        _run(experiment, folder, world)
+
+
+def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
+    recipe, training = experiment.recipe, experiment.recipe.training
+    stages = features(experiment, folder, world)
+    strategy = resolve(training.strategy, world)
+    model, discriminator = (distribute(x.to(memory_format=torch.channels_last), strategy, world) for x in build(recipe))
+    ema = train_tokenizer(
+        Networks(model, discriminator, stages),
+        recipe.loss,
+        Batches(experiment.train, training.batch_size, training.seed, world.device),
+        training,
+        folder,
+        world=world,
+        evaluators=[validation(experiment, unwrapped(model), world)],  # type: ignore[arg-type]
+        meta={"recipe": to_json(recipe), "environment": environment(world.device)},
+    )
+    if world.is_main:
+        write_weights(ema.average, folder / "model.safetensors")
+    barrier(world)
+
+
+def features(experiment: TokenizerExperiment, folder: Path, world: World) -> Stages | None:
+    """The frozen network of the perceptual term: trained once, by the main process, and kept in the run."""
+    config = experiment.recipe.perceptual
+    barrier(world)
+    if config is None:
+        return None
+    path = folder / "perceptual.safetensors"
+    pictures = experiment.split.train
+    if world.is_main and pictures.labels is not None and not (path.exists() and load_classifier(path).config == config):
+        images, labels = experiment.train.rows(torch.arange(len(experiment.train)), world.device)
+        assert labels is not None
+        save_classifier(train_classifier(images, labels, config), path)
+    barrier(world)
+    return stages_of(load_classifier(path).to(world.device))
+
+
+def stages_of(classifier: Classifier) -> Stages:
+    """What each stage of a frozen classifier makes of images, the images themselves not among them."""
+    classifier.requires_grad_(False).eval()
+
+    def stages(images: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ _ _"]]:
+        maps, x = [], images
+        for stage in classifier.trunk:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    return stages
+
+
+def validation(experiment: TokenizerExperiment, model: Autoencoder, world: World) -> Evaluator:
+    """Mean absolute error and PSNR on held-out pictures, split over ranks, and a row of them above their likeness."""
+    num = min(len(experiment.test), VALIDATION_IMAGES)
+    chosen = torch.arange(num) * len(experiment.test) // num
+
+    def likeness(index: Int[Tensor, "b"]) -> tuple[Tensor, Tensor]:
+        images, _ = experiment.test.rows(index, world.device)
+        with autocast(experiment.recipe.training.precision, world):
+            made = model(images)[0]
+        return images, made.float().clamp(-1, 1)
+
+    def parts() -> Iterator[Tensor]:
+        yield from chosen[world.rank :: world.size].split(128)
+
+    def evaluate() -> Iterable[tuple[str, float | Image.Image]]:
+        sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+        for index in parts():
+            images, made = likeness(index)
+            error = (images - made).flatten(1)
+            decibel = -10 * (error.square().mean(1) / 4).log10()
+            sums += torch.stack([error.abs().mean(1).sum(), decibel.sum(), sums.new_tensor(len(index))]).double()
+        total, decibels, count = sum_over_ranks(sums, world).tolist()
+        yield "validation_pixel", total / count
+        yield "validation_psnr", decibels / count
+        yield "reconstructions", side_by_side(*likeness(chosen[:12]))
+
+    return evaluate
+
+
+def side_by_side(images: Float[Tensor, "n c h w"], made: Float[Tensor, "n c h w"]) -> Image.Image:
+    """Pictures above their reconstructions."""
+    return triptych([images.cpu(), made.cpu()], ["picture", "tokens"], scale=readable_scale(images))
+
+
+def open_run(folder: Path) -> tuple[TokenizerRecipe, Autoencoder]:
+    """A trained tokenizer and its recipe; CheckpointError or ConfigError names what is missing."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: no config.json there; give the folder of a trained tokenizer")
+    recipe = read_recipe(folder / "config.json", TokenizerRecipe)
+    model = open_tokenizer(recipe.tokenizer, folder / "model.safetensors")
+    assert isinstance(model, Autoencoder)
+    return recipe, model

@@ -1,0 +1,82 @@
+"""What a learned tokenizer is trained by: pixels, features of a frozen network, and a discriminator of patches
+(VQGAN, arXiv 2012.09841, section 3.1). All losses are sums over the batch's images of each image's own mean."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Maps = Sequence[Float[Tensor, "b _ _ _"]]
+Stages = Callable[[Float[Tensor, "b c h w"]], Maps]
+"""A frozen network: images in [-1, 1] to feature maps, from fine to coarse."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchGAN:
+    """Says of each patch whether it is real: `layers` halvings, from `width` channels on (arXiv 1611.07004).
+
+    Differs from the paper: group norm instead of batch norm, so that an image's verdict is its own.
+    """
+
+    width: int = 64
+    layers: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.layers) < 1:
+            raise ValueError(f"PatchGAN(width={self.width}, layers={self.layers}): must be at least 1")
+
+    def build(self, channels: int) -> nn.Sequential:
+        dims = [self.width * min(2**i, 8) for i in range(self.layers + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(channels, dims[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for i, (dim_in, dim_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+            last = i == self.layers - 1
+            layers.append(nn.Conv2d(dim_in, dim_out, 4, stride=1 if last else 2, padding=1, bias=False))
+            layers += [nn.GroupNorm(1, dim_out), nn.LeakyReLU(0.2)]
+        return nn.Sequential(*layers, nn.Conv2d(dims[-1], 1, 4, padding=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerLoss:
+    """Weights of the terms. `adversarial` is relative: times the ratio of the gradients that the other terms and the
+    discriminator have at the last layer (eq. 7), at most `ceiling`. The discriminator begins at `start`, a fraction of
+    the training."""
+
+    pixel: float = 1.0
+    perceptual: float = 1.0
+    adversarial: float = 0.5
+    start: float = 0.5
+    ceiling: float = 1e4
+    discriminator: PatchGAN = PatchGAN()
+
+    def __post_init__(self) -> None:
+        if min(self.pixel, self.perceptual, self.adversarial) < 0 or self.pixel + self.perceptual == 0:
+            raise ValueError(f"loss: pixel {self.pixel}, perceptual {self.perceptual}, adversarial {self.adversarial} must "
+                             "be at least 0, and one of the first two positive")  # fmt: skip
+        if not 0 <= self.start <= 1 or not self.ceiling > 0:
+            raise ValueError(f"loss: start {self.start} must lie in [0, 1], and ceiling {self.ceiling} be positive")
+
+
+def per_image(x: Float[Tensor, "b *n"]) -> Float[Tensor, ""]:
+    """The sum over images of each image's mean."""
+    return x.flatten(1).mean(1).sum()
+
+
+def perceptual_distance(stages: Stages, a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
+    """Squared distance of the features of two batches, each cell's features scaled to length 1, mean over the stages.
+
+    LPIPS (arXiv 1801.03924, eq. 1) with equal weights. `b` is the target: no gradient goes through it.
+    """
+    with torch.no_grad():
+        targets = [F.normalize(x.float(), dim=1, eps=1e-6) for x in stages(b)]
+    total = a.new_zeros(())
+    for x, target in zip(stages(a), targets, strict=True):
+        total = total + per_image((F.normalize(x.float(), dim=1, eps=1e-6) - target).square().sum(1))
+    return total / len(targets)
+
+
+def hinge(real: Float[Tensor, "b _ h w"], fake: Float[Tensor, "b _ h w"]) -> Float[Tensor, ""]:
+    """The discriminator's loss: real patches above 1, reconstructed ones below -1 (arXiv 1705.02894)."""
+    return (per_image(F.relu(1 - real.float())) + per_image(F.relu(1 + fake.float()))) / 2

@@ -1,0 +1,55 @@
+"""Weights on the disk, as safetensors: read strictly, written whole or not at all, and told apart by a hash."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unmask.config import sync
+from unmask.errors import CheckpointError
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill `model` from a safetensors file: exactly its names and shapes, or CheckpointError names the difference."""
+    try:
+        weights = load_file(path)
+    except FileNotFoundError as e:
+        raise CheckpointError(f"{path}: no such file; train to the end first, or `unmask export` the run") from e
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({e})") from e
+    own = dict(model.named_parameters())
+    wrong = [
+        n
+        for n in sorted(own.keys() | weights.keys())
+        if n not in own or n not in weights or own[n].shape != weights[n].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: does not fit the model in config.json: {len(wrong)} tensors differ, first {wrong[0]}"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+
+
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Save as safetensors under a temporary name, then rename: never half a file."""
+    part = path.with_suffix(".part")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(plain, part, metadata={"format": "pt"})
+    part.chmod(part.parent.stat().st_mode & 0o666)  # safetensors makes its files private whatever the umask
+    sync(part)
+    part.replace(path)
+
+
+def fingerprint(model: nn.Module, config: object) -> str:
+    """SHA-256 of a configuration and all weights, as float32."""
+    digest = hashlib.sha256(repr(config).encode())
+    for name, value in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
