@@ -23,7 +23,6 @@ from unmask.pipeline import Pipeline
 from unmask.rand import Rand
 from unmask.recipes import Sampling
 from unmask.sampling.decode import State, decode
-from unmask.schedules import ratios
 
 VARIANT = 2**32  # variant v of image i draws the noise of sample i + v VARIANT, however many of either are asked for
 LEAST = 0.25  # a window inside the photo must leave this share to see around the hole's box, or it grows beyond it
@@ -63,9 +62,12 @@ def history(
     tokens = tokens.masked_fill(token_mask(hole, (height, width), cells).to(tokens.device), pipeline.model.mask_id)
     predict = guided(pipeline.model, labels, scale=1.0 if labels is None else s.scale)
 
+    full = s.ratios(pipeline.model.length)
+    cut = [*full[: stop - 1], 0.0] if stop < len(full) else full
+
     # `decode` counts time in the steps it is given; ours is that of the full run.
     def time(t: float) -> float:
-        return round(t * stop) / s.steps
+        return round(t * len(cut)) / len(full)
 
     def priority(logits: Tensor, sample: Tensor, *, t: float, rand: Rand) -> Tensor:
         return s.priority(logits, sample, t=time(t), rand=rand)
@@ -74,11 +76,11 @@ def history(
     return decode(
         lambda canvas, t: predict(canvas, time(t)),
         tokens.repeat_interleave(variants, 0).to(pipeline.device),
-        [*ratios(s.schedule, s.steps)[: stop - 1], 0.0],
+        cut,
         mask_id=pipeline.model.mask_id,
         rand=Rand(seed, rows.flatten().to(pipeline.device), rows.numel()),
         priority=priority,
-        temperature=s.temperature[:stop] if isinstance(s.temperature, tuple) else s.temperature,
+        temperature=s.temperature[: len(cut)] if isinstance(s.temperature, tuple) else s.temperature,
         top_k=s.top_k,
         top_p=s.top_p,
     )

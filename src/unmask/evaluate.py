@@ -1,111 +1,155 @@
-"""Many samples to figures one can trust: class accuracy, Frechet distance beside its floor, copies of training images.
+"""Many samples to figures one can trust: each beside what as many real pictures get, and what the tokenizer allows.
 
-Every figure names its reference: the features are those of a small classifier trained on the real training images, the
-distance is to the held-out real images, and the floor is the distance of as many real training images to the same.
+Every figure is measured in the features of a named network with a hash, against held-out real pictures. `_floor` is the
+same figure for as many real training pictures, and `_limit` for those after the tokenizer has had them: no generator
+over these tokens can be expected to do better. The work is split over ranks, with results equal to one process.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from unmask.config import read_json, write_json
+from unmask.config import write_json
+from unmask.data.tokenizing import Part
+from unmask.data.tokens import TokenSet
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiment import Experiment, environment, prepare
 from unmask.gallery import draw, holes
-from unmask.metrics.features import (
-    Classifier,
-    accuracy,
-    embed,
-    fingerprint,
-    load_classifier,
-    save_classifier,
-    train_classifier,
-)
-from unmask.metrics.frechet import Gaussian, fit_gaussian, frechet_distance
+from unmask.metrics.classes import inception_score
+from unmask.metrics.embedders import ClassifierFeatures, Features
+from unmask.metrics.frechet import fit_gaussian, frechet_distance, frechet_infinity
+from unmask.metrics.kernel import kernel_distance
+from unmask.metrics.manifold import prdc
 from unmask.metrics.neighbours import nearest_train
 from unmask.pipeline import Pipeline
-from unmask.recipes import Recipe, Sampling
+from unmask.recipes import Recipe, Sampling, read_recipe
+from unmask.reference import Reference, embed_real, gather, in_domain, open_reference
+from unmask.tokenizers.pixels import Pixels
+from unmask.training.distributed import World
+
+Bank = Float64[Tensor, "n d"]
+"""Features, a row per picture."""
+Measure = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b d"]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """Real images and what a classifier trained on them makes of them."""
-
-    train: Float[Tensor, "n c h w"]
-    test: Float[Tensor, "m c h w"]
-    test_labels: Int[Tensor, "m"]
-    classifier: Classifier
-    test_fit: Gaussian
-    train_features: Float[Tensor, "n d"]
+def opened(run: Path) -> tuple[Experiment, Pipeline]:
+    """A finished run, with its data."""
+    return prepare(read_recipe(run / "config.json", Recipe)), Pipeline.from_pretrained(run)
 
 
-def reference(experiment: Experiment, folder: Path, device: torch.device) -> Reference:
-    """The classifier is trained once per configuration and kept in the run as `classifier.safetensors`."""
-    split, config = experiment.split, experiment.recipe.classifier
-    if split.train.labels is None or split.test.labels is None:
-        raise ConfigError("evaluation needs class labels, to train the classifier whose features it measures in")
-    train, test = (s.as_float(slice(None)).to(device) for s in (split.train, split.test))
-    path = folder / "classifier.safetensors"
-    if not path.exists() or load_classifier(path).config != config:
-        save_classifier(train_classifier(train, split.train.labels.to(device), config), path)
-    classifier = load_classifier(path).to(device)
-    return Reference(
-        train=train,
-        test=test,
-        test_labels=split.test.labels.to(device),
-        classifier=classifier,
-        test_fit=fit_gaussian(embed(classifier, test)),
-        train_features=embed(classifier, train),
-    )
+def sample_banks(
+    pipeline: Pipeline,
+    num: int,
+    measures: Sequence[tuple[int, Measure]],
+    world: World,
+    *,
+    seed: int,
+    sampling: Sampling,
+) -> list[Bank]:
+    """What each of (dim, measure) makes of samples number 0 to num - 1, which are drawn once and never all in memory."""
+
+    def compute(block: slice) -> Tensor:
+        images = pipeline.samples(block.start, block.stop, seed=seed, sampling=sampling).to(world.device)
+        return torch.cat([measure(images).double() for _, measure in measures], dim=1)
+
+    dims = [dim for dim, _ in measures]
+    return list(gather(num, sum(dims), compute, world).split(dims, dim=1))
 
 
-def floor(real: Reference, num: int) -> float:
-    """Frechet distance of `num` real training images (of a fixed permutation, at most all) to the held-out ones."""
-    index = torch.randperm(len(real.train), generator=torch.Generator().manual_seed(0))[:num]
-    return frechet_distance(fit_gaussian(real.train_features[index]), real.test_fit)
+def rebuilt_bank(
+    experiment: Experiment, pipeline: Pipeline, features: Features, part: Part, index: Int[Tensor, "n"], world: World
+) -> Bank:
+    """The features of real pictures after the tokenizer has encoded and decoded them."""
+    pictures, tokenizer = experiment.real(part), pipeline.tokenizer
+
+    def compute(block: slice) -> Tensor:
+        images, _ = pictures.rows(index[block], world.device)
+        return features(tokenizer.decode(tokenizer.encode(images)))
+
+    return gather(len(index), features.dim, compute, world)
 
 
-def measure(images: Float[Tensor, "n c h w"], labels: Int[Tensor, "n"], real: Reference) -> dict[str, float]:
-    """Class accuracy by the classifier, and the Frechet distance to the held-out images."""
-    fit = fit_gaussian(embed(real.classifier, images))
-    return {
-        "class_accuracy": accuracy(real.classifier, images, labels),
-        "frechet": frechet_distance(fit, real.test_fit),
+def measure(bank: Bank, features: Features, real: Reference) -> tuple[dict[str, float], dict[str, str]]:
+    """Every figure that needs no labels, and the ones left out, with what they would need."""
+    fit = fit_gaussian(real.test)
+    figures = {
+        "frechet": frechet_distance(fit_gaussian(bank), fit),
+        "frechet_train": frechet_distance(fit_gaussian(bank), fit_gaussian(real.train)),
     }
+    more: dict[str, Callable[[], dict[str, float]]] = {
+        "frechet_infinity": lambda: {"frechet_infinity": frechet_infinity(bank, fit)},
+        "kid": lambda: dict(zip(("kid", "kid_deviation"), kernel_distance(real.test, bank), strict=True)),
+        "precision, recall, density, coverage": lambda: prdc(real.test, bank),
+    }
+    if features.num_classes is not None:
+        names = ("inception_score", "inception_score_deviation")
+        more["inception_score"] = lambda: dict(zip(names, inception_score(features.classify(bank)), strict=True))
+    left_out: dict[str, str] = {}
+    for name, compute in more.items():
+        try:
+            figures |= compute()
+        except ConfigError as error:  # too few samples: the message says how many it takes
+            left_out[name] = str(error)
+    return figures, left_out
 
 
-def report(run: Path, *, num: int, seed: int, sampling: Sampling | None = None) -> dict[str, object]:
+def pixels_of_tokens(experiment: Experiment) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+    """Training and held-out pictures as the tokenizer shows them, for tokens that lie in memory."""
+    train, test, tokenizer = experiment.train, experiment.test, experiment.recipe.tokenizer
+    assert isinstance(train, TokenSet) and isinstance(test, TokenSet) and isinstance(tokenizer, Pixels)
+    return tokenizer.decode(train.tokens).flatten(1), tokenizer.decode(test.tokens).flatten(1)
+
+
+def class_accuracy(judge: ClassifierFeatures, bank: Bank, labels: Int[Tensor, "n"]) -> float:
+    """The share of pictures whose likeliest class is their own; `bank` is of the judge's features."""
+    return float((judge.classify(bank).argmax(1) == labels.to(bank.device)).double().mean())
+
+
+def report(
+    run: Path,
+    *,
+    num: int,
+    seed: int,
+    world: World,
+    sampling: Sampling | None = None,
+    features: Features | None = None,
+    judge: ClassifierFeatures | None = None,
+    reference: Path | None = None,
+) -> dict[str, object]:
     """Generate `num` images, measure them, draw the run's pictures, and write and return `report.json`.
 
-    Without classes there is no classifier: the report then holds what needs none.
+    Without `features` they are the judge's own, and the judge is trained once and kept in the run. Without classes and
+    features there is nothing to measure in: the report then holds what needs none.
     """
     curve = read_curve(run)
     experiment, pipeline = opened(run)
     sampling = sampling or pipeline.sampling
-    images = pipeline.generate(num=num, seed=seed, sampling=sampling)
-    tokenizer = experiment.recipe.tokenizer
-    train, test = (tokenizer.decode(tokens).flatten(1) for tokens in (experiment.train.tokens, experiment.test.tokens))
-    judged = {}
-    labels = pipeline.labels(num)
-    if labels is not None:
-        real = reference(experiment, run, pipeline.device)
-        rebuilt = tokenizer.decode(experiment.test.tokens)
-        judged = {
-            **measure(images, labels, real),
-            "classifier_test_accuracy": accuracy(real.classifier, real.test, real.test_labels),
-            "frechet_floor": floor(real, num),
-            "frechet_tokenizer": frechet_distance(fit_gaussian(embed(real.classifier, rebuilt)), real.test_fit),
-            "inpaint_class_accuracy": inpaint_accuracy(experiment, pipeline, real, sampling, seed),
-            "features": fingerprint(real.classifier),
-        }
-    numbers: dict[str, object] = {
-        **judged,
-        "nearest_train": nearest_train(images.flatten(1), train, test),
+    if judge is None and experiment.classes:
+        judge = in_domain(experiment.real("train"), experiment.recipe.classifier, run / "classifier.safetensors", world)
+    features = features or judge
+    numbers: dict[str, object] = {}
+    networks = [network for network in dict.fromkeys((features, judge)) if network is not None]
+    measures: list[tuple[int, Measure]] = [(network.dim, network) for network in networks]
+    exact = isinstance(experiment.train, TokenSet)  # small pictures, made of their tokens: copies are equal pixels
+    if exact:
+        measures.append((experiment.real("test").dim, lambda images: images.flatten(1)))
+    banks = sample_banks(pipeline, num, measures, world, seed=seed, sampling=sampling) if measures else []
+    if features is not None:
+        path = reference or run / f"reference-{features.sha256[:12]}.safetensors"
+        real = open_reference(experiment, features, path, world)
+        numbers |= compared(experiment, pipeline, features, real, banks[0], world)
+        if not exact:
+            numbers["nearest_train"] = nearest_train(banks[0], real.train, real.test)
+    if exact:
+        numbers["nearest_train"] = nearest_train(banks[-1].float(), *pixels_of_tokens(experiment))
+    if judge is not None and pipeline.num_classes:
+        own = banks[networks.index(judge)]
+        numbers |= judged(experiment, pipeline, judge, own, world, sampling, seed)
+    numbers |= {
         **curve,
         "num_parameters": sum(p.numel() for p in pipeline.model.parameters()),
         "steps": sampling.steps,
@@ -116,94 +160,64 @@ def report(run: Path, *, num: int, seed: int, sampling: Sampling | None = None) 
         "weights": str(next(pipeline.model.parameters()).dtype),
         **environment(pipeline.device),
     }
-    write_json(run / "report.json", numbers)
-    draw(run, experiment, pipeline, sampling, seed)
+    if world.is_main:
+        write_json(run / "report.json", numbers)
+        draw(run, experiment, pipeline, sampling, seed)
     return numbers
 
 
-def read_curve(run: Path) -> dict[str, float]:
-    """Where the training of a run ended: validation loss, seconds and steps. CheckpointError if there was none."""
+def compared(
+    experiment: Experiment, pipeline: Pipeline, features: Features, real: Reference, bank: Bank, world: World
+) -> dict[str, object]:
+    """The figures of the samples, of as many real training pictures, and of these through the tokenizer."""
+    num = min(len(bank), len(real.train))
+    index = torch.randperm(len(real.train), generator=torch.Generator().manual_seed(0))[:num]
+    chosen = real.train_index[index]
+    test_index = torch.arange(len(real.test)) * real.key.test // len(real.test)
+    rebuilt = rebuilt_bank(experiment, pipeline, features, "train", chosen, world)
+    again = rebuilt_bank(experiment, pipeline, features, "test", test_index, world)
+    figures, left_out = measure(bank, features, real)
+    numbers: dict[str, object] = {
+        **figures,
+        **{f"{name}_floor": x for name, x in measure(real.train[index.to(bank.device)], features, real)[0].items()},
+        **{f"{name}_limit": x for name, x in measure(rebuilt, features, real)[0].items()},
+        "frechet_tokenizer": frechet_distance(fit_gaussian(again), fit_gaussian(real.test)),
+        "features": str(real.key.features),
+    }
+    return numbers | ({"left_out": left_out} if left_out else {})
+
+
+def judged(
+    experiment: Experiment,
+    pipeline: Pipeline,
+    judge: ClassifierFeatures,
+    bank: Bank,
+    world: World,
+    sampling: Sampling,
+    seed: int,
+) -> dict[str, object]:
+    """Class accuracy of samples, of real held-out pictures, and of those after a hole in them was filled."""
+    labels, pictures = pipeline.labels(len(bank)), experiment.real("test")
+    truth = experiment.split.test.labels
+    assert labels is not None and truth is not None
+    every = torch.arange(len(pictures))
+    real = embed_real(pictures, judge, every, world)
+    images, _ = pictures.rows(every[:300], world.device)
+    hole = holes(len(images), *images.shape[2:])
+    repaired = pipeline.inpaint(images, hole, truth[:300], seed=seed, sampling=sampling)
+    return {
+        "class_accuracy": class_accuracy(judge, bank, labels),
+        "classifier_test_accuracy": class_accuracy(judge, real, truth),
+        "inpaint_class_accuracy": class_accuracy(judge, judge(repaired), truth[:300]),
+        "judge": judge.sha256,
+    }
+
+
+def read_curve(run: Path, name: str = "validation_loss") -> dict[str, float]:
+    """Where the training of a run ended: the figure of that name, seconds and steps; CheckpointError if there is none."""
     path = run / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    if not losses:
+    values = [row[name] for row in rows if name in row]
+    if not values:
         raise CheckpointError(f"{path} tells of no validation: give the folder of a run that was trained to its end")
-    return {"validation_loss": losses[-1], "train_seconds": rows[-1]["seconds"], "train_steps": rows[-1]["step"]}
-
-
-def opened(run: Path) -> tuple[Experiment, Pipeline]:
-    """A finished run, with its data."""
-    return prepare(read_json(run / "config.json", Recipe)), Pipeline.from_pretrained(run)
-
-
-def inpaint_accuracy(
-    experiment: Experiment, pipeline: Pipeline, real: Reference, sampling: Sampling, seed: int, num: int = 300
-) -> float:
-    """The share of held-out images, of up to `num`, that are still of their class after a hole in them was filled."""
-    images = experiment.split.test.as_float(slice(0, num))
-    labels = real.test_labels[:num]
-    repaired = pipeline.inpaint(images, holes(len(images), *images.shape[2:]), labels, seed=seed, sampling=sampling)
-    return accuracy(real.classifier, repaired, labels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of a sweep: the setting, its figures on fresh seeds, and the temperature that was chosen for it.
-
-    `border` and `inside` are the mean times t, in (0, 1], at which cells on the rim of the grid and the others appear.
-    """
-
-    order: str
-    steps: int
-    temperature: float
-    class_accuracy: float
-    frechet: float
-    border: float
-    inside: float
-
-
-def sweep(
-    run: Path,
-    *,
-    num: int,
-    tune: int,
-    seed: int,
-    steps: Sequence[int],
-    orders: Iterable[tuple[str, Sampling]],
-    temperatures: Sequence[float],
-) -> Iterator[Row]:
-    """Each order at each number of steps, at the temperature that is best for it.
-
-    Temperatures are compared on `tune` samples of another seed against the real *training* images; the chosen one is
-    then measured once, on `num` fresh samples against the held-out images, so the choice does not flatter the figure.
-    """
-    experiment, pipeline = opened(run)
-    real = reference(experiment, run, pipeline.device)
-    train_fit = fit_gaussian(real.train_features)
-
-    def tuned(sampling: Sampling) -> float:
-        images = pipeline.generate(num=tune, seed=seed + 1, sampling=sampling)
-        return frechet_distance(fit_gaussian(embed(real.classifier, images)), train_fit)
-
-    for name, base in orders:
-        for count in steps:
-            settings = [replace(base, steps=count, temperature=x) for x in temperatures]
-            best = min(settings, key=tuned)
-            labels = pipeline.labels(num)
-            assert labels is not None
-            images = pipeline.generate(labels, seed=seed, sampling=best)
-            assert isinstance(best.temperature, float)
-            border, inside = reveal_times(pipeline, best, seed)
-            figures = measure(images, labels, real)
-            yield Row(order=name, steps=count, temperature=best.temperature, border=border, inside=inside, **figures)
-
-
-def reveal_times(pipeline: Pipeline, sampling: Sampling, seed: int, num: int = 200) -> tuple[float, float]:
-    """The mean time t at which tokens on the rim of the grid are revealed, and that of all others."""
-    states = pipeline.history(num=num, seed=seed, sampling=sampling)
-    when = sum(s.revealed.double() * s.t for s in states)
-    assert isinstance(when, Tensor)
-    inner = torch.zeros(pipeline.tokenizer.grid, dtype=torch.bool, device=when.device)
-    inner[tuple(slice(1, -1) for _ in pipeline.tokenizer.grid)] = True
-    mean = when.mean(0)
-    return float(mean[~inner.flatten()].mean()), float(mean[inner.flatten()].mean())
+    return {name: values[-1], "train_seconds": rows[-1]["seconds"], "train_steps": rows[-1]["step"]}

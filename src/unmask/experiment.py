@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,17 +16,23 @@ from torch import Tensor, nn
 
 from unmask import __version__
 from unmask.config import differences, read_json, to_json, write_json
-from unmask.data.images import Images, Progress
-from unmask.data.sources import Digits, Split
-from unmask.data.tokens import Batches, TokenSet
+from unmask.coded import open_coded
+from unmask.data.augment import PictureSet
+from unmask.data.images import Progress
+from unmask.data.pictures import Pictures, Split
+from unmask.data.sources import Codes, Source, settled
+from unmask.data.tokenizing import Part
+from unmask.data.tokens import Batches, Tokens, TokenSet, Unlabelled
 from unmask.errors import CheckpointError, ConfigError
 from unmask.figures import grid
 from unmask.masking import mask_exact
 from unmask.models.transformer import MaskedTransformer
-from unmask.pipeline import Pipeline
+from unmask.pipeline import TOKENIZER, Pipeline
 from unmask.rand import Rand
 from unmask.recipes import Recipe, Sampling, TokenizerRecipe, read_recipe
 from unmask.sampling.priorities import Halton
+from unmask.tokenizers.pixels import Pixels
+from unmask.tokenizers.vqgan import VQGAN, Autoencoder, open_tokenizer
 from unmask.training.checkpoint import clean, lock
 from unmask.training.distributed import (
     Precision,
@@ -43,53 +50,103 @@ from unmask.weights import write_weights
 
 VALIDATION_BATCH = 512
 VALIDATION_IMAGES = 2048
+FREQUENCY_ROWS = 1 << 17
 ACCURACY_RATIOS = (0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A recipe with its data read, its open numbers filled in, and its images as tokens."""
+    """A recipe with its data open, its open numbers filled in, and its images as tokens.
+
+    `weights` is the file of a learned tokenizer. `loaded` holds the pictures, if they had to be read for the tokens.
+    """
 
     recipe: Recipe
-    split: Split
-    train: TokenSet
-    test: TokenSet
+    train: Tokens
+    test: Tokens
+    source: Source
+    classes: tuple[str, ...]
+    weights: Path | None = None
+    loaded: Split | None = None
+
+    @cached_property
+    def split(self) -> Split:
+        """The pictures behind the tokens, as their source has them."""
+        return self.loaded or self.source.load()
+
+    def real(self, part: Part) -> PictureSet:
+        """The pictures of a part, cut to the tokenizer's size."""
+        pictures = self.split.train if part == "train" else self.split.test
+        return PictureSet(pictures=pictures, size=self.recipe.tokenizer.size, flip=False)
 
 
 def prepare(recipe: Recipe, progress: Progress | None = None) -> Experiment:
     """Read the data, tokenize it, and fill in what follows from it; ConfigError where data and recipe do not fit.
 
-    The data decides the number of classes and channels, the tokenizer the grid of a Halton order.
+    The data decides the number of classes and channels, the tokenizer the grid of a Halton order, and codes the
+    tokenizer.
     """
+    if isinstance(recipe.data, Codes):
+        return _prepare_codes(recipe, recipe.data)
+    if isinstance(recipe.tokenizer, VQGAN):
+        raise ConfigError(
+            "this recipe trains on codes: unmask train-tokenizer, then unmask tokenize, then unmask train --data CODES"
+        )
     split = recipe.data.load(progress)
     if not len(split.test):
         raise ConfigError("no image is held out, but validation needs some: raise --data.held-out")
-    classes = len(split.train.classes) if recipe.conditional else 0
-    channels, height, width = split.train.pixels.shape[1:]
+    channels, height, width = split.train.shape
     if (channels, height, width) != (recipe.tokenizer.channels, *recipe.tokenizer.size):
         raise ConfigError(
             f"the images are {channels} x {height} x {width} but the tokenizer takes {recipe.tokenizer.channels} x "
             f"{recipe.tokenizer.size[0]} x {recipe.tokenizer.size[1]}: set --tokenizer.size and --tokenizer.channels"
         )
+    recipe = _fitted(recipe, split.train.classes)
+    train, test = (tokenize(part, recipe.tokenizer, recipe.conditional) for part in (split.train, split.test))  # type: ignore[arg-type]
+    return Experiment(
+        recipe=recipe,
+        train=train,
+        test=test,
+        source=recipe.data,
+        classes=split.train.classes,
+        loaded=split,  # type: ignore[arg-type]
+    )
+
+
+def _prepare_codes(recipe: Recipe, data: Codes) -> Experiment:
+    if not data.path:
+        raise ConfigError("which codes? Give --data DIR, a folder that unmask tokenize made")
+    coded = open_coded(data.path)
+    classes = coded.meta.classes
+    train, test = (part if recipe.conditional else Unlabelled(part) for part in (coded.train, coded.test))
+    return Experiment(
+        recipe=_fitted(replace(recipe, tokenizer=coded.tokenizer), classes),
+        train=train,
+        test=test,
+        source=coded.source,
+        classes=classes,
+        weights=coded.weights,
+    )
+
+
+def _fitted(recipe: Recipe, classes: tuple[str, ...]) -> Recipe:
+    """With the numbers that the data and the tokenizer decide."""
     sampling = recipe.sampling
     if isinstance(sampling.priority, Halton):
         sampling = replace(sampling, priority=Halton(recipe.tokenizer.grid))
-    recipe = replace(
+    return replace(
         recipe,
         sampling=sampling,
-        model=replace(recipe.model, num_classes=classes),
-        classifier=replace(recipe.classifier, channels=channels, num_classes=max(2, len(split.train.classes))),
-    )
-    return Experiment(
-        recipe=recipe, split=split, train=tokenize(split.train, recipe), test=tokenize(split.test, recipe)
+        model=replace(recipe.model, num_classes=len(classes) if recipe.conditional else 0),
+        classifier=replace(recipe.classifier, channels=recipe.tokenizer.channels, num_classes=max(2, len(classes))),
     )
 
 
-def tokenize(images: Images, recipe: Recipe) -> TokenSet:
-    """All images as tokens, a few thousand at a time, with their classes if the model is conditional."""
+def tokenize(images: Pictures, tokenizer: Pixels, labelled: bool) -> TokenSet:
+    """All images as tokens, a few thousand at a time, with their classes if asked for."""
     parts = torch.arange(len(images)).split(4096)
-    tokens = torch.cat([recipe.tokenizer.encode(images.as_float(index)) for index in parts])
-    return TokenSet(tokens=tokens, condition=images.labels if recipe.conditional else None)
+    tokens = torch.cat([tokenizer.encode(images.as_float(index)) for index in parts])
+    return TokenSet(tokens=tokens, condition=images.labels if labelled else None)
 
 
 def build(experiment: Experiment) -> MaskedTransformer:
@@ -104,8 +161,13 @@ def build(experiment: Experiment) -> MaskedTransformer:
 
 
 def frequencies(experiment: Experiment) -> Float[Tensor, "k"]:
-    """How often each token occurs in the training set."""
-    return experiment.train.tokens.flatten().bincount(minlength=experiment.recipe.tokenizer.vocab_size).float()
+    """How often each token occurs in the training set, or in some hundred thousand rows spread over a larger one."""
+    num, vocab_size = len(experiment.train), experiment.recipe.tokenizer.vocab_size
+    counts = torch.zeros(vocab_size, dtype=torch.long)
+    for index in torch.arange(0, num, -(-num // FREQUENCY_ROWS)).split(4096):
+        tokens, _ = experiment.train.rows(index, torch.device("cpu"))
+        counts += tokens.flatten().bincount(minlength=vocab_size)
+    return counts.float()
 
 
 def expected_first_loss(experiment: Experiment) -> float:
@@ -128,6 +190,7 @@ def run(experiment: Experiment, folder: Path, world: World) -> None:
     if world.is_main:
         with lock(folder):
             claim(recipe, folder)
+            _keep_tokenizer(experiment, folder)
             _run(experiment, folder, world)
     else:
         _run(experiment, folder, world)
@@ -138,7 +201,10 @@ def _run(experiment: Experiment, folder: Path, world: World) -> None:
     barrier(world)
     training = recipe.training
     model = distribute(build(experiment), resolve(training.strategy, world), world)
-    pipeline = Pipeline(unwrapped(model), recipe.tokenizer, recipe.sampling)  # type: ignore[arg-type]
+    tokenizer = open_tokenizer(recipe.tokenizer, folder / TOKENIZER)
+    if isinstance(tokenizer, Autoencoder):
+        tokenizer = tokenizer.to(world.device)
+    pipeline = Pipeline(unwrapped(model), tokenizer, recipe.sampling)  # type: ignore[arg-type]
     ema = train(
         model,
         recipe.objective,
@@ -154,6 +220,19 @@ def _run(experiment: Experiment, folder: Path, world: World) -> None:
     if world.is_main:
         write_weights(weights, folder / "model.safetensors")
     barrier(world)
+
+
+def _keep_tokenizer(experiment: Experiment, folder: Path) -> None:
+    """Copy a learned tokenizer into the run, which then needs the codes no more; CheckpointError if it has another."""
+    if experiment.weights is None:
+        return
+    path, body = folder / TOKENIZER, experiment.weights.read_bytes()
+    if not path.exists():
+        part = path.with_suffix(".part")
+        part.write_bytes(body)
+        part.replace(path)
+    elif path.read_bytes() != body:
+        raise CheckpointError(f"{folder} was trained on codes of another tokenizer: give another --out")
 
 
 def claim(recipe: Recipe | TokenizerRecipe, folder: Path) -> None:
@@ -175,11 +254,10 @@ def _lasting(recipe: Recipe | TokenizerRecipe) -> Recipe | TokenizerRecipe:
     plain = TrainConfig()
     free = ("accumulate", "precision", "strategy", "log_every", "evaluate_every", "save_every", "keep", "tracker")
     training = replace(recipe.training, **{name: getattr(plain, name) for name in free})
-    data = recipe.data
-    if not isinstance(data, Digits) and data.path is not None:
-        data = replace(data, path=str(Path(data.path).expanduser().resolve()))  # the same place may be written twice
+    data = settled(recipe.data)  # the same place may be written in two ways
     if isinstance(recipe, TokenizerRecipe):
-        return replace(recipe, data=data, training=training)
+        assert not isinstance(data, Codes)
+        return replace(recipe, data=data, training=training, classifier=TokenizerRecipe.classifier)
     return replace(recipe, data=data, training=training, sampling=Sampling(), classifier=Recipe.classifier)
 
 
@@ -265,4 +343,6 @@ def export(run: Path, out: Path) -> None:
     pipeline = Pipeline.from_pretrained(run, device="cpu", dtype=torch.float32)
     out.mkdir(parents=True, exist_ok=True)
     write_weights(dict(pipeline.model.named_parameters()), out / "model.safetensors")
+    if isinstance(pipeline.tokenizer, Autoencoder):
+        write_weights(dict(pipeline.tokenizer.named_parameters()), out / TOKENIZER)
     write_json(out / "config.json", to_json(recipe))

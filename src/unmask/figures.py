@@ -231,6 +231,7 @@ def curves(
     ylabel: str,
     title: str,
     logx: bool = False,
+    logy: bool = False,
     references: Mapping[str, float | int] = MappingProxyType({}),
 ) -> None:
     """A line plot as PNG: name -> (x, y), and dashed horizontal lines for known values, such as {"log K": 5.5}."""
@@ -253,6 +254,8 @@ def curves(
         if len(values) <= 12:  # a sweep over few values: name each, rather than powers of ten
             axes.set_xticks(values, [f"{value:g}" for value in values])
             axes.minorticks_off()
+    if logy:
+        axes.set_yscale("log")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold")

@@ -59,8 +59,9 @@ def repairs(
     experiment: Experiment, pipeline: Pipeline, sampling: Sampling, seed: int, scale: int, num: int = 12
 ) -> Image.Image:
     """Held-out images: original, with a hole, repaired."""
-    images = experiment.split.test.as_float(slice(0, num))
-    labels = experiment.split.test.labels if pipeline.num_classes else None
+    pictures = experiment.real("test")
+    images, truth = pictures.rows(torch.arange(min(num, len(pictures))), torch.device("cpu"))
+    labels = truth if pipeline.num_classes else None
     hole = holes(len(images), *images.shape[2:])
     repaired = pipeline.inpaint(images, hole, None if labels is None else labels[:num], seed=seed, sampling=sampling)
     _, masked = pipeline.with_hole(images, hole)

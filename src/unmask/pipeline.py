@@ -15,10 +15,13 @@ from unmask.models.transformer import MaskedTransformer
 from unmask.rand import seeded
 from unmask.recipes import Recipe, Sampling
 from unmask.sampling.decode import State, decode
-from unmask.schedules import ratios
 from unmask.tokenizers.base import Tokenizer
+from unmask.tokenizers.vqgan import Autoencoder, open_tokenizer
 from unmask.training.distributed import fast_dtype
 from unmask.weights import load_weights
+
+TOKENIZER = "tokenizer.safetensors"
+"""Beside `model.safetensors` in a run, if its tokenizer was learned."""
 
 
 class Pipeline:
@@ -50,7 +53,10 @@ class Pipeline:
         load_weights(model, folder / "model.safetensors")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = model.to(where, dtype or fast_dtype(where)).eval()
-        return cls(model, recipe.tokenizer, recipe.sampling)
+        tokenizer = open_tokenizer(recipe.tokenizer, folder / TOKENIZER)
+        if isinstance(tokenizer, Autoencoder):
+            tokenizer = tokenizer.to(where, dtype or fast_dtype(where))
+        return cls(model, tokenizer, recipe.sampling)
 
     def labels(self, num: int) -> Condition:
         """`num` class ids that run through all classes in turn; None for an unconditional model."""
@@ -75,7 +81,7 @@ class Pipeline:
         return decode(
             guided(self.model, labels, scale=1.0 if labels is None else s.scale),
             tokens,
-            ratios(s.schedule, s.steps),
+            s.ratios(self.model.length),
             mask_id=self.model.mask_id,
             rand=seeded(seed, len(tokens), first=first, device=tokens.device),
             priority=s.priority,
@@ -108,6 +114,14 @@ class Pipeline:
             canvas = self.blank(min(batch, total - first))
             images.append(self._finish(self.states(canvas, part, seed=seed, first=first, sampling=sampling)))
         return torch.cat(images)
+
+    def samples(
+        self, first: int, stop: int, *, seed: int = 0, sampling: Sampling | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Samples number `first` to `stop` - 1 of the endless row that `generate(num=...)` begins, as one batch."""
+        labels = torch.arange(first, stop, device=self.device) % self.num_classes if self.num_classes else None
+        states = self.states(self.blank(stop - first), labels, seed=seed, first=first, sampling=sampling)
+        return self._finish(states)
 
     def history(
         self, labels: Condition = None, *, num: int = 0, seed: int = 0, sampling: Sampling | None = None

@@ -54,7 +54,11 @@ def prepare(recipe: TokenizerRecipe, progress: Progress | None = None) -> Tokeni
         perceptual = replace(perceptual, channels=channels, num_classes=classes) if classes > 1 else None
     size = recipe.tokenizer.size
     return TokenizerExperiment(
-        recipe=replace(recipe, perceptual=perceptual),
+        recipe=replace(
+            recipe,
+            perceptual=perceptual,
+            classifier=replace(recipe.classifier, channels=channels, num_classes=max(2, len(split.train.classes))),
+        ),
         split=split,
         train=PictureSet(pictures=split.train, size=size, flip=recipe.flip),
         test=PictureSet(pictures=split.test, size=size),
@@ -83,7 +87,10 @@ def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
     recipe, training = experiment.recipe, experiment.recipe.training
     stages = features(experiment, folder, world)
     strategy = resolve(training.strategy, world)
-    model, discriminator = (distribute(x.to(memory_format=torch.channels_last), strategy, world) for x in build(recipe))
+    model, discriminator = (
+        distribute(x.to(memory_format=torch.channels_last), strategy, world)  # type: ignore[call-overload]
+        for x in build(recipe)
+    )
     ema = train_tokenizer(
         Networks(model, discriminator, stages),
         recipe.loss,

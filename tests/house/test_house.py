@@ -17,13 +17,17 @@ METHOD = {"schedules", "rand", "masking", "objectives", "guidance", "likelihood"
 MACHINERY = {"tokenizers", "data", "training", "metrics", "pretrained", "config", "errors", "weights"}
 FACES = {
     "pipeline",
+    "presets",
     "editing",
     "evaluate",
     "evaluate_inpainting",
     "experiment",
     "figures",
+    "finetune",
     "gallery",
     "recipes",
+    "sweep_table",
+    "sweeping",
     "cli",
     "app",
 }

@@ -8,10 +8,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from unmask.cli.evaluating import evaluate_tokenizer
+from unmask.cli.networks import train_features
 from unmask.cli.parsing import nearest
-from unmask.cli.sampling import evaluate, export, sample, sweep
+from unmask.cli.sampling import evaluate, export, sample
 from unmask.cli.schedule import schedule
-from unmask.cli.tokenizers import train_tokenizer
+from unmask.cli.sweeping import sweep
+from unmask.cli.tokenizers import tokenize, train_tokenizer
 from unmask.cli.training import demo, train
 from unmask.errors import ConfigError, UnmaskError
 
@@ -19,6 +22,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "train": train,
     "train-tokenizer": train_tokenizer,
+    "evaluate-tokenizer": evaluate_tokenizer,
+    "tokenize": tokenize,
+    "train-features": train_features,
     "sample": sample,
     "evaluate": evaluate,
     "sweep": sweep,

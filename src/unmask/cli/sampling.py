@@ -1,8 +1,7 @@
-"""`unmask sample`, `evaluate`, `sweep` and `export`: what one does with a finished run."""
+"""`unmask sample`, `evaluate` and `export`: what one does with a finished run."""
 
 import json
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import tyro
 
 from unmask import evaluate as evaluation
 from unmask import experiment, figures, gallery
+from unmask.cli.networks import NetworkFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
 from unmask.cli.schedule import shapes
 from unmask.errors import ConfigError
@@ -18,6 +18,7 @@ from unmask.guidance import Interval
 from unmask.pipeline import Pipeline
 from unmask.recipes import Order, Sampling
 from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+from unmask.training.distributed import world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,18 +113,19 @@ def sample(arguments: list[str]) -> None:
 @dataclass(frozen=True, kw_only=True)
 class EvaluateFlags:
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
+    network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
     samples: int = 1500
     """How many images to generate and measure."""
     seed: int = 0
 
 
 def evaluate(arguments: list[str]) -> None:
-    """measure a run (class accuracy, Frechet distance, copies) into report.json, and draw its pictures"""
+    """measure a run (Frechet distance and its kin, class accuracy, copies) into report.json, and draw its pictures"""
     name, rest = positional(arguments, "evaluate RUN, where RUN is a run folder")
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
     with value_errors():
         sampling = applied(flags.sampling, Pipeline.from_pretrained(name))
-    print_report(Path(name), flags.samples, flags.seed, sampling)
+    print_report(Path(name), flags.samples, flags.seed, sampling, flags.network)
 
 
 PICTURES = {
@@ -141,78 +143,30 @@ PICTURES = {
 }
 
 
-def print_report(run: Path, num: int, seed: int, sampling: Sampling) -> None:
+def print_report(run: Path, num: int, seed: int, sampling: Sampling, network: NetworkFlags = NetworkFlags()) -> None:
     """Evaluate, print the figures, and say where each file lies."""
     if num < 2:
         raise ConfigError(f"--samples {num}: at least 2, to have a covariance")
-    with value_errors(), disk_errors(run):
-        numbers = evaluation.report(run, num=num, seed=seed, sampling=sampling)
+    device = None if network.device == "auto" else network.device
+    with value_errors(), disk_errors(run), world(device) as here:
+        features, judge = open_networks(network, here)
+        numbers = evaluation.report(
+            run,
+            num=num,
+            seed=seed,
+            world=here,
+            sampling=sampling,
+            features=features,
+            judge=judge,
+            reference=network.reference,
+        )
+        if not here.is_main:
+            return
     print(json.dumps(numbers, indent=2))
     print("\nwrote")
     width = max(len(str(run / file)) for file in PICTURES)
     for file, what in PICTURES.items():
         print(f"  {run / file!s:{width}s}  {what}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepFlags:
-    samples: int = 5000
-    """Fresh samples behind each figure."""
-    tune: int = 1000
-    """Samples, of another seed, by which each setting's temperature is chosen."""
-    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 49)
-    orders: tuple[str, ...] = ("confidence", "confidence-without-noise", "random", "halton")
-    temperatures: tuple[float, ...] = (0.6, 0.8, 0.9, 1.0)
-    scale: float | None = None
-    """Guidance, for all settings."""
-    seed: int = 0
-    out: Path | None = None
-    """Also write the table to this file."""
-
-
-def sweep(arguments: list[str]) -> None:
-    """evaluate, then compare orders and numbers of steps, each at its best temperature, in a Markdown table"""
-    name, rest = positional(arguments, "sweep RUN, where RUN is a run folder")
-    flags = parse(SweepFlags, rest, f"sweep {name}")
-    pipeline = Pipeline.from_pretrained(name)
-    if min(flags.samples, flags.tune) < 2 or not (flags.steps and flags.orders and flags.temperatures):
-        raise ConfigError(
-            "sweep needs --samples and --tune of at least 2, and one or more --steps, --orders, --temperatures"
-        )
-    if not pipeline.num_classes:
-        raise ConfigError(
-            f"{name} has no classes: sweep compares samples with theirs; unmask evaluate draws and counts"
-        )
-    with value_errors():
-        base = applied(SamplingFlags(scale=flags.scale), pipeline)
-        for steps, temperature in product(flags.steps, flags.temperatures):
-            replace(base, steps=steps, temperature=temperature)  # refuses what cannot be, before minutes of work
-    table = orders(pipeline.model.grid)
-    settings = [(order, replace(base, priority=named(table, order, "order"))) for order in flags.orders]
-    lines = [
-        "| order | steps | best temperature | class accuracy | Frechet distance | border at t | inside at t |",
-        "| --- " + "| ---: " * 6 + "|",
-    ]
-    with value_errors(), disk_errors(flags.out or Path(name)):
-        if flags.out is not None:
-            flags.out.parent.mkdir(parents=True, exist_ok=True)
-        print_report(Path(name), flags.samples, flags.seed, pipeline.sampling)
-        print("\n".join(lines), flush=True)
-        for row in evaluation.sweep(
-            Path(name),
-            num=flags.samples,
-            tune=flags.tune,
-            seed=flags.seed,
-            steps=flags.steps,
-            orders=settings,
-            temperatures=flags.temperatures,
-        ):
-            accuracy = f"{100 * row.class_accuracy:.2f} %"
-            figures_of = f"{accuracy} | {row.frechet:.3f} | {row.border:.2f} | {row.inside:.2f}"
-            lines.append(f"| {row.order} | {row.steps} | {row.temperature} | {figures_of} |")
-            print(lines[-1], flush=True)
-            if flags.out is not None:
-                flags.out.write_text("\n".join(lines) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask import recipes
+from unmask import coded, recipes
 from unmask import tokenizer_experiment as experiment
-from unmask.cli.parsing import disk_errors, parse, positional, value_errors
+from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
 from unmask.config import dump_json
-from unmask.errors import CheckpointError
+from unmask.data.sources import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, Shards, Source
+from unmask.data.tokenizing import CENTER, FLIP, View
+from unmask.errors import CheckpointError, ConfigError
 from unmask.training.distributed import barrier, world
 from unmask.training.log import progress_bar
 
@@ -73,3 +75,84 @@ def _describe(recipe: recipes.TokenizerRecipe) -> None:
         print(f"{name:13s} {sum(p.numel() for p in network.parameters()):,} parameters")
     print(f"tokens        {height * width} per image, a grid of {model.grid}, each one of {model.vocab_size}")
     print(f"images        {len(ready.train):,} for training, {len(ready.test):,} held out")
+
+
+def sources(size: int, channels: int) -> dict[str, Source]:
+    """What `--source` may say."""
+    return {
+        "digits": Digits(),
+        "mnist": Mnist(size=min(size, 28), binary=False),
+        "cifar10": Cifar10(),
+        "folder": Folder(path="", size=size, channels=channels),
+        "arrays": Arrays(path=""),
+        "hub": HubImages(name="", size=size, channels=channels),
+        "shards": Shards(path="", size=size, channels=channels),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeFlags:
+    data: Source
+    out: Path
+    """The folder for the codes; the same command again goes on where it was stopped."""
+    flip: bool = True
+    """Also tokenize each picture's mirror image; training then takes either."""
+    crops: int = 0
+    """Also tokenize this many random crops of each picture, and their mirror images; pictures must be stored larger."""
+    processes: int = 1
+    batch: int = 64
+    shard_size: int = 4096
+    """Pictures per file."""
+    seed: int = 0
+    """Where the random crops lie."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def tokenize(arguments: list[str]) -> None:
+    """turn pictures into codes once, with a trained tokenizer, so that training reads codes only"""
+    usage = "tokenize RUN --out DIR [--source NAME] [--data PATH], where RUN is a trained tokenizer"
+    name, rest = positional(arguments, usage)
+    recipe, model = experiment.open_run(Path(name))
+    height, channels = recipe.tokenizer.size[0], recipe.tokenizer.channels
+    rest = [word for part in rest for word in part.split("=", 1)] if "--source" in " ".join(rest) else rest
+    data = recipe.data
+    if "--source" in rest:
+        at = rest.index("--source")
+        data = named(sources(height, channels), (rest[at + 1 :] or [""])[0], "source")
+        rest = rest[:at] + rest[at + 2 :]
+    rest = [
+        re.sub(r"^--data(?==|$)", "--data.name" if isinstance(data, HubImages) else "--data.path", word)
+        for word in rest
+    ]
+    default = TokenizeFlags(data=data, out=Path("codes") / Path(name).name)
+    flags = parse(TokenizeFlags, rest, f"tokenize {name}", default)
+    device = None if flags.device == "auto" else flags.device
+    with value_errors(), disk_errors(flags.out), world(device) as here, progress_bar(shown=here.is_main) as progress:
+        meta, bad = coded.make_codes(
+            flags.data,
+            model,
+            flags.out,
+            views=views(flags),
+            shard_size=flags.shard_size,
+            seed=flags.seed,
+            batch=flags.batch,
+            processes=flags.processes,
+            world=here,
+            progress=progress,
+        )
+    for one in bad:
+        print(f"left out {one}", file=sys.stderr)
+    if here.is_main:
+        train, test = (sum(shard.rows for shard in part) for part in (meta.train, meta.test))
+        shown = " x ".join(str(n) for n in meta.grid)
+        print(f"{train:,} pictures for training and {test:,} held out, {shown} codes in {len(meta.views)} views each")
+        print(f"wrote {flags.out}; next: unmask train RECIPE --data {flags.out}")
+
+
+def views(flags: TokenizeFlags) -> tuple[View, ...]:
+    """The centre, and what else was asked for."""
+    if flags.crops < 0:
+        raise ConfigError(f"--crops {flags.crops}: at least 0")
+    crops = [View(name=f"crop{i}", random=True) for i in range(flags.crops)]
+    mirrored = [View(name=f"crop{i}-flip", random=True, flip=True) for i in range(flags.crops) if flags.flip]
+    return (CENTER, *((FLIP,) if flags.flip else ()), *crops, *mirrored)

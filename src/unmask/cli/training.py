@@ -63,7 +63,7 @@ def _prepare(recipe: recipes.Recipe, speak: bool) -> experiment.Experiment:
     """Read the data, and name every file that was left out."""
     with progress_bar(shown=speak) as progress:
         ready = experiment.prepare(recipe, progress)
-    for bad in ready.split.bad if speak else ():
+    for bad in ready.loaded.bad if speak and ready.loaded else ():
         print(f"left out {bad}", file=sys.stderr)
     return ready
 

@@ -40,6 +40,11 @@ class PictureSet:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    @property
+    def dim(self) -> int:
+        """Numbers in a picture of `size`."""
+        return self.pictures.shape[0] * self.size[0] * self.size[1]
+
     def rows(
         self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
     ) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"] | None]:

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import io
 import math
-import mmap
 import os
 import re
 import secrets
@@ -28,6 +27,8 @@ META = "meta.json"
 MAX_JSON = 1 << 26  # bytes
 MAX_VOCAB = 2**31 - 1
 OPEN_MAPS = 400  # each holds a file descriptor, of which a process often has 1,024
+MAX_MAPPED = 1 << 28  # bytes of the maps that are resident at a time
+FAULT = 1 << 16  # bytes that Linux maps around the one that was asked for
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TOKENS = re.compile(r"(train|test)-\d{5,}\.tokens\.npy")
@@ -98,6 +99,7 @@ class CodeSet:
         self._ends = np.cumsum([shard.rows for shard in self.shards], dtype=np.int64)
         parts = [_read_labels(folder, meta, shard) for shard in self.shards] if meta.classes else []
         self.labels = torch.from_numpy(np.concatenate(parts)) if parts else None
+        self._resident = 0  # bytes, at most
         self._map = functools.lru_cache(OPEN_MAPS)(lambda number: self._open(self.shards[number]))
 
     def __len__(self) -> int:
@@ -116,29 +118,39 @@ class CodeSet:
         num = len(self.meta.views)
         view = np.zeros_like(at) if u is None else (u * num).long().clamp(0, num - 1).numpy()
         order = at.argsort(kind="stable")
-        touched, first = np.unique(np.searchsorted(self._ends, at[order], side="right"), return_index=True)
+        touched, first = np.unique(self._shard_of(at[order]), return_index=True)
         tokens = np.empty((len(at), math.prod(self.meta.grid)), dtype=np.int64)
         for number, here in zip(touched.tolist(), np.split(order, first[1:]), strict=False):
-            tokens[here] = self._read(number, at[here], view[here])
+            start = self._ends[number] - self.shards[number].rows
+            tokens[here] = self._map(number)[at[here] - start, view[here]]
+        self._release(len(at))
+        self._check(tokens, at)
         classes = None if self.labels is None else self.labels[index].long().to(device)
         return torch.from_numpy(tokens).to(device), classes
 
-    def _read(
-        self, number: int, at: Int[np.ndarray, "b"], view: Int[np.ndarray, "b"]
-    ) -> UInt16[np.ndarray, "b l"] | Int32[np.ndarray, "b l"]:
-        """The rows `at` of the whole part, which all lie in one shard."""
-        shard, mapped = self.shards[number], self._map(number)
-        found = np.asarray(mapped[at - (self._ends[number] - shard.rows), view])
-        # The pages go back to the kernel, which keeps them cached as it has room: the process stays small however much
-        # of the data it has seen.
-        if isinstance(mapped.base, mmap.mmap):
-            mapped.base.madvise(mmap.MADV_DONTNEED)
-        if int(found.max()) >= self.meta.vocab_size or int(found.min()) < 0:
-            raise DataError(
-                f"{self.folder / shard.file} is damaged: it holds code {found.max()} of a vocabulary of "
-                f"{self.meta.vocab_size}; {_again(self.folder)}"
-            )
-        return found
+    def _shard_of(self, at: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b"]:
+        return np.searchsorted(self._ends, at, side="right")
+
+    def _check(self, tokens: Int[np.ndarray, "b l"], at: Int[np.ndarray, "b"]) -> None:
+        """A damaged shard must not index an embedding out of range: on a GPU that ends the process without a reason."""
+        if not tokens.size or 0 <= tokens.min() <= tokens.max() < self.meta.vocab_size:
+            return
+        wrong = (tokens < 0) | (tokens >= self.meta.vocab_size)
+        shard = self.shards[self._shard_of(at[wrong.any(1)])[0]]
+        raise DataError(
+            f"{self.folder / shard.file} is damaged: it holds code {tokens[wrong][0]} of a vocabulary of "
+            f"{self.meta.vocab_size}; {_again(self.folder)}"
+        )
+
+    def _release(self, num: int) -> None:
+        """Close all maps once `num` more rows may have brought too much of them into memory.
+
+        The kernel keeps what was read cached, as it has room; the process stays small whatever it has seen.
+        """
+        self._resident += num * (FAULT + math.prod(self.meta.grid) * code_type(self.meta.vocab_size).itemsize)
+        if self._resident > MAX_MAPPED:
+            self._map.cache_clear()
+            self._resident = 0
 
     def _open(self, shard: Shard) -> np.memmap:
         shape = (shard.rows, len(self.meta.views), math.prod(self.meta.grid))
@@ -233,7 +245,7 @@ def _read_labels(folder: Path, meta: Meta, shard: Shard) -> Int32[np.ndarray, "r
 
 
 def _open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    """Map a .npy file that must be of this type and shape: its header is compared, so that nothing foreign is parsed."""
+    """Map a .npy file of this type and shape; its header is compared, not parsed, since it may be foreign."""
     expected = io.BytesIO()
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(expected, header)

@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ def open_image(path: str | Path) -> Image.Image | Bad:
         return Bad(str(path), str(error))
 
 
-def decode_bytes(file: BinaryIO, name: str) -> Image.Image | Bad:
+def decode_bytes(file: BufferedReader | BytesIO, name: str) -> Image.Image | Bad:
     """As `open_image`, from an open file or memory; `name` is what a Bad calls it."""
     try:
         return decode_image(file)
@@ -134,7 +134,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def decode_image(file: BinaryIO) -> Image.Image:
+def decode_image(file: BufferedReader | BytesIO) -> Image.Image:
     """All pixels of a still picture, upright, in mode RGB or L; DataError holds the reason, without the path."""
     image = Image.open(file, formats=FORMATS)
     width, height = image.size

@@ -100,7 +100,7 @@ def load_parts(name: str) -> dict[str, Any]:
         else:
             found = datasets.load_dataset(str(folder) if folder.is_dir() else name)
     except (*network, OSError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
-        reason = one_line(str(error).strip().split("\n")[0])
+        reason = one_line(" ".join(str(error).split())[:300])  # which may list what there is to choose from
         if folder.is_dir():
             raise DataError(f"{one_line(name)}: {reason}; save the data set there again") from error
         raise ConfigError(f"cannot load {name} ({reason}): check name and network, or name a folder with it") from error
@@ -120,7 +120,9 @@ def to_rows(
     from datasets import Image as Encoded
 
     features = dataset.features
-    pictures = [name for name, kind in features.items() if isinstance(kind, Encoded) or kind.dtype == "binary"]
+    pictures = [
+        name for name, kind in features.items() if isinstance(kind, Encoded) or getattr(kind, "dtype", "") == "binary"
+    ]
     if image not in pictures:
         raise ConfigError(
             f"{where}: no column {image!r} of images, but {', '.join(pictures) or 'none'}: set --data.image"

@@ -17,7 +17,7 @@ from unmask.data.images import Images, Progress, check_labels
 from unmask.errors import ConfigError, DataError
 
 MAX_THREADS = 16
-AHEAD = 1024  # pictures that threads may hold decoded while the first of them is still awaited
+AHEAD = 256  # pictures that threads may hold decoded while the first of them is still awaited
 
 
 @runtime_checkable

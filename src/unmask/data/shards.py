@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from typing import BinaryIO
@@ -179,11 +180,7 @@ def list_parts(archive: str) -> tuple[list[Part], list[Bad]]:
     try:
         with open(archive, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             end = os.fstat(file.fileno()).st_size
-            last = -1
-            for info in tar:
-                if info.offset <= last or info.size < 0:  # a negative size would send us round for ever
-                    raise tarfile.ReadError(f"damaged header at byte {info.offset}")
-                last = info.offset
+            for info in walk(tar):
                 part = Part(info.name, info.offset_data, info.size)
                 reason = refuse(info, end)
                 parts += [part] if reason == "" else []
@@ -192,12 +189,22 @@ def list_parts(archive: str) -> tuple[list[Part], list[Bad]]:
             mark = file.read(tarfile.BLOCKSIZE)
             if mark.strip(b"\0"):  # at which tarfile stops without a word
                 bad.append(Bad(archive, f"damaged header at byte {tar.offset}: nothing behind it was used"))
-            elif not mark:
+            elif len(mark) < tarfile.BLOCKSIZE:
                 bad.append(Bad(archive, "ends without tar's end mark: it may have been cut short"))
     except DAMAGE as error:
         known = error.strerror if isinstance(error, OSError) and error.strerror else f"not a sound, plain tar ({error})"
         bad.append(Bad(archive, known))
     return parts, bad
+
+
+def walk(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members in order; a negative size, which could send tarfile round for ever, is a ReadError."""
+    last = -1
+    for info in tar:
+        if info.offset <= last or info.size < 0:
+            raise tarfile.ReadError(f"damaged header at byte {info.offset}")
+        last = info.offset
+        yield info
 
 
 def refuse(info: tarfile.TarInfo, end: int) -> str | None:

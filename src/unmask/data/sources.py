@@ -1,8 +1,9 @@
 """Where pictures come from. Each source is a frozen config of plain scalars whose `load()` gives a train and a test
 set; a recipe names one of them. Published files are checked by their sha256, a user's own files by their format."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,7 +18,19 @@ from unmask.data.pictures import Split, check_share, split, split_share
 from unmask.data.shards import Shards
 from unmask.errors import ConfigError, DataError
 
-__all__ = ["Arrays", "Cifar10", "Digits", "Folder", "HubImages", "Mnist", "Shards", "Source", "Split"]
+__all__ = [
+    "Arrays",
+    "Cifar10",
+    "Codes",
+    "Digits",
+    "Folder",
+    "HubImages",
+    "Mnist",
+    "Shards",
+    "Source",
+    "Split",
+    "settled",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +77,20 @@ class Arrays:
 
 
 Source = Digits | Mnist | Cifar10 | Folder | Arrays | HubImages | Shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codes:
+    """A folder of codes that unmask tokenize made: no pictures, but it says where they were."""
+
+    path: str
+
+
+AnySource = TypeVar("AnySource", bound=Source | Codes)
+
+
+def settled(source: AnySource) -> AnySource:
+    """The same source with its path written out, so that it means the same from any working directory."""
+    if isinstance(source, Digits | HubImages) or source.path is None:
+        return source
+    return replace(source, path=str(Path(source.path).expanduser().resolve()))

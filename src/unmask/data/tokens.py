@@ -77,3 +77,19 @@ class Batches:
             noise = seeded(self.seed, 1).at(epoch)("shuffle", len(self.data))[0]
             self._epoch = (epoch, noise.argsort())
         return self._epoch[1]
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Another set without its classes."""
+
+    data: Tokens
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def rows(
+        self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
+    ) -> tuple[Int[Tensor, "b l"], None]:
+        """The chosen rows, and no classes."""
+        return self.data.rows(index, device, u)[0], None

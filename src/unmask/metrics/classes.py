@@ -11,8 +11,9 @@ from unmask.errors import ConfigError, DataError
 def inception_score(probabilities: Float[Tensor, "n k"], splits: int = 10) -> tuple[float, float]:
     """exp of the mean KL divergence of p(class | image) from p(class): mean and standard deviation over splits.
 
-    The deviation's divisor is `splits`. The score lies between 1 and k. Splits are runs of rows in the order given, nothing is shuffled: samples that lie sorted by
-    class must be shuffled before, or each split sees few classes and the score falls. More samples raise it.
+    The deviation's divisor is `splits`. The score lies between 1 and k; more samples raise it. Splits are runs of rows
+    in the order given, nothing is shuffled: samples that lie sorted by class must be shuffled before, or each split
+    sees few classes and the score falls.
     """
     if not 1 <= splits <= len(probabilities):
         raise ConfigError(f"{splits} splits of {len(probabilities)} samples; use 1 or more, each of at least 1 sample")

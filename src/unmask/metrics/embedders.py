@@ -5,15 +5,16 @@ see). All of them look at images of 8 bits, so a PNG and the tensor that it was 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64, UInt8
+from safetensors import SafetensorError
 from torch import Tensor
 
 from unmask.data.decoding import one_line
-from unmask.errors import CheckpointError, ConfigError
+from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.metrics.features import Classifier, embed, fingerprint
 from unmask.metrics.inception import CleanResize, Inception, PlainResize
 
@@ -22,6 +23,7 @@ GREY = "grey as three equal channels"
 CLEAN = CleanResize()
 
 
+@runtime_checkable
 class Features(Protocol):
     """Images in [-1, 1] to vectors, one for each, and maybe to class probabilities.
 
@@ -91,7 +93,10 @@ def embed_all(
 
 
 def to_pixels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
-    """[-1, 1] to the 0..255 of an image file, rounded; values outside are clipped."""
+    """[-1, 1] to the 0..255 of an image file, rounded; values outside are clipped, DataError if any is not finite."""
+    bad = ~images.isfinite().flatten(1).all(dim=1)
+    if bad.any():
+        raise DataError(f"{int(bad.sum())} of {len(images)} images are not finite; check the decoder that made them")
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -140,7 +145,9 @@ class InceptionFeatures:
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b d"]:
         pixels = _to_colour(images).to(self.network.fc.weight.device)
-        return self.network(self.resize(pixels)).double()
+        # On GPUs, convolutions would otherwise keep 10 bits of each number, and other GPUs give other distances.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return self.network(self.resize(pixels)).double()
 
     @torch.no_grad()
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
@@ -198,8 +205,8 @@ def load_dinov2(path: Path | str = "facebook/dinov2-large") -> Dinov2Features:
     shown = one_line(str(path))
     try:
         loaded: Any = Dinov2Model.from_pretrained(path, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = one_line(str(error).strip().splitlines()[0])
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = one_line((str(error).strip() or type(error).__name__).splitlines()[0])
         raise CheckpointError(
             f"{shown}: no DINOv2 can be loaded ({reason}); name a folder with config.json and model.safetensors"
         ) from error

@@ -94,11 +94,11 @@ def _plain(channels: int, width: int) -> nn.Sequential:
 
 
 def _residual(channels: int, width: int) -> nn.Sequential:
-    """Seven 3x3 convolutions, and a maximum over 2x2 pixels in the place of each stride, three in all."""
+    """Seven 3x3 convolutions; wide only where the image is small, since time goes where it is large."""
     return nn.Sequential(
         _stage(channels, width, 1),
-        _Halving(width, 2 * width),
-        _Halving(2 * width, 4 * width),
+        _Halving(width, width),
+        _Halving(width, 4 * width),
         _Halving(4 * width, 4 * width),
     )
 

@@ -113,7 +113,7 @@ class Moments:
         dim = math.isqrt(max(0, len(flat) - 1))
         if dim < 1 or len(flat) != 1 + dim + dim * dim:
             raise ConfigError(f"{len(flat)} numbers are not 1 + d + d^2 for any d; pass what `tensor` returned")
-        empty = cls.empty(dim, flat.device, origin)
+        empty, flat = cls.empty(dim, flat.device, origin), flat.clone()  # which the next all-reduce may overwrite
         return replace(
             empty, count=int(flat[0].item()), total=flat[1 : dim + 1], outer=flat[dim + 1 :].reshape(dim, dim)
         )

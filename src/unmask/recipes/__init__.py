@@ -15,22 +15,27 @@ from pathlib import Path
 from typing import TypeVar
 
 from unmask.config import load_json, read_json
-from unmask.data.cifar import Cifar10
-from unmask.data.sources import Arrays, Digits, Folder, Mnist
+from unmask.data.sources import Codes, Source
 from unmask.errors import ConfigError
 from unmask.guidance import CosineRamp, Interval, LinearRamp
 from unmask.metrics.features import ClassifierConfig
 from unmask.models.transformer import TransformerConfig
 from unmask.objectives import MaskGIT
 from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
-from unmask.schedules import Cosine, Shape
+from unmask.schedules import Arccos, Cosine, Shape, ratios, ratios_from_counts, valeoai_v1
 from unmask.tokenizers.losses import TokenizerLoss
 from unmask.tokenizers.pixels import Pixels
 from unmask.tokenizers.vqgan import VQGAN
 from unmask.training.loop import TrainConfig
 
-Source = Digits | Mnist | Cifar10 | Folder | Arrays
 Order = Confidence | Halton | Random | Margin | Entropy | MaxLogit | Raster
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValeoaiV1:
+    """The counts of `schedules.valeoai_v1`: `shape` says how many tokens a step reveals, not how many stay masked."""
+
+    shape: Shape = Arccos()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +43,7 @@ class Sampling:
     """How to decode: each field is an argument of `decode` or `guided`, as data. Interval(s) is a constant scale s."""
 
     steps: int = 8
-    schedule: Shape = Cosine()
+    schedule: Shape | ValeoaiV1 = Cosine()
     priority: Order = Confidence()
     temperature: float | tuple[float, ...] = 1.0
     scale: Interval | LinearRamp | CosineRamp = Interval(scale=1.0)
@@ -52,16 +57,23 @@ class Sampling:
         if (self.top_k is not None and self.top_k < 1) or (self.top_p is not None and not 0 < self.top_p <= 1):
             raise ValueError(f"sampling: top_k={self.top_k} must be at least 1, and top_p={self.top_p} lie in (0, 1]")
 
+    def ratios(self, tokens: int) -> list[float]:
+        """The fractions still masked after each step, for a canvas of so many tokens."""
+        if isinstance(self.schedule, ValeoaiV1):
+            return ratios_from_counts(valeoai_v1(tokens, self.steps, self.schedule.shape))
+        return ratios(self.schedule, self.steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything about an experiment. With `conditional`, model.num_classes is taken from the data set's classes.
 
+    Pictures are tokenized as the run starts, by Pixels; Codes were made before, and bring their tokenizer with them.
     `unigram` starts the head at the tokens' own frequencies, so the first loss is their entropy instead of log K.
     """
 
-    data: Source
-    tokenizer: Pixels
+    data: Source | Codes
+    tokenizer: Pixels | VQGAN
     model: TransformerConfig = TransformerConfig()
     objective: MaskGIT = MaskGIT()
     training: TrainConfig = TrainConfig()
@@ -76,13 +88,14 @@ class TokenizerRecipe:
     """Everything about a tokenizer's training. `flip`: mirror half of the pictures.
 
     `perceptual` is the classifier, trained on the same pictures, whose features the reconstructions are to share; without
-    class labels, or with null, there is no such term.
+    class labels, or with null, there is no such term. `classifier` is the one that judges them, as in a Recipe.
     """
 
     data: Source
     tokenizer: VQGAN
     loss: TokenizerLoss = TokenizerLoss()
     perceptual: ClassifierConfig | None = None
+    classifier: ClassifierConfig = ClassifierConfig(channels=3, num_classes=10)
     flip: bool = True
     training: TrainConfig = TrainConfig()
 

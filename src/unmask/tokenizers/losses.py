@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +29,15 @@ class PatchGAN:
         if min(self.width, self.layers) < 1:
             raise ValueError(f"PatchGAN(width={self.width}, layers={self.layers}): must be at least 1")
 
+    @property
+    def smallest(self) -> int:
+        """The least height and width of an image: 3 cells after the halvings, of which two more convolutions take 2."""
+        return 3 << self.layers
+
     def build(self, channels: int) -> nn.Sequential:
         dims = [self.width * min(2**i, 8) for i in range(self.layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(channels, dims[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for i, (dim_in, dim_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for i, (dim_in, dim_out) in enumerate(pairwise(dims)):
             last = i == self.layers - 1
             layers.append(nn.Conv2d(dim_in, dim_out, 4, stride=1 if last else 2, padding=1, bias=False))
             layers += [nn.GroupNorm(1, dim_out), nn.LeakyReLU(0.2)]
@@ -53,8 +59,10 @@ class TokenizerLoss:
 
     def __post_init__(self) -> None:
         if min(self.pixel, self.perceptual, self.adversarial) < 0 or self.pixel + self.perceptual == 0:
-            raise ValueError(f"loss: pixel {self.pixel}, perceptual {self.perceptual}, adversarial {self.adversarial} must "
-                             "be at least 0, and one of the first two positive")  # fmt: skip
+            raise ValueError(
+                f"loss: pixel {self.pixel}, perceptual {self.perceptual} and adversarial {self.adversarial} must be at "
+                "least 0, and one of the first two positive"
+            )
         if not 0 <= self.start <= 1 or not self.ceiling > 0:
             raise ValueError(f"loss: start {self.start} must lie in [0, 1], and ceiling {self.ceiling} be positive")
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 MAX_VOCAB = 1 << 18
+MAX_LEVELS = 1000  # from 1001 on, the published margin of FSQ's bound (0.1%) lets the outermost level spill over
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,14 @@ def unrows(x: Float[Tensor, "b l d"], like: Float[Tensor, "b d h w"]) -> Float[T
     return x.transpose(1, 2).reshape(like.shape).to(like.dtype)
 
 
-# -- finite scalars ---------------------------------------------------------------------------------------------------
+def straight_through(codes: Float[Tensor, "*n d"], x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+    """`codes`, to the last bit, with the gradient going to `x` (arXiv 1308.3432)."""
+    return codes.detach() + (x - x.detach())
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """No autocast inside: its bfloat16 matrix products choose other codes than float32 does."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +56,11 @@ class FSQ:
     levels: tuple[int, ...] = (8, 5, 5, 5)
 
     def __post_init__(self) -> None:
-        if not self.levels or min(self.levels) < 2 or math.prod(self.levels) > MAX_VOCAB:
+        if not self.levels or min(self.levels) < 2 or max(self.levels) > MAX_LEVELS:
+            raise ValueError(f"FSQ(levels={self.levels}): 2 to {MAX_LEVELS} levels per channel needed")
+        if self.vocab_size > MAX_VOCAB:
             raise ValueError(
-                f"FSQ(levels={self.levels}): 2 levels or more per channel, and at most {MAX_VOCAB} codes in all"
+                f"FSQ(levels={self.levels}): {self.vocab_size} codes, and at most {MAX_VOCAB} are possible"
             )
 
     @property
@@ -68,32 +78,33 @@ class FSQ:
 class FiniteScalar(nn.Module):
     """Bound by tanh, round, scale to [-1, 1]: eq. 2 and appendix A.1 of arXiv 2309.15505."""
 
+    levels: Tensor
+    basis: Tensor
+
     def __init__(self, config: FSQ):
         super().__init__()
-        levels = torch.tensor(config.levels)
-        self.register_buffer("levels", levels, persistent=False)
-        self.register_buffer("basis", torch.cat([torch.ones(1), levels[:-1].cumprod(0)]).long(), persistent=False)
+        basis = [math.prod(config.levels[:i]) for i in range(config.dim)]
+        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
+        self.register_buffer("basis", torch.tensor(basis), persistent=False)
 
     def bound(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """tanh to a range that holds exactly `levels` whole numbers; even counts are moved by one half."""
         half = (self.levels - 1) * 1.001 / 2
-        offset = (self.levels % 2 == 0) * 0.5
+        offset = (self.levels + 1) % 2 * 0.5
         return (x + (offset / half).atanh()).tanh() * half - offset
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
+        half = self.levels // 2
         bounded = self.bound(rows(z))
         whole = bounded.round()
-        tokens = ((whole + self.levels // 2).long() * self.basis).sum(-1)
-        straight = bounded + (whole - bounded).detach()
-        return Quantized(unrows(straight / (self.levels // 2), z), tokens, z.new_zeros(()).float())
+        # A NaN becomes a token as well, so that who trains finds it in the loss, and not as an index out of range.
+        tokens = ((whole.nan_to_num() + half).long() * self.basis).sum(-1)
+        return Quantized(unrows(straight_through(whole, bounded) / half, z), tokens, z.new_zeros(()).float())
 
     def lookup(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """The codes' latent vectors."""
         half = self.levels // 2
         return (tokens[..., None] // self.basis % self.levels - half).float() / half
-
-
-# -- a learned codebook -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +137,10 @@ class VQ:
 class Codebook(nn.Module):
     """Nearest neighbours in a learned table. `update` is called once per step with sums over the global batch."""
 
+    count: Tensor
+    sum: Tensor
+    started: Tensor
+
     def __init__(self, config: VQ):
         super().__init__()
         self.config = config
@@ -141,10 +156,12 @@ class Codebook(nn.Module):
         return F.normalize(x, dim=-1) if self.config.normalize else x
 
     def nearest(self, x: Float[Tensor, "n d"]) -> Int[Tensor, "n"]:
-        """argmin |x - c|^2, a few thousand latents at a time."""
+        """argmin |x - c|^2, so many latents at a time that their distances fill 64 MiB."""
         table = self.place(self.table.detach().float())
         offset = table.square().sum(1) / 2
-        return torch.cat([(part @ table.T - offset).argmax(1) for part in x.split(8192)])
+        with full_precision(x):
+            parts = x.split(max(1, (1 << 24) // len(table)))
+            return torch.cat([(part @ table.T - offset).argmax(1) for part in parts])
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
         x = self.place(rows(z))
@@ -153,7 +170,7 @@ class Codebook(nn.Module):
         loss = self.config.commitment * (x - codes.detach()).square().mean((1, 2)).sum()
         if self.table.requires_grad:
             loss = loss + (codes - x.detach()).square().mean((1, 2)).sum()
-        return Quantized(unrows(x + (codes - x).detach(), z), tokens, loss)
+        return Quantized(unrows(straight_through(codes, x), z), tokens, loss)
 
     def lookup(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """The codes' latent vectors."""
@@ -180,22 +197,26 @@ class Codebook(nn.Module):
         self.started.fill_(1.0)
 
     @torch.no_grad()
-    def update(self, sums: Float[Tensor, "k d+1"], candidates: Float[Tensor, "n d"]) -> None:
-        """Move the codes to the running means of their latents, and those that died onto `candidates`."""
-        config, seen = self.config, sums[:, 0]
-        decay = config.decay or 0.99
-        self.count.mul_(decay).add_(seen, alpha=1 - decay)
+    def update(self, sums: Float[Tensor, "k _"], candidates: Float[Tensor, "n d"]) -> None:
+        """Move the codes to the running means of their latents, and those that died onto `candidates`, one each.
+
+        A code learned by gradient keeps its optimizer's moments: unused, they have faded to nothing when it is revived.
+        """
+        config, seen = self.config, sums[:, :1]
+        decay = config.decay or 0.99  # a codebook learned by gradient still counts its uses
+        self.count.mul_(decay).add_(seen[:, 0], alpha=1 - decay)
         if config.decay:
             self.sum.mul_(decay).add_(sums[:, 1:], alpha=1 - decay)
-            self.table.copy_(self.place(self.sum / self.count.clamp(min=1e-5)[:, None]))
-        dead = (self.count < config.revive).nonzero().flatten()[: len(candidates)]
-        fresh = self.place(candidates.float())[: len(dead)]
-        self.table[dead] = fresh
-        self.sum[dead] = fresh
-        self.count[dead] = 1.0
-
-
-# -- bits -------------------------------------------------------------------------------------------------------------
+            # A code that was not seen keeps its mean; divided anew it would drift, and at last be 0 / 0.
+            moved = self.place(self.sum / self.count[:, None])
+            self.table.copy_(torch.where(seen > 0, moved, self.table))
+        dead = self.count < config.revive
+        turn = dead.cumsum(0) - 1
+        revived = (dead & (turn < len(candidates)))[:, None]
+        fresh = self.place(candidates.float())[turn.clamp(0, len(candidates) - 1)]
+        self.table.copy_(torch.where(revived, fresh, self.table))
+        self.sum.copy_(torch.where(revived, fresh, self.sum))
+        self.count.masked_fill_(revived[:, 0], 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +254,8 @@ class LFQ:
 class LookupFree(nn.Module):
     """Signs as codes, bit i worth 2^i."""
 
+    weights: Tensor
+
     def __init__(self, config: LFQ):
         super().__init__()
         self.config = config
@@ -245,7 +268,7 @@ class LookupFree(nn.Module):
         loss = self.config.commitment * (x - codes).square().mean((1, 2)).sum()
         if self.config.entropy:
             loss = loss + self.config.entropy * len(x) * self.entropy_loss(x.flatten(0, 1))
-        return Quantized(unrows(x + (codes - x).detach(), z), tokens, loss)
+        return Quantized(unrows(straight_through(codes, x), z), tokens, loss)
 
     def entropy_loss(self, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
         """Mean entropy of each latent's distribution over codes, minus `diversity` times the entropy of their mean.
@@ -254,11 +277,15 @@ class LookupFree(nn.Module):
         over n of products of two half-words is one matrix product, exact for all 2^bits codes.
         The second is that of this micro-batch: it is no sum over images, and ranks do not share it.
         """
-        p = torch.sigmoid(4 * self.config.sharpness * x)
-        each = -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)).sum(1).mean()
-        low, high = (_words(part) for part in p.split([p.shape[1] // 2, p.shape[1] - p.shape[1] // 2], dim=1))
-        mean = low.T @ high / len(x)
-        return each + self.config.diversity * torch.special.xlogy(mean, mean).sum()
+        logits = 4 * self.config.sharpness * x
+        # Of |logits|, because p log p has no gradient where p has come to be 0 or 1.
+        sure = logits.abs()
+        each = (F.softplus(-sure) + sure * torch.sigmoid(-sure)).sum(1).mean()
+        p, half = torch.sigmoid(logits), x.shape[1] // 2
+        with full_precision(x):
+            mean = _words(p[:, :half]).T @ _words(p[:, half:]) / len(x)
+        mean = mean.clamp(min=torch.finfo(mean.dtype).tiny)
+        return each + self.config.diversity * torch.xlogy(mean, mean).sum()
 
     def lookup(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """The codes' latent vectors."""
@@ -267,7 +294,7 @@ class LookupFree(nn.Module):
 
 def _words(p: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
     """Probabilities of all 2^d words of independent bits."""
-    words = torch.ones_like(p[:, :1])
+    words = p.new_ones(len(p), 1)
     for bit in p.unbind(1):
         words = torch.cat([words * (1 - bit)[:, None], words * bit[:, None]], dim=1)
     return words

@@ -41,10 +41,8 @@ class VQGAN:
     quantizer: FSQ | VQ | LFQ = FSQ()
 
     def __post_init__(self) -> None:
-        if (
-            min(*self.size, self.channels, self.patch, self.width, self.blocks, self.decoder_blocks, self.z_channels)
-            < 1
-        ):
+        counts = (self.channels, self.patch, self.width, self.blocks, self.decoder_blocks, self.z_channels)
+        if min(*self.size, *counts) < 1:
             raise ValueError(f"{self}: sizes and counts must be at least 1")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"VQGAN(multipliers={self.multipliers}): one or more, each at least 1")
@@ -57,6 +55,9 @@ class VQGAN:
                 f"VQGAN(size={self.size}): must be a multiple of {self.factor}, which is patch {self.patch} times "
                 f"2 for each of {len(self.multipliers)} levels but one"
             )
+        heights = [self.size[0] // self.patch >> i for i in range(len(self.multipliers))]
+        if set(self.attention) - set(heights):
+            raise ValueError(f"VQGAN(attention={self.attention}): the levels are {heights} cells high")
 
     @property
     def factor(self) -> int:
@@ -194,7 +195,7 @@ class Autoencoder(nn.Module):
     def last_layer(self) -> nn.Parameter:
         """The weights whose gradients balance the adversarial loss (eq. 7)."""
         convolutions = [layer for layer in self.decoder if isinstance(layer, nn.Conv2d)]
-        return convolutions[-1].weight
+        return convolutions[-1].weight  # type: ignore[return-value]
 
     def latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d _ _"]:
         """What is quantized."""
@@ -207,18 +208,27 @@ class Autoencoder(nn.Module):
         quantized = self.quantizer(z)
         return self.decoder(self.after(quantized.latents)), quantized, z
 
+    @property
+    def at_once(self) -> int:
+        """Images that `encode` and `decode` take at a time: one activation of all pixels fills 256 MiB at most."""
+        height, width = self.config.size
+        return min(256, max(1, (1 << 26) * self.config.patch**2 // (height * width * self.config.width)))
+
     @torch.no_grad()
-    def encode(self, images: Float[Tensor, "b c h w"], batch: int = 256) -> Int[Tensor, "b l"]:
+    def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]:
         """Tokens of images in [-1, 1], on the images' device; ConfigError for another size."""
         if images.shape[1:] != (self.config.channels, *self.config.size):
             need = (self.config.channels, *self.config.size)
             raise ConfigError(f"images are {tuple(images.shape[1:])} (c, h, w), not {need}: resize them")
         at = self.before.weight
-        parts = [self.quantizer(self.latents(part.to(at))).tokens for part in images.split(batch)]
-        return torch.cat(parts).to(images.device)
+        tokens = torch.empty(len(images), self.grid[0] * self.grid[1], dtype=torch.int64, device=images.device)
+        for i in range(0, len(images), self.at_once):
+            part = images[i : i + self.at_once].to(at)
+            tokens[i : i + self.at_once] = self.quantizer(self.latents(part)).tokens
+        return tokens
 
     @torch.no_grad()
-    def decode(self, tokens: Int[Tensor, "b l"], batch: int = 256) -> Float[Tensor, "b c h w"]:
+    def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]:
         """Images in [-1, 1], float32, on the tokens' device; ConfigError for another length or a token out of range."""
         if tokens.shape[1] != self.grid[0] * self.grid[1]:
             raise ConfigError(f"rows hold {tokens.shape[1]} tokens, not {self.grid[0]}*{self.grid[1]}")
@@ -228,12 +238,12 @@ class Autoencoder(nn.Module):
                 f"tokens span {low}..{high}, not 0..{self.vocab_size - 1} ({self.vocab_size} is the mask)"
             )
         at = self.after.weight
-        images = []
-        for part in tokens.split(batch):
-            codes = self.quantizer.lookup(part.to(at.device)).to(at.dtype)
-            z = codes.transpose(1, 2).reshape(len(part), -1, *self.grid).contiguous(memory_format=torch.channels_last)
-            images.append(self.decoder(self.after(z)).float().clamp(-1, 1))
-        return torch.cat(images).to(tokens.device)
+        images = torch.empty(len(tokens), self.config.channels, *self.config.size, device=tokens.device)
+        for i in range(0, len(tokens), self.at_once):
+            codes = self.quantizer.lookup(tokens[i : i + self.at_once].to(at.device)).to(at.dtype)
+            z = codes.unflatten(1, self.grid).permute(0, 3, 1, 2)  # in memory, channels come last
+            images[i : i + self.at_once] = self.decoder(self.after(z)).clamp(-1, 1)
+        return images
 
 
 def open_tokenizer(config: Pixels | VQGAN, weights: Path) -> Pixels | Autoencoder:
@@ -242,4 +252,4 @@ def open_tokenizer(config: Pixels | VQGAN, weights: Path) -> Pixels | Autoencode
         return config
     model = config.build()
     load_weights(model, weights)
-    return model.eval().to(memory_format=torch.channels_last)
+    return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,132 @@
+"""`unmask sweep`: ways to sample a run side by side, in one table."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from unmask import sweep_table, sweeping
+from unmask.cli.networks import NetworkFlags, open_networks
+from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
+from unmask.cli.sampling import orders
+from unmask.cli.schedule import shapes
+from unmask.errors import ConfigError
+from unmask.pipeline import Pipeline
+from unmask.recipes import Order, Sampling, ValeoaiV1
+from unmask.sampling.priorities import Confidence
+from unmask.schedules import Shape
+from unmask.sweeping import Plan, Setting
+from unmask.training.distributed import world
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFlags:
+    network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
+    samples: int = 5000
+    """Fresh samples behind each row."""
+    tune: int = 1000
+    """Samples, of another seed, by which each setting's temperature is chosen; 0 gives each temperature a row."""
+    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 49)
+    orders: tuple[str, ...] = ("confidence", "confidence-without-noise", "random", "halton")
+    """Also margin, entropy, max-logit and raster."""
+    schedules: tuple[str, ...] = ()
+    """As unmask sample --schedule has them, or valeoai-v1-arccos and so on, as the reproduction report has them;
+    the run's own by default."""
+    noises: tuple[float, ...] = ()
+    """Factors of the Gumbel noise, for the order confidence; the run's own by default, or 4.5."""
+    scales: Annotated[tuple[float, ...], tyro.conf.arg(aliases=["--scale"])] = ()
+    """Guidance: null + scale (conditional - null), 1 is none; the run's own by default."""
+    ramp: Literal["constant", "linear", "cosine"] | None = None
+    """How guidance rises to its scale while decoding: constant, unless the scale is the run's own."""
+    temperatures: tuple[float, ...] = (0.6, 0.8, 0.9, 1.0)
+    """One of them is chosen for each setting."""
+    seed: int = 0
+    out: Path | None = None
+    """The folder for the table and its plots; RUN/sweep by default."""
+
+
+def sweep(arguments: list[str]) -> None:
+    """compare orders, schedules, steps, noises and guidance in one table with plots; the same again continues it"""
+    name, rest = positional(arguments, "sweep RUN, where RUN is a run folder")
+    flags = parse(SweepFlags, rest, f"sweep {name}")
+    run, out = Path(name), flags.out or Path(name) / "sweep"
+    if out.suffix in (".md", ".csv") or out.is_file():
+        raise ConfigError(f"--out {out}: give a folder, for sweep.md, sweep.csv and the plots")
+    with value_errors():
+        plan = planned(flags, Pipeline.from_pretrained(name, device="cpu"), name)
+    device = None if flags.network.device == "auto" else flags.network.device
+    with value_errors(), disk_errors(out), world(device) as here:
+        features, judge = open_networks(flags.network, here)
+        rows = sweeping.sweep(
+            run, plan, out, world=here, features=features, judge=judge, reference=flags.network.reference
+        )
+        for place, row in enumerate(rows):
+            if here.is_main:
+                print("\n".join([*(() if place else sweep_table.HEAD), sweep_table.line(row)]), flush=True)
+        if here.is_main:
+            plots = "".join(f", {path.name}" for path in sorted(out.glob("*.png")))
+            print(f"\nwrote into {out}: sweep.md, sweep.csv{plots}")
+
+
+def planned(flags: SweepFlags, pipeline: Pipeline, name: str) -> Plan:
+    """What the flags ask for, refused here, before minutes of work, if it cannot be."""
+    if not pipeline.num_classes and flags.network.features == "classifier" and flags.network.classifier is None:
+        raise ConfigError(
+            f"{name} has no classes: give --features inception or dinov2, or --classifier DIR, to measure in"
+        )
+    if not pipeline.num_classes and (flags.scales or flags.ramp):
+        raise ConfigError(f"{name} has no classes, so there is nothing to guide towards: leave --scales and --ramp out")
+    if flags.noises and "confidence" not in flags.orders:
+        raise ConfigError(f"--noises {flags.noises[0]} is for --orders confidence, which is not among them")
+    settings = tuple(dict.fromkeys(_settings(flags, pipeline)))
+    for setting in settings:
+        setting.sampling.ratios(pipeline.model.length)
+    return Plan(
+        settings=settings,
+        temperatures=tuple(dict.fromkeys(flags.temperatures)),
+        samples=flags.samples,
+        tune=flags.tune,
+        seed=flags.seed,
+    )
+
+
+def _settings(flags: SweepFlags, pipeline: Pipeline) -> Iterator[Setting]:
+    for (order, priority), (schedule, shape), steps, scale in product(
+        _priorities(flags, pipeline), _schedules(flags, pipeline), flags.steps, _scales(flags, pipeline.sampling)
+    ):
+        sampling = replace(
+            pipeline.sampling, steps=steps, schedule=shape, priority=priority, scale=scale, temperature=1.0
+        )
+        yield Setting(order=order, schedule=schedule, sampling=sampling)
+
+
+def _priorities(flags: SweepFlags, pipeline: Pipeline) -> Iterator[tuple[str, Order]]:
+    """Orders by name; confidence once for each noise."""
+    table, own = orders(pipeline.model.grid), pipeline.sampling.priority
+    usual = own if isinstance(own, Confidence) else Confidence()
+    for name in flags.orders:
+        if name == "confidence":
+            yield from ((name, Confidence(noise)) for noise in flags.noises or (usual.noise,))
+        else:
+            yield name, named(table, name, "order")
+
+
+def _schedules(flags: SweepFlags, pipeline: Pipeline) -> list[tuple[str, Shape | ValeoaiV1]]:
+    plain = shapes(pipeline.model.length)
+    table: dict[str, Shape | ValeoaiV1] = {**plain}
+    table |= {f"valeoai-v1-{name}": ValeoaiV1(shape=shape) for name, shape in plain.items()}
+    if flags.schedules:
+        return [(name, named(table, name, "schedule")) for name in flags.schedules]
+    own = pipeline.sampling.schedule
+    names = [name for name, shape in table.items() if shape == own]  # the last is the one that most call it by
+    return [(names[-1] if names else str(own), own)]
+
+
+def _scales(flags: SweepFlags, own: Sampling) -> list[sweep_table.Ramp]:
+    if not (flags.scales or flags.ramp):
+        return [own.scale]
+    ramp = sweep_table.RAMPS[flags.ramp or "constant"]
+    return [ramp(scale) for scale in flags.scales or (own.scale.scale,)]

@@ -1,0 +1,169 @@
+"""From pictures to a folder of codes that training needs nothing besides: the codes, and the tokenizer that made them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from unmask.config import dump_json, from_json, read_json, write_json
+from unmask.data.codes import Meta, check_tokenizer, finish, open_codes
+from unmask.data.decoding import Bad
+from unmask.data.images import Progress
+from unmask.data.pictures import Pictures
+from unmask.data.sources import Source, settled
+from unmask.data.tokenizing import Encode, Part, Plan, View, claim, collect, tokenize
+from unmask.data.tokens import Tokens
+from unmask.data.workers import tokenize_parallel
+from unmask.errors import ConfigError, DataError
+from unmask.tokenizers.vqgan import VQGAN, Autoencoder, open_tokenizer
+from unmask.training.distributed import World, barrier, fast_dtype
+from unmask.weights import fingerprint, write_weights
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where the pictures behind codes are, as a source's config."""
+
+    data: Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coded:
+    """A finished folder of codes, open."""
+
+    meta: Meta
+    tokenizer: VQGAN
+    weights: Path
+    train: Tokens
+    test: Tokens
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Builds `encode` anew in each process: the tokenizer from its folder, in bfloat16 where that is fast."""
+
+    folder: Path
+    device: str
+
+    def __call__(self) -> Encode:
+        device = torch.device(self.device)
+        return read_tokenizer(self.folder).to(device, fast_dtype(device)).encode
+
+
+def open_coded(folder: str | Path) -> Coded:
+    """DataError or CheckpointError if the folder is unfinished, damaged, or its tokenizer is not the codes' own."""
+    folder = Path(folder).expanduser()
+    meta, train, test = open_codes(folder)
+    if test is None:
+        raise DataError(f"{folder} holds no codes to validate on: tokenize a source that holds some pictures out")
+    model = read_tokenizer(folder / "tokenizer")
+    check_tokenizer(meta, fingerprint(model, model.config))
+    source = from_json(Origin, json.loads(meta.source), "source").data
+    weights = folder / "tokenizer" / WEIGHTS
+    return Coded(meta=meta, tokenizer=model.config, weights=weights, train=train, test=test, source=source)
+
+
+def read_tokenizer(folder: Path) -> Autoencoder:
+    """The tokenizer beside codes: config.json is that of the network alone."""
+    model = open_tokenizer(read_json(folder / CONFIG, VQGAN), folder / WEIGHTS)
+    assert isinstance(model, Autoencoder)
+    return model
+
+
+def write_tokenizer(model: Autoencoder, folder: Path) -> None:
+    """What `read_tokenizer` takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_weights(dict(model.named_parameters()), folder / WEIGHTS)
+    write_json(folder / CONFIG, model.config)
+
+
+def make_codes(
+    source: Source,
+    model: Autoencoder,
+    out: Path,
+    *,
+    views: tuple[View, ...],
+    shard_size: int,
+    seed: int,
+    batch: int,
+    processes: int,
+    world: World,
+    progress: Progress | None = None,
+) -> tuple[Meta, list[Bad]]:
+    """Tokenize a source into `out`, going on where an earlier command was stopped; returns the pictures left out.
+
+    Under torchrun the ranks share the shards; alone, `processes` do. Raises DataError, DiskError, ConfigError.
+    """
+    split = source.load(progress)
+    plan = Plan(
+        tokenizer=fingerprint(model, model.config),
+        vocab_size=model.vocab_size,
+        grid=model.grid,
+        size=model.config.size,
+        shape=split.train.shape,
+        classes=tuple(split.train.classes),
+        source=dump_json(Origin(data=settled(source))),
+        train=len(split.train),
+        test=len(split.test),
+        views=views,
+        shard_size=shard_size,
+        seed=seed,
+    )
+    if split.train.shape[0] != model.config.channels:
+        raise ConfigError(f"the pictures have {split.train.shape[0]} channels, the tokenizer {model.config.channels}")
+    if world.size > 1:
+        meta, bad = _by_ranks(split.train, split.test, model, out, plan, batch, world, progress)
+        return meta, [*split.bad, *bad] if world.is_main else bad
+    bad = []
+    with claim(out, plan):
+        write_tokenizer(model, out / "tokenizer")
+        encoder = Encoder(folder=(out / "tokenizer").resolve(), device=str(world.device))
+        for part, pictures in _parts(split.train, split.test):
+            bad += tokenize_parallel(
+                pictures, encoder, out, part, plan, batch=batch, processes=processes, progress=progress
+            )
+        meta = collect(out, plan)
+        finish(out, meta)
+    return meta, [*split.bad, *bad]
+
+
+def _parts(train: Pictures, test: Pictures) -> list[tuple[Part, Pictures]]:
+    return [("train", train), ("test", test)] if len(test) else [("train", train)]
+
+
+def _by_ranks(
+    train: Pictures,
+    test: Pictures,
+    model: Autoencoder,
+    out: Path,
+    plan: Plan,
+    batch: int,
+    world: World,
+    progress: Progress | None,
+) -> tuple[Meta, list[Bad]]:
+    """Rank 0 holds the folder; each rank writes its own shards; rank 0 finishes."""
+    encode = model.to(world.device, fast_dtype(world.device)).encode
+    bad: list[Bad] = []
+
+    def work() -> None:
+        barrier(world)
+        for part, pictures in _parts(train, test):
+            bad.extend(
+                tokenize(pictures, encode, out, part, plan, batch=batch, rank=world.rank, size=world.size,
+                         progress=progress)
+            )  # fmt: skip
+        barrier(world)
+
+    if not world.is_main:
+        work()
+        return collect(out, plan), bad
+    with claim(out, plan):
+        write_tokenizer(model, out / "tokenizer")
+        work()
+        meta = collect(out, plan)
+        finish(out, meta)
+    return meta, bad

@@ -1,0 +1,96 @@
+"""A new training from an earlier one's weights, on a larger grid or other classes: the reproduction report's 512x512
+model is its 256x256 one, trained on (arXiv 2310.14400, section 2). What cannot be carried over exactly is resized or
+started anew, and said; everything else has to fit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from unmask.config import read_json
+from unmask.errors import CheckpointError
+from unmask.models.transformer import MaskedTransformer
+from unmask.recipes import Recipe
+from unmask.weights import load_weights
+
+POSITION, CLASSES = "position", "classes.table.weight"
+
+
+def start_from(model: MaskedTransformer, run: Path) -> list[str]:
+    """`load_compatible` from a run folder or an export; CheckpointError or ConfigError names what does not fit."""
+    if not (run / "config.json").is_file():
+        raise CheckpointError(f"{run}: no config.json there; give the folder of a finished run, or an export")
+    recipe = read_json(run / "config.json", Recipe)
+    with torch.device("meta"):
+        empty = MaskedTransformer(recipe.model, recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
+    earlier = empty.to_empty(device="cpu")
+    load_weights(earlier, run / "model.safetensors")
+    return load_compatible(model, dict(earlier.named_parameters()), earlier.grid)
+
+
+@torch.no_grad()
+def load_compatible(model: MaskedTransformer, weights: Mapping[str, Tensor], grid: tuple[int, ...]) -> list[str]:
+    """Fill `model` with the weights of one on another `grid` or with other classes; returns what was changed.
+
+    Learned positions are resized bicubically. Of another number of classes only "no class" is kept: the others stay as
+    the model has them. CheckpointError, before anything is written, if any other name or shape differs.
+    """
+    own = dict(model.named_parameters())
+    chosen, notes = dict(weights), []
+    if POSITION in own and POSITION in weights and grid != model.grid:
+        _check_positions(weights[POSITION], grid, model.grid)
+        chosen[POSITION] = resize_positions(weights[POSITION], grid, model.grid)
+        notes.append(f"positions of a grid of {_times(grid)} resized to {_times(model.grid)}")
+    there, here = (len(table[CLASSES]) - 1 if CLASSES in table else 0 for table in (weights, own))
+    if there != here:
+        chosen.pop(CLASSES, None)
+        if here:
+            chosen[CLASSES] = own[CLASSES].detach().clone()
+        if here and there and own[CLASSES].shape[1] == weights[CLASSES].shape[1]:
+            chosen[CLASSES][0] = weights[CLASSES][0]  # of NULL
+        notes.append(f"{here} classes here, {there} there: " + ("started anew" if here else "left out"))
+    wrong = [n for n in sorted(own.keys() | chosen.keys()) if _shape(own, n) != _shape(chosen, n)]
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"the weights to start from are of another architecture: {len(wrong)} tensors differ, first {name}, "
+            f"{_shape(chosen, name) or 'missing'} there and {_shape(own, name) or 'missing'} here; set the model's "
+            "sizes to theirs"
+        )
+    for name, parameter in own.items():
+        parameter.copy_(chosen[name])
+    return notes
+
+
+def resize_positions(
+    position: Float[Tensor, "l dim"], old: tuple[int, ...], new: tuple[int, ...]
+) -> Float[Tensor, "m dim"]:
+    """Bicubic, axis by axis, so for any number of them; cells are areas, so that the borders of both grids coincide."""
+    x = position.float().unflatten(0, old)
+    for axis, cells in enumerate(new):
+        if cells != old[axis]:
+            rows = x.movedim(axis, -1)
+            flat = rows.reshape(1, -1, 1, old[axis])
+            # Only the antialiasing filter, which is wider only where it shrinks, keeps straight lines straight.
+            flat = F.interpolate(flat, (1, cells), mode="bicubic", align_corners=False, antialias=True)
+            x = flat.reshape(*rows.shape[:-1], cells).movedim(-1, axis)
+    return x.flatten(0, -2)
+
+
+def _check_positions(position: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> None:
+    if len(old) != len(new) or len(position) != torch.Size(old).numel():
+        raise CheckpointError(
+            f"{len(position)} learned positions of a grid of {_times(old)} cannot be resized to {_times(new)}: start "
+            "from a model with as many axes"
+        )
+
+
+def _shape(table: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(table[name].shape) if name in table else None
+
+
+def _times(grid: tuple[int, ...]) -> str:
+    return "x".join(map(str, grid))

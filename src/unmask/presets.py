@@ -1,0 +1,77 @@
+"""How the published results were sampled, each beside the scores that its source reports for 50,000 ImageNet images.
+
+The scores are of the authors' weights and of their own evaluation: an expectation, not a target that any model meets.
+The reproduction report stretched every image to its full range before it measured, and users of its weights and
+command found a FID of 7.66 where it says 6.80 (github.com/valeoai/Halton-MaskGIT/issues/7).
+"""
+
+from dataclasses import dataclass
+
+from unmask.guidance import LinearRamp
+from unmask.recipes import Sampling, ValeoaiV1
+from unmask.sampling.priorities import Confidence
+from unmask.schedules import Arccos, Cosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """As printed; density and coverage where the source has them."""
+
+    fid: float
+    inception_score: float
+    precision: float
+    recall: float
+    density: float | None = None
+    coverage: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings for images of `size` pixels in cells of 16, what they are reported to reach, and where."""
+
+    size: tuple[int, int]
+    sampling: Sampling
+    expected: Scores
+    source: str
+
+
+def _report(steps: int, noise: float, weight: float) -> Sampling:
+    """Table 2 of the report in our words, by its code (github.com/valeoai/Maskgit-pytorch, Trainer/vit.py, 32062fa).
+
+    Its guidance (1 + w) c - w u has a weight that rises as w i/T over the steps i = 0..T-1, our ramp to 1 + w; its
+    later code has i/(T-1). Differs from it in the noise, which there is that of one step earlier: 1 - i/T, not
+    1 - (i+1)/T, so that a T-th of it is left in the last step.
+    """
+    return Sampling(
+        steps=steps,
+        schedule=ValeoaiV1(shape=Arccos()),
+        priority=Confidence(noise=noise),
+        temperature=1.0,
+        scale=LinearRamp(scale=1 + weight),
+    )
+
+
+REPORT_256 = Preset(
+    size=(256, 256),
+    sampling=_report(steps=8, noise=4.5, weight=3.0),
+    expected=Scores(fid=6.80, inception_score=214.0, precision=0.82, recall=0.51, density=1.25, coverage=0.84),
+    source="arXiv 2310.14400, tables 2 and 3",
+)
+REPORT_512 = Preset(
+    size=(512, 512),
+    sampling=_report(steps=15, noise=7.0, weight=2.8),
+    expected=Scores(fid=7.26, inception_score=223.0, precision=0.85, recall=0.49, density=1.33, coverage=0.86),
+    source="arXiv 2310.14400, tables 2 and 3",
+)
+GOOGLE_256 = Preset(
+    size=(256, 256),
+    sampling=Sampling(steps=8, schedule=Cosine(), priority=Confidence(noise=4.5)),
+    expected=Scores(fid=6.18, inception_score=182.1, precision=0.80, recall=0.51),
+    source="arXiv 2202.04200, table 1; noise from github.com/google-research/maskgit",
+)
+GOOGLE_512 = Preset(
+    size=(512, 512),
+    sampling=Sampling(steps=12, schedule=Cosine(), priority=Confidence(noise=4.5)),
+    expected=Scores(fid=7.32, inception_score=156.0, precision=0.78, recall=0.50),
+    source="arXiv 2202.04200, table 1; noise from github.com/google-research/maskgit",
+)

@@ -1,0 +1,37 @@
+"""CIFAR-10 from codes: 64 tokens of 2,048, class-conditional.
+
+unmask train-tokenizer cifar10-tokenizer --data DIR
+unmask tokenize runs/cifar10-tokenizer --out codes/cifar10
+unmask train cifar10 --data codes/cifar10
+unmask evaluate runs/cifar10 --samples 10000
+"""
+
+from unmask.data.sources import Codes
+from unmask.guidance import LinearRamp
+from unmask.metrics.features import ClassifierConfig
+from unmask.models.transformer import TransformerConfig
+from unmask.objectives import MaskGIT
+from unmask.recipes import Recipe, Sampling, cifar10_tokenizer
+from unmask.sampling.priorities import Confidence
+from unmask.schedules import Arccos
+from unmask.training.loop import TrainConfig
+from unmask.training.optim import AdamW, Muon, WarmupStableDecay
+
+
+def recipe() -> Recipe:
+    return Recipe(
+        data=Codes(path=""),
+        tokenizer=cifar10_tokenizer.recipe().tokenizer,
+        model=TransformerConfig(dim=256, depth=8, heads=4),
+        objective=MaskGIT(schedule=Arccos()),
+        training=TrainConfig(
+            steps=6000,
+            batch_size=64,
+            optimizer=Muon(learning_rate=3e-3, rest=AdamW(learning_rate=1e-3)),
+            learning_rate=WarmupStableDecay(warmup=200, decay=0.4),
+            evaluate_every=1000,
+            save_every=500,
+        ),
+        sampling=Sampling(steps=8, priority=Confidence(4.5), scale=LinearRamp(scale=2.0)),
+        classifier=ClassifierConfig(channels=3, num_classes=10, width=48, features=128, steps=4000, flip=True, shift=4),
+    )

@@ -1,0 +1,51 @@
+"""The tokenizer of the ImageNet recipes: taming-transformers' VQGAN f16-1024, 256x256 photos as 16x16 tokens of 1024.
+
+    unmask train-tokenizer imagenet256-tokenizer --data DIR
+
+DIR holds `train` and `val` with one folder per class. Network, losses and optimizer are those of imagenet_vqgan.yaml in
+github.com/CompVis/taming-transformers, whose result has 72.142 M parameters, as here, and a reconstruction FID of 7.94.
+It is meant for 8 GPUs; not run yet.
+
+The source gives a batch of 3 per GPU, a learning rate of 4.5e-6 times the whole batch, here of 8 GPUs, and no number of
+steps. Its codebook loss weighs the encoder by 1 and the codes by 0.25, and to the latter Adam is blind.
+
+Differs from the source: no perceptual term yet; photos are shrunk to 288 pixels and their centre before a random crop,
+where it shrinks to 256 and crops along the longer side; they are mirrored; the codebook starts from k-means; and the
+discriminator as PatchGAN says.
+"""
+
+from unmask.data.sources import Folder
+from unmask.recipes import TokenizerRecipe
+from unmask.tokenizers.losses import PatchGAN, TokenizerLoss
+from unmask.tokenizers.quantizers import VQ
+from unmask.tokenizers.vqgan import VQGAN
+from unmask.training.loop import TrainConfig
+from unmask.training.optim import AdamW, Constant
+
+STEPS = 1_000_000
+BATCH = 24
+
+
+def recipe() -> TokenizerRecipe:
+    return TokenizerRecipe(
+        data=Folder(path="", size=288, channels=3),
+        tokenizer=VQGAN(quantizer=VQ(vocab_size=1024, dim=256, normalize=False, decay=0.0, commitment=1.0, revive=0.0)),
+        loss=TokenizerLoss(
+            pixel=1.0,
+            perceptual=1.0,
+            adversarial=0.8,
+            start=250_001 / STEPS,
+            discriminator=PatchGAN(width=64, layers=3),
+        ),
+        training=TrainConfig(
+            steps=STEPS,
+            batch_size=BATCH,
+            optimizer=AdamW(learning_rate=4.5e-6 * BATCH, beta1=0.5, beta2=0.9, weight_decay=0.0),
+            learning_rate=Constant(),
+            clip=1e6,  # none, that is
+            ema=0.0,
+            log_every=100,
+            evaluate_every=10_000,
+            save_every=5_000,
+        ),
+    )

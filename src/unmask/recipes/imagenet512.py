@@ -1,0 +1,25 @@
+"""ImageNet at 512x512 as the PyTorch reproduction of MaskGIT trains it (arXiv 2310.14400): its 256x256 model, tuned.
+
+    unmask train imagenet512 --data CODES      (1024 tokens per image, of the tokenizer of imagenet256)
+
+There it took 384 hours of A100 GPUs from the weights of the `imagenet256` recipe, and 50,000 samples have a FID of
+7.26; unmask.presets has all of its scores. Not run yet. `unmask.finetune.start_from` carries those weights over, with
+the positions resized from 16x16 to 32x32; the report does not say how it did. 173.037 M parameters, 176.307 M there.
+
+The tokenizer is the same network, with attention at its coarsest level, which now has 32x32 cells.
+"""
+
+from dataclasses import replace
+
+from unmask import presets
+from unmask.recipes import Recipe, imagenet256, imagenet256_tokenizer
+
+
+def recipe() -> Recipe:
+    base = imagenet256.recipe()
+    return replace(
+        base,
+        tokenizer=replace(imagenet256_tokenizer.recipe().tokenizer, size=(512, 512), attention=(32,)),
+        training=replace(base.training, steps=750_000, batch_size=128),
+        sampling=presets.REPORT_512.sampling,
+    )
