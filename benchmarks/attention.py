@@ -9,7 +9,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from unmask.experiment import environment
+from unmask.provenance import environment
 
 
 def explicit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from unmask.experiment import environment
+from unmask.provenance import environment
 from unmask.guidance import guided
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.objectives import MaskGIT

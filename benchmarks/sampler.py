@@ -9,7 +9,7 @@ import time
 import torch
 
 from unmask import Confidence, Cosine, Entropy, Halton, Margin, Random, decode, ratios, seeded
-from unmask.experiment import environment
+from unmask.provenance import environment
 
 
 def main() -> None:

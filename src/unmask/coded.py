@@ -1,4 +1,4 @@
-"""From pictures to a folder of codes that training needs nothing besides: the codes, and the tokenizer that made them."""
+"""From pictures to a folder that is all a training needs: their codes, and the tokenizer that made these."""
 
 import json
 from dataclasses import dataclass

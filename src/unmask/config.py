@@ -235,9 +235,6 @@ def _read_union(hint: Any, data: Any, where: str) -> Any:
 def _read_member(classes: dict[str, type], data: Mapping[str, Any], where: str) -> Any:
     if len(classes) == 1:
         return _read_class(next(iter(classes.values())), data, where)
-    fitting = [cls for cls in classes.values() if set(data) <= {field.name for field, _ in _settable(cls)}]
-    if "type" not in data and len(fitting) == 1:
-        return _read_class(fitting[0], data, where)  # a file from when there was only this one
     if "type" not in data:
         raise ConfigError(f'{where}: add "type", one of {", ".join(classes)}')
     chosen = data["type"]

@@ -55,7 +55,7 @@ def history(
     _check(images, hole, s, variants, stop)
     labels = None if labels is None else torch.as_tensor(labels).to(pipeline.device)
     if labels is not None:
-        pipeline._check(labels, len(images))
+        pipeline.check(labels, len(images))
         labels = labels.repeat_interleave(variants)
     height, width = pipeline.tokenizer.grid
     tokens = pipeline.tokenizer.encode(blank(images, hole))
@@ -123,7 +123,7 @@ def repair(
         raise ConfigError(f"feather {feather} must be at least 0, batch {batch} and images {len(images)} at least 1")
     if labels is not None:
         labels = torch.as_tensor(labels).to(pipeline.device)
-        pipeline._check(labels, len(images))
+        pipeline.check(labels, len(images))
     size = max(1, batch // max(1, variants))
     done = []
     for at in range(0, len(images), size):

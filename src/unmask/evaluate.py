@@ -17,7 +17,7 @@ from unmask.config import write_json
 from unmask.data.tokenizing import Part
 from unmask.data.tokens import TokenSet
 from unmask.errors import CheckpointError, ConfigError
-from unmask.experiment import Experiment, environment, prepare
+from unmask.experiment import Experiment, prepare
 from unmask.gallery import draw, holes
 from unmask.metrics.classes import inception_score
 from unmask.metrics.embedders import ClassifierFeatures, Features
@@ -26,6 +26,7 @@ from unmask.metrics.kernel import kernel_distance
 from unmask.metrics.manifold import prdc
 from unmask.metrics.neighbours import nearest_train
 from unmask.pipeline import Pipeline
+from unmask.provenance import environment
 from unmask.recipes import Recipe, Sampling, read_recipe
 from unmask.reference import Reference, embed_real, gather, in_domain, open_reference
 from unmask.tokenizers.pixels import Pixels
@@ -50,7 +51,7 @@ def sample_banks(
     seed: int,
     sampling: Sampling,
 ) -> list[Bank]:
-    """What each of (dim, measure) makes of samples number 0 to num - 1, which are drawn once and never all in memory."""
+    """What each of (dim, measure) makes of samples 0 to num - 1, which are drawn once and never all in memory."""
 
     def compute(block: slice) -> Tensor:
         images = pipeline.samples(block.start, block.stop, seed=seed, sampling=sampling).to(world.device)
@@ -100,7 +101,9 @@ def measure(bank: Bank, features: Features, real: Reference) -> tuple[dict[str, 
 def pixels_of_tokens(experiment: Experiment) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
     """Training and held-out pictures as the tokenizer shows them, for tokens that lie in memory."""
     train, test, tokenizer = experiment.train, experiment.test, experiment.recipe.tokenizer
-    assert isinstance(train, TokenSet) and isinstance(test, TokenSet) and isinstance(tokenizer, Pixels)
+    assert isinstance(train, TokenSet)
+    assert isinstance(test, TokenSet)
+    assert isinstance(tokenizer, Pixels)
     return tokenizer.decode(train.tokens).flatten(1), tokenizer.decode(test.tokens).flatten(1)
 
 
@@ -199,7 +202,8 @@ def judged(
     """Class accuracy of samples, of real held-out pictures, and of those after a hole in them was filled."""
     labels, pictures = pipeline.labels(len(bank)), experiment.real("test")
     truth = experiment.split.test.labels
-    assert labels is not None and truth is not None
+    assert labels is not None
+    assert truth is not None
     every = torch.arange(len(pictures))
     real = embed_real(pictures, judge, every, world)
     images, _ = pictures.rows(every[:300], world.device)
@@ -214,7 +218,7 @@ def judged(
 
 
 def read_curve(run: Path, name: str = "validation_loss") -> dict[str, float]:
-    """Where the training of a run ended: the figure of that name, seconds and steps; CheckpointError if there is none."""
+    """Where a training ended: the figure of that name, seconds and steps; CheckpointError if there is none."""
     path = run / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     values = [row[name] for row in rows if name in row]

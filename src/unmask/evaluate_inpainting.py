@@ -6,6 +6,7 @@ everything outside them set to 0 in both. Which features, and which class accura
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,7 +17,10 @@ from unmask import figures
 from unmask.data.holes import ANY, Cells, blank, paste
 from unmask.editing import repair
 from unmask.errors import ConfigError
+from unmask.experiment import Experiment
+from unmask.gallery import holes
 from unmask.guidance import Condition
+from unmask.metrics.embedders import ClassifierFeatures, Features, embed_all
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
 from unmask.pipeline import Pipeline
 from unmask.recipes import Sampling
@@ -94,6 +98,63 @@ def measure_with(features: Callable[[Tensor], Tensor], accuracy: Callable[[Tenso
 
 def _distance(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
     return frechet_distance(fit_gaussian(a), fit_gaussian(b))
+
+
+def run(
+    experiment: Experiment,
+    pipeline: Pipeline,
+    features: Features | None,
+    judge: ClassifierFeatures | None,
+    out: Path,
+    *,
+    num: int,
+    schedules: Mapping[str, Shape],
+    sampling: Sampling,
+    stops: Sequence[int],
+    labelled: bool,
+    cells: Cells,
+    seed: int,
+) -> list[Row]:
+    """`compare` on at most `num` held-out pictures with the holes of `gallery.holes`; the table and a picture to `out`.
+
+    ConfigError without features to measure in.
+    """
+    if features is None:
+        raise ConfigError("without classes there is nothing to measure in: give --features inception or dinov2")
+    pictures = experiment.real("test")
+    images, truth = pictures.rows(torch.arange(min(num, len(pictures))), torch.device("cpu"))
+    hole = holes(len(images), *images.shape[2:])
+    labels = truth if labelled and pipeline.num_classes else None
+
+    def accuracy(repaired: Tensor) -> float:
+        assert judge is not None
+        assert truth is not None
+        return float((judge.classify(embed_all(judge, repaired)).argmax(1).cpu() == truth).double().mean())
+
+    measure = measure_with(lambda x: embed_all(features, x), accuracy if judge is not None else None)
+    rows = list(
+        compare(
+            pipeline,
+            images,
+            hole,
+            labels,
+            measure=measure,
+            schedules=schedules,
+            steps=sampling.steps,
+            stops=sorted(set(stops)),
+            seed=seed,
+            sampling=sampling,
+            cells=cells,
+        )
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(markdown(rows))
+    (out / "table.csv").write_text(csv(rows))
+    shown = slice(0, 12)
+    some = None if labels is None else labels[shown]
+    repaired = repair(pipeline, images[shown], hole[shown], some, seed=seed, sampling=sampling, cells=cells)
+    figures.write(picture(images[shown], hole[shown], repaired[:, 0]), out / "repaired.png")
+    return rows
 
 
 def picture(

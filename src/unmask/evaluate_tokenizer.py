@@ -4,17 +4,20 @@ import math
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from unmask.config import write_json
+from unmask.data.augment import PictureSet
 from unmask.evaluate import read_curve
-from unmask.experiment import environment
 from unmask.figures import write
 from unmask.metrics.embedders import Features, identity
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
 from unmask.metrics.reconstruction import code_statistics, psnr, ssim
+from unmask.provenance import environment
 from unmask.reference import gather, in_domain
 from unmask.tokenizer_experiment import open_run, prepare, side_by_side
+from unmask.tokenizers.vqgan import Autoencoder
 from unmask.training.distributed import World
 from unmask.weights import fingerprint
 
@@ -34,41 +37,7 @@ def report(folder: Path, *, world: World, features: Features | None = None, num:
     if features is None and len(experiment.split.train.classes) > 1:
         features = in_domain(experiment.train, recipe.classifier, folder / "classifier.safetensors", world)
     index = torch.arange(len(pictures))[:num]
-    dim = 0 if features is None else features.dim
-
-    def compute(block: slice) -> Tensor:
-        images, _ = pictures.rows(index[block], world.device)
-        tokens = model.encode(images)
-        made = model.decode(tokens)
-        columns = [
-            psnr(images, made)[:, None],
-            ssim(images, made)[:, None],
-            (images - made).abs().flatten(1).mean(1)[:, None],
-        ]
-        if features is not None:
-            columns += [features(images), features(made)]
-        return torch.cat([*(column.double() for column in columns), tokens.double()], dim=1)
-
-    length = model.grid[0] * model.grid[1]
-    rows = gather(len(index), 3 + 2 * dim + length, compute, world)
-    decibels, likeness, error = rows[:, :3].mean(0).tolist()
-    counts = rows[:, 3 + 2 * dim :].long().flatten().bincount(minlength=model.vocab_size)
-    numbers: dict[str, object] = {
-        "psnr": decibels,
-        "ssim": likeness,
-        "mean_absolute_error": error,
-        **code_statistics(counts),
-        "vocab_size": model.vocab_size,
-        "tokens_per_image": length,
-        "bits_per_image": length * math.log2(model.vocab_size),
-        "num_parameters": sum(p.numel() for p in model.parameters()),
-    }
-    if features is not None:
-        real, made = rows[:, 3 : 3 + dim], rows[:, 3 + dim : 3 + 2 * dim]
-        numbers |= {
-            "rfid": frechet_distance(fit_gaussian(made), fit_gaussian(real)),
-            "features": str(identity(features)),
-        }
+    numbers = measure(model, pictures, index, features, world)
     numbers |= {
         "num_pictures": len(index),
         "quantizer": str(recipe.tokenizer.quantizer),
@@ -82,3 +51,38 @@ def report(folder: Path, *, world: World, features: Features | None = None, num:
         images, _ = pictures.rows(index[:12], world.device)
         write(side_by_side(images, model.decode(model.encode(images))), folder / "reconstructions.png")
     return numbers
+
+
+def measure(
+    model: Autoencoder, pictures: PictureSet, index: Int[Tensor, "n"], features: Features | None, world: World
+) -> dict[str, object]:
+    """The figures of the pictures of these numbers, computed in blocks over the ranks."""
+    dim = 0 if features is None else features.dim
+
+    def compute(block: slice) -> Tensor:
+        images, _ = pictures.rows(index[block], world.device)
+        tokens = model.encode(images)
+        made = model.decode(tokens)
+        error = (images - made).abs().flatten(1).mean(1)
+        columns = [psnr(images, made)[:, None], ssim(images, made)[:, None], error[:, None]]
+        columns += [] if features is None else [features(images), features(made)]
+        return torch.cat([*(column.double() for column in columns), tokens.double()], dim=1)
+
+    length = model.grid[0] * model.grid[1]
+    rows = gather(len(index), 3 + 2 * dim + length, compute, world)
+    near, real, made, tokens = rows.split([3, dim, dim, length], dim=1)
+    decibels, likeness, error = near.mean(0).tolist()
+    numbers: dict[str, object] = {
+        "psnr": decibels,
+        "ssim": likeness,
+        "mean_absolute_error": error,
+        **code_statistics(tokens.long().flatten().bincount(minlength=model.vocab_size)),
+        "vocab_size": model.vocab_size,
+        "tokens_per_image": length,
+        "bits_per_image": length * math.log2(model.vocab_size),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+    }
+    if features is None:
+        return numbers
+    distance = frechet_distance(fit_gaussian(made), fit_gaussian(real))
+    return numbers | {"rfid": distance, "features": str(identity(features))}

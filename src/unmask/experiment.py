@@ -1,22 +1,16 @@
 """A recipe made to run: data to tokens, model, validation, training, and the export at the end."""
 
-import os
-import platform
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
-from PIL import Image
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
-from unmask import __version__
-from unmask.config import differences, read_json, to_json, write_json
 from unmask.coded import open_coded
+from unmask.config import differences, read_json, to_json, write_json
 from unmask.data.augment import PictureSet
 from unmask.data.images import Progress
 from unmask.data.pictures import Pictures, Split
@@ -24,34 +18,28 @@ from unmask.data.sources import Codes, Source, settled
 from unmask.data.tokenizing import Part
 from unmask.data.tokens import Batches, Tokens, TokenSet, Unlabelled
 from unmask.errors import CheckpointError, ConfigError
-from unmask.figures import grid
-from unmask.masking import mask_exact
+from unmask.finetune import start_from
 from unmask.models.transformer import MaskedTransformer
 from unmask.pipeline import TOKENIZER, Pipeline
-from unmask.rand import Rand
+from unmask.provenance import environment
 from unmask.recipes import Recipe, Sampling, TokenizerRecipe, read_recipe
 from unmask.sampling.priorities import Halton
 from unmask.tokenizers.pixels import Pixels
 from unmask.tokenizers.vqgan import VQGAN, Autoencoder, open_tokenizer
 from unmask.training.checkpoint import clean, lock
 from unmask.training.distributed import (
-    Precision,
     World,
-    autocast,
     barrier,
     distribute,
     resolve,
-    sum_over_ranks,
     unwrapped,
     whole,
 )
-from unmask.training.loop import Evaluator, TrainConfig, train
+from unmask.training.loop import TrainConfig, train
+from unmask.validation import samples, validation
 from unmask.weights import write_weights
 
-VALIDATION_BATCH = 512
-VALIDATION_IMAGES = 2048
 FREQUENCY_ROWS = 1 << 17
-ACCURACY_RATIOS = (0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +74,15 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Experiment:
     The data decides the number of classes and channels, the tokenizer the grid of a Halton order, and codes the
     tokenizer.
     """
-    if isinstance(recipe.data, Codes):
-        return _prepare_codes(recipe, recipe.data)
-    if isinstance(recipe.tokenizer, VQGAN):
+    source = recipe.data
+    if isinstance(source, Codes):
+        return _prepare_codes(recipe, source)
+    tokenizer = recipe.tokenizer
+    if isinstance(tokenizer, VQGAN):
         raise ConfigError(
             "this recipe trains on codes: unmask train-tokenizer, then unmask tokenize, then unmask train --data CODES"
         )
-    split = recipe.data.load(progress)
+    split = source.load(progress)
     if not len(split.test):
         raise ConfigError("no image is held out, but validation needs some: raise --data.held-out")
     channels, height, width = split.train.shape
@@ -102,14 +92,14 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Experiment:
             f"{recipe.tokenizer.size[0]} x {recipe.tokenizer.size[1]}: set --tokenizer.size and --tokenizer.channels"
         )
     recipe = _fitted(recipe, split.train.classes)
-    train, test = (tokenize(part, recipe.tokenizer, recipe.conditional) for part in (split.train, split.test))  # type: ignore[arg-type]
+    train, test = (tokenize(part, tokenizer, recipe.conditional) for part in (split.train, split.test))
     return Experiment(
         recipe=recipe,
         train=train,
         test=test,
-        source=recipe.data,
+        source=source,
         classes=split.train.classes,
-        loaded=split,  # type: ignore[arg-type]
+        loaded=split,
     )
 
 
@@ -137,6 +127,7 @@ def _fitted(recipe: Recipe, classes: tuple[str, ...]) -> Recipe:
     return replace(
         recipe,
         sampling=sampling,
+        classes=tuple(classes) if recipe.conditional else (),
         model=replace(recipe.model, num_classes=len(classes) if recipe.conditional else 0),
         classifier=replace(recipe.classifier, channels=recipe.tokenizer.channels, num_classes=max(2, len(classes))),
     )
@@ -200,7 +191,9 @@ def _run(experiment: Experiment, folder: Path, world: World) -> None:
     recipe = experiment.recipe
     barrier(world)
     training = recipe.training
-    model = distribute(build(experiment), resolve(training.strategy, world), world)
+    core = build(experiment)
+    notes = start_from(core, Path(recipe.init)) if recipe.init else []
+    model = distribute(core, resolve(training.strategy, world), world)
     tokenizer = open_tokenizer(recipe.tokenizer, folder / TOKENIZER)
     if isinstance(tokenizer, Autoencoder):
         tokenizer = tokenizer.to(world.device)
@@ -212,8 +205,9 @@ def _run(experiment: Experiment, folder: Path, world: World) -> None:
         training,
         folder,
         world=world,
-        evaluators=[validation(experiment, model, world), samples(pipeline, training.precision, world)],
-        expected_loss=expected_first_loss(experiment),
+        evaluators=[validation(recipe, experiment.test, model, world), samples(pipeline, training.precision, world)],
+        expected_loss=math.nan if recipe.init else expected_first_loss(experiment),
+        notes=notes,
         meta={"recipe": to_json(recipe), "environment": environment(world.device)},
     )
     weights = {name: whole(average).cpu().contiguous() for name, average in ema.average.items()}
@@ -258,83 +252,7 @@ def _lasting(recipe: Recipe | TokenizerRecipe) -> Recipe | TokenizerRecipe:
     if isinstance(recipe, TokenizerRecipe):
         assert not isinstance(data, Codes)
         return replace(recipe, data=data, training=training, classifier=TokenizerRecipe.classifier)
-    return replace(recipe, data=data, training=training, sampling=Sampling(), classifier=Recipe.classifier)
-
-
-def validation(experiment: Experiment, model: nn.Module, world: World) -> Evaluator:
-    """Loss on held-out images and accuracy at fixed mask ratios, with the same noise every time, split over ranks."""
-    recipe, data = experiment.recipe, experiment.test
-    num = min(len(data), VALIDATION_IMAGES)
-    chosen = torch.arange(num) * len(data) // num
-    objective = replace(recipe.objective, drop=0.0)
-    mask_id: int = unwrapped(model).mask_id  # type: ignore[assignment]
-
-    def parts() -> Iterator[Tensor]:
-        # As many parts on each rank: sharded models need all ranks in every forward.
-        each = -(-num // (VALIDATION_BATCH * world.size))
-        yield from chosen.tensor_split(each * world.size)[world.rank :: world.size]
-
-    def scores(index: Int[Tensor, "b"]) -> list[Tensor]:
-        tokens, condition = data.rows(index, world.device)
-        rand = Rand(1, index.to(world.device), len(data))
-        loss = objective(model, tokens, condition, mask_id=mask_id, rand=rand)
-        row = [loss.total, loss.count]
-        for ratio in ACCURACY_RATIOS:
-            mask = mask_exact(
-                torch.full((len(tokens),), ratio, dtype=torch.float64, device=world.device),
-                rand("mask", tokens.shape[1]),
-            )
-            right = model(torch.where(mask, mask_id, tokens), condition, mask).argmax(-1) == tokens[mask]
-            row += [right.sum(), mask.sum()]
-        return row
-
-    def evaluate() -> Iterable[tuple[str, float]]:
-        sums = torch.zeros(2 + 2 * len(ACCURACY_RATIOS), dtype=torch.float64, device=world.device)
-        for index in parts():
-            with autocast(recipe.training.precision, world):
-                sums += torch.stack([x.double() for x in scores(index)])
-        totals = sum_over_ranks(sums, world).tolist()
-        yield "validation_loss", totals[0] / totals[1]
-        for i, ratio in enumerate(ACCURACY_RATIOS):
-            yield f"accuracy_masked_{round(100 * ratio)}", totals[2 + 2 * i] / totals[3 + 2 * i]
-
-    return evaluate
-
-
-def samples(pipeline: Pipeline, precision: Precision, world: World, num: int = 50) -> Evaluator:
-    """A grid of samples, always of the same seed, so that one sees them improve."""
-
-    def evaluate() -> Iterable[tuple[str, Image.Image]]:
-        with autocast(precision, world):
-            images = pipeline.generate(num=num)
-        yield "samples", grid(images, columns=10)
-
-    return evaluate
-
-
-def commit() -> str:
-    """The git commit of this code, "+" appended if it was changed since; or the package's version."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(here)], cwd=here, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        return f"unmask {__version__}"
-    return head.stdout.strip() + ("+" if changed.returncode else "")
-
-
-def environment(device: torch.device) -> dict[str, str | int]:
-    """What a figure must be quoted with, and what bitwise repetition depends on."""
-    on_cpu = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
-    return {
-        "command": " ".join([Path(sys.argv[0]).name.replace("__main__.py", "unmask"), *sys.argv[1:]]),
-        "commit": commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else str(on_cpu),
-        "threads": torch.get_num_threads(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-    }
+    return replace(recipe, data=data, training=training, sampling=Sampling(), classifier=Recipe.classifier, classes=())
 
 
 def export(run: Path, out: Path) -> None:

@@ -245,9 +245,10 @@ def curves(
     for place, (name, (x, y)) in enumerate(series.items()):
         marker = "o" if len(x) <= 20 else None
         axes.plot(x, y, label=name, color=LINES[place % len(LINES)], linewidth=1.8, marker=marker, markersize=4)
-    for name, value in references.items():
+    for place, (name, value) in enumerate(sorted(references.items(), key=lambda reference: -reference[1])):
         axes.axhline(value, color="#6c757d", linewidth=1.1, linestyle=(0, (5, 3)))
-        axes.text(0.99, value, name, transform=axes.get_yaxis_transform(), ha="right", va="bottom", color="#495057")
+        side = "top" if place else "bottom"  # names of neighbours lie on either side
+        axes.text(0.99, value, name, transform=axes.get_yaxis_transform(), ha="right", va=side, color="#495057")
     if logx:
         axes.set_xscale("log")
         values = sorted({value for x, _ in series.values() for value in x})

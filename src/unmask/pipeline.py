@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.config import read_json
+from unmask.data.holes import blank, token_mask
 from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import Condition, guided
 from unmask.models.transformer import MaskedTransformer
@@ -27,7 +27,9 @@ TOKENIZER = "tokenizer.safetensors"
 class Pipeline:
     """A trained model with its tokenizer; `sampling` holds the defaults that every call may replace."""
 
-    def __init__(self, model: MaskedTransformer, tokenizer: Tokenizer, sampling: Sampling):
+    def __init__(
+        self, model: MaskedTransformer, tokenizer: Tokenizer, sampling: Sampling, classes: tuple[str, ...] = ()
+    ):
         if (model.vocab_size, model.grid) != (tokenizer.vocab_size, tokenizer.grid):
             raise ConfigError(
                 f"the model has {model.vocab_size} tokens on {model.grid}, the tokenizer {tokenizer.vocab_size} on "
@@ -35,7 +37,7 @@ class Pipeline:
             )
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.device = next(model.parameters()).device
-        self.num_classes = model.config.num_classes
+        self.num_classes, self.classes = model.config.num_classes, classes
 
     @classmethod
     def from_pretrained(
@@ -56,7 +58,7 @@ class Pipeline:
         tokenizer = open_tokenizer(recipe.tokenizer, folder / TOKENIZER)
         if isinstance(tokenizer, Autoencoder):
             tokenizer = tokenizer.to(where, dtype or fast_dtype(where))
-        return cls(model, tokenizer, recipe.sampling)
+        return cls(model, tokenizer, recipe.sampling, recipe.classes)
 
     def labels(self, num: int) -> Condition:
         """`num` class ids that run through all classes in turn; None for an unconditional model."""
@@ -77,7 +79,7 @@ class Pipeline:
         """
         s = sampling or self.sampling
         if labels is not None:
-            self._check(labels, len(tokens))
+            self.check(labels, len(tokens))
         return decode(
             guided(self.model, labels, scale=1.0 if labels is None else s.scale),
             tokens,
@@ -152,12 +154,13 @@ class Pipeline:
     def with_hole(
         self, images: Float[Tensor, "b c h w"], hole: Bool[Tensor, "b h w"]
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
-        """The images' tokens with those masked that have a pixel in the hole, and that mask."""
-        masked = F.adaptive_max_pool2d(hole[:, None].float(), self.model.grid)[:, 0].flatten(1) > 0
-        tokens = torch.where(masked, self.model.mask_id, self.tokenizer.encode(images))
+        """The images' tokens with those masked that have a pixel in the hole, and that mask; the hole is not seen."""
+        height, width = self.tokenizer.grid
+        masked = token_mask(hole, (height, width))
+        tokens = self.tokenizer.encode(blank(images, hole)).masked_fill(masked, self.model.mask_id)
         return tokens.to(self.device), masked
 
-    def _check(self, labels: Int[Tensor, "n"], num: int) -> None:
+    def check(self, labels: Int[Tensor, "n"], num: int) -> None:
         if len(labels) != num:
             raise ConfigError(f"{len(labels)} labels for {num} images: give one each")
         if not self.num_classes:

@@ -21,6 +21,7 @@ from unmask.training.distributed import World, barrier, sum_over_ranks
 
 MOST = 50_000  # pictures of a part that are looked at, spread over it
 BATCH = 256
+MEMORY = 1 << 30  # bytes of pictures that a classifier learns from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,9 @@ class Reference:
         return spread(self.key.train)
 
 
-def spread(num: int) -> Int[Tensor, "n"]:
-    """All of `num` pictures, or MOST of them at equal distances."""
-    most = min(num, MOST)
+def spread(num: int, most: int = MOST) -> Int[Tensor, "n"]:
+    """All of `num` pictures, or `most` of them at equal distances."""
+    most = min(num, most)
     return torch.arange(most) * num // most
 
 
@@ -139,10 +140,10 @@ def in_domain(pictures: PictureSet, config: ClassifierConfig, path: Path, world:
 
 
 def train_on(pictures: PictureSet, config: ClassifierConfig, world: World) -> Classifier:
-    """The classifier of a configuration, trained on these pictures, as 8 bits in memory."""
-    labels = pictures.pictures.labels
-    assert labels is not None
-    index = torch.arange(len(pictures))
+    """The classifier of a configuration, trained on these pictures, as 8 bits in memory: MEMORY of them at most."""
+    assert pictures.pictures.labels is not None
+    index = spread(len(pictures), MEMORY // pictures.dim)
+    labels = pictures.pictures.labels[index]
     parts = [
         ((pictures.rows(part, torch.device("cpu"))[0] + 1) * 127.5).round().to(torch.uint8)
         for part in index.split(4096)

@@ -40,8 +40,8 @@ FIGURES = (
 COLUMNS = (*KEY, *ORIGIN, "commit", *FIGURES)
 
 NAMES = {
-    "floor": "real training pictures",
-    "limit": "these through the tokenizer",
+    "floor": "real training pictures (floor)",
+    "limit": "these through the tokenizer (limit)",
     "again": "best, again with a fresh seed: ",
 }
 SHOWN = {
@@ -77,7 +77,7 @@ class Row:
     figures: Mapping[str, float]
 
 
-def number(value: float | None) -> str:
+def number(value: float | int | None) -> str:
     """As the table writes it."""
     return "" if value is None else f"{value:.12g}"
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from unmask.data.codes import sha256_of
 from unmask.errors import ConfigError
 from unmask.evaluate import class_accuracy, measure, opened, rebuilt_bank, sample_banks
-from unmask.experiment import Experiment, environment
+from unmask.experiment import Experiment
 from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
 from unmask.pipeline import Pipeline
+from unmask.provenance import environment
 from unmask.recipes import Sampling
 from unmask.reference import Reference, gather, in_domain, open_reference
 from unmask.sampling.priorities import Confidence
@@ -174,7 +175,7 @@ def cells_of(
     cells = dict.fromkeys(("order", "schedule", "steps", "noise", "scale", "ramp", "top_k", "top_p"), "")
     if setting is not None:
         s = setting.sampling
-        ramp = next((name for name, kind in RAMPS.items() if s.scale == kind(s.scale.scale)), str(s.scale))
+        ramp = next((name for name, shape in RAMPS.items() if s.scale == shape(s.scale.scale)), str(s.scale))
         cells = {
             "order": setting.order,
             "schedule": setting.schedule,

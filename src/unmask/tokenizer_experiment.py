@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
@@ -15,11 +16,14 @@ from unmask.data.images import Progress
 from unmask.data.pictures import Split
 from unmask.data.tokens import Batches
 from unmask.errors import CheckpointError, ConfigError
-from unmask.experiment import claim, environment
+from unmask.experiment import claim
 from unmask.figures import readable_scale, triptych
-from unmask.metrics.features import Classifier, load_classifier, save_classifier, train_classifier
+from unmask.metrics.features import Classifier, ClassifierConfig
+from unmask.provenance import environment
 from unmask.recipes import TokenizerRecipe, read_recipe
+from unmask.reference import in_domain
 from unmask.tokenizers.losses import Stages
+from unmask.tokenizers.lpips import LpipsFiles
 from unmask.tokenizers.vqgan import Autoencoder, open_tokenizer
 from unmask.training.checkpoint import lock
 from unmask.training.distributed import World, autocast, barrier, distribute, resolve, sum_over_ranks, unwrapped
@@ -49,7 +53,7 @@ def prepare(recipe: TokenizerRecipe, progress: Progress | None = None) -> Tokeni
     if channels != recipe.tokenizer.channels:
         raise ConfigError(f"the pictures have {channels} channels: set --tokenizer.channels {channels}")
     perceptual = recipe.perceptual
-    if perceptual is not None:
+    if isinstance(perceptual, ClassifierConfig):
         classes = len(split.train.classes)
         perceptual = replace(perceptual, channels=channels, num_classes=classes) if classes > 1 else None
     size = recipe.tokenizer.size
@@ -107,30 +111,26 @@ def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
 
 
 def features(experiment: TokenizerExperiment, folder: Path, world: World) -> Stages | None:
-    """The frozen network of the perceptual term: trained once, by the main process, and kept in the run."""
+    """The frozen network of the perceptual term: published, or a classifier trained once and kept in the run."""
     config = experiment.recipe.perceptual
-    barrier(world)
     if config is None:
         return None
-    path = folder / "perceptual.safetensors"
-    pictures = experiment.split.train
-    if world.is_main and pictures.labels is not None and not (path.exists() and load_classifier(path).config == config):
-        images, labels = experiment.train.rows(torch.arange(len(experiment.train)), world.device)
-        assert labels is not None
-        save_classifier(train_classifier(images, labels, config), path)
-    barrier(world)
-    return stages_of(load_classifier(path).to(world.device))
+    if isinstance(config, LpipsFiles):
+        return config.load().to(world.device)
+    if experiment.train.pictures.labels is None:
+        return None
+    return stages_of(in_domain(experiment.train, config, folder / "perceptual.safetensors", world).classifier)
 
 
 def stages_of(classifier: Classifier) -> Stages:
-    """What each stage of a frozen classifier makes of images, the images themselves not among them."""
+    """What each stage of a frozen classifier makes of images, each cell scaled to length 1: LPIPS, equally weighted."""
     classifier.requires_grad_(False).eval()
 
     def stages(images: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         maps, x = [], images
         for stage in classifier.trunk:
             x = stage(x)
-            maps.append(x)
+            maps.append(F.normalize(x.float(), dim=1, eps=1e-6))
         return maps
 
     return stages

@@ -1,8 +1,10 @@
 """Weights on the disk, as safetensors: read strictly, written whole or not at all, and told apart by a hash."""
 
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unmask.config import sync
+from unmask.data.decoding import one_line
 from unmask.errors import CheckpointError
 
 
@@ -44,6 +47,25 @@ def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     part.chmod(part.parent.stat().st_mode & 0o666)  # safetensors makes its files private whatever the umask
     sync(part)
     part.replace(path)
+
+
+def read_tensors(path: Path, source: str) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors or .pth file, without running anything that it says.
+
+    `source` tells, in the CheckpointError, where to get a sound one.
+    """
+    shown = one_line(str(path))
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # Files older than the zip format cannot be mapped.
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (OSError, EOFError, ValueError, LookupError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{shown} cannot be read ({one_line(reason)}); get {source}") from error
+    if not isinstance(stored, dict) or not all(isinstance(v, Tensor) for v in stored.values()):
+        raise CheckpointError(f"{shown} holds no plain table of tensors; get {source}")
+    return stored
 
 
 def fingerprint(model: nn.Module, config: object) -> str:

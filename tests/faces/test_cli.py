@@ -167,12 +167,16 @@ def test_an_export_samples_as_the_run_does(demo, tmp_path):
 
 def test_sweep_prints_a_table(demo, tmp_path, capsys):
     tiny = ["--samples", "30", "--tune", "20", "--steps", "1", "4", "--temperatures", "0.8", "1.0"]
-    main(["sweep", str(demo), *tiny, "--orders", "confidence", "halton", "--out", str(tmp_path / "table.md")])
+    main(["sweep", str(demo), *tiny, "--orders", "confidence", "halton", "--out", str(tmp_path / "table")])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert (tmp_path / "table.md").read_text().splitlines() == lines
-    assert {line.count("|") for line in lines} == {8}
-    cells = [[c.strip() for c in line.split("|")[1:3]] for line in lines[2:]]
-    assert cells == [["confidence", "1"], ["confidence", "4"], ["halton", "1"], ["halton", "4"]]
+    written = (tmp_path / "table/sweep.md").read_text().splitlines()
+    assert [line for line in written if line.startswith("|")] == lines
+    assert {line.count("|") for line in lines} == {18}
+    cells = [[line.split("|")[i].strip() for i in (1, 3)] for line in lines[2:]]
+    frame = [["real training pictures (floor)", "–"], ["these through the tokenizer (limit)", "–"]]
+    settings = [["confidence", "1"], ["confidence", "4"], ["halton", "1"], ["halton", "4"]]
+    assert cells[:-1] == [*frame, *settings]
+    assert cells[-1] in [[f"best, again with a fresh seed: {order}", steps] for order, steps in settings]
 
 
 # -- train -------------------------------------------------------------------------------------------------------------
@@ -242,7 +246,7 @@ def test_a_signal_saves_exits_with_85_and_the_same_command_continues(tmp_path, c
     ("line", "code", "words"),
     [
         ("trian digits", 2, "did you mean train?"),
-        ("train", 2, "one of digits, "),
+        ("train", 2, "one of cifar10, digits, "),
         ("train digts", 2, "did you mean digits?"),
         ("train digits --training.stepz 3", 2, "did you mean --training.steps?"),
         ("train digits --training.steps 0", 2, "steps = 0"),

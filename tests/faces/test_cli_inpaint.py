@@ -10,10 +10,10 @@ from unmask.cli.editing import inpaint
 from unmask.config import to_json, write_json
 from unmask.data.sources import Digits
 from unmask.errors import ConfigError, DataError
-from unmask.experiment import write_weights
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.recipes import Recipe, Sampling
 from unmask.tokenizers.pixels import Pixels
+from unmask.weights import write_weights
 
 
 def saved(folder, num_classes):
@@ -137,7 +137,7 @@ def test_every_flag_changes_the_picture(run, photo, tmp_path):
         (("--extend", "0", "0", "0", "0"), ConfigError, "at least 0, one of them more"),
         (("--mask", "nowhere.png"), DataError, "nowhere.png: No such file"),
         (("--box", "1", "1", "3", "3", "--label", "4"), ConfigError, "labels 4..4: this model has 4 classes"),
-        (("--box", "1", "1", "3", "3", "--label", "cat"), ConfigError, "--label cat: give the number"),
+        (("--box", "1", "1", "3", "3", "--label", "cat"), ConfigError, "no class cat: give its number"),
         (("--box", "1", "1", "3", "3", "--cells", "most"), ConfigError, "--cells most: any, all, or a share"),
         (("--box", "1", "1", "3", "3", "--cells", "1.5"), ConfigError, "share 1.5"),
         (("--box", "1", "1", "3", "3", "--variants", "0"), ConfigError, "variants 0"),

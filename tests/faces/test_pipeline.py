@@ -9,7 +9,7 @@ from torch import nn
 from unmask.config import to_json, write_json
 from unmask.data.sources import Digits
 from unmask.errors import CheckpointError, ConfigError
-from unmask.experiment import export, write_weights
+from unmask.experiment import export
 from unmask.guidance import Interval
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.pipeline import Pipeline
@@ -17,6 +17,7 @@ from unmask.recipes import Recipe, Sampling
 from unmask.sampling.priorities import Confidence, Halton
 from unmask.schedules import Power
 from unmask.tokenizers.pixels import Pixels
+from unmask.weights import write_weights
 
 TOKENIZER = Pixels(size=(8, 8), patch=2, levels=4)
 LEVELS = torch.tensor([-1.0, -1 / 3, 1 / 3, 1.0])

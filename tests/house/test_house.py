@@ -16,20 +16,26 @@ TREES = {f.relative_to(SRC).as_posix(): ast.parse(f.read_text(encoding="utf-8"))
 METHOD = {"schedules", "rand", "masking", "objectives", "guidance", "likelihood", "sampling", "models"}
 MACHINERY = {"tokenizers", "data", "training", "metrics", "pretrained", "config", "errors", "weights"}
 FACES = {
-    "pipeline",
-    "presets",
+    "app",
+    "cli",
+    "coded",
     "editing",
     "evaluate",
     "evaluate_inpainting",
+    "evaluate_tokenizer",
     "experiment",
     "figures",
     "finetune",
     "gallery",
+    "pipeline",
+    "presets",
+    "provenance",
     "recipes",
+    "reference",
     "sweep_table",
     "sweeping",
-    "cli",
-    "app",
+    "tokenizer_experiment",
+    "validation",
 }
 PACKAGE = {"__init__", "__main__", "__version__"}
 
@@ -192,12 +198,18 @@ def test_no_broad_except(name):
 
 @every_file
 def test_no_foreign_code_is_run(name):
+    """Published weights are .pth files: one module reads them, and only with `weights_only=True`."""
     unsafe = {"pickle", "cPickle", "dill", "cloudpickle", "yaml", "marshal"}
-    assert not {d.split(".")[0] for d in imports(name)} & unsafe
+    reader = name == "weights.py"
+    found = imports(name) - ({"pickle.UnpicklingError"} if reader else set())
+    assert not {d.split(".")[0] for d in found} & unsafe
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Call):
             forbidden = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save"}
-            assert ast.unparse(node.func) not in forbidden, f"{name}:{node.lineno}"
+            safe = reader and any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+            assert ast.unparse(node.func) not in forbidden - ({"torch.load"} if safe else set()), (
+                f"{name}:{node.lineno}"
+            )
             pickled = any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords)
             assert not pickled, f"{name}:{node.lineno}"
 

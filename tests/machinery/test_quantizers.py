@@ -127,11 +127,11 @@ def test_bfloat16_latents_are_quantized_in_float32(config):
 @ALL
 def test_nan_is_a_token_in_range_and_nan_latents(config):
     module, z = built(config), noise(2, config.dim, 2, 2)
-    z[1, :, 0, 1] = torch.nan
+    z[1, 0, 0, 1] = torch.nan
     out = module(z)
     assert out.tokens.min() >= 0
     assert out.tokens.max() < config.vocab_size
-    assert out.latents[1, :, 0, 1].isnan().all()
+    assert out.latents[1, 0, 0, 1].isnan()
     assert torch.equal(out.tokens[0], module(z[:1]).tokens[0])
 
 

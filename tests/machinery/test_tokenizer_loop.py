@@ -136,14 +136,27 @@ def test_every_row_is_taken_once(ranks, accumulate):
     assert sorted(taken) == list(range(BATCH))
 
 
-def test_the_adversarial_weight_is_equation_7_one_step_later(tmp_path):
-    loss = replace(LOSS, start=0.0, adversarial=0.8)
-    _, pull, push = direct(toy_networks(), 0.0, loss)
-    toy_train(tmp_path, toy_config(steps=2, learning_rate=Constant(warmup=10**9)), loss=loss)
-    ratio = float((pull / BATCH).norm() / ((push / BATCH).norm() + 1e-4))
+@pytest.mark.parametrize("strength", [1.0, 1e-4])
+def test_the_adversarial_weight_is_equation_7_one_step_later(tmp_path, strength):
+    """Also where the discriminator pulls so little that the 1e-4 in the denominator counts."""
+
+    def networks():
+        made = toy_networks()
+        with torch.no_grad():
+            list(made.critic.parameters())[-2].mul_(strength)
+        return made
+
+    loss, frozen = replace(LOSS, start=0.0, adversarial=0.8), Constant(warmup=10**9)
+    _, pull, push = (x / BATCH if isinstance(x, Tensor) else x for x in direct(networks(), 0.0, loss))
+    assert (float(push.norm()) < 1e-3) == (strength < 1)
+    toy_train(tmp_path, toy_config(steps=2, learning_rate=frozen), networks(), loss=loss)
+    ratio = float(pull.norm() / (push.norm() + 1e-4))
     assert [line["adversarial_weight"] for line in toy_metrics(tmp_path)] == [0.0, pytest.approx(0.8 * ratio, rel=1e-4)]
-    toy_train(tmp_path / "low", toy_config(steps=2), loss=replace(loss, ceiling=0.01))
-    assert toy_metrics(tmp_path / "low")[1]["adversarial_weight"] == pytest.approx(0.8 * 0.01)
+
+
+def test_the_adversarial_weight_has_a_ceiling(tmp_path):
+    toy_train(tmp_path, toy_config(steps=2), loss=replace(LOSS, start=0.0, adversarial=0.8, ceiling=0.01))
+    assert toy_metrics(tmp_path)[1]["adversarial_weight"] == pytest.approx(0.8 * 0.01)
 
 
 def test_the_discriminator_starts_when_it_should(tmp_path):
@@ -205,7 +218,7 @@ def test_a_codebook_starts_at_the_first_batch():
 
 @EACH
 def test_it_learns(tmp_path, quantizer):
-    config = toy_config(steps=80, log_every=20)
+    config = toy_config(steps=60, log_every=15)
     networks, ema = toy_train(tmp_path, config, toy_networks(quantizer))
     first, *_, last = toy_metrics(tmp_path)
     assert last["pixel"] < 0.6 * first["pixel"]
@@ -240,7 +253,7 @@ def test_resuming_gives_the_bits_of_the_uninterrupted_run(tmp_path, quantizer):
     assert [line["step"] for line in toy_metrics(tmp_path / "cut")] == [4, 5, 8, 10, 12, 12]
 
 
-@pytest.mark.parametrize("lost", ["ratio", "log.used", "buffer.quantizer.count", "discriminator.0.weight"])
+@pytest.mark.parametrize("lost", ["ratio", "log.used", "buffer.quantizer.count"])
 def test_a_checkpoint_without_any_of_its_parts_would_be_seen(tmp_path, lost, monkeypatch):
     """Else equal bits would prove nothing."""
     config = toy_config(save_every=1, log_every=5)
@@ -298,8 +311,7 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_same_call_continues(tmp_p
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
-@EACH
-@pytest.mark.parametrize("step", [3, 8])
+@pytest.mark.parametrize(("quantizer", "step"), [("fsq", 3), ("fsq", 8), ("vq", 8), ("vq-gradient", 3), ("lfq", 3)])
 def test_nothing_non_finite_reaches_the_weights(tmp_path, quantizer, step):
     bad, good = toy_networks(quantizer), toy_networks(quantizer)
     config = toy_config(accumulate=2, save_every=2)

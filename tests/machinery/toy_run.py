@@ -24,7 +24,7 @@ from unmask.data.images import Images
 from unmask.data.sources import Digits, Split
 from unmask.data.tokens import Batches, TokenSet
 from unmask.errors import NonFiniteError, Preempted
-from unmask.experiment import Experiment, validation
+from unmask.experiment import Experiment
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.objectives import Loss, MaskGIT
 from unmask.recipes import Recipe
@@ -33,6 +33,7 @@ from unmask.training.checkpoint import clean, lock
 from unmask.training.distributed import World, distribute, unwrapped, whole, world
 from unmask.training.loop import TrainConfig, train
 from unmask.training.optim import AdamW, CosineDecay, Muon
+from unmask.validation import validation
 
 ALONE = World(0, 1, torch.device("cpu"))
 VOCABULARY, GRID, CLASSES, BATCH = 16, (2, 3), 3, 16
@@ -123,12 +124,20 @@ def toy_experiment(test: int = 21) -> Experiment:
     tokenizer = Pixels(size=(4, 6), patch=2, levels=2)
     recipe = Recipe(data=Digits(), tokenizer=tokenizer, model=toy_model().config, training=toy_config())
     split = Split(train=picture, test=picture)
-    return Experiment(recipe=recipe, split=split, train=toy_data(), test=toy_data(test))
+    return Experiment(
+        recipe=recipe,
+        train=toy_data(),
+        test=toy_data(test),
+        source=recipe.data,
+        classes=split.train.classes,
+        loaded=split,
+    )
 
 
 def toy_validation(here: World):
-    """`experiment.validation` as a function of the model."""
-    return lambda model: validation(toy_experiment(), model, here)
+    """`validation` as a function of the model."""
+    ready = toy_experiment()
+    return lambda model: validation(ready.recipe, ready.test, model, here)
 
 
 def job(name: str, folder: Path) -> Path:

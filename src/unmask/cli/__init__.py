@@ -8,7 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from unmask.cli.evaluating import evaluate_tokenizer
+from unmask.cli.editing import inpaint
+from unmask.cli.evaluating import evaluate_inpaint, evaluate_tokenizer
 from unmask.cli.networks import train_features
 from unmask.cli.parsing import nearest
 from unmask.cli.sampling import evaluate, export, sample
@@ -26,7 +27,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "tokenize": tokenize,
     "train-features": train_features,
     "sample": sample,
+    "inpaint": inpaint,
     "evaluate": evaluate,
+    "evaluate-inpaint": evaluate_inpaint,
     "sweep": sweep,
     "schedule": schedule,
     "export": export,

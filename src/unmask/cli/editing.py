@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unmask import editing, figures, gallery
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.cli.sampling import SamplingFlags, applied
+from unmask.cli.sampling import SamplingFlags, applied, class_id
 from unmask.data.holes import Cells
 from unmask.data.masks import read_cutout, read_mask, read_photo, rectangle
 from unmask.errors import ConfigError
@@ -36,7 +36,7 @@ class InpaintFlags:
     extend: tuple[int, int, int, int] | None = None
     """The hole: so many new pixels around the photo, as left top right bottom."""
     label: str | None = None
-    """The id of the class to draw; by default none."""
+    """The class to draw, by its name or number; by default none."""
     variants: int = 4
     """How many answers to draw."""
     out: Path = Path("inpainted.png")
@@ -62,8 +62,9 @@ def inpaint(arguments: list[str]) -> None:
     path, rest = ("PHOTO", rest) if rest == ["--help"] else positional(rest, USAGE)
     flags = parse(InpaintFlags, rest, f"inpaint {name} {path}")
     photo, hole = holed(Path(path), flags)
-    cells, label = policy(flags.cells, flags.dilate), class_id(flags.label)
+    cells = policy(flags.cells, flags.dilate)
     pipeline = Pipeline.from_pretrained(name)
+    label = None if flags.label is None else class_id(flags.label, pipeline.classes)
     with value_errors(), disk_errors(flags.out.parent):
         sampling = applied(flags.sampling, pipeline)
         edited = editing.edit_photo(
@@ -112,14 +113,6 @@ def policy(cells: str, dilate: int) -> Cells:
         return Cells(share={"any": 0.0, "all": 1.0}[cells] if cells in ("any", "all") else float(cells), dilate=dilate)
     except ValueError as error:
         raise ConfigError(f"--cells {cells}: any, all, or a share between 0 and 1 such as 0.5") from error
-
-
-def class_id(label: str | None) -> int | None:
-    """`--label`; runs keep no names of their classes."""
-    try:
-        return None if label is None else int(label)
-    except ValueError as error:
-        raise ConfigError(f"--label {label}: give the number of the class, counted from 0") from error
 
 
 def save(picture: Image.Image, out: Path, suffix: str) -> None:

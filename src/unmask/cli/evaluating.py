@@ -1,16 +1,22 @@
-"""`unmask evaluate-tokenizer`: what a trained tokenizer keeps of pictures."""
+"""`unmask evaluate-tokenizer` and `evaluate-inpaint`: what a tokenizer keeps, and how well holes are filled."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from unmask import evaluate_inpainting as inpainting
 from unmask import evaluate_tokenizer as evaluation
+from unmask.cli.editing import policy
 from unmask.cli.networks import NetworkFlags, open_networks
-from unmask.cli.parsing import disk_errors, parse, positional, value_errors
+from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
+from unmask.cli.sampling import SamplingFlags, applied
+from unmask.cli.schedule import shapes
 from unmask.errors import ConfigError
+from unmask.evaluate import opened
+from unmask.reference import in_domain
 from unmask.training.distributed import world
 
 
@@ -34,3 +40,56 @@ def evaluate_tokenizer(arguments: list[str]) -> None:
         if here.is_main:
             print(json.dumps(numbers, indent=2))
             print(f"\nwrote {run / 'report.json'} and {run / 'reconstructions.png'}; next: unmask tokenize {run}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateInpaintFlags:
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
+    network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
+    images: int = 2000
+    """How many held-out pictures to put holes into, at most: by turns the right half, the lower half, the middle."""
+    schedules: tuple[str, ...] = ("cosine", "linear", "square")
+    stops: tuple[int, ...] = ()
+    """Also end after so many of the steps, the last of which fills all that is left; always also after the last."""
+    labels: bool = True
+    """Tell the model the true class."""
+    cells: str = "any"
+    """Which tokens to draw anew: those with any or all of their pixels in the hole, or a share such as 0.5."""
+    dilate: int = 0
+    seed: int = 0
+    out: Path | None = None
+    """The folder for the table and the pictures; by default RUN/inpainting."""
+
+
+def evaluate_inpaint(arguments: list[str]) -> None:
+    """put holes into held-out pictures, fill them with several schedules and early stops, and measure the results"""
+    name, rest = positional(arguments, "evaluate-inpaint RUN, where RUN is a run folder")
+    flags = parse(EvaluateInpaintFlags, rest, f"evaluate-inpaint {name}")
+    run = Path(name)
+    out = flags.out or run / "inpainting"
+    device = None if flags.network.device == "auto" else flags.network.device
+    with value_errors(), disk_errors(out), world(device) as here:
+        experiment, pipeline = opened(run)
+        table = shapes(pipeline.model.length)
+        schedules = {shape: named(table, shape, "schedule") for shape in flags.schedules}
+        sampling = replace(applied(flags.sampling, pipeline), steps=flags.sampling.steps or 20)
+        features, judge = open_networks(flags.network, here)
+        if judge is None and experiment.classes:
+            config = experiment.recipe.classifier
+            judge = in_domain(experiment.real("train"), config, run / "classifier.safetensors", here)
+        rows = inpainting.run(
+            experiment,
+            pipeline,
+            features or judge,
+            judge,
+            out,
+            num=flags.images,
+            schedules=schedules,
+            sampling=sampling,
+            stops=(*flags.stops, sampling.steps),
+            labelled=flags.labels,
+            cells=policy(flags.cells, flags.dilate),
+            seed=flags.seed,
+        )
+        print(inpainting.markdown(rows))
+        print(f"wrote {out / 'table.md'}, {out / 'table.csv'} and {out / 'repaired.png'}")

@@ -14,16 +14,17 @@ from unmask.config import write_json
 from unmask.data.augment import PictureSet
 from unmask.data.sources import Arrays, HubImages, Source
 from unmask.errors import ConfigError
-from unmask.experiment import environment
 from unmask.metrics.embedders import ClassifierFeatures, Features, InceptionFeatures, load_dinov2
 from unmask.metrics.features import ClassifierConfig, load_classifier
 from unmask.metrics.inception import find_weights, load_inception
+from unmask.provenance import environment
+from unmask.recipes import cifar10
 from unmask.reference import embed_real, in_domain
 from unmask.training.distributed import World, world
 from unmask.training.log import progress_bar
 
 CLASSIFIER = "classifier.safetensors"
-PHOTOS = ClassifierConfig(channels=3, num_classes=10, flip=True, shift=4, precision="auto")
+PHOTOS = cifar10.recipe().classifier
 
 
 @dataclass(frozen=True, kw_only=True)

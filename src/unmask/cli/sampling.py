@@ -1,6 +1,7 @@
 """`unmask sample`, `evaluate` and `export`: what one does with a finished run."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import tyro
 from unmask import evaluate as evaluation
 from unmask import experiment, figures, gallery
 from unmask.cli.networks import NetworkFlags, open_networks
-from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
+from unmask.cli.parsing import disk_errors, named, nearest, parse, positional, value_errors
 from unmask.cli.schedule import shapes
 from unmask.errors import ConfigError
 from unmask.guidance import Interval
@@ -77,8 +78,8 @@ class SampleFlags:
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     out: Path = Path("samples.png")
     num: int = 100
-    labels: tuple[int, ...] = ()
-    """Class ids, repeated in turn until there are `num`; by default all classes."""
+    labels: tuple[str, ...] = ()
+    """Classes by name or number, repeated in turn until there are `num`; by default all classes."""
     columns: int = 10
     seed: int = 0
     gif: Path | None = None
@@ -94,7 +95,8 @@ def sample(arguments: list[str]) -> None:
     pipeline = Pipeline.from_pretrained(name)
     labels = pipeline.labels(flags.num)
     if flags.labels:
-        labels = torch.tensor(flags.labels)[torch.arange(flags.num) % len(flags.labels)]
+        ids = torch.tensor([class_id(label, pipeline.classes) for label in flags.labels])
+        labels = ids[torch.arange(flags.num) % len(ids)]
     with value_errors(), disk_errors(flags.out.parent):
         sampling = applied(flags.sampling, pipeline)
         images = pipeline.generate(labels, num=flags.num, seed=flags.seed, sampling=sampling)
@@ -108,6 +110,16 @@ def sample(arguments: list[str]) -> None:
             )
             figures.animate(gallery.decode_frames(pipeline, states, scale), flags.gif)
             print(f"wrote {flags.gif}")
+
+
+def class_id(label: str, classes: Sequence[str]) -> int:
+    """The number of a class, given as such or by its name; a name wins, as digits are called "0" to "9"."""
+    if label in classes:
+        return list(classes).index(label)
+    try:
+        return int(label)
+    except ValueError as error:
+        raise ConfigError(f"no class {label}{nearest(label, classes) if classes else ': give its number'}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +155,10 @@ PICTURES = {
 }
 
 
-def print_report(run: Path, num: int, seed: int, sampling: Sampling, network: NetworkFlags = NetworkFlags()) -> None:
+OWN = NetworkFlags()
+
+
+def print_report(run: Path, num: int, seed: int, sampling: Sampling, network: NetworkFlags = OWN) -> None:
     """Evaluate, print the figures, and say where each file lies."""
     if num < 2:
         raise ConfigError(f"--samples {num}: at least 2, to have a covariance")

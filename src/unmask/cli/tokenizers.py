@@ -40,7 +40,7 @@ def train_tokenizer(arguments: list[str]) -> None:
         return
     name, rest = positional(arguments, usage)
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
-    default = TrainTokenizerFlags(recipe=recipes.load(name, recipes.TokenizerRecipe), out=run)
+    default = TrainTokenizerFlags(recipe=recipes.find(name, recipes.TokenizerRecipe), out=run)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     flags = parse(TrainTokenizerFlags, rest, f"train-tokenizer {name}", default)
     if flags.dry_run:

@@ -2,22 +2,19 @@
 frozen graph of 2015-12-05: 1008 outputs, averages that leave padding out, and in the last block a maximum where the
 paper averages. Names and shapes are those of the published port of its weights, which is loaded strictly."""
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.data.decoding import one_line
 from unmask.data.images import Progress
 from unmask.data.mnist import cache_dir, fetch_first, save
 from unmask.errors import CheckpointError, ConfigError, DiskError
+from unmask.weights import read_tensors
 
 SIZE = 299
 FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -230,7 +227,11 @@ def find_weights(progress: Progress | None = None) -> Path:
 
 def load_inception(path: Path | str) -> Inception:
     """The network with the weights of a .pth or .safetensors file, on the CPU; CheckpointError unless they fit it."""
-    weights = {k: v.float() for k, v in _read(Path(path)).items() if not k.endswith(".num_batches_tracked")}
+    weights = {
+        k: v.float()
+        for k, v in read_tensors(Path(path), f"{FILE} again").items()
+        if not k.endswith(".num_batches_tracked")
+    }
     with torch.device("meta"):
         network = Inception()
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
@@ -245,19 +246,3 @@ def load_inception(path: Path | str) -> Inception:
     network.load_state_dict(weights, strict=True, assign=True)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on CPUs
     return network.requires_grad_(False).eval()
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, without running anything that the file says."""
-    shown = one_line(str(path))
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # The published file is older than the zip format, which alone can be mapped.
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, EOFError, ValueError, LookupError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{shown} cannot be read ({one_line(reason)}); get {FILE} again") from error
-    if not isinstance(stored, dict) or not all(isinstance(v, Tensor) for v in stored.values()):
-        raise CheckpointError(f"{shown} holds no plain table of tensors; get {FILE} again")
-    return stored

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from unmask.config import load_json, read_json
+import tyro
+
+from unmask.config import from_json, load_json
 from unmask.data.sources import Codes, Source
 from unmask.errors import ConfigError
 from unmask.guidance import CosineRamp, Interval, LinearRamp
@@ -24,6 +26,7 @@ from unmask.objectives import MaskGIT
 from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
 from unmask.schedules import Arccos, Cosine, Shape, ratios, ratios_from_counts, valeoai_v1
 from unmask.tokenizers.losses import TokenizerLoss
+from unmask.tokenizers.lpips import LpipsFiles
 from unmask.tokenizers.pixels import Pixels
 from unmask.tokenizers.vqgan import VQGAN
 from unmask.training.loop import TrainConfig
@@ -70,6 +73,7 @@ class Recipe:
 
     Pictures are tokenized as the run starts, by Pixels; Codes were made before, and bring their tokenizer with them.
     `unigram` starts the head at the tokens' own frequencies, so the first loss is their entropy instead of log K.
+    `classes` are the names of the data set's, filled in from it. `init`: a run or an export to start from.
     """
 
     data: Source | Codes
@@ -81,36 +85,48 @@ class Recipe:
     classifier: ClassifierConfig = ClassifierConfig(channels=1, num_classes=10)
     conditional: bool = True
     unigram: bool = True
+    classes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    init: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRecipe:
     """Everything about a tokenizer's training. `flip`: mirror half of the pictures.
 
-    `perceptual` is the classifier, trained on the same pictures, whose features the reconstructions are to share; without
-    class labels, or with null, there is no such term. `classifier` is the one that judges them, as in a Recipe.
+    `perceptual` names the network whose features the reconstructions are to share: a classifier, trained on the same
+    pictures if they have class labels, or the published LPIPS; null is none. `classifier` judges them later.
     """
 
     data: Source
     tokenizer: VQGAN
     loss: TokenizerLoss = TokenizerLoss()
-    perceptual: ClassifierConfig | None = None
+    perceptual: ClassifierConfig | LpipsFiles | None = None
     classifier: ClassifierConfig = ClassifierConfig(channels=3, num_classes=10)
     flip: bool = True
     training: TrainConfig = TrainConfig()
 
 
-AnyRecipe = TypeVar("AnyRecipe", Recipe, TokenizerRecipe)
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe | TokenizerRecipe)
 COMMAND = {Recipe: "train", TokenizerRecipe: "train-tokenizer"}
+ONCE: dict[type, dict[str, str]] = {
+    Recipe: {"tokenizer": "Pixels"},
+    TokenizerRecipe: {"perceptual": "ClassifierConfig"},
+}
+"""What these fields held before they had a choice, in files that do not say."""
 
 
-def names(kind: type[Recipe] | type[TokenizerRecipe] = Recipe) -> list[str]:
+def names(kind: type = Recipe) -> list[str]:
     """The recipes of a kind that come with the package: those of tokenizers end in -tokenizer."""
     found = sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
     return [name for name in found if name.endswith("-tokenizer") == (kind is TokenizerRecipe)]
 
 
-def load(name: str, kind: type[AnyRecipe] = Recipe) -> AnyRecipe:  # type: ignore[assignment]
+def load(name: str) -> Recipe:
+    """A generator's recipe; see `find`."""
+    return find(name, Recipe)
+
+
+def find(name: str, kind: type[AnyRecipe]) -> AnyRecipe:
     """A recipe by name, by the path of a Python file with `recipe()`, or by the `config.json` of an earlier run.
 
     A Python file is run: only give one that you trust. Raises ConfigError with the nearest name, or the command that
@@ -137,7 +153,13 @@ def read_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
     other = TokenizerRecipe if kind is Recipe else Recipe
     if isinstance(data, dict) and ("loss" in data) != (kind is TokenizerRecipe):
         _refuse(other, str(path))
-    return read_json(path, kind)
+    if isinstance(data, dict):
+        data = data | {
+            name: {"type": only} | data[name]
+            for name, only in ONCE[kind].items()
+            if isinstance(data.get(name), dict) and "type" not in data[name]
+        }
+    return from_json(kind, data, path.name)
 
 
 def _right(made: Recipe | TokenizerRecipe, kind: type[AnyRecipe], name: str) -> AnyRecipe:

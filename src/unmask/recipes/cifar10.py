@@ -33,5 +33,16 @@ def recipe() -> Recipe:
             save_every=250,
         ),
         sampling=Sampling(steps=8, priority=Confidence(4.5), scale=LinearRamp(scale=2.0)),
-        classifier=ClassifierConfig(channels=3, num_classes=10, width=48, features=128, steps=4000, flip=True, shift=4),
+        classifier=ClassifierConfig(
+            channels=3,
+            num_classes=10,
+            width=32,
+            features=128,
+            steps=4000,
+            learning_rate=3e-3,
+            residual=True,
+            flip=True,
+            shift=2,
+            precision="auto",
+        ),
     )

@@ -1,22 +1,18 @@
-"""Your own pictures: a folder with one sub-folder per class (or none), as small grey images of pixels.
+"""Your own photos, from codes: a class per sub-folder, or none.
 
-    unmask train folder --data DIR
+    unmask train-tokenizer folder-tokenizer --data DIR
+    unmask tokenize runs/folder-tokenizer --crops 2
+    unmask train folder --data codes/folder-tokenizer
+    unmask evaluate runs/folder
 
-The hardware and time are those of the `mnist` recipe; what to expect depends on the pictures.
-16x16 in 2x2 patches of 4 grey levels, 64 tokens of 256. Pictures that cannot be read are named, the others all used.
+Model, training and time are those of the `cifar10` recipe. What to expect depends on the photos; below a few thousand,
+expect the training photos back (report.json tells: nearest_train).
 """
 
-from unmask.data.sources import Folder
-from unmask.models.transformer import TransformerConfig
-from unmask.recipes import Recipe, mnist
-from unmask.tokenizers.pixels import Pixels
+from dataclasses import replace
+
+from unmask.recipes import Recipe, cifar10, folder_tokenizer
 
 
 def recipe() -> Recipe:
-    return Recipe(
-        data=Folder(path="", size=16, channels=1),
-        tokenizer=Pixels(size=(16, 16), patch=2, levels=4),
-        model=TransformerConfig(dim=128, depth=4, heads=4),
-        training=mnist.recipe().training,
-        classifier=mnist.recipe().classifier,
-    )
+    return replace(cifar10.recipe(), tokenizer=folder_tokenizer.recipe().tokenizer)

@@ -1,22 +1,23 @@
 """The tokenizer of the ImageNet recipes: taming-transformers' VQGAN f16-1024, 256x256 photos as 16x16 tokens of 1024.
 
-    unmask train-tokenizer imagenet256-tokenizer --data DIR
+    unmask train-tokenizer imagenet256-tokenizer --data DIR --perceptual.vgg FILE --perceptual.linear FILE
 
-DIR holds `train` and `val` with one folder per class. Network, losses and optimizer are those of imagenet_vqgan.yaml in
-github.com/CompVis/taming-transformers, whose result has 72.142 M parameters, as here, and a reconstruction FID of 7.94.
-It is meant for 8 GPUs; not run yet.
+DIR holds `train` and `val` with one folder per class, and the files are those of unmask.tokenizers.lpips. Network,
+losses and optimizer are those of imagenet_vqgan.yaml in github.com/CompVis/taming-transformers, whose result has 72.142
+M parameters, as here, and a reconstruction FID of 7.94. It is meant for 8 GPUs; not run yet.
 
 The source gives a batch of 3 per GPU, a learning rate of 4.5e-6 times the whole batch, here of 8 GPUs, and no number of
 steps. Its codebook loss weighs the encoder by 1 and the codes by 0.25, and to the latter Adam is blind.
 
-Differs from the source: no perceptual term yet; photos are shrunk to 288 pixels and their centre before a random crop,
-where it shrinks to 256 and crops along the longer side; they are mirrored; the codebook starts from k-means; and the
-discriminator as PatchGAN says.
+Differs from the source: photos are shrunk to 288 pixels and their centre before a random crop, where it shrinks to 256
+and crops along the longer side; they are mirrored; the codebook starts from k-means; and the discriminator as PatchGAN
+says.
 """
 
 from unmask.data.sources import Folder
 from unmask.recipes import TokenizerRecipe
 from unmask.tokenizers.losses import PatchGAN, TokenizerLoss
+from unmask.tokenizers.lpips import LpipsFiles
 from unmask.tokenizers.quantizers import VQ
 from unmask.tokenizers.vqgan import VQGAN
 from unmask.training.loop import TrainConfig
@@ -37,6 +38,7 @@ def recipe() -> TokenizerRecipe:
             start=250_001 / STEPS,
             discriminator=PatchGAN(width=64, layers=3),
         ),
+        perceptual=LpipsFiles(),
         training=TrainConfig(
             steps=STEPS,
             batch_size=BATCH,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 Maps = Sequence[Float[Tensor, "b _ _ _"]]
 Stages = Callable[[Float[Tensor, "b c h w"]], Maps]
-"""A frozen network: images in [-1, 1] to feature maps, from fine to coarse."""
+"""A frozen network: images in [-1, 1] to feature maps, from fine to coarse, whose squared distances are to be small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +73,15 @@ def per_image(x: Float[Tensor, "b *n"]) -> Float[Tensor, ""]:
 
 
 def perceptual_distance(stages: Stages, a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
-    """Squared distance of the features of two batches, each cell's features scaled to length 1, mean over the stages.
+    """Squared distance of the features of two batches, summed over channels, mean over cells and stages.
 
-    LPIPS (arXiv 1801.03924, eq. 1) with equal weights. `b` is the target: no gradient goes through it.
+    LPIPS (arXiv 1801.03924, eq. 1), weighted as `stages` has it. `b` is the target: no gradient goes through it.
     """
     with torch.no_grad():
-        targets = [F.normalize(x.float(), dim=1, eps=1e-6) for x in stages(b)]
+        targets = [x.float() for x in stages(b)]
     total = a.new_zeros(())
     for x, target in zip(stages(a), targets, strict=True):
-        total = total + per_image((F.normalize(x.float(), dim=1, eps=1e-6) - target).square().sum(1))
+        total = total + per_image((x.float() - target).square().sum(1))
     return total / len(targets)
 
 

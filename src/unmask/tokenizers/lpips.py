@@ -5,20 +5,18 @@ The network's names are torchvision's, so the two published files are read as th
 which the classifier is dropped, and the 7 KB of weights v0.1/vgg.pth from the authors' repository.
 """
 
-import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.data.decoding import one_line
 from unmask.errors import CheckpointError, ConfigError
+from unmask.weights import read_tensors
 
 VGG = "https://download.pytorch.org/models/vgg16-397923af.pth"
 LINEAR = "https://github.com/richzhang/PerceptualSimilarity, lpips/weights/v0.1/vgg.pth"
@@ -75,6 +73,21 @@ class Lpips(nn.Module):
         return torch.stack([(x - y).square().sum(1).mean((1, 2)) for x, y in pairs]).mean(0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LpipsFiles:
+    """Where the two published files are."""
+
+    vgg: str = ""
+    linear: str = ""
+
+    def load(self) -> Lpips:
+        if not (self.vgg and self.linear):
+            raise ConfigError(
+                f"LPIPS has no weights: give --perceptual.vgg FILE, of {VGG}, and --perceptual.linear FILE, of {LINEAR}"
+            )
+        return load_lpips(Path(self.vgg).expanduser(), Path(self.linear).expanduser())
+
+
 def _vgg16() -> nn.Sequential:
     """Its convolutions up to relu5_3, numbered as published."""
     layers: list[nn.Module] = []
@@ -90,14 +103,14 @@ def load_lpips(vgg: Path | str, linear: Path | str | None = None) -> Lpips:
 
     `vgg` is the whole of torchvision's VGG16, or its `features` alone; without `linear` all channels count the same.
     """
-    found = {k: v.float() for k, v in _read(Path(vgg), VGG).items() if not k.startswith("classifier.")}
+    found = {k: v.float() for k, v in read_tensors(Path(vgg), VGG).items() if not k.startswith("classifier.")}
     with torch.device("meta"):
         wanted = {f"features.{name}": tuple(value.shape) for name, value in _vgg16().state_dict().items()}
     _check(found, wanted, vgg, VGG)
     if linear is None:
         return Lpips(found)
     shapes = {f"lin{i}.model.1.weight": (1, channels, 1, 1) for i, channels in enumerate(CHANNELS)}
-    table = {k: v.float() for k, v in _read(Path(linear), LINEAR).items()}
+    table = {k: v.float() for k, v in read_tensors(Path(linear), LINEAR).items()}
     _check(table, shapes, linear, LINEAR)
     for name, value in table.items():
         if not float(value.min()) >= 0:
@@ -117,19 +130,3 @@ def _check(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], p
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(f"{one_line(str(path))} is not {source}: {one_line('; '.join(wrong[:3]))}{more}")
-
-
-def _read(path: Path, source: str) -> dict[str, Tensor]:
-    """Tensors by name, without running anything that the file says."""
-    shown = one_line(str(path))
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # The published files are older than the zip format, which alone can be mapped.
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, EOFError, ValueError, LookupError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{shown} cannot be read ({one_line(reason)}); get {source}") from error
-    if not isinstance(stored, dict) or not all(isinstance(v, Tensor) for v in stored.values()):
-        raise CheckpointError(f"{shown} holds no plain table of tensors; get {source}")
-    return stored

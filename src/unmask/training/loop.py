@@ -101,10 +101,12 @@ def train(
     world: World,
     evaluators: Sequence[Evaluator] = (),
     expected_loss: float = math.nan,
+    notes: Sequence[str] = (),
     meta: dict | None = None,
 ) -> Ema:
     """Train `model` (already distributed) in the folder `run`, from its newest checkpoint on, and return the average.
 
+    `notes` are said first.
     Raises NonFiniteError before a bad step is taken, Preempted after a signal, ConfigError, CheckpointError, DiskError.
     """
     sharded = resolve(config.strategy, world) == "fsdp"
@@ -140,7 +142,7 @@ def train(
             keep=config.keep,
         )
 
-    notes: list[str] = []
+    notes = list(notes)
     found = checkpoint.latest(folder, report=notes.append)
     if found is not None:
         checkpoint.load(found, tensors, sharded=sharded)
@@ -183,7 +185,7 @@ def train(
             if step == start:
                 log.say(
                     f"loss of the first step {total / count:.4f}"
-                    + (f", expected {expected_loss:.4f}" if step == 0 else "")
+                    + (f", expected {expected_loss:.4f}" if step == 0 and not math.isnan(expected_loss) else "")
                 )
             if done % config.log_every == 0 or done == config.steps:
                 rate = tokens_seen / (time.perf_counter() - clock)

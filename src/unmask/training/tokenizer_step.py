@@ -93,9 +93,7 @@ def backward(
             ((made.float() * pull).sum() + quantized.loss).backward()  # whose gradient at `made` is `pull`
         if weight is not None:
             with accumulating(networks.discriminator, final):
-                with autocast(config.precision, world):
-                    both = networks.discriminator(torch.cat([images, fake.detach()]))
-                critic = hinge(*both.chunk(2))
+                critic = _judging(fake, images, networks.discriminator, config, world)
                 critic.backward()
         row = [pixel, perceptual, quantized.loss.detach(), adversarial, critic.detach()]
         sums.terms[:-1] += torch.stack([*row, pixel.new_tensor(len(images))]).double()
@@ -186,6 +184,19 @@ def _fooling(
         verdict = critic(fake)
     adversarial = -per_image(verdict.float())
     return adversarial.detach(), torch.autograd.grad(adversarial, fake)[0]
+
+
+def _judging(
+    fake: Float[Tensor, "b c h w"],
+    images: Float[Tensor, "b c h w"],
+    discriminator: nn.Module,
+    config: TrainConfig,
+    world: World,
+) -> Float[Tensor, ""]:
+    """The discriminator's own loss, with gradients to its weights."""
+    with autocast(config.precision, world):
+        verdicts = discriminator(torch.cat([images, fake.detach()]))
+    return hinge(*verdicts.chunk(2))
 
 
 def _at(parameter: nn.Parameter, made: Tensor, gradient: Tensor) -> Float[Tensor, "w"]:

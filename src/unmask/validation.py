@@ -1,0 +1,72 @@
+"""What a training shows of itself: loss and accuracy on held-out images, and a grid of samples."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor, nn
+
+from unmask.data.tokens import Tokens
+from unmask.figures import grid
+from unmask.masking import mask_exact
+from unmask.pipeline import Pipeline
+from unmask.rand import Rand
+from unmask.recipes import Recipe
+from unmask.training.distributed import Precision, World, autocast, sum_over_ranks, unwrapped
+from unmask.training.loop import Evaluator
+
+BATCH = 512
+IMAGES = 2048
+ACCURACY_RATIOS = (0.25, 0.5, 0.75, 1.0)
+
+
+def validation(recipe: Recipe, data: Tokens, model: nn.Module, world: World) -> Evaluator:
+    """Loss on held-out images and accuracy at fixed mask ratios, with the same noise every time, split over ranks."""
+    num = min(len(data), IMAGES)
+    chosen = torch.arange(num) * len(data) // num
+    objective = replace(recipe.objective, drop=0.0)
+    mask_id: int = unwrapped(model).mask_id  # type: ignore[assignment]
+
+    def parts() -> Iterator[Tensor]:
+        # As many parts on each rank: sharded models need all ranks in every forward.
+        each = -(-num // (BATCH * world.size))
+        yield from chosen.tensor_split(each * world.size)[world.rank :: world.size]
+
+    def scores(index: Int[Tensor, "b"]) -> list[Tensor]:
+        tokens, condition = data.rows(index, world.device)
+        rand = Rand(1, index.to(world.device), len(data))
+        loss = objective(model, tokens, condition, mask_id=mask_id, rand=rand)
+        row = [loss.total, loss.count]
+        for ratio in ACCURACY_RATIOS:
+            mask = mask_exact(
+                torch.full((len(tokens),), ratio, dtype=torch.float64, device=world.device),
+                rand("mask", tokens.shape[1]),
+            )
+            right = model(torch.where(mask, mask_id, tokens), condition, mask).argmax(-1) == tokens[mask]
+            row += [right.sum(), mask.sum()]
+        return row
+
+    def evaluate() -> Iterable[tuple[str, float]]:
+        sums = torch.zeros(2 + 2 * len(ACCURACY_RATIOS), dtype=torch.float64, device=world.device)
+        for index in parts():
+            with autocast(recipe.training.precision, world):
+                sums += torch.stack([x.double() for x in scores(index)])
+        totals = sum_over_ranks(sums, world).tolist()
+        yield "validation_loss", totals[0] / totals[1]
+        for i, ratio in enumerate(ACCURACY_RATIOS):
+            yield f"accuracy_masked_{round(100 * ratio)}", totals[2 + 2 * i] / totals[3 + 2 * i]
+
+    return evaluate
+
+
+def samples(pipeline: Pipeline, precision: Precision, world: World, num: int = 50) -> Evaluator:
+    """A grid of samples, always of the same seed, so that one sees them improve."""
+
+    def evaluate() -> Iterable[tuple[str, Image.Image]]:
+        with autocast(precision, world):
+            images = pipeline.generate(num=num)
+        yield "samples", grid(images, columns=10)
+
+    return evaluate
