@@ -13,6 +13,7 @@ from unmask.errors import CheckpointError, ConfigError
 from unmask.experiment import prepare, run
 from unmask.guidance import LinearRamp
 from unmask.pipeline import Pipeline
+from unmask.reference import in_domain
 from unmask.sampling.priorities import Halton
 from unmask.training.distributed import World
 
@@ -60,12 +61,11 @@ def test_how_it_is_computed_and_watched_may_change(finished):
 
 def test_a_classifier_of_another_configuration_is_trained_anew(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
-    experiment = prepare(recipe_of(out))
-    first = evaluate.reference(experiment, out, ALONE.device).classifier
-    again = evaluate.reference(experiment, out, ALONE.device).classifier
-    longer = replace(experiment.recipe, classifier=replace(experiment.recipe.classifier, steps=6))
-    other = evaluate.reference(replace(experiment, recipe=longer), out, ALONE.device).classifier
-    assert evaluate.fingerprint(first) == evaluate.fingerprint(again) != evaluate.fingerprint(other)
+    experiment, path = prepare(recipe_of(out)), out / "classifier.safetensors"
+    config, pictures = experiment.recipe.classifier, experiment.real("train")
+    first, again = (in_domain(pictures, config, path, ALONE) for _ in range(2))
+    other = in_domain(pictures, replace(config, steps=6), path, ALONE)
+    assert first.sha256 == again.sha256 != other.sha256
 
 
 def test_the_tokenizer_decides_the_grid_of_a_halton_order():
@@ -100,7 +100,7 @@ def test_the_report_inpaints_as_it_samples(finished, monkeypatch):
 
     monkeypatch.setattr(Pipeline, "inpaint", watched)
     wanted = replace(recipe_of(finished).sampling, steps=2)
-    evaluate.report(finished, num=20, seed=0, sampling=wanted)
+    evaluate.report(finished, num=20, seed=0, world=ALONE, sampling=wanted)
     assert used == [wanted, wanted]
 
 

@@ -21,7 +21,8 @@ MADE_LATER = ("runs/", "checkpoints/", ".venv/")  # folders that running the com
 FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```", re.M | re.S)
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)")
 PATH = re.compile(r"`((?:[\w.-]+/)+(?:[\w.-]+\.\w+)?)`")
-CALL = re.compile(r"(?:^|[\s/`])unmask(?:\.cli)?\s+([a-z]\w*)([^`]*)")
+CALL = re.compile(r"(?:^|[\s/`])unmask(?:\.cli)?\s+([a-z][\w-]*)([^`]*)")
+TRAINING = {"train": "digits", "train-tokenizer": "cifar10-tokenizer", "train-features": "cifar10"}
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -108,6 +109,7 @@ def flags(command: str, positional: str) -> frozenset[str]:
         main(words)
     # `--data DIR` is short for the --data.path of the recipe.
     extra = {"--data"} if "--data.path" in out.getvalue() else set()
+    extra |= {"--source"} if command == "tokenize" else set()
     return frozenset({*re.findall(r"--[a-z][\w.-]*", out.getvalue()), *extra, "--help"})
 
 
@@ -117,9 +119,9 @@ def unknown_words(text: str) -> Iterator[str]:
         if name not in COMMANDS:
             yield f"unmask {name}"
             continue
-        positional = words[0] if words and not words[0].startswith("-") else ""
-        if name == "train" and re.search(r"[./]", positional):
-            positional = "digits"  # a recipe file or a config.json of the reader's own
+        positional = words[0] if words and name in TRAINING and not words[0].startswith("-") else ""
+        if re.search(r"[./]", positional):
+            positional = TRAINING[name]  # a recipe file or a config.json of the reader's own
         known = flags(name, positional)
         for word in words:
             flag = word.partition("=")[0].replace("_", "-")

@@ -146,7 +146,7 @@ def test_the_adversarial_weight_is_equation_7_one_step_later(tmp_path, strength)
             list(made.critic.parameters())[-2].mul_(strength)
         return made
 
-    loss, frozen = replace(LOSS, start=0.0, adversarial=0.8), Constant(warmup=10**9)
+    loss, frozen = replace(LOSS, start=0.0, adversarial=0.8, ceiling=1e9), Constant(warmup=10**9)
     _, pull, push = (x / BATCH if isinstance(x, Tensor) else x for x in direct(networks(), 0.0, loss))
     assert (float(push.norm()) < 1e-3) == (strength < 1)
     toy_train(tmp_path, toy_config(steps=2, learning_rate=frozen), networks(), loss=loss)

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
-from unmask.cli.tokenizers import sources
+from unmask.cli.tokenizers import place, sources
 from unmask.config import write_json
 from unmask.data.augment import PictureSet
-from unmask.data.sources import Arrays, HubImages, Source
+from unmask.data.sources import Arrays, Source
 from unmask.errors import ConfigError
 from unmask.metrics.embedders import ClassifierFeatures, Features, InceptionFeatures, load_dinov2
 from unmask.metrics.features import ClassifierConfig, load_classifier
@@ -74,10 +74,8 @@ class FeatureFlags:
 def train_features(arguments: list[str]) -> None:
     """train a classifier on pictures with classes, whose features unmask evaluate then measures in"""
     name, rest = positional(arguments, "train-features SOURCE --data PATH --out DIR, as cifar10, folder, mnist or hub")
-    source = named(sources(32, 3), name, "source")
-    rest = [
-        re.sub(r"^--data(?==|$)", "--data.name" if isinstance(source, HubImages) else "--data.path", w) for w in rest
-    ]
+    source = named(sources(32, 3), "folder" if rest == ["--help"] and name == "RUN" else name, "source")
+    rest = [re.sub(r"^--data(?==|$)", place(source), word) for word in rest]
     flags = parse(
         FeatureFlags, rest, f"train-features {name}", FeatureFlags(data=source, out=Path("runs") / f"{name}-features")
     )

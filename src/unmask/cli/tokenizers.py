@@ -112,20 +112,13 @@ def tokenize(arguments: list[str]) -> None:
     """turn pictures into codes once, with a trained tokenizer, so that training reads codes only"""
     usage = "tokenize RUN --out DIR [--source NAME] [--data PATH], where RUN is a trained tokenizer"
     name, rest = positional(arguments, usage)
+    if rest == ["--help"]:
+        parse(TokenizeFlags, rest, "tokenize RUN", TokenizeFlags(data=Folder(path=""), out=Path("codes/RUN")))
     recipe, model = experiment.open_run(Path(name))
-    height, channels = recipe.tokenizer.size[0], recipe.tokenizer.channels
-    rest = [word for part in rest for word in part.split("=", 1)] if "--source" in " ".join(rest) else rest
-    data = recipe.data
-    if "--source" in rest:
-        at = rest.index("--source")
-        data = named(sources(height, channels), (rest[at + 1 :] or [""])[0], "source")
-        rest = rest[:at] + rest[at + 2 :]
-    rest = [
-        re.sub(r"^--data(?==|$)", "--data.name" if isinstance(data, HubImages) else "--data.path", word)
-        for word in rest
-    ]
-    default = TokenizeFlags(data=data, out=Path("codes") / Path(name).name)
-    flags = parse(TokenizeFlags, rest, f"tokenize {name}", default)
+    data, rest = chosen_source(recipe, rest)
+    flags = parse(
+        TokenizeFlags, rest, f"tokenize {name}", TokenizeFlags(data=data, out=Path("codes") / Path(name).name)
+    )
     device = None if flags.device == "auto" else flags.device
     with value_errors(), disk_errors(flags.out), world(device) as here, progress_bar(shown=here.is_main) as progress:
         meta, bad = coded.make_codes(
@@ -147,6 +140,24 @@ def tokenize(arguments: list[str]) -> None:
         shown = " x ".join(str(n) for n in meta.grid)
         print(f"{train:,} pictures for training and {test:,} held out, {shown} codes in {len(meta.views)} views each")
         print(f"wrote {flags.out}; next: unmask train RECIPE --data {flags.out}")
+
+
+def chosen_source(recipe: recipes.TokenizerRecipe, words: list[str]) -> tuple[Source, list[str]]:
+    """What `--source` names, or else what the tokenizer was trained on; and the other words."""
+    data, rest = recipe.data, list(words)
+    given = next((i for i, word in enumerate(rest) if re.match(r"--source(=|$)", word)), None)
+    if given is not None:
+        word, _, value = rest.pop(given).partition("=")
+        if not value and given == len(rest):
+            raise ConfigError(f"{word}: say which, as {word} folder")
+        table = sources(recipe.tokenizer.size[0], recipe.tokenizer.channels)
+        data = named(table, value or rest.pop(given), "source")
+    return data, [re.sub(r"^--data(?==|$)", place(data), word) for word in rest]
+
+
+def place(source: Source) -> str:
+    """The flag that `--data` is short for."""
+    return "--data.name" if isinstance(source, HubImages) else "--data.path"
 
 
 def views(flags: TokenizeFlags) -> tuple[View, ...]:

@@ -93,7 +93,7 @@ def distribute(model: nn.Module, strategy: Strategy, world: World) -> nn.Module:
     """Move `model` to this rank's device and apply the strategy; the result is called just like the model."""
     model = model.to(world.device)
     if strategy == "ddp":
-        return DistributedDataParallel(model, broadcast_buffers=False)  # the only buffers are constants
+        return DistributedDataParallel(model, broadcast_buffers=False)  # all ranks compute the same ones
     if strategy == "fsdp":
         mesh = dist.device_mesh.init_device_mesh(world.device.type, (world.size,))
         blocks = getattr(model, "blocks", nn.ModuleList())
