@@ -1,10 +1,13 @@
 """Take a finished, evaluated run into these pages: no figure in them is typed by hand.
 
     python docs/results/collect.py runs/demo demo "make demo"
-    python docs/results/collect.py runs/mnist mnist "unmask train mnist --data DIR; unmask sweep runs/mnist" TABLE.md
+    python docs/results/collect.py runs/cifar10 cifar10 "unmask train cifar10 --data codes/cifar10" \\
+        --part "Tokenizers" "unmask evaluate-tokenizer RUN" runs/fsq runs/vq \\
+        --part "Guidance" "unmask sweep runs/cifar10 --scales 1 2 3" runs/cifar10/sweep-scale
 
 Copies report.json and the pictures to docs/results/NAME/, writes the page docs/results/NAME.md, and puts one row per
-collected run into the table of README.md.
+collected run into the table of README.md. A part is a heading, the command, and folders: those of tokenizers become one
+table, and of others the tables (*.md) and pictures are shown.
 """
 
 import json
@@ -18,18 +21,71 @@ PICTURES = ("samples.png", "decode.gif", "decode.png", "order.png", "inpaint.png
 START, END = "<!-- results: made by docs/results/collect.py -->", "<!-- end of results -->"
 
 
-def main(run: str, name: str, command: str, table: str = "") -> None:
+def main(run: str, name: str, command: str, *rest: str) -> None:
     folder = HERE / name
     folder.mkdir(exist_ok=True)
+    collect_parts(folder, list(rest))
     for picture in PICTURES:
         shutil.copy(Path(run) / picture, folder / picture)
     report = {"made_by": command, **json.loads((Path(run) / "report.json").read_text())}
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    if table:
-        shutil.copy(table, folder / "sweep.md")
     (HERE / f"{name}.md").write_text(page(name))
     before, rest = README.read_text().split(START)
     README.write_text(before + START + "\n\n" + results_table() + "\n" + END + rest.split(END)[1])
+
+
+def collect_parts(folder: Path, words: list[str]) -> None:
+    """Copy what each part shows to `parts/`, with a list of them; nothing given leaves the parts there as they are."""
+    if not words:
+        return
+    shutil.rmtree(folder / "parts", ignore_errors=True)
+    parts = []
+    for title, command, *folders in split_parts(words):
+        sources = [Path(name) for name in folders]
+        for source in sources:
+            (folder / "parts" / source.name).mkdir(parents=True)
+            for file in sorted(f for f in source.iterdir() if f.suffix in (".md", ".csv", ".png", ".gif")):
+                shutil.copy(file, folder / "parts" / source.name / file.name)
+            if (source / "report.json").exists():
+                shutil.copy(source / "report.json", folder / "parts" / source.name / "report.json")
+        parts.append({"title": title, "command": command, "folders": [source.name for source in sources]})
+    (folder / "parts" / "parts.json").write_text(json.dumps(parts, indent=2) + "\n")
+
+
+def split_parts(words: list[str]) -> list[list[str]]:
+    """The words after each --part."""
+    starts = [i for i, word in enumerate(words) if word == "--part"]
+    return [words[a + 1 : b] for a, b in zip(starts, [*starts[1:], len(words)], strict=True)]
+
+
+def show_parts(folder: Path) -> list[str]:
+    """The Markdown of all parts."""
+    lines = []
+    path = folder / "parts" / "parts.json"
+    for part in json.loads(path.read_text()) if path.exists() else []:
+        lines += [f"## {part['title']}", "", "```bash", *part["command"].split("; "), "```", ""]
+        where = [folder / "parts" / name for name in part["folders"]]
+        if all((place / "report.json").exists() for place in where):
+            lines += [*tokenizer_table(where), ""]
+        for place in where:
+            lines += [*(file.read_text() for file in sorted(place.glob("*.md")))]
+            pictures = sorted([*place.glob("*.png"), *place.glob("*.gif")])
+            lines += [f"![{p.stem} of {place.name}]({p.relative_to(HERE).as_posix()})\n" for p in pictures]
+    return lines
+
+
+def tokenizer_table(folders: list[Path]) -> list[str]:
+    """A row per tokenizer."""
+    columns = ("rfid", "psnr", "ssim", "usage", "perplexity", "bits_per_image", "train_steps", "train_seconds")
+    lines = [
+        f"| tokenizer | quantizer | {' | '.join(columns)} | seed | commit |",
+        "| --- | --- " + "| ---: " * 9 + "| --- |",
+    ]
+    for folder in folders:
+        r = json.loads((folder / "report.json").read_text())
+        figures = " | ".join(f"{r[c]:.4g}" for c in columns)
+        lines.append(f"| {folder.name} | `{r['quantizer']}` | {figures} | {r['seed']} | {r['commit'][:8]} |")
+    return lines
 
 
 def reports() -> dict[str, dict]:
@@ -56,12 +112,14 @@ def page(name: str) -> str:
     folder = HERE / name
     r = json.loads((folder / "report.json").read_text())
     figures = {k: v for k, v in r.items() if k not in ("made_by", "nearest_train")}
-    figures |= {f"nearest_train.{k}": v for k, v in r["nearest_train"].items()}
+    figures |= {f"{group}.{k}": v for group in ("nearest_train", "left_out") for k, v in r.get(group, {}).items()}
+    figures.pop("left_out", None)
     lines = [f"# {name}", "", "```bash", *r["made_by"].split("; "), "```", ""]
     notes = folder / "notes.md"
     lines += [notes.read_text()] if notes.exists() else []
     lines += ["## Pictures", ""]
     lines += [f"![{picture}]({name}/{picture})\n" for picture in PICTURES]
+    lines += show_parts(folder)
     if (folder / "sweep.md").exists():
         lines += ["## Orders and steps, each at its best temperature", "", (folder / "sweep.md").read_text()]
     lines += ["## Figures", "", "| | |", "| --- | --- |"]

@@ -37,9 +37,9 @@ Bank = Float64[Tensor, "n d"]
 Measure = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b d"]]
 
 
-def opened(run: Path) -> tuple[Experiment, Pipeline]:
-    """A finished run, with its data."""
-    return prepare(read_recipe(run / "config.json", Recipe)), Pipeline.from_pretrained(run)
+def opened(run: Path, world: World) -> tuple[Experiment, Pipeline]:
+    """A finished run, with its data, on this rank's device."""
+    return prepare(read_recipe(run / "config.json", Recipe)), Pipeline.from_pretrained(run, device=str(world.device))
 
 
 def sample_banks(
@@ -129,7 +129,7 @@ def report(
     features there is nothing to measure in: the report then holds what needs none.
     """
     curve = read_curve(run)
-    experiment, pipeline = opened(run)
+    experiment, pipeline = opened(run, world)
     sampling = sampling or pipeline.sampling
     if judge is None and experiment.classes:
         judge = in_domain(experiment.real("train"), experiment.recipe.classifier, run / "classifier.safetensors", world)

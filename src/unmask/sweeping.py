@@ -103,7 +103,7 @@ def sweep(
     Writes `sweep.csv`, `sweep.md` and, where numbers were swept over, plots into `out`. ConfigError if the table there
     is of other weights or features. Without `features` they are the judge's, which is the run's own if not given.
     """
-    experiment, pipeline = opened(run)
+    experiment, pipeline = opened(run, world)
     if judge is None and experiment.classes:
         judge = in_domain(experiment.real("train"), experiment.recipe.classifier, run / "classifier.safetensors", world)
     features = features or judge

@@ -69,7 +69,7 @@ def evaluate_inpaint(arguments: list[str]) -> None:
     out = flags.out or run / "inpainting"
     device = None if flags.network.device == "auto" else flags.network.device
     with value_errors(), disk_errors(out), world(device) as here:
-        experiment, pipeline = opened(run)
+        experiment, pipeline = opened(run, here)
         table = shapes(pipeline.model.length)
         schedules = {shape: named(table, shape, "schedule") for shape in flags.schedules}
         sampling = replace(applied(flags.sampling, pipeline), steps=flags.sampling.steps or 20)

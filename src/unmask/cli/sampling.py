@@ -136,7 +136,7 @@ def evaluate(arguments: list[str]) -> None:
     name, rest = positional(arguments, "evaluate RUN, where RUN is a run folder")
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
     with value_errors():
-        sampling = applied(flags.sampling, Pipeline.from_pretrained(name))
+        sampling = applied(flags.sampling, Pipeline.from_pretrained(name, device="cpu"))
     print_report(Path(name), flags.samples, flags.seed, sampling, flags.network)
 
 
