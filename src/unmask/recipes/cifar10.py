@@ -25,7 +25,7 @@ def recipe() -> Recipe:
         model=TransformerConfig(dim=256, depth=6, heads=4),
         objective=MaskGIT(schedule=Arccos()),
         training=TrainConfig(
-            steps=5500,
+            steps=4000,
             batch_size=128,
             optimizer=Muon(learning_rate=4e-3, rest=AdamW(learning_rate=1e-3)),
             learning_rate=WarmupStableDecay(warmup=200, decay=0.4),
