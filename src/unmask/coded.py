@@ -113,6 +113,8 @@ def make_codes(
         shard_size=shard_size,
         seed=seed,
     )
+    if not len(split.test):
+        raise ConfigError("no picture is held out, but training validates on some: raise --data.held-out")
     if split.train.shape[0] != model.config.channels:
         raise ConfigError(f"the pictures have {split.train.shape[0]} channels, the tokenizer {model.config.channels}")
     if world.size > 1:
@@ -146,11 +148,11 @@ def _by_ranks(
     progress: Progress | None,
 ) -> tuple[Meta, list[Bad]]:
     """Rank 0 holds the folder; each rank writes its own shards; rank 0 finishes."""
-    encode = model.to(world.device, fast_dtype(world.device)).encode
     bad: list[Bad] = []
 
     def work() -> None:
-        barrier(world)
+        barrier(world)  # the tokenizer is there, and so is the plan
+        encode = Encoder(folder=out / "tokenizer", device=str(world.device))()
         for part, pictures in _parts(train, test):
             bad.extend(
                 tokenize(pictures, encode, out, part, plan, batch=batch, rank=world.rank, size=world.size,

@@ -141,14 +141,17 @@ def report(
     if exact:
         measures.append((experiment.real("test").dim, lambda images: images.flatten(1)))
     banks = sample_banks(pipeline, num, measures, world, seed=seed, sampling=sampling) if measures else []
-    if features is not None:
+    if features is None:
+        reason = "without classes there is no classifier to measure in: give --features inception or dinov2"
+        numbers["left_out"] = {"distances": reason}
+    else:
         path = reference or run / f"reference-{features.sha256[:12]}.safetensors"
         real = open_reference(experiment, features, path, world)
         numbers |= compared(experiment, pipeline, features, real, banks[0], world)
         if not exact:
             numbers["nearest_train"] = nearest_train(banks[0], real.train, real.test)
     if exact:
-        numbers["nearest_train"] = nearest_train(banks[-1].float(), *pixels_of_tokens(experiment))
+        numbers["nearest_train"] = nearest_train(banks[-1].float().cpu(), *pixels_of_tokens(experiment))
     if judge is not None and pipeline.num_classes:
         own = banks[networks.index(judge)]
         numbers |= judged(experiment, pipeline, judge, own, world, sampling, seed)
@@ -207,7 +210,7 @@ def judged(
     every = torch.arange(len(pictures))
     real = embed_real(pictures, judge, every, world)
     images, _ = pictures.rows(every[:300], world.device)
-    hole = holes(len(images), *images.shape[2:])
+    hole = holes(len(images), *images.shape[2:]).to(images.device)
     repaired = pipeline.inpaint(images, hole, truth[:300], seed=seed, sampling=sampling)
     return {
         "class_accuracy": class_accuracy(judge, bank, labels),

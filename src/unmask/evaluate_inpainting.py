@@ -65,8 +65,10 @@ def compare(
     All settings but the steps and the schedule are those of `sampling`, by default the pipeline's own.
     """
     stops = (steps,) if stops is None else stops
-    if not (schedules and stops) or not all(1 <= stop <= steps for stop in stops):
-        raise ConfigError(f"{len(schedules)} schedules and stops {list(stops)}: one or more, stops in 1..{steps} steps")
+    if not (schedules and stops):
+        raise ConfigError(f"{len(schedules)} schedules and {len(stops)} stops: give one or more of each")
+    if not all(1 <= stop <= steps for stop in stops):
+        raise ConfigError(f"stops {sorted(stops)}: each must be one of the {steps} steps")
     base = replace(sampling or pipeline.sampling, steps=steps)
     rebuilt = pipeline.tokenizer.decode(pipeline.tokenizer.encode(images)).to(images)
     for name, filled in (("smooth fill", blank(images, holes)), ("tokenizer", rebuilt)):
@@ -120,7 +122,9 @@ def run(
     ConfigError without features to measure in.
     """
     if features is None:
-        raise ConfigError("without classes there is nothing to measure in: give --features inception or dinov2")
+        raise ConfigError(
+            "without classes there is nothing to measure in: give --features inception or dinov2, or --classifier DIR"
+        )
     pictures = experiment.real("test")
     images, truth = pictures.rows(torch.arange(min(num, len(pictures))), torch.device("cpu"))
     hole = holes(len(images), *images.shape[2:])

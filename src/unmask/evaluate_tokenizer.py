@@ -83,6 +83,6 @@ def measure(
         "num_parameters": sum(p.numel() for p in model.parameters()),
     }
     if features is None:
-        return numbers
+        return numbers | {"left_out": {"rfid": "without classes, give --features inception or --classifier DIR"}}
     distance = frechet_distance(fit_gaussian(made), fit_gaussian(real))
     return numbers | {"rfid": distance, "features": str(identity(features))}

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unmask.coded import open_coded
-from unmask.config import differences, read_json, to_json, write_json
+from unmask.config import differences, to_json, write_json
 from unmask.data.augment import PictureSet
 from unmask.data.images import Progress
 from unmask.data.pictures import Pictures, Split
@@ -177,22 +177,31 @@ def run(experiment: Experiment, folder: Path, world: World) -> None:
 
     Raises the errors of `train`, and CheckpointError if the folder is in use or holds another experiment.
     """
-    recipe = experiment.recipe
+    core, notes = begin(experiment, folder)
     if world.is_main:
         with lock(folder):
-            claim(recipe, folder)
+            claim(experiment.recipe, folder)
             _keep_tokenizer(experiment, folder)
-            _run(experiment, folder, world)
+            _run(experiment, core, notes, folder, world)
     else:
-        _run(experiment, folder, world)
+        _run(experiment, core, notes, folder, world)
 
 
-def _run(experiment: Experiment, folder: Path, world: World) -> None:
+def begin(experiment: Experiment, folder: Path) -> tuple[MaskedTransformer, list[str]]:
+    """The model to train, and what to say of the run it starts from, which is not read once there are checkpoints."""
+    core, init = build(experiment), experiment.recipe.init
+    if init is None or any((folder / "checkpoints").glob("step-*")):
+        return core, []
+    theirs = Path(init) / TOKENIZER
+    if experiment.weights is not None and theirs.exists() and theirs.read_bytes() != experiment.weights.read_bytes():
+        raise ConfigError(f"--init {init} was trained on codes of another tokenizer: its tokens mean other things")
+    return core, [f"starting from {init}", *start_from(core, Path(init))]
+
+
+def _run(experiment: Experiment, core: MaskedTransformer, notes: list[str], folder: Path, world: World) -> None:
     recipe = experiment.recipe
     barrier(world)
     training = recipe.training
-    core = build(experiment)
-    notes = start_from(core, Path(recipe.init)) if recipe.init else []
     model = distribute(core, resolve(training.strategy, world), world)
     tokenizer = open_tokenizer(recipe.tokenizer, folder / TOKENIZER)
     if isinstance(tokenizer, Autoencoder):
@@ -257,7 +266,7 @@ def _lasting(recipe: Recipe | TokenizerRecipe) -> Recipe | TokenizerRecipe:
 
 def export(run: Path, out: Path) -> None:
     """Copy what `Pipeline.from_pretrained` needs, after loading it once to see that it is whole."""
-    recipe = read_json(run / "config.json", Recipe)
+    recipe = read_recipe(run / "config.json", Recipe)
     pipeline = Pipeline.from_pretrained(run, device="cpu", dtype=torch.float32)
     out.mkdir(parents=True, exist_ok=True)
     write_weights(dict(pipeline.model.named_parameters()), out / "model.safetensors")

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.config import read_json
 from unmask.errors import CheckpointError
 from unmask.models.transformer import MaskedTransformer
-from unmask.recipes import Recipe
+from unmask.recipes import Recipe, read_recipe
 from unmask.weights import load_weights
 
 POSITION, CLASSES = "position", "classes.table.weight"
@@ -23,7 +22,7 @@ def start_from(model: MaskedTransformer, run: Path) -> list[str]:
     """`load_compatible` from a run folder or an export; CheckpointError or ConfigError names what does not fit."""
     if not (run / "config.json").is_file():
         raise CheckpointError(f"{run}: no config.json there; give the folder of a finished run, or an export")
-    recipe = read_json(run / "config.json", Recipe)
+    recipe = read_recipe(run / "config.json", Recipe)
     with torch.device("meta"):
         empty = MaskedTransformer(recipe.model, recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
     earlier = empty.to_empty(device="cpu")

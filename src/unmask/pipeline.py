@@ -7,13 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.config import read_json
 from unmask.data.holes import blank, token_mask
 from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import Condition, guided
 from unmask.models.transformer import MaskedTransformer
 from unmask.rand import seeded
-from unmask.recipes import Recipe, Sampling
+from unmask.recipes import Recipe, Sampling, read_recipe
 from unmask.sampling.decode import State, decode
 from unmask.tokenizers.base import Tokenizer
 from unmask.tokenizers.vqgan import Autoencoder, open_tokenizer
@@ -50,7 +49,7 @@ class Pipeline:
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: no config.json there; give a run folder or an export")
-        recipe = read_json(folder / "config.json", Recipe)
+        recipe = read_recipe(folder / "config.json", Recipe)
         model = MaskedTransformer(recipe.model, recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
         load_weights(model, folder / "model.safetensors")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unmask.config import dump_json, from_json, to_json
+from unmask.config import differences, dump_json, from_json, to_json
 from unmask.data.augment import PictureSet
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiment import Experiment
@@ -118,10 +118,12 @@ def _read(path: Path, key: Key, world: World) -> Reference:
             found = from_json(Key, json.loads((file.metadata() or {})["key"]), "key")
             train, test = (file.get_tensor(name).to(world.device) for name in ("train", "test"))
     except (OSError, SafetensorError, KeyError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path}: not reference statistics ({error}); delete it to make it anew") from error
+        raise CheckpointError(f"{path}: not reference statistics ({error}); give another file, to be made") from error
     check_same(found.features, key.features)
     if found != key:
-        raise ConfigError(f"{path} is of other pictures: {found.source.split()} there; delete it, or give another file")
+        raise ConfigError(
+            f"{path} holds the features of other pictures ({differences(found, key)[0]}): give another file"
+        )
     return Reference(key=key, train=train, test=test)
 
 

@@ -56,6 +56,8 @@ def prepare(recipe: TokenizerRecipe, progress: Progress | None = None) -> Tokeni
     if isinstance(perceptual, ClassifierConfig):
         classes = len(split.train.classes)
         perceptual = replace(perceptual, channels=channels, num_classes=classes) if classes > 1 else None
+    if isinstance(perceptual, LpipsFiles):
+        perceptual.check()
     size = recipe.tokenizer.size
     return TokenizerExperiment(
         recipe=replace(

@@ -1,8 +1,11 @@
 """From a folder of photos of different sizes to a tokenizer, codes, a generator, repairs and figures, as users go."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -83,6 +86,15 @@ def test_the_codes_are_those_of_the_tokenizer(made, photos):
     agree = (found == model.encode(cut)).float().mean()  # the codes may have been made in bfloat16
     assert agree > 0.95
     assert labels.tolist() == pictures.labels[:5].tolist()
+
+
+def test_two_processes_make_the_same_codes(made, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "unmask"]
+    words = ["tokenize", made / "tokenizer", "--out", tmp_path / "codes", "--crops", "1", "--shard-size", "16"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *map(str, words)], check=True, capture_output=True, env=environment, timeout=200)
+    ours, theirs = open_coded(tmp_path / "codes"), open_coded(made / "codes")
+    assert ours.meta == theirs.meta  # which holds the sha256 of every shard
 
 
 def test_the_run_is_measured_beside_real_pictures(made):
@@ -177,7 +189,7 @@ MISTAKES = [
     ("train folder", 2, "Give --data DIR"),
     ("train folder-tokenizer", 2, "unmask train-tokenizer takes it"),
     ("train-tokenizer folder", 2, "unmask train takes it"),
-    ("train folder --data {photos}", 3, "not finished"),
+    ("train folder --data {photos}", 3, "make them of pictures with unmask train-tokenizer"),
     ("tokenize {made}/run", 2, "unmask train takes it"),
     ("tokenize {made}/nowhere", 4, "no config.json"),
     ("tokenize {made}/tokenizer --source foldr", 2, "did you mean folder?"),

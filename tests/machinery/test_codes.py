@@ -186,6 +186,9 @@ def test_views_are_drawn_evenly_and_anew_in_each_epoch(tmp_path):
 
 def test_a_folder_without_meta_is_not_finished(folder):
     (folder / META).unlink()
+    with pytest.raises(DataError, match="holds no codes: make them"):
+        open_codes(folder)
+    (folder / "plan.json").touch()
     with pytest.raises(DataError, match="not finished: run the same unmask tokenize command again"):
         open_codes(folder)
     with pytest.raises(DataError, match="no such folder"):

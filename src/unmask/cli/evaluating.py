@@ -67,6 +67,8 @@ def evaluate_inpaint(arguments: list[str]) -> None:
     flags = parse(EvaluateInpaintFlags, rest, f"evaluate-inpaint {name}")
     run = Path(name)
     out = flags.out or run / "inpainting"
+    if flags.sampling.schedule is not None:
+        raise ConfigError(f"--schedule {flags.sampling.schedule}: say which to compare, --schedules cosine linear")
     device = None if flags.network.device == "auto" else flags.network.device
     with value_errors(), disk_errors(out), world(device) as here:
         experiment, pipeline = opened(run, here)
@@ -77,6 +79,8 @@ def evaluate_inpaint(arguments: list[str]) -> None:
         if judge is None and experiment.classes:
             config = experiment.recipe.classifier
             judge = in_domain(experiment.real("train"), config, run / "classifier.safetensors", here)
+        if not here.is_main:
+            return  # one process does it: the pictures are few
         rows = inpainting.run(
             experiment,
             pipeline,

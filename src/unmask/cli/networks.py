@@ -33,9 +33,13 @@ class NetworkFlags:
     """classifier, inception or dinov2; or, for the latter two, kind=PATH of their weights."""
     classifier: Path | None = None
     """A folder that unmask train-features made; without it, a classifier is trained and kept in the run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceFlags(NetworkFlags):
     reference: Path | None = None
     """The file that keeps the features of the real pictures; by default in the run."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def open_networks(flags: NetworkFlags, here: World) -> tuple[Features | None, ClassifierFeatures | None]:

@@ -76,6 +76,8 @@ def disk_errors(where: Path) -> Iterator[None]:
     """A full, read-only or missing disk, in one line."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # the reader of our output has left: no disk is at fault
     except OSError as error:
         reason = error.strerror or str(error)
-        raise DiskError(f"{error.filename or where}: {reason}; checkpoints already written are kept") from error
+        raise DiskError(f"{error.filename or where}: {reason}; what was written before is kept") from error

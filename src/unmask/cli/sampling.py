@@ -11,14 +11,15 @@ import tyro
 
 from unmask import evaluate as evaluation
 from unmask import experiment, figures, gallery
-from unmask.cli.networks import NetworkFlags, open_networks
+from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, nearest, parse, positional, value_errors
 from unmask.cli.schedule import shapes
 from unmask.errors import ConfigError
 from unmask.guidance import Interval
 from unmask.pipeline import Pipeline
-from unmask.recipes import Order, Sampling
+from unmask.recipes import Order, Sampling, ValeoaiV1
 from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+from unmask.schedules import Shape
 from unmask.training.distributed import world
 
 
@@ -33,7 +34,8 @@ class SamplingFlags:
     noise: float | None = None
     """Factor of the Gumbel noise on log-confidence, for the confidence order; it falls to 0."""
     schedule: str | None = None
-    """Fraction still masked over time: cosine, arccos, linear, square, pow3, root, sigmoid, log or exp."""
+    """Fraction still masked over time: cosine, arccos, linear, square, pow3, root, sigmoid, log or exp;
+    or valeoai-v1-arccos and so on, the densities of the reproduction report."""
     temperature: float | None = None
     """Logits are divided by it: below 1 sharper, 0 greedy."""
     scale: float | None = None
@@ -55,8 +57,15 @@ def applied(flags: SamplingFlags, pipeline: Pipeline) -> Sampling:
             raise ConfigError(f"--noise {flags.noise} is for --order confidence; this order has none")
         sampling = replace(sampling, priority=Confidence(flags.noise))
     if flags.schedule is not None:
-        sampling = replace(sampling, schedule=named(shapes(pipeline.model.length), flags.schedule, "schedule"))
+        sampling = replace(sampling, schedule=named(schedules(pipeline.model.length), flags.schedule, "schedule"))
     return sampling if flags.scale is None else replace(sampling, scale=Interval(flags.scale))
+
+
+def schedules(length: int) -> dict[str, Shape | ValeoaiV1]:
+    """What `--schedule` may say: fractions still masked, or tokens per step as the reproduction report has them."""
+    plain = shapes(length)
+    densities = {f"valeoai-v1-{name}": ValeoaiV1(shape=shape) for name, shape in plain.items()}
+    return {**plain, **densities}
 
 
 def orders(grid: tuple[int, ...]) -> dict[str, Order]:
@@ -125,7 +134,7 @@ def class_id(label: str, classes: Sequence[str]) -> int:
 @dataclass(frozen=True, kw_only=True)
 class EvaluateFlags:
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
-    network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
+    network: Annotated[ReferenceFlags, tyro.conf.arg(name="")] = field(default_factory=ReferenceFlags)
     samples: int = 1500
     """How many images to generate and measure."""
     seed: int = 0
@@ -141,7 +150,7 @@ def evaluate(arguments: list[str]) -> None:
 
 
 PICTURES = {
-    "model.safetensors": "the averaged weights; with config.json, all that sampling needs",
+    "model.safetensors": "the averaged weights; sampling needs these, config.json and any tokenizer.safetensors",
     "checkpoints": "to continue the training",
     "config.json": "the resolved recipe",
     "metrics.jsonl": "the training curve, a JSON object per line",
@@ -155,10 +164,10 @@ PICTURES = {
 }
 
 
-OWN = NetworkFlags()
+OWN = ReferenceFlags()
 
 
-def print_report(run: Path, num: int, seed: int, sampling: Sampling, network: NetworkFlags = OWN) -> None:
+def print_report(run: Path, num: int, seed: int, sampling: Sampling, network: ReferenceFlags = OWN) -> None:
     """Evaluate, print the figures, and say where each file lies."""
     if num < 2:
         raise ConfigError(f"--samples {num}: at least 2, to have a covariance")

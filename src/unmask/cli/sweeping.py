@@ -9,10 +9,9 @@ from typing import Annotated, Literal
 import tyro
 
 from unmask import sweep_table, sweeping
-from unmask.cli.networks import NetworkFlags, open_networks
+from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
-from unmask.cli.sampling import orders
-from unmask.cli.schedule import shapes
+from unmask.cli.sampling import orders, schedules
 from unmask.errors import ConfigError
 from unmask.pipeline import Pipeline
 from unmask.recipes import Order, Sampling, ValeoaiV1
@@ -24,7 +23,7 @@ from unmask.training.distributed import world
 
 @dataclass(frozen=True, kw_only=True)
 class SweepFlags:
-    network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
+    network: Annotated[ReferenceFlags, tyro.conf.arg(name="")] = field(default_factory=ReferenceFlags)
     samples: int = 5000
     """Fresh samples behind each row."""
     tune: int = 1000
@@ -115,9 +114,7 @@ def _priorities(flags: SweepFlags, pipeline: Pipeline) -> Iterator[tuple[str, Or
 
 
 def _schedules(flags: SweepFlags, pipeline: Pipeline) -> list[tuple[str, Shape | ValeoaiV1]]:
-    plain = shapes(pipeline.model.length)
-    table: dict[str, Shape | ValeoaiV1] = {**plain}
-    table |= {f"valeoai-v1-{name}": ValeoaiV1(shape=shape) for name, shape in plain.items()}
+    table = schedules(pipeline.model.length)
     if flags.schedules:
         return [(name, named(table, name, "schedule")) for name in flags.schedules]
     own = pipeline.sampling.schedule

@@ -150,7 +150,8 @@ def chosen_source(recipe: recipes.TokenizerRecipe, words: list[str]) -> tuple[So
         word, _, value = rest.pop(given).partition("=")
         if not value and given == len(rest):
             raise ConfigError(f"{word}: say which, as {word} folder")
-        table = sources(recipe.tokenizer.size[0], recipe.tokenizer.channels)
+        stored = recipe.data.size if isinstance(recipe.data, Folder | HubImages | Shards) else recipe.tokenizer.size[0]
+        table = sources(stored, recipe.tokenizer.channels)
         data = named(table, value or rest.pop(given), "source")
     return data, [re.sub(r"^--data(?==|$)", place(data), word) for word in rest]
 

@@ -34,7 +34,7 @@ class PictureSet:
         _, height, width = self.pictures.shape
         if height < self.size[0] or width < self.size[1]:
             raise ConfigError(
-                f"the pictures are {height}x{width}, smaller than {self.size[0]}x{self.size[1]}: read them larger"
+                f"the pictures are {height}x{width}, smaller than {self.size[0]}x{self.size[1]}: raise --data.size"
             )
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ A folder holds `train-00000.tokens.npy` [rows, views, l], `train-00000.labels.np
 `meta.json`, which is written last: without it the folder is not finished. Only the labels are held in memory.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -210,7 +211,10 @@ def open_codes(folder: str | Path) -> tuple[Meta, CodeSet, CodeSet | None]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; make it with unmask tokenize")
     if not (folder / META).exists():
-        raise DataError(f"{folder} is not finished: run the same unmask tokenize command again to continue")
+        begun = (folder / "plan.json").exists()
+        again = "is not finished: run the same unmask tokenize command again to continue"
+        make = "holds no codes: make them of pictures with unmask train-tokenizer and unmask tokenize"
+        raise DataError(f"{folder} {again if begun else make}")
     try:
         meta = read_json(folder / META, Meta, MAX_JSON)
     except ConfigError as error:
@@ -292,7 +296,5 @@ def _write_array(path: Path, array: np.ndarray) -> str:
 
 def _discard(path: Path) -> None:
     """Remove what a failed write left; what a failing disk will not remove, the next run does."""
-    try:
+    with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
-    except OSError:
-        return

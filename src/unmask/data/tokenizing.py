@@ -145,8 +145,10 @@ def tokenize(
     A shard that is there and sound is kept. `out` is claimed by the caller. Raises DiskError if a shard cannot be
     written; those before it are kept.
     """
-    if not 0 <= rank < size or batch < 1:
-        raise ValueError(f"rank {rank} of {size}, batch {batch}: rank must be below size, and batch at least 1")
+    if batch < 1:
+        raise ValueError(f"batch {batch}: must be at least 1")
+    if not 0 <= rank < size:
+        raise ValueError(f"rank {rank} of {size}: rank must be below size")
     _check_plan(out, plan)
     _check_pictures(pictures, part, plan)
     numbers = range(rank, plan.num_shards(part), size)

@@ -3,7 +3,7 @@
     unmask train-tokenizer folder-tokenizer --data DIR
     unmask evaluate-tokenizer runs/folder-tokenizer
 
-Photos are shrunk and cut to 72x72, and a random 64x64 of that is shown at a time. It takes four times as long as
+Photos are resized and cut to 72x72, and a random 64x64 of that is shown at a time. It takes four times as long as
 cifar10-tokenizer, about 1.5 hours on two cores. For 256x256 photos as 16x16 tokens, on a GPU:
 
     --data.size 288 --tokenizer.size 256 256 --tokenizer.multipliers 1 1 2 4

@@ -80,11 +80,14 @@ class LpipsFiles:
     vgg: str = ""
     linear: str = ""
 
+    def check(self) -> None:
+        """ConfigError, before any work, if a file is not there."""
+        for path, flag, source in ((self.vgg, "vgg", VGG), (self.linear, "linear", LINEAR)):
+            if not path or not Path(path).expanduser().is_file():
+                raise ConfigError(f"LPIPS needs --perceptual.{flag} FILE, of {source}: {path or 'none'} is not there")
+
     def load(self) -> Lpips:
-        if not (self.vgg and self.linear):
-            raise ConfigError(
-                f"LPIPS has no weights: give --perceptual.vgg FILE, of {VGG}, and --perceptual.linear FILE, of {LINEAR}"
-            )
+        self.check()
         return load_lpips(Path(self.vgg).expanduser(), Path(self.linear).expanduser())
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -22,6 +23,9 @@ from unmask.errors import ConfigError
 
 Strategy = Literal["auto", "none", "ddp", "fsdp"]
 Precision = Literal["auto", "fp32", "bf16"]
+
+
+PATIENCE = timedelta(hours=4)  # that ranks wait for the main one, which may be downloading, or training a classifier
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ def world(device: str | None = None) -> Iterator[World]:
     here = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
     if here.type == "cuda":
         torch.cuda.set_device(here)
-    dist.init_process_group("nccl" if here.type == "cuda" else "gloo", device_id=here if here.type == "cuda" else None)
+    backend, device_id = ("nccl", here) if here.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, device_id=device_id, timeout=PATIENCE)
     try:
         yield World(dist.get_rank(), size, here)
     finally:
