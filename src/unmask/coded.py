@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from unmask.config import dump_json, from_json, read_json, write_json
-from unmask.data.codes import Meta, check_tokenizer, finish, open_codes
+from unmask.data.codes import MAX_JSON, Meta, check_tokenizer, finish, open_codes
 from unmask.data.decoding import Bad
 from unmask.data.images import Progress
 from unmask.data.pictures import Pictures
 from unmask.data.sources import Source, settled
-from unmask.data.tokenizing import Encode, Part, Plan, View, claim, collect, tokenize
+from unmask.data.tokenizing import PLAN, Encode, Part, Plan, View, claim, collect, tokenize
 from unmask.data.tokens import Tokens
 from unmask.data.workers import tokenize_parallel
 from unmask.errors import ConfigError, DataError
@@ -32,7 +32,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Coded:
-    """A finished folder of codes, open."""
+    """A finished folder of codes, open; `counted` pictures were there to train on and held out, unreadable ones too."""
 
     meta: Meta
     tokenizer: VQGAN
@@ -40,6 +40,7 @@ class Coded:
     train: Tokens
     test: Tokens
     source: Source
+    counted: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,11 @@ def open_coded(folder: str | Path) -> Coded:
     check_tokenizer(meta, fingerprint(model, model.config))
     source = from_json(Origin, json.loads(meta.source), "source").data
     weights = folder / "tokenizer" / WEIGHTS
-    return Coded(meta=meta, tokenizer=model.config, weights=weights, train=train, test=test, source=source)
+    plan = read_json(folder / PLAN, Plan, MAX_JSON)
+    counted = (plan.train, plan.test)
+    return Coded(
+        meta=meta, tokenizer=model.config, weights=weights, train=train, test=test, source=source, counted=counted
+    )
 
 
 def read_tokenizer(folder: Path) -> Autoencoder:

@@ -28,7 +28,7 @@ from unmask.metrics.neighbours import nearest_train
 from unmask.pipeline import Pipeline
 from unmask.provenance import environment
 from unmask.recipes import Recipe, Sampling, read_recipe
-from unmask.reference import Reference, embed_real, gather, in_domain, open_reference
+from unmask.reference import Reference, check_judge, embed_real, gather, in_domain, open_reference, spread
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.distributed import World
 
@@ -77,10 +77,7 @@ def rebuilt_bank(
 def measure(bank: Bank, features: Features, real: Reference) -> tuple[dict[str, float], dict[str, str]]:
     """Every figure that needs no labels, and the ones left out, with what they would need."""
     fit = fit_gaussian(real.test)
-    figures = {
-        "frechet": frechet_distance(fit_gaussian(bank), fit),
-        "frechet_train": frechet_distance(fit_gaussian(bank), fit_gaussian(real.train)),
-    }
+    figures = {"frechet": frechet_distance(fit_gaussian(bank), fit)}
     more: dict[str, Callable[[], dict[str, float]]] = {
         "frechet_infinity": lambda: {"frechet_infinity": frechet_infinity(bank, fit)},
         "kid": lambda: dict(zip(("kid", "kid_deviation"), kernel_distance(real.test, bank), strict=True)),
@@ -90,6 +87,9 @@ def measure(bank: Bank, features: Features, real: Reference) -> tuple[dict[str, 
         names = ("inception_score", "inception_score_deviation")
         more["inception_score"] = lambda: dict(zip(names, inception_score(features.classify(bank)), strict=True))
     left_out: dict[str, str] = {}
+    fewest = min(len(bank), len(real.test))
+    if fewest <= features.dim:
+        left_out["a trustworthy frechet"] = f"{fewest} pictures in {features.dim} dimensions; take more than these"
     for name, compute in more.items():
         try:
             figures |= compute()
@@ -133,6 +133,7 @@ def report(
     sampling = sampling or pipeline.sampling
     if judge is None and experiment.classes:
         judge = in_domain(experiment.real("train"), experiment.recipe.classifier, run / "classifier.safetensors", world)
+    check_judge(judge, experiment.classes)
     features = features or judge
     numbers: dict[str, object] = {}
     networks = [network for network in dict.fromkeys((features, judge)) if network is not None]
@@ -161,7 +162,6 @@ def report(
         "steps": sampling.steps,
         "sampling": str(sampling),
         "num_samples": num,
-        "num_reference": len(experiment.test),
         "seed": seed,
         "weights": str(next(pipeline.model.parameters()).dtype),
         **environment(pipeline.device),
@@ -185,10 +185,13 @@ def compared(
     figures, left_out = measure(bank, features, real)
     numbers: dict[str, object] = {
         **figures,
+        "frechet_train": frechet_distance(fit_gaussian(bank), fit_gaussian(real.train)),
         **{f"{name}_floor": x for name, x in measure(real.train[index.to(bank.device)], features, real)[0].items()},
         **{f"{name}_limit": x for name, x in measure(rebuilt, features, real)[0].items()},
         "frechet_tokenizer": frechet_distance(fit_gaussian(again), fit_gaussian(real.test)),
         "features": str(real.key.features),
+        "num_reference": len(real.test),
+        "num_floor": num,
     }
     return numbers | ({"left_out": left_out} if left_out else {})
 
@@ -207,15 +210,15 @@ def judged(
     truth = experiment.split.test.labels
     assert labels is not None
     assert truth is not None
-    every = torch.arange(len(pictures))
+    every, some = spread(len(pictures)), spread(len(pictures), 300)
     real = embed_real(pictures, judge, every, world)
-    images, _ = pictures.rows(every[:300], world.device)
+    images, _ = pictures.rows(some, world.device)
     hole = holes(len(images), *images.shape[2:]).to(images.device)
-    repaired = pipeline.inpaint(images, hole, truth[:300], seed=seed, sampling=sampling)
+    repaired = pipeline.inpaint(images, hole, truth[some], seed=seed, sampling=sampling)
     return {
         "class_accuracy": class_accuracy(judge, bank, labels),
-        "classifier_test_accuracy": class_accuracy(judge, real, truth),
-        "inpaint_class_accuracy": class_accuracy(judge, judge(repaired), truth[:300]),
+        "classifier_test_accuracy": class_accuracy(judge, real, truth[every]),
+        "inpaint_class_accuracy": class_accuracy(judge, judge(repaired), truth[some]),
         "judge": judge.sha256,
     }
 

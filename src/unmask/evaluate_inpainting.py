@@ -5,7 +5,7 @@ everything outside them set to 0 in both. Which features, and which class accura
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,16 +14,19 @@ from PIL import Image
 from torch import Tensor
 
 from unmask import figures
+from unmask.config import write_json
 from unmask.data.holes import ANY, Cells, blank, paste
 from unmask.editing import repair
 from unmask.errors import ConfigError
 from unmask.experiment import Experiment
 from unmask.gallery import holes
 from unmask.guidance import Condition
-from unmask.metrics.embedders import ClassifierFeatures, Features, embed_all
+from unmask.metrics.embedders import ClassifierFeatures, Features, embed_all, identity
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
 from unmask.pipeline import Pipeline
+from unmask.provenance import environment
 from unmask.recipes import Sampling
+from unmask.reference import spread
 from unmask.schedules import Cosine, Power, Shape
 
 Measure = Callable[[Tensor, Tensor, Tensor], dict[str, float]]
@@ -126,16 +129,10 @@ def run(
             "without classes there is nothing to measure in: give --features inception or dinov2, or --classifier DIR"
         )
     pictures = experiment.real("test")
-    images, truth = pictures.rows(torch.arange(min(num, len(pictures))), torch.device("cpu"))
+    images, truth = pictures.rows(spread(len(pictures), num), torch.device("cpu"))
     hole = holes(len(images), *images.shape[2:])
     labels = truth if labelled and pipeline.num_classes else None
-
-    def accuracy(repaired: Tensor) -> float:
-        assert judge is not None
-        assert truth is not None
-        return float((judge.classify(embed_all(judge, repaired)).argmax(1).cpu() == truth).double().mean())
-
-    measure = measure_with(lambda x: embed_all(features, x), accuracy if judge is not None else None)
+    measure = measure_with(lambda x: embed_all(features, x), judging(judge, truth))
     rows = list(
         compare(
             pipeline,
@@ -151,14 +148,42 @@ def run(
             cells=cells,
         )
     )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(markdown(rows))
-    (out / "table.csv").write_text(csv(rows))
+    facts: dict[str, object] = {
+        "features": str(identity(features)),
+        "judge": None if judge is None else judge.sha256,
+        "num_pictures": len(images),
+        "sampling": str(sampling),
+        "cells": str(cells),
+        "labels": labels is not None,
+        "seed": seed,
+        **environment(pipeline.device),
+    }
+    write_table(rows, facts, out)
     shown = slice(0, 12)
     some = None if labels is None else labels[shown]
     repaired = repair(pipeline, images[shown], hole[shown], some, seed=seed, sampling=sampling, cells=cells)
     figures.write(picture(images[shown], hole[shown], repaired[:, 0]), out / "repaired.png")
     return rows
+
+
+def judging(judge: ClassifierFeatures | None, truth: Condition) -> Callable[[Tensor], float] | None:
+    """The share of repaired images whose likeliest class is the true one, as a function of them."""
+    if judge is None or truth is None:
+        return None
+    return lambda repaired: float((judge.classify(embed_all(judge, repaired)).argmax(1).cpu() == truth).double().mean())
+
+
+def write_table(rows: Sequence[Row], facts: Mapping[str, object], out: Path) -> None:
+    """table.md, table.csv, and report.json with `facts`, which say what the figures are of."""
+    caption = (
+        f"{facts['num_pictures']} held-out pictures with holes, in turn the right half, the lower half and the middle, "
+        f"filled with seed {facts['seed']}; distances to the same pictures whole, in the features of "
+        f"{facts['features']}."
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(f"{markdown(rows)}\n{caption}\n")
+    (out / "table.csv").write_text(csv(rows))
+    write_json(out / "report.json", {"rows": [asdict(row) for row in rows], **facts})
 
 
 def picture(

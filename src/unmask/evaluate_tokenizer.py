@@ -11,11 +11,11 @@ from unmask.config import write_json
 from unmask.data.augment import PictureSet
 from unmask.evaluate import read_curve
 from unmask.figures import write
-from unmask.metrics.embedders import Features, identity
+from unmask.metrics.embedders import ClassifierFeatures, Features, identity
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
 from unmask.metrics.reconstruction import code_statistics, psnr, ssim
 from unmask.provenance import environment
-from unmask.reference import gather, in_domain
+from unmask.reference import check_judge, gather, in_domain, spread
 from unmask.tokenizer_experiment import open_run, prepare, side_by_side
 from unmask.tokenizers.vqgan import Autoencoder
 from unmask.training.distributed import World
@@ -36,7 +36,8 @@ def report(folder: Path, *, world: World, features: Features | None = None, num:
     pictures = experiment.test
     if features is None and len(experiment.split.train.classes) > 1:
         features = in_domain(experiment.train, recipe.classifier, folder / "classifier.safetensors", world)
-    index = torch.arange(len(pictures))[:num]
+    index = spread(len(pictures), num)
+    check_judge(features if isinstance(features, ClassifierFeatures) else None, experiment.split.train.classes)
     numbers = measure(model, pictures, index, features, world)
     numbers |= {
         "num_pictures": len(index),

@@ -17,7 +17,7 @@ from unmask.data.pictures import Pictures, Split
 from unmask.data.sources import Codes, Source, settled
 from unmask.data.tokenizing import Part
 from unmask.data.tokens import Batches, Tokens, TokenSet, Unlabelled
-from unmask.errors import CheckpointError, ConfigError
+from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.finetune import start_from
 from unmask.models.transformer import MaskedTransformer
 from unmask.pipeline import TOKENIZER, Pipeline
@@ -46,7 +46,8 @@ FREQUENCY_ROWS = 1 << 17
 class Experiment:
     """A recipe with its data open, its open numbers filled in, and its images as tokens.
 
-    `weights` is the file of a learned tokenizer. `loaded` holds the pictures, if they had to be read for the tokens.
+    `weights` is the file of a learned tokenizer. `loaded` holds the pictures, if they had to be read for the tokens;
+    `counted` says how many there were to train on and held out, when codes were made of them.
     """
 
     recipe: Recipe
@@ -56,11 +57,22 @@ class Experiment:
     classes: tuple[str, ...]
     weights: Path | None = None
     loaded: Split | None = None
+    counted: tuple[int, int] = (0, 0)
 
     @cached_property
     def split(self) -> Split:
-        """The pictures behind the tokens, as their source has them."""
-        return self.loaded or self.source.load()
+        """The pictures behind the tokens; DataError if their source has others now than were tokenized."""
+        if self.loaded is not None:
+            return self.loaded
+        split = self.source.load()
+        here = (len(split.train), len(split.test), tuple(split.train.classes))
+        if here != (*self.counted, self.classes):
+            raise DataError(
+                f"{self.source}: {here[0]} + {here[1]} pictures of {len(here[2])} classes now, {self.counted[0]} + "
+                f"{self.counted[1]} of {len(self.classes)} when they were tokenized, so other ones would be held out: "
+                "restore the source, or tokenize it again"
+            )
+        return split
 
     def real(self, part: Part) -> PictureSet:
         """The pictures of a part, cut to the tokenizer's size."""
@@ -110,12 +122,13 @@ def _prepare_codes(recipe: Recipe, data: Codes) -> Experiment:
     classes = coded.meta.classes
     train, test = (part if recipe.conditional else Unlabelled(part) for part in (coded.train, coded.test))
     return Experiment(
-        recipe=_fitted(replace(recipe, tokenizer=coded.tokenizer), classes),
+        recipe=_fitted(replace(recipe, tokenizer=coded.tokenizer, tokenizer_sha256=coded.meta.tokenizer), classes),
         train=train,
         test=test,
         source=coded.source,
         classes=classes,
         weights=coded.weights,
+        counted=coded.counted,
     )
 
 

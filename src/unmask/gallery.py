@@ -13,6 +13,7 @@ from unmask import figures
 from unmask.experiment import Experiment, expected_first_loss
 from unmask.pipeline import Pipeline
 from unmask.recipes import Sampling
+from unmask.reference import spread
 from unmask.sampling.decode import State
 
 
@@ -60,7 +61,7 @@ def repairs(
 ) -> Image.Image:
     """Held-out images: original, with a hole, repaired."""
     pictures = experiment.real("test")
-    images, truth = pictures.rows(torch.arange(min(num, len(pictures))), torch.device("cpu"))
+    images, truth = pictures.rows(spread(len(pictures), num), torch.device("cpu"))
     labels = truth if pipeline.num_classes else None
     hole = holes(len(images), *images.shape[2:])
     repaired = pipeline.inpaint(images, hole, None if labels is None else labels[:num], seed=seed, sampling=sampling)

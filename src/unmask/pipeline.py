@@ -17,7 +17,7 @@ from unmask.sampling.decode import State, decode
 from unmask.tokenizers.base import Tokenizer
 from unmask.tokenizers.vqgan import Autoencoder, open_tokenizer
 from unmask.training.distributed import fast_dtype
-from unmask.weights import load_weights
+from unmask.weights import fingerprint, load_weights
 
 TOKENIZER = "tokenizer.safetensors"
 """Beside `model.safetensors` in a run, if its tokenizer was learned."""
@@ -56,6 +56,8 @@ class Pipeline:
         model = model.to(where, dtype or fast_dtype(where)).eval()
         tokenizer = open_tokenizer(recipe.tokenizer, folder / TOKENIZER)
         if isinstance(tokenizer, Autoencoder):
+            if recipe.tokenizer_sha256 not in (None, fingerprint(tokenizer, tokenizer.config)):
+                raise CheckpointError(f"{folder / TOKENIZER} is another tokenizer than the model was trained with")
             tokenizer = tokenizer.to(where, dtype or fast_dtype(where))
         return cls(model, tokenizer, recipe.sampling, recipe.classes)
 

@@ -1,14 +1,13 @@
 """Real pictures as features: what samples are measured against. Computed once per network and source, and kept."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float64, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.config import differences, dump_json, from_json, to_json
@@ -18,6 +17,7 @@ from unmask.experiment import Experiment
 from unmask.metrics.embedders import ClassifierFeatures, Features, Identity, check_same, identity
 from unmask.metrics.features import Classifier, ClassifierConfig, load_classifier, save_classifier, train_classifier
 from unmask.training.distributed import World, barrier, sum_over_ranks
+from unmask.weights import write_weights
 
 MOST = 50_000  # pictures of a part that are looked at, spread over it
 BATCH = 256
@@ -105,10 +105,7 @@ def open_reference(experiment: Experiment, features: Features, path: Path, world
     test = embed_real(experiment.real("test"), features, spread(key.test), world)
     if world.is_main:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        save_file({"train": train.cpu(), "test": test.cpu()}, part, metadata={"key": dump_json(key)})
-        part.chmod(part.parent.stat().st_mode & 0o666)
-        part.replace(path)
+        write_weights({"train": train, "test": test}, path, {"key": dump_json(key)})
     return Reference(key=key, train=train, test=test)
 
 
@@ -141,13 +138,21 @@ def in_domain(pictures: PictureSet, config: ClassifierConfig, path: Path, world:
     return ClassifierFeatures(load_classifier(path).to(world.device))
 
 
+def check_judge(judge: ClassifierFeatures | None, classes: Sequence[str]) -> None:
+    """ConfigError unless the classifier can know the pictures' classes: it has as many."""
+    if judge is not None and classes and judge.num_classes != len(classes):
+        raise ConfigError(
+            f"the classifier knows {judge.num_classes} classes, these pictures have {len(classes)}: train one on them "
+            "with unmask train-features"
+        )
+
+
 def train_on(pictures: PictureSet, config: ClassifierConfig, world: World) -> Classifier:
     """The classifier of a configuration, trained on these pictures, as 8 bits in memory: MEMORY of them at most."""
     assert pictures.pictures.labels is not None
     index = spread(len(pictures), MEMORY // pictures.dim)
     labels = pictures.pictures.labels[index]
     parts = [
-        ((pictures.rows(part, torch.device("cpu"))[0] + 1) * 127.5).round().to(torch.uint8)
-        for part in index.split(4096)
+        ((pictures.rows(part, torch.device("cpu"))[0] + 1) * 127.5).round().to(torch.uint8) for part in index.split(256)
     ]
     return train_classifier(torch.cat(parts).to(world.device), labels.to(world.device), config)

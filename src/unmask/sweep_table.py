@@ -24,7 +24,6 @@ FIGURES = (
     "temperature",
     "frechet",
     "frechet_infinity",
-    "frechet_train",
     "inception_score",
     "inception_score_deviation",
     "kid",

@@ -270,6 +270,8 @@ def caption(bench: Bench, plan: Plan) -> str:
         f"Each row: {plan.samples:,} samples of seed {plan.seed}, against {len(bench.real.test):,} held-out pictures, "
         f"in the features of {bench.real.key.features}."
     ]
+    if plan.samples > len(bench.real.train):
+        lines.append(f"Floor and limit are of all {len(bench.real.train):,} training pictures.")
     if plan.tuned:
         lines.append(
             f"Its temperature is the best of {', '.join(map(number, plan.temperatures))}, by {plan.tune:,} samples of "

@@ -1,6 +1,7 @@
 """Weights on the disk, as safetensors: read strictly, written whole or not at all, and told apart by a hash."""
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from unmask.config import sync
 from unmask.data.decoding import one_line
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, DiskError
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -39,14 +40,19 @@ def load_weights(model: nn.Module, path: Path) -> None:
             parameter.copy_(weights[name])
 
 
-def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Save as safetensors under a temporary name, then rename: never half a file."""
-    part = path.with_suffix(".part")
+def write_weights(weights: Mapping[str, Tensor], path: Path, facts: Mapping[str, str] | None = None) -> None:
+    """Save as safetensors, with `facts` as metadata, under a temporary name, then rename: never half a file."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(plain, part, metadata={"format": "pt"})
-    part.chmod(part.parent.stat().st_mode & 0o666)  # safetensors makes its files private whatever the umask
-    sync(part)
-    part.replace(path)
+    try:
+        save_file(plain, part, metadata={"format": "pt", **(facts or {})})
+        part.chmod(part.parent.stat().st_mode & 0o666)  # safetensors makes its files private whatever the umask
+        sync(part)
+        part.replace(path)
+    except (SafetensorError, OSError) as error:  # the Rust side reports a full disk as an error of its own
+        raise DiskError(f"cannot write {path}: {error}; free or mend the disk, then run the command again") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path, source: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from unmask.config import from_json, to_json
 from unmask.models.transformer import MaskedTransformer
 from unmask.pipeline import Pipeline
 from unmask.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512
-from unmask.recipes import Recipe, Sampling, TokenizerRecipe, ValeoaiV1, load, names
+from unmask.recipes import Recipe, Sampling, TokenizerRecipe, ValeoaiV1, find, load, names
 from unmask.schedules import Arccos, Cosine, Power, reveal_counts
 from unmask.tokenizers.pixels import Pixels
 
@@ -153,7 +153,7 @@ def test_the_512_recipe_goes_on_from_the_256_one():
 
 
 def test_the_tokenizer_recipe_is_the_one_that_the_generator_names():
-    recipe = load("imagenet256-tokenizer", TokenizerRecipe)
+    recipe = find("imagenet256-tokenizer", TokenizerRecipe)
     assert recipe.tokenizer == load("imagenet256").tokenizer
     first = next(s for s in range(249_990, 250_010) if s >= recipe.loss.start * recipe.training.steps)
     assert first == 250_001  # disc_start of the source

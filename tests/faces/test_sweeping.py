@@ -72,7 +72,7 @@ def test_a_row_has_the_figures_of_a_report_with_the_same_settings(run, swept, tm
     )
     copy = shutil.copytree(run, tmp_path / "run")
     report = evaluate.report(copy, num=40, seed=0, world=ALONE, sampling=sampling)
-    names = ["frechet", "frechet_train", "inception_score", "precision", "recall", "density", "coverage"]
+    names = ["frechet", "inception_score", "precision", "recall", "density", "coverage"]
     for name in [*names, "class_accuracy"]:
         assert float(row[name]) == report[name], name
     floor, limit = rows_of(swept)[:2]
@@ -216,7 +216,7 @@ def test_without_classes_another_network_has_to_measure(tmp_path, capsys):
     code, error = refused(capsys, "sweep", run, *SMALL)
     assert (code, "has no classes" in error) == (2, True)
     judge = tmp_path / "judge.safetensors"
-    features = sweeping.in_domain(evaluate.opened(run)[0].real("train"), config(), judge, ALONE)
+    features = sweeping.in_domain(evaluate.opened(run, ALONE)[0].real("train"), config(), judge, ALONE)
     assert refused(capsys, "sweep", run, *SMALL, "--classifier", judge, "--scales", 2)[0] == 2
     main(["sweep", str(run), *SMALL, "--classifier", str(judge)])
     rows = rows_of(run / "sweep")
@@ -295,7 +295,7 @@ def test_a_row_of_other_settings_is_not_taken(swept):
 def test_a_foreign_table_is_refused(run, swept, tmp_path, capsys):
     command = ["sweep", run, *SMALL]
     judge = tmp_path / "judge.safetensors"
-    sweeping.in_domain(evaluate.opened(run)[0].real("train"), config(), judge, ALONE)
+    sweeping.in_domain(evaluate.opened(run, ALONE)[0].real("train"), config(), judge, ALONE)
     before = (swept / "sweep.csv").read_bytes()
     code, error = refused(capsys, *command, "--classifier", judge)
     assert (code, "other features" in error, "--out" in error) == (2, True, True)

@@ -16,7 +16,7 @@ from unmask.cli.sampling import SamplingFlags, applied
 from unmask.cli.schedule import shapes
 from unmask.errors import ConfigError
 from unmask.evaluate import opened
-from unmask.reference import in_domain
+from unmask.reference import check_judge, in_domain
 from unmask.training.distributed import world
 
 
@@ -49,7 +49,7 @@ class EvaluateInpaintFlags:
     images: int = 2000
     """How many held-out pictures to put holes into, at most: by turns the right half, the lower half, the middle."""
     schedules: tuple[str, ...] = ("cosine", "linear", "square")
-    stops: tuple[int, ...] = ()
+    stops: tuple[int, ...] = (5, 10, 15)
     """Also end after so many of the steps, the last of which fills all that is left; always also after the last."""
     labels: bool = True
     """Tell the model the true class."""
@@ -67,6 +67,8 @@ def evaluate_inpaint(arguments: list[str]) -> None:
     flags = parse(EvaluateInpaintFlags, rest, f"evaluate-inpaint {name}")
     run = Path(name)
     out = flags.out or run / "inpainting"
+    if flags.images < 2:
+        raise ConfigError(f"--images {flags.images}: at least 2, to have a covariance")
     if flags.sampling.schedule is not None:
         raise ConfigError(f"--schedule {flags.sampling.schedule}: say which to compare, --schedules cosine linear")
     device = None if flags.network.device == "auto" else flags.network.device
@@ -76,6 +78,7 @@ def evaluate_inpaint(arguments: list[str]) -> None:
         schedules = {shape: named(table, shape, "schedule") for shape in flags.schedules}
         sampling = replace(applied(flags.sampling, pipeline), steps=flags.sampling.steps or 20)
         features, judge = open_networks(flags.network, here)
+        check_judge(judge, experiment.classes)
         if judge is None and experiment.classes:
             config = experiment.recipe.classifier
             judge = in_domain(experiment.real("train"), config, run / "classifier.safetensors", here)
@@ -90,7 +93,7 @@ def evaluate_inpaint(arguments: list[str]) -> None:
             num=flags.images,
             schedules=schedules,
             sampling=sampling,
-            stops=(*flags.stops, sampling.steps),
+            stops=(*(stop for stop in flags.stops if stop < sampling.steps), sampling.steps),
             labelled=flags.labels,
             cells=policy(flags.cells, flags.dilate),
             seed=flags.seed,

@@ -5,7 +5,6 @@ images in seconds; its `fingerprint` belongs into every report, since other weig
 import hashlib
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unmask.data.images import Progress
 from unmask.errors import CheckpointError, ConfigError
 from unmask.training.distributed import Precision, World, autocast
+from unmask.weights import write_weights
 
 SMALLEST = 8  # pixels; two halvings leave 2x2, three leave 1x1
 
@@ -243,15 +242,15 @@ def fingerprint(network: nn.Module) -> str:
 
 def save_classifier(classifier: Classifier, path: Path | str) -> None:
     """Weights as safetensors with the config as JSON in its metadata; a crash leaves the old file whole."""
-    weights = {name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}
-    temporary = Path(f"{path}.tmp")
-    save_file(weights, temporary, metadata={"config": json.dumps(asdict(classifier.config), sort_keys=True)})
-    temporary.chmod(temporary.parent.stat().st_mode & 0o666)  # safetensors makes its files private whatever the umask
-    os.replace(temporary, path)
+    write_weights(
+        classifier.state_dict(), Path(path), {"config": json.dumps(asdict(classifier.config), sort_keys=True)}
+    )
 
 
 def load_classifier(path: Path | str) -> Classifier:
     """The classifier that `save_classifier` wrote, on the CPU, in evaluation mode; CheckpointError if it is not one."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file; make it with unmask train-features")
     try:
         with safe_open(path, framework="pt") as file:
             stored = json.loads((file.metadata() or {})["config"])
@@ -263,6 +262,6 @@ def load_classifier(path: Path | str) -> Classifier:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path} is not a saved classifier ({reason}); delete it, and the next evaluation trains it again"
+            f"{path} is not a saved classifier ({reason}); make another with unmask train-features"
         ) from error
     return classifier.eval()

@@ -73,7 +73,8 @@ class Recipe:
 
     Pictures are tokenized as the run starts, by Pixels; Codes were made before, and bring their tokenizer with them.
     `unigram` starts the head at the tokens' own frequencies, so the first loss is their entropy instead of log K.
-    `classes` are the names of the data set's, filled in from it. `init`: a run or an export to start from.
+    `classes` are the names of the data set's, `tokenizer_sha256` tells a learned tokenizer: both are filled in from it.
+    `init`: a run or an export to start from.
     """
 
     data: Source | Codes
@@ -86,6 +87,7 @@ class Recipe:
     conditional: bool = True
     unigram: bool = True
     classes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    tokenizer_sha256: Annotated[str | None, tyro.conf.Suppress] = None
     init: str | None = None
 
 
