@@ -19,7 +19,6 @@ from unmask.metrics.features import (
     ClassifierConfig,
     _one_cycle,
     _shift,
-    accuracy,
     embed,
     fingerprint,
     load_classifier,
@@ -180,8 +179,9 @@ def classifier(digits):
 
 def test_held_out_digits_are_recognised(classifier, digits):
     images, labels = digits
-    assert accuracy(classifier, images[1500:], labels[1500:]) >= 0.98
-    assert accuracy(classifier, images[1500:], (labels[1500:] + 1) % 10) < 0.02
+    with torch.no_grad():
+        found = classifier(images[1500:]).argmax(1)
+    assert (found == labels[1500:]).float().mean() >= 0.98
 
 
 def test_feature_distance_grows_with_the_damage(classifier, digits):

@@ -49,10 +49,6 @@ class Features(Protocol):
         """Class probabilities from what a call returned, at almost no cost; ConfigError if there are no classes."""
         ...
 
-    def probabilities(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b k"]:
-        """Class probabilities of images in [-1, 1]; ConfigError if the network has no classes."""
-        ...
-
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
@@ -126,9 +122,6 @@ class ClassifierFeatures:
         head = self.classifier.head
         return F.linear(features, head.weight.double(), head.bias.double()).softmax(dim=1)
 
-    def probabilities(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b k"]:
-        return self.classify(self(images))
-
 
 class InceptionFeatures:
     """The 2048 features of FID, and the 1008 classes of the Inception score."""
@@ -153,9 +146,6 @@ class InceptionFeatures:
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
         # The published Inception scores leave the bias of the last layer out (Salimans et al. 2016, their code).
         return F.linear(features, self.network.fc.weight.double()).softmax(dim=1)
-
-    def probabilities(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b k"]:
-        return self.classify(self(images))
 
 
 # Of ImageNet, which DINOv2 was trained with.
@@ -191,9 +181,6 @@ class Dinov2Features:
 
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
         raise ConfigError(f"{self.name} has no classes: take the Inception score in inception or classifier features")
-
-    def probabilities(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b k"]:
-        return self.classify(torch.empty(0, self.dim, dtype=torch.float64))
 
 
 def load_dinov2(path: Path | str = "facebook/dinov2-large") -> Dinov2Features:

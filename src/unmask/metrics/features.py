@@ -208,13 +208,6 @@ def _shift(images: Float[Tensor, "b c h w"], rand: torch.Generator, most: int = 
 
 
 @torch.no_grad()
-def accuracy(classifier: Classifier, images: Pictures, labels: Int[Tensor, "n"]) -> float:
-    """Fraction of images whose most likely class is their label."""
-    features = embed(classifier, images).to(classifier.head.weight.dtype)
-    return (classifier.head(features).argmax(dim=1) == labels.to(features.device)).double().mean().item()
-
-
-@torch.no_grad()
 def embed(classifier: Classifier, images: Pictures, batch: int = 512) -> Float64[Tensor, "n d"]:
     """Penultimate features in evaluation mode, whatever mode the classifier is in; that mode is kept."""
     if len(images) == 0:

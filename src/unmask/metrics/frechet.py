@@ -5,18 +5,13 @@ a published FID, and a report has to name the features. It falls with the number
 extrapolate with `frechet_infinity` (Chong and Forsyth 2020, arXiv 1911.07023). `Moments` sums features up in a stream.
 """
 
-import math
-import os
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from unmask.data.npz import read_arrays
-from unmask.errors import CheckpointError, ConfigError, DataError, DiskError
+from unmask.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,76 +50,6 @@ def check_finite(features: Float[Tensor, "n d"]) -> None:
     if bad.any():
         found = f"{int(bad.sum())} of {len(features)} feature vectors are not finite"
         raise DataError(f"{found}, first row {int(bad.nonzero()[0])}; check the image it came from")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moments:
-    """Sums over `count` feature vectors, each taken from `origin`; plain sums, so blocks and ranks add up.
-
-    The covariance loses about 2 log10(|mean - origin| / deviation) of its 16 digits. Zero serves features of any
-    network; for a mean a thousand deviations out, give the reference's mean as origin, the same on every rank.
-    """
-
-    count: int
-    total: Float64[Tensor, "d"]
-    outer: Float64[Tensor, "d d"]
-    origin: Float64[Tensor, "d"]
-
-    @classmethod
-    def empty(
-        cls, dim: int, device: torch.device | None = None, origin: Float64[Tensor, "d"] | None = None
-    ) -> "Moments":
-        """The sums of no vectors; `origin` is 0 unless given, and then lies on the device."""
-        if dim < 1 or (origin is not None and len(origin) != dim):
-            given = "" if origin is None else f" and an origin of {len(origin)} dimensions"
-            raise ConfigError(f"got dim {dim}{given}; both are the features' dimensions, at least 1")
-        zeros = torch.zeros(dim, dim + 1, dtype=torch.float64, device=device)
-        start = zeros[:, 0] if origin is None else origin
-        return cls(count=0, total=zeros[:, 0], outer=zeros[:, 1:], origin=start)
-
-    def add(self, features: Float[Tensor, "n d"]) -> "Moments":
-        """These sums and the features' own; DataError for a row that is not finite."""
-        check_finite(features)
-        shifted = features.double() - self.origin
-        return replace(
-            self,
-            count=self.count + len(features),
-            total=self.total + shifted.sum(dim=0),
-            outer=self.outer + shifted.T @ shifted,
-        )
-
-    def merge(self, other: "Moments") -> "Moments":
-        """The sums over both; their origins must be equal."""
-        if len(self.origin) != len(other.origin) or not torch.equal(self.origin, other.origin):
-            dims = f"{len(self.origin)} and {len(other.origin)} dimensions"
-            raise ConfigError(f"moments of {dims} from unlike origins do not add up; make both with one origin")
-        return replace(
-            self, count=self.count + other.count, total=self.total + other.total, outer=self.outer + other.outer
-        )
-
-    def tensor(self) -> Float64[Tensor, "s"]:
-        """Count, sum and outer products in one row: the sum of such rows over ranks is the row of all samples."""
-        count = self.total.new_tensor([self.count])  # exact up to 2^53
-        return torch.cat([count, self.total, self.outer.flatten()])
-
-    @classmethod
-    def from_tensor(cls, flat: Float64[Tensor, "s"], origin: Float64[Tensor, "d"] | None = None) -> "Moments":
-        """The inverse of `tensor`; `origin` as it was given to `empty`."""
-        dim = math.isqrt(max(0, len(flat) - 1))
-        if dim < 1 or len(flat) != 1 + dim + dim * dim:
-            raise ConfigError(f"{len(flat)} numbers are not 1 + d + d^2 for any d; pass what `tensor` returned")
-        empty, flat = cls.empty(dim, flat.device, origin), flat.clone()  # which the next all-reduce may overwrite
-        return replace(
-            empty, count=int(flat[0].item()), total=flat[1 : dim + 1], outer=flat[dim + 1 :].reshape(dim, dim)
-        )
-
-    def gaussian(self) -> Gaussian:
-        """What `fit_gaussian` gives on all the vectors at once."""
-        if self.count < 2:
-            raise ConfigError(f"a covariance needs at least 2 feature vectors, got {self.count}; use more samples")
-        offset = self.total / self.count
-        scatter = self.outer - self.count * torch.outer(offset, offset)
-        return Gaussian(mean=self.origin + offset, covariance=scatter / (self.count - 1), count=self.count)
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -185,41 +110,3 @@ def frechet_infinity(
     centred = inverse - inverse.mean()
     slope = centred @ distance / centred.square().sum()
     return (distance.mean() - slope * inverse.mean()).item()
-
-
-def save_gaussian(gaussian: Gaussian, path: Path | str) -> None:
-    """An .npz of `mu`, `sigma`, as other tools read it, and `count`; a crash leaves the old file whole."""
-    temporary = Path(f"{path}.tmp")
-    mean, covariance = gaussian.mean.cpu().numpy(), gaussian.covariance.cpu().numpy()
-    try:
-        with open(temporary, "wb") as file:  # given a name, numpy would append .npz to it
-            np.savez(file, mu=mean, sigma=covariance, count=np.int64(gaussian.count))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror}; choose a writable place with room") from error
-
-
-def load_gaussian(path: Path | str, count: int | None = None) -> Gaussian:
-    """What `save_gaussian` or another tool wrote, on the CPU; CheckpointError if it is not sound.
-
-    Other tools leave out how many images they saw: give it as `count`. Where the file knows, both must agree.
-    """
-    try:
-        arrays = read_arrays(Path(path), ("mu", "sigma"), ("count",))
-        mean, covariance, stored = arrays["mu"], arrays["sigma"], arrays.get("count")
-        numbers = {mean.dtype.kind, covariance.dtype.kind} == {"f"}
-        if not numbers or mean.ndim != 1 or mean.size == 0 or covariance.shape != 2 * mean.shape:
-            raise DataError(f"mu is {mean.dtype} {mean.shape}, sigma {covariance.dtype} {covariance.shape}")
-        sigma = torch.tensor(covariance, dtype=torch.float64)
-        if (sigma - sigma.T).abs().max() > 1e-6 * sigma.abs().max():
-            raise DataError("sigma is not symmetric")
-        if stored is not None and (stored.shape != () or stored.dtype.kind not in "iu"):
-            raise DataError(f"count is {stored.dtype} {stored.shape}, not one whole number")
-        known = count if stored is None else int(stored)
-        if known is None:
-            raise DataError("it does not say how many images it saw: give count")
-        if count not in (None, known):
-            raise DataError(f"count is {known} there, {count} was given")
-        return Gaussian(mean=torch.tensor(mean, dtype=torch.float64), covariance=sigma, count=known)
-    except (DataError, ConfigError) as error:
-        raise CheckpointError(f"{path} gives no feature statistics ({error}); fit and save them again") from error
