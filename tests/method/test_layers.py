@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from unmask.models import layers
-from unmask.models.layers import Attention, Block, attend, rotary_angles, rotate
+from unmask.models.layers import Attention, Block, RMSNorm, attend, rotary_angles, rotate
 
 
 @pytest.mark.parametrize("modulated", [True, False])
@@ -106,3 +106,14 @@ def test_attention_without_positions_is_equivariant_and_with_them_is_not():
     angles = rotary_angles((6,), 8, 0)
     rotation = (angles.cos(), angles.sin())
     assert not torch.allclose(attention(x[:, order], rotation), attention(x, rotation)[:, order], atol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_the_norm_is_the_same_with_and_without_gradients(dtype, tolerance):
+    norm = RMSNorm(32).to(dtype)
+    x = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(0)).to(dtype) * torch.tensor(7.0).to(dtype)
+    x[0, 0] = 0
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(-1, 2, 32))
+        written_out = norm(x)
+    torch.testing.assert_close(written_out, norm(x).detach(), atol=tolerance, rtol=tolerance)
