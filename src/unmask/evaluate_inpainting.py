@@ -128,6 +128,7 @@ def run(
         raise ConfigError(
             "without classes there is nothing to measure in: give --features inception or dinov2, or --classifier DIR"
         )
+    made_by = environment(pipeline.device)  # before the work, as the checkout may change meanwhile
     pictures = experiment.real("test")
     images, truth = pictures.rows(spread(len(pictures), num), torch.device("cpu"))
     hole = holes(len(images), *images.shape[2:])
@@ -156,7 +157,7 @@ def run(
         "cells": str(cells),
         "labels": labels is not None,
         "seed": seed,
-        **environment(pipeline.device),
+        **made_by,
     }
     write_table(rows, facts, out)
     shown = slice(0, 12)

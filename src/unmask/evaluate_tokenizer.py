@@ -29,6 +29,7 @@ def report(folder: Path, *, world: World, features: Features | None = None, num:
     else in those of a classifier trained on the pictures. PSNR in dB, SSIM at most 1; usage and perplexity are those of
     the codes of these pictures.
     """
+    facts = environment(world.device)  # before the work, as the checkout may change meanwhile
     recipe, model = open_run(folder)
     experiment = prepare(recipe)
     recipe = experiment.recipe
@@ -45,7 +46,7 @@ def report(folder: Path, *, world: World, features: Features | None = None, num:
         "tokenizer": fingerprint(model, model.config),
         "seed": recipe.training.seed,
         **read_curve(folder, "validation_psnr"),
-        **environment(world.device),
+        **facts,
     }
     if world.is_main:
         write_json(folder / "report.json", numbers)

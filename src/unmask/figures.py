@@ -294,5 +294,5 @@ def _write_bytes(data: bytes, path: Path) -> None:
 
 
 def readable_scale(images: Float[Tensor, "n c h w"]) -> int:
-    """The whole factor that makes small images about 56 pixels wide."""
-    return max(1, 56 // images.shape[-1])
+    """The whole factor that makes small images at least 56 pixels wide."""
+    return -(-56 // images.shape[-1])

@@ -1,9 +1,14 @@
-"""CIFAR-10 from codes: 64 tokens of 2,048, class-conditional.
+"""CIFAR-10 from codes: 64 tokens of 2,048, class-conditional; 8.1 M parameters.
 
-unmask train-tokenizer cifar10-tokenizer --data DIR
-unmask tokenize runs/cifar10-tokenizer --out codes/cifar10
-unmask train cifar10 --data codes/cifar10
-unmask evaluate runs/cifar10 --samples 10000
+The CPU preset; tokenizer and generator together stay below 2 hours on two cores with bfloat16 instructions:
+
+    unmask train-tokenizer cifar10-tokenizer --data DIR
+    unmask tokenize runs/cifar10-tokenizer --out codes/cifar10
+    unmask train cifar10 --data codes/cifar10
+    unmask evaluate runs/cifar10 --samples 10000
+
+Expect two samples in three to be of their class in 8 steps, where the judge knows nine real photos in ten, and a Frechet
+distance about twice what the tokenizer allows; docs/results/cifar10.md has the run.
 """
 
 from unmask.data.sources import Codes
