@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import torch
 
-from unmask.provenance import environment
 from unmask.guidance import guided
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.objectives import MaskGIT
+from unmask.provenance import environment
 from unmask.rand import seeded
 from unmask.sampling.decode import decode
 from unmask.schedules import Cosine, ratios
