@@ -65,13 +65,19 @@ def show_parts(folder: Path) -> list[str]:
     for part in json.loads(path.read_text()) if path.exists() else []:
         lines += [f"## {part['title']}", "", "```bash", *part["command"].split("; "), "```", ""]
         where = [folder / "parts" / name for name in part["folders"]]
-        if all((place / "report.json").exists() for place in where):
+        if all("psnr" in read_report(place) for place in where):
             lines += [*tokenizer_table(where), ""]
         for place in where:
             lines += [*(file.read_text() for file in sorted(place.glob("*.md")))]
             pictures = sorted([*place.glob("*.png"), *place.glob("*.gif")])
             lines += [f"![{p.stem} of {place.name}]({p.relative_to(HERE).as_posix()})\n" for p in pictures]
     return lines
+
+
+def read_report(folder: Path) -> dict:
+    """The folder's report.json, or nothing."""
+    path = folder / "report.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def tokenizer_table(folders: list[Path]) -> list[str]:
@@ -82,7 +88,7 @@ def tokenizer_table(folders: list[Path]) -> list[str]:
         "| --- | --- " + "| ---: " * 9 + "| --- |",
     ]
     for folder in folders:
-        r = json.loads((folder / "report.json").read_text())
+        r = read_report(folder)
         figures = " | ".join(f"{r[c]:.4g}" for c in columns)
         lines.append(f"| {folder.name} | `{r['quantizer']}` | {figures} | {r['seed']} | {r['commit'][:8]} |")
     return lines

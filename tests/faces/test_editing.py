@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from unmask import evaluate_inpainting as lab
+from unmask import figures
 from unmask.data.holes import Cells, blank, paste, ramp, token_mask
 from unmask.data.masks import read_cutout, read_mask, read_photo, rectangle
 from unmask.editing import choose_window, edit_photo, extend_canvas, history, look, repair
@@ -538,5 +539,6 @@ def test_tables_and_the_picture():
             lab.markdown(bad)
     images, hole = pictures(3), some_holes()[1:4]
     page = lab.picture(images, hole, -images)
-    assert page.height == (3 * 9 + 1) * 4
-    assert page.width > (3 * 13 + 1) * 4
+    scale = figures.readable_scale(images)
+    assert page.height == (3 * (images.shape[2] + 1) + 1) * scale
+    assert page.width > (3 * (images.shape[3] + 1) + 1) * scale
