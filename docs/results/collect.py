@@ -6,8 +6,8 @@
         --part "Guidance" "unmask sweep runs/cifar10 --scales 1 2 3" runs/cifar10/sweep-scale
 
 Copies report.json and the pictures to docs/results/NAME/, writes the page docs/results/NAME.md, and puts one row per
-collected run into the table of README.md. A part is a heading, the command, and folders: those of tokenizers become one
-table, and of others the tables (*.md) and pictures are shown.
+collected run into the table of README.md. A part is a heading, the command ("" where its tables name it), and folders:
+those of tokenizers become one table, and of others the tables (*.md) and pictures are shown.
 """
 
 import json
@@ -63,7 +63,8 @@ def show_parts(folder: Path) -> list[str]:
     lines = []
     path = folder / "parts" / "parts.json"
     for part in json.loads(path.read_text()) if path.exists() else []:
-        lines += [f"## {part['title']}", "", "```bash", *part["command"].split("; "), "```", ""]
+        lines += [f"## {part['title']}", ""]
+        lines += ["```bash", *part["command"].split("; "), "```", ""] if part["command"] else []
         where = [folder / "parts" / name for name in part["folders"]]
         if all("psnr" in read_report(place) for place in where):
             lines += [*tokenizer_table(where), ""]

@@ -1,6 +1,7 @@
 """Pictures of any number, in memory or read when asked for: a million photos need only their places in memory."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -59,7 +60,7 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnDemand:
+class OnDemand(ABC):
     """Pictures read by a few threads when asked for, shrunk to cover `size` (h, w) and centre-cropped.
 
     A child says how many there are, opens one, and takes some.
@@ -73,12 +74,12 @@ class OnDemand:
     def __post_init__(self) -> None:
         check_labels(self.labels, self.classes, len(self))
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def open(self, i: int) -> Image.Image | Bad:
         """Picture `i` whole, in mode RGB or L; called by threads, inside `quiet`."""
-        raise NotImplementedError
 
     def read(self, i: int) -> UInt8[Tensor, "c h w"] | Bad:
         """Picture `i` in its final shape."""
