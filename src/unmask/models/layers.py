@@ -55,7 +55,8 @@ class RMSNorm(nn.RMSNorm):
         if torch.is_grad_enabled() or x.device.type != "cpu":
             return F.rms_norm(x, self.normalized_shape, weight, self.eps)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        # As the kernel has it, whatever its documentation says: bfloat16's own would swallow small activations.
+        eps = torch.finfo(torch.float32).eps if self.eps is None else self.eps
         return x * (length.square() / x.shape[-1] + eps).rsqrt().to(x.dtype) * weight
 
 
