@@ -69,8 +69,8 @@ def history(
     def time(t: float) -> float:
         return round(t * len(cut)) / len(full)
 
-    def priority(logits: Tensor, sample: Tensor, *, t: float, rand: Rand) -> Tensor:
-        return s.priority(logits, sample, t=time(t), rand=rand)
+    def priority(logits: Tensor, sample: Tensor, *, masked: Tensor, t: float, rand: Rand) -> Tensor:
+        return s.priority(logits, sample, masked=masked, t=time(t), rand=rand)
 
     rows = torch.arange(first, first + len(images))[:, None] + torch.arange(variants) * VARIANT
     return decode(

@@ -176,14 +176,15 @@ def test_noise_is_new_in_each_step():
     """Each step draws from the uniforms of its own step, and hands the same step to the priority."""
     predict, seen = Predict(), []
 
-    def spy(logits, sample, *, t, rand):
-        seen.append((logits, sample, t, rand))
+    def spy(logits, sample, *, masked, t, rand):
+        seen.append((logits, sample, masked, t, rand))
         return -torch.arange(LENGTH).float().expand(sample.shape)
 
     run(predict, torch.full((3, LENGTH), K), S.ratios(S.Cosine(), 4), priority=spy)
-    for step, (logits, sample, t, rand) in enumerate(seen):
+    for step, (logits, sample, masked, t, rand) in enumerate(seen):
         u = seeded(0, 3).at(step)("token", LENGTH)
-        assert torch.equal(sample, draw(logits, 1.0, None, None, u))
+        assert torch.equal(sample[masked], draw(logits, 1.0, None, None, u)[masked])
+        assert (sample < K).all(), "the priority sees the canvas with every masked token drawn"
         assert (rand.step, t) == (step, (step + 1) / 4)
 
 
@@ -205,7 +206,7 @@ def test_more_steps_than_unknown_wastes_no_pass_and_ends_at_the_end():
 def test_noise_has_fallen_to_nothing_at_the_last_step_also_of_a_small_hole():
     seen = []
 
-    def watch(logits, sample, *, t, rand):
+    def watch(logits, sample, *, masked, t, rand):
         seen.append(t)
         return logits.amax(-1)
 
@@ -213,6 +214,29 @@ def test_noise_has_fallen_to_nothing_at_the_last_step_also_of_a_small_hole():
     tokens[1, 3:6] = K
     run(Predict(), tokens, S.ratios(S.Cosine(), 8), priority=watch)
     assert seen == [3 / 8, 6 / 8, 1.0]
+
+
+def test_remasking_keeps_the_best_of_all_that_was_ever_drawn():
+    """A score that falls with time: what was revealed first would stay, unless the new draws may take its place."""
+    tokens = truth_of(2)
+    tokens[0, 4:16] = K
+    tokens[1] = K
+    known, ratios = tokens < K, S.ratios(S.Power(1.0), 4)
+
+    def turning(logits, sample, *, masked, t, rand):
+        place = torch.arange(LENGTH) if round(4 * t) % 2 else -torch.arange(LENGTH)
+        return place.float().expand(sample.shape)
+
+    fixed = run(Predict(), tokens, ratios, priority=turning)
+    free = run(Predict(), tokens, ratios, priority=turning, remask=True)
+    for one, other in zip(fixed, free, strict=True):
+        assert torch.equal((one.tokens == K).sum(1), (other.tokens == K).sum(1)), "the counts are the schedule's"
+        assert torch.equal(other.tokens[known], tokens[known]), "what was given stays"
+    assert (fixed[1].tokens[1] < K).nonzero().flatten().tolist() == list(range(18, 24))
+    assert (free[1].tokens[1] < K).nonzero().flatten().tolist() == list(range(18, 24))
+    assert (fixed[2].tokens[1] < K).nonzero().flatten().tolist() == [*range(6), *range(18, 24)]
+    assert (free[2].tokens[1] < K).nonzero().flatten().tolist() == list(range(12))
+    assert (free[-1].tokens < K).all()
 
 
 def test_nothing_unknown_asks_nothing():

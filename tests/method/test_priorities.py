@@ -24,7 +24,7 @@ def some_logits(scale: float = 2.0) -> torch.Tensor:
 def score(priority, logits: torch.Tensor, t: float = 0.25, seed: int = 0) -> torch.Tensor:
     rand = seeded(seed, len(logits))
     sample = (rand("token", logits.shape[1]) * logits.shape[2]).long()
-    return priority(logits, sample, t=t, rand=rand)
+    return priority(logits, sample, masked=torch.ones_like(sample, dtype=torch.bool), t=t, rand=rand)
 
 
 @pytest.mark.parametrize("priority", ALL, ids=repr)
@@ -44,7 +44,10 @@ def test_each_order_needs_no_value_from_the_device(priority):
     logits = torch.empty(ROWS, LENGTH, K, device="meta")
     sample = torch.empty(ROWS, LENGTH, device="meta", dtype=torch.long)
     rand = Rand(0, torch.arange(ROWS, device="meta"), ROWS)
-    assert priority(logits, sample, t=0.5, rand=rand).shape == (ROWS, LENGTH)
+    assert priority(logits, sample, masked=torch.ones_like(sample, dtype=torch.bool), t=0.5, rand=rand).shape == (
+        ROWS,
+        LENGTH,
+    )
 
 
 def test_margin_and_entropy_closed_forms():
@@ -73,7 +76,9 @@ def test_confidence_is_the_log_probability_of_the_draw():
     sample = (rand("token", LENGTH) * K).long()
     want = logits.log_softmax(-1).gather(-1, sample[..., None])[..., 0]
     for priority, t in ((Confidence(0.0), 0.25), (Confidence(4.5), 1.0)):
-        torch.testing.assert_close(priority(logits, sample, t=t, rand=rand), want)
+        torch.testing.assert_close(
+            priority(logits, sample, masked=torch.ones_like(sample, dtype=torch.bool), t=t, rand=rand), want
+        )
 
 
 def test_confidence_noise_is_gumbel_and_fades_linearly():
@@ -90,7 +95,10 @@ def test_confidence_noise_is_gumbel_and_fades_linearly():
 def test_order_noise_is_not_the_token_noise(priority):
     """The same numbers for both would tie the order to the draw."""
     rand = seeded(0, 2000)
-    order = priority(torch.zeros(2000, 1, K), torch.zeros(2000, 1, dtype=torch.long), t=0.5, rand=rand)
+    sample = torch.zeros(2000, 1, dtype=torch.long)
+    order = priority(
+        torch.zeros(2000, 1, K), sample, masked=torch.ones_like(sample, dtype=torch.bool), t=0.5, rand=rand
+    )
     assert stats.pearsonr(order[:, 0].numpy(), rand("token", 1)[:, 0].numpy()).pvalue > 1e-3
 
 
@@ -104,7 +112,10 @@ def test_random_is_uniform_and_new_in_each_step():
     logits = torch.zeros(20_000, 4, K)
     rand = seeded(3, 20_000)
     sample = torch.zeros(20_000, 4, dtype=torch.long)
-    now, later = (Random()(logits, sample, t=0.5, rand=rand.at(step)).argsort(1) for step in (0, 1))
+    now, later = (
+        Random()(logits, sample, masked=torch.ones_like(sample, dtype=torch.bool), t=0.5, rand=rand.at(step)).argsort(1)
+        for step in (0, 1)
+    )
     code = (now * torch.tensor([64, 16, 4, 1])).sum(1).unique(return_counts=True)[1]
     assert len(code) == 24
     assert stats.chisquare(code.numpy()).pvalue > 1e-3

@@ -18,7 +18,10 @@ from unmask.sampling.priorities import Confidence
 from unmask.schedules import reveal_counts
 
 Priority = Callable[..., Float[Tensor, "b l"]]
-"""`priority(logits, sample, *, t, rand) -> score`: the highest are revealed first; t is the time after the step."""
+"""`priority(logits, sample, *, masked, t, rand) -> score`: the highest are revealed first; t is the time after the step.
+
+`sample` is the canvas with every masked token drawn, `masked` says which these are.
+"""
 
 
 CONFIDENCE = Confidence()
@@ -47,6 +50,7 @@ def decode(
     temperature: float | Sequence[float] = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    remask: bool = False,
 ) -> Iterator[State]:
     """Yield the starting canvas and then one state per step; the last one is the answer.
 
@@ -54,14 +58,16 @@ def decode(
     its own (`reveal_counts`); a step in which no row reveals anything costs no forward pass. `temperature` divides the
     logits before top-k, top-p and sampling, as a number or one per step, and 0 takes the likeliest token; the priority
     sees the logits as predicted. Known tokens never change, and `mask_id` has no logit, so it cannot come out.
+    With `remask`, what earlier steps revealed competes with the new draws for the same number of places, and whatever
+    loses is masked again (Mask-Predict, arXiv 1904.09324; x-transformers' `can_mask_prev_unmasked`).
     Raises ValueError for bad tokens, ratios or temperatures, for logits of another shape and, at the end, for logits
     that are no distribution.
     """
-    masked = _check_tokens(tokens, mask_id)
+    masked = unknown = _check_tokens(tokens, mask_id)
     counts = reveal_counts(masked.sum(1), ratios)
     steps = counts.any(1).nonzero().flatten().tolist()  # with more steps than unknown tokens some have nothing to do
     temperatures = _check_temperatures(temperature, len(ratios))
-    counts = counts.to(tokens.device)
+    counts = (counts.cumsum(0) if remask else counts).to(tokens.device)
     broken = torch.zeros((), dtype=torch.bool, device=tokens.device)
     yield State(tokens, torch.zeros_like(masked), 0, 0.0)
     for step in steps:
@@ -71,12 +77,14 @@ def decode(
         if logits.shape != (*tokens.shape, mask_id):
             raise ValueError(f"predict gave logits of shape {tuple(logits.shape)}; expected {(*tokens.shape, mask_id)}")
         broken |= ~logits.amax(-1).isfinite().all()  # NaN, +inf, or nothing but -inf
-        sample = draw(logits, temperatures[step], top_k, top_p, noise("token", tokens.shape[1]))
-        score = priority(logits, sample, t=t, rand=noise)
-        reveal = _first(score, masked, counts[step])
-        tokens = torch.where(reveal, sample, tokens)
-        masked = masked & ~reveal
-        yield State(tokens, reveal, step + 1, t)
+        drawn = draw(logits, temperatures[step], top_k, top_p, noise("token", tokens.shape[1]))
+        sample = torch.where(masked, drawn, tokens)
+        score = priority(logits, sample, masked=masked, t=t, rand=noise)
+        candidates = unknown if remask else masked
+        kept = _first(score, candidates, counts[step])
+        tokens = torch.where(candidates, torch.where(kept, sample, mask_id), tokens)
+        yield State(tokens, kept & masked, step + 1, t)
+        masked = candidates & ~kept
     if broken:
         raise ValueError(
             "predict gave logits that are NaN, infinite or all -inf: the tokens mean nothing; check the weights"

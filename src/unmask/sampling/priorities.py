@@ -1,4 +1,4 @@
-"""Who is revealed first: a priority `(logits, sample, *, t, rand) -> score` per position, highest first.
+"""Who is revealed first: a priority `(logits, sample, *, masked, t, rand) -> score` per position, highest first.
 
 `Confidence` looks at the token that was drawn (sample, then choose). All others look at the distribution or at the
 position alone (choose, then sample), so the choice cannot favour likely draws and does not sharpen the samples.
@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.rand import Rand
+
+Logits = Float[Tensor, "b l k"]
+Canvas = Int[Tensor, "b l"]
+Mask = Bool[Tensor, "b l"]
+Score = Float[Tensor, "b l"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,7 @@ class Confidence:
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"Confidence(noise={self.noise}): must be a finite number >= 0; 0 is deterministic")
 
-    def __call__(
-        self, logits: Float[Tensor, "b l k"], sample: Int[Tensor, "b l"], *, t: float, rand: Rand
-    ) -> Float[Tensor, "b l"]:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
         log_p = logits.gather(-1, sample[..., None])[..., 0] - logits.logsumexp(-1)
         if self.noise == 0 or t == 1:
             return log_p
@@ -42,9 +45,7 @@ class Confidence:
 class MaxLogit:
     """The largest raw logit, not normalised across positions: nanoMaskGIT's rule. `Margin` is the sounder relative."""
 
-    def __call__(
-        self, logits: Float[Tensor, "b l k"], sample: Int[Tensor, "b l"], *, t: float, rand: Rand
-    ) -> Float[Tensor, "b l"]:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
         return logits.amax(-1)
 
 
@@ -52,9 +53,7 @@ class MaxLogit:
 class Margin:
     """Probability of the likeliest token minus that of the second (Kim et al., arXiv 2502.06768, section 4)."""
 
-    def __call__(
-        self, logits: Float[Tensor, "b l k"], sample: Int[Tensor, "b l"], *, t: float, rand: Rand
-    ) -> Float[Tensor, "b l"]:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
         best = logits.softmax(-1).topk(min(2, logits.shape[-1]), dim=-1).values
         return best[..., 0] - best[..., 1:].sum(-1)
 
@@ -63,9 +62,7 @@ class Margin:
 class Entropy:
     """Minus the entropy of the predicted distribution in nats: the surest position first."""
 
-    def __call__(
-        self, logits: Float[Tensor, "b l k"], sample: Int[Tensor, "b l"], *, t: float, rand: Rand
-    ) -> Float[Tensor, "b l"]:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
         log_p = logits.log_softmax(-1)
         return (log_p.exp() * log_p.clamp(min=-1e30)).sum(-1)  # the clamp keeps 0 * -inf from becoming NaN
 
@@ -74,9 +71,7 @@ class Entropy:
 class Random:
     """Uniformly random order, drawn anew in each step: the masked-diffusion order without its random counts."""
 
-    def __call__(
-        self, logits: Float[Tensor, "b l k"], sample: Int[Tensor, "b l"], *, t: float, rand: Rand
-    ) -> Float[Tensor, "b l"]:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
         return rand("order", sample.shape[1])
 
 
@@ -84,9 +79,7 @@ class Random:
 class Raster:
     """Left to right, top to bottom, as an autoregressive model would."""
 
-    def __call__(
-        self, logits: Float[Tensor, "b l k"], sample: Int[Tensor, "b l"], *, t: float, rand: Rand
-    ) -> Float[Tensor, "b l"]:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
         return -torch.arange(sample.shape[1], device=sample.device).float().expand(sample.shape)
 
 
@@ -104,9 +97,7 @@ class Halton:
         if not (1 <= len(self.grid) <= 3 and min(self.grid) >= 1):
             raise ValueError(f"Halton(grid={self.grid}): needs one to three axes of at least one cell")
 
-    def __call__(
-        self, logits: Float[Tensor, "b l k"], sample: Int[Tensor, "b l"], *, t: float, rand: Rand
-    ) -> Float[Tensor, "b l"]:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
         order = halton_order(self.grid)
         if len(order) != sample.shape[1]:
             raise ValueError(f"Halton(grid={self.grid}) has {len(order)} cells, but the canvas has {sample.shape[1]}")
