@@ -1,27 +1,35 @@
 """Which tokens to mask in training: pure functions of uniform noise `u`. True means masked, that is, to be predicted.
 
 All take the wanted fraction per row and one uniform per token, and all mask at least one token of every row, so that no
-row is without a target (MaskGIT, arXiv 2202.04200, section 3.1).
+row is without a target (MaskGIT, arXiv 2202.04200, section 3.1). A place without a token has noise 2: it never is one.
 """
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+ABSENT = -1
+"""Stands where a row that ended early has no token: nothing to mask, to predict, or to attend to."""
+
+
+def only_present(u: Float[Tensor, "b l"], tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+    """The noise with 2, which no rule here masks, wherever there is no token."""
+    return u.masked_fill(tokens == ABSENT, 2.0)
+
 
 def mask_count(count: Int[Tensor, "b"], u: Float[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
     """Mask exactly `count` tokens of each row: those with the smallest u. Counts are limited to 1..l."""
     rank = u.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-    return rank < count.clamp(1, u.shape[1])[:, None]
+    return (rank < count.clamp(1, u.shape[1])[:, None]) & (u < 2)
 
 
 def mask_exact(ratio: Float64[Tensor, "b"], u: Float[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
-    """Mask ceil(ratio * l) tokens of each row (x-transformers and MAGE round this way).
+    """Mask ceil(ratio * l) of the l tokens of each row (x-transformers and MAGE round this way).
 
     With ratios uniform in (0, 1) every count 1..l is equally likely: nanoMaskGIT's rule.
     """
     # The slack undoes rounding: (k / l) * l may come out just above k, and ceil would then add a token.
-    return mask_count((ratio * u.shape[1] - 1e-6).ceil().long(), u)
+    return mask_count((ratio * (u < 2).sum(1) - 1e-6).ceil().long(), u)
 
 
 def mask_bernoulli(ratio: Float[Tensor, "b"], u: Float[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
@@ -38,9 +46,10 @@ def complementary(
     """
     if mask.shape[1] < 2:
         raise ValueError("complementary masks need at least 2 tokens per row; train single tokens without them")
-    full = mask.all(dim=1, keepdim=True)
-    first = mask & ~(full & ~mask_count(torch.full((len(u),), u.shape[1] - 1, device=u.device), u))
-    return first, ~first
+    present = u < 2
+    full = (mask | ~present).all(dim=1, keepdim=True)
+    first = mask & ~(full & ~mask_count(present.sum(1) - 1, u))
+    return first, ~first & present
 
 
 def stratified(u: Float[Tensor, "b"], row: Int[Tensor, "b"], num_rows: int) -> Float[Tensor, "b"]:

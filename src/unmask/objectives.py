@@ -14,11 +14,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.guidance import NULL, Condition
-from unmask.masking import complementary, mask_bernoulli, mask_exact, stratified
+from unmask.masking import ABSENT, complementary, mask_bernoulli, mask_exact, only_present, stratified
 from unmask.rand import Rand
-from unmask.schedules import Cosine, Shape
+from unmask.schedules import Cosine, Power, Shape, likelihood_weight
 
-Model = Callable[[Int[Tensor, "b l"], Condition, Bool[Tensor, "b l"]], Float[Tensor, "n k"]]
+Model = Callable[..., Float[Tensor, "n k"]]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,26 @@ class Loss:
 
     total: Float[Tensor, ""]
     count: Float[Tensor, ""]
+
+
+def nats(
+    model: Model,
+    visible: Int[Tensor, "b l"],
+    clean: Int[Tensor, "b l"],
+    at: Bool[Tensor, "b l"],
+    condition: Condition,
+    *,
+    label_smoothing: float = 0.0,
+    memory: Float[Tensor, "b l k"] | None = None,
+) -> Float[Tensor, "n"]:
+    """-log p(clean | visible) of the tokens `at`; `memory` is what a self-conditioned model thought before."""
+    logits = model(visible, condition, at) if memory is None else model(visible, condition, at, memory)
+    return F.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)),
+        clean[at],
+        label_smoothing=label_smoothing,
+        reduction="none",
+    )
 
 
 def masked_cross_entropy(
@@ -40,16 +60,11 @@ def masked_cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Loss:
     """-log p(clean | visible tokens), summed over masked tokens; visible ones count with `visible_weight`, if any."""
-    at = torch.ones_like(mask) if visible_weight > 0 else mask
-    logits = model(torch.where(mask, mask_id, clean), condition, at)
-    nats = F.cross_entropy(
-        logits.to(torch.promote_types(logits.dtype, torch.float32)),
-        clean[at],
-        label_smoothing=label_smoothing,
-        reduction="none",
-    )
+    at = clean != ABSENT if visible_weight > 0 else mask
+    visible = torch.where(mask, mask_id, clean)
+    lost = nats(model, visible, clean, at, condition, label_smoothing=label_smoothing)
     weight = torch.where(mask, 1.0, visible_weight)[at]
-    return Loss((nats * weight).sum(), weight.sum())
+    return Loss((lost * weight).sum(), weight.sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +98,7 @@ class MaskGIT:
         t = rand("time")
         if self.stratified:
             t = stratified(t, rand.rows, rand.num_rows)
-        u = rand("mask", tokens.shape[1])
+        u = only_present(rand("mask", tokens.shape[1]), tokens)
         mask = (mask_bernoulli if self.independent else mask_exact)(self.schedule(t), u)
         if condition is not None:
             condition = torch.where(rand("drop") < self.drop, NULL, condition)
@@ -100,3 +115,37 @@ class MaskGIT:
             visible_weight=self.visible_weight,
             label_smoothing=self.label_smoothing,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedDiffusion:
+    """The bound on -log p(tokens) of masked diffusion (MDLM, arXiv 2406.07524, eq. 10), in nats per token.
+
+    Draw t, mask each token by its own coin of chance g(t), and weigh each masked one by -g'(t)/g(t); the sum is divided
+    by the number of all tokens. Its expectation is the same for every `schedule`; only its noise is not. t is spread
+    evenly over the global batch. `drop` as in MaskGIT.
+    Differs from x-transformers' `use_simple_mdlm_loss_weight`: g'(t)/(1 - g(t)) there has the wrong sign and pole.
+    """
+
+    schedule: Shape = Power()
+    drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop <= 1:
+            raise ValueError(f"MaskedDiffusion(drop={self.drop}): must lie in [0, 1]")
+
+    def __call__(
+        self, model: Model, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand
+    ) -> Loss:
+        """The bound for one batch of clean `tokens`; `condition` holds class ids, or is None."""
+        t = stratified(rand("time"), rand.rows, rand.num_rows)
+        mask = only_present(rand("mask", tokens.shape[1]), tokens) < self.schedule(t)[:, None]
+        if condition is not None:
+            condition = torch.where(rand("drop") < self.drop, NULL, condition)
+        lost = nats(model, torch.where(mask, mask_id, tokens), tokens, mask, condition)
+        weight = likelihood_weight(self.schedule, t)[:, None].expand(mask.shape)[mask]
+        return Loss((lost * weight).sum(), (tokens != ABSENT).sum().to(lost.dtype))
+
+
+Objective = MaskGIT | MaskedDiffusion
+"""Every objective of this page, as one closed type: what a configuration may hold."""

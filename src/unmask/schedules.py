@@ -113,6 +113,18 @@ def ratios(schedule: Schedule, steps: int) -> list[float]:
     return [*schedule(torch.arange(1, steps, dtype=torch.float64) / steps).tolist(), 0.0]
 
 
+def likelihood_weight(schedule: Schedule, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """-g'(t) / g(t): what a token masked at time t counts for in the likelihood bound (arXiv 2406.07524, eq. 10).
+
+    By automatic differentiation, so for any schedule. For 1 - t it is 1 / (1 - t); for the cosine (pi/2) tan(pi t/2).
+    """
+    with torch.enable_grad():
+        at = t.detach().double().requires_grad_()
+        g = schedule(at)
+        (slope,) = torch.autograd.grad(g.sum(), at)
+    return -slope / g.detach()
+
+
 def ratios_from_counts(counts: Sequence[int]) -> list[float]:
     """The ratios that make a sampler reveal these `counts` of sum(counts) unknown tokens; zeros become at least 1."""
     total = sum(counts)

@@ -80,7 +80,7 @@ def test_both_routes_of_attention_agree_with_the_formula(route, monkeypatch):
     monkeypatch.setattr(layers, "EXPLICIT_ATTENTION_LENGTH", 10_000 if route == "explicit" else 0)
     fused = []
     original = layers.F.scaled_dot_product_attention
-    monkeypatch.setattr(layers.F, "scaled_dot_product_attention", lambda *x: fused.append(1) or original(*x))
+    monkeypatch.setattr(layers.F, "scaled_dot_product_attention", lambda *x, **y: fused.append(1) or original(*x, **y))
     gen = torch.Generator().manual_seed(0)
     leaves = [torch.randn(2, 3, 17, 8, generator=gen).bfloat16().requires_grad_() for _ in range(3)]
     same = [x.detach().double().requires_grad_() for x in leaves]
@@ -92,6 +92,16 @@ def test_both_routes_of_attention_agree_with_the_formula(route, monkeypatch):
     (want * weight.double()).sum().backward()
     for a, b in zip(leaves, same, strict=True):
         torch.testing.assert_close(a.grad.double(), b.grad, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_absent_tokens_are_attended_to_by_nobody(dtype):
+    q, k, v = torch.randn(3, 2, 3, 17, 8, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    present = torch.arange(17) < torch.tensor([[11], [17]])
+    out = attend(q, k, v, present[:, None, None])
+    want = by_hand(q[:1, :, :, :], k[:1, :, :11], v[:1, :, :11])
+    torch.testing.assert_close(out[:1].double(), want, atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=2e-2)
+    torch.testing.assert_close(out[1], attend(q, k, v)[1])
 
 
 def test_single_precision_attention_is_the_formula():

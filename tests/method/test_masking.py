@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from unmask.masking import complementary, mask_bernoulli, mask_count, mask_exact, stratified
+from unmask.masking import ABSENT, complementary, mask_bernoulli, mask_count, mask_exact, only_present, stratified
 from unmask.rand import Rand, seeded
 from unmask.schedules import Cosine, Power
 
@@ -157,3 +157,23 @@ def test_strata_lower_the_variance_of_the_mean_ratio():
 
     spread = {s: torch.tensor([mean(seed, s) for seed in range(50)]).std().item() for s in (True, False)}
     assert spread[True] < spread[False] / 10
+
+
+@given(st.integers(0, 10_000), st.integers(2, 12))
+@settings(max_examples=60, deadline=None)
+def test_absent_places_are_never_masked_and_do_not_count(seed, length):
+    """A row with gaps behaves as the shorter row without them: the same rule, the same tokens."""
+    rand = seeded(seed, 6)
+    here = torch.arange(length) < 1 + (rand("length") * length).long()[:, None]
+    tokens = torch.where(here, 0, ABSENT)
+    u, ratio = only_present(rand("mask", length), tokens), rand("ratio")
+    for rule in (mask_exact, mask_bernoulli):
+        mask = rule(ratio, u)
+        assert not (mask & ~here).any()
+        assert mask.any(1).all()
+        for row in range(6):
+            own = rule(ratio[row : row + 1], u[row : row + 1, here[row]])
+            assert torch.equal(mask[row, here[row]], own[0])
+        one, other = complementary(mask, u)
+        assert not (one & other).any()
+        assert torch.equal(one | other, here)

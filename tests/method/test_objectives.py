@@ -1,5 +1,6 @@
 """Objectives: against loops and closed forms, what the model may see, and sums that no cut of the batch can change."""
 
+import itertools
 import math
 
 import pytest
@@ -10,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from unmask.guidance import NULL
-from unmask.masking import complementary, mask_bernoulli, mask_exact, stratified
-from unmask.objectives import Loss, MaskGIT, masked_cross_entropy
+from unmask.masking import ABSENT, complementary, mask_bernoulli, mask_exact, stratified
+from unmask.objectives import Loss, MaskedDiffusion, MaskGIT, masked_cross_entropy
 from unmask.rand import Rand, seeded
-from unmask.schedules import Arccos, Cosine, Power
+from unmask.schedules import Arccos, Cosine, Power, likelihood_weight
 
 K, LENGTH, CLASSES = 6, 9, 3
 
@@ -274,3 +275,104 @@ def test_half_precision_logits_are_summed_in_single():
 def test_shares_outside_the_unit_interval_are_refused(field, bad):
     with pytest.raises(ValueError, match=field):
         MaskGIT(**{field: bad})
+
+
+# -- masked diffusion --------------------------------------------------------------------------------------------------
+
+SMALL = 3  # tokens a row, so that every order can be gone through
+
+
+class Pairs(nn.Module):
+    """Logits of each place from the tokens at the others; small enough to enumerate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        gen = torch.Generator().manual_seed(1)
+        self.table = nn.Parameter(torch.randn(SMALL, K, SMALL, K + 1, generator=gen, dtype=torch.float64))
+
+    def forward(self, tokens, condition, at):
+        seen = F.one_hot(tokens.clamp(min=0), K + 1).double() * (tokens != ABSENT)[..., None]
+        return torch.einsum("bmj,ikmj->bik", seen, self.table)[at]
+
+
+def mean_over_orders(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """-log p of all rows together, a token at a time, averaged over all orders."""
+    orders = list(itertools.permutations(range(tokens.shape[1])))
+    total = torch.zeros((), dtype=torch.float64)
+    for order in orders:
+        for i, place in enumerate(order):
+            visible = tokens.clone()
+            visible[:, list(order[i:])] = K
+            at = torch.zeros_like(tokens, dtype=torch.bool)
+            at[:, place] = True
+            total = total + F.cross_entropy(model(visible, None, at), tokens[:, place], reduction="sum")
+    return total / len(orders)
+
+
+@pytest.mark.parametrize("schedule", [Power(), Cosine(), Arccos(), Power(2.0)], ids=repr)
+def test_masked_diffusion_is_the_bound_and_so_is_its_gradient(schedule):
+    """Averaged over many draws, loss and gradient are those of the mean over all orders, whatever the schedule."""
+    model = Pairs()
+    tokens = torch.randint(0, K, (2, SMALL), generator=torch.Generator().manual_seed(2))
+    want = mean_over_orders(model, tokens)
+    (want_gradient,) = torch.autograd.grad(want, model.table)
+    copies, repeats = 2000, 12
+    values, gradients = [], []
+    for seed in range(repeats):
+        loss = MaskedDiffusion(schedule=schedule)(
+            model, tokens.repeat(copies, 1), None, mask_id=K, rand=seeded(seed, 2 * copies)
+        )
+        assert loss.count == 2 * copies * SMALL
+        values.append(loss.total.detach() / copies)
+        gradients.append(torch.autograd.grad(loss.total / copies, model.table)[0])
+    for got, aim in [(torch.stack(values), want), (torch.stack(gradients), want_gradient)]:
+        error = got.std(0) / repeats**0.5
+        assert ((got.mean(0) - aim).abs() <= 6 * error + 1e-9).all()
+
+
+def test_the_weight_of_x_transformers_is_not_the_bound():
+    """g'/(1 - g), its default, makes the loss negative: less likely is then better. The sign alone does not mend it."""
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, requires_grad=True)
+    g = Power()(t)
+    theirs = torch.autograd.grad(g.sum(), t)[0] / (1 - g)
+    ours = likelihood_weight(Power(), t)
+    assert (theirs < 0).all()
+    assert (ours > 0).all()
+    assert theirs.abs().argmax() == 0, "theirs is largest where all is masked"
+    assert ours.argmax() == 2, "the bound's where little is"
+    tokens, rows = clean(4000), 4000
+    rand = seeded(0, rows)
+    mine = MaskedDiffusion()(uniform, tokens, None, mask_id=K, rand=rand)
+    assert (mine.total / mine.count).item() == pytest.approx(math.log(K), rel=0.05)
+    t = stratified(rand("time"), rand.rows, rows)
+    masked = (rand("mask", LENGTH) < 1 - t[:, None]).sum(1)
+    wrong = (-(masked * -1 / t)).sum() * math.log(K) / tokens.numel()
+    assert wrong.item() != pytest.approx(math.log(K), rel=0.5)
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_no_objective_looks_at_absent_places(seed):
+    rows = 6
+    tokens, lengths = clean(rows, seed), torch.arange(rows) + 2
+    short = tokens.masked_fill(torch.arange(LENGTH) >= lengths[:, None], ABSENT)
+
+    def spy(visible, condition, at):
+        assert not (at & (short == ABSENT)).any()
+        assert ((visible == ABSENT) == (short == ABSENT)).all()
+        return torch.zeros(int(at.sum()), K)
+
+    for objective in (MaskGIT(), MaskGIT(visible_weight=0.5), MaskGIT(independent=True), MaskedDiffusion()):
+        loss = objective(spy, short, None, mask_id=K, rand=seeded(seed, rows))
+        assert loss.total.isfinite()
+    assert loss.count == lengths.sum()
+
+
+def test_masked_diffusion_drops_conditions_and_refuses_bad_shares():
+    model = Toy()
+    MaskedDiffusion(drop=1.0)(model, clean(8), labels(8), mask_id=K, rand=seeded(0, 8))
+    assert (model.seen[-1][1] == NULL).all()
+    MaskedDiffusion(drop=0.0)(model, clean(8), labels(8), mask_id=K, rand=seeded(0, 8))
+    assert torch.equal(model.seen[-1][1], labels(8))
+    with pytest.raises(ValueError, match="drop=2.0"):
+        MaskedDiffusion(drop=2.0)

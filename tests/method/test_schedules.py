@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask import schedules as S
+from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, likelihood_weight
 
 # Counts read off the code of each system, over a grid of tokens and steps: style/curve/N.../T... -> tokens per step.
 GOLDEN = json.loads((Path(__file__).parent / "golden_schedules.json").read_text())
@@ -280,3 +281,32 @@ def test_reveal_counts_leaves_its_argument_alone():
     unknown = torch.tensor([7, 0, 3])
     S.reveal_counts(unknown, [0.5, 0.0])
     assert unknown.tolist() == [7, 0, 3]
+
+
+SLOPES = {
+    Cosine(): lambda t: math.pi / 2 * math.tan(math.pi * t / 2),
+    Power(1.0): lambda t: 1 / (1 - t),
+    Power(2.0): lambda t: 2 * t / (1 - t * t),
+    Power(0.5): lambda t: 0.5 * t**-0.5 / (1 - t**0.5),
+    Arccos(): lambda t: 1 / (math.sqrt(1 - t * t) * math.acos(t)),
+    Log(64): lambda t: 1 / (-t * math.log(t)) if t > 1 / 64 else 0.0,
+    Exp(64): lambda t: math.log(64) / (64 ** (1 - t) - 1),
+}
+
+
+@pytest.mark.parametrize("schedule", SLOPES, ids=repr)
+@given(t=st.floats(0.02, 0.98))
+@settings(max_examples=30, deadline=None)
+def test_the_likelihood_weight_has_its_closed_form(schedule, t):
+    got = likelihood_weight(schedule, torch.tensor([t, t]))
+    assert got.tolist() == pytest.approx([SLOPES[schedule](t)] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [*SLOPES, Sigmoid()], ids=repr)
+def test_the_likelihood_weight_is_the_fall_of_the_logarithm(schedule):
+    """By finite differences; and under no_grad, as in validation."""
+    t = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
+    with torch.no_grad():
+        got = likelihood_weight(schedule, t)
+    want = (schedule(t - 1e-6).log() - schedule(t + 1e-6).log()) / 2e-6
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from unmask.guidance import NULL
+from unmask.masking import ABSENT
 from unmask.models.conditioning import ClassEmbedding
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
 
@@ -153,7 +154,7 @@ OPTIONS = {
 
 
 def test_the_table_of_options_is_complete():
-    assert set(OPTIONS) == {f.name for f in dataclasses.fields(TransformerConfig)}
+    assert {*OPTIONS, "padded"} == {f.name for f in dataclasses.fields(TransformerConfig)}
 
 
 @pytest.mark.parametrize("field", OPTIONS)
@@ -242,3 +243,25 @@ def test_autocast_is_close_to_single_precision():
 def test_weights_only_are_saved():
     """Rotary tables follow from the grid; a checkpoint that held them would break on another one."""
     assert set(build().state_dict()) == {name for name, _ in build().named_parameters()}
+
+
+@pytest.mark.parametrize("extra", [{}, {"registers": 2}, {"prefix": True}], ids=repr)
+def test_a_padded_row_gives_what_a_shorter_model_gives(extra):
+    """Places without a token change nothing: the same weights on a grid of their own length say the same."""
+    config = TransformerConfig(dim=24, depth=2, heads=2, num_classes=3, padded=True, **extra)
+    torch.manual_seed(0)
+    model = MaskedTransformer(config, 5, (9,))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    tokens, classes = torch.randint(0, 6, (4, 9)), torch.tensor([0, 1, 2, 0])
+    lengths = torch.tensor([1, 4, 8, 9])
+    out = model(tokens.masked_fill(torch.arange(9) >= lengths[:, None], ABSENT), classes)
+    for row, length in enumerate(lengths.tolist()):
+        short = MaskedTransformer(config, 5, (length,))
+        weights = model.state_dict()
+        weights["position"] = weights["position"][:length]
+        short.load_state_dict(weights)
+        want = short(tokens[row : row + 1, :length], classes[row : row + 1])
+        torch.testing.assert_close(out[row : row + 1, :length], want, atol=1e-5, rtol=1e-5)
+    at = torch.arange(9) < lengths[:, None]
+    torch.testing.assert_close(model(tokens.masked_fill(~at, ABSENT), classes, at), out[at])

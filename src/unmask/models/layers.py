@@ -6,7 +6,7 @@ Pre-norm with RMSNorm (arXiv 1910.07467), QK-norm (arXiv 2302.05442), SwiGLU (ar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 EXPLICIT_ATTENTION_LENGTH = 256
@@ -35,13 +35,17 @@ def rotate(
 
 
 def attend(
-    q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Tensor, "b h n d"]
+    q: Float[Tensor, "b h n d"],
+    k: Float[Tensor, "b h n d"],
+    v: Float[Tensor, "b h n d"],
+    present: Bool[Tensor, "b 1 1 n"] | None = None,
 ) -> Float[Tensor, "b h n d"]:
-    """Full attention, by whichever of two equal routes is faster on this device."""
+    """Full attention to the tokens that are `present`, by whichever of two equal routes is faster on this device."""
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
     if slow and q.shape[2] <= EXPLICIT_ATTENTION_LENGTH:
-        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        return (scores if present is None else scores.masked_fill(~present, -torch.inf)).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=present)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -72,14 +76,17 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(dim // heads) if qk_norm else nn.Identity()
 
     def forward(
-        self, x: Float[Tensor, "b n dim"], rotation: tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]] | None
+        self,
+        x: Float[Tensor, "b n dim"],
+        rotation: tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]] | None,
+        present: Bool[Tensor, "b 1 1 n"] | None = None,
     ) -> Float[Tensor, "b n dim"]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             cos, sin = (r.to(q.dtype) for r in rotation)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        return self.out(attend(q, k, v.to(q.dtype)).transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v.to(q.dtype), present).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -122,10 +129,11 @@ class Block(nn.Module):
         x: Float[Tensor, "b n dim"],
         condition: Float[Tensor, "b dim"] | None,
         rotation: tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]] | None,
+        present: Bool[Tensor, "b 1 1 n"] | None = None,
     ) -> Float[Tensor, "b n dim"]:
         if self.modulation is None or condition is None:
-            x = x + self.attention(self.norm1(x), rotation)
+            x = x + self.attention(self.norm1(x), rotation, present)
             return x + self.mlp(self.norm2(x))
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
-        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, rotation)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, rotation, present)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)

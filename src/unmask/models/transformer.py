@@ -7,16 +7,21 @@ Rotary positions alone would make all positions of an all-masked canvas identica
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from unmask.masking import ABSENT
 from unmask.models.conditioning import ClassEmbedding
 from unmask.models.layers import Block, RMSNorm, rotary_angles
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """`num_classes` 0: unconditional. `prefix`: the class is a token, not adaLN-zero. `gated`: SwiGLU, else GELU."""
+    """`num_classes` 0: unconditional. `prefix`: the class is a token, not adaLN-zero. `gated`: SwiGLU, else GELU.
+
+    `padded`: rows may end early; places whose token is ABSENT (-1) are seen by no other.
+    """
 
     dim: int = 128
     depth: int = 4
@@ -29,6 +34,7 @@ class TransformerConfig:
     registers: int = 0
     num_classes: int = 0
     prefix: bool = False
+    padded: bool = False
 
     def __post_init__(self) -> None:
         if min(self.dim, self.depth, self.heads) < 1 or self.mlp_ratio <= 0 or self.dim % (2 * self.heads):
@@ -111,6 +117,10 @@ class MaskedTransformer(nn.Module):
             raise ValueError(f"got {tokens.shape[1]} tokens per row; this model's grid {self.grid} has {self.length}")
         if condition is not None and self.classes is None:
             raise ValueError("got a condition, but this model has no classes: num_classes is 0")
+        present = None
+        if self.config.padded:
+            present = F.pad(tokens != ABSENT, (self.extra, 0), value=True)[:, None, None]
+            tokens = tokens.clamp(min=0)
         x = self.embedding(tokens)
         if self.position is not None:
             x = x + self.position
@@ -123,6 +133,6 @@ class MaskedTransformer(nn.Module):
         x = torch.cat([*front, x], dim=1) if front else x
         rotation = (self.cos, self.sin) if self.config.rotary else None
         for block in self.blocks:
-            x = block(x, c, rotation)
+            x = block(x, c, rotation, present)
         x = x[:, self.extra :]
         return self.head(self.norm(x if at is None else x[at])).float()

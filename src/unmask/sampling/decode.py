@@ -18,9 +18,9 @@ from unmask.sampling.priorities import Confidence
 from unmask.schedules import reveal_counts
 
 Priority = Callable[..., Float[Tensor, "b l"]]
-"""`priority(logits, sample, *, masked, t, rand) -> score`: the highest are revealed first; t is the time after the step.
+"""`priority(logits, sample, *, masked, t, rand) -> score`: the highest are revealed first.
 
-`sample` is the canvas with every masked token drawn, `masked` says which these are.
+t is the time after the step, `sample` is the canvas with every masked token drawn, `masked` says which these are.
 """
 
 
@@ -81,7 +81,7 @@ def decode(
         sample = torch.where(masked, drawn, tokens)
         score = priority(logits, sample, masked=masked, t=t, rand=noise)
         candidates = unknown if remask else masked
-        kept = _first(score, candidates, counts[step])
+        kept = first_by_score(score, candidates, counts[step])
         tokens = torch.where(candidates, torch.where(kept, sample, mask_id), tokens)
         yield State(tokens, kept & masked, step + 1, t)
         masked = candidates & ~kept
@@ -91,7 +91,9 @@ def decode(
         )
 
 
-def _first(score: Float[Tensor, "b l"], masked: Bool[Tensor, "b l"], count: Int[Tensor, "b"]) -> Bool[Tensor, "b l"]:
+def first_by_score(
+    score: Float[Tensor, "b l"], masked: Bool[Tensor, "b l"], count: Int[Tensor, "b"]
+) -> Bool[Tensor, "b l"]:
     """The `count` masked positions of each row with the highest score; no score, not even NaN, picks a known one."""
     finite = score.nan_to_num(nan=-1e30, posinf=1e30, neginf=-1e30)
     rank = finite.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
