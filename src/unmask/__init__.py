@@ -7,8 +7,22 @@ from unmask.guidance import NULL, CosineRamp, Interval, LinearRamp, guided
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.objectives import Loss, MaskGIT
 from unmask.rand import Rand, seeded
+from unmask.sampling.adaptive import EntropyBound, Threshold, adaptive
+from unmask.sampling.ancestral import ancestral
+from unmask.sampling.blocks import blocks
 from unmask.sampling.decode import State, decode
-from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+from unmask.sampling.priorities import (
+    Confidence,
+    Entropy,
+    Halton,
+    Margin,
+    MarginRepulsion,
+    MaxLogit,
+    Moment,
+    Random,
+    Raster,
+)
+from unmask.sampling.remasking import remdm
 from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, ratios, ratios_from_counts
 
 __version__ = "0.1.0"
@@ -20,6 +34,7 @@ __all__ = [
     "Cosine",
     "CosineRamp",
     "Entropy",
+    "EntropyBound",
     "Exp",
     "Halton",
     "Interval",
@@ -27,19 +42,26 @@ __all__ = [
     "Log",
     "Loss",
     "Margin",
+    "MarginRepulsion",
     "MaskGIT",
     "MaskedTransformer",
     "MaxLogit",
+    "Moment",
     "Power",
     "Rand",
     "Random",
     "Raster",
     "Sigmoid",
     "State",
+    "Threshold",
     "TransformerConfig",
+    "adaptive",
+    "ancestral",
+    "blocks",
     "decode",
     "guided",
     "ratios",
     "ratios_from_counts",
+    "remdm",
     "seeded",
 ]

@@ -14,11 +14,12 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from unmask.config import write_json
+from unmask.data.images import Progress
 from unmask.data.tokenizing import Part
 from unmask.data.tokens import TokenSet
 from unmask.errors import CheckpointError, ConfigError
-from unmask.experiment import Experiment, prepare
 from unmask.gallery import draw, holes
+from unmask.image_experiment import Experiment, prepare
 from unmask.metrics.classes import inception_score
 from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import fit_gaussian, frechet_distance, frechet_infinity
@@ -28,7 +29,7 @@ from unmask.metrics.neighbours import nearest_train
 from unmask.pipeline import Pipeline
 from unmask.provenance import environment
 from unmask.recipes import Recipe, Sampling, read_recipe
-from unmask.reference import Reference, check_judge, embed_real, gather, in_domain, open_reference, spread
+from unmask.reference import Reference, check_judge, embed_real, gather, in_domain, left_out, open_reference, spread
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.distributed import World
 
@@ -50,6 +51,7 @@ def sample_banks(
     *,
     seed: int,
     sampling: Sampling,
+    progress: Progress | None = None,
 ) -> list[Bank]:
     """What each of (dim, measure) makes of samples 0 to num - 1, which are drawn once and never all in memory."""
 
@@ -58,7 +60,7 @@ def sample_banks(
         return torch.cat([measure(images).double() for _, measure in measures], dim=1)
 
     dims = [dim for dim, _ in measures]
-    return list(gather(num, sum(dims), compute, world).split(dims, dim=1))
+    return list(gather(num, sum(dims), compute, world, progress).split(dims, dim=1))
 
 
 def rebuilt_bank(
@@ -122,6 +124,7 @@ def report(
     features: Features | None = None,
     judge: ClassifierFeatures | None = None,
     reference: Path | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, object]:
     """Generate `num` images, measure them, draw the run's pictures, and write and return `report.json`.
 
@@ -133,7 +136,8 @@ def report(
     experiment, pipeline = opened(run, world)
     sampling = sampling or pipeline.sampling
     if judge is None and experiment.classes:
-        judge = in_domain(experiment.real("train"), experiment.recipe.classifier, run / "classifier.safetensors", world)
+        path = run / "classifier.safetensors"
+        judge = in_domain(experiment.real("train"), experiment.recipe.classifier, path, world, progress)
     check_judge(judge, experiment.classes)
     features = features or judge
     numbers: dict[str, object] = {}
@@ -142,13 +146,19 @@ def report(
     exact = isinstance(experiment.train, TokenSet)  # small pictures, made of their tokens: copies are equal pixels
     if exact:
         measures.append((experiment.real("test").dim, lambda images: images.flatten(1)))
-    banks = sample_banks(pipeline, num, measures, world, seed=seed, sampling=sampling) if measures else []
+    banks = []
+    if measures:
+        banks = sample_banks(pipeline, num, measures, world, seed=seed, sampling=sampling, progress=progress)
     if features is None:
         reason = "without classes there is no classifier to measure in: give --features inception or dinov2"
         numbers["left_out"] = {"distances": reason}
     else:
-        path = reference or run / f"reference-{features.sha256[:12]}.safetensors"
-        real = open_reference(experiment, features, path, world)
+        real = open_reference(experiment, features, reference or run, world, progress)
+        bad = [
+            *left_out(experiment.real("train"), real.train_index),
+            *left_out(experiment.real("test"), real.test_index),
+        ]
+        numbers |= {"unreadable": [str(one) for one in bad]} if bad else {}
         numbers |= compared(experiment, pipeline, features, real, banks[0], world)
         if not exact:
             numbers["nearest_train"] = nearest_train(banks[0], real.train, real.test)
@@ -180,9 +190,8 @@ def compared(
     num = min(len(bank), len(real.train))
     index = torch.randperm(len(real.train), generator=torch.Generator().manual_seed(0))[:num]
     chosen = real.train_index[index]
-    test_index = torch.arange(len(real.test)) * real.key.test // len(real.test)
     rebuilt = rebuilt_bank(experiment, pipeline, features, "train", chosen, world)
-    again = rebuilt_bank(experiment, pipeline, features, "test", test_index, world)
+    again = rebuilt_bank(experiment, pipeline, features, "test", real.test_index, world)
     figures, left_out = measure(bank, features, real)
     numbers: dict[str, object] = {
         **figures,
@@ -211,8 +220,8 @@ def judged(
     truth = experiment.split.test.labels
     assert labels is not None
     assert truth is not None
-    every, some = spread(len(pictures)), spread(len(pictures), 300)
-    real = embed_real(pictures, judge, every, world)
+    real, every = embed_real(pictures, judge, spread(len(pictures)), world)
+    some = every[spread(len(every), 300)]
     images, _ = pictures.rows(some, world.device)
     hole = holes(len(images), *images.shape[2:]).to(images.device)
     repaired = pipeline.inpaint(images, hole, truth[some], seed=seed, sampling=sampling)

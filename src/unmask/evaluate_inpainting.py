@@ -18,9 +18,9 @@ from unmask.config import write_json
 from unmask.data.holes import ANY, Cells, blank, paste
 from unmask.editing import repair
 from unmask.errors import ConfigError
-from unmask.experiment import Experiment
 from unmask.gallery import holes
 from unmask.guidance import Condition
+from unmask.image_experiment import Experiment
 from unmask.metrics.embedders import ClassifierFeatures, Features, embed_all, identity
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
 from unmask.pipeline import Pipeline

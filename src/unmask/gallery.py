@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from unmask import figures
-from unmask.experiment import Experiment, expected_first_loss
+from unmask.experiment import expected_first_loss
+from unmask.image_experiment import Experiment
 from unmask.pipeline import Pipeline
 from unmask.recipes import Sampling
 from unmask.reference import spread
@@ -61,10 +62,12 @@ def repairs(
 ) -> Image.Image:
     """Held-out images: original, with a hole, repaired."""
     pictures = experiment.real("test")
-    images, truth = pictures.rows(spread(len(pictures), num), torch.device("cpu"))
-    labels = truth if pipeline.num_classes else None
+    index = spread(len(pictures), num)
+    images, places = pictures.readable(index, torch.device("cpu"))
+    truth = pictures.pictures.labels
+    labels = truth[index[places]] if pipeline.num_classes and truth is not None else None
     hole = holes(len(images), *images.shape[2:])
-    repaired = pipeline.inpaint(images, hole, None if labels is None else labels[:num], seed=seed, sampling=sampling)
+    repaired = pipeline.inpaint(images, hole, labels, seed=seed, sampling=sampling)
     _, masked = pipeline.with_hole(images, hole)
     height, width = pipeline.tokenizer.grid
     shown = figures.masked_overlay(images, masked, (height, width))

@@ -1,7 +1,7 @@
 """How likely data is under a masked model: a bound that holds for any order, and the exact value for one given order.
 
-Both are in nats, need no sample and no other network to judge, and end in the same unit for text and for pictures: divide
-by the number of tokens, characters or pixels. Lower is better.
+Both are in nats, need no sample and no other network to judge, and mean the same for text and for pictures: divide by
+the number of tokens, characters or pixels. Lower is better.
 """
 
 from collections.abc import Sequence

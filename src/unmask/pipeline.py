@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.data.holes import blank, token_mask
+from unmask.data.images import Progress
 from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import Condition, guided
 from unmask.models.transformer import MaskedTransformer
@@ -91,6 +92,7 @@ class Pipeline:
             temperature=s.temperature,
             top_k=s.top_k,
             top_p=s.top_p,
+            remask=s.remask,
         )
 
     def blank(self, num: int) -> Int[Tensor, "b l"]:
@@ -105,17 +107,21 @@ class Pipeline:
         seed: int = 0,
         sampling: Sampling | None = None,
         batch: int = 256,
+        progress: Progress | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """One image in [-1, 1] per label; or `num` of them, running through the classes."""
         labels = self.labels(num) if labels is None else torch.as_tensor(labels).to(self.device)
         total = num if labels is None else len(labels)
         if total < 1:
             raise ConfigError(f"{total} images asked for: give labels, or num of at least 1")
-        images = []
+        steps, images = (sampling or self.sampling).steps, []
         for first in range(0, total, batch):
             part = None if labels is None else labels[first : first + batch]
             canvas = self.blank(min(batch, total - first))
-            images.append(self._finish(self.states(canvas, part, seed=seed, first=first, sampling=sampling)))
+            states = self.states(canvas, part, seed=seed, first=first, sampling=sampling)
+            if progress is not None:
+                states = told(states, first // batch * steps, -(-total // batch) * steps, progress)
+            images.append(self._finish(states))
         return torch.cat(images)
 
     def samples(
@@ -174,3 +180,10 @@ class Pipeline:
         for state in states:
             tokens = state.tokens
         return self.tokenizer.decode(tokens.cpu())
+
+
+def told(states: Iterator[State], before: int, total: int, progress: Progress) -> Iterator[State]:
+    """The same states, each reported as so many steps of all."""
+    for state in states:
+        progress("steps", before + state.step, total)
+        yield state

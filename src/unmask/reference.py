@@ -1,5 +1,9 @@
-"""Real pictures as features: what samples are measured against. Computed once per network and source, and kept."""
+"""Real pictures as features: what samples are measured against. Computed once per network and pictures, and kept.
 
+As in `unmask tokenize`, a picture that cannot be read is left out, and said.
+"""
+
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +16,20 @@ from torch import Tensor
 
 from unmask.config import differences, dump_json, from_json, to_json
 from unmask.data.augment import PictureSet
-from unmask.errors import CheckpointError, ConfigError
-from unmask.experiment import Experiment
+from unmask.data.decoding import Bad
+from unmask.data.images import Progress
+from unmask.data.pictures import OnDemand, digest
+from unmask.errors import CheckpointError, ConfigError, DataError
+from unmask.image_experiment import Experiment
 from unmask.metrics.embedders import ClassifierFeatures, Features, Identity, check_same, identity
-from unmask.metrics.features import Classifier, ClassifierConfig, load_classifier, save_classifier, train_classifier
+from unmask.metrics.features import (
+    Classifier,
+    ClassifierConfig,
+    load_classifier,
+    save_classifier,
+    train_classifier,
+    trained_on,
+)
 from unmask.training.distributed import World, barrier, sum_over_ranks
 from unmask.weights import write_weights
 
@@ -26,29 +40,35 @@ MEMORY = 1 << 30  # bytes of pictures that a classifier learns from
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What the features of real pictures depend on; `source` is JSON text."""
+    """What the features of real pictures depend on; `source` is JSON text, `pictures` the digest of both parts."""
 
     features: Identity
     source: str
     size: tuple[int, int]
     train: int
     test: int
+    pictures: str
+
+    @property
+    def file(self) -> str:
+        """The name of the file in a folder that keeps several."""
+        return f"reference-{hashlib.sha256(dump_json(self).encode()).hexdigest()[:12]}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The features of real pictures; `num_train` of them are of the training set, the others held out.
-
-    `train_index` says which pictures of the training set they are.
-    """
+    """The features of real pictures, of the training set and held out; the indices say which of each part they are."""
 
     key: Key
     train: Float64[Tensor, "n d"]
     test: Float64[Tensor, "m d"]
+    train_index: Int[Tensor, "n"]
+    test_index: Int[Tensor, "m"]
 
     @property
-    def train_index(self) -> Int[Tensor, "n"]:
-        return spread(self.key.train)
+    def num_unread(self) -> int:
+        """How many were to be looked at but are not here."""
+        return sum(map(len, (spread(self.key.train), spread(self.key.test)))) - len(self.train) - len(self.test)
 
 
 def spread(num: int, most: int = MOST) -> Int[Tensor, "n"]:
@@ -64,33 +84,65 @@ def blocks(num: int, world: World) -> Iterator[slice]:
 
 
 def gather(
-    num: int, dim: int, compute: Callable[[slice], Float[Tensor, "b d"]], world: World
+    num: int,
+    dim: int,
+    compute: Callable[[slice], Float[Tensor, "b d"]],
+    world: World,
+    progress: Progress | None = None,
+    what: str = "samples",
 ) -> Float64[Tensor, "n d"]:
     """Rows that the ranks compute in blocks, whole on each of them, and equal to what one process computes."""
+    report = progress or _silent
     rows = torch.zeros(num, dim, dtype=torch.float64, device=world.device)
+    report(what, 0, num)
     for block in blocks(num, world):
         rows[block] = compute(block).double()
+        report(what, min(num, block.stop + (world.size - 1) * BATCH), num)  # the other ranks are about as far
     return sum_over_ranks(rows, world)
 
 
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
 def embed_real(
-    pictures: PictureSet, features: Features, index: Int[Tensor, "n"], world: World
-) -> Float64[Tensor, "n d"]:
-    """The features of the pictures of these numbers."""
+    pictures: PictureSet,
+    features: Features,
+    index: Int[Tensor, "n"],
+    world: World,
+    progress: Progress | None = None,
+) -> tuple[Float64[Tensor, "m d"], Int[Tensor, "m"]]:
+    """The features of those of these pictures that can be read, and which they are; DataError if none can."""
 
     def compute(block: slice) -> Tensor:
-        return features(pictures.rows(index[block], world.device)[0])
+        images, places = pictures.readable(index[block], world.device)
+        rows = torch.zeros(len(index[block]), 1 + features.dim, dtype=torch.float64, device=world.device)
+        if len(places):
+            read = torch.ones(len(places), 1, dtype=torch.float64, device=world.device)
+            rows[places.to(world.device)] = torch.cat([read, features(images).to(world.device)], dim=1)
+        return rows
 
-    return gather(len(index), features.dim, compute, world)
+    rows = gather(len(index), 1 + features.dim, compute, world, progress, "real pictures")
+    read = rows[:, 0] == 1
+    if len(index) and not read.any():
+        first = pictures.pictures.try_at(index[:1])[2]
+        raise DataError(f"{first[0]}; nor can any other of {len(index)} pictures be read: restore them")
+    return rows[read, 1:], index[read.cpu()]
 
 
-def open_reference(experiment: Experiment, features: Features, path: Path, world: World) -> Reference:
-    """The features in the file `path`; made, and saved there, if there is no such file.
+def left_out(pictures: PictureSet, read: Int[Tensor, "m"]) -> list[Bad]:
+    """What keeps the other pictures of a part from being read, of all that are looked at."""
+    every = spread(len(pictures))
+    return pictures.pictures.try_at(every[~torch.isin(every, read)])[2]
+
+
+def open_reference(
+    experiment: Experiment, features: Features, path: Path, world: World, progress: Progress | None = None
+) -> Reference:
+    """The features in the file `path`, or in a folder's file for these pictures and features; made if it is not there.
 
     ConfigError if the file is of other features or pictures: a distance to it would mean nothing.
     """
-    there = path.exists()
-    barrier(world)
     split = experiment.split
     key = Key(
         features=identity(features),
@@ -98,15 +150,20 @@ def open_reference(experiment: Experiment, features: Features, path: Path, world
         size=experiment.recipe.tokenizer.size,
         train=len(split.train),
         test=len(split.test),
+        pictures=digest(split.train, split.test),
     )
+    path = path / key.file if path.is_dir() else path
+    there = path.exists()
+    barrier(world)  # all ranks have looked before the first writes
     if there:
         return _read(path, key, world)
-    train = embed_real(experiment.real("train"), features, spread(key.train), world)
-    test = embed_real(experiment.real("test"), features, spread(key.test), world)
+    train, train_index = embed_real(experiment.real("train"), features, spread(key.train), world, progress)
+    test, test_index = embed_real(experiment.real("test"), features, spread(key.test), world, progress)
+    made = {"train": train, "test": test, "train_index": train_index, "test_index": test_index}
     if world.is_main:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_weights({"train": train, "test": test}, path, {"key": dump_json(key)})
-    return Reference(key=key, train=train, test=test)
+        write_weights(made, path, {"key": dump_json(key)})
+    return Reference(key=key, train=train, test=test, train_index=train_index, test_index=test_index)
 
 
 def _read(path: Path, key: Key, world: World) -> Reference:
@@ -114,6 +171,7 @@ def _read(path: Path, key: Key, world: World) -> Reference:
         with safe_open(path, framework="pt") as file:
             found = from_json(Key, json.loads((file.metadata() or {})["key"]), "key")
             train, test = (file.get_tensor(name).to(world.device) for name in ("train", "test"))
+            train_index, test_index = (file.get_tensor(f"{name}_index") for name in ("train", "test"))
     except (OSError, SafetensorError, KeyError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path}: not reference statistics ({error}); give another file, to be made") from error
     check_same(found.features, key.features)
@@ -121,19 +179,23 @@ def _read(path: Path, key: Key, world: World) -> Reference:
         raise ConfigError(
             f"{path} holds the features of other pictures ({differences(found, key)[0]}): give another file"
         )
-    return Reference(key=key, train=train, test=test)
+    return Reference(key=key, train=train, test=test, train_index=train_index, test_index=test_index)
 
 
-def in_domain(pictures: PictureSet, config: ClassifierConfig, path: Path, world: World) -> ClassifierFeatures:
-    """A classifier trained on these real pictures, once per configuration, and kept in `path`."""
+def in_domain(
+    pictures: PictureSet, config: ClassifierConfig, path: Path, world: World, progress: Progress | None = None
+) -> ClassifierFeatures:
+    """A classifier trained on these real pictures, once for them and per configuration, and kept in `path`."""
     if pictures.pictures.labels is None:
         raise ConfigError(
             "these pictures have no classes to train a classifier on: give --features inception or dinov2"
         )
     barrier(world)
-    if world.is_main and not (path.exists() and load_classifier(path).config == config):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_classifier(train_on(pictures, config, world), path)
+    if world.is_main:
+        found = digest(pictures.pictures)
+        if not (path.exists() and load_classifier(path).config == config and trained_on(path) == found):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_classifier(train_on(pictures, config, world, progress), path, found)
     barrier(world)
     return ClassifierFeatures(load_classifier(path).to(world.device))
 
@@ -147,12 +209,16 @@ def check_judge(judge: ClassifierFeatures | None, classes: Sequence[str]) -> Non
         )
 
 
-def train_on(pictures: PictureSet, config: ClassifierConfig, world: World) -> Classifier:
+def train_on(
+    pictures: PictureSet, config: ClassifierConfig, world: World, progress: Progress | None = None
+) -> Classifier:
     """The classifier of a configuration, trained on these pictures, as 8 bits in memory: MEMORY of them at most."""
     assert pictures.pictures.labels is not None
-    index = spread(len(pictures), MEMORY // pictures.dim)
-    labels = pictures.pictures.labels[index]
-    parts = [
-        ((pictures.rows(part, torch.device("cpu"))[0] + 1) * 127.5).round().to(torch.uint8) for part in index.split(256)
-    ]
-    return train_classifier(torch.cat(parts).to(world.device), labels.to(world.device), config)
+    every, parts, labels = torch.arange(len(pictures)), [], []
+    if isinstance(pictures.pictures, OnDemand):
+        every = spread(len(pictures))  # as the reference has them, which names those that cannot be read
+    for index in every[spread(len(every), MEMORY // pictures.dim)].split(BATCH):
+        images, places = pictures.readable(index, torch.device("cpu"))
+        parts.append(((images + 1) * 127.5).round().to(torch.uint8))
+        labels.append(pictures.pictures.labels[index[places]])
+    return train_classifier(torch.cat(parts).to(world.device), torch.cat(labels).to(world.device), config, progress)

@@ -113,6 +113,15 @@ def ratios(schedule: Schedule, steps: int) -> list[float]:
     return [*schedule(torch.arange(1, steps, dtype=torch.float64) / steps).tolist(), 0.0]
 
 
+def annealed(start: float, steps: int) -> list[float]:
+    """Temperatures that fall evenly to 0, which is greedy: start (1 - s/steps) for s = 1..steps.
+
+    x-transformers' rule with its start 1; it stops at 0.001 where this takes the likeliest token.
+    """
+    _at_least("annealed", steps=steps)
+    return [start * (1 - s / steps) for s in range(1, steps + 1)]
+
+
 def likelihood_weight(schedule: Schedule, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """-g'(t) / g(t): what a token masked at time t counts for in the likelihood bound (arXiv 2406.07524, eq. 10).
 

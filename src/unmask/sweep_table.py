@@ -19,7 +19,7 @@ RAMPS: Mapping[str, type[Interval] | type[LinearRamp] | type[CosineRamp]] = Mapp
 """How guidance rises to its scale, by the names of the table and of --ramp."""
 SETTING = ("order", "schedule", "steps", "noise", "scale", "ramp", "top_k", "top_p", "temperatures")
 KEY = ("kind", *SETTING, "tune", "samples", "seed")
-ORIGIN = ("weights", "features", "judge")
+ORIGIN = ("weights", "features", "judge", "pictures")
 FIGURES = (
     "temperature",
     "frechet",
@@ -82,7 +82,7 @@ def number(value: float | int | None) -> str:
 
 
 class Table:
-    """The finished rows in a sweep.csv, all of one origin (weights, features, judge). Only `begin` and `add` write."""
+    """The finished rows in a sweep.csv, all of one origin (see ORIGIN). Only `begin` and `add` write."""
 
     def __init__(self, path: Path, origin: Mapping[str, str], commit: str):
         self.path, self.origin, self.commit = path, origin, commit

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from unmask.data.codes import sha256_of
+from unmask.data.images import Progress
+from unmask.data.pictures import digest
 from unmask.errors import ConfigError
 from unmask.evaluate import class_accuracy, measure, opened, rebuilt_bank, sample_banks
-from unmask.experiment import Experiment
+from unmask.image_experiment import Experiment
 from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
 from unmask.pipeline import Pipeline
@@ -86,6 +88,7 @@ class Bench:
     judge: ClassifierFeatures | None
     real: Reference
     world: World
+    progress: Progress | None = None
 
 
 def sweep(
@@ -97,15 +100,17 @@ def sweep(
     features: Features | None = None,
     judge: ClassifierFeatures | None = None,
     reference: Path | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Row]:
     """A row for as many real pictures, for these through the tokenizer, for each setting, and for the best once more.
 
     Writes `sweep.csv`, `sweep.md` and, where numbers were swept over, plots into `out`. ConfigError if the table there
-    is of other weights or features. Without `features` they are the judge's, which is the run's own if not given.
+    is of other weights, features or pictures. Without `features` they are the judge's, by default the run's own.
     """
     experiment, pipeline = opened(run, world)
     if judge is None and experiment.classes:
-        judge = in_domain(experiment.real("train"), experiment.recipe.classifier, run / "classifier.safetensors", world)
+        path = run / "classifier.safetensors"
+        judge = in_domain(experiment.real("train"), experiment.recipe.classifier, path, world, progress)
     features = features or judge
     if features is None:
         raise ConfigError(f"{run} has no classes to train a classifier on: give --features inception or dinov2")
@@ -117,15 +122,23 @@ def sweep(
             "weights": sha256_of(run / "model.safetensors"),
             "features": features.sha256,
             "judge": judge.sha256 if judge else "",
+            "pictures": digest(experiment.split.train, experiment.split.test),
         }
         made = environment(world.device)
         table = Table(out / "sweep.csv", origin, str(made["commit"]))
         barrier(world)  # all ranks have read the same rows before the first is added
         if world.is_main:
             table.begin()
-        path = reference or run / f"reference-{features.sha256[:12]}.safetensors"
-        real = open_reference(experiment, features, path, world)
-        bench = Bench(experiment=experiment, pipeline=pipeline, features=features, judge=judge, real=real, world=world)
+        real = open_reference(experiment, features, reference or run, world, progress)
+        bench = Bench(
+            experiment=experiment,
+            pipeline=pipeline,
+            features=features,
+            judge=judge,
+            real=real,
+            world=world,
+            progress=progress,
+        )
         rows: list[Row] = []
         for row in _rows(bench, plan, table):
             rows.append(row)
@@ -138,7 +151,7 @@ def sweep(
 
 def _rows(bench: Bench, plan: Plan, table: Table) -> Iterator[Row]:
     """The rows in the table's order, each computed unless it is there."""
-    world = bench.world
+    world, choices = bench.world, plan.choices()
 
     def row(cells: dict[str, str], compute: Callable[[], dict[str, float]]) -> Row:
         if (figures := table.find(cells)) is None:
@@ -148,7 +161,6 @@ def _rows(bench: Bench, plan: Plan, table: Table) -> Iterator[Row]:
     yield row(cells_of("floor", plan), lambda: floor(bench, plan.samples))
     yield row(cells_of("limit", plan), lambda: limit(bench, plan.samples))
     rows = []
-    choices = plan.choices()
     for setting, candidates in choices:
 
         def compute(setting: Setting = setting, candidates: Sequence[float] = candidates) -> dict[str, float]:
@@ -217,23 +229,27 @@ def best_temperature(bench: Bench, sampling: Sampling, temperatures: Sequence[fl
     if len(temperatures) == 1:
         return temperatures[0]
     train = fit_gaussian(bench.real.train)
-    measures = [(bench.features.dim, bench.features)]
 
     def distance(temperature: float) -> float:
-        cooled = replace(sampling, temperature=temperature)
-        (bank,) = sample_banks(bench.pipeline, num, measures, bench.world, seed=seed, sampling=cooled)
+        (bank,) = _banks(bench, [bench.features], replace(sampling, temperature=temperature), num, seed)
         return frechet_distance(fit_gaussian(bank), train)
 
     distances = [distance(temperature) for temperature in temperatures]
     return temperatures[int(agree(str(distances.index(min(distances))), bench.world))]
 
 
+def _banks(bench: Bench, networks: Sequence[Features], sampling: Sampling, num: int, seed: int) -> list[Tensor]:
+    measures = [(network.dim, network) for network in networks]
+    return sample_banks(
+        bench.pipeline, num, measures, bench.world, seed=seed, sampling=sampling, progress=bench.progress
+    )
+
+
 def measured(bench: Bench, sampling: Sampling, temperature: float, num: int, seed: int) -> dict[str, float]:
     """All figures of one way to sample, on samples number 0 to num - 1 of a seed."""
     sampling = replace(sampling, temperature=temperature)
     networks = [network for network in dict.fromkeys((bench.features, bench.judge)) if network is not None]
-    measures = [(network.dim, network) for network in networks]
-    banks = sample_banks(bench.pipeline, num, measures, bench.world, seed=seed, sampling=sampling)
+    banks = _banks(bench, networks, sampling, num, seed)
     figures = {"temperature": temperature, **measure(banks[0], bench.features, bench.real)[0]}
     labels = bench.pipeline.labels(num)
     if bench.judge is not None and labels is not None:
@@ -272,6 +288,8 @@ def caption(bench: Bench, plan: Plan) -> str:
     ]
     if plan.samples > len(bench.real.train):
         lines.append(f"Floor and limit are of all {len(bench.real.train):,} training pictures.")
+    if bench.real.num_unread:
+        lines.append(f"{bench.real.num_unread:,} pictures could not be read and are left out.")
     if plan.tuned:
         lines.append(
             f"Its temperature is the best of {', '.join(map(number, plan.temperatures))}, by {plan.tune:,} samples of "

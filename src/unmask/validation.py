@@ -1,4 +1,4 @@
-"""What a training shows of itself: loss and accuracy on held-out images, and a grid of samples."""
+"""What a training shows of itself: loss and accuracy on held-out rows, and a grid of samples."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from unmask.data.tokens import Tokens
 from unmask.figures import grid
-from unmask.masking import mask_exact
+from unmask.masking import mask_exact, only_present
+from unmask.objectives import Objective
 from unmask.pipeline import Pipeline
 from unmask.rand import Rand
-from unmask.recipes import Recipe
 from unmask.training.distributed import Precision, World, autocast, sum_over_ranks, unwrapped
 from unmask.training.loop import Evaluator
 
@@ -22,11 +22,11 @@ IMAGES = 2048
 ACCURACY_RATIOS = (0.25, 0.5, 0.75, 1.0)
 
 
-def validation(recipe: Recipe, data: Tokens, model: nn.Module, world: World) -> Evaluator:
-    """Loss on held-out images and accuracy at fixed mask ratios, with the same noise every time, split over ranks."""
+def validation(objective: Objective, precision: Precision, data: Tokens, model: nn.Module, world: World) -> Evaluator:
+    """Loss on held-out rows and accuracy at fixed mask ratios, with the same noise every time, split over ranks."""
     num = min(len(data), IMAGES)
     chosen = torch.arange(num) * len(data) // num
-    objective = replace(recipe.objective, drop=0.0)
+    objective = replace(objective, drop=0.0)
     mask_id: int = unwrapped(model).mask_id  # type: ignore[assignment]
 
     def parts() -> Iterator[Tensor]:
@@ -42,7 +42,7 @@ def validation(recipe: Recipe, data: Tokens, model: nn.Module, world: World) -> 
         for ratio in ACCURACY_RATIOS:
             mask = mask_exact(
                 torch.full((len(tokens),), ratio, dtype=torch.float64, device=world.device),
-                rand("mask", tokens.shape[1]),
+                only_present(rand("mask", tokens.shape[1]), tokens),
             )
             right = model(torch.where(mask, mask_id, tokens), condition, mask).argmax(-1) == tokens[mask]
             row += [right.sum(), mask.sum()]
@@ -51,7 +51,7 @@ def validation(recipe: Recipe, data: Tokens, model: nn.Module, world: World) -> 
     def evaluate() -> Iterable[tuple[str, float]]:
         sums = torch.zeros(2 + 2 * len(ACCURACY_RATIOS), dtype=torch.float64, device=world.device)
         for index in parts():
-            with autocast(recipe.training.precision, world):
+            with autocast(precision, world):
                 sums += torch.stack([x.double() for x in scores(index)])
         totals = sum_over_ranks(sums, world).tolist()
         yield "validation_loss", totals[0] / totals[1]

@@ -10,8 +10,9 @@ import torch
 from unmask import evaluate, recipes
 from unmask.cli import main
 from unmask.errors import CheckpointError, ConfigError
-from unmask.experiment import prepare, run
+from unmask.experiment import run
 from unmask.guidance import LinearRamp
+from unmask.image_experiment import prepare
 from unmask.pipeline import Pipeline
 from unmask.reference import in_domain
 from unmask.sampling.priorities import Halton

@@ -13,7 +13,7 @@ SRC = ROOT / "src" / "unmask"
 FILES = sorted(SRC.rglob("*.py"))
 TREES = {f.relative_to(SRC).as_posix(): ast.parse(f.read_text(encoding="utf-8")) for f in FILES}
 
-METHOD = {"schedules", "rand", "masking", "objectives", "guidance", "likelihood", "sampling", "models"}
+METHOD = {"schedules", "rand", "masking", "objectives", "critic", "guidance", "likelihood", "sampling", "models"}
 MACHINERY = {"tokenizers", "data", "training", "metrics", "pretrained", "config", "errors", "weights"}
 FACES = {
     "app",
@@ -22,9 +22,14 @@ FACES = {
     "editing",
     "evaluate",
     "evaluate_inpainting",
+    "evaluate_text",
     "evaluate_tokenizer",
     "experiment",
     "figures",
+    "image_experiment",
+    "text_experiment",
+    "text_figures",
+    "text_pipeline",
     "finetune",
     "gallery",
     "pipeline",
@@ -32,6 +37,7 @@ FACES = {
     "provenance",
     "recipes",
     "reference",
+    "scoring",
     "sweep_table",
     "sweeping",
     "tokenizer_experiment",

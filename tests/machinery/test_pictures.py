@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from unmask.data import folders, shards
+from unmask.data import pictures as pictures_module
+from unmask.data.augment import PictureSet
 from unmask.data.decoding import Bad
 from unmask.data.folders import list_files, read_folder
 from unmask.data.images import Images
-from unmask.data.pictures import Files, Pictures, gather, split
+from unmask.data.pictures import Files, Pictures, digest, gather, split
 from unmask.data.shards import Members, Shards, read_shards
 from unmask.errors import ConfigError, DataError
 
@@ -420,3 +422,47 @@ def test_one_broken_shard_is_named_and_the_others_are_used(tmp_path):
     assert len(loaded.train) == 1
     assert [Path(b.path).name for b in loaded.bad] == ["b.tar", "c.tar"]
     assert all("\n" not in str(b) for b in loaded.bad)
+
+
+# -- telling sets apart --
+
+
+def test_a_digest_is_of_contents_classes_and_order(tmp_path):
+    files = write_files(tmp_path, [encoded(i) for i in range(6)])
+    memory = gather(files)
+    first = digest(files)
+    assert digest(files) == first == digest(memory)
+    names = replace(memory, classes=("odd", "even"))
+    labels = replace(memory, labels=1 - memory.labels)
+    turned = memory.take(torch.arange(5, -1, -1))
+    others = [digest(x) for x in (names, labels, turned, files.take(torch.arange(5)), replace(files, size=(10, 12)))]
+    assert len({first, *others}) == 6
+    assert digest(files, memory) != digest(memory.take(torch.arange(3)), memory)
+    (tmp_path / "003.png").write_bytes(encoded(99))
+    assert digest(files) != first
+    (tmp_path / "003.png").write_bytes(b"no picture")
+    assert digest(files) not in (first, digest(memory))
+
+
+def test_the_digest_of_many_reads_few_of_those_on_disk_and_all_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures_module, "PROBED", 3)
+    files = write_files(tmp_path, [encoded(i) for i in range(9)])
+    memory, first = gather(files), digest(files)
+    for place, seen in ((0, True), (1, False), (3, True), (8, False)):
+        old = (tmp_path / f"{place:03d}.png").read_bytes()
+        (tmp_path / f"{place:03d}.png").write_bytes(encoded(99))
+        assert (digest(files) != first) == seen, place
+        assert digest(gather(files)) != digest(memory)
+        (tmp_path / f"{place:03d}.png").write_bytes(old)
+
+
+def test_a_set_gives_its_readable_pictures_cut_from_the_centre(tmp_path):
+    files = write_files(tmp_path, [encoded(i) for i in range(5)])
+    (tmp_path / "001.png").write_bytes(b"no picture")
+    data = PictureSet(pictures=files, size=(6, 6), flip=False)
+    images, places = data.readable(torch.tensor([4, 1, 0]), torch.device("cpu"))
+    assert places.tolist() == [0, 2]
+    assert torch.equal(images, data.rows(torch.tensor([4, 0]), torch.device("cpu"))[0])
+    assert len(data.readable(torch.tensor([1]), torch.device("cpu"))[0]) == 0
+    with pytest.raises(DataError, match=r"001\.png.*repair or remove"):
+        data.rows(torch.tensor([4, 1]), torch.device("cpu"))

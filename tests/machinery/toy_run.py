@@ -24,7 +24,7 @@ from unmask.data.images import Images
 from unmask.data.sources import Digits, Split
 from unmask.data.tokens import Batches, TokenSet
 from unmask.errors import NonFiniteError, Preempted
-from unmask.experiment import Experiment
+from unmask.image_experiment import Experiment
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.objectives import Loss, MaskGIT
 from unmask.recipes import Recipe

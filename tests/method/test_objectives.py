@@ -1,6 +1,8 @@
 """Objectives: against loops and closed forms, what the model may see, and sums that no cut of the batch can change."""
 
+import dataclasses
 import itertools
+import json
 import math
 
 import pytest
@@ -10,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from unmask.config import dump_json, from_json
 from unmask.guidance import NULL
 from unmask.masking import ABSENT, complementary, mask_bernoulli, mask_exact, stratified
-from unmask.objectives import Loss, MaskedDiffusion, MaskGIT, masked_cross_entropy
+from unmask.objectives import Corruption, Loss, MaskedDiffusion, MaskGIT
 from unmask.rand import Rand, seeded
 from unmask.schedules import Arccos, Cosine, Power, likelihood_weight
 
@@ -69,9 +72,9 @@ def test_a_uniform_model_scores_log_k(options):
 @settings(max_examples=30, deadline=None)
 def test_the_loss_equals_a_loop_over_positions(seed, visible_weight, smoothing):
     tokens, model = clean(3, seed), Toy()
-    mask = mask_exact(seeded(seed, 3)("r"), seeded(seed, 3)("m", LENGTH))
-    options = {"visible_weight": visible_weight, "label_smoothing": smoothing}
-    loss = masked_cross_entropy(model, tokens, mask, None, mask_id=K, **options)
+    objective = MaskGIT(visible_weight=visible_weight, label_smoothing=smoothing)
+    loss = objective(model, tokens, None, mask_id=K, rand=seeded(seed, 3))
+    mask = model.seen[-1][0] == K
     logits = model(torch.where(mask, K, tokens), None, torch.ones_like(mask)).view(3, LENGTH, K).detach().double()
     total = count = 0.0
     for row in range(3):
@@ -87,14 +90,14 @@ def test_the_loss_equals_a_loop_over_positions(seed, visible_weight, smoothing):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_visible_weight_one_is_plain_cross_entropy(smoothing):
-    tokens, model = clean(4), Toy()
-    mask = torch.zeros_like(tokens, dtype=torch.bool)
-    mask[:, ::2] = True
-    loss = masked_cross_entropy(model, tokens, mask, None, mask_id=K, visible_weight=1.0, label_smoothing=smoothing)
+    tokens, model, rand = clean(4), Toy(), seeded(0, 4)
+    every = MaskGIT(visible_weight=1.0, label_smoothing=smoothing)
+    loss = every(model, tokens, None, mask_id=K, rand=rand)
+    mask = model.seen[-1][0] == K
     logits = model(torch.where(mask, K, tokens), None, torch.ones_like(mask))
     want = F.cross_entropy(logits, tokens.flatten(), label_smoothing=smoothing)
     torch.testing.assert_close(loss.total / loss.count, want)
-    masked_only = masked_cross_entropy(model, tokens, mask, None, mask_id=K, label_smoothing=smoothing)
+    masked_only = MaskGIT(label_smoothing=smoothing)(model, tokens, None, mask_id=K, rand=rand)
     torch.testing.assert_close(
         masked_only.total / masked_only.count,
         F.cross_entropy(logits[mask.flatten()], tokens[mask], label_smoothing=smoothing),
@@ -374,5 +377,100 @@ def test_masked_diffusion_drops_conditions_and_refuses_bad_shares():
     assert (model.seen[-1][1] == NULL).all()
     MaskedDiffusion(drop=0.0)(model, clean(8), labels(8), mask_id=K, rand=seeded(0, 8))
     assert torch.equal(model.seen[-1][1], labels(8))
-    with pytest.raises(ValueError, match="drop=2.0"):
+    with pytest.raises(ValueError, match=r"drop=2\.0"):
         MaskedDiffusion(drop=2.0)
+
+
+# -- corruption --------------------------------------------------------------------------------------------------------
+
+
+def shown(corruption: Corruption, rows: int, length: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    """What stands at the masked places, and what was there: rows of token 0, every other place masked."""
+    tokens = torch.zeros(rows, length, dtype=torch.long)
+    mask = torch.arange(length).expand(rows, length) % 2 == 0
+    visible = corruption(tokens, mask, mask_id=K, rand=seeded(4, rows))
+    assert torch.equal(visible[~mask], tokens[~mask])
+    return visible[mask].view(rows, -1), tokens
+
+
+def chi_square(seen: torch.Tensor, share: list[float]) -> float:
+    counts = torch.bincount(seen.flatten(), minlength=K + 1).double()
+    want = torch.tensor(share, dtype=torch.float64) * seen.numel()
+    return ((counts - want) ** 2 / want).sum().item()
+
+
+@pytest.mark.parametrize(("keep", "random"), [(0.15, 0.1), (0.1, 0.3), (0.5, 0.5)])
+def test_corruption_has_exactly_the_stated_shares(keep, random):
+    """Token 0 is kept with `keep` or drawn by chance; 1..K-1 are drawn; the mask stands for the rest, never drawn."""
+    seen, _ = shown(Corruption(keep=keep, random=random), 5000)
+    if keep + random == 1:
+        assert (seen != K).all(), "what is drawn at random is never the mask id"
+        seen = torch.cat([seen, torch.full((1000, 20), K)])
+        keep, random = keep * 5 / 6, random * 5 / 6
+    share = [keep + random / K, *[random / K] * (K - 1), 1 - keep - random]
+    assert chi_square(seen, share) < 30, "6 degrees of freedom: exceeded once in 25,000"
+    assert chi_square(seen, [share[0] + 0.01, *share[1:-1], share[-1] - 0.01]) > 30, "a hundredth off would be seen"
+
+
+def test_coins_are_what_x_transformers_does():
+    """7.5 % kept, 4.3 % random, 88 % masked on average: not the stated shares; both, one or neither in a row."""
+    rows = 20_000
+    seen, _ = shown(Corruption(coins=True), rows)
+    both, alone = 0.1 * 0.85**2, 0.1
+    random = (both + alone) / 4
+    assert random == pytest.approx(0.043, abs=5e-4)
+    wrong = (seen != K) & (seen != 0)
+    assert wrong.double().mean().item() == pytest.approx(random * (K - 1) / K, abs=0.002)
+    assert (seen == K).double().mean().item() == pytest.approx(1 - 0.075 - random, abs=0.004)
+    untouched = (seen == K).all(1).double().mean().item()
+    law = [(0.0, 0.0), (0.15, 0.0), (0.0, alone), (0.15, both)]
+    assert untouched == pytest.approx(sum((1 - a - b) ** 20 for a, b in law) / 4, abs=0.015)
+    assert chi_square(seen, [0.15 + 0.1 / K, *[0.1 / K] * (K - 1), 0.75]) > 1000
+
+
+@pytest.mark.parametrize("objective", [
+    MaskGIT(corruption=Corruption()), MaskGIT(corruption=Corruption(), complementary=True),
+    MaskGIT(corruption=Corruption(coins=True), visible_weight=0.3), MaskedDiffusion(corruption=Corruption()),
+], ids=range(4))  # fmt: skip
+def test_every_masked_token_is_a_target_whatever_stands_there(objective):
+    rows = 50
+    model, plain = Toy(), Toy()
+    loss = objective(model, clean(rows), None, mask_id=K, rand=seeded(3, rows))
+    other = dataclasses.replace(objective, corruption=None)(plain, clean(rows), None, mask_id=K, rand=seeded(3, rows))
+    (seen, _, at), (bare, _, wanted) = model.seen[-1], plain.seen[-1]
+    assert torch.equal(at, wanted), "the same places are asked for"
+    assert torch.equal(seen[bare != K], bare[bare != K]), "visible tokens stay"
+    assert loss.count == other.count
+    assert abs(loss.total - other.total) > 1e-3
+    changed = seen[bare == K] != K
+    assert 0 < changed.double().mean().item() < 0.4
+
+
+def test_absent_places_stay_absent():
+    tokens = clean(30).masked_fill(torch.arange(LENGTH) >= 5, ABSENT)
+    task = MaskGIT(corruption=Corruption(keep=0.5, random=0.5)).task(tokens, None, mask_id=K, rand=seeded(0, 30))
+    assert torch.equal(task.visible == ABSENT, tokens == ABSENT)
+    assert (task.visible != K).all()
+
+
+@pytest.mark.parametrize("bad", [{"keep": -0.1}, {"random": -0.1}, {"keep": 0.6, "random": 0.5}, {"keep": math.nan}])
+def test_impossible_shares_are_refused(bad):
+    with pytest.raises(ValueError, match="shares"):
+        Corruption(**bad)
+
+
+@pytest.mark.parametrize("objective", [
+    MaskGIT(), MaskGIT(corruption=Corruption(coins=True), self_condition=0.75),
+    MaskedDiffusion(corruption=Corruption(), self_condition=0.5), MaskedDiffusion(),
+], ids=range(4))  # fmt: skip
+def test_objectives_are_data(objective):
+    assert from_json(type(objective), json.loads(dump_json(objective))) == objective
+
+
+@pytest.mark.parametrize("sizes", CUTS[1:], ids=str)
+@pytest.mark.parametrize("coins", [False, True])
+def test_corruption_does_not_depend_on_the_cut(sizes, coins):
+    objective = MaskGIT(corruption=Corruption(coins=coins), complementary=True)
+    (one,) = in_parts(objective, Toy(), [12])
+    many = in_parts(objective, Toy(), sizes)
+    assert sum(x.total for x in many).item() == pytest.approx(one.total.item(), rel=1e-6)

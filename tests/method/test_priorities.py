@@ -2,7 +2,7 @@
 
 import math
 from fractions import Fraction
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -11,10 +11,24 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from unmask.rand import Rand, seeded
-from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster, halton_order
+from unmask.sampling.decode import decode
+from unmask.sampling.priorities import (
+    Confidence,
+    Entropy,
+    Halton,
+    Margin,
+    MarginRepulsion,
+    MaxLogit,
+    Moment,
+    Random,
+    Raster,
+    halton_order,
+    moment_temperatures,
+)
 
 ROWS, LENGTH, K = 4, 12, 6
-ALL = [Confidence(), Confidence(0.0), MaxLogit(), Margin(), Entropy(), Random(), Raster(), Halton((3, 4))]
+ALL = [Confidence(), Confidence(0.0), MaxLogit(), Margin(), Entropy(), Random(), Raster(), Halton((3, 4)),
+       Moment(), Moment(0.0), MarginRepulsion(1, (3, 4))]  # fmt: skip
 
 
 def some_logits(scale: float = 2.0) -> torch.Tensor:
@@ -210,3 +224,153 @@ def test_the_base_of_each_axis():
     """Rows follow base 2 and columns base 3: swapping them is another order."""
     swapped = [c * 16 + r for r, c in product(range(16), range(16))]
     assert halton_order((16, 16)).tolist() != [swapped[i] for i in halton_order((16, 16)).tolist()]
+
+
+# -- the moment order -------------------------------------------------------------------------------------------------
+
+
+def some_law(n: int, k: int, seed: int = 0, sharpness: float = 2.0) -> torch.Tensor:
+    logits = torch.randn(n, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * sharpness
+    return logits.softmax(-1)
+
+
+def law_of_confidence(p: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Of the first token: draw all places, then choose one in proportion to p(draw)^(1/alpha). All draws enumerated."""
+    n, k = p.shape
+    law = torch.zeros(n, k, dtype=torch.float64)
+    for values in product(range(k), repeat=n):
+        drawn = p[torch.arange(n), torch.tensor(values)]
+        law[torch.arange(n), torch.tensor(values)] += drawn.prod() * drawn ** (1 / alpha) / (drawn ** (1 / alpha)).sum()
+    return law
+
+
+def law_of_moment(p: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Of the first token: p_i(v)^beta over all places and values."""
+    power = p ** (1 + 1 / alpha)
+    return power / power.sum()
+
+
+def first_tokens(p: torch.Tensor, priority, temperature: float, rows: int = 60_000) -> torch.Tensor:
+    """How often the first step (t = 1/2 after it) revealed each value at each place."""
+    n, k = p.shape
+    states = decode(lambda tokens, t: p.log().float().expand(rows, n, k), torch.full((rows, n), k), [1 - 1 / n, 0.0],
+                    mask_id=k, rand=seeded(1, rows), priority=priority, temperature=[temperature, 1.0])  # fmt: skip
+    next(states)
+    state = next(states)
+    return (state.revealed.long().argmax(1) * k + state.tokens.amin(1)).bincount(minlength=n * k)
+
+
+@pytest.mark.parametrize("noise", [1.0, 2.0, 4.5])
+def test_laws_of_the_first_token(noise):
+    """Both samplers against their own enumerated law, and against that of the other: with 2 masked they differ."""
+    p = torch.tensor([[0.94, 0.03, 0.03], [0.5, 0.3, 0.2]], dtype=torch.float64)
+    laws = [law_of_confidence(p, noise / 2), law_of_moment(p, noise / 2)]
+    seen = [first_tokens(p, Confidence(noise), 1.0), first_tokens(p, Moment(noise), moment_temperatures(noise, 2)[0])]
+    for counts, law in zip(seen, laws, strict=True):
+        assert stats.chisquare(counts.numpy(), (law.flatten() * counts.sum()).numpy()).pvalue > 1e-3
+    for counts, law in zip(seen, reversed(laws), strict=True):
+        assert stats.chisquare(counts.numpy(), (law.flatten() * counts.sum()).numpy()).pvalue < 1e-3
+
+
+def test_moment_and_confidence_meet_as_more_places_are_masked():
+    """One token of n: the laws differ by O(1/n), and are equal where no place can draw a better or a worse token."""
+    apart = []
+    for copies in (1, 2, 4, 6):
+        p = torch.tensor([[0.9, 0.1], [0.6, 0.4]], dtype=torch.float64).repeat(copies, 1)
+        apart.append(float((law_of_confidence(p, 1.0) - law_of_moment(p, 1.0)).abs().sum()))
+    assert apart[0] > 0.03
+    assert all(later < 0.75 * sooner for sooner, later in pairwise(apart))
+    assert apart[-1] * 12 < 1.3 * apart[0] * 2
+    even = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25] * 4], dtype=torch.float64)
+    torch.testing.assert_close(law_of_confidence(even, 0.7), law_of_moment(even, 0.7))
+
+
+def test_moment_temperatures():
+    assert moment_temperatures(4.0, 4) == pytest.approx([3 / 4, 2 / 3, 1 / 2, 1.0])
+    assert moment_temperatures(4.5, 1) == [1.0]
+    p, t = some_law(1, 5), 0.5
+    alpha = 4.0 * (1 - t)
+    tempered = (p.log() / moment_temperatures(4.0, 4)[1]).softmax(-1)
+    torch.testing.assert_close(tempered, p ** (1 + 1 / alpha) / (p ** (1 + 1 / alpha)).sum())
+
+
+def test_moment_falls_to_the_likeliest_first():
+    logits = some_logits()
+    best = logits.log_softmax(-1).amax(-1)
+    assert torch.equal(score(Moment(0.0), logits), best)
+    assert torch.equal(score(Moment(4.5), logits, t=1.0), best)
+    torch.testing.assert_close(score(Moment(4.5), logits, t=1 - 1e-9).float(), best, atol=1e-5, rtol=1e-5)
+    forbidden = logits.clone()
+    forbidden[..., 1:] = -math.inf
+    assert score(Moment(4.5), forbidden).isfinite().all()
+
+
+# -- margins that keep a distance -------------------------------------------------------------------------------------
+
+
+def greedy(margin: list[float], masked: list[bool], radius: int, grid: tuple[int, ...]) -> list[int]:
+    """The masked places in the order they should be revealed: those taken greedily, then the others, all by margin."""
+    where = list(product(*[range(n) for n in grid]))
+    order = sorted((i for i in range(len(margin)) if masked[i]), key=lambda i: (-margin[i], i))
+    taken: list[int] = []
+    for i in order:
+        if all(max(abs(a - b) for a, b in zip(where[i], where[j], strict=True)) > radius for j in taken):
+            taken.append(i)
+    return taken + [i for i in order if i not in taken]
+
+
+@pytest.mark.parametrize("grid", [(40,), (6, 8), (3, 4, 5), (1, 9), (1,)], ids=str)
+@pytest.mark.parametrize("radius", [0, 1, 2, 5, 100])
+@pytest.mark.parametrize("ties", [False, True])
+def test_repulsion_against_a_greedy_loop(grid, radius, ties):
+    gen = torch.Generator().manual_seed(radius)
+    cells = math.prod(grid)
+    logits = torch.randn(6, cells, 4, generator=gen)
+    if ties:
+        logits = logits[:, :1].expand(6, cells, 4).clone()
+        logits[:, : cells // 2] *= 2
+    masked = torch.rand(6, cells, generator=gen) < torch.linspace(0.2, 1, 6)[:, None]
+    rand = seeded(0, 6)
+    got = MarginRepulsion(radius, grid)(logits, masked.long(), masked=masked, t=0.5, rand=rand)
+    margin = Margin()(logits, masked.long(), masked=masked, t=0.5, rand=rand)
+    for row in range(6):
+        count = int(masked[row].sum())
+        order = got[row].masked_fill(~masked[row], -math.inf).argsort(descending=True, stable=True)[:count]
+        assert order.tolist() == greedy(margin[row].tolist(), masked[row].tolist(), radius, grid)
+
+
+def test_repulsion_beyond_the_rounds_still_keeps_what_it_took_apart():
+    """A slope of 200 margins is decided from its top, two cells a round; the rest comes next, in order."""
+    best = torch.linspace(0.9, 0.6, 200, dtype=torch.float64)
+    logits = torch.stack([best, 1 - best], dim=-1).log().float()[None]
+    order = score(MarginRepulsion(1, (200,)), logits)[0].argsort(descending=True)
+    assert order[:32].tolist() == list(range(0, 64, 2))
+    assert order[32:168].tolist() == list(range(64, 200))
+    assert order[168:].tolist() == list(range(1, 64, 2))
+
+
+def test_repulsion_of_radius_zero_is_the_margin_order():
+    logits = some_logits()
+    got, want = (score(p, logits).argsort(1, descending=True) for p in (MarginRepulsion(0, (12,)), Margin()))
+    assert torch.equal(got, want)
+
+
+def test_neighbours_are_not_revealed_together():
+    logits = torch.randn(50, 64, 8, generator=torch.Generator().manual_seed(0))
+    states = decode(lambda tokens, t: logits, torch.full((50, 64), 8), [7 / 8, 0.0], mask_id=8, rand=seeded(0, 50),
+                    priority=MarginRepulsion(1, (8, 8)))  # fmt: skip
+    next(states)
+    places = next(states).revealed.nonzero()[:, 1].view(50, 8)
+    at = torch.stack([places // 8, places % 8], -1).float()
+    apart = torch.cdist(at, at, p=math.inf) + torch.eye(8) * 9
+    assert apart.min() >= 2
+
+
+@pytest.mark.parametrize("make", [
+    lambda: Moment(-1.0), lambda: Moment(math.inf), lambda: MarginRepulsion(-1, (4,)), lambda: MarginRepulsion(1, ()),
+    lambda: MarginRepulsion(1, (0, 3)), lambda: MarginRepulsion(1, (2, 2, 2, 2)),
+    lambda: score(MarginRepulsion(1, (4, 4)), some_logits()),
+])  # fmt: skip
+def test_new_orders_refuse(make):
+    with pytest.raises(ValueError):
+        make()

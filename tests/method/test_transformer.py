@@ -149,7 +149,7 @@ def test_an_unconditional_model_refuses_classes():
 
 OPTIONS = {
     "dim": 32, "depth": 3, "heads": 3, "mlp_ratio": 2.0, "gated": False, "qk_norm": False, "rotary": False,
-    "absolute": False, "registers": 2, "num_classes": 6, "prefix": True,
+    "absolute": False, "registers": 2, "num_classes": 6, "prefix": True, "self_condition": True, "critic": "head",
 }  # fmt: skip
 
 
@@ -172,6 +172,7 @@ def test_every_option_changes_the_parameters_or_the_output(field):
 @pytest.mark.parametrize("bad", [
     {"dim": 0}, {"depth": 0}, {"heads": 0}, {"mlp_ratio": 0.0}, {"dim": 30, "heads": 4}, {"dim": 6, "heads": 2},
     {"registers": -1}, {"num_classes": -1}, {"prefix": True, "num_classes": 0}, {"absolute": False},
+    {"critic": "only", "self_condition": True},
 ])  # fmt: skip
 def test_impossible_configs_are_refused(bad):
     with pytest.raises(ValueError, match="TransformerConfig"):
@@ -265,3 +266,105 @@ def test_a_padded_row_gives_what_a_shorter_model_gives(extra):
         torch.testing.assert_close(out[row : row + 1, :length], want, atol=1e-5, rtol=1e-5)
     at = torch.arange(9) < lengths[:, None]
     torch.testing.assert_close(model(tokens.masked_fill(~at, ABSENT), classes, at), out[at])
+
+
+# -- self-conditioning and the critic ----------------------------------------------------------------------------------
+
+
+def some_memory(rows: int = 4) -> torch.Tensor:
+    return torch.randn(rows, LENGTH, K, generator=torch.Generator().manual_seed(5)).softmax(-1)
+
+
+CRITICS = [replace(critic="head"), replace(critic="separate"), replace(critic="only"), replace(critic="separate",
+    prefix=True, registers=1), replace(critic="head", self_condition=True)]  # fmt: skip
+
+
+def test_a_memory_changes_nothing_at_the_start():
+    plain, model = build(perturb=False), build(replace(self_condition=True), perturb=False)
+    names = {n for n, _ in model.named_parameters()} - {n for n, _ in plain.named_parameters()}
+    assert names == {"recall.weight"}
+    with torch.no_grad():
+        for p in [plain.head.weight, model.head.weight]:
+            p.copy_(torch.arange(p.numel()).view(p.shape) * 1e-2)
+    model.load_state_dict(plain.state_dict(), strict=False)
+    tokens, want = some_tokens(), plain(some_tokens())
+    assert torch.equal(model(tokens), want)
+    assert torch.equal(model(tokens, memory=some_memory()), want)
+
+
+def test_a_memory_is_the_expected_embedding_times_a_matrix():
+    """A certain memory of token v is the embedding of v; a row of zeros is no memory; rows keep to themselves."""
+    model, tokens, memory = build(replace(self_condition=True)), some_tokens(), some_memory()
+    assert (model(tokens, memory=memory) - model(tokens)).abs().max() > 1e-2
+    torch.testing.assert_close(model(tokens, memory=torch.zeros_like(memory)), model(tokens))
+    mixed = model(tokens, memory=memory * torch.tensor([1.0, 0.0, 1.0, 0.0])[:, None, None])
+    torch.testing.assert_close(mixed[1::2], model(tokens)[1::2])
+    torch.testing.assert_close(mixed[::2], model(tokens, memory=memory)[::2])
+    at = tokens == K
+    torch.testing.assert_close(model(tokens, None, at, memory), model(tokens, memory=memory)[at])
+    doubled, known = build(), tokens % K
+    with torch.no_grad():
+        model.recall.weight.copy_(torch.eye(24))
+        doubled.embedding.weight.mul_(2)
+    torch.testing.assert_close(model(known, memory=nn.functional.one_hot(known, K).float()), doubled(known))
+
+
+def test_memories_and_judges_that_a_model_has_not_are_refused():
+    tokens = some_tokens()
+    with pytest.raises(ValueError, match="self_condition"):
+        build()(tokens, memory=some_memory())
+    with pytest.raises(ValueError, match="judge"):
+        build()(tokens, judge=True)
+    alone = build(replace(critic="only"))
+    with pytest.raises(ValueError, match="critic only"):
+        alone(tokens)
+    with pytest.raises(ValueError, match="predicts no tokens"):
+        alone.set_unigram(torch.ones(K))
+
+
+@pytest.mark.parametrize("config", CRITICS, ids=range(len(CRITICS)))
+def test_a_judge_gives_a_logit_per_token(config):
+    model, tokens, classes = build(config), some_tokens() % K, torch.tensor([0, 1, 2, NULL])
+    verdict = model(tokens, classes, judge=True)
+    assert verdict.shape == (4, LENGTH)
+    assert verdict.dtype == torch.float32
+    at = tokens > 2
+    torch.testing.assert_close(model(tokens, classes, at, judge=True), verdict[at])
+    other = tokens.clone()
+    other[:, 0] = (other[:, 0] + 1) % K
+    assert ((model(other, classes, judge=True) - verdict).abs().amax(0) > 1e-6).all(), "it sees the whole canvas"
+    assert (build(config, perturb=False)(tokens, judge=True) == 0).all(), "it starts undecided"
+
+
+def test_a_head_shares_the_trunk_and_a_separate_critic_does_not():
+    for kind in ("head", "separate"):
+        model = build(replace(critic=kind))
+        model(some_tokens() % K, judge=True).sum().backward()
+        reached = {n for n, p in model.named_parameters() if p.grad is not None}
+        every = {n for n, _ in model.named_parameters()}
+        if kind == "head":
+            assert every - reached == {"head.weight", "head.bias"}
+        else:
+            assert reached == {n for n in every if n.startswith("critic.")}
+
+
+def test_a_critic_changes_no_logits():
+    want = build()(some_tokens())
+    for kind in ("head", "separate"):
+        torch.testing.assert_close(build(replace(critic=kind))(some_tokens()), want)
+
+
+def test_every_parameter_gets_a_gradient_with_and_without_a_memory():
+    """Processes that train together wait for all gradients, so even an unused layer must have one: zeros."""
+    for memory in (None, some_memory()):
+        model = build(replace(self_condition=True))
+        model(some_tokens(), torch.tensor([0, 1, 2, NULL]), memory=memory).square().sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+        assert (model.recall.weight.grad.abs().max() > 0) == (memory is not None)
+
+
+def test_a_memory_in_half_precision():
+    model = build(replace(self_condition=True)).bfloat16()
+    out = model(some_tokens(), memory=some_memory())
+    assert out.dtype == torch.float32
+    assert out.isfinite().all()

@@ -14,7 +14,9 @@ from unmask.cli.networks import train_features
 from unmask.cli.parsing import nearest
 from unmask.cli.sampling import evaluate, export, sample
 from unmask.cli.schedule import schedule
+from unmask.cli.scoring import score
 from unmask.cli.sweeping import sweep
+from unmask.cli.text import generate, infill
 from unmask.cli.tokenizers import tokenize, train_tokenizer
 from unmask.cli.training import demo, train
 from unmask.errors import ConfigError, UnmaskError
@@ -28,9 +30,12 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train-features": train_features,
     "sample": sample,
     "inpaint": inpaint,
+    "generate": generate,
+    "infill": infill,
     "evaluate": evaluate,
     "evaluate-inpaint": evaluate_inpaint,
     "sweep": sweep,
+    "score": score,
     "schedule": schedule,
     "export": export,
 }

@@ -71,6 +71,10 @@ def evaluate_inpaint(arguments: list[str]) -> None:
         raise ConfigError(f"--images {flags.images}: at least 2, to have a covariance")
     if flags.sampling.schedule is not None:
         raise ConfigError(f"--schedule {flags.sampling.schedule}: say which to compare, --schedules cosine linear")
+    if flags.sampling.preset is not None:
+        raise ConfigError(
+            f"--preset {flags.sampling.preset} is of one schedule, and several are compared: leave it out"
+        )
     device = None if flags.network.device == "auto" else flags.network.device
     with value_errors(), disk_errors(out), world(device) as here:
         experiment, pipeline = opened(run, here)

@@ -93,11 +93,11 @@ def train_features(arguments: list[str]) -> None:
         train, test = (
             PictureSet(pictures=part, size=(height, width), flip=False) for part in (split.train, split.test)
         )
-        features = in_domain(train, config, flags.out / CLASSIFIER, here)
+        features = in_domain(train, config, flags.out / CLASSIFIER, here, progress)
         right = math.nan
         if split.test.labels is not None and len(split.test):
-            bank = embed_real(test, features, torch.arange(len(test)), here)
-            right = float((features.classify(bank).argmax(1).cpu() == split.test.labels).double().mean())
+            bank, read = embed_real(test, features, torch.arange(len(test)), here)
+            right = float((features.classify(bank).argmax(1).cpu() == split.test.labels[read]).double().mean())
         report = {
             "test_accuracy": right,
             "features": features.name,

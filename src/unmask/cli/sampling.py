@@ -1,6 +1,7 @@
 """`unmask sample`, `evaluate` and `export`: what one does with a finished run."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,27 +11,41 @@ import torch
 import tyro
 
 from unmask import evaluate as evaluation
-from unmask import experiment, figures, gallery
+from unmask import figures, gallery, image_experiment
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, nearest, parse, positional, value_errors
 from unmask.cli.schedule import shapes
 from unmask.errors import ConfigError
 from unmask.guidance import Interval
 from unmask.pipeline import Pipeline
+from unmask.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, Preset
 from unmask.recipes import Order, Sampling, ValeoaiV1
-from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MarginRepulsion, MaxLogit, Random, Raster
 from unmask.schedules import Shape
+from unmask.text_pipeline import TextPipeline
 from unmask.training.distributed import world
+from unmask.training.log import progress_bar
+
+PRESETS = {
+    "besnier-256-8": REPORT_256,
+    "besnier-512-15": REPORT_512,
+    "maskgit-256-8": GOOGLE_256,
+    "maskgit-512-12": GOOGLE_512,
+}
+"""What `--preset` may say: whose, for which size, in how many steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingFlags:
     """Anything not given is as the recipe has it."""
 
+    preset: str | None = None
+    """Sample as published, but for other flags: besnier-256-8, besnier-512-15, maskgit-256-8 or maskgit-512-12."""
     steps: int | None = None
     """Forward passes."""
     order: str | None = None
-    """Who is revealed first: confidence (-without-noise), halton, random, margin, entropy, max-logit or raster."""
+    """Who is revealed first: confidence (-without-noise), halton, random, margin, margin-repulsion, entropy,
+    max-logit or raster."""
     noise: float | None = None
     """Factor of the Gumbel noise on log-confidence, for the confidence order; it falls to 0."""
     schedule: str | None = None
@@ -46,10 +61,11 @@ class SamplingFlags:
     """Draw from the smallest set of tokens with this much probability only."""
 
 
-def applied(flags: SamplingFlags, pipeline: Pipeline) -> Sampling:
-    """The run's own sampling with the given flags put in."""
+def applied(flags: SamplingFlags, pipeline: Pipeline | TextPipeline) -> Sampling:
+    """The run's own sampling, or a published one, with the given flags put in."""
+    base = pipeline.sampling if flags.preset is None else named(PRESETS, flags.preset, "preset").sampling
     given = {name: getattr(flags, name) for name in ("steps", "temperature", "top_k", "top_p")}
-    sampling = replace(pipeline.sampling, **{name: value for name, value in given.items() if value is not None})
+    sampling = replace(base, **{name: value for name, value in given.items() if value is not None})
     if flags.order is not None and not (flags.order == "confidence" and isinstance(sampling.priority, Confidence)):
         sampling = replace(sampling, priority=named(orders(pipeline.model.grid), flags.order, "order"))
     if flags.noise is not None:
@@ -59,6 +75,14 @@ def applied(flags: SamplingFlags, pipeline: Pipeline) -> Sampling:
     if flags.schedule is not None:
         sampling = replace(sampling, schedule=named(schedules(pipeline.model.length), flags.schedule, "schedule"))
     return sampling if flags.scale is None else replace(sampling, scale=Interval(flags.scale))
+
+
+def published(name: str) -> str:
+    """What a preset is reported to reach, in one line."""
+    preset: Preset = named(PRESETS, name, "preset")
+    fid, score = preset.expected.fid, preset.expected.inception_score
+    size = "x".join(map(str, preset.size))
+    return f"preset {name}: published FID {fid:.2f}, IS {score:.1f} for ImageNet at {size} ({preset.source})"
 
 
 def schedules(length: int) -> dict[str, Shape | ValeoaiV1]:
@@ -76,6 +100,7 @@ def orders(grid: tuple[int, ...]) -> dict[str, Order]:
         "halton": Halton(grid),
         "random": Random(),
         "margin": Margin(),
+        "margin-repulsion": MarginRepulsion(radius=4 if len(grid) == 1 else 1, grid=grid),
         "entropy": Entropy(),
         "max-logit": MaxLogit(),
         "raster": Raster(),
@@ -108,7 +133,10 @@ def sample(arguments: list[str]) -> None:
         labels = ids[torch.arange(flags.num) % len(ids)]
     with value_errors(), disk_errors(flags.out.parent):
         sampling = applied(flags.sampling, pipeline)
-        images = pipeline.generate(labels, num=flags.num, seed=flags.seed, sampling=sampling)
+        if flags.sampling.preset is not None:
+            print(published(flags.sampling.preset))
+        with progress_bar(shown=True) as progress:
+            images = pipeline.generate(labels, num=flags.num, seed=flags.seed, sampling=sampling, progress=progress)
         scale = figures.readable_scale(images)
         figures.write(figures.grid(images, flags.columns, scale=scale), flags.out)
         print(f"wrote {flags.out}")
@@ -146,7 +174,7 @@ def evaluate(arguments: list[str]) -> None:
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
     with value_errors():
         sampling = applied(flags.sampling, Pipeline.from_pretrained(name, device="cpu"))
-    print_report(Path(name), flags.samples, flags.seed, sampling, flags.network)
+    print_report(Path(name), flags.samples, flags.seed, sampling, flags.network, flags.sampling.preset)
 
 
 PICTURES = {
@@ -167,12 +195,14 @@ PICTURES = {
 OWN = ReferenceFlags()
 
 
-def print_report(run: Path, num: int, seed: int, sampling: Sampling, network: ReferenceFlags = OWN) -> None:
-    """Evaluate, print the figures, and say where each file lies."""
+def print_report(
+    run: Path, num: int, seed: int, sampling: Sampling, network: ReferenceFlags = OWN, preset: str | None = None
+) -> None:
+    """Evaluate, print the figures, and say where each file lies and which pictures could not be read."""
     if num < 2:
         raise ConfigError(f"--samples {num}: at least 2, to have a covariance")
     device = None if network.device == "auto" else network.device
-    with value_errors(), disk_errors(run), world(device) as here:
+    with value_errors(), disk_errors(run), world(device) as here, progress_bar(shown=here.is_main) as progress:
         features, judge = open_networks(network, here)
         numbers = evaluation.report(
             run,
@@ -183,9 +213,14 @@ def print_report(run: Path, num: int, seed: int, sampling: Sampling, network: Re
             features=features,
             judge=judge,
             reference=network.reference,
+            progress=progress,
         )
         if not here.is_main:
             return
+    for one in bad if isinstance(bad := numbers.get("unreadable"), list) else ():
+        print(f"left out {one}", file=sys.stderr)
+    if preset is not None:
+        print(published(preset))
     print(json.dumps(numbers, indent=2))
     print("\nwrote")
     width = max(len(str(run / file)) for file in PICTURES)
@@ -204,5 +239,5 @@ def export(arguments: list[str]) -> None:
     name, rest = positional(arguments, "export RUN --out DIR, where RUN is a run folder")
     flags = parse(ExportFlags, rest, f"export {name}")
     with disk_errors(flags.out):
-        experiment.export(Path(name), flags.out)
+        image_experiment.export(Path(name), flags.out)
     print(f"wrote {flags.out}: unmask sample {flags.out}, or Pipeline.from_pretrained({str(flags.out)!r}) in Python")

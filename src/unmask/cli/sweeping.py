@@ -19,6 +19,7 @@ from unmask.sampling.priorities import Confidence
 from unmask.schedules import Shape
 from unmask.sweeping import Plan, Setting
 from unmask.training.distributed import world
+from unmask.training.log import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +58,20 @@ def sweep(arguments: list[str]) -> None:
     with value_errors():
         plan = planned(flags, Pipeline.from_pretrained(name, device="cpu"), name)
     device = None if flags.network.device == "auto" else flags.network.device
-    with value_errors(), disk_errors(out), world(device) as here:
+    with value_errors(), disk_errors(out), world(device) as here, progress_bar(shown=here.is_main) as progress:
         features, judge = open_networks(flags.network, here)
         rows = sweeping.sweep(
-            run, plan, out, world=here, features=features, judge=judge, reference=flags.network.reference
+            run,
+            plan,
+            out,
+            world=here,
+            features=features,
+            judge=judge,
+            reference=flags.network.reference,
+            progress=progress,
         )
         for place, row in enumerate(rows):
+            progress("rows", place + 1, len(plan.choices()) + 3)  # floor, limit, and the best again
             if here.is_main:
                 print("\n".join([*(() if place else sweep_table.HEAD), sweep_table.line(row)]), flush=True)
         if here.is_main:

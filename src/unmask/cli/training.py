@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask import experiment, recipes
+from unmask import experiment, image_experiment, recipes, text_experiment
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.sampling import print_report
 from unmask.config import dump_json
@@ -18,8 +18,7 @@ from unmask.training.log import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainFlags:
-    recipe: Annotated[recipes.Recipe, tyro.conf.arg(name="")]
+class RunFlags:
     out: Path
     """The run folder: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
     resume: Literal["auto", "never"] = "auto"
@@ -27,6 +26,16 @@ class TrainFlags:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dry_run: bool = False
     """Print the resolved configuration and the sizes, and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags(RunFlags):
+    recipe: Annotated[recipes.Recipe, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTextFlags(RunFlags):
+    recipe: Annotated[recipes.TextRecipe, tyro.conf.arg(name="")]
 
 
 def train(arguments: list[str]) -> None:
@@ -38,43 +47,54 @@ def train(arguments: list[str]) -> None:
         return
     name, rest = positional(arguments, usage)
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
-    default = TrainFlags(recipe=recipes.load(name), out=run)
+    recipe = recipes.load(name)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
-    flags = parse(TrainFlags, rest, f"train {name}", default)
+    flags: TrainFlags | TrainTextFlags
+    if isinstance(recipe, recipes.TextRecipe):
+        flags = parse(TrainTextFlags, rest, f"train {name}", TrainTextFlags(recipe=recipe, out=run))
+    else:
+        flags = parse(TrainFlags, rest, f"train {name}", TrainFlags(recipe=recipe, out=run))
     if flags.dry_run:
-        return _describe(flags.recipe)
+        return _describe(flags.recipe, flags.out)
     if flags.resume == "never" and (flags.out / "checkpoints").exists():
         raise CheckpointError(f"{flags.out} holds a run: give another --out, or let --resume auto continue it")
     _train(flags.recipe, flags.out, flags.device)
 
 
-def _train(recipe: recipes.Recipe, run: Path, device: str = "auto") -> None:
+def _train(recipe: recipes.Recipe | recipes.TextRecipe, run: Path, device: str = "auto") -> None:
     with value_errors(), disk_errors(run), world(None if device == "auto" else device) as here:
         for turn in (True, False):  # the main process downloads and caches first
             if here.is_main == turn:
-                ready = _prepare(recipe, here.is_main)
+                ready = _prepare(recipe, run, here.is_main)
             barrier(here)
         experiment.run(ready, run, here)
         if here.is_main:
-            print(f"wrote {run / 'model.safetensors'}; next: unmask evaluate {run}   or   unmask sample {run}")
+            text = isinstance(recipe, recipes.TextRecipe)
+            first, second = ("generate", "score") if text else ("evaluate", "sample")
+            print(f"wrote {run / 'model.safetensors'}; next: unmask {first} {run}   or   unmask {second} {run}")
 
 
-def _prepare(recipe: recipes.Recipe, speak: bool) -> experiment.Experiment:
+def _prepare(
+    recipe: recipes.Recipe | recipes.TextRecipe, run: Path, speak: bool
+) -> image_experiment.Experiment | text_experiment.TextExperiment:
     """Read the data, and name every file that was left out."""
     with progress_bar(shown=speak) as progress:
-        ready = experiment.prepare(recipe, progress)
+        if isinstance(recipe, recipes.TextRecipe):
+            return text_experiment.prepare(recipe, run / "tokens", progress)
+        ready = image_experiment.prepare(recipe, progress)
     for bad in ready.loaded.bad if speak and ready.loaded else ():
         print(f"left out {bad}", file=sys.stderr)
     return ready
 
 
-def _describe(recipe: recipes.Recipe) -> None:
-    ready = _prepare(recipe, True)
+def _describe(recipe: recipes.Recipe | recipes.TextRecipe, run: Path) -> None:
+    ready = _prepare(recipe, run, True)
     model = experiment.build(ready)
+    what = "row" if isinstance(recipe, recipes.TextRecipe) else "image"
     print(dump_json(ready.recipe))
     print(f"parameters {sum(p.numel() for p in model.parameters()):,}")
-    print(f"tokens     {model.length} per image, a grid of {model.grid}, each one of {model.vocab_size}")
-    print(f"images     {len(ready.train):,} for training, {len(ready.test):,} held out")
+    print(f"tokens     {model.length} per {what}, a grid of {model.grid}, each one of {model.vocab_size}")
+    print(f"{what + 's':10s} {len(ready.train):,} for training, {len(ready.test):,} held out")
     print(f"per step   {recipe.training.batch_size * model.length:,} tokens, {recipe.training.steps:,} steps")
 
 
@@ -93,7 +113,7 @@ class DemoFlags:
 def demo(arguments: list[str]) -> None:
     """learn real handwritten digits in a few minutes, draw some, repair some, and measure how good they are"""
     flags = parse(DemoFlags, arguments, "demo")
-    recipe = recipes.load("digits")
+    recipe = recipes.find("digits", recipes.Recipe)
     steps = recipe.training.steps if flags.steps is None else flags.steps
     judge = recipe.classifier.steps if flags.classifier_steps is None else flags.classifier_steps
     every = max(1, steps // 5)

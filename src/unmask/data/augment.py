@@ -60,9 +60,20 @@ class PictureSet:
             if self.flip:
                 pixels = torch.where((mirror == 1).to(device)[:, None, None, None], pixels.flip(3), pixels)
         else:
-            pixels = pixels[:, :, room[0] // 2 :, room[1] // 2 :][:, :, : self.size[0], : self.size[1]]
+            pixels = self._centre(pixels)
         labels = self.pictures.labels
         return pixels.float() / 127.5 - 1, None if labels is None else labels[index].to(device)
+
+    def readable(
+        self, index: Int[Tensor, "b"], device: torch.device
+    ) -> tuple[Float[Tensor, "g c h w"], Int[Tensor, "g"]]:
+        """The readable ones of the chosen pictures, as `rows` has them without noise, and their places in `index`."""
+        pixels, places, _ = self.pictures.try_at(index)
+        return self._centre(pixels.to(device)).float() / 127.5 - 1, places
+
+    def _centre(self, pixels: UInt8[Tensor, "b c _ _"]) -> UInt8[Tensor, "b c h w"]:
+        top, left = ((there - here) // 2 for there, here in zip(pixels.shape[2:], self.size, strict=True))
+        return pixels[:, :, top : top + self.size[0], left : left + self.size[1]]
 
 
 def _digit(u: Float[Tensor, "b"], base: int) -> tuple[Int[Tensor, "b"], Float[Tensor, "b"]]:

@@ -155,7 +155,7 @@ class CodeSet:
 
     def _open(self, shard: Shard) -> np.memmap:
         shape = (shard.rows, len(self.meta.views), math.prod(self.meta.grid))
-        return _open_array(self.folder / shard.file, code_type(self.meta.vocab_size), shape)
+        return open_array(self.folder / shard.file, code_type(self.meta.vocab_size), shape)
 
 
 def code_type(vocab_size: int) -> np.dtype:
@@ -241,14 +241,14 @@ def _parts(folder: Path, meta: Meta) -> tuple[CodeSet, CodeSet]:
 
 def _read_labels(folder: Path, meta: Meta, shard: Shard) -> Int32[np.ndarray, "rows"]:
     path = folder / shard.labels_file
-    labels = np.array(_open_array(path, np.dtype("<i4"), (shard.rows,)))
+    labels = np.array(open_array(path, np.dtype("<i4"), (shard.rows,)))
     if not 0 <= labels.min() <= labels.max() < len(meta.classes):
         span = f"{labels.min()}..{labels.max()} of {len(meta.classes)} classes"
         raise DataError(f"{path} is damaged: its labels span {span}; {_again(folder)}")
     return labels
 
 
-def _open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+def open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
     """Map a .npy file of this type and shape; its header is compared, not parsed, since it may be foreign."""
     expected = io.BytesIO()
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}

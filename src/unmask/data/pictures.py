@@ -1,5 +1,6 @@
 """Pictures of any number, in memory or read when asked for: a million photos need only their places in memory."""
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from unmask.errors import ConfigError, DataError
 
 MAX_THREADS = 16
 AHEAD = 256  # pictures that threads may hold decoded while the first of them is still awaited
+PROBED = 64  # pictures whose pixels tell a set that is read when asked for from others
 
 
 @runtime_checkable
@@ -157,6 +159,23 @@ def count_threads() -> int:
 def gather(pictures: Pictures) -> Images:
     """All pictures read into memory."""
     return Images(pixels=pictures.at(torch.arange(len(pictures))), labels=pictures.labels, classes=pictures.classes)
+
+
+def digest(*sets: Pictures) -> str:
+    """SHA-256 of the classes, labels and pixels: of every picture in memory, of PROBED spread over those that are read
+    when asked for, so that one replaced among a million may go unseen."""
+    found = hashlib.sha256()
+    for pictures in sets:
+        num = len(pictures)
+        few = min(num, PROBED) if isinstance(pictures, OnDemand) else num
+        found.update(f"{num} {pictures.shape} {pictures.classes}\n".encode())
+        if pictures.labels is not None:
+            found.update(pictures.labels.numpy().tobytes())
+        for index in (torch.arange(few) * num // max(1, few)).split(AHEAD):
+            pixels, places, _ = pictures.try_at(index)
+            found.update(places.numpy().tobytes())
+            found.update(pixels.numpy().tobytes())
+    return found.hexdigest()
 
 
 def split(pictures: Pictures, held_out: int, seed: int) -> tuple[Pictures, Pictures]:

@@ -16,6 +16,7 @@ from unmask.data.mnist import TEN, Mnist
 from unmask.data.npz import read_arrays
 from unmask.data.pictures import Split, check_share, split, split_share
 from unmask.data.shards import Shards
+from unmask.data.text import HubText, TextFile
 from unmask.errors import ConfigError, DataError
 
 __all__ = [
@@ -86,11 +87,18 @@ class Codes:
     path: str
 
 
-AnySource = TypeVar("AnySource", bound=Source | Codes)
+AnySource = TypeVar("AnySource", bound=Source | Codes | TextFile | HubText)
 
 
 def settled(source: AnySource) -> AnySource:
-    """The same source with its path written out, so that it means the same from any working directory."""
-    if isinstance(source, Digits | HubImages) or source.path is None:
+    """The same source with its paths written out, so that it means the same from any working directory."""
+    if isinstance(source, Digits | HubImages | HubText) or source.path is None:
         return source
-    return replace(source, path=str(Path(source.path).expanduser().resolve()))
+    settled = replace(source, path=_settled(source.path))
+    if isinstance(settled, TextFile) and settled.test is not None:
+        return replace(settled, test=_settled(settled.test))
+    return settled
+
+
+def _settled(path: str) -> str:
+    return str(Path(path).expanduser().resolve())

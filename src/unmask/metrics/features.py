@@ -233,11 +233,17 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_classifier(classifier: Classifier, path: Path | str) -> None:
-    """Weights as safetensors with the config as JSON in its metadata; a crash leaves the old file whole."""
-    write_weights(
-        classifier.state_dict(), Path(path), {"config": json.dumps(asdict(classifier.config), sort_keys=True)}
-    )
+def save_classifier(classifier: Classifier, path: Path | str, pictures: str = "") -> None:
+    """Weights as safetensors, with the config as JSON and the digest of its `pictures` in the metadata; a crash leaves
+    the old file whole."""
+    facts = {"config": json.dumps(asdict(classifier.config), sort_keys=True), "pictures": pictures}
+    write_weights(classifier.state_dict(), Path(path), facts)
+
+
+def trained_on(path: Path | str) -> str:
+    """The digest of the pictures that a saved classifier learned from, "" if its file does not say."""
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("pictures", "")
 
 
 def load_classifier(path: Path | str) -> Classifier:

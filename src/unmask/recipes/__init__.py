@@ -9,29 +9,31 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar, overload
 
 import tyro
 
 from unmask.config import from_json, load_json
 from unmask.data.sources import Codes, Source
+from unmask.data.text import HubText, TextFile
 from unmask.errors import ConfigError
 from unmask.guidance import CosineRamp, Interval, LinearRamp
 from unmask.metrics.features import ClassifierConfig
 from unmask.models.transformer import TransformerConfig
-from unmask.objectives import MaskGIT
-from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+from unmask.objectives import MaskedDiffusion, MaskGIT, Objective
+from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MarginRepulsion, MaxLogit, Random, Raster
 from unmask.schedules import Arccos, Cosine, Shape, ratios, ratios_from_counts, valeoai_v1
 from unmask.tokenizers.losses import TokenizerLoss
 from unmask.tokenizers.lpips import LpipsFiles
 from unmask.tokenizers.pixels import Pixels
+from unmask.tokenizers.text import BPE, Bytes, Characters
 from unmask.tokenizers.vqgan import VQGAN
 from unmask.training.loop import TrainConfig
 
-Order = Confidence | Halton | Random | Margin | Entropy | MaxLogit | Raster
+Order = Confidence | Halton | Random | Margin | MarginRepulsion | Entropy | MaxLogit | Raster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class Sampling:
     scale: Interval | LinearRamp | CosineRamp = Interval(scale=1.0)
     top_k: int | None = None
     top_p: float | None = None
+    remask: bool = False
 
     def __post_init__(self) -> None:
         many = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
@@ -59,6 +62,12 @@ class Sampling:
             raise ValueError(f"sampling: steps={self.steps} must be at least 1, temperature={many} finite and >= 0")
         if (self.top_k is not None and self.top_k < 1) or (self.top_p is not None and not 0 < self.top_p <= 1):
             raise ValueError(f"sampling: top_k={self.top_k} must be at least 1, and top_p={self.top_p} lie in (0, 1]")
+
+    def on(self, grid: tuple[int, ...]) -> "Sampling":
+        """The same on another canvas, for the orders that know its grid."""
+        if isinstance(self.priority, Halton | MarginRepulsion):
+            return replace(self, priority=replace(self.priority, grid=grid))
+        return self
 
     def ratios(self, tokens: int) -> list[float]:
         """The fractions still masked after each step, for a canvas of so many tokens."""
@@ -80,7 +89,7 @@ class Recipe:
     data: Source | Codes
     tokenizer: Pixels | VQGAN
     model: TransformerConfig = TransformerConfig()
-    objective: MaskGIT = MaskGIT()
+    objective: Objective = MaskGIT()
     training: TrainConfig = TrainConfig()
     sampling: Sampling = Sampling()
     classifier: ClassifierConfig = ClassifierConfig(channels=1, num_classes=10)
@@ -108,31 +117,80 @@ class TokenizerRecipe:
     training: TrainConfig = TrainConfig()
 
 
-AnyRecipe = TypeVar("AnyRecipe", bound=Recipe | TokenizerRecipe)
-COMMAND = {Recipe: "train", TokenizerRecipe: "train-tokenizer"}
+@dataclass(frozen=True, kw_only=True)
+class TextRecipe:
+    """Everything about an experiment on text, which becomes rows of `tokenizer.context` tokens.
+
+    `packing`: a "stream" of documents, one after another with an end token between, cut into rows; or "documents", one
+    a row, which needs a `padded` model. `documents` counts those of the corpus and `tokenizer_sha256` tells the
+    tokenizer: both are filled in from the data. `unigram` and `init` as in Recipe.
+    """
+
+    data: TextFile | HubText
+    tokenizer: Characters | Bytes | BPE
+    packing: Literal["stream", "documents"] = "stream"
+    model: TransformerConfig = TransformerConfig()
+    objective: Objective = MaskedDiffusion()
+    training: TrainConfig = TrainConfig()
+    sampling: Sampling = Sampling()
+    unigram: bool = True
+    documents: Annotated[int, tyro.conf.Suppress] = 0
+    tokenizer_sha256: Annotated[str | None, tyro.conf.Suppress] = None
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.packing == "documents" and not self.model.padded:
+            raise ValueError("packing documents: rows end early, so --model.padded is needed")
+        if self.model.num_classes:
+            raise ValueError(f"model.num_classes {self.model.num_classes}: text has no classes; leave it at 0")
+
+    @property
+    def opens(self) -> bool:
+        """Whether a text begins after an end token: so in a stream of many documents."""
+        return self.packing == "stream" and self.documents > 1
+
+
+AnyKind = Recipe | TokenizerRecipe | TextRecipe
+AnyRecipe = TypeVar("AnyRecipe", bound=AnyKind)
+COMMAND: dict[type, str] = {Recipe: "train", TextRecipe: "train", TokenizerRecipe: "train-tokenizer"}
+MARK = {"loss": TokenizerRecipe, "packing": TextRecipe}
+"""The field by which a kind is told in config.json."""
+WHOSE: dict[type, str] = {
+    Recipe: "an image generator's",
+    TextRecipe: "a text model's",
+    TokenizerRecipe: "a tokenizer's",
+}
 ONCE: dict[type, dict[str, str]] = {
-    Recipe: {"tokenizer": "Pixels"},
+    TextRecipe: {},
+    Recipe: {"tokenizer": "Pixels", "objective": "MaskGIT"},
     TokenizerRecipe: {"perceptual": "ClassifierConfig"},
 }
 """What these fields held before they had a choice, in files that do not say."""
 
 
 def names(kind: type = Recipe) -> list[str]:
-    """The recipes of a kind that come with the package: those of tokenizers end in -tokenizer."""
+    """The recipes that come with the package and that the command of this kind takes: tokenizers' end in -tokenizer."""
     found = sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
     return [name for name in found if name.endswith("-tokenizer") == (kind is TokenizerRecipe)]
 
 
-def load(name: str) -> Recipe:
-    """A generator's recipe; see `find`."""
-    return find(name, Recipe)
+def load(name: str) -> Recipe | TextRecipe:
+    """A generator's recipe, of images or of text; see `find`."""
+    found = find(name, None)
+    if isinstance(found, TokenizerRecipe):
+        _refuse(found, name)
+    return found  # type: ignore[return-value]
 
 
-def find(name: str, kind: type[AnyRecipe]) -> AnyRecipe:
+@overload
+def find(name: str, kind: type[AnyRecipe]) -> AnyRecipe: ...
+@overload
+def find(name: str, kind: None) -> AnyKind: ...
+def find(name: str, kind: type | None) -> AnyKind:
     """A recipe by name, by the path of a Python file with `recipe()`, or by the `config.json` of an earlier run.
 
-    A Python file is run: only give one that you trust. Raises ConfigError with the nearest name, or the command that
-    takes the other kind.
+    A Python file is run: only give one that you trust. Raises ConfigError with the nearest name, or, where the recipe
+    is not of the `kind` asked for, the command that takes it.
     """
     path = Path(name)
     if path.suffix == ".json":
@@ -141,41 +199,42 @@ def find(name: str, kind: type[AnyRecipe]) -> AnyRecipe:
         return _right(_from_file(path), kind, name)
     known = [*names(Recipe), *names(TokenizerRecipe)]
     if name not in known:
-        near = get_close_matches(name, names(kind), 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names(kind))}."
+        near = get_close_matches(name, names(kind or Recipe), 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names(kind or Recipe))}."
         raise ConfigError(f"no recipe {name}: {hint} Or give the path of a .py recipe or of a run's config.json")
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    build: Callable[[], Recipe | TokenizerRecipe] = module.recipe
+    build: Callable[[], AnyKind] = module.recipe
     return _right(build(), kind, name)
 
 
-def read_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
-    """The recipe in a run's config.json."""
+@overload
+def read_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe: ...
+@overload
+def read_recipe(path: Path, kind: None) -> AnyKind: ...
+def read_recipe(path: Path, kind: type | None) -> AnyKind:
+    """The recipe in a run's config.json, of any kind or of the one asked for."""
     data = load_json(path)
-    other = TokenizerRecipe if kind is Recipe else Recipe
-    if isinstance(data, dict) and ("loss" in data) != (kind is TokenizerRecipe):
-        _refuse(other, str(path))
+    here = next((of for field, of in MARK.items() if isinstance(data, dict) and field in data), Recipe)
     if isinstance(data, dict):
         data = data | {
             name: {"type": only} | data[name]
-            for name, only in ONCE[kind].items()
+            for name, only in ONCE[here].items()
             if isinstance(data.get(name), dict) and "type" not in data[name]
         }
-    return from_json(kind, data, path.name)
+    return _right(from_json(here, data, path.name), kind, str(path))
 
 
-def _right(made: Recipe | TokenizerRecipe, kind: type[AnyRecipe], name: str) -> AnyRecipe:
-    if not isinstance(made, kind):
-        _refuse(type(made), name)
-    return made  # type: ignore[return-value]
+def _right(made: AnyKind, kind: type | None, name: str) -> AnyKind:
+    if kind is not None and not isinstance(made, kind):
+        _refuse(made, name)
+    return made
 
 
-def _refuse(kind: type, name: str) -> None:
-    what = "a tokenizer's" if kind is TokenizerRecipe else "a generator's"
-    raise ConfigError(f"{name} is {what} recipe: unmask {COMMAND[kind]} takes it")
+def _refuse(made: AnyKind, name: str) -> None:
+    raise ConfigError(f"{name} is {WHOSE[type(made)]} recipe: unmask {COMMAND[type(made)]} takes it")
 
 
-def _from_file(path: Path) -> Recipe | TokenizerRecipe:
+def _from_file(path: Path) -> AnyKind:
     spec = importlib.util.spec_from_file_location("user_recipe", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"{path}: no such recipe file")
@@ -187,6 +246,6 @@ def _from_file(path: Path) -> Recipe | TokenizerRecipe:
         made = build() if callable(build) else None
     except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(made, Recipe | TokenizerRecipe):
+    if not isinstance(made, AnyKind):
         raise ConfigError(f"{path}: a recipe file needs a function recipe() that returns unmask.recipes.Recipe")
     return made

@@ -37,7 +37,7 @@ def recipe() -> Recipe:
             evaluate_every=500,
             save_every=250,
         ),
-        sampling=Sampling(steps=8, priority=Confidence(4.5), scale=LinearRamp(scale=2.0)),
+        sampling=Sampling(steps=8, priority=Confidence(4.5), scale=LinearRamp(scale=6.0)),
         classifier=ClassifierConfig(
             channels=3,
             num_classes=10,

@@ -42,7 +42,7 @@ class State:
 def decode(
     predict: Predict,
     tokens: Int[Tensor, "b l"],
-    ratios: Sequence[float],
+    ratios: Sequence[float] | Int[Tensor, "steps b"],
     *,
     mask_id: int,
     rand: Rand,
@@ -55,28 +55,29 @@ def decode(
     """Yield the starting canvas and then one state per step; the last one is the answer.
 
     `ratios` are the fractions still masked after each step, of the tokens unknown at the start, counted for each row on
-    its own (`reveal_counts`); a step in which no row reveals anything costs no forward pass. `temperature` divides the
-    logits before top-k, top-p and sampling, as a number or one per step, and 0 takes the likeliest token; the priority
-    sees the logits as predicted. Known tokens never change, and `mask_id` has no logit, so it cannot come out.
+    its own (`reveal_counts`), or these counts themselves; a step in which no row reveals anything costs no forward
+    pass. `temperature` divides the logits before top-k, top-p and sampling, as a number or one per step, and 0 takes
+    the likeliest token; the priority sees the logits as predicted. Known tokens never change, and `mask_id` has no
+    logit, so it cannot come out.
     With `remask`, what earlier steps revealed competes with the new draws for the same number of places, and whatever
     loses is masked again (Mask-Predict, arXiv 1904.09324; x-transformers' `can_mask_prev_unmasked`).
     Raises ValueError for bad tokens, ratios or temperatures, for logits of another shape and, at the end, for logits
     that are no distribution.
     """
-    masked = unknown = _check_tokens(tokens, mask_id)
-    counts = reveal_counts(masked.sum(1), ratios)
+    masked = unknown = check_tokens(tokens, mask_id)
+    counts = ratios.cpu() if isinstance(ratios, Tensor) else reveal_counts(masked.sum(1), ratios)
+    if not torch.equal(counts.sum(0), masked.sum(1).cpu()):
+        raise ValueError("the counts of each row must add up to its masked tokens")
     steps = counts.any(1).nonzero().flatten().tolist()  # with more steps than unknown tokens some have nothing to do
-    temperatures = _check_temperatures(temperature, len(ratios))
+    temperatures = check_temperatures(temperature, len(counts))
     counts = (counts.cumsum(0) if remask else counts).to(tokens.device)
     broken = torch.zeros((), dtype=torch.bool, device=tokens.device)
     yield State(tokens, torch.zeros_like(masked), 0, 0.0)
     for step in steps:
         noise = rand.at(step)
-        t = (step + 1) / len(ratios)
-        logits = predict(tokens, step / len(ratios)).float()
-        if logits.shape != (*tokens.shape, mask_id):
-            raise ValueError(f"predict gave logits of shape {tuple(logits.shape)}; expected {(*tokens.shape, mask_id)}")
-        broken |= ~logits.amax(-1).isfinite().all()  # NaN, +inf, or nothing but -inf
+        t = (step + 1) / len(counts)
+        logits, bad = ask(predict, tokens, step / len(counts), mask_id)
+        broken |= bad
         drawn = draw(logits, temperatures[step], top_k, top_p, noise("token", tokens.shape[1]))
         sample = torch.where(masked, drawn, tokens)
         score = priority(logits, sample, masked=masked, t=t, rand=noise)
@@ -85,6 +86,21 @@ def decode(
         tokens = torch.where(candidates, torch.where(kept, sample, mask_id), tokens)
         yield State(tokens, kept & masked, step + 1, t)
         masked = candidates & ~kept
+    refuse(broken)
+
+
+def ask(
+    predict: Predict, tokens: Int[Tensor, "b l"], t: float, mask_id: int
+) -> tuple[Float[Tensor, "b l k"], Bool[Tensor, ""]]:
+    """The logits, and whether any place has no distribution: NaN, +inf, or nothing but -inf. Does not wait for it."""
+    logits = predict(tokens, t).float()
+    if logits.shape != (*tokens.shape, mask_id):
+        raise ValueError(f"predict gave logits of shape {tuple(logits.shape)}; expected {(*tokens.shape, mask_id)}")
+    return logits, ~logits.amax(-1).isfinite().all()
+
+
+def refuse(broken: Bool[Tensor, ""]) -> None:
+    """ValueError if any logits were broken; called at the end, as it waits for the device."""
     if broken:
         raise ValueError(
             "predict gave logits that are NaN, infinite or all -inf: the tokens mean nothing; check the weights"
@@ -153,14 +169,15 @@ def keep_likeliest(
     return logits
 
 
-def _check_tokens(tokens: Int[Tensor, "b l"], mask_id: int) -> Bool[Tensor, "b l"]:
+def check_tokens(tokens: Int[Tensor, "b l"], mask_id: int) -> Bool[Tensor, "b l"]:
     """Which tokens are masked; ValueError for ids outside 0..mask_id. Waits for the device once, before the loop."""
     if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) <= mask_id):
         raise ValueError(f"tokens must lie in 0..{mask_id} (mask_id), got {int(tokens.min())}..{int(tokens.max())}")
     return tokens == mask_id
 
 
-def _check_temperatures(temperature: float | Sequence[float], steps: int) -> list[float]:
+def check_temperatures(temperature: float | Sequence[float], steps: int) -> list[float]:
+    """One temperature per step; ValueError for another number of them, or for one that is negative or not finite."""
     many = [float(temperature)] * steps if isinstance(temperature, (int, float)) else [float(x) for x in temperature]
     if len(many) != steps or not all(0 <= x < float("inf") for x in many):
         raise ValueError(f"temperature {temperature}: give one finite number >= 0, or {steps} of them, one per step")

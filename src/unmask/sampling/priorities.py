@@ -17,6 +17,7 @@ Logits = Float[Tensor, "b l k"]
 Canvas = Int[Tensor, "b l"]
 Mask = Bool[Tensor, "b l"]
 Score = Float[Tensor, "b l"]
+ROUNDS = 32
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,38 @@ class Confidence:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """log sum_v p^beta + Gumbel, beta = 1 + 1 / (noise (1 - t)): `Confidence` without a look at the draw.
+
+    The moment sampler (arXiv 2510.04525): where `Confidence` draws first, and so sharpens what it reveals, this chooses
+    positions by the mean of the weights that `Confidence` would give their draws, and then draws at temperature 1/beta
+    (`moment_temperatures`). One law in the limit of many masked tokens and few revealed; with few masked they differ.
+    """
+
+    noise: float = 4.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise < float("inf"):
+            raise ValueError(f"Moment(noise={self.noise}): must be a finite number >= 0; 0 is deterministic")
+
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
+        log_p, alpha = logits.log_softmax(-1), self.noise * (1 - t)
+        if alpha == 0:
+            return log_p.amax(-1)
+        gumbel = -torch.log(-torch.log(rand("order", sample.shape[1])))
+        return alpha * ((log_p * (1 + 1 / alpha)).logsumexp(-1) + gumbel)  # times alpha: finite as it falls to 0
+
+
+def moment_temperatures(noise: float, steps: int) -> list[float]:
+    """1/beta = alpha / (1 + alpha) for each step of `Moment(noise)`, and 1 in the last.
+
+    There everything left is revealed: MaskGIT, whose law this follows, then takes its draws as they are.
+    """
+    alphas = [noise * (1 - (step + 1) / steps) for step in range(steps - 1)]
+    return [alpha / (1 + alpha) for alpha in alphas] + [1.0]
+
+
+@dataclass(frozen=True)
 class MaxLogit:
     """The largest raw logit, not normalised across positions: nanoMaskGIT's rule. `Margin` is the sounder relative."""
 
@@ -54,8 +87,51 @@ class Margin:
     """Probability of the likeliest token minus that of the second (Kim et al., arXiv 2502.06768, section 4)."""
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
-        best = logits.softmax(-1).topk(min(2, logits.shape[-1]), dim=-1).values
-        return best[..., 0] - best[..., 1:].sum(-1)
+        return _margin(logits)
+
+
+def _margin(logits: Logits) -> Score:
+    best = logits.softmax(-1).topk(min(2, logits.shape[-1]), dim=-1).values
+    return best[..., 0] - best[..., 1:].sum(-1)
+
+
+@dataclass(frozen=True)
+class MarginRepulsion:
+    """`Margin`, but no two tokens within `radius` of each other on the grid come together while others are left.
+
+    Greedy by margin among the masked places: each one taken puts off those within Chebyshev distance `radius`, which
+    follow by margin after all that were taken. Done by taking all local maxima at once, for 32 rounds and without
+    waiting for the device: what is undecided then (on a long slope of margins, as of exact ties) comes between the two.
+    """
+
+    radius: int
+    grid: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not (1 <= len(self.grid) <= 3 and min(self.grid) >= 1 and self.radius >= 0):
+            raise ValueError(f"{self}: needs one to three axes of at least one cell, and a radius >= 0")
+
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
+        cells = torch.Size(self.grid).numel()
+        if cells != sample.shape[1]:
+            raise ValueError(f"{self} has {cells} cells, but the canvas has {sample.shape[1]}")
+        rank = _margin(logits).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        key = (cells - rank).float()  # distinct and at least 1
+        left, taken = masked, torch.zeros_like(masked)
+        for _ in range(ROUNDS):
+            now = left & (self._widest(key * left) == key)
+            taken = taken | now
+            left = left & ~(self._widest(now.float()) > 0)
+        return key + cells * (2.0 * taken + left)
+
+    def _widest(self, x: Score) -> Score:
+        """The largest value within the radius of each cell, axis by axis."""
+        x = x.view(-1, *self.grid)
+        for axis in range(1, x.dim()):
+            rows = x.movedim(axis, -1)
+            pooled = torch.nn.functional.max_pool1d(rows.flatten(0, -2), 2 * self.radius + 1, 1, self.radius)
+            x = pooled.view(rows.shape).movedim(-1, axis)
+        return x.flatten(1)
 
 
 @dataclass(frozen=True)
@@ -63,8 +139,13 @@ class Entropy:
     """Minus the entropy of the predicted distribution in nats: the surest position first."""
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
-        log_p = logits.log_softmax(-1)
-        return (log_p.exp() * log_p.clamp(min=-1e30)).sum(-1)  # the clamp keeps 0 * -inf from becoming NaN
+        return negative_entropy(logits)
+
+
+def negative_entropy(logits: Logits) -> Score:
+    """sum_v p log p in nats, at most 0."""
+    log_p = logits.log_softmax(-1)
+    return (log_p.exp() * log_p.clamp(min=-1e30)).sum(-1)  # the clamp keeps 0 * -inf from becoming NaN
 
 
 @dataclass(frozen=True)

@@ -89,19 +89,27 @@ class Log:
             folder.mkdir(exist_ok=True)
             image.save(folder / f"{name}-{step:08d}.png")
 
+    def text(self, step: int, name: str, text: str) -> None:
+        """Keep a text as `samples/<name>-<step>.txt`."""
+        if self.run is not None:
+            folder = self.run / "samples"
+            folder.mkdir(exist_ok=True)
+            (folder / f"{name}-{step:08d}.txt").write_text(text + "\n", encoding="utf-8")
+
 
 @contextmanager
 def progress_bar(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar that `report(what, done, total)` moves, for reading and downloading; it goes away at the end."""
-    console = Console(stderr=True)
-    # Without a terminal even a transient bar leaves an empty line, and stderr is for errors.
-    with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+    """Bars that `report(what, done, total)` moves, one for each `what`; they go away at the end."""
+    console = Console(stderr=True, soft_wrap=True)
+    aside = sys.stdout.isatty()  # else what a command prints, a table for one, would follow the bar to stderr
+    shown = shown and console.is_terminal  # without one even a transient bar leaves an empty line
+    with Progress(console=console, transient=True, redirect_stdout=aside, disable=not shown) as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
+            bar.update(tasks[what], completed=done, total=total)
 
         yield report
 

@@ -53,8 +53,8 @@ from unmask.training.signals import stop_on_signal
 
 Objective = Callable[..., Loss]
 Batch = tuple[Int[Tensor, "b l"], Condition]
-Evaluator = Callable[[], Iterable[tuple[str, float | Image.Image]]]
-"""Yields (name, number or picture). It runs with the averaged weights in place and cannot reach into the loop."""
+Evaluator = Callable[[], Iterable[tuple[str, float | Image.Image | str]]]
+"""Yields (name, number, picture or text). It runs with the averaged weights in place and cannot reach into the loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +242,8 @@ def run_evaluators(evaluators: Sequence[Evaluator], ema: Ema, model: nn.Module, 
         for name, value in chain.from_iterable(evaluator() for evaluator in evaluators):
             if isinstance(value, Image.Image):
                 log.picture(step, name, value)
+            elif isinstance(value, str):
+                log.text(step, name, value)
             else:
                 numbers[name] = value
     model.train()

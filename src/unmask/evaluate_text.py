@@ -1,0 +1,130 @@
+"""Sampled texts to figures one can trust: each beside the same figure of held-out text.
+
+`_floor` is that of held-out text itself, and what to aim at: less is not better for a perplexity, which repetition
+lowers, nor more for `distinct`. So perplexity is drawn against entropy over temperatures, and held-out text is a point
+of that plane. Figures that change with the amount of text are taken from as many rows of both, and an n-gram
+divergence is that from other held-out rows, which neither has.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from unmask.data.images import Progress
+from unmask.data.tokens import Tokens
+from unmask.errors import ConfigError
+from unmask.metrics.judge import Judge, JudgeConfig, learned_from, load_judge, save_judge, surprise, train_judge
+from unmask.metrics.text import Rows, distinct, doubles, entropy, ngram_kl, repetition, words
+from unmask.training.distributed import World, barrier
+
+Decode = Callable[[Int[Tensor, "l"]], str]
+"""A row of tokens to its text, as tokenizers have it: -1 is no token."""
+
+SIZES = (1, 2, 3)
+REPEATED = 4  # tokens or words; shorter repetitions are what language is made of
+
+
+def kept_judge(
+    rows: Tokens,
+    config: JudgeConfig,
+    path: Path,
+    world: World,
+    *,
+    vocab_size: int,
+    end_id: int,
+    text: str,
+    progress: Progress | None = None,
+) -> Judge:
+    """A judge trained on these training rows, once for them and per configuration, and kept in `path`.
+
+    `text` is the digest of the rows' text and tokenizer: with another, another is trained.
+    """
+    barrier(world)
+    if world.is_main and not _fits(path, config, vocab_size, end_id, text):
+        made = train_judge(rows, config, vocab_size=vocab_size, end_id=end_id, device=world.device, progress=progress)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_judge(made, path, text)
+    barrier(world)
+    return load_judge(path).to(world.device)
+
+
+def _fits(path: Path, config: JudgeConfig, vocab_size: int, end_id: int, text: str) -> bool:
+    if not path.exists():
+        return False
+    found = load_judge(path)
+    there = (found.config, found.vocab_size, found.end_id, learned_from(path))
+    return there == (config, vocab_size, end_id, text)
+
+
+def measure(samples: Rows, held_out: Rows, judge: Judge, decode: Decode | None = None) -> dict[str, float]:
+    """Every figure of the samples, with `_floor` that of held-out rows; with `decode` also those of words.
+
+    Nats, perplexity and entropy are per token of the judge's tokenizer. ConfigError for rows that do not compare.
+    """
+    (line,) = frontier({1.0: samples}, held_out, judge, decode)
+    del line["temperature"]
+    return line
+
+
+def frontier(
+    samples: Mapping[float, Rows], held_out: Rows, judge: Judge, decode: Decode | None = None
+) -> list[dict[str, float]]:
+    """What `measure` says of the samples of each temperature, from the lowest on; `temperature` says which."""
+    # Neighbours in a text are alike: without this, the halves would be two plays or two authors.
+    real = held_out[torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0)).to(held_out.device)]
+    floor = _named(_judged(real, judge), "", "_floor")
+    lines = []
+    for temperature, rows in sorted(samples.items()):
+        _check(rows, real)
+        found = {"temperature": temperature, **_judged(rows, judge), **floor}
+        found |= _beside(rows.to(real.device), real, "")
+        if decode is not None:
+            numbered = words([decode(row) for row in (*rows, *real)])
+            found |= _beside(numbered[: len(rows)], numbered[len(rows) :], "word_")
+        lines.append(found)
+    return lines
+
+
+def _check(samples: Rows, held_out: Rows) -> None:
+    if len(samples) < 1 or len(held_out) < 2:
+        raise ConfigError(f"{len(samples)} samples, {len(held_out)} held-out rows: give 1 and 2 or more")
+    if samples.shape[1] != held_out.shape[1]:
+        raise ConfigError(
+            f"samples are {samples.shape[1]} tokens long and held-out rows {held_out.shape[1]}: cut them alike, as "
+            "longer ones repeat more"
+        )
+
+
+def _judged(rows: Rows, judge: Judge) -> dict[str, float]:
+    nats = surprise(judge, rows).double().sum() / (rows >= 0).sum()
+    return {"nats_per_token": nats.item(), "perplexity": nats.exp().item()}
+
+
+def _beside(samples: Rows, real: Rows, prefix: str) -> dict[str, float]:
+    """The figures of samples and of held-out rows; at most half of these, the others being the reference."""
+    num = min(len(samples), len(real) // 2)
+    found = _figures(samples) | _counted(samples[:num], real[num:])
+    floor = _figures(real) | _counted(real[:num], real[num:])
+    return _named(found, prefix, "") | _named(floor, prefix, "_floor")
+
+
+def _figures(rows: Rows) -> dict[str, float]:
+    """Those that are the same for any number of rows."""
+    return {
+        "entropy": entropy(rows).mean().item(),
+        f"repetition_{REPEATED}": repetition(rows, REPEATED),
+        "doubles": doubles(rows),
+    }
+
+
+def _counted(rows: Rows, reference: Rows) -> dict[str, float]:
+    """Those that fall with the number of rows."""
+    shares = {f"distinct_{n}": distinct(rows, n) for n in SIZES}
+    return shares | {f"ngram_kl_{n}": ngram_kl(rows, reference, n) for n in SIZES}
+
+
+def _named(figures: Mapping[str, float], prefix: str, suffix: str) -> dict[str, float]:
+    return {f"{prefix}{name}{suffix}": value for name, value in figures.items()}

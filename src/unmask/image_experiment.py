@@ -1,0 +1,171 @@
+"""A recipe of images made to run: data to tokens, validation, and the export at the end."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from unmask.coded import open_coded
+from unmask.config import to_json, write_json
+from unmask.data.augment import PictureSet
+from unmask.data.images import Progress
+from unmask.data.pictures import Pictures, Split
+from unmask.data.sources import Codes, Source
+from unmask.data.tokenizing import Part
+from unmask.data.tokens import Tokens, TokenSet, Unlabelled
+from unmask.errors import ConfigError, DataError
+from unmask.pipeline import TOKENIZER, Pipeline
+from unmask.recipes import Recipe, read_recipe
+from unmask.tokenizers.pixels import Pixels
+from unmask.tokenizers.vqgan import VQGAN, Autoencoder, open_tokenizer
+from unmask.training.distributed import (
+    World,
+    unwrapped,
+)
+from unmask.training.loop import Evaluator
+from unmask.validation import samples, validation
+from unmask.weights import write_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A recipe with its data open, its open numbers filled in, and its images as tokens.
+
+    `weights` is the file of a learned tokenizer. `loaded` holds the pictures, if they had to be read for the tokens;
+    `counted` says how many there were to train on and held out, when codes were made of them.
+    """
+
+    recipe: Recipe
+    train: Tokens
+    test: Tokens
+    source: Source
+    classes: tuple[str, ...]
+    weights: Path | None = None
+    loaded: Split | None = None
+    counted: tuple[int, int] = (0, 0)
+    kept: str = TOKENIZER
+
+    @property
+    def vocab_size(self) -> int:
+        return self.recipe.tokenizer.vocab_size
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return self.recipe.tokenizer.grid
+
+    def evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
+        """Loss and accuracy on held-out pictures, and a grid of samples."""
+        tokenizer = open_tokenizer(self.recipe.tokenizer, folder / TOKENIZER)
+        if isinstance(tokenizer, Autoencoder):
+            tokenizer = tokenizer.to(world.device)
+        pipeline = Pipeline(unwrapped(model), tokenizer, self.recipe.sampling)  # type: ignore[arg-type]
+        training = self.recipe.training
+        return [
+            validation(self.recipe.objective, training.precision, self.test, model, world),
+            samples(pipeline, training.precision, world),
+        ]
+
+    @cached_property
+    def split(self) -> Split:
+        """The pictures behind the tokens; DataError if their source has others now than were tokenized."""
+        if self.loaded is not None:
+            return self.loaded
+        split = self.source.load()
+        here = (len(split.train), len(split.test), tuple(split.train.classes))
+        if here != (*self.counted, self.classes):
+            raise DataError(
+                f"{self.source}: {here[0]} + {here[1]} pictures of {len(here[2])} classes now, {self.counted[0]} + "
+                f"{self.counted[1]} of {len(self.classes)} when they were tokenized, so other ones would be held out: "
+                "restore the source, or tokenize it again"
+            )
+        return split
+
+    def real(self, part: Part) -> PictureSet:
+        """The pictures of a part, cut to the tokenizer's size."""
+        pictures = self.split.train if part == "train" else self.split.test
+        return PictureSet(pictures=pictures, size=self.recipe.tokenizer.size, flip=False)
+
+
+def prepare(recipe: Recipe, progress: Progress | None = None) -> Experiment:
+    """Read the data, tokenize it, and fill in what follows from it; ConfigError where data and recipe do not fit.
+
+    The data decides the number of classes and channels, the tokenizer the grid of a Halton order, and codes the
+    tokenizer.
+    """
+    source = recipe.data
+    if isinstance(source, Codes):
+        return _prepare_codes(recipe, source)
+    tokenizer = recipe.tokenizer
+    if isinstance(tokenizer, VQGAN):
+        raise ConfigError(
+            "this recipe trains on codes: unmask train-tokenizer, then unmask tokenize, then unmask train --data CODES"
+        )
+    split = source.load(progress)
+    if not len(split.test):
+        raise ConfigError("no image is held out, but validation needs some: raise --data.held-out")
+    channels, height, width = split.train.shape
+    if (channels, height, width) != (recipe.tokenizer.channels, *recipe.tokenizer.size):
+        raise ConfigError(
+            f"the images are {channels} x {height} x {width} but the tokenizer takes {recipe.tokenizer.channels} x "
+            f"{recipe.tokenizer.size[0]} x {recipe.tokenizer.size[1]}: set --tokenizer.size and --tokenizer.channels"
+        )
+    recipe = _fitted(recipe, split.train.classes)
+    train, test = (tokenize(part, tokenizer, recipe.conditional) for part in (split.train, split.test))
+    return Experiment(
+        recipe=recipe,
+        train=train,
+        test=test,
+        source=source,
+        classes=split.train.classes,
+        loaded=split,
+    )
+
+
+def _prepare_codes(recipe: Recipe, data: Codes) -> Experiment:
+    if not data.path:
+        raise ConfigError("which codes? Give --data DIR, a folder that unmask tokenize made")
+    coded = open_coded(data.path)
+    classes = coded.meta.classes
+    train, test = (part if recipe.conditional else Unlabelled(part) for part in (coded.train, coded.test))
+    return Experiment(
+        recipe=_fitted(replace(recipe, tokenizer=coded.tokenizer, tokenizer_sha256=coded.meta.tokenizer), classes),
+        train=train,
+        test=test,
+        source=coded.source,
+        classes=classes,
+        weights=coded.weights,
+        counted=coded.counted,
+    )
+
+
+def _fitted(recipe: Recipe, classes: tuple[str, ...]) -> Recipe:
+    """With the numbers that the data and the tokenizer decide."""
+    sampling = recipe.sampling
+    sampling = sampling.on(recipe.tokenizer.grid)
+    return replace(
+        recipe,
+        sampling=sampling,
+        classes=tuple(classes) if recipe.conditional else (),
+        model=replace(recipe.model, num_classes=len(classes) if recipe.conditional else 0),
+        classifier=replace(recipe.classifier, channels=recipe.tokenizer.channels, num_classes=max(2, len(classes))),
+    )
+
+
+def tokenize(images: Pictures, tokenizer: Pixels, labelled: bool) -> TokenSet:
+    """All images as tokens, a few thousand at a time, with their classes if asked for."""
+    parts = torch.arange(len(images)).split(4096)
+    tokens = torch.cat([tokenizer.encode(images.as_float(index)) for index in parts])
+    return TokenSet(tokens=tokens, condition=images.labels if labelled else None)
+
+
+def export(run: Path, out: Path) -> None:
+    """Copy what `Pipeline.from_pretrained` needs, after loading it once to see that it is whole."""
+    recipe = read_recipe(run / "config.json", Recipe)
+    pipeline = Pipeline.from_pretrained(run, device="cpu", dtype=torch.float32)
+    out.mkdir(parents=True, exist_ok=True)
+    write_weights(dict(pipeline.model.named_parameters()), out / "model.safetensors")
+    if isinstance(pipeline.tokenizer, Autoencoder):
+        write_weights(dict(pipeline.tokenizer.named_parameters()), out / TOKENIZER)
+    write_json(out / "config.json", to_json(recipe))

@@ -1,0 +1,130 @@
+"""Figures of text without a model: distinct-n (Li et al. 2016, arXiv 1510.03055), repetition within a text, n-gram
+divergence from held-out text, and unigram entropy, the axis against which perplexity is drawn (arXiv 2409.02908).
+
+Rows hold one text each, with -1 where there is no token; no n-gram reaches over such a place. `words` numbers words
+instead of tokens, and the same figures are then those of words. All but `repetition`, `doubles` and `entropy` change
+with the amount of text, and these do with its length: compare equal numbers of rows, of one length.
+"""
+
+import re
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float64, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from unmask.errors import ConfigError, DataError
+
+Rows = Int[Tensor, "_ _"]
+"""One text each."""
+
+WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]+")
+
+
+def words(texts: Sequence[str]) -> Rows:
+    """The words of each text and the marks between them, case aside, by their numbers: equal where these are."""
+    numbers: dict[str, int] = {}
+    rows = [[numbers.setdefault(word, len(numbers)) for word in WORD.findall(text.casefold())] for text in texts]
+    if not numbers:
+        raise DataError(f"no words in {len(rows)} texts; pass at least one")
+    return pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True, padding_value=-1)
+
+
+def ended(rows: Int[Tensor, "b l"], end_id: int, front: int = 0) -> Int[Tensor, "b l"]:
+    """Each row up to its first end token from the place `front` on, that one kept, and -1 after it."""
+    ends = rows == end_id
+    ends[:, :front] = False
+    return rows.masked_fill(ends.cumsum(1) - ends.long() > 0, -1)
+
+
+def ngrams(rows: Int[Tensor, "b l"], n: int) -> Int[Tensor, "b _"]:
+    """The number of the n-gram that begins at each place, equal where the n-grams are; -1 where there is none."""
+    if n < 1:
+        raise ConfigError(f"n is {n}; an n-gram has at least 1 token")
+    grams = rows.long()
+    for i in range(1, n):
+        # One token at a time, renumbered, so that the numbers stay below the amount of text whatever n.
+        first, last = grams[:, :-1], rows[:, i:]
+        size = int(last.max()) + 1 if last.numel() else 0
+        joined = torch.where((first < 0) | (last < 0), -1, first * size + last)
+        values, number = joined.unique(return_inverse=True)
+        grams = number - int((values[:1] == -1).sum())
+    return grams
+
+
+def _found(rows: Rows, n: int) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"]]:
+    """Every n-gram's row and number."""
+    grams = ngrams(rows, n)
+    row, column = (grams >= 0).nonzero(as_tuple=True)
+    if len(row) == 0:
+        raise DataError(
+            f"no {n}-gram in {rows.shape[0]} rows of {rows.shape[1]} tokens; pass longer ones, or a lower n"
+        )
+    return row, grams[row, column]
+
+
+def _within(row: Int[Tensor, "m"], grams: Int[Tensor, "m"]) -> Int[Tensor, "m"]:
+    """A number for each pair of a row and an n-gram."""
+    return row * (grams.max() + 1) + grams
+
+
+def distinct(rows: Rows, n: int) -> float:
+    """How many different n-grams there are, as a share of all: distinct-n over all rows together."""
+    _, grams = _found(rows, n)
+    return grams.unique().numel() / len(grams)
+
+
+def repetition(rows: Rows, n: int) -> float:
+    """The share of n-grams that occur earlier in the same row."""
+    row, grams = _found(rows, n)
+    return 1 - _within(row, grams).unique().numel() / len(grams)
+
+
+def doubles(rows: Rows) -> float:
+    """The share of tokens that equal their predecessor, of those that have one: "Max Max" among words."""
+    before, after = rows[:, :-1], rows[:, 1:]
+    pairs = (before >= 0) & (after >= 0)
+    if not pairs.any():
+        raise DataError(f"no two neighbours in {rows.shape[0]} rows of {rows.shape[1]} tokens; pass longer ones")
+    return int((pairs & (before == after)).sum()) / int(pairs.sum())
+
+
+def entropy(rows: Int[Tensor, "b l"]) -> Float64[Tensor, "b"]:
+    """Of the frequencies of the tokens within each row, in nats; 0 for a row without tokens."""
+    row, tokens = (rows >= 0).nonzero(as_tuple=True)
+    out = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    if len(row) == 0:
+        return out
+    _, kind, counts = _within(row, rows[row, tokens].long()).unique(return_inverse=True, return_counts=True)
+    length = row.bincount(minlength=len(rows))
+    surprise = (length[row].double() / counts[kind]).log()
+    return out.index_add(0, row, surprise / length[row])
+
+
+def ngram_kl(samples: Rows, held_out: Rows, n: int, *, smoothing: float = 0.5) -> float:
+    """KL(samples || held-out) of the frequencies of n-grams, in nats.
+
+    `smoothing` is added to the count of every n-gram that either has, in both, which keeps it finite: unseen ones cost
+    the less, the more is added. It is above 0 for two parts of one text, and falls with their length: compare it with
+    that of as much held-out text.
+    """
+    if not 0 < smoothing < float("inf"):
+        raise ConfigError(f"smoothing is {smoothing}; it must be positive and finite, as 0.5 is")
+    width = max(samples.shape[1], held_out.shape[1])
+    both = torch.cat([_widened(samples, width), _widened(held_out, width)])
+    row, grams = _found(both, n)
+    ours = row < len(samples)
+    if not ours.any() or ours.all():
+        which = "held-out rows" if ours.any() else "samples"
+        raise DataError(f"no {n}-gram in the {which}; pass longer ones, or a lower n")
+    _, kind = grams.unique(return_inverse=True)
+    counts = torch.stack([kind[part].bincount(minlength=int(kind.max()) + 1) for part in (ours, ~ours)])
+    smooth = counts.double() + smoothing
+    p, q = smooth / smooth.sum(1, keepdim=True)
+    return max(0.0, (p * (p / q).log()).sum().item())  # rounding may leave -1e-16
+
+
+def _widened(rows: Rows, width: int) -> Rows:
+    return F.pad(rows.long(), (0, width - rows.shape[1]), value=-1)

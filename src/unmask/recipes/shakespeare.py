@@ -1,0 +1,36 @@
+"""Tiny Shakespeare by characters: one text of 1.1 million, in rows of 256.
+
+    unmask train shakespeare --data tinyshakespeare.txt
+    unmask generate runs/shakespeare --prompt "ROMEO:"
+    unmask score runs/shakespeare
+
+The CPU preset.
+"""
+
+from unmask.data.text import TextFile
+from unmask.models.transformer import TransformerConfig
+from unmask.objectives import MaskedDiffusion
+from unmask.recipes import Sampling, TextRecipe
+from unmask.sampling.priorities import Confidence
+from unmask.schedules import Power
+from unmask.tokenizers.text import Characters
+from unmask.training.loop import TrainConfig
+from unmask.training.optim import AdamW, Muon, WarmupStableDecay
+
+
+def recipe() -> TextRecipe:
+    return TextRecipe(
+        data=TextFile(path=""),
+        tokenizer=Characters(context=256),
+        model=TransformerConfig(dim=256, depth=6, heads=4),
+        objective=MaskedDiffusion(schedule=Power()),
+        training=TrainConfig(
+            steps=4000,
+            batch_size=32,
+            optimizer=Muon(learning_rate=4e-3, rest=AdamW(learning_rate=1e-3)),
+            learning_rate=WarmupStableDecay(warmup=200, decay=0.4),
+            evaluate_every=500,
+            save_every=250,
+        ),
+        sampling=Sampling(steps=64, schedule=Power(), priority=Confidence(4.5)),
+    )

@@ -1,0 +1,36 @@
+"""TinyStories as the nanoMaskGIT exercise trains them: GPT-2's tokens in 50,304 rows, dim 512, depth 8, 1,000 M tokens.
+
+    unmask train tinystories-gpu --tokenizer.file GPT2_FOLDER
+    unmask generate runs/tinystories-gpu --prompt "Once upon a time"
+
+The GPU preset; it has not been run yet. The stories come from the Hugging Face hub (extra `data`).
+"""
+
+from unmask.data.text import HubText
+from unmask.models.transformer import TransformerConfig
+from unmask.objectives import MaskedDiffusion
+from unmask.recipes import Sampling, TextRecipe
+from unmask.sampling.priorities import Confidence
+from unmask.schedules import Power
+from unmask.tokenizers.text import BPE
+from unmask.training.loop import TrainConfig
+from unmask.training.optim import AdamW, CosineDecay, Muon
+
+
+def recipe() -> TextRecipe:
+    return TextRecipe(
+        data=HubText(name="roneneldan/TinyStories"),
+        tokenizer=BPE(file="gpt2", rows=50_304, context=256),
+        model=TransformerConfig(dim=512, depth=8, heads=8),
+        objective=MaskedDiffusion(schedule=Power()),
+        training=TrainConfig(
+            steps=7630,  # of 512 x 256 tokens each: 1,000 M
+            batch_size=512,
+            accumulate=4,
+            optimizer=Muon(learning_rate=3e-3, rest=AdamW(learning_rate=1e-3)),
+            learning_rate=CosineDecay(warmup=200),
+            evaluate_every=500,
+            save_every=500,
+        ),
+        sampling=Sampling(steps=256, schedule=Power(), priority=Confidence(0.0)),
+    )

@@ -1,0 +1,180 @@
+"""Orders and step budgets ranked by likelihood: what each makes of held-out data, in one table with a plot.
+
+No sample is drawn and no other network asked, so there is no noise but that of the held-out rows, and the same rows
+under all settings: differences are paired, and small ones show.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from unmask.config import write_json
+from unmask.data.tokens import Tokens
+from unmask.errors import ConfigError
+from unmask.figures import curves
+from unmask.guidance import Condition, Predict
+from unmask.likelihood import bound, exact
+from unmask.masking import ABSENT
+from unmask.provenance import environment
+from unmask.rand import Rand
+from unmask.recipes import Order, Sampling
+from unmask.sweep_table import write_text
+from unmask.training.distributed import World, sum_over_ranks
+
+BATCH = 64
+BOUND = "bound"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is scored: a model as a `predict` for given classes, and held-out rows that it never saw.
+
+    `units` divides nats into what one quotes beside them: {"bits per character": characters per token}.
+    """
+
+    predict: Callable[[Condition], Predict]
+    rows: Tokens
+    mask_id: int
+    units: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Nats per token of one setting, its standard error over the rows, and the paired difference to the first order."""
+
+    order: str
+    steps: int
+    nats: float
+    error: float
+    difference: float = 0.0
+    difference_error: float = 0.0
+
+
+def score(
+    subject: Subject,
+    orders: Sequence[tuple[str, Order]],
+    sampling: Sampling,
+    steps: Sequence[int],
+    *,
+    num: int,
+    passes: int,
+    seed: int,
+    world: World,
+) -> Iterator[Score]:
+    """The likelihood bound, then each order at each number of steps, on `num` held-out rows spread over all there are.
+
+    ConfigError if there are too few rows for a standard error.
+    """
+    num = min(num, len(subject.rows))
+    if num < 2 or not orders or not steps or min(steps) < 1 or passes < 1:
+        raise ConfigError(
+            f"{num} rows, {len(orders)} orders, steps {list(steps)}, {passes} passes: at least 2 rows, 1 of the others"
+        )
+    index = torch.arange(num) * len(subject.rows) // num
+
+    def under(measure: Callable[[Predict, Tensor, Rand], Tensor]) -> Float64[Tensor, "n"]:
+        return _nats_per_token(subject, index, measure, seed, world)
+
+    free = under(lambda p, x, r: bound(p, x, mask_id=subject.mask_id, rand=r, passes=passes).mean(1))
+    yield Score(order=BOUND, steps=0, nats=float(free.mean()), error=_error(free))
+    for budget in steps:
+        first: Tensor | None = None
+        for name, order in orders:
+            nats = under(_given(subject, order, sampling, budget))
+            first = nats if first is None else first
+            apart = nats - first
+            yield Score(
+                order=name,
+                steps=budget,
+                nats=float(nats.mean()),
+                error=_error(nats),
+                difference=float(apart.mean()),
+                difference_error=_error(apart),
+            )
+
+
+def _given(subject: Subject, order: Order, sampling: Sampling, steps: int) -> Callable[[Predict, Tensor, Rand], Tensor]:
+    def measure(predict: Predict, tokens: Tensor, rand: Rand) -> Tensor:
+        plan = Sampling(steps=min(steps, tokens.shape[1]), schedule=sampling.schedule).ratios(tokens.shape[1])
+        return exact(predict, tokens, plan, mask_id=subject.mask_id, rand=rand, priority=order).sum(1)
+
+    return measure
+
+
+def _nats_per_token(
+    subject: Subject,
+    index: Int[Tensor, "n"],
+    measure: Callable[[Predict, Tensor, Rand], Tensor],
+    seed: int,
+    world: World,
+) -> Float64[Tensor, "n"]:
+    """-log p of each row over its number of tokens; the rows are shared out over the ranks."""
+    out = torch.zeros(len(index), dtype=torch.float64, device=world.device)
+    mine = torch.arange(world.rank, len(index), world.size)
+    for part in mine.split(BATCH):
+        tokens, condition = subject.rows.rows(index[part], world.device)
+        rand = Rand(seed, index[part].to(world.device), len(subject.rows))
+        nats = measure(subject.predict(condition), tokens, rand)
+        out[part.to(world.device)] = nats / (tokens != ABSENT).sum(1)
+    return sum_over_ranks(out, world).cpu()
+
+
+def _error(values: Float64[Tensor, "n"]) -> float:
+    return float(values.std() / math.sqrt(len(values)))
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def head(units: Sequence[tuple[str, float]], first: str) -> str:
+    """The first two lines of the Markdown table."""
+    cells = ["order", "steps", "nats per token", *(name for name, _ in units), f"difference to {first}"]
+    return f"| {' | '.join(cells)} |\n| --- |{' ---: |' * (len(cells) - 1)}"
+
+
+def line(row: Score, units: Sequence[tuple[str, float]], first: str) -> str:
+    """A setting as a line of it; the standard error follows ±."""
+    others = [f"{row.nats / math.log(2) / per:.4f}" for _, per in units]
+    apart = "–" if row.order in (BOUND, first) else f"{row.difference:+.4f} ± {row.difference_error:.4f}"
+    name = "bound: any order, one token a pass" if row.order == BOUND else row.order
+    return f"| {' | '.join([name, str(row.steps or '–'), f'{row.nats:.4f} ± {row.error:.4f}', *others, apart])} |"
+
+
+def write(
+    rows: Sequence[Score], units: Sequence[tuple[str, float]], out: Path, facts: dict[str, object], world: World
+) -> None:
+    """score.md, score.csv, score.json and score.png in the folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    first = next(row.order for row in rows if row.order != BOUND)
+    said = ", ".join(f"{name} {value}" for name, value in facts.items())
+    here = environment(world.device)
+    lines = [head(units, first), *(line(row, units, first) for row in rows), "", f"{said}. `{here['command']}`, commit "
+             f"{here['commit']}, {here['hardware']}."]  # fmt: skip
+    write_text("\n".join(lines) + "\n", out / "score.md")
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    names = ("order", "steps", "nats", "error", "difference", "difference_error")
+    writer.writerow(names)
+    writer.writerows([getattr(row, name) for name in names] for row in rows)
+    write_text(table.getvalue(), out / "score.csv")
+    write_json(out / "score.json", {"facts": facts, "environment": here})
+    series = {
+        order: ([row.steps for row in rows if row.order == order], [row.nats for row in rows if row.order == order])
+        for order in dict.fromkeys(row.order for row in rows if row.order != BOUND)
+    }
+    curves(
+        series,
+        out / "score.png",
+        xlabel="steps",
+        ylabel="nats per token",
+        title="Exact likelihood of held-out data",
+        logx=True,
+        references={"bound, any order": next(row.nats for row in rows if row.order == BOUND)},
+    )

@@ -1,0 +1,82 @@
+"""A recipe of text made to run: corpus to tokenizer to shards of tokens, and what its training shows."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from unmask.data.codes import META
+from unmask.data.images import Progress
+from unmask.data.sources import settled
+from unmask.data.text import TextFile
+from unmask.data.text_shards import TOKENIZER, TextMeta, TextSet, open_text, write_text
+from unmask.models.transformer import MaskedTransformer
+from unmask.recipes import TextRecipe
+from unmask.text_pipeline import TextPipeline
+from unmask.tokenizers.text import TextTokenizer, build_tokenizer
+from unmask.training.distributed import World, autocast, unwrapped
+from unmask.training.loop import Evaluator
+from unmask.validation import validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextExperiment:
+    """A recipe of text with its shards open; `weights` is the tokenizer's file there."""
+
+    recipe: TextRecipe
+    train: TextSet
+    test: TextSet
+    meta: TextMeta
+    tokenizer: TextTokenizer
+    weights: Path
+    kept: str = TOKENIZER
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return self.tokenizer.grid
+
+    def evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
+        """Loss and accuracy on held-out text, and a sample."""
+        core: MaskedTransformer = unwrapped(model)  # type: ignore[assignment]
+        precision = self.recipe.training.precision
+        pipeline = TextPipeline(core, self.tokenizer, self.recipe.sampling, opens=self.recipe.opens)
+
+        def write() -> list[tuple[str, str]]:
+            with autocast(precision, world):
+                return [("sample", pipeline.generate(num=1)[0])]
+
+        return [validation(self.recipe.objective, precision, self.test, model, world), write]
+
+
+def prepare(recipe: TextRecipe, shards: Path, progress: Progress | None = None) -> TextExperiment:
+    """Tokenize the corpus into the folder `shards`, or open what is there; ConfigError where things do not fit.
+
+    `data.path` may itself be such a folder: its tokenizer then is the recipe's, and nothing is written.
+    """
+    source = settled(recipe.data)
+    if isinstance(source, TextFile):
+        if not recipe.data.path:  # type: ignore[union-attr]
+            raise ConfigError("which text? Give --data FILE, a folder of .txt files, or one of tokens made before")
+        if (Path(source.path) / META).is_file():
+            return _opened(recipe, Path(source.path))
+    tokenizer = build_tokenizer(recipe.tokenizer, lambda: source.documents("train"))
+    write_text(source, tokenizer, shards, progress)
+    return _opened(recipe, shards)
+
+
+def _opened(recipe: TextRecipe, shards: Path) -> TextExperiment:
+    meta, train, test, tokenizer = open_text(shards, recipe.tokenizer.context, recipe.packing)
+    if test is None:
+        raise ConfigError(f"{shards} holds no text to validate on: raise --data.held-out, or give --data.test FILE")
+    return TextExperiment(
+        recipe=replace(recipe, documents=meta.train.documents, tokenizer_sha256=meta.tokenizer),
+        train=train,
+        test=test,
+        meta=meta,
+        tokenizer=tokenizer,
+        weights=shards / TOKENIZER,
+    )

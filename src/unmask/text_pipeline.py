@@ -1,0 +1,183 @@
+"""Text model + tokenizer + sampler in one object: write, go on from a prompt, or fill the holes of a text."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unmask.data.text_shards import TOKENIZER
+from unmask.errors import CheckpointError, ConfigError
+from unmask.masking import ABSENT
+from unmask.models.transformer import MaskedTransformer
+from unmask.rand import seeded
+from unmask.recipes import Sampling, TextRecipe, read_recipe
+from unmask.sampling.blocks import filled_up
+from unmask.sampling.decode import State, decode
+from unmask.tokenizers.text import BPETokenizer, TextTokenizer, open_text_tokenizer
+from unmask.training.distributed import fast_dtype
+from unmask.weights import load_weights
+
+HOLE = re.compile(r"\[MASK(?::(\d+))?\]")
+MARK = "[MASK:12]"
+
+
+@dataclass(frozen=True)
+class Holed:
+    """A text as tokens, holes being masked: what `infill` works on; `front` tokens stand before its first."""
+
+    tokens: Int[Tensor, "l"]
+    front: int
+
+
+class TextPipeline:
+    """A trained model with its tokenizer; `sampling` holds the defaults that every call may replace.
+
+    `opens`: texts begin after an end token, as they do in a stream of many documents.
+    """
+
+    def __init__(self, model: MaskedTransformer, tokenizer: TextTokenizer, sampling: Sampling, *, opens: bool):
+        if (model.vocab_size, model.grid) != (tokenizer.vocab_size, tokenizer.grid):
+            raise ConfigError(
+                f"the model has {model.vocab_size} tokens on {model.grid}, the tokenizer {tokenizer.vocab_size} on "
+                f"{tokenizer.grid}: they were not made for each other"
+            )
+        self.model, self.tokenizer, self.sampling, self.opens = model, tokenizer, sampling, opens
+        self.device = next(model.parameters()).device
+        self._unused = torch.tensor(tokenizer.unused, dtype=torch.long, device=self.device)
+        self._front = [tokenizer.end_id] if opens else []
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None
+    ) -> "TextPipeline":
+        """Load `config.json`, `model.safetensors` and `tokenizer.json` of a run, in bfloat16 where that is fast.
+
+        Raises CheckpointError, ConfigError or DataError, naming what is missing or does not fit.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder}: no config.json there; give a run folder or an export")
+        recipe = read_recipe(folder / "config.json", TextRecipe)
+        tokenizer = open_text_tokenizer(folder / TOKENIZER, recipe.tokenizer.context)
+        if recipe.tokenizer_sha256 not in (None, tokenizer.sha256):
+            raise CheckpointError(f"{folder / TOKENIZER} is another tokenizer than the model was trained with")
+        model = MaskedTransformer(recipe.model, tokenizer.vocab_size, tokenizer.grid)
+        load_weights(model, folder / "model.safetensors")
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = model.to(where, dtype or fast_dtype(where)).eval()
+        return cls(model, tokenizer, recipe.sampling, opens=recipe.opens)
+
+    def predict(self, tokens: Int[Tensor, "b l"], t: float) -> Float[Tensor, "b l k"]:
+        """The model's logits, with what no text is made of ruled out; a shorter canvas ends where its text does."""
+        logits = filled_up(self._whole, self.model.length, self._beyond)(tokens, t)
+        return logits.index_fill(-1, self._unused, -torch.inf)
+
+    def _whole(self, tokens: Int[Tensor, "b l"], t: float) -> Float[Tensor, "b l k"]:
+        return self.model(tokens).float()
+
+    @property
+    def _beyond(self) -> int:
+        """What stands after the end of a canvas: nothing, if the model knows that, or else tokens that stay masked."""
+        return ABSENT if self.model.config.padded else self.model.mask_id
+
+    def states(
+        self, tokens: Int[Tensor, "b l"], *, seed: int = 0, first: int = 0, sampling: Sampling | None = None
+    ) -> Iterator[State]:
+        """Decode step by step; row i draws the noise of text number `first + i`, whatever the batch."""
+        s = (sampling or self.sampling).on((tokens.shape[1],))
+        return decode(
+            self.predict,
+            tokens.to(self.device),
+            s.ratios(tokens.shape[1]),
+            mask_id=self.model.mask_id,
+            rand=seeded(seed, len(tokens), first=first, device=self.device),
+            priority=s.priority,
+            temperature=s.temperature,
+            top_k=s.top_k,
+            top_p=s.top_p,
+            remask=s.remask,
+        )
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        num: int = 1,
+        length: int | None = None,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        batch: int = 64,
+    ) -> list[str]:
+        """`num` texts that begin with `prompt`, each up to its end token, of at most `length` tokens (the context)."""
+        canvas = self.canvas(prompt, length)
+        texts: list[str] = []
+        for first in range(0, num, batch):
+            rows = canvas.tokens.expand(min(batch, num - first), -1)
+            for state in self.states(rows, seed=seed, first=first, sampling=sampling):
+                tokens = state.tokens
+            texts += [self.text(row, canvas.front) for row in tokens]
+        return texts
+
+    def canvas(self, prompt: str, length: int | None = None) -> Holed:
+        """The prompt and, after it, as many masked tokens as there is room for."""
+        length = self.model.length if length is None else length
+        known = [*self._front, *self.tokenizer.encode(prompt).tolist()]
+        if not 1 <= length <= self.model.length:
+            raise ConfigError(f"length {length}: this model's context holds 1 to {self.model.length} tokens")
+        if len(known) >= length:
+            raise ConfigError(
+                f"the prompt takes {len(known)} of {length} tokens and leaves none to write: shorten it"
+                + (", or raise the length" if length < self.model.length else "")
+            )
+        tokens = torch.full((length,), self.model.mask_id, device=self.device)
+        tokens[: len(known)] = torch.tensor(known, dtype=torch.long)
+        return Holed(tokens, len(self._front))
+
+    def infill(self, text: str, *, num: int = 1, seed: int = 0, sampling: Sampling | None = None) -> list[str]:
+        """`num` versions of `text` with each "[MASK:12]" filled by 12 tokens; "[MASK]" is one token.
+
+        What is given stays as it is. Of a byte-pair tokenizer a word brings its own space, so one before a hole is left
+        to the hole. Raises ConfigError for a text without holes, an empty hole, or one beyond the context.
+        """
+        holed = self.holed(text)
+        for state in self.states(holed.tokens.expand(num, -1), seed=seed, sampling=sampling):
+            tokens = state.tokens
+        return [self.tokenizer.decode(row[holed.front :]) for row in tokens]
+
+    def holed(self, text: str) -> Holed:
+        """A text with holes as tokens."""
+        parts = HOLE.split(text)  # text, count, text, count, ..., text
+        if len(parts) == 1:
+            raise ConfigError(f"there is no hole to fill: write {MARK} where 12 tokens are missing")
+        ids: list[int] = list(self._front)
+        for i, part in enumerate(parts):
+            ids += self._known(part, before_hole=i + 1 < len(parts)) if i % 2 == 0 else self._hole(part)
+        if len(ids) > self.model.length:
+            raise ConfigError(
+                f"text and holes take {len(ids)} tokens, but this model's context is {self.model.length}: shorten them"
+            )
+        if self.opens and len(ids) < self.model.length:
+            ids.append(self.tokenizer.end_id)
+        return Holed(torch.tensor(ids, device=self.device), len(self._front))
+
+    def _known(self, text: str, before_hole: bool) -> list[int]:
+        if before_hole and isinstance(self.tokenizer, BPETokenizer) and text.endswith(" "):
+            text = text[:-1]
+        return self.tokenizer.encode(text).tolist()
+
+    def _hole(self, count: str | None) -> list[int]:
+        if count is not None and int(count) == 0:
+            raise ConfigError(f"[MASK:{count}] is an empty hole: give the number of missing tokens, as in {MARK}")
+        if count is not None and len(count) > 9:
+            raise ConfigError(f"[MASK:{count}] is longer than this model's context of {self.model.length} tokens")
+        return [self.model.mask_id] * (1 if count is None else int(count))
+
+    def text(self, tokens: Int[Tensor, "l"], front: int) -> str:
+        """The text of a row, from after its front up to its end token."""
+        row: Sequence[int] = tokens[front:].tolist()
+        end = row.index(self.tokenizer.end_id) if self.tokenizer.end_id in row else len(row)
+        return self.tokenizer.decode(row[:end])

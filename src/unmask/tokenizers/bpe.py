@@ -1,0 +1,232 @@
+"""Learned vocabularies, as Hugging Face's `tokenizers` runs them: byte-level BPE as in GPT-2, trained or read from its
+two files, and any JSON of that library. Nothing is lost in silence: what a vocabulary cannot say is found and named."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from unmask.config import load_json
+from unmask.data.decoding import one_line
+from unmask.errors import ConfigError, DataError
+
+END = "<|endoftext|>"
+ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+"""What published vocabularies call their end token; one that has none of these gets the first."""
+
+MAX_VOCAB = 1 << 22
+LONGEST = 1 << 18  # characters that are encoded at once, where the rules allow a cut
+PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # GPT-2's two files, and their later names
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+# GPT-2's expression never joins a new line between two characters that are no spaces to either of them.
+_CUT = re.compile(r"(?<=\S)\n(?=\S)")
+
+
+class Rules:
+    """A JSON of `tokenizers` at work, with special tokens in the text read as plain text; `name` is for errors."""
+
+    def __init__(self, data: dict[str, Any], name: str):
+        self.data, self.name = data, one_line(name)
+        self._rules = _start(data, self.name)
+        vocab = self._rules.get_vocab(with_added_tokens=True)
+        end = next((token for token in ENDS if token in vocab), END)
+        with _Refusals(self.name):
+            self._rules.add_special_tokens([end])
+        vocab = self._rules.get_vocab(with_added_tokens=True)
+        self.end_id, self.num_tokens = vocab[end], max(vocab.values()) + 1
+        if self.num_tokens > MAX_VOCAB:
+            raise DataError(f"{self.name} has a token {self.num_tokens - 1}; more than {MAX_VOCAB} is no vocabulary")
+        added = self._rules.get_added_tokens_decoder()
+        special = {i for i, token in added.items() if token.special}
+        unknown = {vocab[token] for token in (data["model"].get("unk_token"),) if token in vocab}
+        unknown |= {i for i in (data["model"].get("unk_id"),) if i is not None}
+        holes = set(range(self.num_tokens)) - set(vocab.values())
+        self.unused = tuple(sorted((special | unknown | holes) - {self.end_id}))
+        self._banned = np.zeros(self.num_tokens, bool)
+        self._banned[[self.end_id, *self.unused]] = True
+        plain = (data.get("normalizer"), data.get("pre_tokenizer"), len(special)) == (None, BYTE_LEVEL, len(added))
+        self._byte_level = plain and set(_library().pre_tokenizers.ByteLevel.alphabet()) <= vocab.keys()
+
+    def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
+        """The ids of each text, which are the same however long the texts are that stand together."""
+        short = [i for i, text in enumerate(texts) if len(text) <= LONGEST or not self._byte_level]
+        found = dict(zip(short, self._batch([texts[i] for i in short]), strict=True))
+        return [found[i] if i in found else self._long(text) for i, text in enumerate(texts)]
+
+    def lost(self, text: str, ids: Int32[np.ndarray, "l"]) -> int | None:
+        """The place of the first character that these ids do not say, or None."""
+        if self._byte_level and not self._banned[ids].any():
+            return None
+        encoding = self._rules.encode(text, add_special_tokens=False)
+        spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        banned = self._banned[np.array(encoding.ids, np.int64)]
+        if banned.any():
+            return int(spans[banned.argmax(), 0])
+        depth = np.zeros(len(text) + 1, np.int64)
+        np.add.at(depth, spans[:, 0], 1)
+        np.add.at(depth, spans[:, 1], -1)
+        bare = np.flatnonzero(depth[:-1].cumsum() == 0).tolist()
+        return next((place for place in bare if not text[place].isspace()), None)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._rules.decode(ids, skip_special_tokens=False)
+
+    def piece(self, i: int) -> str:
+        """A token's own text; by its name where it is special, or where the name says more (▁ is a space)."""
+        token = self._rules.id_to_token(i)
+        if token is None:
+            return ""
+        return self.decode([i]) if self._byte_level and not self._banned[i] else token.replace("▁", " ")
+
+    def _long(self, text: str) -> Int32[np.ndarray, "l"]:
+        parts, some = [], []
+        for part in cut(text):
+            some.append(part)
+            if len(some) == 16:
+                parts += self._batch(some)
+                some = []
+        return np.concatenate(parts + self._batch(some))
+
+    def _batch(self, texts: list[str]) -> list[Int32[np.ndarray, "_"]]:
+        with _Refusals(self.name):
+            encodings = self._rules.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+
+def cut(text: str) -> Iterator[str]:
+    """Parts of a text that a GPT-2 tokenizer treats as it does the whole, of little more than `LONGEST` characters."""
+    start = 0
+    while len(text) - start > LONGEST:
+        found = _CUT.search(text, start + LONGEST)
+        if found is None:
+            break
+        yield text[start : found.end()]
+        start = found.end()
+    yield text[start:]
+
+
+def read_rules(file: str, max_bytes: int) -> Rules:
+    """From a JSON of `tokenizers`, or a folder or prefix of GPT-2's two files; DataError if they are none."""
+    path = Path(file).expanduser()
+    if path.is_file():
+        return Rules(_json(path, max_bytes), str(path))
+    if (path / "tokenizer.json").is_file():
+        return Rules(_json(path / "tokenizer.json", max_bytes), str(path))
+    for join in ("/", "", "_", "-", "."):
+        for vocab, merges in PAIRS:
+            pair = Path(f"{path}{join}{vocab}"), Path(f"{path}{join}{merges}")
+            if all(part.is_file() for part in pair):
+                return Rules(_gpt2(_json(pair[0], max_bytes), _merges(pair[1], max_bytes)), str(path))
+    raise DataError(
+        f"{one_line(file)}: no tokenizer there; give a JSON of tokenizers, or a folder or prefix of GPT-2's "
+        "encoder.json and vocab.bpe"
+    )
+
+
+def train_rules(documents: Iterator[str], vocab_size: int) -> Rules:
+    """A byte-level BPE of exactly that many tokens, the end token being 0; DataError if the corpus is too small."""
+    library = _library()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rules = library.Tokenizer(library.models.BPE())
+    rules.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    rules.train_from_iterator((part for text in documents for part in cut(text)), trainer)
+    model = json.loads(rules.to_str())["model"]
+    if len(model["vocab"]) != vocab_size:
+        count = len(model["vocab"])
+        raise DataError(f"the corpus gives a BPE of {count} tokens, not {vocab_size}: lower vocab_size, or add text")
+    return Rules(_gpt2(model["vocab"], model["merges"]), "the trained BPE")
+
+
+class _Refusals:
+    """DataError for what `tokenizers` refuses: it raises Exception itself, and for some damage Rust's panic."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is Exception or (kind is not None and kind.__name__ == "PanicException"):
+            reason = one_line(str(error)[:200])
+            raise DataError(f"{self.name} is not a tokenizer that can be used ({reason}): get it again") from error
+
+
+def _library() -> ModuleType:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ConfigError("BPE takes Hugging Face's tokenizers: pip install 'unmask[text]'") from error
+    return tokenizers
+
+
+def _start(data: dict[str, Any], name: str) -> Any:
+    if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
+        raise DataError(f"{name} is not a JSON of tokenizers: it has no model; give one, or a folder of GPT-2's files")
+    library = _library()
+    with _Refusals(name):
+        text = json.dumps(data, ensure_ascii=False)
+        rules = library.Tokenizer.from_str(text.encode("utf-8", "replace").decode())
+    rules.encode_special_tokens = True
+    rules.no_truncation()
+    rules.no_padding()
+    if data["model"].get("dropout"):
+        rules.model.dropout = None  # noise for training language models; codes must be the same each time
+    if not rules.get_vocab(with_added_tokens=True):
+        raise DataError(f"{name} has no tokens at all: get it again")
+    return rules
+
+
+def _json(path: Path, max_bytes: int) -> Any:
+    try:
+        return load_json(path, max_bytes)
+    except ConfigError as error:
+        raise DataError(f"{one_line(str(error))}: get the tokenizer again") from error
+
+
+def _merges(path: Path, max_bytes: int) -> list[list[str]]:
+    try:
+        with open(path, "rb") as file:
+            body = file.read(max_bytes + 1)
+        lines = body.decode().split("\n") if len(body) <= max_bytes else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{one_line(str(path))} cannot be read ({error}): get it again") from error
+    if lines is None:
+        raise DataError(f"{one_line(str(path))} is longer than {max_bytes} bytes: it is no list of merges")
+    merges = []
+    for number, line in enumerate(lines, 1):
+        pair = line.rstrip("\r").split(" ")
+        if line.strip() and not (number == 1 and line.startswith("#version")):
+            merges.append(pair)
+            if len(pair) != 2 or not all(pair):
+                raise DataError(f"{one_line(str(path))}, line {number}: not a merge of two tokens: get it again")
+    return merges
+
+
+def _gpt2(vocab: Any, merges: Any) -> dict[str, Any]:
+    """The JSON that says what GPT-2's two files leave to the program."""
+    if not isinstance(vocab, dict):
+        raise DataError("the vocabulary is not an object of tokens and ids: get GPT-2's encoder.json again")
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
+    model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": vocab.get(END, len(vocab)), "content": END, **special}],
+        "normalizer": None,
+        "pre_tokenizer": BYTE_LEVEL,
+        "post_processor": None,
+        "decoder": BYTE_LEVEL,
+        "model": {**model, "vocab": vocab, "merges": merges},
+    }

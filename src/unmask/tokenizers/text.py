@@ -1,0 +1,282 @@
+"""Text to tokens and back: characters, bytes, or byte-level BPE (GPT-2's, section 2.2 of its report; arXiv 1508.07909).
+
+A text is a row of tokens, of which a model sees `context` at a time. Every vocabulary has an end token, which says
+where a text is over; whatever else no text is made of, `unused` lists, so that a sampler never draws it.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int32, UInt32
+from torch import Tensor
+
+from unmask.config import load_json
+from unmask.data.decoding import one_line
+from unmask.errors import ConfigError, DataError
+from unmask.tokenizers.bpe import END, Rules, read_rules, train_rules
+
+MAX_FILE = 1 << 26  # bytes
+Ids = Sequence[int] | Int[np.ndarray, "l"] | Int[Tensor, "l"]
+Documents = Callable[[], Iterator[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Characters:
+    """One token per character; without an `alphabet` it is the sorted characters of the training text."""
+
+    alphabet: str = ""
+    context: int = 256
+
+    def __post_init__(self) -> None:
+        _check_context(self.context)
+        twice = sorted({c for c in self.alphabet if self.alphabet.count(c) > 1})
+        halves = [c for c in self.alphabet if "\ud800" <= c <= "\udfff"]
+        if twice or halves:
+            raise ConfigError(f"the alphabet has {(twice or halves)[0]!r}, twice or half a character: give each once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bytes:
+    """One token per byte of UTF-8: 256 of them take any text."""
+
+    context: int = 256
+
+    def __post_init__(self) -> None:
+        _check_context(self.context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BPE:
+    """`file` is a JSON of Hugging Face's `tokenizers`, or a folder or prefix of GPT-2's encoder.json and vocab.bpe.
+
+    Without it, a byte-level BPE of `vocab_size` tokens is trained on the corpus. `rows` above the number of tokens
+    rounds the vocabulary up for faster matrix products (50,257 to 50,304); those rows are never drawn.
+    """
+
+    file: str = ""
+    vocab_size: int = 0
+    context: int = 256
+    rows: int = 0
+
+    def __post_init__(self) -> None:
+        _check_context(self.context)
+        if self.file and self.vocab_size:
+            raise ConfigError(
+                f"vocab_size {self.vocab_size} is for training a BPE, but file is given: give one of them"
+            )
+        if self.vocab_size and self.vocab_size < 257:
+            raise ConfigError(f"vocab_size is {self.vocab_size}; 256 bytes and the end token need 257 or more")
+        if self.rows < 0:
+            raise ConfigError(f"rows is {self.rows}; give 0 for none, or at least the number of tokens")
+
+
+TextTokenizerConfig = Characters | Bytes | BPE
+
+
+class TextTokenizer(ABC):
+    """Text to ids 0..vocab_size-1 and back; in ids to decode, -1 says that there is no token."""
+
+    def __init__(self, context: int, vocab_size: int, end_id: int, unused: tuple[int, ...] = ()):
+        self.context, self.vocab_size, self.end_id, self.unused = context, vocab_size, end_id, unused
+        self._silent = {-1, end_id, *unused}
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return (self.context,)
+
+    @cached_property
+    def sha256(self) -> str:
+        """That of the file it is written to, which does not depend on the context."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The whole content of a `tokenizer.json` that `open_text_tokenizer` takes."""
+        return (json.dumps(self.to_json(), ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+
+    def encode(self, text: str) -> Int32[np.ndarray, "l"]:
+        """Its tokens, without an end token; DataError, with its place, for what the vocabulary lacks."""
+        return self.encode_all([text])[0]
+
+    def decode(self, tokens: Ids) -> str:
+        """Their text; tokens that no text is made of are empty, and bytes that are no character become U+FFFD."""
+        return self._join([i for i in self._check(tokens) if i not in self._silent])
+
+    def pieces(self, tokens: Ids) -> list[str]:
+        """One printable piece per token: a new line shows as ↵, part of a character as U+FFFD, no token as nothing."""
+        return ["" if i < 0 else END if i == self.end_id else printable(self._piece(i)) for i in self._check(tokens)]
+
+    def _check(self, tokens: Ids) -> list[int]:
+        ids = (tokens.cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens, np.int64)).reshape(-1)
+        if ids.size and not -1 <= ids.min() <= ids.max() < self.vocab_size:
+            raise ValueError(f"tokens span {ids.min()}..{ids.max()}, beyond the vocabulary of {self.vocab_size}")
+        return ids.tolist()
+
+    @abstractmethod
+    def encode_all(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
+        """`encode` of each text, faster."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _join(self, ids: list[int]) -> str: ...
+
+    @abstractmethod
+    def _piece(self, i: int) -> str: ...
+
+
+class CharacterTokenizer(TextTokenizer):
+    """Token i is the i-th character of the alphabet, and the last one is the end."""
+
+    def __init__(self, alphabet: str, context: int):
+        super().__init__(context, len(alphabet) + 1, len(alphabet))
+        self.alphabet = alphabet
+        self._ids = np.full(0x110000, -1, np.int32)
+        self._ids[_code_points(alphabet)] = np.arange(len(alphabet))
+
+    def encode_all(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
+        return [self._encode(text) for text in texts]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "Characters", "alphabet": self.alphabet}
+
+    def _encode(self, text: str) -> Int32[np.ndarray, "l"]:
+        ids = self._ids[_code_points(text)]
+        if ids.size and ids.min() < 0:
+            raise outside(text, int((ids < 0).argmax()), "the alphabet")
+        return ids
+
+    def _join(self, ids: list[int]) -> str:
+        return "".join(map(self._piece, ids))
+
+    def _piece(self, i: int) -> str:
+        return self.alphabet[i]
+
+
+class ByteTokenizer(TextTokenizer):
+    """Tokens are the bytes of UTF-8; 256 is the end."""
+
+    def __init__(self, context: int):
+        super().__init__(context, 257, 256)
+
+    def encode_all(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
+        return [np.frombuffer(to_utf8(text), np.uint8).astype(np.int32) for text in texts]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "Bytes"}
+
+    def _join(self, ids: list[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+    def _piece(self, i: int) -> str:
+        return bytes([i]).decode(errors="replace")
+
+
+class BPETokenizer(TextTokenizer):
+    """Tokens of a vocabulary that was learned, by Hugging Face's `tokenizers`; also its other models."""
+
+    def __init__(self, rules: Rules, context: int, rows: int = 0):
+        num = rules.num_tokens
+        if rows and rows < num:
+            raise ConfigError(f"rows is {rows}, but the tokenizer has {num} tokens: give 0, or at least as many")
+        rows = max(rows, num)
+        super().__init__(context, rows, rules.end_id, (*rules.unused, *range(num, rows)))
+        self.rules = rules
+
+    def encode_all(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
+        for text in texts:
+            to_utf8(text)
+        found = self.rules.encode(texts)
+        for text, ids in zip(texts, found, strict=True):
+            place = self.rules.lost(text, ids)
+            if place is not None:
+                raise outside(text, place, "the tokenizer's vocabulary")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "BPE", "rows": self.vocab_size, "tokenizer": self.rules.data}
+
+    def _join(self, ids: list[int]) -> str:
+        return self.rules.decode(ids)
+
+    def _piece(self, i: int) -> str:
+        return self.rules.piece(i)
+
+
+def build_tokenizer(config: TextTokenizerConfig, documents: Documents) -> TextTokenizer:
+    """The tokenizer of a config; `documents` gives the training corpus, which is read only if it has to be learned."""
+    if isinstance(config, Bytes):
+        return ByteTokenizer(config.context)
+    if isinstance(config, Characters):
+        return CharacterTokenizer(config.alphabet or _alphabet(documents), config.context)
+    if config.file:
+        return BPETokenizer(read_rules(config.file, MAX_FILE), config.context, config.rows)
+    if not config.vocab_size:
+        raise ConfigError("which BPE? Give --tokenizer.file, or --tokenizer.vocab-size to train one on the corpus")
+    return BPETokenizer(train_rules(documents(), config.vocab_size), config.context, config.rows)
+
+
+def open_text_tokenizer(path: Path, context: int) -> TextTokenizer:
+    """The tokenizer that `to_bytes` wrote; DataError if the file is another or damaged."""
+    _check_context(context)
+    try:
+        return _rebuild(load_json(path, MAX_FILE), path, context)
+    except ConfigError as error:
+        raise DataError(f"{one_line(str(error))}: restore the tokenizer.json that was made with the tokens") from error
+
+
+def _rebuild(data: Any, path: Path, context: int) -> TextTokenizer:
+    match data:
+        case {"type": "Bytes", **rest} if not rest:
+            return ByteTokenizer(context)
+        case {"type": "Characters", "alphabet": str(alphabet), **rest} if alphabet and not rest:
+            return CharacterTokenizer(Characters(alphabet=alphabet).alphabet, context)
+        case {"type": "BPE", "rows": int(rows), "tokenizer": {**content}, **rest} if not rest:
+            return BPETokenizer(Rules(content, str(path)), context, rows)
+    raise DataError(f"{one_line(str(path))} is not a text tokenizer of ours: restore it; other files go to BPE's file")
+
+
+def to_utf8(text: str) -> bytes:
+    """DataError, with its place, for half of a surrogate pair, which is no character."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise outside(text, error.start, "Unicode's characters") from error
+
+
+def outside(text: str, place: int, what: str) -> DataError:
+    """The error that says which character cannot be encoded, and where it stands."""
+    line, column = text.count("\n", 0, place) + 1, place - text.rfind("\n", 0, place)
+    return DataError(
+        f"character {text[place]!a} (U+{ord(text[place]):04X}) at line {line}, column {column} is not one of {what}: "
+        "remove it, or use the bytes tokenizer or one whose vocabulary has it"
+    )
+
+
+def printable(piece: str) -> str:
+    return one_line(piece.replace("\n", "↵"))
+
+
+def _alphabet(documents: Documents) -> str:
+    found: set[str] = set()
+    for text in documents():
+        found.update(text)
+    if not found:
+        raise DataError("the training text is empty: there is no alphabet to take from it")
+    return "".join(sorted(found))
+
+
+def _code_points(text: str) -> UInt32[np.ndarray, "l"]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def _check_context(context: int) -> None:
+    if context < 1:
+        raise ConfigError(f"context is {context}; a row holds at least 1 token")
