@@ -18,8 +18,8 @@ from unmask.data.decoding import MAX_PIXELS
 from unmask.data.holes import ANY, Cells, blank, paste, token_mask
 from unmask.data.masks import check_hole
 from unmask.errors import ConfigError
-from unmask.guidance import Condition, guided
-from unmask.pipeline import Pipeline
+from unmask.guidance import Condition
+from unmask.pipeline import Pipeline, ordered
 from unmask.rand import Rand
 from unmask.recipes import Sampling
 from unmask.sampling.decode import State, decode
@@ -60,7 +60,7 @@ def history(
     height, width = pipeline.tokenizer.grid
     tokens = pipeline.tokenizer.encode(blank(images, hole))
     tokens = tokens.masked_fill(token_mask(hole, (height, width), cells).to(tokens.device), pipeline.model.mask_id)
-    predict = guided(pipeline.model, labels, scale=1.0 if labels is None else s.scale)
+    predict, order = pipeline.predict(labels, s), ordered(s.priority, pipeline.model, labels)
 
     full = s.ratios(pipeline.model.length)
     cut = [*full[: stop - 1], 0.0] if stop < len(full) else full
@@ -70,7 +70,7 @@ def history(
         return round(t * len(cut)) / len(full)
 
     def priority(logits: Tensor, sample: Tensor, *, masked: Tensor, t: float, rand: Rand) -> Tensor:
-        return s.priority(logits, sample, masked=masked, t=time(t), rand=rand)
+        return order(logits, sample, masked=masked, t=time(t), rand=rand)
 
     rows = torch.arange(first, first + len(images))[:, None] + torch.arange(variants) * VARIANT
     return decode(
@@ -83,6 +83,7 @@ def history(
         temperature=s.temperature[: len(cut)] if isinstance(s.temperature, tuple) else s.temperature,
         top_k=s.top_k,
         top_p=s.top_p,
+        remask=s.remask,
     )
 
 

@@ -3,7 +3,8 @@
 `_floor` is that of held-out text itself, and what to aim at: less is not better for a perplexity, which repetition
 lowers, nor more for `distinct`. So perplexity is drawn against entropy over temperatures, and held-out text is a point
 of that plane. Figures that change with the amount of text are taken from as many rows of both, and an n-gram
-divergence is that from other held-out rows, which neither has.
+divergence is that from other held-out rows, which neither has. Where those are of other works than the training text,
+this text misses the floor as well: give `measure` rows of it, and no generator is asked for a lesser divergence.
 """
 
 from collections.abc import Callable, Mapping

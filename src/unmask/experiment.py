@@ -3,13 +3,14 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from unmask.config import differences, to_json, write_json
+from unmask.critic import WithCritic
 from unmask.data.sources import settled
 from unmask.data.tokens import Batches, Tokens
 from unmask.errors import CheckpointError, ConfigError
@@ -33,6 +34,7 @@ from unmask.weights import write_weights
 FREQUENCY_ROWS = 1 << 17
 
 
+@runtime_checkable
 class Ready(Protocol):
     """What `run` trains on: a recipe with its data open, as rows of tokens.
 
@@ -81,6 +83,7 @@ def expected_first_loss(experiment: Ready) -> float:
     """The cross-entropy, in nats, of the head's initial distribution with the data: log K, or the unigram entropy."""
     counts = frequencies(experiment).double()
     objective, k = experiment.recipe.objective, len(counts)
+    objective = objective.generator if isinstance(objective, WithCritic) else objective
     smoothing = objective.label_smoothing if isinstance(objective, MaskGIT) else 0.0
     log_q = (
         ((counts + 1) / (counts + 1).sum()).log() if experiment.recipe.unigram else -torch.full_like(counts, k).log()

@@ -99,3 +99,28 @@ def guided(
         return uncond + s * (cond - uncond)
 
     return predict
+
+
+def remembering(
+    model: Callable[..., Float[Tensor, "b l k"]],
+    condition: Condition,
+    null: Condition = None,
+    *,
+    scale: float | Ramp = 1.0,
+) -> Predict:
+    """`guided` for a self-conditioned model `(tokens, condition, *, memory) -> logits`: each step reads the last one's
+    probabilities (arXiv 2208.04202). Under guidance both twins read those of the conditional one, as in muse-maskgit.
+
+    The memory is that of one batch of samples: make a fresh one for each.
+    """
+    memory: Tensor | None = None
+
+    def recalling(tokens: Int[Tensor, "b l"], both: Condition) -> Float[Tensor, "b l k"]:
+        nonlocal memory
+        rows = len(tokens) if condition is None else len(condition)
+        twice = memory if memory is None or len(tokens) == rows else torch.cat([memory, memory])
+        logits = model(tokens, both, memory=twice)
+        memory = logits[:rows].softmax(-1)
+        return logits
+
+    return guided(recalling, condition, null, scale=scale)

@@ -6,7 +6,7 @@ where they are needed. Sums and counts are not averaged before the end, so micro
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from unmask.masking import ABSENT, complementary, mask_bernoulli, mask_exact, on
 from unmask.rand import Rand
 from unmask.schedules import Cosine, Power, Shape, likelihood_weight
 
-Model = Callable[..., Float[Tensor, "n k"]]
+Model = Callable[..., Float[Tensor, "..."]]
 
 
 @dataclass(frozen=True)
@@ -29,42 +29,82 @@ class Loss:
     count: Float[Tensor, ""]
 
 
-def nats(
-    model: Model,
-    visible: Int[Tensor, "b l"],
-    clean: Int[Tensor, "b l"],
-    at: Bool[Tensor, "b l"],
-    condition: Condition,
-    *,
-    label_smoothing: float = 0.0,
-    memory: Float[Tensor, "b l k"] | None = None,
-) -> Float[Tensor, "n"]:
-    """-log p(clean | visible) of the tokens `at`; `memory` is what a self-conditioned model thought before."""
-    logits = model(visible, condition, at) if memory is None else model(visible, condition, at, memory)
-    return F.cross_entropy(
-        logits.to(torch.promote_types(logits.dtype, torch.float32)),
-        clean[at],
-        label_smoothing=label_smoothing,
-        reduction="none",
-    )
+@dataclass(frozen=True, kw_only=True)
+class Corruption:
+    """What stands at a masked token, which is to be predicted in any case (BERT, arXiv 1810.04805, section 3.1).
+
+    A share `keep` shows the token itself, a share `random` any token but never the mask, and the others the mask: each
+    place by its own draw. The shares are x-transformers' (`no_replace_prob`, `random_token_prob`). `coins`: what its
+    code makes of them, 7.5 % and 4.3 % on average: either happens with a chance of 1/2 only, and the second is
+    `random` times what the first left, of what the first left. Differs from it: a coin per row, not one per batch.
+    """
+
+    keep: float = 0.15
+    random: float = 0.1
+    coins: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.keep >= 0 and self.random >= 0 and self.keep + self.random <= 1):
+            raise ValueError(f"{self}: shares are at least 0, and keep + random at most 1")
+
+    def __call__(
+        self, clean: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], *, mask_id: int, rand: Rand
+    ) -> Int[Tensor, "b l"]:
+        u = rand("corruption", clean.shape[1])
+        keep, other = torch.full_like(u, self.keep), torch.full_like(u, self.random)
+        if self.coins:
+            first, second = (rand("corruption_coins", 2) < 0.5)[..., None].unbind(1)
+            keep = keep * first
+            other = other * second * (1 - keep) ** 2
+        anything = (rand("corruption_token", clean.shape[1]) * mask_id).long()
+        shown = torch.where(u < keep, clean, torch.where(u < keep + other, anything, mask_id))
+        return torch.where(mask, shown, clean)
 
 
-def masked_cross_entropy(
-    model: Model,
-    clean: Int[Tensor, "b l"],
-    mask: Bool[Tensor, "b l"],
-    condition: Condition,
-    *,
-    mask_id: int,
-    visible_weight: float = 0.0,
-    label_smoothing: float = 0.0,
-) -> Loss:
-    """-log p(clean | visible tokens), summed over masked tokens; visible ones count with `visible_weight`, if any."""
-    at = clean != ABSENT if visible_weight > 0 else mask
-    visible = torch.where(mask, mask_id, clean)
-    lost = nats(model, visible, clean, at, condition, label_smoothing=label_smoothing)
-    weight = torch.where(mask, 1.0, visible_weight)[at]
-    return Loss((lost * weight).sum(), weight.sum())
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One question: the canvas as it is shown, which places are masked, what each answer counts, and the divisor.
+
+    `remember`: the rows that see what the model itself thought before, if any. `rand` has a row for each of the task.
+    """
+
+    clean: Int[Tensor, "b l"]
+    visible: Int[Tensor, "b l"]
+    masked: Bool[Tensor, "b l"]
+    weight: Float[Tensor, "b l"]
+    count: Float[Tensor, ""]
+    condition: Condition
+    rand: Rand
+    label_smoothing: float = 0.0
+    remember: Bool[Tensor, "b"] | None = None
+
+    @property
+    def at(self) -> Bool[Tensor, "b l"]:
+        """The places to predict."""
+        return self.masked | (self.weight > 0)
+
+
+def solve(model: Model, task: Task) -> tuple[Loss, Float[Tensor, "n k"]]:
+    """The weighted sum of -log p(clean | visible), and the logits at `task.at` that it was made of."""
+    at = task.at
+    if task.remember is None:
+        logits = model(task.visible, task.condition, at)
+    else:
+        logits = model(task.visible, task.condition, at, recall(model, task.visible, task.condition, task.remember))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    lost = F.cross_entropy(logits, task.clean[at], label_smoothing=task.label_smoothing, reduction="none")
+    return Loss((lost * task.weight[at]).sum(), task.count), logits
+
+
+@torch.no_grad()
+def recall(
+    model: Model, visible: Int[Tensor, "b l"], condition: Condition, rows: Bool[Tensor, "b"]
+) -> Float[Tensor, "b l k"]:
+    """The probabilities that a first pass gives, in the chosen `rows`; zeros, that is no memory, in the others."""
+    logits = model(visible, condition, torch.ones_like(visible, dtype=torch.bool))
+    # Autocast of older torch keeps the weights it cast here, without gradients: the next pass would learn nothing.
+    torch.clear_autocast_cache()
+    return logits.softmax(-1).unflatten(0, visible.shape) * rows[:, None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +115,9 @@ class MaskGIT:
     `drop`: share of rows trained without their condition, so that guidance has an unconditional twin.
     `independent`: mask each token by its own coin instead of an exact count. `stratified`: spread t evenly over the
     global batch. `complementary`: train every row under a mask and under its complement, two forward rows per row; half
-    of the tokens are then masked on average, whatever the schedule.
+    of the tokens are then masked on average, whatever the schedule. `corruption`: of masked tokens, none by default.
+    `self_condition`: share of rows that see what the model itself thought in a first pass without gradients (0.75 in
+    x-transformers, 0.9 in muse-maskgit).
     """
 
     schedule: Shape = Cosine()
@@ -85,36 +127,50 @@ class MaskGIT:
     independent: bool = False
     stratified: bool = True
     complementary: bool = False
+    corruption: Corruption | None = None
+    self_condition: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("visible_weight", "label_smoothing", "drop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"MaskGIT({name}={getattr(self, name)}): must lie in [0, 1]")
+        check_shares(self, "visible_weight", "label_smoothing", "drop", "self_condition")
 
-    def __call__(
-        self, model: Model, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand
-    ) -> Loss:
-        """The loss of one batch of clean `tokens`; `condition` holds class ids, or is None."""
+    @property
+    def share(self) -> float:
+        """What `Task.count` is per token on average."""
+        ratio = self.schedule((torch.arange(1000) + 0.5) / 1000).mean().item()
+        masked = 0.5 if self.complementary else ratio
+        return masked + self.visible_weight * (1 - masked)
+
+    def task(self, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand) -> Task:
+        """What one batch of clean `tokens` asks; `complementary` doubles its rows."""
         t = rand("time")
         if self.stratified:
             t = stratified(t, rand.rows, rand.num_rows)
         u = only_present(rand("mask", tokens.shape[1]), tokens)
         mask = (mask_bernoulli if self.independent else mask_exact)(self.schedule(t), u)
-        if condition is not None:
-            condition = torch.where(rand("drop") < self.drop, NULL, condition)
+        condition = dropped(condition, self.drop, rand)
         if self.complementary:
             mask = torch.cat(complementary(mask, u))
             tokens = torch.cat([tokens, tokens])
             condition = None if condition is None else torch.cat([condition, condition])
-        return masked_cross_entropy(
-            model,
-            tokens,
-            mask,
-            condition,
-            mask_id=mask_id,
-            visible_weight=self.visible_weight,
+            rand = replace(rand, rows=rand.rows.repeat(2))
+        weight = mask + self.visible_weight * (~mask & (tokens != ABSENT))
+        return Task(
+            clean=tokens,
+            visible=hidden(tokens, mask, self.corruption, mask_id, rand),
+            masked=mask,
+            weight=weight,
+            count=weight.sum(),
+            condition=condition,
+            rand=rand,
             label_smoothing=self.label_smoothing,
+            remember=remembered(self.self_condition, rand),
         )
+
+    def __call__(
+        self, model: Model, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand
+    ) -> Loss:
+        """The loss of one batch of clean `tokens`; `condition` holds class ids, or is None."""
+        return solve(model, self.task(tokens, condition, mask_id=mask_id, rand=rand))[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,28 +179,71 @@ class MaskedDiffusion:
 
     Draw t, mask each token by its own coin of chance g(t), and weigh each masked one by -g'(t)/g(t); the sum is divided
     by the number of all tokens. Its expectation is the same for every `schedule`; only its noise is not. t is spread
-    evenly over the global batch. `drop` as in MaskGIT.
+    evenly over the global batch. The other fields as in MaskGIT; with either of the last two it bounds no likelihood.
     Differs from x-transformers' `use_simple_mdlm_loss_weight`: g'(t)/(1 - g(t)) there has the wrong sign and pole.
     """
 
     schedule: Shape = Power()
     drop: float = 0.1
+    corruption: Corruption | None = None
+    self_condition: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop <= 1:
-            raise ValueError(f"MaskedDiffusion(drop={self.drop}): must lie in [0, 1]")
+        check_shares(self, "drop", "self_condition")
+
+    @property
+    def share(self) -> float:
+        """What `Task.count` is per token."""
+        return 1.0
+
+    def task(self, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand) -> Task:
+        """What one batch of clean `tokens` asks."""
+        t = stratified(rand("time"), rand.rows, rand.num_rows)
+        mask = only_present(rand("mask", tokens.shape[1]), tokens) < self.schedule(t)[:, None]
+        weight = likelihood_weight(self.schedule, t)[:, None] * mask
+        return Task(
+            clean=tokens,
+            visible=hidden(tokens, mask, self.corruption, mask_id, rand),
+            masked=mask,
+            weight=weight,
+            count=(tokens != ABSENT).sum().to(weight.dtype),
+            condition=dropped(condition, self.drop, rand),
+            rand=rand,
+            remember=remembered(self.self_condition, rand),
+        )
 
     def __call__(
         self, model: Model, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand
     ) -> Loss:
         """The bound for one batch of clean `tokens`; `condition` holds class ids, or is None."""
-        t = stratified(rand("time"), rand.rows, rand.num_rows)
-        mask = only_present(rand("mask", tokens.shape[1]), tokens) < self.schedule(t)[:, None]
-        if condition is not None:
-            condition = torch.where(rand("drop") < self.drop, NULL, condition)
-        lost = nats(model, torch.where(mask, mask_id, tokens), tokens, mask, condition)
-        weight = likelihood_weight(self.schedule, t)[:, None].expand(mask.shape)[mask]
-        return Loss((lost * weight).sum(), (tokens != ABSENT).sum().to(lost.dtype))
+        return solve(model, self.task(tokens, condition, mask_id=mask_id, rand=rand))[0]
+
+
+def hidden(
+    clean: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], corruption: Corruption | None, mask_id: int, rand: Rand
+) -> Int[Tensor, "b l"]:
+    """The canvas: masked places show the mask, or what `corruption` puts there."""
+    if corruption is None:
+        return torch.where(mask, mask_id, clean)
+    return corruption(clean, mask, mask_id=mask_id, rand=rand)
+
+
+def dropped(condition: Condition, share: float, rand: Rand) -> Condition:
+    """The condition, but NULL in a `share` of the rows."""
+    return None if condition is None else torch.where(rand("drop") < share, NULL, condition)
+
+
+def remembered(share: float, rand: Rand) -> Bool[Tensor, "b"] | None:
+    """The `share` of rows that get a memory."""
+    return rand("self_condition") < share if share else None
+
+
+def check_shares(objective: object, *names: str) -> None:
+    """ValueError unless the fields of these `names` lie in [0, 1]."""
+    for name in names:
+        value = getattr(objective, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{type(objective).__name__}({name}={value}): must lie in [0, 1]")
 
 
 Objective = MaskGIT | MaskedDiffusion

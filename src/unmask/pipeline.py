@@ -7,14 +7,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unmask.critic import CriticScore
 from unmask.data.holes import blank, token_mask
 from unmask.data.images import Progress
 from unmask.errors import CheckpointError, ConfigError
-from unmask.guidance import Condition, guided
+from unmask.guidance import Condition, Predict, guided, remembering
 from unmask.models.transformer import MaskedTransformer
 from unmask.rand import seeded
-from unmask.recipes import Recipe, Sampling, read_recipe
-from unmask.sampling.decode import State, decode
+from unmask.recipes import FromCritic, Order, Recipe, Sampling, read_recipe
+from unmask.sampling.decode import Priority, State, decode
 from unmask.tokenizers.base import Tokenizer
 from unmask.tokenizers.vqgan import Autoencoder, open_tokenizer
 from unmask.training.distributed import fast_dtype
@@ -22,6 +23,15 @@ from unmask.weights import fingerprint, load_weights
 
 TOKENIZER = "tokenizer.safetensors"
 """Beside `model.safetensors` in a run, if its tokenizer was learned."""
+
+
+def ordered(priority: Order | FromCritic, model: MaskedTransformer, labels: Condition = None) -> Priority:
+    """The priority that a recipe means: itself, or one that asks the model's critic of the filled canvas."""
+    if isinstance(priority, FromCritic):
+        if model.config.critic == "none":
+            raise ConfigError("this model has no critic to order by: train one with the objective WithCritic")
+        return CriticScore(lambda canvas: model(canvas, labels, judge=True), priority.noise)
+    return priority
 
 
 class Pipeline:
@@ -83,17 +93,22 @@ class Pipeline:
         if labels is not None:
             self.check(labels, len(tokens))
         return decode(
-            guided(self.model, labels, scale=1.0 if labels is None else s.scale),
+            self.predict(labels, s),
             tokens,
             s.ratios(self.model.length),
             mask_id=self.model.mask_id,
             rand=seeded(seed, len(tokens), first=first, device=tokens.device),
-            priority=s.priority,
+            priority=ordered(s.priority, self.model, labels),
             temperature=s.temperature,
             top_k=s.top_k,
             top_p=s.top_p,
             remask=s.remask,
         )
+
+    def predict(self, labels: Condition, sampling: Sampling) -> Predict:
+        """The guided model for these labels; made anew for each batch, as a self-conditioned model remembers it."""
+        make = remembering if self.model.config.self_condition else guided
+        return make(self.model, labels, scale=1.0 if labels is None else sampling.scale)
 
     def blank(self, num: int) -> Int[Tensor, "b l"]:
         """A canvas with nothing known."""

@@ -2,12 +2,11 @@
 
 A schedule is any callable `t -> g(t)` with g(0) = 1, g(1) = 0, never rising (MaskGIT, arXiv 2202.04200, section 3.3).
 Training draws t uniformly and masks a fraction g(t); sampling consumes plain data made here: a list of ratios, one per
-step, ending in 0. The second half of the page holds the per-step token counts of every code base in the field, each
-under its own name, because equal names ("cosine", "arccos") mean different counts in each of them.
+step, ending in 0. Equal names ("cosine", "arccos") mean different counts in each code base: `counts.py` has them all.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +59,7 @@ class Log:
     tokens: int
 
     def __post_init__(self) -> None:
-        _at_least("Log", tokens=self.tokens, least=2)
+        at_least("Log", {"tokens": self.tokens}, least=2)
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         return (-torch.log2(_time(t)) / math.log2(self.tokens)).clamp(0, 1)
@@ -73,7 +72,7 @@ class Exp:
     tokens: int
 
     def __post_init__(self) -> None:
-        _at_least("Exp", tokens=self.tokens, least=2)
+        at_least("Exp", {"tokens": self.tokens}, least=2)
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         t = _time(t)
@@ -109,7 +108,7 @@ Shape = Cosine | Power | Arccos | Log | Exp | Sigmoid
 
 def ratios(schedule: Schedule, steps: int) -> list[float]:
     """The fraction still masked after each of `steps` steps: g(1/steps), g(2/steps), ..., 0."""
-    _at_least("ratios", steps=steps)
+    at_least("ratios", {"steps": steps})
     return [*schedule(torch.arange(1, steps, dtype=torch.float64) / steps).tolist(), 0.0]
 
 
@@ -118,7 +117,7 @@ def annealed(start: float, steps: int) -> list[float]:
 
     x-transformers' rule with its start 1; it stops at 0.001 where this takes the likeliest token.
     """
-    _at_least("annealed", steps=steps)
+    at_least("annealed", {"steps": steps})
     return [start * (1 - s / steps) for s in range(1, steps + 1)]
 
 
@@ -143,6 +142,13 @@ def ratios_from_counts(counts: Sequence[int]) -> list[float]:
     return ((total - known).double() / total).tolist()
 
 
+def check_ratios(ratios: Sequence[float]) -> None:
+    """ValueError unless the fractions still masked lie in [0, 1], never rise, and end in 0."""
+    pairs = zip([1.0, *ratios], ratios, strict=False)
+    if len(ratios) == 0 or ratios[-1] != 0 or not all(0 <= after <= before for before, after in pairs):
+        raise ValueError(f"ratios {list(ratios)[:12]}: must lie in [0, 1], never rise, and end in 0")
+
+
 def reveal_counts(unknown: Int[Tensor, "b"], ratios: Sequence[float]) -> Int[Tensor, "steps b"]:
     """How many tokens each row reveals at each step, from its own number of `unknown` ones at the start.
 
@@ -151,9 +157,8 @@ def reveal_counts(unknown: Int[Tensor, "b"], ratios: Sequence[float]) -> Int[Ten
     reveals them one by one, spread evenly over the steps, so that all rows end at the last step.
     Raises ValueError unless the ratios lie in [0, 1], never rise, and end in 0.
     """
+    check_ratios(ratios)
     r = torch.tensor(list(ratios), dtype=torch.float64)
-    if len(r) == 0 or not (r.min() >= 0 and r.max() <= 1 and r[-1] == 0 and bool((r.diff() <= 0).all())):
-        raise ValueError(f"ratios {list(ratios)[:12]}: must lie in [0, 1], never rise, and end in 0")
     unknown, steps = unknown.cpu().long(), len(r)
     step = torch.arange(1, steps + 1)[:, None]
     # The slack undoes rounding: (k / n) * n may come out just below k, and floor would then lose a token.
@@ -165,94 +170,7 @@ def reveal_counts(unknown: Int[Tensor, "b"], ratios: Sequence[float]) -> Int[Ten
     return -torch.cat([unknown[None], masked]).diff(dim=0)
 
 
-# -- per-step counts as each code base has them ------------------------------------------------------------------------
-
-
-def _at_least(name: str, least: int = 1, **numbers: int) -> None:
+def at_least(name: str, numbers: Mapping[str, int], least: int = 1) -> None:
     for field, number in numbers.items():
         if number < least:
             raise ValueError(f"{name}({field}={number}): {field} must be at least {least}")
-
-
-def _steps_of(remaining: Sequence[int], tokens: int) -> list[int]:
-    """Differences of a list of remaining counts, forced to stay within the tokens there are and to end at 0."""
-    counts, left = [], tokens
-    for after in [*remaining[:-1], 0]:
-        after = min(left, max(0, after))
-        counts.append(left - after)
-        left = after
-    return counts
-
-
-def google(tokens: int, steps: int, schedule: Schedule) -> list[int]:
-    """google-research/maskgit: floor(N g((s+1)/T)) stay masked, at least 1 until the last step; reveal at least 1."""
-    _at_least("google", tokens=tokens, steps=steps)
-    remaining, left = [], tokens
-    for ratio in schedule(torch.arange(1, steps + 1, dtype=torch.float64) / steps).tolist():
-        left = max(1, min(left - 1, math.floor(tokens * ratio)))
-        remaining.append(left)
-    return _steps_of(remaining, tokens)
-
-
-def valeoai_v1(tokens: int, steps: int, schedule: Schedule) -> list[int]:
-    """valeoai/Maskgit-pytorch v1: the curve is a *density*; counts are proportional to g(r), r from 1 down to 0.
-
-    The original may end in a zero or negative count for many steps (its loop stops before); here the list ends early.
-    """
-    _at_least("valeoai_v1", tokens=tokens, steps=steps)
-    density = schedule(torch.linspace(1, 0, steps, dtype=torch.float64))
-    if steps == 1:
-        return [tokens]
-    counts = (density / density.sum() * tokens).round().clamp(min=1).long()
-    return _steps_of((tokens - counts.cumsum(0)).tolist(), tokens)
-
-
-def halton(tokens: int, steps: int) -> list[int]:
-    """valeoai/Halton-MaskGIT, halton_sampler.py: int(N (1 - (2/pi) arccos((s+1)/T))) known after step s, or s + 1."""
-    _at_least("halton", tokens=tokens, steps=steps)
-    known = [int(tokens * (1 - math.acos((s + 1) / steps) / (math.pi * 0.5))) for s in range(steps)]
-    return _steps_of([tokens - max(s + 1, k) for s, k in enumerate(known)], tokens)
-
-
-def halton_confidence(tokens: int, steps: int, schedule: Schedule) -> list[int]:
-    """valeoai/Halton-MaskGIT, confidence_sampler.py: int(N (1 - g(r))) known, r from 0 to 1, so step 0 reveals one."""
-    _at_least("halton_confidence", tokens=tokens, steps=steps)
-    known = (tokens * (1 - schedule(torch.linspace(0, 1, steps, dtype=torch.float64)))).long()
-    return _steps_of([tokens - max(s + 1, int(k)) for s, k in enumerate(known)], tokens)
-
-
-def x_transformers(tokens: int, steps: int, schedule: Schedule) -> list[int]:
-    """lucidrains/x-transformers: int(N g((s+1)/T)) still masked; a step may reveal nothing."""
-    _at_least("x_transformers", tokens=tokens, steps=steps)
-    remaining = (schedule(torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:]) * tokens).long()
-    return _steps_of(remaining.tolist(), tokens)
-
-
-def muse(tokens: int, steps: int, schedule: Schedule) -> list[int]:
-    """lucidrains/muse-maskgit-pytorch: time starts at 0 and ends at 1, so the last step predicts a single token."""
-    _at_least("muse", tokens=tokens, steps=steps)
-    masked = (schedule(torch.linspace(0, 1, steps, dtype=torch.float64)) * tokens).long().clamp(min=1)
-    return _steps_of([*masked.tolist()[1:], 0], tokens)
-
-
-def nanofm(tokens: int, steps: int) -> list[int]:
-    """EPFL nanoMaskGIT: N // T per step, the remainder in the last. With T > N, one per step until none is left."""
-    _at_least("nanofm", tokens=tokens, steps=steps)
-    used = min(steps, tokens)
-    counts = [tokens // used] * used
-    counts[-1] += tokens % used
-    return counts + [0] * (steps - used)
-
-
-def llada(tokens: int, steps: int) -> list[int]:
-    """ML-GSAI/LLaDA: N // T per step, the remainder spread over the first steps."""
-    _at_least("llada", tokens=tokens, steps=steps)
-    return [tokens // steps + (s < tokens % steps) for s in range(steps)]
-
-
-def fourm(tokens: int, steps: int) -> list[int]:
-    """apple/ml-4m: rounded differences of the half cosine (1 + cos(pi s/T))/2, a hump; the last takes the rest."""
-    _at_least("fourm", tokens=tokens, steps=steps)
-    curve = 0.5 * (1 + torch.cos(torch.arange(steps + 1, dtype=torch.float64) / steps * math.pi))
-    counts = (-curve.diff() * tokens).round().long()
-    return _steps_of((tokens - counts.cumsum(0)).tolist(), tokens)

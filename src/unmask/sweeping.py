@@ -229,27 +229,27 @@ def best_temperature(bench: Bench, sampling: Sampling, temperatures: Sequence[fl
     if len(temperatures) == 1:
         return temperatures[0]
     train = fit_gaussian(bench.real.train)
+    measures = [(bench.features.dim, bench.features)]
 
     def distance(temperature: float) -> float:
-        (bank,) = _banks(bench, [bench.features], replace(sampling, temperature=temperature), num, seed)
+        cooled = replace(sampling, temperature=temperature)
+        (bank,) = sample_banks(
+            bench.pipeline, num, measures, bench.world, seed=seed, sampling=cooled, progress=bench.progress
+        )
         return frechet_distance(fit_gaussian(bank), train)
 
     distances = [distance(temperature) for temperature in temperatures]
     return temperatures[int(agree(str(distances.index(min(distances))), bench.world))]
 
 
-def _banks(bench: Bench, networks: Sequence[Features], sampling: Sampling, num: int, seed: int) -> list[Tensor]:
-    measures = [(network.dim, network) for network in networks]
-    return sample_banks(
-        bench.pipeline, num, measures, bench.world, seed=seed, sampling=sampling, progress=bench.progress
-    )
-
-
 def measured(bench: Bench, sampling: Sampling, temperature: float, num: int, seed: int) -> dict[str, float]:
     """All figures of one way to sample, on samples number 0 to num - 1 of a seed."""
     sampling = replace(sampling, temperature=temperature)
     networks = [network for network in dict.fromkeys((bench.features, bench.judge)) if network is not None]
-    banks = _banks(bench, networks, sampling, num, seed)
+    measures = [(network.dim, network) for network in networks]
+    banks = sample_banks(
+        bench.pipeline, num, measures, bench.world, seed=seed, sampling=sampling, progress=bench.progress
+    )
     figures = {"temperature": temperature, **measure(banks[0], bench.features, bench.real)[0]}
     labels = bench.pipeline.labels(num)
     if bench.judge is not None and labels is not None:

@@ -10,6 +10,7 @@ from unmask.data.images import Progress
 from unmask.data.sources import settled
 from unmask.data.text import TextFile
 from unmask.data.text_shards import TOKENIZER, TextMeta, TextSet, open_text, write_text
+from unmask.errors import ConfigError
 from unmask.models.transformer import MaskedTransformer
 from unmask.recipes import TextRecipe
 from unmask.text_pipeline import TextPipeline

@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unmask.critic import CriticScore
 from unmask.data.text_shards import TOKENIZER
 from unmask.errors import CheckpointError, ConfigError
+from unmask.guidance import Predict, guided, remembering
 from unmask.masking import ABSENT
 from unmask.models.transformer import MaskedTransformer
 from unmask.rand import seeded
-from unmask.recipes import Sampling, TextRecipe, read_recipe
+from unmask.recipes import FromCritic, Sampling, TextRecipe, read_recipe
 from unmask.sampling.blocks import filled_up
 from unmask.sampling.decode import State, decode
 from unmask.tokenizers.text import BPETokenizer, TextTokenizer, open_text_tokenizer
@@ -71,13 +73,19 @@ class TextPipeline:
         model = model.to(where, dtype or fast_dtype(where)).eval()
         return cls(model, tokenizer, recipe.sampling, opens=recipe.opens)
 
-    def predict(self, tokens: Int[Tensor, "b l"], t: float) -> Float[Tensor, "b l k"]:
-        """The model's logits, with what no text is made of ruled out; a shorter canvas ends where its text does."""
-        logits = filled_up(self._whole, self.model.length, self._beyond)(tokens, t)
-        return logits.index_fill(-1, self._unused, -torch.inf)
+    def predict(self) -> Predict:
+        """The model's logits, with what no text is made of ruled out; a shorter canvas ends where its text does.
 
-    def _whole(self, tokens: Int[Tensor, "b l"], t: float) -> Float[Tensor, "b l k"]:
-        return self.model(tokens).float()
+        Made anew for each batch, as a self-conditioned model remembers what it thought of this one.
+        """
+        make = remembering if self.model.config.self_condition else guided
+        whole = filled_up(make(self.model, None), self.model.length, self._beyond)
+        return lambda tokens, t: whole(tokens, t).float().index_fill(-1, self._unused, -torch.inf)
+
+    def judge(self, canvas: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+        """The critic's logit that a token is right."""
+        rest = canvas.new_full((len(canvas), self.model.length - canvas.shape[1]), self._beyond)
+        return self.model(torch.cat([canvas, rest], 1), judge=True)[:, : canvas.shape[1]]
 
     @property
     def _beyond(self) -> int:
@@ -90,12 +98,12 @@ class TextPipeline:
         """Decode step by step; row i draws the noise of text number `first + i`, whatever the batch."""
         s = (sampling or self.sampling).on((tokens.shape[1],))
         return decode(
-            self.predict,
+            self.predict(),
             tokens.to(self.device),
             s.ratios(tokens.shape[1]),
             mask_id=self.model.mask_id,
             rand=seeded(seed, len(tokens), first=first, device=self.device),
-            priority=s.priority,
+            priority=CriticScore(self.judge, s.priority.noise) if isinstance(s.priority, FromCritic) else s.priority,
             temperature=s.temperature,
             top_k=s.top_k,
             top_p=s.top_p,

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor, nn
 
+from unmask.critic import WithCritic
 from unmask.data.tokens import Tokens
 from unmask.figures import grid
 from unmask.masking import mask_exact, only_present
@@ -22,11 +23,14 @@ IMAGES = 2048
 ACCURACY_RATIOS = (0.25, 0.5, 0.75, 1.0)
 
 
-def validation(objective: Objective, precision: Precision, data: Tokens, model: nn.Module, world: World) -> Evaluator:
+def validation(
+    objective: Objective | WithCritic, precision: Precision, data: Tokens, model: nn.Module, world: World
+) -> Evaluator:
     """Loss on held-out rows and accuracy at fixed mask ratios, with the same noise every time, split over ranks."""
     num = min(len(data), IMAGES)
     chosen = torch.arange(num) * len(data) // num
-    objective = replace(objective, drop=0.0)
+    generator = objective.generator if isinstance(objective, WithCritic) else objective
+    plain = replace(generator, drop=0.0)
     mask_id: int = unwrapped(model).mask_id  # type: ignore[assignment]
 
     def parts() -> Iterator[Tensor]:
@@ -37,7 +41,7 @@ def validation(objective: Objective, precision: Precision, data: Tokens, model: 
     def scores(index: Int[Tensor, "b"]) -> list[Tensor]:
         tokens, condition = data.rows(index, world.device)
         rand = Rand(1, index.to(world.device), len(data))
-        loss = objective(model, tokens, condition, mask_id=mask_id, rand=rand)
+        loss = plain(model, tokens, condition, mask_id=mask_id, rand=rand)
         row = [loss.total, loss.count]
         for ratio in ACCURACY_RATIOS:
             mask = mask_exact(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from PIL import Image
 
-from unmask import schedules
+from unmask import counts
 from unmask.cli import COMMANDS, main
 from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid
 
@@ -351,13 +351,13 @@ SHAPES = {
     "sigmoid": Sigmoid(),
 }
 SHAPED = {
-    "google": schedules.google,
-    "valeoai-v1": schedules.valeoai_v1,
-    "halton-confidence": schedules.halton_confidence,
-    "x-transformers": schedules.x_transformers,
-    "muse": schedules.muse,
+    "google": counts.google,
+    "valeoai-v1": counts.valeoai_v1,
+    "halton-confidence": counts.halton_confidence,
+    "x-transformers": counts.x_transformers,
+    "muse": counts.muse,
 }
-FIXED = {"halton": schedules.halton, "nanofm": schedules.nanofm, "llada": schedules.llada, "4m": schedules.fourm}
+FIXED = {"halton": counts.halton, "nanofm": counts.nanofm, "llada": counts.llada, "4m": counts.fourm}
 
 
 def counts(capsys, *flags):
@@ -381,6 +381,6 @@ def test_schedule_draws_a_line_per_step(capsys):
     main(["schedule", "--tokens", "16", "--steps", "4"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[-4:]] == [
-        [str(i), str(n)] for i, n in enumerate(schedules.google(16, 4, Cosine()), 1)
+        [str(i), str(n)] for i, n in enumerate(counts.google(16, 4, Cosine()), 1)
     ]
     assert "100.0 %" in lines[-1]

@@ -13,8 +13,9 @@ from unmask.errors import CheckpointError, ConfigError
 from unmask.experiment import run
 from unmask.guidance import LinearRamp
 from unmask.image_experiment import prepare
+from unmask.metrics.features import Classifier, fingerprint, load_classifier, save_classifier
 from unmask.pipeline import Pipeline
-from unmask.reference import in_domain
+from unmask.reference import in_domain, open_reference
 from unmask.sampling.priorities import Halton
 from unmask.training.distributed import World
 
@@ -67,6 +68,36 @@ def test_a_classifier_of_another_configuration_is_trained_anew(finished, tmp_pat
     first, again = (in_domain(pictures, config, path, ALONE) for _ in range(2))
     other = in_domain(pictures, replace(config, steps=6), path, ALONE)
     assert first.sha256 == again.sha256 != other.sha256
+
+
+def test_what_was_learned_of_other_pictures_is_made_anew(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    experiment, path = prepare(recipe_of(out)), out / "classifier.safetensors"
+    config, pictures = experiment.recipe.classifier, experiment.real("train")
+    first = in_domain(pictures, config, path, ALONE)
+    pixels = pictures.pictures.pixels.clone()
+    pixels[:50] = 255 - pixels[:50]
+    split = replace(experiment.split, train=replace(experiment.split.train, pixels=pixels))
+    other = replace(experiment, loaded=split)
+    real, theirs = (open_reference(e, first, out, ALONE) for e in (experiment, other))
+    assert torch.equal(real.train[50:], theirs.train[50:])
+    assert not torch.equal(real.train[:50], theirs.train[:50])
+    assert (len(real.train), real.num_unread) == (1500, 0)
+    kept = open_reference(experiment, first, out, ALONE)
+    assert torch.equal(kept.train, real.train)
+    assert torch.equal(kept.train_index, torch.arange(1500))
+    with pytest.raises(ConfigError, match=r"other pictures \(pictures"):
+        open_reference(other, first, out / real.key.file, ALONE)
+    assert in_domain(other.real("train"), config, path, ALONE).sha256 != first.sha256
+    assert in_domain(pictures, config, path, ALONE).sha256 == first.sha256
+
+
+def test_a_classifier_of_before_the_digest_is_trained_anew(finished, tmp_path):
+    experiment, path = prepare(recipe_of(finished)), tmp_path / "classifier.safetensors"
+    config = replace(experiment.recipe.classifier, steps=2)
+    save_classifier(Classifier(config), path)
+    stale = fingerprint(load_classifier(path))
+    assert in_domain(experiment.real("train"), config, path, ALONE).sha256 != stale
 
 
 def test_the_tokenizer_decides_the_grid_of_a_halton_order():

@@ -14,7 +14,14 @@ from PIL import Image
 
 from unmask.cli import main
 from unmask.coded import open_coded, read_tokenizer
+from unmask.data.augment import PictureSet
+from unmask.data.folders import read_folder
+from unmask.errors import DataError
+from unmask.metrics.embedders import ClassifierFeatures
+from unmask.metrics.features import Classifier, ClassifierConfig
 from unmask.pipeline import Pipeline
+from unmask.reference import embed_real
+from unmask.training.distributed import World
 
 SMALL = ["--tokenizer.width", "8", "--tokenizer.groups", "2", "--tokenizer.z-channels", "8"]
 SMALL += ["--loss.discriminator.width", "4"]
@@ -175,6 +182,40 @@ def test_repairs_are_compared(made, capsys):
         ("square", "3", "3"),
     ]
     assert (made / "run" / "inpainting" / "repaired.png").exists()
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_said(made, photos, tmp_path, monkeypatch, capsys):
+    """Of pictures that are only listed, what tokenize leaves out stops neither evaluate nor sweep half way."""
+    monkeypatch.setattr("unmask.data.folders.MAX_IN_MEMORY", 0)
+    ours = shutil.copytree(photos, tmp_path / "photos")
+    for place in range(0, 60, 9):
+        next(iter(ours.glob(f"*/{place}.*"))).write_bytes(b"cut short")
+    run("tokenize", made / "tokenizer", "--data", ours, "--out", tmp_path / "codes")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
+    assert len(said) == 7 + 1
+    out = tmp_path / "run"
+    run("train", "folder", "--data", tmp_path / "codes", "--out", out, *MODEL, *QUICK, *JUDGE)
+    capsys.readouterr()
+    for _ in range(2):  # from pictures, then from what is kept of them
+        run("evaluate", out, "--samples", 40)
+        assert sorted(capsys.readouterr().err.splitlines()) == sorted(said)
+        report = json.loads((out / "report.json").read_text())
+        assert sorted(f"left out {one}" for one in report["unreadable"]) == sorted(said)
+        assert np.isfinite([report[name] for name in ("frechet", "frechet_limit", "classifier_test_accuracy")]).all()
+    run("sweep", out, "--samples", 20, "--tune", 0, "--orders", "random", "--steps", 1, "--temperatures", 1)
+    assert "8 pictures could not be read and are left out" in (out / "sweep/sweep.md").read_text()
+
+
+def test_where_no_picture_can_be_read_one_line_says_so(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("unmask.data.folders.MAX_IN_MEMORY", 0)
+    ours = shutil.copytree(photos, tmp_path / "photos")
+    pictures, _ = read_folder(ours, size=(16, 16), channels=3)
+    for path in ours.glob("*/*"):
+        path.write_bytes(b"cut short")
+    config = ClassifierConfig(channels=3, num_classes=2, width=4)
+    features, data = ClassifierFeatures(Classifier(config)), PictureSet(pictures=pictures, size=(16, 16))
+    with pytest.raises(DataError, match=r"sand/0\.jpg: not a readable image.*any other of 3 pictures"):
+        embed_real(data, features, torch.arange(3), World(0, 1, torch.device("cpu")))
 
 
 def test_a_features_folder_serves_every_run(made, photos, tmp_path):

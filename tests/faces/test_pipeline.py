@@ -88,6 +88,7 @@ def test_seeds_labels_and_every_option_change_the_images(pipeline):
         "scale": Interval(4.0),
         "top_k": 3,
         "top_p": 0.2,
+        "remask": True,
     }
     for name, value in changes.items():
         assert not torch.equal(images, pipeline.generate(labels, sampling=replace(base, **{name: value}))), name

@@ -2,13 +2,18 @@
 
 import math
 import time
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
+from unmask.cli import main
 from unmask.cli.parsing import parse
+from unmask.cli.sampling import PRESETS as NAMED
+from unmask.cli.sampling import SamplingFlags, applied, published
 from unmask.cli.training import TrainFlags
 from unmask.config import from_json, to_json
+from unmask.errors import ConfigError
 from unmask.models.transformer import MaskedTransformer
 from unmask.pipeline import Pipeline
 from unmask.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512
@@ -115,6 +120,68 @@ def test_a_preset_is_plain_data_and_samples(preset):
     assert counts == revealed(preset.sampling, 16)
     assert preset.expected.fid > 1
     assert preset.source.startswith("arXiv")
+
+
+GIVEN = {
+    "preset": "besnier-256-8",
+    "steps": 3,
+    "order": "halton",
+    "noise": 0.5,
+    "schedule": "pow3",
+    "temperature": 0.5,
+    "scale": 3.0,
+    "top_k": 2,
+    "top_p": 0.3,
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    tokenizer = Pixels(size=(8, 8), patch=2, levels=4)
+    config = replace(load("digits").model, num_classes=10, depth=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MaskedTransformer(config, tokenizer.vocab_size, tokenizer.grid).eval()
+        for zero in (parameter for parameter in model.parameters() if not parameter.any()):
+            torch.nn.init.normal_(zero, std=0.3)
+    return Pipeline(model, tokenizer, load("digits").sampling)
+
+
+def test_every_sampling_flag_changes_the_sampling(pipeline):
+    assert set(GIVEN) == {field.name for field in fields(SamplingFlags)}
+    plain = applied(SamplingFlags(), pipeline)
+    assert plain == pipeline.sampling
+    for name, value in GIVEN.items():
+        assert applied(SamplingFlags(**{name: value}), pipeline) != plain, name
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_preset_is_the_sampling_but_for_other_flags(pipeline, name):
+    preset = NAMED[name]
+    sampling = applied(SamplingFlags(preset=name), pipeline)
+    assert sampling == preset.sampling
+    assert not torch.equal(pipeline.generate(num=10, sampling=sampling), pipeline.generate(num=10))
+    mixed = applied(SamplingFlags(preset=name, steps=3, temperature=0.5), pipeline)
+    assert mixed == replace(preset.sampling, steps=3, temperature=0.5)
+    assert name.endswith(f"-{preset.size[0]}-{preset.sampling.steps}")
+
+
+def test_a_preset_says_what_is_published_for_it(capsys):
+    assert published("besnier-256-8") == (
+        "preset besnier-256-8: published FID 6.80, IS 214.0 for ImageNet at 256x256 (arXiv 2310.14400, tables 2 and 3)"
+    )
+    assert {name: published(name).split(" (")[0].split("published ")[1] for name in NAMED} == {
+        "besnier-256-8": "FID 6.80, IS 214.0 for ImageNet at 256x256",
+        "besnier-512-15": "FID 7.26, IS 223.0 for ImageNet at 512x512",
+        "maskgit-256-8": "FID 6.18, IS 182.1 for ImageNet at 256x256",
+        "maskgit-512-12": "FID 7.32, IS 156.0 for ImageNet at 512x512",
+    }
+    with pytest.raises(SystemExit):
+        main(["sample", "RUN", "--help"])
+    told = capsys.readouterr().out
+    assert all(name in told for name in NAMED)
+    with pytest.raises(ConfigError, match="did you mean maskgit-256-8"):
+        published("maskgit-256")
 
 
 # -- recipes ----------------------------------------------------------------------------------------------------------

@@ -14,13 +14,14 @@ import torch
 from unmask import evaluate, sweeping
 from unmask.cli import main
 from unmask.cli.sweeping import SweepFlags, planned
+from unmask.data.sources import Digits
 from unmask.errors import ConfigError
 from unmask.metrics.features import ClassifierConfig
 from unmask.pipeline import Pipeline
 from unmask.recipes import Sampling, ValeoaiV1
 from unmask.sampling.priorities import Confidence, Halton, Raster
 from unmask.schedules import Arccos, Power
-from unmask.sweep_table import COLUMNS, FIGURES, KEY, Table
+from unmask.sweep_table import COLUMNS, FIGURES, KEY, ORIGIN, Table
 from unmask.sweeping import Plan, Setting
 from unmask.training.distributed import World
 
@@ -87,12 +88,12 @@ def test_the_temperature_is_chosen_by_training_features_of_another_seed(monkeypa
     train, test = torch.randn(50, 3).double(), torch.randn(50, 3).double() + 9
     asked = []
 
-    def banks(pipeline, num, measures, world, *, seed, sampling):
+    def banks(pipeline, num, measures, world, *, seed, sampling, progress):
         asked.append((num, seed, sampling.temperature))
         return [train + 0.1 if sampling.temperature == 0.5 else test]
 
     class Thing:
-        dim, pipeline, world = 3, None, ALONE
+        dim, pipeline, world, progress = 3, None, ALONE, None
 
     bench = Thing()
     bench.features = bench.real = bench
@@ -110,9 +111,9 @@ def test_choosing_and_measuring_have_seeds_of_their_own(run, tmp_path, monkeypat
     asked = []
     real = sweeping.sample_banks
 
-    def watched(pipeline, num, measures, world, *, seed, sampling):
+    def watched(pipeline, num, measures, world, *, seed, sampling, progress):
         asked.append((num, seed, sampling.temperature))
-        return real(pipeline, num, measures, world, seed=seed, sampling=sampling)
+        return real(pipeline, num, measures, world, seed=seed, sampling=sampling, progress=progress)
 
     monkeypatch.setattr(sweeping, "sample_banks", watched)
     main(["sweep", str(run), *SMALL[:4], "--orders", "random", "--steps", "2", "--temperatures", "0.5", "1",
@@ -258,7 +259,7 @@ def test_a_cut_table_is_continued_to_the_same_bytes(run, swept, tmp_path, monkey
 
 
 def test_a_table_cut_at_any_byte_keeps_its_whole_rows(tmp_path):
-    origin = {"weights": "w", "features": "f", "judge": ""}
+    origin = {"weights": "w", "features": "f", "judge": "", "pictures": "p"}
     cells = [{name: f'{name}, "{i}"' for name in KEY} for i in range(2)]
     figures = {name: 0.1 + i for i, name in enumerate(FIGURES[:-1])}
     path = tmp_path / "sweep.csv"
@@ -284,7 +285,7 @@ def test_a_table_cut_at_any_byte_keeps_its_whole_rows(tmp_path):
 
 def test_a_row_of_other_settings_is_not_taken(swept):
     rows = rows_of(swept)
-    origin = {name: rows[0][name] for name in ("weights", "features", "judge")}
+    origin = {name: rows[0][name] for name in ORIGIN}
     table = Table(swept / "sweep.csv", origin, "c")
     cells = {name: rows[2][name] for name in KEY}
     assert table.find(cells) is not None
@@ -309,6 +310,30 @@ def test_a_foreign_table_is_refused(run, swept, tmp_path, capsys):
         code, error = refused(capsys, *command, "--out", tmp_path)
         assert (code, "sweep.csv" in error) == (2, True)
         assert (tmp_path / "sweep.csv").read_text() == text
+
+
+def test_rows_of_other_pictures_are_not_taken(run, swept, tmp_path, monkeypatch, capsys):
+    """As many pictures of the same classes, but others: neither the table nor the floor may stay."""
+    before = (swept / "sweep.csv").read_bytes()
+    references, judge = set(run.glob("reference-*")), (run / "classifier.safetensors").read_bytes()
+    load = Digits.load
+
+    def changed(self, progress=None):
+        split = load(self, progress)
+        pixels = split.train.pixels.clone()
+        pixels[:1000] = 255 - pixels[:1000]
+        return replace(split, train=replace(split.train, pixels=pixels))
+
+    monkeypatch.setattr(Digits, "load", changed)
+    code, error = refused(capsys, "sweep", run, *SMALL)
+    assert (code, "sweep.csv is of other" in error, "--out" in error) == (2, True, True)
+    assert (swept / "sweep.csv").read_bytes() == before
+    copy = shutil.copytree(run, tmp_path / "run")
+    main(["sweep", str(copy), *SMALL, "--out", str(tmp_path / "out")])
+    assert (copy / "classifier.safetensors").read_bytes() != judge
+    assert len(set(copy.glob("reference-*"))) == len(references) + 1
+    assert rows_of(tmp_path / "out")[0]["pictures"] != rows_of(swept)[0]["pictures"]
+    assert rows_of(tmp_path / "out")[0]["frechet"] != rows_of(swept)[0]["frechet"]
 
 
 def test_two_ranks_make_the_table_of_one(run, tmp_path):

@@ -78,7 +78,7 @@ def test_a_canvas_that_ends_early_hides_what_is_behind_it():
         own = pipeline(padded=padded)
         short = torch.randint(0, 9, (2, 10), generator=torch.Generator().manual_seed(1))
         whole = torch.cat([short, short.new_full((2, CONTEXT - 10), fill)], 1)
-        torch.testing.assert_close(own.predict(short, 0.0), own.model(whole)[:, :10])
+        torch.testing.assert_close(own.predict()(short, 0.0), own.model(whole)[:, :10])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Texts from files to rows of tokens: every format, every refusal with its place, and shards that are whole or absent."""
+"""Texts from files to rows of tokens: every format, every refusal with its place, and shards that are whole or none."""
 
 import errno
 import gzip
@@ -238,7 +238,7 @@ def corpus(tmp_path):
 def flat(source, part, tokenizer):
     """The stream that a part is to be."""
     documents = [[*tokenizer.encode(text).tolist(), tokenizer.end_id] for text in source.documents(part)]
-    return sum(documents, []), documents
+    return [token for document in documents for token in document], documents
 
 
 def test_every_document_is_there_with_its_end(tmp_path, corpus):
@@ -285,7 +285,7 @@ def test_the_grouping_changes_no_byte(tmp_path, corpus, monkeypatch, group):
 
 def test_a_large_vocabulary_takes_four_bytes(tmp_path, corpus):
     alphabet = "".join(chr(i) for i in range(1, 70_000) if not 0xD800 <= i <= 0xDFFF)
-    source = TextFile(path=put(tmp_path / "b.txt", "a\U000110ff" * 30))
+    source = TextFile(path=put(tmp_path / "b.txt", "a\U000110ff" * 60))
     write_text(source, CharacterTokenizer(alphabet, 8), tmp_path / "out")
     opened = open_text(tmp_path / "out", 8)
     assert np.load(tmp_path / "out" / "train.tokens.npy", mmap_mode="r").dtype == np.dtype("<i4")
@@ -295,9 +295,9 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path, corpus):
 def test_the_same_again_is_reused_and_another_refused(tmp_path, corpus):
     out = tmp_path / "out"
     meta = write_text(corpus, ByteTokenizer(8), out)
-    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("[!.]*")}
     assert write_text(corpus, ByteTokenizer(99), out) == meta
-    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == times
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("[!.]*")} == times
     for source, tokenizer, message in (
         (replace(corpus, held_out=0.2), ByteTokenizer(8), r"source\.held_out 0\.1 there, 0\.2 here"),
         (corpus, CharacterTokenizer("document 0123456789", 8), "tokenizer"),
@@ -351,7 +351,7 @@ def test_a_full_disk_is_one_line(tmp_path, corpus, monkeypatch, call):
 
     out = tmp_path / "out"
     monkeypatch.setattr(os, call, full)
-    with pytest.raises(DiskError, match="No space left.*run the same command again"):
+    with pytest.raises(DiskError, match=r"No space left.*run the same command again"):
         write_text(corpus, ByteTokenizer(8), out)
     monkeypatch.undo()
     assert [path.name for path in out.iterdir()] == [".lock"]
@@ -399,16 +399,22 @@ def u_of(values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-@settings(max_examples=40)
-@given(data=st.data())
-def test_windows_tile_the_stream_and_shift_within_it(tmp_path_factory, data):
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """A folder of documents of 1 to 12 letters, its meta, its stream, and its documents."""
     folder = tmp_path_factory.mktemp("rows")
-    source = TextFile(path=put(folder / "a.txt", lines_of(40)), format="lines")
-    tokenizer = ByteTokenizer(8)
-    meta = write_text(source, tokenizer, folder / "out")
-    stream, _ = flat(source, "train", tokenizer)
+    texts = ["".join(chr(97 + (7 * i + j) % 26) for j in range(1 + 5 * i % 12)) for i in range(40)]
+    source = TextFile(path=put(folder / "a.txt", "\n".join(texts)), format="lines")
+    meta = write_text(source, ByteTokenizer(8), folder / "out")
+    return folder / "out", meta, *flat(source, "train", ByteTokenizer(8))
+
+
+@settings(max_examples=80)
+@given(data=st.data())
+def test_windows_tile_the_stream_and_shift_within_it(shelf, data):
+    folder, meta, stream, _ = shelf
     context = data.draw(st.integers(1, 40))
-    train = TextSet(folder / "out", meta, "train", context)
+    train = TextSet(folder, meta, "train", context)
     assert len(train) == len(stream) // context
     rows, condition = train.rows(torch.arange(len(train)), CPU)
     assert condition is None
@@ -434,19 +440,12 @@ def test_noise_reaches_every_token_of_the_stream(tmp_path, corpus):
     assert train.rows(torch.tensor([0]), CPU, torch.tensor([1 - 2**-24]))[0][0].tolist() == stream[99:199]
 
 
-@settings(max_examples=40)
-@given(data=st.data())
-def test_documents_are_padded_or_shown_by_a_window(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("rows")
-    texts = data.draw(st.lists(st.text("ab", min_size=1, max_size=12), min_size=25, max_size=30))
-    source = TextFile(path=put(folder / "a.txt", "\n".join(texts)), format="lines")
-    tokenizer = ByteTokenizer(8)
-    meta = write_text(source, tokenizer, folder / "out")
-    _, documents = flat(source, "train", tokenizer)
-    context = data.draw(st.integers(1, 14))
-    train = TextSet(folder / "out", meta, "train", context, "documents")
+@settings(max_examples=80)
+@given(context=st.integers(1, 14), noise=st.floats(0, 1, exclude_max=True))
+def test_documents_are_padded_or_shown_by_a_window(shelf, context, noise):
+    folder, meta, _, documents = shelf
+    train = TextSet(folder, meta, "train", context, "documents")
     assert len(train) == len(documents)
-    noise = data.draw(st.floats(0, 1, exclude_max=True))
     for u in (None, u_of([noise] * len(train))):
         rows = train.rows(torch.arange(len(train)), CPU, u)[0].tolist()
         for row, document in zip(rows, documents, strict=True):
@@ -492,7 +491,7 @@ def test_too_little_text_or_a_row_beyond_the_end_is_refused(tmp_path, corpus):
 
 def test_damage_is_named_when_it_is_read(tmp_path, corpus):
     out = tmp_path / "out"
-    meta = write_text(corpus, ByteTokenizer(8), out)
+    write_text(corpus, ByteTokenizer(8), out)
     tokens, starts = np.load(out / "train.tokens.npy"), np.load(out / "train.starts.npy")
     np.save(out / "train.tokens.npy", np.where(np.arange(len(tokens)) == 5, 257, tokens).astype(np.uint16))
     with pytest.raises(
@@ -505,11 +504,6 @@ def test_damage_is_named_when_it_is_read(tmp_path, corpus):
     np.save(out / "train.tokens.npy", tokens[:-1])
     with pytest.raises(DataError, match=r"train\.tokens\.npy"):
         open_text(out, 8)
-    assert meta == open_text_meta(out)
-
-
-def open_text_meta(out):
-    return text_shards._read_meta(out)
 
 
 def test_the_files_are_mapped_anew_and_read_the_same(tmp_path, corpus, monkeypatch):
@@ -523,7 +517,7 @@ def test_the_files_are_mapped_anew_and_read_the_same(tmp_path, corpus, monkeypat
 
 
 def test_a_billion_tokens_are_read_in_little_memory(tmp_path):
-    """A sparse file of 2 GB: 150 batches of 256 random rows of 512 tokens add less than 512 MiB to the peak."""
+    """A sparse file of 2 GB: 60 batches of 256 random rows of 512 tokens add less than 512 MiB to the peak."""
     if not Path("/proc/self/status").is_file():
         pytest.skip("no /proc here: the peak of resident memory cannot be read")
     num = 1 << 30
@@ -543,7 +537,7 @@ meta = TextMeta(tokenizer="0" * 64, vocab_size=50304, source="", files=(), train
 before = peak()
 train = TextSet(Path(sys.argv[1]), meta, "train", 512)
 generator = torch.Generator().manual_seed(0)
-for step in range(150):
+for step in range(60):
     index = torch.randint(len(train), (256,), generator=generator)
     train.rows(index, torch.device("cpu"), torch.rand(256, generator=generator))
 print(peak() - before)

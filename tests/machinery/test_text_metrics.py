@@ -207,7 +207,8 @@ def test_every_figure_has_a_floor_and_samples_of_the_same_law_meet_it(uniform):
     assert found["perplexity"] == found["perplexity_floor"] == pytest.approx(32, rel=1e-5)
     assert found["nats_per_token"] == pytest.approx(math.log(32), rel=1e-5)
     for name in names:
-        assert found[name] == pytest.approx(found[f"{name}_floor"], rel=0.1, abs=2e-3), name
+        ratio = 3.1 if "_kl_" in name else 1.2  # one of these is but noise, of either part
+        assert found[name] <= ratio * found[f"{name}_floor"] <= ratio**2 * found[name], name
         if not name.startswith("word_") and f"word_{name}" in names:
             assert found[f"word_{name}"] == pytest.approx(found[name], abs=1e-9), name  # each token is a word here
 
@@ -226,8 +227,8 @@ def test_repetition_shows_whatever_the_perplexity_says(uniform):
 @pytest.mark.parametrize("num", [12, 5000])
 def test_both_sides_of_what_falls_with_the_number_of_rows_have_as_many(uniform, num):
     found = measure(draw(0, num), draw(1, 600), uniform)
-    for name in ("distinct_3", "ngram_kl_2"):
-        assert found[name] == pytest.approx(found[f"{name}_floor"], rel=0.4), name
+    for name in ("distinct_3", "ngram_kl_2"):  # of 12 rows and of 588 it would be 40 times apart
+        assert found[name] <= 3.1 * found[f"{name}_floor"] <= 3.1**2 * found[name], name
     plenty = measure(draw(0, 300), draw(1, 600), uniform)
     assert (found["ngram_kl_2_floor"] > 5 * plenty["ngram_kl_2_floor"]) == (num == 12)
     assert found["entropy_floor"] == plenty["entropy_floor"]

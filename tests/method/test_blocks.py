@@ -49,6 +49,7 @@ def test_contract(name, size):
     assert (end < K).all()
     assert torch.equal(end[start < K], start[start < K])
     assert [s.step for s in states] == list(range(len(states)))
+    assert name == "remdm" or all(s.revealed.any() for s in states[1:]), "no state comes twice"
     times = [s.t for s in states]
     assert times == sorted(times)
     assert times[-1] == pytest.approx(1) or name == "ancestral"

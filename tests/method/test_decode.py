@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from unmask import counts as C
 from unmask import schedules as S
 from unmask.rand import Rand, seeded
 from unmask.sampling.decode import State, decode, draw
@@ -132,15 +133,15 @@ def test_same_seed_same_sample_whatever_the_batch(priority):
 
 
 STYLES = {
-    "google": lambda n, t: S.google(n, t, S.Cosine()),
-    "valeoai_v1": lambda n, t: S.valeoai_v1(n, t, S.Arccos()),
-    "halton": S.halton,
-    "halton_confidence": lambda n, t: S.halton_confidence(n, t, S.Arccos()),
-    "x_transformers": lambda n, t: S.x_transformers(n, t, S.Power(1.0)),
-    "muse": lambda n, t: S.muse(n, t, S.Cosine()),
-    "nanofm": S.nanofm,
-    "llada": S.llada,
-    "fourm": S.fourm,
+    "google": lambda n, t: C.google(n, t, S.Cosine()),
+    "valeoai_v1": lambda n, t: C.valeoai_v1(n, t, S.Arccos()),
+    "halton": C.halton,
+    "halton_confidence": lambda n, t: C.halton_confidence(n, t, S.Arccos()),
+    "x_transformers": lambda n, t: C.x_transformers(n, t, S.Power(1.0)),
+    "muse": lambda n, t: C.muse(n, t, S.Cosine()),
+    "nanofm": C.nanofm,
+    "llada": C.llada,
+    "fourm": C.fourm,
 }
 
 

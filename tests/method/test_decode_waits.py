@@ -6,14 +6,37 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from unmask.rand import Rand, seeded
 from unmask.sampling.decode import decode
-from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster, halton_order
+from unmask.sampling.priorities import (
+    Confidence,
+    Entropy,
+    Halton,
+    Margin,
+    MarginRepulsion,
+    MaxLogit,
+    Moment,
+    Random,
+    Raster,
+    halton_order,
+)
 from unmask.schedules import Cosine, ratios
 
 K, GRID = 11, (4, 6)
 RATIOS = ratios(Cosine(), 6)
 TABLE = torch.randn(K + 1, K, generator=torch.Generator().manual_seed(0))
 every_priority = pytest.mark.parametrize(
-    "priority", [Confidence(), MaxLogit(), Margin(), Entropy(), Random(), Raster(), Halton(GRID)], ids=repr
+    "priority",
+    [
+        Confidence(),
+        MaxLogit(),
+        Margin(),
+        Entropy(),
+        Random(),
+        Raster(),
+        Halton(GRID),
+        Moment(),
+        MarginRepulsion(1, GRID),
+    ],
+    ids=repr,
 )
 
 

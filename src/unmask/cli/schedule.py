@@ -4,23 +4,23 @@ import json as json_text
 import sys
 from dataclasses import dataclass
 
-from unmask import schedules
+from unmask import counts
 from unmask.cli.parsing import named, parse, value_errors
 from unmask.errors import ConfigError
 from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Shape, Sigmoid
 
 SHAPED = {
-    "google": schedules.google,
-    "valeoai-v1": schedules.valeoai_v1,
-    "halton-confidence": schedules.halton_confidence,
-    "x-transformers": schedules.x_transformers,
-    "muse": schedules.muse,
+    "google": counts.google,
+    "valeoai-v1": counts.valeoai_v1,
+    "halton-confidence": counts.halton_confidence,
+    "x-transformers": counts.x_transformers,
+    "muse": counts.muse,
 }
 FIXED = {
-    "halton": (schedules.halton, "arccos"),
-    "nanofm": (schedules.nanofm, "constant"),
-    "llada": (schedules.llada, "linear"),
-    "4m": (schedules.fourm, "cosine"),
+    "halton": (counts.halton, "arccos"),
+    "nanofm": (counts.nanofm, "constant"),
+    "llada": (counts.llada, "linear"),
+    "4m": (counts.fourm, "cosine"),
 }
 
 
@@ -40,7 +40,7 @@ def schedule(arguments: list[str]) -> None:
     """print how many tokens each step reveals, as each code base of the field counts them"""
     flags = parse(ScheduleFlags, arguments, "schedule")
     with value_errors():
-        tokens = counts(flags.style, flags.shape, flags.tokens, flags.steps)
+        tokens = listed(flags.style, flags.shape, flags.tokens, flags.steps)
     if flags.json:
         print(json_text.dumps(tokens))
         return
@@ -52,7 +52,7 @@ def schedule(arguments: list[str]) -> None:
         print(f"{step:5d} {count:7d} {100 * known / flags.tokens:6.1f} %  {ink * round(48 * count / max(tokens))}")
 
 
-def counts(style: str, shape: str | None, tokens: int, steps: int) -> list[int]:
+def listed(style: str, shape: str | None, tokens: int, steps: int) -> list[int]:
     """The list of a style; those with one shape of their own refuse another."""
     if style in FIXED:
         count, only = FIXED[style]

@@ -11,7 +11,7 @@ from unmask import image_experiment, scoring, text_experiment
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
 from unmask.cli.sampling import orders, schedules
 from unmask.errors import ConfigError
-from unmask.guidance import Condition, Predict, guided
+from unmask.guidance import Condition, Predict, guided, remembering
 from unmask.pipeline import Pipeline
 from unmask.recipes import Recipe, Sampling, TextRecipe, read_recipe
 from unmask.text_pipeline import TextPipeline
@@ -77,7 +77,8 @@ def opened_subject(run: Path, here: World) -> tuple[scoring.Subject, Sampling, t
     pipeline = Pipeline.from_pretrained(run, device=str(here.device), dtype=torch.float32)
 
     def predict(condition: Condition) -> Predict:
-        return guided(pipeline.model, condition)
+        make = remembering if pipeline.model.config.self_condition else guided
+        return make(pipeline.model, condition)
 
     subject = scoring.Subject(predict=predict, rows=experiment.test, mask_id=pipeline.model.mask_id)
     return subject, pipeline.sampling, pipeline.model.grid
@@ -88,7 +89,7 @@ def _text(run: Path, recipe: TextRecipe, here: World) -> tuple[scoring.Subject, 
     pipeline = TextPipeline.from_pretrained(run, device=str(here.device), dtype=torch.float32)
     held_out = ready.meta.test
     subject = scoring.Subject(
-        predict=lambda condition: pipeline.predict,
+        predict=lambda condition: pipeline.predict(),
         rows=ready.test,
         mask_id=pipeline.model.mask_id,
         units=(("bits per character", held_out.characters / held_out.tokens),),

@@ -84,8 +84,11 @@ class Rows(OnDemand):
         return replace(self, rows=self.rows[index], labels=take_labels(self.labels, index))
 
 
-def load_parts(name: str) -> dict[str, Any]:
-    """The splits of a data set; ConfigError if it cannot be had, DataError if the folder `name` is not sound."""
+def load_parts(name: str, subset: str | None = None) -> dict[str, Any]:
+    """The splits of a data set, or of one of its configurations.
+
+    ConfigError if it cannot be had, DataError if the folder `name` is not sound.
+    """
     try:
         import datasets
         from huggingface_hub.errors import HfHubHTTPError
@@ -98,7 +101,7 @@ def load_parts(name: str) -> dict[str, Any]:
         if saved:
             found = datasets.load_from_disk(str(folder))
         else:
-            found = datasets.load_dataset(str(folder) if folder.is_dir() else name)
+            found = datasets.load_dataset(str(folder) if folder.is_dir() else name, subset)
     except (*network, OSError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
         reason = one_line(" ".join(str(error).split())[:300])  # which may list what there is to choose from
         if folder.is_dir():

@@ -120,7 +120,7 @@ class HubText:
     def _rows(self, split: str) -> Any:
         if not self.name:
             raise ConfigError("which data set? Give --data.name OWNER/NAME, or a folder made by save_to_disk")
-        parts = load_parts(self.name) if self.subset is None else _load_subset(self.name, self.subset)
+        parts = load_parts(self.name, self.subset)
         if split not in parts:
             raise ConfigError(f"{self.name} has no split {split!r}, but {', '.join(parts)}: set --data.split or .test")
         rows = parts[split]
@@ -195,20 +195,6 @@ def _some(documents: Iterator[Located], name: str) -> Iterator[Located]:
 def _check_share(held_out: float) -> None:
     if not 0 < held_out < 1:
         raise ConfigError(f"held_out is {held_out}; hold out a fraction between 0 and 1, for the validation loss")
-
-
-def _load_subset(name: str, subset: str) -> dict[str, Any]:
-    try:
-        import datasets
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError as error:
-        raise ConfigError(f"{name}: it takes Hugging Face's datasets to read it: pip install 'unmask[data]'") from error
-    network = HfHubHTTPError.__bases__  # the root of what its HTTP client raises, whichever that is in its version
-    try:
-        return dict(datasets.load_dataset(str(Path(name).expanduser()) if Path(name).is_dir() else name, subset))
-    except (*network, OSError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
-        reason = one_line(" ".join(str(error).split())[:300])
-        raise ConfigError(f"cannot load {name}, {subset} ({reason}): check both names and the network") from error
 
 
 def _digest(path: Path) -> str:

@@ -44,7 +44,7 @@ def write_text(source: TextSource, tokenizer: TextTokenizer, out: Path, progress
     holds another source's tokens or another tokenizer's; DiskError if it cannot be written.
     """
     with lock(out):
-        made = {
+        made: dict[str, Any] = {
             "tokenizer": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
             "source": json.dumps({"type": type(source).__name__, **to_json(source)}),

@@ -31,10 +31,10 @@ class JudgeConfig:
 
     dim: int = 256
     depth: int = 1
-    steps: int = 1200
+    steps: int = 3000
     batch_size: int = 16
     context: int = 128
-    learning_rate: float = 4e-3
+    learning_rate: float = 6e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class JudgeConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ConfigError(f"learning_rate must be positive and finite, got {self.learning_rate}; try 4e-3")
+            raise ConfigError(f"learning_rate must be positive and finite, got {self.learning_rate}; try 6e-3")
 
 
 class Judge(nn.Module):
@@ -59,7 +59,8 @@ class Judge(nn.Module):
 
     def shifted(self, rows: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
         """What the LSTM reads at each place: the token before it, and the end token where there is none."""
-        return F.pad(rows[:, :-1], (1, 0), value=self.end_id).masked_fill(F.pad(rows[:, :-1], (1, 0)) < 0, self.end_id)
+        before = F.pad(rows[:, :-1], (1, 0), value=self.end_id)
+        return before.masked_fill(before < 0, self.end_id)
 
     def hidden(self, before: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """The state at each place, given the tokens before each."""

@@ -4,7 +4,8 @@ K + 1 input rows (the last is the mask) and K outputs: the mask cannot be predic
 Rotary positions alone would make all positions of an all-masked canvas identical, so learned absolute ones are added.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,9 @@ from unmask.models.layers import Block, RMSNorm, rotary_angles
 class TransformerConfig:
     """`num_classes` 0: unconditional. `prefix`: the class is a token, not adaLN-zero. `gated`: SwiGLU, else GELU.
 
-    `padded`: rows may end early; places whose token is ABSENT (-1) are seen by no other.
+    `padded`: rows may end early; places whose token is ABSENT (-1) are seen by no other. `self_condition`: reads what
+    it predicted before. `critic`: judges whether tokens are right, with a "head" beside that of the vocabulary, with a
+    "separate" network of the same sizes, or with such a network "only", which predicts nothing.
     """
 
     dim: int = 128
@@ -35,8 +38,14 @@ class TransformerConfig:
     num_classes: int = 0
     prefix: bool = False
     padded: bool = False
+    self_condition: bool = False
+    critic: Literal["none", "head", "separate", "only"] = "none"
 
     def __post_init__(self) -> None:
+        if self.self_condition and self.critic == "only":
+            raise ValueError(
+                'TransformerConfig(critic="only", self_condition=True): what predicts nothing has nothing to remember'
+            )
         if min(self.dim, self.depth, self.heads) < 1 or self.mlp_ratio <= 0 or self.dim % (2 * self.heads):
             raise ValueError(
                 f"TransformerConfig(dim={self.dim}, depth={self.depth}, heads={self.heads}, "
@@ -62,6 +71,8 @@ class MaskedTransformer(nn.Module):
     """`model(tokens, condition)` gives logits [b, l, K]; with a bool `at` [b, l], only those rows, [n, K].
 
     `vocab_size` is K and `grid` the shape of the canvas, l = prod(grid). Condition is class ids, NULL (-1), or None.
+    `memory`: the probabilities it gave before, or zeros in a row without; its first effect is none, by a zero start.
+    `judge`: not logits of tokens but, [b, l] or [n], the logit that each token of a filled canvas is the original.
     """
 
     def __init__(self, config: TransformerConfig, vocab_size: int, grid: tuple[int, ...]):
@@ -86,10 +97,16 @@ class MaskedTransformer(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = RMSNorm(dim)
-        self.head = nn.Linear(dim, vocab_size)
+        self.head = None if config.critic == "only" else nn.Linear(dim, vocab_size)
         nn.init.normal_(self.embedding.weight, std=0.02)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.verdict = nn.Linear(dim, 1) if config.critic in ("head", "only") else None
+        self.recall = nn.Linear(dim, dim, bias=False) if config.self_condition else None
+        for start in (self.head, self.verdict, self.recall):
+            for parameter in () if start is None else start.parameters():
+                nn.init.zeros_(parameter)
+        self.critic = None
+        if config.critic == "separate":
+            self.critic = MaskedTransformer(replace(config, critic="only", self_condition=False), vocab_size, grid)
         angles = rotary_angles(grid, dim // config.heads, self.extra)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
@@ -104,6 +121,8 @@ class MaskedTransformer(nn.Module):
 
         Every count is raised by one, so a token absent from the sample stays possible.
         """
+        if self.head is None:
+            raise ValueError("a critic predicts no tokens: it cannot start from their frequencies")
         with torch.no_grad():
             self.head.bias.copy_(((counts + 1) / (counts + 1).sum()).log())
 
@@ -112,16 +131,22 @@ class MaskedTransformer(nn.Module):
         tokens: Int[Tensor, "b l"],
         condition: Int[Tensor, "b"] | None = None,
         at: Bool[Tensor, "b l"] | None = None,
-    ) -> Float[Tensor, "*n k"]:
-        if tokens.shape[1] != self.length:
-            raise ValueError(f"got {tokens.shape[1]} tokens per row; this model's grid {self.grid} has {self.length}")
-        if condition is not None and self.classes is None:
-            raise ValueError("got a condition, but this model has no classes: num_classes is 0")
+        memory: Float[Tensor, "b l k"] | None = None,
+        *,
+        judge: bool = False,
+    ) -> Float[Tensor, "..."]:
+        if judge and self.critic is not None:
+            return self.critic(tokens, condition, at, judge=True)
+        self._check(tokens, condition, memory, judge)
         present = None
         if self.config.padded:
             present = F.pad(tokens != ABSENT, (self.extra, 0), value=True)[:, None, None]
             tokens = tokens.clamp(min=0)
         x = self.embedding(tokens)
+        if self.recall is not None:
+            table = self.embedding.weight[:-1]
+            # Without a memory the layer still takes part: processes that train together need every gradient.
+            x = x + self.recall(x.new_zeros(1, 1, x.shape[-1]) if memory is None else memory.to(table.dtype) @ table)
         if self.position is not None:
             x = x + self.position
         front = []
@@ -135,4 +160,18 @@ class MaskedTransformer(nn.Module):
         for block in self.blocks:
             x = block(x, c, rotation, present)
         x = x[:, self.extra :]
-        return self.head(self.norm(x if at is None else x[at])).float()
+        x = self.norm(x if at is None else x[at])
+        if self.verdict is not None and judge:
+            return self.verdict(x).float().sum(-1)  # of one number; no view, which FSDP warns of
+        return self.head(x).float()  # type: ignore[misc]
+
+    def _check(self, tokens: Tensor, condition: Tensor | None, memory: Tensor | None, judge: bool) -> None:
+        if tokens.shape[1] != self.length:
+            raise ValueError(f"got {tokens.shape[1]} tokens per row; this model's grid {self.grid} has {self.length}")
+        if condition is not None and self.classes is None:
+            raise ValueError("got a condition, but this model has no classes: num_classes is 0")
+        if memory is not None and self.recall is None:
+            raise ValueError("got a memory, but this model was made with self_condition=False")
+        if (self.verdict if judge else self.head) is None:
+            wanted = 'a judge: make it with critic="head" or "separate"' if judge else "a generator, but a critic only"
+            raise ValueError(f"this model is not {wanted}")

@@ -17,6 +17,8 @@ from typing import Annotated, Literal, TypeVar, overload
 import tyro
 
 from unmask.config import from_json, load_json
+from unmask.counts import valeoai_v1
+from unmask.critic import WithCritic
 from unmask.data.sources import Codes, Source
 from unmask.data.text import HubText, TextFile
 from unmask.errors import ConfigError
@@ -25,7 +27,7 @@ from unmask.metrics.features import ClassifierConfig
 from unmask.models.transformer import TransformerConfig
 from unmask.objectives import MaskedDiffusion, MaskGIT, Objective
 from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MarginRepulsion, MaxLogit, Random, Raster
-from unmask.schedules import Arccos, Cosine, Shape, ratios, ratios_from_counts, valeoai_v1
+from unmask.schedules import Arccos, Cosine, Shape, ratios, ratios_from_counts
 from unmask.tokenizers.losses import TokenizerLoss
 from unmask.tokenizers.lpips import LpipsFiles
 from unmask.tokenizers.pixels import Pixels
@@ -37,8 +39,18 @@ Order = Confidence | Halton | Random | Margin | MarginRepulsion | Entropy | MaxL
 
 
 @dataclass(frozen=True, kw_only=True)
+class FromCritic:
+    """What the model's own token critic trusts most comes first (arXiv 2209.04439); `noise` as in `critic.CriticScore`.
+
+    Meant for `Sampling.remask`, so that the critic may take back what was revealed.
+    """
+
+    noise: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValeoaiV1:
-    """The counts of `schedules.valeoai_v1`: `shape` says how many tokens a step reveals, not how many stay masked."""
+    """The counts of `counts.valeoai_v1`: `shape` says how many tokens a step reveals, not how many stay masked."""
 
     shape: Shape = Arccos()
 
@@ -49,7 +61,7 @@ class Sampling:
 
     steps: int = 8
     schedule: Shape | ValeoaiV1 = Cosine()
-    priority: Order = Confidence()
+    priority: Order | FromCritic = Confidence()
     temperature: float | tuple[float, ...] = 1.0
     scale: Interval | LinearRamp | CosineRamp = Interval(scale=1.0)
     top_k: int | None = None
@@ -89,7 +101,7 @@ class Recipe:
     data: Source | Codes
     tokenizer: Pixels | VQGAN
     model: TransformerConfig = TransformerConfig()
-    objective: Objective = MaskGIT()
+    objective: Objective | WithCritic = MaskGIT()
     training: TrainConfig = TrainConfig()
     sampling: Sampling = Sampling()
     classifier: ClassifierConfig = ClassifierConfig(channels=1, num_classes=10)
@@ -98,6 +110,9 @@ class Recipe:
     classes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     tokenizer_sha256: Annotated[str | None, tyro.conf.Suppress] = None
     init: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_parts(self.objective, self.model, self.sampling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +145,7 @@ class TextRecipe:
     tokenizer: Characters | Bytes | BPE
     packing: Literal["stream", "documents"] = "stream"
     model: TransformerConfig = TransformerConfig()
-    objective: Objective = MaskedDiffusion()
+    objective: Objective | WithCritic = MaskedDiffusion()
     training: TrainConfig = TrainConfig()
     sampling: Sampling = Sampling()
     unigram: bool = True
@@ -143,11 +158,24 @@ class TextRecipe:
             raise ValueError("packing documents: rows end early, so --model.padded is needed")
         if self.model.num_classes:
             raise ValueError(f"model.num_classes {self.model.num_classes}: text has no classes; leave it at 0")
+        _check_parts(self.objective, self.model, self.sampling)
 
     @property
     def opens(self) -> bool:
         """Whether a text begins after an end token: so in a stream of many documents."""
         return self.packing == "stream" and self.documents > 1
+
+
+def _check_parts(objective: Objective | WithCritic, model: TransformerConfig, sampling: Sampling) -> None:
+    """ValueError for a part of the network that nothing trains, or that is asked for and not there."""
+    judged = isinstance(objective, WithCritic)
+    generator = objective.generator if isinstance(objective, WithCritic) else objective
+    if judged != (model.critic in ("head", "separate")):
+        raise ValueError(f'model.critic "{model.critic}": "head" or "separate" goes with the objective WithCritic')
+    if generator.self_condition and not model.self_condition:
+        raise ValueError(f"objective.self_condition {generator.self_condition}: needs --model.self-condition")
+    if isinstance(sampling.priority, FromCritic) and not judged:
+        raise ValueError("sampling.priority FromCritic: this model has no critic; train it with WithCritic")
 
 
 AnyKind = Recipe | TokenizerRecipe | TextRecipe

@@ -16,6 +16,7 @@ from torch import Tensor
 from unmask.guidance import Predict
 from unmask.rand import Rand
 from unmask.sampling.decode import State, check_tokens, decode
+from unmask.schedules import check_ratios
 
 
 def ancestral(
@@ -41,10 +42,3 @@ def ancestral(
     counts = torch.zeros(len(u), len(ratios), dtype=torch.long, device=u.device).scatter_add(1, step, masked.long())
     return decode(predict, tokens, counts.T, mask_id=mask_id, rand=rand, temperature=temperature, top_k=top_k,
                   top_p=top_p, priority=lambda logits, sample, *, masked, t, rand: u)  # fmt: skip
-
-
-def check_ratios(ratios: Sequence[float]) -> None:
-    """ValueError unless the fractions still masked lie in [0, 1], never rise, and end in 0."""
-    pairs = zip([1.0, *ratios], ratios, strict=False)
-    if len(ratios) == 0 or ratios[-1] != 0 or not all(0 <= after <= before for before, after in pairs):
-        raise ValueError(f"ratios {list(ratios)[:12]}: must lie in [0, 1], never rise, and end in 0")

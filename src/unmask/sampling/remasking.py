@@ -17,8 +17,8 @@ from torch import Tensor
 
 from unmask.guidance import Predict
 from unmask.rand import Rand
-from unmask.sampling.ancestral import check_ratios
 from unmask.sampling.decode import State, ask, check_temperatures, check_tokens, draw, refuse
+from unmask.schedules import check_ratios
 
 Rule = Callable[[float, float, Float[Tensor, "b l"]], float | Float[Tensor, "b l"]]
 """`rule(before, after, confidence) -> sigma`, from the fractions masked before and after the step.

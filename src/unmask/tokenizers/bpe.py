@@ -217,7 +217,7 @@ def _gpt2(vocab: Any, merges: Any) -> dict[str, Any]:
     if not isinstance(vocab, dict):
         raise DataError("the vocabulary is not an object of tokens and ids: get GPT-2's encoder.json again")
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
+    model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
     return {
         "version": "1.0",

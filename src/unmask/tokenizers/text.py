@@ -7,6 +7,7 @@ where a text is over; whatever else no text is made of, `unused` lists, so that 
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +37,7 @@ class Characters:
 
     def __post_init__(self) -> None:
         _check_context(self.context)
-        twice = sorted({c for c in self.alphabet if self.alphabet.count(c) > 1})
+        twice = [c for c, num in Counter(self.alphabet).items() if num > 1]
         halves = [c for c in self.alphabet if "\ud800" <= c <= "\udfff"]
         if twice or halves:
             raise ConfigError(f"the alphabet has {(twice or halves)[0]!r}, twice or half a character: give each once")
@@ -238,7 +239,7 @@ def _rebuild(data: Any, path: Path, context: int) -> TextTokenizer:
             return ByteTokenizer(context)
         case {"type": "Characters", "alphabet": str(alphabet), **rest} if alphabet and not rest:
             return CharacterTokenizer(Characters(alphabet=alphabet).alphabet, context)
-        case {"type": "BPE", "rows": int(rows), "tokenizer": {**content}, **rest} if not rest:
+        case {"type": "BPE", "rows": int(rows), "tokenizer": dict(content), **rest} if not rest:
             return BPETokenizer(Rules(content, str(path)), context, rows)
     raise DataError(f"{one_line(str(path))} is not a text tokenizer of ours: restore it; other files go to BPE's file")
 

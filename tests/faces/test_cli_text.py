@@ -1,0 +1,200 @@
+"""Text on the command line, end to end: train, go on, generate, infill and score; mistakes are one line each."""
+
+import csv
+import json
+import math
+import random
+
+import pytest
+import torch
+
+from unmask import text_experiment
+from unmask.cli import main
+from unmask.likelihood import exact
+from unmask.rand import Rand
+from unmask.recipes import TextRecipe, load, read_recipe
+from unmask.sampling.priorities import Margin
+from unmask.schedules import Power, ratios
+from unmask.text_pipeline import TextPipeline
+from unmask.training.distributed import World
+
+SMALL = [
+    "--model.dim",
+    "16",
+    "--model.depth",
+    "1",
+    "--model.heads",
+    "2",
+    "--tokenizer.context",
+    "32",
+    "--device",
+    "cpu",
+]
+SMALL += ["--device", "cpu", "--training.batch-size", "8", "--training.evaluate-every", "1000"]
+
+
+def corpus(words: int, seed: int = 0) -> str:
+    draw = random.Random(seed)
+    return " ".join(draw.choice(["the", "cat", "sat", "on", "a", "mat", "and", "ran."]) for _ in range(words))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "corpus.txt").write_text(corpus(2000))
+    main(["train", "shakespeare", "--data", str(folder / "corpus.txt"), "--out", str(folder / "run"), *SMALL,
+          "--training.steps", "8"])  # fmt: skip
+    return folder / "run"
+
+
+def refused(capsys, *arguments) -> tuple[int, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    error = capsys.readouterr().err
+    assert error.startswith("unmask: ")
+    assert error.count("\n") == 1
+    return stop.value.code, error
+
+
+def test_a_run_of_text_leaves_what_it_needs(run):
+    left = {path.name for path in run.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "samples", "tokens"} <= left
+    assert list((run / "samples").glob("sample-*.txt"))
+    recipe = read_recipe(run / "config.json", TextRecipe)
+    assert recipe.documents == 1
+    assert not recipe.opens
+    assert recipe.tokenizer_sha256 == TextPipeline.from_pretrained(run).tokenizer.sha256
+
+
+def test_the_same_command_again_continues_and_another_text_is_refused(run, tmp_path, capsys):
+    data = run.parent / "corpus.txt"
+    main(["train", "shakespeare", "--data", str(data), "--out", str(run), *SMALL, "--training.steps", "8"])
+    assert "all 8 steps are done already" in capsys.readouterr().out
+    other = tmp_path / "other.txt"
+    other.write_text(corpus(2000, seed=1))
+    code, error = refused(
+        capsys, "train", "shakespeare", "--data", other, "--out", run, *SMALL, "--training.steps", "8"
+    )
+    assert code in (3, 4)
+    assert "another" in error
+
+
+def test_generate_prints_texts_that_begin_with_the_prompt(run, tmp_path, capsys):
+    capsys.readouterr()
+    page = tmp_path / "a.html"
+    main(["generate", str(run), "--prompt", "the cat", "--num", "2", "--steps", "4", "--html", str(page)])
+    out = capsys.readouterr().out
+    assert out.count("the cat") >= 2
+    assert "<!doctype html>" in page.read_text()
+    main(["generate", str(run), "--prompt", "the cat", "--num", "1", "--steps", "3", "--frames"])
+    assert "step 3 of 3" in capsys.readouterr().out
+
+
+def test_infill_keeps_what_is_given(run, capsys):
+    capsys.readouterr()
+    main(["infill", str(run), "the [MASK:5] sat[MASK]", "--num", "3", "--order", "halton"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("the ") for line in lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["infill", "RUN", "no hole here"], "no hole to fill"),
+        (["infill", "RUN", "a [MASK:0]"], "empty hole"),
+        (["infill", "RUN", "a [MASK:999]"], "context is 32"),
+        (["infill", "RUN", "Ω [MASK]"], "U+03A9"),
+        (["infill", "RUN"], "usage: unmask infill"),
+        (["generate", "RUN", "--prompt", "a" * 40], "leaves none to write"),
+        (["generate", "RUN", "--scale", "2"], "nothing to guide towards"),
+        (["generate", "RUN", "--num", "0"], "at least 1"),
+        (["sample", "RUN"], "text model's"),
+        (["score", "RUN", "--orders", "sideways"], "no order sideways"),
+        (["score", "RUN", "--rows", "1"], "at least 2 rows"),
+        (["train", "shakespeare"], "which text?"),
+    ],
+)
+def test_mistakes_are_one_line(run, capsys, arguments, said):
+    code, error = refused(capsys, *[run if a == "RUN" else a for a in arguments])
+    assert said in error
+    assert code in (2, 3, 4)
+
+
+def test_score_is_the_likelihood_of_the_held_out_rows(run, capsys, tmp_path):
+    capsys.readouterr()
+    main(["score", str(run), "--orders", "halton", "margin", "--steps", "1", "4", "--rows", "6", "--passes", "3",
+          "--schedule", "linear", "--out", str(tmp_path / "score")])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "bound: any order" in printed
+    table = list(csv.DictReader((tmp_path / "score/score.csv").read_text().splitlines()))
+    assert [(row["order"], row["steps"]) for row in table] == [
+        ("bound", "0"), ("halton", "1"), ("margin", "1"), ("halton", "4"), ("margin", "4"),
+    ]  # fmt: skip
+    assert (tmp_path / "score/score.png").stat().st_size > 1000
+    assert table[1]["nats"] == table[2]["nats"], "in one step there is no order"
+    recipe = read_recipe(run / "config.json", TextRecipe)
+    ready = text_experiment.prepare(recipe, run / "tokens")
+    pipeline = TextPipeline.from_pretrained(run, device="cpu", dtype=torch.float32)
+    index = torch.arange(6) * len(ready.test) // 6
+    tokens, _ = ready.test.rows(index, torch.device("cpu"))
+    nats = exact(
+        pipeline.predict(),
+        tokens,
+        ratios(Power(), 4),
+        mask_id=pipeline.model.mask_id,
+        rand=Rand(0, index, len(ready.test)),
+        priority=Margin(),
+    ).sum(1) / tokens.shape[1]  # fmt: skip
+    assert float(table[4]["nats"]) == pytest.approx(float(nats.mean()), rel=1e-9)
+    assert float(table[4]["error"]) == pytest.approx(float(nats.std() / math.sqrt(6)), rel=1e-9)
+    assert json.loads((tmp_path / "score/score.json").read_text())["facts"]["rows"] == 6
+
+
+def test_score_works_for_images_too(tmp_path, capsys):
+    run = tmp_path / "digits"
+    main(["train", "digits", "--out", str(run), "--model.dim", "16", "--model.depth", "1", "--model.heads", "2",
+          "--training.steps", "2", "--training.batch-size", "8", "--device", "cpu"])  # fmt: skip
+    capsys.readouterr()
+    main(["score", str(run), "--orders", "halton", "raster", "--steps", "2", "--rows", "4"])
+    assert "| raster | 2 |" in capsys.readouterr().out
+    assert (run / "score" / "score.md").read_text().count("|") > 10
+
+
+def test_documents_of_their_own_rows_train_and_write(tmp_path):
+    """Texts shorter than a row, packed one a row: nothing absent is learned, and an end ends."""
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(corpus(n % 5 + 1, seed=n) for n in range(200)))
+    run = tmp_path / "run"
+    main(["train", "shakespeare", "--data", str(path), "--data.format", "lines", "--packing", "documents",
+          "--model.padded", "--out", str(run), *SMALL, "--training.steps", "4"])  # fmt: skip
+    pipeline = TextPipeline.from_pretrained(run)
+    assert not pipeline.opens
+    assert pipeline.infill("the [MASK:3] sat")[0].startswith("the ")
+
+
+def test_one_rank_and_two_score_alike(run):
+    """The rows are shared out, and the sum over ranks is that of one process."""
+    from unmask.cli.scoring import opened_subject
+    from unmask.likelihood import bound
+    from unmask.scoring import _nats_per_token
+
+    here = World(rank=0, size=1, device=torch.device("cpu"))
+    subject, _, _ = opened_subject(run, here)
+    index = torch.arange(5)
+
+    def measure(predict, tokens, rand):
+        return bound(predict, tokens, mask_id=subject.mask_id, rand=rand, passes=2).mean(1)
+
+    whole = _nats_per_token(subject, index, measure, 0, here)
+    parts = []
+    for rank in range(2):
+        rows = index[rank::2]
+        parts.append(_nats_per_token(subject, rows, measure, 0, here))
+    torch.testing.assert_close(whole[0::2], parts[0])
+    torch.testing.assert_close(whole[1::2], parts[1])
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "tinystories", "tinystories-gpu"])
+def test_the_recipes_of_text_can_be_loaded(name):
+    assert isinstance(load(name), TextRecipe)
