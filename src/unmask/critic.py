@@ -120,7 +120,8 @@ class CriticScore:
             raise ValueError(f"CriticScore(noise={self.noise}): must be a finite number >= 0; 0 is deterministic")
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
-        score = self.judge(sample).float()
+        with torch.no_grad():
+            score = self.judge(sample).float()
         if self.noise == 0 or t == 1:
             return score
         gumbel = -torch.log(-torch.log(rand("order", sample.shape[1])))

@@ -29,7 +29,7 @@ from unmask.metrics.neighbours import nearest_train
 from unmask.pipeline import Pipeline
 from unmask.provenance import environment
 from unmask.recipes import Recipe, Sampling, read_recipe
-from unmask.reference import Reference, check_judge, embed_real, gather, in_domain, left_out, open_reference, spread
+from unmask.reference import Reference, check_judge, embed_real, gather, in_domain, open_reference, spread, unread
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.distributed import World
 
@@ -54,6 +54,8 @@ def sample_banks(
     progress: Progress | None = None,
 ) -> list[Bank]:
     """What each of (dim, measure) makes of samples 0 to num - 1, which are drawn once and never all in memory."""
+    if not measures:
+        return []
 
     def compute(block: slice) -> Tensor:
         images = pipeline.samples(block.start, block.stop, seed=seed, sampling=sampling).to(world.device)
@@ -146,19 +148,12 @@ def report(
     exact = isinstance(experiment.train, TokenSet)  # small pictures, made of their tokens: copies are equal pixels
     if exact:
         measures.append((experiment.real("test").dim, lambda images: images.flatten(1)))
-    banks = []
-    if measures:
-        banks = sample_banks(pipeline, num, measures, world, seed=seed, sampling=sampling, progress=progress)
+    banks = sample_banks(pipeline, num, measures, world, seed=seed, sampling=sampling, progress=progress)
     if features is None:
         reason = "without classes there is no classifier to measure in: give --features inception or dinov2"
         numbers["left_out"] = {"distances": reason}
     else:
         real = open_reference(experiment, features, reference or run, world, progress)
-        bad = [
-            *left_out(experiment.real("train"), real.train_index),
-            *left_out(experiment.real("test"), real.test_index),
-        ]
-        numbers |= {"unreadable": [str(one) for one in bad]} if bad else {}
         numbers |= compared(experiment, pipeline, features, real, banks[0], world)
         if not exact:
             numbers["nearest_train"] = nearest_train(banks[0], real.train, real.test)
@@ -203,6 +198,8 @@ def compared(
         "num_reference": len(real.test),
         "num_floor": num,
     }
+    bad = [*unread(experiment.real("train"), real.train_index), *unread(experiment.real("test"), real.test_index)]
+    numbers |= {"unreadable": [str(one) for one in bad]} if bad else {}
     return numbers | ({"left_out": left_out} if left_out else {})
 
 

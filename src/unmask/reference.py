@@ -130,7 +130,7 @@ def embed_real(
     return rows[read, 1:], index[read.cpu()]
 
 
-def left_out(pictures: PictureSet, read: Int[Tensor, "m"]) -> list[Bad]:
+def unread(pictures: PictureSet, read: Int[Tensor, "m"]) -> list[Bad]:
     """What keeps the other pictures of a part from being read, of all that are looked at."""
     every = spread(len(pictures))
     return pictures.pictures.try_at(every[~torch.isin(every, read)])[2]

@@ -30,6 +30,7 @@ FACES = {
     "text_experiment",
     "text_figures",
     "text_pipeline",
+    "text_table",
     "finetune",
     "gallery",
     "pipeline",

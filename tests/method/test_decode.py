@@ -9,8 +9,11 @@ import torch
 from unmask import counts as C
 from unmask import schedules as S
 from unmask.rand import Rand, seeded
+from unmask.sampling.adaptive import Threshold, adaptive
+from unmask.sampling.ancestral import ancestral
 from unmask.sampling.decode import State, decode, draw
 from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+from unmask.sampling.remasking import Rescale, remdm
 
 K, GRID = 11, (4, 6)
 LENGTH = GRID[0] * GRID[1]
@@ -238,6 +241,29 @@ def test_remasking_keeps_the_best_of_all_that_was_ever_drawn():
     assert (fixed[2].tokens[1] < K).nonzero().flatten().tolist() == [*range(6), *range(18, 24)]
     assert (free[2].tokens[1] < K).nonzero().flatten().tolist() == list(range(12))
     assert (free[-1].tokens < K).all()
+
+
+@pytest.mark.parametrize("sampler", ["decode", "adaptive", "ancestral", "remdm"])
+def test_the_network_is_asked_without_gradients(sampler):
+    """Also between the steps, where the caller runs, gradients are on or off as the caller has them."""
+    asked = []
+
+    def predict(tokens, t):
+        asked.append(torch.is_grad_enabled())
+        return torch.zeros(*tokens.shape, K, requires_grad=True)
+
+    tokens, rand = torch.full((2, LENGTH), K), seeded(0, 2)
+    plan = S.ratios(S.Cosine(), 3)
+    states = {
+        "decode": lambda: decode(predict, tokens, plan, mask_id=K, rand=rand),
+        "adaptive": lambda: adaptive(predict, tokens, mask_id=K, rand=rand, rule=Threshold(0.5)),
+        "ancestral": lambda: ancestral(predict, tokens, plan, mask_id=K, rand=rand),
+        "remdm": lambda: remdm(predict, tokens, plan, mask_id=K, rand=rand, rule=Rescale(0.5)),
+    }[sampler]()
+    for _ in states:
+        assert torch.is_grad_enabled()
+    assert asked
+    assert not any(asked)
 
 
 def test_nothing_unknown_asks_nothing():

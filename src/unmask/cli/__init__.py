@@ -16,7 +16,7 @@ from unmask.cli.sampling import evaluate, export, sample
 from unmask.cli.schedule import schedule
 from unmask.cli.scoring import score
 from unmask.cli.sweeping import sweep
-from unmask.cli.text import generate, infill
+from unmask.cli.text import evaluate_text, generate, infill
 from unmask.cli.tokenizers import tokenize, train_tokenizer
 from unmask.cli.training import demo, train
 from unmask.errors import ConfigError, UnmaskError
@@ -34,6 +34,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "infill": infill,
     "evaluate": evaluate,
     "evaluate-inpaint": evaluate_inpaint,
+    "evaluate-text": evaluate_text,
     "sweep": sweep,
     "score": score,
     "schedule": schedule,

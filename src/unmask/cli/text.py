@@ -1,17 +1,21 @@
-"""unmask generate, infill: text from a run."""
+"""unmask generate, infill, evaluate-text: text from a run, and what it is worth."""
 
 import sys
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from unmask import text_figures
-from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.cli.sampling import SamplingFlags, applied
+from unmask import text_experiment, text_figures, text_table
+from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
+from unmask.cli.sampling import SamplingFlags, applied, orders
 from unmask.errors import ConfigError
+from unmask.metrics.judge import JudgeConfig
+from unmask.recipes import TextRecipe, read_recipe
 from unmask.text_pipeline import Holed, TextPipeline
+from unmask.training.distributed import world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,8 @@ def _write(pipeline: TextPipeline, canvas: Holed, flags: WritingFlags, *, whole:
         raise ConfigError(f"--num {flags.num}: at least 1")
     if flags.sampling.scale is not None:
         raise ConfigError(f"--scale {flags.sampling.scale}: a model of text has nothing to guide towards; leave it out")
+    if flags.sampling.preset is not None:
+        raise ConfigError(f"--preset {flags.sampling.preset}: published for images; leave it out")
     sampling = applied(flags.sampling, pipeline)
     states = list(pipeline.states(canvas.tokens.expand(flags.num, -1), seed=flags.seed, sampling=sampling))
     if flags.frames:
@@ -80,3 +86,50 @@ def _write(pipeline: TextPipeline, canvas: Holed, flags: WritingFlags, *, whole:
             text = text_figures.page(states, pipeline.tokenizer, canvas.front, "unmask", flags.num)
             flags.html.write_text(text, encoding="utf-8")
         print(f"wrote {flags.html}", file=sys.stderr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateTextFlags:
+    orders: tuple[str, ...] = ("confidence", "halton", "margin-repulsion", "raster")
+    """As unmask generate --order has them."""
+    steps: tuple[int, ...] = (1, 4, 16, 64, 256)
+    temperatures: tuple[float, ...] = (1.0,)
+    """Several give a frontier of perplexity against entropy."""
+    samples: int = 200
+    """Texts of each setting, of the model's whole context."""
+    judge: JudgeConfig = JudgeConfig()
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    out: Path | None = None
+    """The folder for the table, the plot and the samples; RUN/writing by default."""
+
+
+def evaluate_text(arguments: list[str]) -> None:
+    """measure what a run on text writes, by orders, steps and temperatures, beside held-out text"""
+    name, rest = positional(arguments, "evaluate-text RUN, where RUN is a run folder on text")
+    flags = parse(EvaluateTextFlags, rest, f"evaluate-text {name}")
+    run, out = Path(name), flags.out or Path(name) / "writing"
+    with value_errors(), disk_errors(out), world(None if flags.device == "auto" else flags.device) as here:
+        recipe = read_recipe(run / "config.json", TextRecipe)
+        pipeline = TextPipeline.from_pretrained(run, device=str(here.device))
+        table = orders(pipeline.model.grid)
+        settings = [
+            (order, named(table, order, "order"), steps, temperature)
+            for order, steps, temperature in product(flags.orders, flags.steps, flags.temperatures)
+        ]
+        rows = []
+        for row in text_table.lines(
+            text_experiment.prepare(recipe, run / "tokens"),
+            pipeline,
+            settings,
+            run,
+            num=flags.samples,
+            seed=flags.seed,
+            judge=flags.judge,
+            world=here,
+        ):
+            rows.append(row)
+            print("\n".join([*([] if len(rows) > 1 else [text_table.head()]), text_table.line(row)]), flush=True)
+        facts: dict[str, object] = {"samples": flags.samples, "seed": flags.seed, "judge": str(flags.judge)}
+        text_table.write(rows, out, facts, here)
+    print(f"\nwrote into {out}: writing.md, writing.csv, frontier.png, samples.md")

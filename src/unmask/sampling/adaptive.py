@@ -56,7 +56,6 @@ class Threshold:
         return score, ((score >= self.tau) & masked).sum(1)
 
 
-@torch.no_grad()
 def adaptive(
     predict: Predict,
     tokens: Int[Tensor, "b l"],

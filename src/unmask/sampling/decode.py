@@ -38,7 +38,6 @@ class State:
     t: float
 
 
-@torch.no_grad()
 def decode(
     predict: Predict,
     tokens: Int[Tensor, "b l"],
@@ -89,6 +88,7 @@ def decode(
     refuse(broken)
 
 
+@torch.no_grad()
 def ask(
     predict: Predict, tokens: Int[Tensor, "b l"], t: float, mask_id: int
 ) -> tuple[Float[Tensor, "b l k"], Bool[Tensor, ""]]:

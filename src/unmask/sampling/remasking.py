@@ -78,7 +78,6 @@ class ConfidenceWeighted:
         return weight * self.rule(before, after, confidence)
 
 
-@torch.no_grad()
 def remdm(
     predict: Predict,
     tokens: Int[Tensor, "b l"],

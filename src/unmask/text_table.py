@@ -1,0 +1,156 @@
+"""Ways to write side by side: orders, steps and temperatures, each measured on fresh samples beside held-out text."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from unmask.config import write_json
+from unmask.errors import ConfigError
+from unmask.evaluate_text import kept_judge, measure
+from unmask.figures import curves
+from unmask.metrics.judge import JudgeConfig
+from unmask.provenance import environment
+from unmask.recipes import Order, Sampling
+from unmask.sweep_table import write_text
+from unmask.text_experiment import TextExperiment
+from unmask.text_pipeline import TextPipeline
+from unmask.training.distributed import World
+
+SHOWN = {
+    "perplexity": "{:.2f}",
+    "entropy": "{:.3f}",
+    "ngram_kl_1": "{:.3f}",
+    "ngram_kl_2": "{:.3f}",
+    "ngram_kl_3": "{:.3f}",
+    "distinct_2": "{:.3f}",
+    "repetition_4": "{:.3f}",
+    "word_doubles": "{:.3%}",
+}
+HELD_OUT, TRAINING = "held-out text (floor)", "training text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A way to write and what it gave: its figures, and the first of its texts."""
+
+    order: str
+    steps: int
+    temperature: float
+    figures: dict[str, float]
+    text: str
+
+
+def lines(
+    ready: TextExperiment,
+    pipeline: TextPipeline,
+    settings: Sequence[tuple[str, Order, int, float]],
+    run: Path,
+    *,
+    num: int,
+    seed: int,
+    judge: JudgeConfig,
+    world: World,
+) -> Iterator[Line]:
+    """The floor, training text, then `num` samples of each (name, order, steps, temperature).
+
+    The judge is trained on the training text once and kept in the run. ConfigError if there is too little text.
+    """
+    if num < 2 or not settings:
+        raise ConfigError(f"{num} samples of {len(settings)} settings: 2 or more samples, and a setting")
+    tokenizer = ready.tokenizer
+    reader = kept_judge(
+        ready.train,
+        judge,
+        run / "judge.safetensors",
+        world,
+        vocab_size=tokenizer.vocab_size,
+        end_id=tokenizer.end_id,
+        text=ready.meta.train.sha256,
+    )
+    real = _spread(ready.test, 2 * num, world)
+    training = measure(_spread(ready.train, num, world), real, reader, tokenizer.decode)
+    floor = {name.removesuffix("_floor"): value for name, value in training.items() if name.endswith("_floor")}
+    yield Line(order=HELD_OUT, steps=0, temperature=0.0, figures=floor, text=tokenizer.decode(real[0]))
+    yield Line(order=TRAINING, steps=0, temperature=0.0, figures=training, text="")
+    for name, order, steps, temperature in settings:
+        sampling = replace(pipeline.sampling, priority=order, steps=steps, temperature=temperature)
+        rows = written(pipeline, num, seed, sampling).to(world.device)
+        yield Line(
+            order=name,
+            steps=steps,
+            temperature=temperature,
+            figures=measure(rows, real, reader, tokenizer.decode),
+            text=tokenizer.decode(rows[0]),
+        )
+
+
+def _spread(rows: object, num: int, world: World) -> Int[Tensor, "n l"]:
+    total = len(rows)  # type: ignore[arg-type]
+    num = min(num, total)
+    return rows.rows(torch.arange(num) * total // num, world.device)[0]  # type: ignore[attr-defined]
+
+
+def written(pipeline: TextPipeline, num: int, seed: int, sampling: Sampling, batch: int = 64) -> Int[Tensor, "n l"]:
+    """`num` whole rows of tokens from nothing."""
+    canvas = pipeline.canvas("").tokens
+    parts = []
+    for first in range(0, num, batch):
+        for state in pipeline.states(
+            canvas.expand(min(batch, num - first), -1), seed=seed, first=first, sampling=sampling
+        ):
+            tokens = state.tokens
+        parts.append(tokens)
+    return torch.cat(parts)
+
+
+def head() -> str:
+    """The first two lines of the Markdown table."""
+    names = [name.replace("_", " ") for name in SHOWN]
+    return f"| order | steps | temperature | {' | '.join(names)} |\n| --- |{' ---: |' * (len(SHOWN) + 2)}"
+
+
+def line(row: Line) -> str:
+    cells = [form.format(row.figures[name]) for name, form in SHOWN.items()]
+    setting = [row.order, str(row.steps or "–"), f"{row.temperature:g}" if row.steps else "–"]
+    return f"| {' | '.join([*setting, *cells])} |"
+
+
+def write(rows: Sequence[Line], out: Path, facts: dict[str, object], world: World) -> None:
+    """writing.md, writing.csv, writing.json, samples.md, and frontier.png: perplexity against entropy."""
+    out.mkdir(parents=True, exist_ok=True)
+    here = environment(world.device)
+    said = ", ".join(f"{name} {value}" for name, value in facts.items())
+    made = f"{said}. `{here['command']}`, commit {here['commit']}, {here['hardware']}."
+    write_text("\n".join([head(), *map(line, rows), "", made]) + "\n", out / "writing.md")
+    table = io.StringIO()
+    names = sorted({name for row in rows for name in row.figures if not name.endswith("_floor")})
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["order", "steps", "temperature", *names])
+    writer.writerows([row.order, row.steps, row.temperature, *(row.figures.get(n, "") for n in names)] for row in rows)
+    write_text(table.getvalue(), out / "writing.csv")
+    write_json(out / "writing.json", {"facts": facts, "environment": here})
+    shown = [
+        f"## {r.order}, {r.steps} steps, temperature {r.temperature:g}\n\n```\n{r.text}\n```\n" for r in rows if r.steps
+    ]
+    write_text("\n".join(shown), out / "samples.md")
+    settings = dict.fromkeys((row.order, row.steps) for row in rows if row.steps)
+    series = {}
+    for order, steps in settings:
+        own = [row.figures for row in rows if (row.order, row.steps) == (order, steps)]
+        series[f"{order}, {steps} steps"] = ([f["entropy"] for f in own], [f["perplexity"] for f in own])
+    floor = next(row.figures for row in rows if row.order == HELD_OUT)
+    series["held-out text"] = ([floor["entropy"]], [floor["perplexity"]])
+    curves(
+        series,
+        out / "frontier.png",
+        xlabel="entropy, nats per token",
+        ylabel="perplexity under the judge",
+        title="A perplexity alone rewards repetition",
+        logy=True,
+    )
