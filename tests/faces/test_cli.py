@@ -360,7 +360,7 @@ SHAPED = {
 FIXED = {"halton": counts.halton, "nanofm": counts.nanofm, "llada": counts.llada, "4m": counts.fourm}
 
 
-def counts(capsys, *flags):
+def listed(capsys, *flags):
     main(["schedule", "--tokens", "49", "--steps", "7", "--json", *flags])
     return json.loads(capsys.readouterr().out)
 
@@ -368,13 +368,13 @@ def counts(capsys, *flags):
 @pytest.mark.parametrize("style", SHAPED)
 def test_schedule_prints_what_the_functions_count(style, capsys):
     for shape, function in SHAPES.items():
-        assert counts(capsys, "--style", style, "--shape", shape) == SHAPED[style](49, 7, function), shape
-    assert counts(capsys, "--style", style) == SHAPED[style](49, 7, Cosine())
+        assert listed(capsys, "--style", style, "--shape", shape) == SHAPED[style](49, 7, function), shape
+    assert listed(capsys, "--style", style) == SHAPED[style](49, 7, Cosine())
 
 
 @pytest.mark.parametrize("style", FIXED)
 def test_schedule_of_one_shape(style, capsys):
-    assert counts(capsys, "--style", style) == FIXED[style](49, 7)
+    assert listed(capsys, "--style", style) == FIXED[style](49, 7)
 
 
 def test_schedule_draws_a_line_per_step(capsys):

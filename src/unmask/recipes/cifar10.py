@@ -7,8 +7,8 @@ The CPU preset; tokenizer and generator together stay below 2 hours on two cores
     unmask train cifar10 --data codes/cifar10
     unmask evaluate runs/cifar10 --samples 10000
 
-Expect two samples in three to be of their class in 8 steps, where the judge knows nine real photos in ten, and a
-Frechet distance about twice what the tokenizer allows; docs/results/cifar10.md has the run.
+Expect nine samples in ten to be of their class in 8 steps, as many as the judge knows of real photos. The guidance was
+chosen by docs/results/cifar10.md, which has the run and says what its distances mean.
 """
 
 from unmask.data.sources import Codes
