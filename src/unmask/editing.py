@@ -5,7 +5,7 @@ whose receptive field is wider than a token, looks at the picture. Pixels outsid
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 
@@ -17,12 +17,12 @@ from torch import Tensor
 from unmask.data.decoding import MAX_PIXELS
 from unmask.data.holes import ANY, Cells, blank, paste, token_mask
 from unmask.data.masks import check_hole
+from unmask.decoding import Parallel, Sampling
 from unmask.errors import ConfigError
 from unmask.guidance import Condition
 from unmask.pipeline import Pipeline, ordered
 from unmask.rand import Rand
-from unmask.recipes import Sampling
-from unmask.sampling.decode import State, decode
+from unmask.sampling.decode import State
 
 VARIANT = 2**32  # variant v of image i draws the noise of sample i + v VARIANT, however many of either are asked for
 LEAST = 0.25  # a window inside the photo must leave this share to see around the hole's box, or it grows beyond it
@@ -62,28 +62,24 @@ def history(
     tokens = tokens.masked_fill(token_mask(hole, (height, width), cells).to(tokens.device), pipeline.model.mask_id)
     predict, order = pipeline.predict(labels, s), ordered(s.priority, pipeline.model, labels)
 
-    full = s.ratios(pipeline.model.length)
-    cut = [*full[: stop - 1], 0.0] if stop < len(full) else full
+    tokens = tokens.repeat_interleave(variants, 0).to(pipeline.device)
+    rows = torch.arange(first, first + len(images))[:, None] + torch.arange(variants) * VARIANT
+    rand = Rand(seed, rows.flatten().to(pipeline.device), rows.numel())
+    mask_id, full = pipeline.model.mask_id, s.ratios(pipeline.model.length)
+    if stop >= len(full):
+        return s.run(predict, tokens, mask_id=mask_id, rand=rand, priority=order)
 
     # `decode` counts time in the steps it is given; ours is that of the full run.
     def time(t: float) -> float:
-        return round(t * len(cut)) / len(full)
+        return round(t * stop) / len(full)
 
     def priority(logits: Tensor, sample: Tensor, *, masked: Tensor, t: float, rand: Rand) -> Tensor:
         return order(logits, sample, masked=masked, t=time(t), rand=rand)
 
-    rows = torch.arange(first, first + len(images))[:, None] + torch.arange(variants) * VARIANT
-    return decode(
-        lambda canvas, t: predict(canvas, time(t)),
-        tokens.repeat_interleave(variants, 0).to(pipeline.device),
-        cut,
-        mask_id=pipeline.model.mask_id,
-        rand=Rand(seed, rows.flatten().to(pipeline.device), rows.numel()),
-        priority=priority,
-        temperature=s.temperature[: len(cut)] if isinstance(s.temperature, tuple) else s.temperature,
-        top_k=s.top_k,
-        top_p=s.top_p,
-        remask=s.remask,
+    cut = replace(s, temperature=s.temperature[:stop] if isinstance(s.temperature, tuple) else s.temperature)
+    plan = [*full[: stop - 1], 0.0]
+    return cut.run(
+        lambda canvas, t: predict(canvas, time(t)), tokens, mask_id=mask_id, rand=rand, priority=priority, plan=plan
     )
 
 
@@ -96,6 +92,8 @@ def _check(
         )
     if variants < 1 or not 1 <= stop <= sampling.steps:
         raise ConfigError(f"variants {variants} must be at least 1, and stop {stop} lie in 1..{sampling.steps} steps")
+    if stop < sampling.steps and not (isinstance(sampling.sampler, Parallel) and not sampling.block):
+        raise ConfigError(f"stop {stop}: only the parallel sampler without blocks can stop early")
     if isinstance(sampling.temperature, tuple) and len(sampling.temperature) != sampling.steps:
         raise ConfigError(f"{len(sampling.temperature)} temperatures for {sampling.steps} steps: give one each")
 

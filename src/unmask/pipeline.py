@@ -15,7 +15,7 @@ from unmask.guidance import Condition, Predict, guided, remembering
 from unmask.models.transformer import MaskedTransformer
 from unmask.rand import seeded
 from unmask.recipes import FromCritic, Order, Recipe, Sampling, read_recipe
-from unmask.sampling.decode import Priority, State, decode
+from unmask.sampling.decode import Priority, State
 from unmask.tokenizers.base import Tokenizer
 from unmask.tokenizers.vqgan import Autoencoder, open_tokenizer
 from unmask.training.distributed import fast_dtype
@@ -92,17 +92,12 @@ class Pipeline:
         s = sampling or self.sampling
         if labels is not None:
             self.check(labels, len(tokens))
-        return decode(
+        return s.run(
             self.predict(labels, s),
             tokens,
-            s.ratios(self.model.length),
             mask_id=self.model.mask_id,
             rand=seeded(seed, len(tokens), first=first, device=tokens.device),
             priority=ordered(s.priority, self.model, labels),
-            temperature=s.temperature,
-            top_k=s.top_k,
-            top_p=s.top_p,
-            remask=s.remask,
         )
 
     def predict(self, labels: Condition, sampling: Sampling) -> Predict:

@@ -18,7 +18,7 @@ from unmask.models.transformer import MaskedTransformer
 from unmask.rand import seeded
 from unmask.recipes import FromCritic, Sampling, TextRecipe, read_recipe
 from unmask.sampling.blocks import filled_up
-from unmask.sampling.decode import State, decode
+from unmask.sampling.decode import State
 from unmask.tokenizers.text import BPETokenizer, TextTokenizer, open_text_tokenizer
 from unmask.training.distributed import fast_dtype
 from unmask.weights import load_weights
@@ -97,17 +97,13 @@ class TextPipeline:
     ) -> Iterator[State]:
         """Decode step by step; row i draws the noise of text number `first + i`, whatever the batch."""
         s = (sampling or self.sampling).on((tokens.shape[1],))
-        return decode(
+        critic = CriticScore(self.judge, s.priority.noise) if isinstance(s.priority, FromCritic) else s.priority
+        return s.run(
             self.predict(),
             tokens.to(self.device),
-            s.ratios(tokens.shape[1]),
             mask_id=self.model.mask_id,
             rand=seeded(seed, len(tokens), first=first, device=self.device),
-            priority=CriticScore(self.judge, s.priority.noise) if isinstance(s.priority, FromCritic) else s.priority,
-            temperature=s.temperature,
-            top_k=s.top_k,
-            top_p=s.top_p,
-            remask=s.remask,
+            priority=critic,
         )
 
     def generate(

@@ -8,6 +8,7 @@ from torch import nn
 
 from unmask.config import to_json, write_json
 from unmask.data.sources import Digits
+from unmask.decoding import Ancestral
 from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import Interval
 from unmask.image_experiment import export
@@ -89,6 +90,8 @@ def test_seeds_labels_and_every_option_change_the_images(pipeline):
         "top_k": 3,
         "top_p": 0.2,
         "remask": True,
+        "sampler": Ancestral(),
+        "block": 4,
     }
     for name, value in changes.items():
         assert not torch.equal(images, pipeline.generate(labels, sampling=replace(base, **{name: value}))), name

@@ -123,6 +123,8 @@ def test_a_preset_is_plain_data_and_samples(preset):
 
 
 GIVEN = {
+    "sampler": "ancestral",
+    "block": 2,
     "preset": "besnier-256-8",
     "steps": 3,
     "order": "halton",

@@ -19,6 +19,7 @@ FACES = {
     "app",
     "cli",
     "coded",
+    "decoding",
     "editing",
     "evaluate",
     "evaluate_inpainting",

@@ -15,7 +15,7 @@ from torch import nn
 from unmask.config import dump_json, from_json
 from unmask.guidance import NULL
 from unmask.masking import ABSENT, complementary, mask_bernoulli, mask_exact, stratified
-from unmask.objectives import Corruption, Loss, MaskedDiffusion, MaskGIT
+from unmask.objectives import Corruption, CrossEntropy, Loss, MaskedDiffusion, MaskGIT
 from unmask.rand import Rand, seeded
 from unmask.schedules import Arccos, Cosine, Power, likelihood_weight
 
@@ -474,3 +474,30 @@ def test_corruption_does_not_depend_on_the_cut(sizes, coins):
     (one,) = in_parts(objective, Toy(), [12])
     many = in_parts(objective, Toy(), sizes)
     assert sum(x.total for x in many).item() == pytest.approx(one.total.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_our_cross_entropy_is_the_librarys_with_its_gradient(smoothing, dtype):
+    gen = torch.Generator().manual_seed(0)
+    logits = (torch.randn(7, 33, generator=gen, dtype=dtype) * 20).requires_grad_()
+    target, weight = torch.randint(0, 33, (7,), generator=gen), torch.rand(7, generator=gen, dtype=dtype)
+    ours = CrossEntropy.apply(logits, target, smoothing)
+    want = F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+    torch.testing.assert_close(ours, want)
+    gradients = [torch.autograd.grad((nats * weight).sum(), logits)[0] for nats in (ours, want)]
+    torch.testing.assert_close(*gradients)
+    assert torch.autograd.gradcheck(
+        lambda x: CrossEntropy.apply(x, target, smoothing), logits.detach().double().requires_grad_()
+    )
+
+
+def test_our_cross_entropy_takes_ruled_out_tokens_and_no_rows():
+    logits = torch.tensor([[0.0, -torch.inf, 1.0]], requires_grad=True)
+    nats = CrossEntropy.apply(logits, torch.tensor([2]), 0.0)
+    nats.sum().backward()
+    assert nats.item() == pytest.approx(math.log(1 + math.exp(-1)))
+    assert logits.grad.isfinite().all()
+    empty = torch.zeros(0, 3, requires_grad=True)
+    CrossEntropy.apply(empty, torch.zeros(0, dtype=torch.long), 0.0).sum().backward()
+    assert empty.grad.shape == (0, 3)

@@ -15,12 +15,24 @@ from unmask import figures, gallery, image_experiment
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, nearest, parse, positional, value_errors
 from unmask.cli.schedule import shapes
+from unmask.decoding import Adaptive, Ancestral, Order, Parallel, ReMDM, Sampling, ValeoaiV1
 from unmask.errors import ConfigError
 from unmask.guidance import Interval
 from unmask.pipeline import Pipeline
 from unmask.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, Preset
-from unmask.recipes import Order, Sampling, ValeoaiV1
-from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MarginRepulsion, MaxLogit, Random, Raster
+from unmask.sampling.adaptive import EntropyBound, Threshold
+from unmask.sampling.priorities import (
+    Confidence,
+    Entropy,
+    Halton,
+    Margin,
+    MarginRepulsion,
+    MaxLogit,
+    Moment,
+    Random,
+    Raster,
+)
+from unmask.sampling.remasking import Cap, ConfidenceWeighted, Rescale
 from unmask.schedules import Shape
 from unmask.text_pipeline import TextPipeline
 from unmask.training.distributed import world
@@ -55,6 +67,11 @@ class SamplingFlags:
     """Logits are divided by it: below 1 sharper, 0 greedy."""
     scale: float | None = None
     """Guidance: null + scale (conditional - null); 1 is none. Papers that write w mean scale - 1."""
+    sampler: str | None = None
+    """parallel, remask (what was revealed may be taken back), ancestral, remdm-cap, remdm-rescale, remdm-confidence,
+    entropy-bound or threshold (the model decides how many tokens a step reveals)."""
+    block: int | None = None
+    """Go from left to right in blocks of so many tokens."""
     top_k: int | None = None
     """Draw from this many of the likeliest tokens only."""
     top_p: float | None = None
@@ -64,7 +81,7 @@ class SamplingFlags:
 def applied(flags: SamplingFlags, pipeline: Pipeline | TextPipeline) -> Sampling:
     """The run's own sampling, or a published one, with the given flags put in."""
     base = pipeline.sampling if flags.preset is None else named(PRESETS, flags.preset, "preset").sampling
-    given = {name: getattr(flags, name) for name in ("steps", "temperature", "top_k", "top_p")}
+    given = {name: getattr(flags, name) for name in ("steps", "temperature", "top_k", "top_p", "block")}
     sampling = replace(base, **{name: value for name, value in given.items() if value is not None})
     if flags.order is not None and not (flags.order == "confidence" and isinstance(sampling.priority, Confidence)):
         sampling = replace(sampling, priority=named(orders(pipeline.model.grid), flags.order, "order"))
@@ -72,6 +89,10 @@ def applied(flags: SamplingFlags, pipeline: Pipeline | TextPipeline) -> Sampling
         if not isinstance(sampling.priority, Confidence):
             raise ConfigError(f"--noise {flags.noise} is for --order confidence; this order has none")
         sampling = replace(sampling, priority=Confidence(flags.noise))
+    if flags.sampler is not None:
+        remask = flags.sampler == "remask"
+        sampling = replace(sampling, sampler=named(SAMPLERS, flags.sampler, "sampler"), remask=remask)
+    _check_read(flags, sampling)
     if flags.schedule is not None:
         sampling = replace(sampling, schedule=named(schedules(pipeline.model.length), flags.schedule, "schedule"))
     return sampling if flags.scale is None else replace(sampling, scale=Interval(flags.scale))
@@ -83,6 +104,31 @@ def published(name: str) -> str:
     fid, score = preset.expected.fid, preset.expected.inception_score
     size = "x".join(map(str, preset.size))
     return f"preset {name}: published FID {fid:.2f}, IS {score:.1f} for ImageNet at {size} ({preset.source})"
+
+
+def _check_read(flags: SamplingFlags, sampling: Sampling) -> None:
+    """ConfigError for a flag that the chosen sampler would not look at."""
+    ordered, planned = isinstance(sampling.sampler, Parallel), not isinstance(sampling.sampler, Adaptive)
+    for name, given, read in (
+        ("order", flags.order, ordered),
+        ("noise", flags.noise, ordered),
+        ("schedule", flags.schedule, planned),
+    ):
+        if given is not None and not read:
+            raise ConfigError(f"--{name} {given}: --sampler {flags.sampler} does not look at it; leave one of them out")
+
+
+SAMPLERS: dict[str, Parallel | Ancestral | ReMDM | Adaptive] = {
+    "parallel": Parallel(),
+    "remask": Parallel(),
+    "ancestral": Ancestral(),
+    "remdm-cap": ReMDM(Cap(0.02)),
+    "remdm-rescale": ReMDM(Rescale(0.1)),
+    "remdm-confidence": ReMDM(ConfidenceWeighted()),
+    "entropy-bound": Adaptive(EntropyBound(0.1)),
+    "threshold": Adaptive(Threshold(0.9)),
+}
+"""What `--sampler` may say."""
 
 
 def schedules(length: int) -> dict[str, Shape | ValeoaiV1]:
@@ -104,6 +150,7 @@ def orders(grid: tuple[int, ...]) -> dict[str, Order]:
         "entropy": Entropy(),
         "max-logit": MaxLogit(),
         "raster": Raster(),
+        "moment": Moment(),
     }
 
 

@@ -9,7 +9,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, overload
@@ -17,75 +17,20 @@ from typing import Annotated, Literal, TypeVar, overload
 import tyro
 
 from unmask.config import from_json, load_json
-from unmask.counts import valeoai_v1
 from unmask.critic import WithCritic
 from unmask.data.sources import Codes, Source
 from unmask.data.text import HubText, TextFile
+from unmask.decoding import FromCritic, Order, Sampling, ValeoaiV1
 from unmask.errors import ConfigError
-from unmask.guidance import CosineRamp, Interval, LinearRamp
 from unmask.metrics.features import ClassifierConfig
 from unmask.models.transformer import TransformerConfig
 from unmask.objectives import MaskedDiffusion, MaskGIT, Objective
-from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MarginRepulsion, MaxLogit, Random, Raster
-from unmask.schedules import Arccos, Cosine, Shape, ratios, ratios_from_counts
 from unmask.tokenizers.losses import TokenizerLoss
 from unmask.tokenizers.lpips import LpipsFiles
 from unmask.tokenizers.pixels import Pixels
 from unmask.tokenizers.text import BPE, Bytes, Characters
 from unmask.tokenizers.vqgan import VQGAN
 from unmask.training.loop import TrainConfig
-
-Order = Confidence | Halton | Random | Margin | MarginRepulsion | Entropy | MaxLogit | Raster
-
-
-@dataclass(frozen=True, kw_only=True)
-class FromCritic:
-    """What the model's own token critic trusts most comes first (arXiv 2209.04439); `noise` as in `critic.CriticScore`.
-
-    Meant for `Sampling.remask`, so that the critic may take back what was revealed.
-    """
-
-    noise: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValeoaiV1:
-    """The counts of `counts.valeoai_v1`: `shape` says how many tokens a step reveals, not how many stay masked."""
-
-    shape: Shape = Arccos()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How to decode: each field is an argument of `decode` or `guided`, as data. Interval(s) is a constant scale s."""
-
-    steps: int = 8
-    schedule: Shape | ValeoaiV1 = Cosine()
-    priority: Order | FromCritic = Confidence()
-    temperature: float | tuple[float, ...] = 1.0
-    scale: Interval | LinearRamp | CosineRamp = Interval(scale=1.0)
-    top_k: int | None = None
-    top_p: float | None = None
-    remask: bool = False
-
-    def __post_init__(self) -> None:
-        many = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
-        if self.steps < 1 or not all(0 <= x < float("inf") for x in many):
-            raise ValueError(f"sampling: steps={self.steps} must be at least 1, temperature={many} finite and >= 0")
-        if (self.top_k is not None and self.top_k < 1) or (self.top_p is not None and not 0 < self.top_p <= 1):
-            raise ValueError(f"sampling: top_k={self.top_k} must be at least 1, and top_p={self.top_p} lie in (0, 1]")
-
-    def on(self, grid: tuple[int, ...]) -> "Sampling":
-        """The same on another canvas, for the orders that know its grid."""
-        if isinstance(self.priority, Halton | MarginRepulsion):
-            return replace(self, priority=replace(self.priority, grid=grid))
-        return self
-
-    def ratios(self, tokens: int) -> list[float]:
-        """The fractions still masked after each step, for a canvas of so many tokens."""
-        if isinstance(self.schedule, ValeoaiV1):
-            return ratios_from_counts(valeoai_v1(tokens, self.steps, self.schedule.shape))
-        return ratios(self.schedule, self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +122,11 @@ def _check_parts(objective: Objective | WithCritic, model: TransformerConfig, sa
     if isinstance(sampling.priority, FromCritic) and not judged:
         raise ValueError("sampling.priority FromCritic: this model has no critic; train it with WithCritic")
 
+
+__all__ = [
+    "AnyKind", "FromCritic", "Order", "Recipe", "Sampling", "TextRecipe", "TokenizerRecipe", "ValeoaiV1", "find",
+    "load", "names", "read_recipe",
+]  # fmt: skip
 
 AnyKind = Recipe | TokenizerRecipe | TextRecipe
 AnyRecipe = TypeVar("AnyRecipe", bound=AnyKind)

@@ -1,0 +1,156 @@
+"""How to decode, as data: what a recipe holds, a flag changes and a sampler consumes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from jaxtyping import Int
+from torch import Tensor
+
+from unmask.counts import valeoai_v1
+from unmask.guidance import CosineRamp, Interval, LinearRamp, Predict
+from unmask.rand import Rand
+from unmask.sampling.adaptive import EntropyBound, Threshold, adaptive
+from unmask.sampling.ancestral import ancestral
+from unmask.sampling.blocks import Sampler, blocks
+from unmask.sampling.decode import Priority, State, decode
+from unmask.sampling.priorities import (
+    Confidence,
+    Entropy,
+    Halton,
+    Margin,
+    MarginRepulsion,
+    MaxLogit,
+    Moment,
+    Random,
+    Raster,
+)
+from unmask.sampling.remasking import Cap, ConfidenceWeighted, Rescale, remdm
+from unmask.schedules import Arccos, Cosine, Shape, ratios, ratios_from_counts
+
+Order = Confidence | Moment | Halton | Random | Margin | MarginRepulsion | Entropy | MaxLogit | Raster
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromCritic:
+    """What the model's own token critic trusts most comes first (arXiv 2209.04439); `noise` as in `critic.CriticScore`.
+
+    Meant for `Sampling.remask`, so that the critic may take back what was revealed.
+    """
+
+    noise: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValeoaiV1:
+    """The counts of `counts.valeoai_v1`: `shape` says how many tokens a step reveals, not how many stay masked."""
+
+    shape: Shape = Arccos()
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """`sampling.decode`: so many tokens a step as the schedule says, chosen by the priority."""
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """`sampling.ancestral`: each token by its own coin, as the schedule says; no priority."""
+
+
+@dataclass(frozen=True)
+class ReMDM:
+    """`sampling.remasking.remdm`: ancestral, and revealed tokens are masked again by the rule; no priority."""
+
+    rule: Cap | Rescale | ConfidenceWeighted = Rescale(0.1)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """`sampling.adaptive`: the model decides how many tokens a step reveals, in `steps` at most; no schedule."""
+
+    rule: EntropyBound | Threshold = EntropyBound(0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to decode: each field is an argument of a sampler or of `guided`, as data. Interval(s) is a constant scale s.
+
+    `block` > 0 goes from left to right in blocks of so many tokens, `steps` in all; `remask` is for Parallel.
+    """
+
+    steps: int = 8
+    schedule: Shape | ValeoaiV1 = Cosine()
+    priority: Order | FromCritic = Confidence()
+    temperature: float | tuple[float, ...] = 1.0
+    scale: Interval | LinearRamp | CosineRamp = Interval(scale=1.0)
+    top_k: int | None = None
+    top_p: float | None = None
+    remask: bool = False
+    sampler: Parallel | Ancestral | ReMDM | Adaptive = Parallel()
+    block: int = 0
+
+    def __post_init__(self) -> None:
+        many = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+        if self.steps < 1 or not all(0 <= x < float("inf") for x in many):
+            raise ValueError(f"sampling: steps={self.steps} must be at least 1, temperature={many} finite and >= 0")
+        if (self.top_k is not None and self.top_k < 1) or (self.top_p is not None and not 0 < self.top_p <= 1):
+            raise ValueError(f"sampling: top_k={self.top_k} must be at least 1, and top_p={self.top_p} lie in (0, 1]")
+        if self.block < 0:
+            raise ValueError(f"sampling: block={self.block} must be at least 1, or 0 for none")
+        if self.remask and not isinstance(self.sampler, Parallel):
+            raise ValueError(f"sampling: remask is for the sampler Parallel, not {self.sampler}")
+        if isinstance(self.sampler, Adaptive) and isinstance(self.temperature, tuple):
+            raise ValueError("sampling: Adaptive takes one temperature, as its number of steps is not known before")
+
+    def on(self, grid: tuple[int, ...]) -> "Sampling":
+        """The same on another canvas, for the orders that know its grid."""
+        if isinstance(self.priority, Halton | MarginRepulsion):
+            return replace(self, priority=replace(self.priority, grid=grid))
+        return self
+
+    def ratios(self, tokens: int) -> list[float]:
+        """The fractions still masked after each step, for a canvas of so many tokens."""
+        if isinstance(self.schedule, ValeoaiV1):
+            return ratios_from_counts(valeoai_v1(tokens, self.steps, self.schedule.shape))
+        return ratios(self.schedule, self.steps)
+
+    def run(
+        self,
+        predict: Predict,
+        tokens: Int[Tensor, "b l"],
+        *,
+        mask_id: int,
+        rand: Rand,
+        priority: Priority,
+        plan: Sequence[float] | None = None,
+    ) -> Iterator[State]:
+        """Every step of the sampler, the canvas first; `priority` is what the order of this config means here.
+
+        `plan`: other ratios than those of the schedule.
+        """
+        if not self.block:
+            return self._start(self.steps, mask_id, rand, priority, plan)(predict, tokens)
+        each = max(1, self.steps * self.block // tokens.shape[1])
+        return blocks(self._start(each, mask_id, rand, priority, plan), predict, tokens, size=self.block)
+
+    def _start(
+        self, steps: int, mask_id: int, rand: Rand, priority: Priority, given: Sequence[float] | None
+    ) -> Sampler:
+        kind, warmth, top_k, top_p = self.sampler, self.temperature, self.top_k, self.top_p
+
+        def sampler(predict: Predict, tokens: Int[Tensor, "b l"]) -> Iterator[State]:
+            if isinstance(kind, Adaptive):
+                assert not isinstance(warmth, tuple)
+                return adaptive(predict, tokens, mask_id=mask_id, rand=rand, rule=kind.rule, max_steps=steps,
+                                temperature=warmth, top_k=top_k, top_p=top_p)  # fmt: skip
+            plan = given or replace(self, steps=steps).ratios(tokens.shape[1])
+            if isinstance(kind, Ancestral):
+                return ancestral(predict, tokens, plan, mask_id=mask_id, rand=rand, temperature=warmth, top_k=top_k,
+                                 top_p=top_p)  # fmt: skip
+            if isinstance(kind, ReMDM):
+                return remdm(predict, tokens, plan, mask_id=mask_id, rand=rand, rule=kind.rule, temperature=warmth,
+                             top_k=top_k, top_p=top_p)  # fmt: skip
+            return decode(predict, tokens, plan, mask_id=mask_id, rand=rand, priority=priority, temperature=warmth,
+                          top_k=top_k, top_p=top_p, remask=self.remask)  # fmt: skip
+
+        return sampler
