@@ -7,10 +7,10 @@ command found a FID of 7.66 where it says 6.80 (github.com/valeoai/Halton-MaskGI
 
 from dataclasses import dataclass
 
+from unmask.decoding import Sampling, ValeoaiV1
 from unmask.guidance import LinearRamp
-from unmask.recipes import Sampling, ValeoaiV1
 from unmask.sampling.priorities import Confidence
-from unmask.schedules import Arccos, Cosine
+from unmask.schedules import Arccos, Cosine, Power, Shape, annealed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +75,14 @@ GOOGLE_512 = Preset(
     expected=Scores(fid=7.32, inception_score=156.0, precision=0.78, recall=0.50),
     source="arXiv 2202.04200, table 1; noise from github.com/google-research/maskgit",
 )
+
+
+LINEAR = Power()
+
+
+def x_transformers(schedule: Shape = LINEAR) -> Sampling:
+    """x-transformers' defaults (NonAutoregressiveWrapper): 18 steps, linear or Cosine(), temperature from 1 to 0.
+
+    Its filter, the largest 30 % of the logits, depends on the vocabulary: give top_k = ceil(0.3 K).
+    """
+    return Sampling(steps=18, schedule=schedule, priority=Confidence(noise=0.0), temperature=tuple(annealed(1.0, 18)))

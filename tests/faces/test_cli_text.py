@@ -10,6 +10,7 @@ import torch
 
 from unmask import text_experiment
 from unmask.cli import main
+from unmask.cli.sampling import SAMPLERS
 from unmask.likelihood import exact
 from unmask.rand import Rand
 from unmask.recipes import TextRecipe, load, read_recipe
@@ -198,3 +199,45 @@ def test_one_rank_and_two_score_alike(run):
 @pytest.mark.parametrize("name", ["shakespeare", "tinystories", "tinystories-gpu"])
 def test_the_recipes_of_text_can_be_loaded(name):
     assert isinstance(load(name), TextRecipe)
+
+
+def test_a_folder_of_tokens_serves_several_trainings(run, tmp_path, capsys):
+    data, tokens = run.parent / "corpus.txt", tmp_path / "tokens"
+    main(["tokenize-text", "shakespeare", "--data", str(data), "--tokenizer.context", "32", "--out", str(tokens)])
+    assert "train 1 documents" in capsys.readouterr().out
+    again = tmp_path / "again"
+    main(["train", "shakespeare", "--data", str(tokens), "--out", str(again), *SMALL, "--training.steps", "8"])
+    assert not (again / "tokens").exists()
+    same = [(folder / "model.safetensors").read_bytes() for folder in (run, again)]
+    assert same[0] == same[1]
+
+
+def test_evaluate_text_measures_beside_held_out_text(run, capsys, tmp_path):
+    capsys.readouterr()
+    main(["evaluate-text", str(run), "--orders", "halton", "--steps", "2", "--temperatures", "0.5", "1",
+          "--samples", "6", "--judge.steps", "4", "--judge.dim", "16", "--out", str(tmp_path / "w")])  # fmt: skip
+    out = capsys.readouterr().out
+    assert "held-out text (floor)" in out
+    assert out.count("| halton | 2 |") == 2
+    table = list(csv.DictReader((tmp_path / "w/writing.csv").read_text().splitlines()))
+    assert [row["order"] for row in table] == ["held-out text (floor)", "training text", "halton", "halton"]
+    cold, warm = table[2:]
+    assert float(cold["entropy"]) < float(warm["entropy"])
+    assert (tmp_path / "w/frontier.png").stat().st_size > 1000
+    assert "## halton, 2 steps" in (tmp_path / "w/samples.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "sampler", ["remask", "ancestral", "remdm-cap", "remdm-confidence", "entropy-bound", "threshold"]
+)
+def test_every_sampler_writes_from_the_command_line(run, capsys, sampler):
+    capsys.readouterr()
+    main(["generate", str(run), "--prompt", "the cat", "--num", "1", "--sampler", sampler, "--steps", "6"])
+    assert capsys.readouterr().out.startswith("the cat")
+    main(["generate", str(run), "--num", "1", "--sampler", sampler, "--steps", "6", "--block", "8"])
+
+
+def test_flags_that_a_sampler_does_not_read_are_refused(run, capsys):
+    for more in (["--order", "raster"], ["--noise", "2"]):
+        assert "does not look at it" in refused(capsys, "generate", run, "--sampler", "ancestral", *more)[1]
+    assert "does not look" in refused(capsys, "generate", run, "--sampler", "threshold", "--schedule", "cosine")[1]

@@ -16,7 +16,7 @@ from unmask.config import from_json, to_json
 from unmask.errors import ConfigError
 from unmask.models.transformer import MaskedTransformer
 from unmask.pipeline import Pipeline
-from unmask.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512
+from unmask.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, x_transformers
 from unmask.recipes import Recipe, Sampling, TokenizerRecipe, ValeoaiV1, find, load, names
 from unmask.schedules import Arccos, Cosine, Power, reveal_counts
 from unmask.tokenizers.pixels import Pixels
@@ -242,3 +242,13 @@ def test_the_flags_keep_the_reports_schedule(tmp_path):
     flags = parse(TrainFlags, ["--sampling.steps", "12"], "train imagenet256", default)
     assert flags.recipe.sampling.schedule == ValeoaiV1(shape=Arccos())
     assert revealed(flags.recipe.sampling, 256) == by_the_report(256, 12, CURVES[Arccos()])
+
+
+def test_x_transformers_defaults(pipeline):
+    """18 steps, linear or cosine, with a temperature that falls from just below 1 to greedy, and that matters."""
+    plain = x_transformers()
+    assert plain.ratios(18) == pytest.approx([(17 - i) / 18 for i in range(18)])
+    assert plain.temperature == pytest.approx([1 - (i + 1) / 18 for i in range(18)])
+    assert x_transformers(Cosine()).ratios(18)[0] > plain.ratios(18)[0]
+    images = pipeline.generate(num=10, sampling=plain)
+    assert not torch.equal(images, pipeline.generate(num=10, sampling=replace(plain, temperature=1.0)))

@@ -16,7 +16,7 @@ from unmask.cli.sampling import evaluate, export, sample
 from unmask.cli.schedule import schedule
 from unmask.cli.scoring import score
 from unmask.cli.sweeping import sweep
-from unmask.cli.text import evaluate_text, generate, infill
+from unmask.cli.text import evaluate_text, generate, infill, tokenize_text
 from unmask.cli.tokenizers import tokenize, train_tokenizer
 from unmask.cli.training import demo, train
 from unmask.errors import ConfigError, UnmaskError
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train-tokenizer": train_tokenizer,
     "evaluate-tokenizer": evaluate_tokenizer,
     "tokenize": tokenize,
+    "tokenize-text": tokenize_text,
     "train-features": train_features,
     "sample": sample,
     "inpaint": inpaint,

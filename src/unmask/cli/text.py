@@ -1,5 +1,6 @@
-"""unmask generate, infill, evaluate-text: text from a run, and what it is worth."""
+"""unmask tokenize-text, generate, infill, evaluate-text: text to tokens, text from a run, and what that is worth."""
 
+import re
 import sys
 from dataclasses import dataclass, field
 from itertools import product
@@ -8,14 +9,35 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask import text_experiment, text_figures, text_table
+from unmask import recipes, text_experiment, text_figures, text_table
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
 from unmask.cli.sampling import SamplingFlags, applied, orders
 from unmask.errors import ConfigError
 from unmask.metrics.judge import JudgeConfig
-from unmask.recipes import TextRecipe, read_recipe
 from unmask.text_pipeline import Holed, TextPipeline
 from unmask.training.distributed import world
+from unmask.training.log import progress_bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeTextFlags:
+    recipe: Annotated[recipes.TextRecipe, tyro.conf.arg(name="")]
+    out: Path
+    """The folder to write: give it as --data to unmask train."""
+
+
+def tokenize_text(arguments: list[str]) -> None:
+    """make a text corpus into a folder of tokens, for several trainings or ahead of one; unmask train does it too"""
+    name, rest = positional(arguments, "tokenize-text RECIPE --data FILE --out DIR, where RECIPE is one on text")
+    default = recipes.find("shakespeare" if rest == ["--help"] else name, recipes.TextRecipe)
+    rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
+    start = TokenizeTextFlags(recipe=default, out=Path("tokens") / Path(name).stem)
+    flags = parse(TokenizeTextFlags, rest, f"tokenize-text {name}", start)
+    with value_errors(), disk_errors(flags.out), progress_bar(shown=True) as progress:
+        ready = text_experiment.prepare(flags.recipe, flags.out, progress)
+    for part, held in (("train", ready.meta.train), ("test", ready.meta.test)):
+        print(f"{part:5s} {held.documents:,} documents, {held.characters:,} characters, {held.tokens:,} tokens")
+    print(f"wrote {ready.weights.parent}: {ready.vocab_size:,} kinds of tokens; unmask train {name} --data {flags.out}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +132,7 @@ def evaluate_text(arguments: list[str]) -> None:
     flags = parse(EvaluateTextFlags, rest, f"evaluate-text {name}")
     run, out = Path(name), flags.out or Path(name) / "writing"
     with value_errors(), disk_errors(out), world(None if flags.device == "auto" else flags.device) as here:
-        recipe = read_recipe(run / "config.json", TextRecipe)
+        recipe = recipes.read_recipe(run / "config.json", recipes.TextRecipe)
         pipeline = TextPipeline.from_pretrained(run, device=str(here.device))
         table = orders(pipeline.model.grid)
         settings = [
