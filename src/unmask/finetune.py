@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, ConfigError
 from unmask.models.transformer import MaskedTransformer
-from unmask.recipes import Recipe, read_recipe
+from unmask.recipes import TextRecipe, TokenizerRecipe, read_recipe
+from unmask.tokenizers.text import open_text_tokenizer
 from unmask.weights import load_weights
 
 POSITION, CLASSES = "position", "classes.table.weight"
@@ -22,9 +23,16 @@ def start_from(model: MaskedTransformer, run: Path) -> list[str]:
     """`load_compatible` from a run folder or an export; CheckpointError or ConfigError names what does not fit."""
     if not (run / "config.json").is_file():
         raise CheckpointError(f"{run}: no config.json there; give the folder of a finished run, or an export")
-    recipe = read_recipe(run / "config.json", Recipe)
+    recipe = read_recipe(run / "config.json", None)
+    if isinstance(recipe, TokenizerRecipe):
+        raise ConfigError(f"{run} is a tokenizer's run: a generator starts from a generator")
+    if isinstance(recipe, TextRecipe):
+        known = open_text_tokenizer(run / "tokenizer.json", recipe.tokenizer.context)
+        vocab_size, grid = known.vocab_size, known.grid
+    else:
+        vocab_size, grid = recipe.tokenizer.vocab_size, recipe.tokenizer.grid
     with torch.device("meta"):
-        empty = MaskedTransformer(recipe.model, recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
+        empty = MaskedTransformer(recipe.model, vocab_size, grid)
     earlier = empty.to_empty(device="cpu")
     load_weights(earlier, run / "model.safetensors")
     return load_compatible(model, dict(earlier.named_parameters()), earlier.grid)

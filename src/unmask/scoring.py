@@ -28,6 +28,9 @@ from unmask.recipes import Order, Sampling
 from unmask.sweep_table import write_text
 from unmask.training.distributed import World, sum_over_ranks
 
+Measure = Callable[[Predict, Tensor, Rand], Tensor]
+"""What some rows cost under a `predict`, in nats."""
+
 BATCH = 64
 BOUND = "bound"
 
@@ -36,10 +39,12 @@ BOUND = "bound"
 class Subject:
     """What is scored: a model as a `predict` for given classes, and held-out rows that it never saw.
 
+    `plain` is the same without a memory of earlier passes, which the bound must not have: its passes mask anew.
     `units` divides nats into what one quotes beside them: {"bits per character": characters per token}.
     """
 
     predict: Callable[[Condition], Predict]
+    plain: Callable[[Condition], Predict]
     rows: Tokens
     mask_id: int
     units: tuple[tuple[str, float], ...] = ()
@@ -79,15 +84,16 @@ def score(
         )
     index = torch.arange(num) * len(subject.rows) // num
 
-    def under(measure: Callable[[Predict, Tensor, Rand], Tensor]) -> Float64[Tensor, "n"]:
-        return _nats_per_token(subject, index, measure, seed, world)
+    def under(make: Callable[[Condition], Predict], measure: Measure) -> Float64[Tensor, "n"]:
+        return _nats_per_token(subject, make, index, measure, seed, world)
 
-    free = under(lambda p, x, r: bound(p, x, mask_id=subject.mask_id, rand=r, passes=passes).mean(1))
+    free = under(subject.plain, lambda p, x, r: bound(p, x, mask_id=subject.mask_id, rand=r, passes=passes).mean(1))
     yield Score(order=BOUND, steps=0, nats=float(free.mean()), error=_error(free))
-    for budget in steps:
+    length = subject.rows.rows(index[:1], world.device)[0].shape[1]
+    for budget in dict.fromkeys(min(budget, length) for budget in steps):
         first: Tensor | None = None
         for name, order in orders:
-            nats = under(_given(subject, order, sampling, budget))
+            nats = under(subject.predict, _given(subject, order, sampling, budget))
             first = nats if first is None else first
             apart = nats - first
             yield Score(
@@ -100,9 +106,9 @@ def score(
             )
 
 
-def _given(subject: Subject, order: Order, sampling: Sampling, steps: int) -> Callable[[Predict, Tensor, Rand], Tensor]:
+def _given(subject: Subject, order: Order, sampling: Sampling, steps: int) -> Measure:
     def measure(predict: Predict, tokens: Tensor, rand: Rand) -> Tensor:
-        plan = Sampling(steps=min(steps, tokens.shape[1]), schedule=sampling.schedule).ratios(tokens.shape[1])
+        plan = Sampling(steps=steps, schedule=sampling.schedule).ratios(tokens.shape[1])
         return exact(predict, tokens, plan, mask_id=subject.mask_id, rand=rand, priority=order).sum(1)
 
     return measure
@@ -110,8 +116,9 @@ def _given(subject: Subject, order: Order, sampling: Sampling, steps: int) -> Ca
 
 def _nats_per_token(
     subject: Subject,
+    make: Callable[[Condition], Predict],
     index: Int[Tensor, "n"],
-    measure: Callable[[Predict, Tensor, Rand], Tensor],
+    measure: Measure,
     seed: int,
     world: World,
 ) -> Float64[Tensor, "n"]:
@@ -121,7 +128,7 @@ def _nats_per_token(
     for part in mine.split(BATCH):
         tokens, condition = subject.rows.rows(index[part], world.device)
         rand = Rand(seed, index[part].to(world.device), len(subject.rows))
-        nats = measure(subject.predict(condition), tokens, rand)
+        nats = measure(make(condition), tokens, rand)
         out[part.to(world.device)] = nats / (tokens != ABSENT).sum(1)
     return sum_over_ranks(out, world).cpu()
 

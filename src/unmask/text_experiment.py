@@ -3,8 +3,10 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from unmask.config import to_json, write_json
 from unmask.data.codes import META
 from unmask.data.images import Progress
 from unmask.data.sources import settled
@@ -12,12 +14,16 @@ from unmask.data.text import TextFile
 from unmask.data.text_shards import TOKENIZER, TextMeta, TextSet, open_text, write_text
 from unmask.errors import ConfigError
 from unmask.models.transformer import MaskedTransformer
-from unmask.recipes import TextRecipe
+from unmask.recipes import TextRecipe, read_recipe
 from unmask.text_pipeline import TextPipeline
 from unmask.tokenizers.text import TextTokenizer, build_tokenizer
 from unmask.training.distributed import World, autocast, unwrapped
 from unmask.training.loop import Evaluator
 from unmask.validation import validation
+from unmask.weights import write_weights
+
+TOKENS = "tokens"
+"""The folder of a run that holds its text as tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,21 @@ def prepare(recipe: TextRecipe, shards: Path, progress: Progress | None = None) 
     tokenizer = build_tokenizer(recipe.tokenizer, lambda: source.documents("train"))
     write_text(source, tokenizer, shards, progress)
     return _opened(recipe, shards)
+
+
+def reopened(recipe: TextRecipe, run: Path) -> TextExperiment:
+    """The experiment of a finished run, from the tokens in its folder if they are there: the text is not needed."""
+    shards = run / TOKENS
+    return _opened(recipe, shards) if (shards / META).is_file() else prepare(recipe, shards)
+
+
+def export(run: Path, out: Path) -> None:
+    """Copy what `TextPipeline.from_pretrained` needs, after loading it once to see that it is whole."""
+    pipeline = TextPipeline.from_pretrained(run, device="cpu", dtype=torch.float32)
+    out.mkdir(parents=True, exist_ok=True)
+    write_weights(dict(pipeline.model.named_parameters()), out / "model.safetensors")
+    (out / TOKENIZER).write_bytes(pipeline.tokenizer.to_bytes())
+    write_json(out / "config.json", to_json(read_recipe(run / "config.json", TextRecipe)))
 
 
 def _opened(recipe: TextRecipe, shards: Path) -> TextExperiment:

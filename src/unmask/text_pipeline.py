@@ -73,12 +73,12 @@ class TextPipeline:
         model = model.to(where, dtype or fast_dtype(where)).eval()
         return cls(model, tokenizer, recipe.sampling, opens=recipe.opens)
 
-    def predict(self) -> Predict:
+    def predict(self, *, remember: bool = True) -> Predict:
         """The model's logits, with what no text is made of ruled out; a shorter canvas ends where its text does.
 
-        Made anew for each batch, as a self-conditioned model remembers what it thought of this one.
+        Made anew for each batch, as a self-conditioned model remembers what it thought of this one, if it may.
         """
-        make = remembering if self.model.config.self_condition else guided
+        make = remembering if self.model.config.self_condition and remember else guided
         whole = filled_up(make(self.model, None), self.model.length, self._beyond)
         return lambda tokens, t: whole(tokens, t).float().index_fill(-1, self._unused, -torch.inf)
 

@@ -73,14 +73,15 @@ def lines(
         end_id=tokenizer.end_id,
         text=ready.meta.train.sha256,
     )
-    real = _spread(ready.test, 2 * num, world)
-    training = measure(_spread(ready.train, num, world), real, reader, tokenizer.decode)
+    front = pipeline.canvas("").front  # a given end token is no part of what was written
+    real = _spread(ready.test, 2 * num, world)[:, front:]
+    training = measure(_spread(ready.train, num, world)[:, front:], real, reader, tokenizer.decode)
     floor = {name.removesuffix("_floor"): value for name, value in training.items() if name.endswith("_floor")}
     yield Line(order=HELD_OUT, steps=0, temperature=0.0, figures=floor, text=tokenizer.decode(real[0]))
     yield Line(order=TRAINING, steps=0, temperature=0.0, figures=training, text="")
     for name, order, steps, temperature in settings:
         sampling = replace(pipeline.sampling, priority=order, steps=steps, temperature=temperature)
-        rows = written(pipeline, num, seed, sampling).to(world.device)
+        rows = written(pipeline, num, seed, sampling).to(world.device)[:, front:]
         yield Line(
             order=name,
             steps=steps,

@@ -4,18 +4,22 @@ import csv
 import json
 import math
 import random
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from unmask import text_experiment
 from unmask.cli import main
-from unmask.cli.sampling import SAMPLERS
+from unmask.cli.sampling import SamplingFlags, applied
+from unmask.cli.scoring import opened_subject
 from unmask.likelihood import exact
 from unmask.rand import Rand
 from unmask.recipes import TextRecipe, load, read_recipe
-from unmask.sampling.priorities import Margin
+from unmask.sampling.priorities import Margin, Raster, moment_temperatures
 from unmask.schedules import Power, ratios
+from unmask.scoring import score
 from unmask.text_pipeline import TextPipeline
 from unmask.training.distributed import World
 
@@ -114,6 +118,11 @@ def test_infill_keeps_what_is_given(run, capsys):
         (["score", "RUN", "--orders", "sideways"], "no order sideways"),
         (["score", "RUN", "--rows", "1"], "at least 2 rows"),
         (["train", "shakespeare"], "which text?"),
+        (["train", "shakespeare", "--data", "x", "--packing", "documents"], "--model.padded is needed"),
+        (["train", "shakespeare", "--data", "x", "--model.critic", "head"], "WithCritic"),
+        (["train", "shakespeare", "--data", "x", "--model.num-classes", "3"], "text has no classes"),
+        (["train", "tinystories", "--data", "x", "--tokenizer.file", "y"], "--tokenizer.vocab-size 0"),
+        (["generate", "RUN", "--order", "raster", "--noise", "1"], "confidence or moment"),
     ],
 )
 def test_mistakes_are_one_line(run, capsys, arguments, said):
@@ -187,11 +196,11 @@ def test_one_rank_and_two_score_alike(run):
     def measure(predict, tokens, rand):
         return bound(predict, tokens, mask_id=subject.mask_id, rand=rand, passes=2).mean(1)
 
-    whole = _nats_per_token(subject, index, measure, 0, here)
+    whole = _nats_per_token(subject, subject.plain, index, measure, 0, here)
     parts = []
     for rank in range(2):
         rows = index[rank::2]
-        parts.append(_nats_per_token(subject, rows, measure, 0, here))
+        parts.append(_nats_per_token(subject, subject.plain, rows, measure, 0, here))
     torch.testing.assert_close(whole[0::2], parts[0])
     torch.testing.assert_close(whole[1::2], parts[1])
 
@@ -241,3 +250,68 @@ def test_flags_that_a_sampler_does_not_read_are_refused(run, capsys):
     for more in (["--order", "raster"], ["--noise", "2"]):
         assert "does not look at it" in refused(capsys, "generate", run, "--sampler", "ancestral", *more)[1]
     assert "does not look" in refused(capsys, "generate", run, "--sampler", "threshold", "--schedule", "cosine")[1]
+
+
+def test_a_run_is_scored_and_exported_without_its_text(run, tmp_path, monkeypatch, capsys):
+    """The tokens lie in the run: neither the text nor the folder the command was given in is needed."""
+    there = tmp_path / "elsewhere"
+    shutil.copytree(run, there / "run")
+    config = json.loads((there / "run/config.json").read_text())
+    config["data"]["path"] = "gone.txt"
+    (there / "run/config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(there)
+    main(["score", "run", "--orders", "raster", "--steps", "1", "99", "--rows", "4", "--passes", "1"])
+    assert "| raster | 32 |" in capsys.readouterr().out, "more steps than tokens are as many"
+    main(["export", "run", "--out", "model"])
+    assert {path.name for path in (there / "model").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    one, other = (TextPipeline.from_pretrained(there / name).generate("the", seed=3) for name in ("run", "model"))
+    assert one == other
+
+
+def test_a_training_may_start_from_another_of_the_same_tokenizer(run, tmp_path, capsys):
+    main(["train", "shakespeare", "--data", str(run / "tokens"), "--init", str(run), "--out", str(tmp_path / "more"),
+          *SMALL, "--training.steps", "1"])  # fmt: skip
+    assert f"starting from {run}" in capsys.readouterr().out
+
+
+def test_the_moment_order_brings_its_temperatures(run):
+    pipeline = TextPipeline.from_pretrained(run)
+    sampling = applied(SamplingFlags(order="moment", noise=2.0, steps=4), pipeline)
+    assert sampling.temperature == tuple(moment_temperatures(2.0, 4))
+    assert applied(SamplingFlags(order="moment", steps=4, temperature=0.5), pipeline).temperature == 0.5
+
+
+def test_the_bound_of_a_self_conditioned_model_has_no_memory(tmp_path):
+    """A pass must not remember what an earlier one saw: on uniform random text nothing beats log K by much."""
+    draw = random.Random(0)
+    (tmp_path / "noise.txt").write_text("".join(draw.choice("abcdefgh") for _ in range(4000)))
+    recipe = tmp_path / "own.py"
+    recipe.write_text(
+        "from dataclasses import replace\n"
+        "from unmask.objectives import MaskedDiffusion\n"
+        "from unmask.recipes import load\n"
+        "def recipe():\n"
+        "    base = load('shakespeare')\n"
+        "    model = replace(base.model, dim=16, depth=1, heads=2, self_condition=True)\n"
+        "    return replace(base, model=model, objective=MaskedDiffusion(self_condition=0.75),\n"
+        "                   tokenizer=replace(base.tokenizer, context=32))\n"
+    )
+    run = tmp_path / "run"
+    main(["train", str(recipe), "--data", str(tmp_path / "noise.txt"), "--out", str(run), "--device", "cpu",
+          "--training.steps", "2", "--training.batch-size", "4"])  # fmt: skip
+    here = World(rank=0, size=1, device=torch.device("cpu"))
+    subject, sampling, _ = opened_subject(run, here)
+    asked = []
+
+    def spy(make):
+        def made(condition):
+            predict = make(condition)
+            asked.append(predict)
+            return predict
+
+        return made
+
+    spied = replace(subject, predict=spy(subject.predict), plain=subject.plain)
+    first = next(iter(score(spied, [("raster", Raster())], sampling, [2], num=4, passes=3, seed=0, world=here)))
+    assert not asked, "the bound asks the model without its memory"
+    assert first.nats > math.log(8) - 0.2

@@ -229,10 +229,10 @@ def test_a_features_folder_serves_every_run(made, photos, tmp_path):
 
 MISTAKES = [
     ("train folder", 2, "Give --data DIR"),
-    ("train folder-tokenizer", 2, "unmask train-tokenizer takes it"),
-    ("train-tokenizer folder", 2, "unmask train takes it"),
+    ("train folder-tokenizer", 2, "take unmask train-tokenizer"),
+    ("train-tokenizer folder", 2, "take unmask train"),
     ("train folder --data {photos}", 3, "make them of pictures with unmask train-tokenizer"),
-    ("tokenize {made}/run", 2, "unmask train takes it"),
+    ("tokenize {made}/run", 2, "take unmask train"),
     ("tokenize {made}/nowhere", 4, "no config.json"),
     ("tokenize {made}/tokenizer --source foldr", 2, "did you mean folder?"),
     ("tokenize {made}/tokenizer --out {made}/codes --crops 1 --shard-size 8", 3, "holds other codes (shard_size"),

@@ -147,7 +147,8 @@ def test_the_documents_that_a_reader_needs_are_there() -> None:
 
 def test_every_module_of_the_method_is_on_the_tour() -> None:
     package, tour = ROOT / "src" / "unmask", (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
-    modules = [package / f"{name}.py" for name in ("schedules", "rand", "masking", "objectives", "guidance")]
+    names = ("schedules", "rand", "masking", "objectives", "critic", "guidance", "likelihood")
+    modules = [package / f"{name}.py" for name in names]
     modules += [path for folder in ("sampling", "models") for path in sorted((package / folder).glob("[!_]*.py"))]
     assert [path.name for path in modules if path.relative_to(package).as_posix() not in tour] == []
 

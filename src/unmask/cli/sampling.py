@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from unmask import evaluate as evaluation
-from unmask import figures, gallery, image_experiment
+from unmask import figures, gallery, image_experiment, text_experiment
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, nearest, parse, positional, value_errors
 from unmask.cli.schedule import shapes
@@ -20,6 +20,7 @@ from unmask.errors import ConfigError
 from unmask.guidance import Interval
 from unmask.pipeline import Pipeline
 from unmask.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, Preset
+from unmask.recipes import TextRecipe, read_recipe
 from unmask.sampling.adaptive import EntropyBound, Threshold
 from unmask.sampling.priorities import (
     Confidence,
@@ -31,6 +32,7 @@ from unmask.sampling.priorities import (
     Moment,
     Random,
     Raster,
+    moment_temperatures,
 )
 from unmask.sampling.remasking import Cap, ConfidenceWeighted, Rescale
 from unmask.schedules import Shape
@@ -57,7 +59,7 @@ class SamplingFlags:
     """Forward passes."""
     order: str | None = None
     """Who is revealed first: confidence (-without-noise), halton, random, margin, margin-repulsion, entropy,
-    max-logit or raster."""
+    max-logit, raster or moment."""
     noise: float | None = None
     """Factor of the Gumbel noise on log-confidence, for the confidence order; it falls to 0."""
     schedule: str | None = None
@@ -86,9 +88,11 @@ def applied(flags: SamplingFlags, pipeline: Pipeline | TextPipeline) -> Sampling
     if flags.order is not None and not (flags.order == "confidence" and isinstance(sampling.priority, Confidence)):
         sampling = replace(sampling, priority=named(orders(pipeline.model.grid), flags.order, "order"))
     if flags.noise is not None:
-        if not isinstance(sampling.priority, Confidence):
-            raise ConfigError(f"--noise {flags.noise} is for --order confidence; this order has none")
-        sampling = replace(sampling, priority=Confidence(flags.noise))
+        if not isinstance(sampling.priority, Confidence | Moment):
+            raise ConfigError(f"--noise {flags.noise} is for --order confidence or moment; this order has none")
+        sampling = replace(sampling, priority=replace(sampling.priority, noise=flags.noise))
+    if isinstance(sampling.priority, Moment) and flags.temperature is None:
+        sampling = replace(sampling, temperature=tuple(moment_temperatures(sampling.priority.noise, sampling.steps)))
     if flags.sampler is not None:
         remask = flags.sampler == "remask"
         sampling = replace(sampling, sampler=named(SAMPLERS, flags.sampler, "sampler"), remask=remask)
@@ -285,6 +289,10 @@ def export(arguments: list[str]) -> None:
     """write model.safetensors and config.json of a run to a folder of their own"""
     name, rest = positional(arguments, "export RUN --out DIR, where RUN is a run folder")
     flags = parse(ExportFlags, rest, f"export {name}")
+    text = isinstance(read_recipe(Path(name) / "config.json", None), TextRecipe)
     with disk_errors(flags.out):
-        image_experiment.export(Path(name), flags.out)
-    print(f"wrote {flags.out}: unmask sample {flags.out}, or Pipeline.from_pretrained({str(flags.out)!r}) in Python")
+        (text_experiment if text else image_experiment).export(Path(name), flags.out)
+    command, pipeline = ("generate", "TextPipeline") if text else ("sample", "Pipeline")
+    print(
+        f"wrote {flags.out}: unmask {command} {flags.out}, or {pipeline}.from_pretrained({str(flags.out)!r}) in Python"
+    )

@@ -80,16 +80,20 @@ def opened_subject(run: Path, here: World) -> tuple[scoring.Subject, Sampling, t
         make = remembering if pipeline.model.config.self_condition else guided
         return make(pipeline.model, condition)
 
-    subject = scoring.Subject(predict=predict, rows=experiment.test, mask_id=pipeline.model.mask_id)
+    def plain(condition: Condition) -> Predict:
+        return guided(pipeline.model, condition)
+
+    subject = scoring.Subject(predict=predict, plain=plain, rows=experiment.test, mask_id=pipeline.model.mask_id)
     return subject, pipeline.sampling, pipeline.model.grid
 
 
 def _text(run: Path, recipe: TextRecipe, here: World) -> tuple[scoring.Subject, Sampling, tuple[int, ...]]:
-    ready = text_experiment.prepare(recipe, run / "tokens")
+    ready = text_experiment.reopened(recipe, run)
     pipeline = TextPipeline.from_pretrained(run, device=str(here.device), dtype=torch.float32)
     held_out = ready.meta.test
     subject = scoring.Subject(
         predict=lambda condition: pipeline.predict(),
+        plain=lambda condition: pipeline.predict(remember=False),
         rows=ready.test,
         mask_id=pipeline.model.mask_id,
         units=(("bits per character", held_out.characters / held_out.tokens),),

@@ -141,7 +141,7 @@ def evaluate_text(arguments: list[str]) -> None:
         ]
         rows = []
         for row in text_table.lines(
-            text_experiment.prepare(recipe, run / "tokens"),
+            text_experiment.reopened(recipe, run),
             pipeline,
             settings,
             run,
@@ -151,7 +151,9 @@ def evaluate_text(arguments: list[str]) -> None:
             world=here,
         ):
             rows.append(row)
-            print("\n".join([*([] if len(rows) > 1 else [text_table.head()]), text_table.line(row)]), flush=True)
+            if here.is_main:
+                print("\n".join([*([] if len(rows) > 1 else [text_table.head()]), text_table.line(row)]), flush=True)
         facts: dict[str, object] = {"samples": flags.samples, "seed": flags.seed, "judge": str(flags.judge)}
-        text_table.write(rows, out, facts, here)
-    print(f"\nwrote into {out}: writing.md, writing.csv, frontier.png, samples.md")
+        if here.is_main:
+            text_table.write(rows, out, facts, here)
+            print(f"\nwrote into {out}: writing.md, writing.csv, frontier.png, samples.md")

@@ -48,12 +48,14 @@ def train(arguments: list[str]) -> None:
     name, rest = positional(arguments, usage)
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
     recipe = recipes.load(name)
-    rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
+    place = "--data.path" if hasattr(recipe.data, "path") else "--data.name"
+    rest = [re.sub(r"^--data(?==|$)", place, word) for word in rest]
     flags: TrainFlags | TrainTextFlags
-    if isinstance(recipe, recipes.TextRecipe):
-        flags = parse(TrainTextFlags, rest, f"train {name}", TrainTextFlags(recipe=recipe, out=run))
-    else:
-        flags = parse(TrainFlags, rest, f"train {name}", TrainFlags(recipe=recipe, out=run))
+    with value_errors():
+        if isinstance(recipe, recipes.TextRecipe):
+            flags = parse(TrainTextFlags, rest, f"train {name}", TrainTextFlags(recipe=recipe, out=run))
+        else:
+            flags = parse(TrainFlags, rest, f"train {name}", TrainFlags(recipe=recipe, out=run))
     if flags.dry_run:
         return _describe(flags.recipe, flags.out)
     if flags.resume == "never" and (flags.out / "checkpoints").exists():
@@ -80,7 +82,7 @@ def _prepare(
     """Read the data, and name every file that was left out."""
     with progress_bar(shown=speak) as progress:
         if isinstance(recipe, recipes.TextRecipe):
-            return text_experiment.prepare(recipe, run / "tokens", progress)
+            return text_experiment.prepare(recipe, run / text_experiment.TOKENS, progress)
         ready = image_experiment.prepare(recipe, progress)
     for bad in ready.loaded.bad if speak and ready.loaded else ():
         print(f"left out {bad}", file=sys.stderr)

@@ -130,7 +130,11 @@ __all__ = [
 
 AnyKind = Recipe | TokenizerRecipe | TextRecipe
 AnyRecipe = TypeVar("AnyRecipe", bound=AnyKind)
-COMMAND: dict[type, str] = {Recipe: "train", TextRecipe: "train", TokenizerRecipe: "train-tokenizer"}
+COMMAND: dict[type, str] = {
+    Recipe: "train",
+    TextRecipe: "train (or, of a run, generate, infill, score or evaluate-text)",
+    TokenizerRecipe: "train-tokenizer",
+}
 MARK = {"loss": TokenizerRecipe, "packing": TextRecipe}
 """The field by which a kind is told in config.json."""
 WHOSE: dict[type, str] = {
@@ -209,7 +213,7 @@ def _right(made: AnyKind, kind: type | None, name: str) -> AnyKind:
 
 
 def _refuse(made: AnyKind, name: str) -> None:
-    raise ConfigError(f"{name} is {WHOSE[type(made)]} recipe: unmask {COMMAND[type(made)]} takes it")
+    raise ConfigError(f"{name} is {WHOSE[type(made)]} recipe: take unmask {COMMAND[type(made)]}")
 
 
 def _from_file(path: Path) -> AnyKind:

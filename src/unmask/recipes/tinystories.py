@@ -5,7 +5,7 @@
     unmask infill runs/tinystories "The [MASK:12] dog ran to the [MASK:3]."
 
 The CPU preset. Stories stand between lines of <|endoftext|>; the byte-pair tokenizer is trained on them, or given by
---tokenizer.file.
+--tokenizer.file FILE --tokenizer.vocab-size 0.
 """
 
 from unmask.data.text import TextFile

@@ -70,7 +70,7 @@ class BPE:
         _check_context(self.context)
         if self.file and self.vocab_size:
             raise ConfigError(
-                f"vocab_size {self.vocab_size} is for training a BPE, but file is given: give one of them"
+                f"vocab_size {self.vocab_size} is for training a BPE, but a file is given: add --tokenizer.vocab-size 0"
             )
         if self.vocab_size and self.vocab_size < 257:
             raise ConfigError(f"vocab_size is {self.vocab_size}; 256 bytes and the end token need 257 or more")
