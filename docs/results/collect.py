@@ -4,10 +4,12 @@
     python docs/results/collect.py runs/cifar10 cifar10 "unmask train cifar10 --data codes/cifar10" \\
         --part "Tokenizers" "unmask evaluate-tokenizer RUN" runs/fsq runs/vq \\
         --part "Guidance" "unmask sweep runs/cifar10 --scales 1 2 3" runs/cifar10/sweep-scale
+    python docs/results/collect.py - text "" --part "Orders" "" runs/shakespeare/score
 
 Copies report.json and the pictures to docs/results/NAME/, writes the page docs/results/NAME.md, and puts one row per
 collected run into the table of README.md. A part is a heading, the command ("" where its tables name it), and folders:
-those of tokenizers become one table, and of others the tables (*.md) and pictures are shown.
+those of tokenizers become one table, and of others the tables (*.md) and pictures are shown. Without a run ("-") the page
+has its notes and parts only, and no row in the README.
 """
 
 import json
@@ -25,6 +27,9 @@ def main(run: str, name: str, command: str, *rest: str) -> None:
     folder = HERE / name
     folder.mkdir(exist_ok=True)
     collect_parts(folder, list(rest))
+    if run == "-":
+        (HERE / f"{name}.md").write_text(page(name))
+        return
     for picture in PICTURES:
         shutil.copy(Path(run) / picture, folder / picture)
     report = {"made_by": command, **json.loads((Path(run) / "report.json").read_text())}
@@ -117,14 +122,16 @@ def results_table() -> str:
 def page(name: str) -> str:
     """The page of one run: what was done, every figure, the pictures, the sweep and the notes."""
     folder = HERE / name
+    notes = folder / "notes.md"
+    said = [notes.read_text()] if notes.exists() else []
+    if not (folder / "report.json").exists():
+        return "\n".join([f"# {name}", "", *said, *show_parts(folder)]) + "\n"
     r = json.loads((folder / "report.json").read_text())
     figures = {k: v for k, v in r.items() if k not in ("made_by", "nearest_train")}
     figures |= {f"{group}.{k}": v for group in ("nearest_train", "left_out") for k, v in r.get(group, {}).items()}
     figures.pop("left_out", None)
     lines = [f"# {name}", "", "```bash", *r["made_by"].split("; "), "```", ""]
-    notes = folder / "notes.md"
-    lines += [notes.read_text()] if notes.exists() else []
-    lines += ["## Pictures", ""]
+    lines += [*said, "## Pictures", ""]
     lines += [f"![{picture}]({name}/{picture})\n" for picture in PICTURES]
     lines += show_parts(folder)
     if (folder / "sweep.md").exists():
