@@ -8,8 +8,8 @@
 
 Copies report.json and the pictures to docs/results/NAME/, writes the page docs/results/NAME.md, and puts one row per
 collected run into the table of README.md. A part is a heading, the command ("" where its tables name it), and folders:
-those of tokenizers become one table, and of others the tables (*.md) and pictures are shown. Without a run ("-") the page
-has its notes and parts only, and no row in the README.
+those of tokenizers become one table, and of others the tables (*.md) and pictures are shown. Without a run ("-") the
+page has its notes and parts only, and no row in the README.
 """
 
 import json

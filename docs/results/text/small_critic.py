@@ -1,0 +1,22 @@
+"""A small model of characters with a token critic as a head on itself: what docs/results/text.md compares.
+
+    unmask train docs/results/text/small_critic.py --data tinyshakespeare.txt --out runs/small-critic
+"""
+
+from dataclasses import replace
+
+from unmask.critic import WithCritic
+from unmask.objectives import MaskedDiffusion
+from unmask.recipes import FromCritic, TextRecipe, find
+
+
+def recipe() -> TextRecipe:
+    base = find("shakespeare", TextRecipe)
+    return replace(
+        base,
+        tokenizer=replace(base.tokenizer, context=64),
+        model=replace(base.model, dim=128, depth=4, critic="head"),
+        objective=WithCritic(generator=MaskedDiffusion()),
+        training=replace(base.training, steps=1000, batch_size=64),
+        sampling=replace(base.sampling, steps=16, priority=FromCritic(), remask=True),
+    )
