@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,12 +11,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask.config import write_json
+from unmask.data.tokens import Tokens
+from unmask.decoding import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluate_text import kept_judge, measure
 from unmask.figures import curves
 from unmask.metrics.judge import JudgeConfig
 from unmask.provenance import environment
-from unmask.recipes import Order, Sampling
 from unmask.sweep_table import write_text
 from unmask.text_experiment import TextExperiment
 from unmask.text_pipeline import TextPipeline
@@ -49,7 +50,7 @@ class Line:
 def lines(
     ready: TextExperiment,
     pipeline: TextPipeline,
-    settings: Sequence[tuple[str, Order, int, float]],
+    settings: Sequence[tuple[str, Sampling]],
     run: Path,
     *,
     num: int,
@@ -57,7 +58,7 @@ def lines(
     judge: JudgeConfig,
     world: World,
 ) -> Iterator[Line]:
-    """The floor, training text, then `num` samples of each (name, order, steps, temperature).
+    """The floor, training text, then `num` samples of each way to sample, by its name.
 
     The judge is trained on the training text once and kept in the run. ConfigError if there is too little text.
     """
@@ -79,22 +80,20 @@ def lines(
     floor = {name.removesuffix("_floor"): value for name, value in training.items() if name.endswith("_floor")}
     yield Line(order=HELD_OUT, steps=0, temperature=0.0, figures=floor, text=tokenizer.decode(real[0]))
     yield Line(order=TRAINING, steps=0, temperature=0.0, figures=training, text="")
-    for name, order, steps, temperature in settings:
-        sampling = replace(pipeline.sampling, priority=order, steps=steps, temperature=temperature)
+    for name, sampling in settings:
         rows = written(pipeline, num, seed, sampling).to(world.device)[:, front:]
         yield Line(
             order=name,
-            steps=steps,
-            temperature=temperature,
+            steps=sampling.steps,
+            temperature=sampling.temperature if isinstance(sampling.temperature, float) else sampling.temperature[0],
             figures=measure(rows, real, reader, tokenizer.decode),
             text=tokenizer.decode(rows[0]),
         )
 
 
-def _spread(rows: object, num: int, world: World) -> Int[Tensor, "n l"]:
-    total = len(rows)  # type: ignore[arg-type]
-    num = min(num, total)
-    return rows.rows(torch.arange(num) * total // num, world.device)[0]  # type: ignore[attr-defined]
+def _spread(rows: Tokens, num: int, world: World) -> Int[Tensor, "n l"]:
+    num = min(num, len(rows))
+    return rows.rows(torch.arange(num) * len(rows) // num, world.device)[0]
 
 
 def written(pipeline: TextPipeline, num: int, seed: int, sampling: Sampling, batch: int = 64) -> Int[Tensor, "n l"]:

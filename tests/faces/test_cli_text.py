@@ -234,6 +234,11 @@ def test_evaluate_text_measures_beside_held_out_text(run, capsys, tmp_path):
     assert float(cold["entropy"]) < float(warm["entropy"])
     assert (tmp_path / "w/frontier.png").stat().st_size > 1000
     assert "## halton, 2 steps" in (tmp_path / "w/samples.md").read_text()
+    main(["evaluate-text", str(run), "--orders", "own", "halton", "--samplers", "parallel", "remask", "threshold",
+          "--steps", "2", "--samples", "6", "--judge.steps", "4", "--judge.dim", "16",
+          "--out", str(tmp_path / "v")])  # fmt: skip
+    names = [row["order"] for row in csv.DictReader((tmp_path / "v/writing.csv").read_text().splitlines())]
+    assert names[2:] == ["own", "own, remask", "threshold", "halton", "halton, remask"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import re
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +12,8 @@ import tyro
 
 from unmask import recipes, text_experiment, text_figures, text_table
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
-from unmask.cli.sampling import SamplingFlags, applied, orders
+from unmask.cli.sampling import SAMPLERS, SamplingFlags, applied, orders
+from unmask.decoding import Parallel, Sampling
 from unmask.errors import ConfigError
 from unmask.metrics.judge import JudgeConfig
 from unmask.text_pipeline import Holed, TextPipeline
@@ -113,7 +115,9 @@ def _write(pipeline: TextPipeline, canvas: Holed, flags: WritingFlags, *, whole:
 @dataclass(frozen=True, kw_only=True)
 class EvaluateTextFlags:
     orders: tuple[str, ...] = ("confidence", "halton", "margin-repulsion", "raster")
-    """As unmask generate --order has them."""
+    """As unmask generate --order has them; "own" is the run's own, such as its critic's."""
+    samplers: tuple[str, ...] = ("parallel",)
+    """As unmask generate --sampler has them; those that look at no order stand in the table once."""
     steps: tuple[int, ...] = (1, 4, 16, 64, 256)
     temperatures: tuple[float, ...] = (1.0,)
     """Several give a frontier of perplexity against entropy."""
@@ -126,6 +130,22 @@ class EvaluateTextFlags:
     """The folder for the table, the plot and the samples; RUN/writing by default."""
 
 
+def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tuple[str, Sampling]]:
+    """Ways to sample with the names they go by."""
+    table = {"own": pipeline.sampling.priority, **orders(pipeline.model.grid)}
+    for order, sampler, steps, temperature in product(flags.orders, flags.samplers, flags.steps, flags.temperatures):
+        kind = named(SAMPLERS, sampler, "sampler")
+        plain = replace(pipeline.sampling, steps=steps, temperature=temperature, sampler=kind, remask=False)
+        if isinstance(kind, Parallel):
+            again = sampler == "remask"
+            yield (
+                f"{order}, remask" if again else order,
+                replace(plain, priority=named(table, order, "order"), remask=again),
+            )
+        else:
+            yield sampler, plain
+
+
 def evaluate_text(arguments: list[str]) -> None:
     """measure what a run on text writes, by orders, steps and temperatures, beside held-out text"""
     name, rest = positional(arguments, "evaluate-text RUN, where RUN is a run folder on text")
@@ -134,11 +154,7 @@ def evaluate_text(arguments: list[str]) -> None:
     with value_errors(), disk_errors(out), world(None if flags.device == "auto" else flags.device) as here:
         recipe = recipes.read_recipe(run / "config.json", recipes.TextRecipe)
         pipeline = TextPipeline.from_pretrained(run, device=str(here.device))
-        table = orders(pipeline.model.grid)
-        settings = [
-            (order, named(table, order, "order"), steps, temperature)
-            for order, steps, temperature in product(flags.orders, flags.steps, flags.temperatures)
-        ]
+        settings = list(dict.fromkeys(_settings(flags, pipeline)))
         rows = []
         for row in text_table.lines(
             text_experiment.reopened(recipe, run),
