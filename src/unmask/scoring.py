@@ -16,7 +16,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from unmask.config import write_json
-from unmask.data.tokens import Tokens
+from unmask.data.tokens import Tokens, rows_at_once
 from unmask.errors import ConfigError
 from unmask.figures import curves
 from unmask.guidance import Condition, Predict
@@ -125,7 +125,8 @@ def _nats_per_token(
     """-log p of each row over its number of tokens; the rows are shared out over the ranks."""
     out = torch.zeros(len(index), dtype=torch.float64, device=world.device)
     mine = torch.arange(world.rank, len(index), world.size)
-    for part in mine.split(BATCH):
+    length = subject.rows.rows(index[:1], world.device)[0].shape[1]
+    for part in mine.split(rows_at_once(BATCH, length, subject.mask_id)):
         tokens, condition = subject.rows.rows(index[part], world.device)
         rand = Rand(seed, index[part].to(world.device), len(subject.rows))
         nats = measure(make(condition), tokens, rand)

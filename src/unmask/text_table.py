@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask.config import write_json
-from unmask.data.tokens import Tokens
+from unmask.data.tokens import Tokens, rows_at_once
 from unmask.decoding import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluate_text import kept_judge, measure
@@ -96,9 +96,10 @@ def _spread(rows: Tokens, num: int, world: World) -> Int[Tensor, "n l"]:
     return rows.rows(torch.arange(num) * len(rows) // num, world.device)[0]
 
 
-def written(pipeline: TextPipeline, num: int, seed: int, sampling: Sampling, batch: int = 64) -> Int[Tensor, "n l"]:
+def written(pipeline: TextPipeline, num: int, seed: int, sampling: Sampling) -> Int[Tensor, "n l"]:
     """`num` whole rows of tokens from nothing."""
     canvas = pipeline.canvas("").tokens
+    batch = rows_at_once(64, len(canvas), pipeline.model.vocab_size)
     parts = []
     for first in range(0, num, batch):
         for state in pipeline.states(

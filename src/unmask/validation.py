@@ -9,9 +9,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unmask.critic import WithCritic
-from unmask.data.tokens import Tokens
+from unmask.data.tokens import Tokens, rows_at_once
 from unmask.figures import grid
 from unmask.masking import mask_exact, only_present
+from unmask.models.transformer import MaskedTransformer
 from unmask.objectives import Objective
 from unmask.pipeline import Pipeline
 from unmask.rand import Rand
@@ -31,11 +32,12 @@ def validation(
     chosen = torch.arange(num) * len(data) // num
     generator = objective.generator if isinstance(objective, WithCritic) else objective
     plain = replace(generator, drop=0.0)
-    mask_id: int = unwrapped(model).mask_id  # type: ignore[assignment]
+    core: MaskedTransformer = unwrapped(model)  # type: ignore[assignment]
+    mask_id = core.mask_id
 
     def parts() -> Iterator[Tensor]:
         # As many parts on each rank: sharded models need all ranks in every forward.
-        each = -(-num // (BATCH * world.size))
+        each = -(-num // (rows_at_once(BATCH, core.length, mask_id) * world.size))
         yield from chosen.tensor_split(each * world.size)[world.rank :: world.size]
 
     def scores(index: Int[Tensor, "b"]) -> list[Tensor]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.data.tokens import Batches, TokenSet
+from unmask.data.tokens import Batches, TokenSet, rows_at_once
 from unmask.errors import DataError
 
 CPU = torch.device("cpu")
@@ -97,3 +97,9 @@ def test_empty_or_mislabelled_sets_are_refused():
     with pytest.raises(DataError, match="3 samples but 2 labels"):
         # Called by hand, since the run-time check of shapes, which only tests have, would come first.
         TokenSet.__post_init__(SimpleNamespace(tokens=torch.zeros(3, 2), condition=torch.zeros(2)))
+
+
+def test_rows_at_once_bound_the_logits_and_are_never_none():
+    assert rows_at_once(512, 64, 2048) == 512
+    assert rows_at_once(512, 256, 50_304) * 256 * 50_304 <= 1 << 26
+    assert rows_at_once(512, 1 << 20, 1 << 20) == 1

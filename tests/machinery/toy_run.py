@@ -137,7 +137,7 @@ def toy_experiment(test: int = 21) -> Experiment:
 def toy_validation(here: World):
     """`validation` as a function of the model."""
     ready = toy_experiment()
-    return lambda model: validation(ready.recipe, ready.test, model, here)
+    return lambda model: validation(ready.recipe.objective, ready.recipe.training.precision, ready.test, model, here)
 
 
 def job(name: str, folder: Path) -> Path:

@@ -13,6 +13,14 @@ from torch import Tensor
 from unmask.errors import DataError
 from unmask.rand import Rand, seeded
 
+LOGITS = 1 << 26
+"""Numbers that the logits of a forward pass without gradients may have: 256 MiB in float32."""
+
+
+def rows_at_once(most: int, length: int, vocab_size: int) -> int:
+    """How many rows to look at together, `most` or fewer, so that their logits stay small whatever the vocabulary."""
+    return max(1, min(most, LOGITS // (length * vocab_size)))
+
 
 @runtime_checkable
 class Tokens(Protocol):
