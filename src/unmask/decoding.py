@@ -23,6 +23,7 @@ from unmask.sampling.priorities import (
     Moment,
     Random,
     Raster,
+    moment_temperatures,
 )
 from unmask.sampling.remasking import Cap, ConfidenceWeighted, Rescale, remdm
 from unmask.schedules import Arccos, Cosine, Shape, ratios, ratios_from_counts
@@ -75,7 +76,8 @@ class Adaptive:
 class Sampling:
     """How to decode: each field is an argument of a sampler or of `guided`, as data. Interval(s) is a constant scale s.
 
-    `block` > 0 goes from left to right in blocks of so many tokens, `steps` in all; `remask` is for Parallel.
+    `block` > 0 goes from left to right in blocks of so many tokens, `steps` in all; `remask` is for Parallel. The order
+    Moment brings the temperatures of its steps (`moment_temperatures`), which `temperature` multiplies.
     """
 
     steps: int = 8
@@ -95,12 +97,25 @@ class Sampling:
             raise ValueError(f"sampling: steps={self.steps} must be at least 1, temperature={many} finite and >= 0")
         if (self.top_k is not None and self.top_k < 1) or (self.top_p is not None and not 0 < self.top_p <= 1):
             raise ValueError(f"sampling: top_k={self.top_k} must be at least 1, and top_p={self.top_p} lie in (0, 1]")
+        if isinstance(self.temperature, tuple) and len(many) != self.steps:
+            raise ValueError(f"sampling: {len(many)} temperatures for {self.steps} steps: give one, or one per step")
+        self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        """ValueError for parts that do not go together."""
         if self.block < 0:
             raise ValueError(f"sampling: block={self.block} must be at least 1, or 0 for none")
+        if self.block and isinstance(self.priority, Halton | MarginRepulsion):
+            raise ValueError(f"sampling: {self.priority} is of the whole canvas, so not for block={self.block}")
         if self.remask and not isinstance(self.sampler, Parallel):
             raise ValueError(f"sampling: remask is for the sampler Parallel, not {self.sampler}")
-        if isinstance(self.sampler, Adaptive) and isinstance(self.temperature, tuple):
+        if self.remask and isinstance(self.priority, Halton | Raster):
+            raise ValueError(f"sampling: {self.priority} never changes its mind, so remask would do nothing")
+        several = isinstance(self.temperature, tuple) or isinstance(self.priority, Moment)
+        if isinstance(self.sampler, Adaptive) and several:
             raise ValueError("sampling: Adaptive takes one temperature, as its number of steps is not known before")
+        if self.block and isinstance(self.temperature, tuple):
+            raise ValueError(f"sampling: block={self.block} takes one temperature, not one per step")
 
     def on(self, grid: tuple[int, ...]) -> "Sampling":
         """The same on another canvas, for the orders that know its grid."""
@@ -110,9 +125,12 @@ class Sampling:
 
     def ratios(self, tokens: int) -> list[float]:
         """The fractions still masked after each step, for a canvas of so many tokens."""
+        return self._ratios(tokens, self.steps)
+
+    def _ratios(self, tokens: int, steps: int) -> list[float]:
         if isinstance(self.schedule, ValeoaiV1):
-            return ratios_from_counts(valeoai_v1(tokens, self.steps, self.schedule.shape))
-        return ratios(self.schedule, self.steps)
+            return ratios_from_counts(valeoai_v1(tokens, steps, self.schedule.shape))
+        return ratios(self.schedule, steps)
 
     def run(
         self,
@@ -128,22 +146,26 @@ class Sampling:
 
         `plan`: other ratios than those of the schedule.
         """
-        if not self.block:
-            return self._start(self.steps, mask_id, rand, priority, plan)(predict, tokens)
-        each = max(1, self.steps * self.block // tokens.shape[1])
-        return blocks(self._start(each, mask_id, rand, priority, plan), predict, tokens, size=self.block)
+        num_blocks = -(-tokens.shape[1] // self.block) if self.block else 1
+        if num_blocks > self.steps:
+            raise ValueError(f"{self.steps} steps for {num_blocks} blocks of {self.block}: each needs at least one")
+        sampler = self._start(num_blocks, mask_id, rand, priority, plan)
+        return blocks(sampler, predict, tokens, size=self.block) if self.block else sampler(predict, tokens)
 
     def _start(
-        self, steps: int, mask_id: int, rand: Rand, priority: Priority, given: Sequence[float] | None
+        self, num_blocks: int, mask_id: int, rand: Rand, priority: Priority, given: Sequence[float] | None
     ) -> Sampler:
-        kind, warmth, top_k, top_p = self.sampler, self.temperature, self.top_k, self.top_p
+        kind, top_k, top_p = self.sampler, self.top_k, self.top_p
 
         def sampler(predict: Predict, tokens: Int[Tensor, "b l"]) -> Iterator[State]:
+            block = -(-tokens.shape[1] // self.block) if self.block else 1  # the canvas ends with it
+            steps = block * self.steps // num_blocks - (block - 1) * self.steps // num_blocks
+            warmth = self._temperatures(steps)
             if isinstance(kind, Adaptive):
                 assert not isinstance(warmth, tuple)
                 return adaptive(predict, tokens, mask_id=mask_id, rand=rand, rule=kind.rule, max_steps=steps,
                                 temperature=warmth, top_k=top_k, top_p=top_p)  # fmt: skip
-            plan = given or replace(self, steps=steps).ratios(tokens.shape[1])
+            plan = given or self._ratios(tokens.shape[1], steps)
             if isinstance(kind, Ancestral):
                 return ancestral(predict, tokens, plan, mask_id=mask_id, rand=rand, temperature=warmth, top_k=top_k,
                                  top_p=top_p)  # fmt: skip
@@ -154,3 +176,9 @@ class Sampling:
                           top_k=top_k, top_p=top_p, remask=self.remask)  # fmt: skip
 
         return sampler
+
+    def _temperatures(self, steps: int) -> float | tuple[float, ...]:
+        if not isinstance(self.priority, Moment):
+            return self.temperature
+        own = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,) * steps
+        return tuple(a * b for a, b in zip(own, moment_temperatures(self.priority.noise, steps), strict=True))

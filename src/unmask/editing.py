@@ -76,7 +76,8 @@ def history(
     def priority(logits: Tensor, sample: Tensor, *, masked: Tensor, t: float, rand: Rand) -> Tensor:
         return order(logits, sample, masked=masked, t=time(t), rand=rand)
 
-    cut = replace(s, temperature=s.temperature[:stop] if isinstance(s.temperature, tuple) else s.temperature)
+    warmth = s.temperature[:stop] if isinstance(s.temperature, tuple) else s.temperature
+    cut = replace(s, steps=stop, temperature=warmth)
     plan = [*full[: stop - 1], 0.0]
     return cut.run(
         lambda canvas, t: predict(canvas, time(t)), tokens, mask_id=mask_id, rand=rand, priority=priority, plan=plan
@@ -94,8 +95,6 @@ def _check(
         raise ConfigError(f"variants {variants} must be at least 1, and stop {stop} lie in 1..{sampling.steps} steps")
     if stop < sampling.steps and not (isinstance(sampling.sampler, Parallel) and not sampling.block):
         raise ConfigError(f"stop {stop}: only the parallel sampler without blocks can stop early")
-    if isinstance(sampling.temperature, tuple) and len(sampling.temperature) != sampling.steps:
-        raise ConfigError(f"{len(sampling.temperature)} temperatures for {sampling.steps} steps: give one each")
 
 
 @torch.no_grad()

@@ -82,14 +82,16 @@ def frequencies(experiment: Ready) -> Float[Tensor, "k"]:
 def expected_first_loss(experiment: Ready) -> float:
     """The cross-entropy, in nats, of the head's initial distribution with the data: log K, or the unigram entropy."""
     counts = frequencies(experiment).double()
-    objective, k = experiment.recipe.objective, len(counts)
-    objective = objective.generator if isinstance(objective, WithCritic) else objective
+    objective, k, fooled = experiment.recipe.objective, len(counts), 0.0
+    if isinstance(objective, WithCritic):
+        fooled = objective.weight * math.log(2)  # the loss of a critic that knows nothing
+        objective = objective.generator
     smoothing = objective.label_smoothing if isinstance(objective, MaskGIT) else 0.0
     log_q = (
         ((counts + 1) / (counts + 1).sum()).log() if experiment.recipe.unigram else -torch.full_like(counts, k).log()
     )
     target = (1 - smoothing) * counts / counts.sum() + smoothing / k
-    return float(-(target * log_q).sum())
+    return float(-(target * log_q).sum()) + fooled
 
 
 def run(experiment: Ready, folder: Path, world: World) -> None:

@@ -59,6 +59,8 @@ def exact(
     MaskGIT's confidence does, looks at the likeliest one here. Noise in the order is that of `rand`: the figure is then
     exact for these orders, and its mean a bound for the mixture of them. `known` tokens are given, at no cost.
     """
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature {temperature}: a likelihood needs a finite one above 0")
     masked = tokens != ABSENT
     if known is not None:
         masked = masked & ~known
@@ -67,7 +69,7 @@ def exact(
     canvas = torch.where(masked, mask_id, tokens)
     for step in counts.any(1).nonzero().flatten().tolist():
         logits = predict(canvas, step / len(ratios)).float()
-        sample = torch.where(masked, logits.argmax(-1), canvas)
+        sample = torch.where(masked, logits.argmax(-1), canvas.clamp(min=0))
         t = (step + 1) / len(ratios)
         score = priority(logits, sample, masked=masked, t=t, rand=rand.at(step))
         reveal = first_by_score(score, masked, counts[step].to(tokens.device))

@@ -99,6 +99,7 @@ class CrossEntropy(torch.autograd.Function):
         return nats if smoothing == 0 else (1 - smoothing) * nats + smoothing * (total - logits.mean(-1))
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         logits, target, total = ctx.saved_tensors
         p = (logits - total[:, None]).exp_()
@@ -214,6 +215,10 @@ class MaskedDiffusion:
 
     def __post_init__(self) -> None:
         check_shares(self, "drop", "self_condition")
+        if float(self.schedule(torch.tensor(1e-9))) < 1 - 1e-3:
+            raise ValueError(
+                f"MaskedDiffusion(schedule={self.schedule}): it jumps at t = 0 and misses part of the bound"
+            )
 
     @property
     def share(self) -> float:

@@ -84,25 +84,27 @@ def score(
         )
     index = torch.arange(num) * len(subject.rows) // num
 
-    def under(make: Callable[[Condition], Predict], measure: Measure) -> Float64[Tensor, "n"]:
-        return _nats_per_token(subject, make, index, measure, seed, world)
+    def under(make: Callable[[Condition], Predict], measure: Measure) -> tuple[Tensor, Tensor]:
+        return _nats(subject, make, index, measure, seed, world)
 
-    free = under(subject.plain, lambda p, x, r: bound(p, x, mask_id=subject.mask_id, rand=r, passes=passes).mean(1))
-    yield Score(order=BOUND, steps=0, nats=float(free.mean()), error=_error(free))
+    free, num_tokens = under(
+        subject.plain, lambda p, x, r: bound(p, x, mask_id=subject.mask_id, rand=r, passes=passes).mean(1)
+    )
+    yield Score(order=BOUND, steps=0, nats=_mean(free, num_tokens), error=_error(free, num_tokens))
     length = subject.rows.rows(index[:1], world.device)[0].shape[1]
     for budget in dict.fromkeys(min(budget, length) for budget in steps):
         first: Tensor | None = None
         for name, order in orders:
-            nats = under(subject.predict, _given(subject, order, sampling, budget))
+            nats, _ = under(subject.predict, _given(subject, order, sampling, budget))
             first = nats if first is None else first
             apart = nats - first
             yield Score(
                 order=name,
                 steps=budget,
-                nats=float(nats.mean()),
-                error=_error(nats),
-                difference=float(apart.mean()),
-                difference_error=_error(apart),
+                nats=_mean(nats, num_tokens),
+                error=_error(nats, num_tokens),
+                difference=_mean(apart, num_tokens),
+                difference_error=_error(apart, num_tokens),
             )
 
 
@@ -114,28 +116,36 @@ def _given(subject: Subject, order: Order, sampling: Sampling, steps: int) -> Me
     return measure
 
 
-def _nats_per_token(
+def _nats(
     subject: Subject,
     make: Callable[[Condition], Predict],
     index: Int[Tensor, "n"],
     measure: Measure,
     seed: int,
     world: World,
-) -> Float64[Tensor, "n"]:
-    """-log p of each row over its number of tokens; the rows are shared out over the ranks."""
-    out = torch.zeros(len(index), dtype=torch.float64, device=world.device)
+) -> tuple[Float64[Tensor, "n"], Float64[Tensor, "n"]]:
+    """-log p of each row, and its number of tokens; the rows are shared out over the ranks."""
+    out = torch.zeros(2, len(index), dtype=torch.float64, device=world.device)
     mine = torch.arange(world.rank, len(index), world.size)
     length = subject.rows.rows(index[:1], world.device)[0].shape[1]
     for part in mine.split(rows_at_once(BATCH, length, subject.mask_id)):
         tokens, condition = subject.rows.rows(index[part], world.device)
         rand = Rand(seed, index[part].to(world.device), len(subject.rows))
         nats = measure(make(condition), tokens, rand)
-        out[part.to(world.device)] = nats / (tokens != ABSENT).sum(1)
-    return sum_over_ranks(out, world).cpu()
+        out[:, part.to(world.device)] = torch.stack([nats, (tokens != ABSENT).sum(1).double()])
+    nats, num_tokens = sum_over_ranks(out, world).cpu()
+    return nats, num_tokens
 
 
-def _error(values: Float64[Tensor, "n"]) -> float:
-    return float(values.std() / math.sqrt(len(values)))
+def _mean(nats: Float64[Tensor, "n"], num_tokens: Float64[Tensor, "n"]) -> float:
+    """Per token: the sum over all rows, divided once."""
+    return float(nats.sum() / num_tokens.sum())
+
+
+def _error(nats: Float64[Tensor, "n"], num_tokens: Float64[Tensor, "n"]) -> float:
+    """The standard error of that ratio (the delta method)."""
+    apart = nats - _mean(nats, num_tokens) * num_tokens
+    return float(apart.std() / (num_tokens.mean() * math.sqrt(len(nats))))
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from unmask.data.images import Progress
 from unmask.data.sources import settled
 from unmask.data.text import TextFile
 from unmask.data.text_shards import TOKENIZER, TextMeta, TextSet, open_text, write_text
-from unmask.errors import ConfigError
+from unmask.errors import CheckpointError, ConfigError
 from unmask.models.transformer import MaskedTransformer
 from unmask.recipes import TextRecipe, read_recipe
 from unmask.text_pipeline import TextPipeline
@@ -78,7 +78,12 @@ def prepare(recipe: TextRecipe, shards: Path, progress: Progress | None = None) 
 def reopened(recipe: TextRecipe, run: Path) -> TextExperiment:
     """The experiment of a finished run, from the tokens in its folder if they are there: the text is not needed."""
     shards = run / TOKENS
-    return _opened(recipe, shards) if (shards / META).is_file() else prepare(recipe, shards)
+    ready = _opened(recipe, shards) if (shards / META).is_file() else prepare(recipe, shards)
+    for name in ("tokenizer_sha256", "documents", "text_sha256"):
+        there, here = getattr(recipe, name), getattr(ready.recipe, name)
+        if there not in (None, here):
+            raise CheckpointError(f"{ready.weights.parent} holds other tokens than {run} was trained on: restore them")
+    return ready
 
 
 def export(run: Path, out: Path) -> None:
@@ -95,7 +100,9 @@ def _opened(recipe: TextRecipe, shards: Path) -> TextExperiment:
     if test is None:
         raise ConfigError(f"{shards} holds no text to validate on: raise --data.held-out, or give --data.test FILE")
     return TextExperiment(
-        recipe=replace(recipe, documents=meta.train.documents, tokenizer_sha256=meta.tokenizer),
+        recipe=replace(
+            recipe, documents=meta.train.documents, text_sha256=meta.train.sha256, tokenizer_sha256=meta.tokenizer
+        ),
         train=train,
         test=test,
         meta=meta,

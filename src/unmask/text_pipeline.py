@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unmask.critic import CriticScore
 from unmask.data.text_shards import TOKENIZER
+from unmask.data.tokens import rows_at_once
 from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import Predict, guided, remembering
 from unmask.masking import ABSENT
@@ -25,6 +26,7 @@ from unmask.weights import load_weights
 
 HOLE = re.compile(r"\[MASK(?::(\d+))?\]")
 MARK = "[MASK:12]"
+WRONG = re.compile(r"\[\s*mask[^\]]{0,40}\]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,17 @@ class TextPipeline:
         model = model.to(where, dtype or fast_dtype(where)).eval()
         return cls(model, tokenizer, recipe.sampling, opens=recipe.opens)
 
-    def predict(self, *, remember: bool = True) -> Predict:
+    def predict(self, *, remember: bool = True, ends: bool = True) -> Predict:
         """The model's logits, with what no text is made of ruled out; a shorter canvas ends where its text does.
 
         Made anew for each batch, as a self-conditioned model remembers what it thought of this one, if it may.
+        Without `ends` no end token can be drawn.
         """
         make = remembering if self.model.config.self_condition and remember else guided
         whole = filled_up(make(self.model, None), self.model.length, self._beyond)
-        return lambda tokens, t: whole(tokens, t).float().index_fill(-1, self._unused, -torch.inf)
+        end = self._unused.new_tensor([] if ends else [self.tokenizer.end_id])
+        banned = torch.cat([self._unused, end])
+        return lambda tokens, t: whole(tokens, t).float().index_fill(-1, banned, -torch.inf)
 
     def judge(self, canvas: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
         """The critic's logit that a token is right."""
@@ -93,13 +98,22 @@ class TextPipeline:
         return ABSENT if self.model.config.padded else self.model.mask_id
 
     def states(
-        self, tokens: Int[Tensor, "b l"], *, seed: int = 0, first: int = 0, sampling: Sampling | None = None
+        self,
+        tokens: Int[Tensor, "b l"],
+        *,
+        seed: int = 0,
+        first: int = 0,
+        sampling: Sampling | None = None,
+        ends: bool = True,
     ) -> Iterator[State]:
-        """Decode step by step; row i draws the noise of text number `first + i`, whatever the batch."""
+        """Decode step by step; row i draws the noise of text number `first + i`, whatever the batch.
+
+        Without `ends` no end token is drawn, as inside of a given text.
+        """
         s = (sampling or self.sampling).on((tokens.shape[1],))
         critic = CriticScore(self.judge, s.priority.noise) if isinstance(s.priority, FromCritic) else s.priority
         return s.run(
-            self.predict(),
+            self.predict(ends=ends),
             tokens.to(self.device),
             mask_id=self.model.mask_id,
             rand=seeded(seed, len(tokens), first=first, device=self.device),
@@ -118,13 +132,26 @@ class TextPipeline:
     ) -> list[str]:
         """`num` texts that begin with `prompt`, each up to its end token, of at most `length` tokens (the context)."""
         canvas = self.canvas(prompt, length)
-        texts: list[str] = []
+        rows = self.finished(canvas, num, seed=seed, sampling=sampling, batch=batch)
+        return [self.text(row, canvas.front) for row in rows]
+
+    def finished(
+        self,
+        canvas: Holed,
+        num: int,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        batch: int = 64,
+        ends: bool = True,
+    ) -> Iterator[Int[Tensor, "l"]]:
+        """`num` versions of a canvas, a batch at a time that is small enough for a large vocabulary."""
+        batch = rows_at_once(batch, len(canvas.tokens), self.model.vocab_size)
         for first in range(0, num, batch):
             rows = canvas.tokens.expand(min(batch, num - first), -1)
-            for state in self.states(rows, seed=seed, first=first, sampling=sampling):
+            for state in self.states(rows, seed=seed, first=first, sampling=sampling, ends=ends):
                 tokens = state.tokens
-            texts += [self.text(row, canvas.front) for row in tokens]
-        return texts
+            yield from tokens
 
     def canvas(self, prompt: str, length: int | None = None) -> Holed:
         """The prompt and, after it, as many masked tokens as there is room for."""
@@ -148,9 +175,8 @@ class TextPipeline:
         to the hole. Raises ConfigError for a text without holes, an empty hole, or one beyond the context.
         """
         holed = self.holed(text)
-        for state in self.states(holed.tokens.expand(num, -1), seed=seed, sampling=sampling):
-            tokens = state.tokens
-        return [self.tokenizer.decode(row[holed.front :]) for row in tokens]
+        rows = self.finished(holed, num, seed=seed, sampling=sampling, ends=False)
+        return [self.tokenizer.decode(row[holed.front :]) for row in rows]
 
     def holed(self, text: str) -> Holed:
         """A text with holes as tokens."""
@@ -169,14 +195,16 @@ class TextPipeline:
         return Holed(torch.tensor(ids, device=self.device), len(self._front))
 
     def _known(self, text: str, before_hole: bool) -> list[int]:
+        if WRONG.search(text):
+            raise ConfigError(f"{WRONG.search(text)[0]} is no hole: write [MASK] or {MARK}")  # type: ignore[index]
         if before_hole and isinstance(self.tokenizer, BPETokenizer) and text.endswith(" "):
             text = text[:-1]
         return self.tokenizer.encode(text).tolist()
 
     def _hole(self, count: str | None) -> list[int]:
-        if count is not None and int(count) == 0:
+        if count is not None and not count.strip("0"):
             raise ConfigError(f"[MASK:{count}] is an empty hole: give the number of missing tokens, as in {MARK}")
-        if count is not None and len(count) > 9:
+        if count is not None and (len(count) > 9 or int(count) > self.model.length):
             raise ConfigError(f"[MASK:{count}] is longer than this model's context of {self.model.length} tokens")
         return [self.model.mask_id] * (1 if count is None else int(count))
 

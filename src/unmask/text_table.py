@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask.config import write_json
-from unmask.data.tokens import Tokens, rows_at_once
+from unmask.data.tokens import Tokens
 from unmask.decoding import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluate_text import kept_judge, measure
@@ -98,16 +98,7 @@ def _spread(rows: Tokens, num: int, world: World) -> Int[Tensor, "n l"]:
 
 def written(pipeline: TextPipeline, num: int, seed: int, sampling: Sampling) -> Int[Tensor, "n l"]:
     """`num` whole rows of tokens from nothing."""
-    canvas = pipeline.canvas("").tokens
-    batch = rows_at_once(64, len(canvas), pipeline.model.vocab_size)
-    parts = []
-    for first in range(0, num, batch):
-        for state in pipeline.states(
-            canvas.expand(min(batch, num - first), -1), seed=seed, first=first, sampling=sampling
-        ):
-            tokens = state.tokens
-        parts.append(tokens)
-    return torch.cat(parts)
+    return torch.stack([*pipeline.finished(pipeline.canvas(""), num, seed=seed, sampling=sampling)])
 
 
 def head() -> str:

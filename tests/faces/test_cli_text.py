@@ -14,10 +14,11 @@ from unmask import text_experiment
 from unmask.cli import main
 from unmask.cli.sampling import SamplingFlags, applied
 from unmask.cli.scoring import opened_subject
+from unmask.decoding import Adaptive, Ancestral, Sampling
 from unmask.likelihood import exact
 from unmask.rand import Rand
 from unmask.recipes import TextRecipe, load, read_recipe
-from unmask.sampling.priorities import Margin, Raster, moment_temperatures
+from unmask.sampling.priorities import Confidence, Halton, Margin, Raster, moment_temperatures
 from unmask.schedules import Power, ratios
 from unmask.scoring import score
 from unmask.text_pipeline import TextPipeline
@@ -108,8 +109,13 @@ def test_infill_keeps_what_is_given(run, capsys):
     [
         (["infill", "RUN", "no hole here"], "no hole to fill"),
         (["infill", "RUN", "a [MASK:0]"], "empty hole"),
-        (["infill", "RUN", "a [MASK:999]"], "context is 32"),
+        (["infill", "RUN", "a [MASK:999]"], "model's context"),
         (["infill", "RUN", "Ω [MASK]"], "U+03A9"),
+        (["infill", "RUN", "a [MASK:3] b [MASK: 4]"], "is no hole"),
+        (["infill", "RUN", "a [MASK:3] b [mask:-1]"], "is no hole"),
+        (["infill", "RUN", "a [MASK:999999999]"], "longer than this model's context"),
+        (["train", "shakespeare", "--data", "x", "--model.self-condition"], "go together"),
+        (["generate", "RUN", "--order", "halton", "--block", "8"], "of the whole canvas"),
         (["infill", "RUN"], "usage: unmask infill"),
         (["generate", "RUN", "--prompt", "a" * 40], "leaves none to write"),
         (["generate", "RUN", "--scale", "2"], "nothing to guide towards"),
@@ -187,7 +193,7 @@ def test_one_rank_and_two_score_alike(run):
     """The rows are shared out, and the sum over ranks is that of one process."""
     from unmask.cli.scoring import opened_subject
     from unmask.likelihood import bound
-    from unmask.scoring import _nats_per_token
+    from unmask.scoring import _nats
 
     here = World(rank=0, size=1, device=torch.device("cpu"))
     subject, _, _ = opened_subject(run, here)
@@ -196,13 +202,14 @@ def test_one_rank_and_two_score_alike(run):
     def measure(predict, tokens, rand):
         return bound(predict, tokens, mask_id=subject.mask_id, rand=rand, passes=2).mean(1)
 
-    whole = _nats_per_token(subject, subject.plain, index, measure, 0, here)
+    whole = _nats(subject, subject.plain, index, measure, 0, here)
     parts = []
     for rank in range(2):
         rows = index[rank::2]
-        parts.append(_nats_per_token(subject, subject.plain, rows, measure, 0, here))
-    torch.testing.assert_close(whole[0::2], parts[0])
-    torch.testing.assert_close(whole[1::2], parts[1])
+        parts.append(_nats(subject, subject.plain, rows, measure, 0, here))
+    for rank in range(2):
+        for every, some in zip(whole, parts[rank], strict=True):
+            torch.testing.assert_close(every[rank::2], some)
 
 
 @pytest.mark.parametrize("name", ["shakespeare", "tinystories", "tinystories-gpu"])
@@ -238,7 +245,7 @@ def test_evaluate_text_measures_beside_held_out_text(run, capsys, tmp_path):
           "--steps", "2", "--samples", "6", "--judge.steps", "4", "--judge.dim", "16",
           "--out", str(tmp_path / "v")])  # fmt: skip
     names = [row["order"] for row in csv.DictReader((tmp_path / "v/writing.csv").read_text().splitlines())]
-    assert names[2:] == ["own", "own, remask", "threshold", "halton", "halton, remask"]
+    assert names[2:] == ["own", "own, remask", "threshold", "halton"]
 
 
 @pytest.mark.parametrize(
@@ -282,8 +289,10 @@ def test_a_training_may_start_from_another_of_the_same_tokenizer(run, tmp_path, 
 def test_the_moment_order_brings_its_temperatures(run):
     pipeline = TextPipeline.from_pretrained(run)
     sampling = applied(SamplingFlags(order="moment", noise=2.0, steps=4), pipeline)
-    assert sampling.temperature == tuple(moment_temperatures(2.0, 4))
-    assert applied(SamplingFlags(order="moment", steps=4, temperature=0.5), pipeline).temperature == 0.5
+    assert sampling._temperatures(4) == tuple(moment_temperatures(2.0, 4))
+    cold = applied(SamplingFlags(order="moment", noise=2.0, steps=4, temperature=0.5), pipeline)
+    assert cold._temperatures(4) == tuple(x / 2 for x in moment_temperatures(2.0, 4))
+    assert applied(SamplingFlags(order="entropy"), pipeline)._temperatures(4) == 1.0
 
 
 def test_the_bound_of_a_self_conditioned_model_has_no_memory(tmp_path):
@@ -320,3 +329,56 @@ def test_the_bound_of_a_self_conditioned_model_has_no_memory(tmp_path):
     first = next(iter(score(spied, [("raster", Raster())], sampling, [2], num=4, passes=3, seed=0, world=here)))
     assert not asked, "the bound asks the model without its memory"
     assert first.nats > math.log(8) - 0.2
+
+
+def test_steps_are_shared_out_over_blocks_and_no_more_are_taken(run):
+    pipeline = TextPipeline.from_pretrained(run)
+    for block, steps in ((64, 8), (8, 8), (5, 16), (8, 4)):
+        sampling = replace(pipeline.sampling, priority=Confidence(), steps=steps, block=block)
+        states = list(pipeline.states(pipeline.canvas("").tokens[None], sampling=sampling))
+        assert len(states) - 1 == steps if 32 % min(block, 32) == 0 else len(states) - 1 <= steps, (block, steps)
+    with pytest.raises(ValueError, match="2 steps for 4 blocks"):
+        list(pipeline.states(pipeline.canvas("").tokens[None], sampling=replace(sampling, steps=2)))
+
+
+def test_parts_of_a_sampling_that_do_not_go_together_are_refused():
+    for bad in (
+        {"remask": True, "priority": Raster()},
+        {"remask": True, "sampler": Ancestral()},
+        {"block": 4, "priority": Halton((8,))},
+        {"temperature": (1.0, 0.5), "steps": 3},
+        {"temperature": (1.0, 0.5), "steps": 2, "sampler": Adaptive()},
+    ):
+        with pytest.raises(ValueError, match="sampling: "):
+            Sampling(**bad)
+
+
+def test_other_tokens_than_the_run_was_trained_on_are_refused(run, tmp_path, capsys):
+    there = tmp_path / "run"
+    shutil.copytree(run, there)
+    other = tmp_path / "other.txt"
+    other.write_text(corpus(2000, seed=9))
+    shutil.rmtree(there / "tokens")
+    main(["tokenize-text", "shakespeare", "--data", str(other), "--tokenizer.context", "32", "--out",
+          str(there / "tokens")])  # fmt: skip
+    code, error = refused(capsys, "score", there, "--rows", "4")
+    assert code == 4
+    assert "other tokens" in error
+
+
+def test_score_divides_the_sum_of_all_rows_once(tmp_path):
+    """Short and long documents: nats per token are those of all tokens together, not a mean of means."""
+    lines = [("ab" if i % 2 else corpus(5, seed=i)[:28]) for i in range(400)]
+    path, run = tmp_path / "lines.txt", tmp_path / "run"
+    path.write_text("\n".join(lines))
+    main(["train", "shakespeare", "--data", str(path), "--data.format", "lines", "--packing", "documents",
+          "--model.padded", "--out", str(run), *SMALL, "--training.steps", "2"])  # fmt: skip
+    main(["score", str(run), "--steps", "2", "--rows", "10", "--passes", "2"])
+    table = list(csv.DictReader((run / "score/score.csv").read_text().splitlines()))
+    subject, _, _ = opened_subject(run, World(rank=0, size=1, device=torch.device("cpu")))
+    index = torch.arange(10) * len(subject.rows) // 10
+    tokens, _ = subject.rows.rows(index, torch.device("cpu"))
+    nats = exact(subject.predict(None), tokens, ratios(Power(), 2), mask_id=subject.mask_id,
+                 rand=Rand(0, index, len(subject.rows)), priority=Raster())  # fmt: skip
+    row = next(row for row in table if row["order"] == "raster")
+    assert float(row["nats"]) == pytest.approx(float(nats.sum() / (tokens >= 0).sum()), rel=1e-6)

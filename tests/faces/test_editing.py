@@ -272,7 +272,6 @@ def test_feather_grows_out_of_the_surroundings_and_inside_only():
         ({"feather": -1}, "feather -1"),
         ({"batch": 0}, "batch 0"),
         ({"labels": torch.tensor([5])}, "labels 5..5: this model has 5 classes"),
-        ({"sampling": Sampling(steps=3, temperature=(1.0, 1.0)), "stop": 2}, "2 temperatures for 3 steps"),
         ({"cells": Cells(share=1.0)}, "1 pixels, but share=1.0 of no cell"),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_canvas_that_ends_early_hides_what_is_behind_it():
     [
         ("no hole", "no hole to fill"),
         ("an [MASK:0] hole", "empty hole"),
-        ("far [MASK:30] too long", "context is 24"),
+        ("far [MASK:30] too long", "model's context of 24"),
         ("a [MASK:99999999999999999999]", "longer than this model's context"),
         ("x" * 40 + "[MASK]", "context is 24"),
         ("Ω[MASK]", "U+03A9"),

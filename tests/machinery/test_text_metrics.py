@@ -45,9 +45,7 @@ def test_figures_of_ngrams_are_their_definitions(rows, n):
     every = [gram for each in rows for gram in grams_of(each, n)]
     tokens = torch.tensor(rows)
     if not every:
-        for figure in (distinct, repetition):
-            with pytest.raises(DataError, match=f"no {n}-gram"):
-                figure(tokens, n)
+        assert all(math.isnan(figure(tokens, n)) for figure in (distinct, repetition))
         return
     assert distinct(tokens, n) == pytest.approx(len(set(every)) / len(every), abs=1e-12)
     again = sum(gram in grams_of(each, n)[:i] for each in rows for i, gram in enumerate(grams_of(each, n)))
@@ -77,8 +75,7 @@ def test_long_ngrams_of_a_large_vocabulary_do_not_overflow():
 def test_doubles_are_equal_neighbours(rows):
     pairs = [pair for each in rows for pair in pairwise(each) if -1 not in pair]
     if not pairs:
-        with pytest.raises(DataError, match="no two neighbours"):
-            doubles(torch.tensor(rows))
+        assert math.isnan(doubles(torch.tensor(rows)))
         return
     assert doubles(torch.tensor(rows)) == pytest.approx(sum(a == b for a, b in pairs) / len(pairs), abs=1e-12)
 
@@ -141,8 +138,7 @@ def test_entropy_of_even_and_of_constant_rows():
 def test_divergence_is_scipys_of_smoothed_counts(a, b, n, smoothing):
     counts = [Counter(gram for each in rows for gram in grams_of(each, n)) for rows in (a, b)]
     if not all(counts):
-        with pytest.raises(DataError, match=f"no {n}-gram"):
-            ngram_kl(torch.tensor(a), torch.tensor(b), n, smoothing=smoothing)
+        assert math.isnan(ngram_kl(torch.tensor(a), torch.tensor(b), n, smoothing=smoothing))
         return
     union = sorted(counts[0] | counts[1])
     p, q = ([count[gram] + smoothing for gram in union] for count in counts)

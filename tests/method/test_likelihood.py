@@ -148,3 +148,18 @@ def test_nothing_of_the_data_is_seen_before_it_is_paid_for():
     for step, canvas in enumerate(seen):
         assert ((canvas == K).sum(1) == LENGTH - step).all()
     assert (seen[0] == K).all()
+
+
+@pytest.mark.parametrize("order", [*ORDERS, Random()], ids=repr)
+def test_every_order_scores_rows_that_end_early(order):
+    tokens = ALL[::9].clone()
+    tokens[:, 2:] = ABSENT
+    nats = score(network, tokens, 2, order)
+    assert nats.isfinite().all()
+    assert (nats[:, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf])
+def test_a_temperature_that_makes_no_distribution_is_refused(temperature):
+    with pytest.raises(ValueError, match="temperature"):
+        score(network, ALL, 2, Raster(), temperature=temperature)

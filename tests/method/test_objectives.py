@@ -17,7 +17,7 @@ from unmask.guidance import NULL
 from unmask.masking import ABSENT, complementary, mask_bernoulli, mask_exact, stratified
 from unmask.objectives import Corruption, CrossEntropy, Loss, MaskedDiffusion, MaskGIT
 from unmask.rand import Rand, seeded
-from unmask.schedules import Arccos, Cosine, Power, likelihood_weight
+from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, likelihood_weight
 
 K, LENGTH, CLASSES = 6, 9, 3
 
@@ -312,7 +312,7 @@ def mean_over_orders(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     return total / len(orders)
 
 
-@pytest.mark.parametrize("schedule", [Power(), Cosine(), Arccos(), Power(2.0)], ids=repr)
+@pytest.mark.parametrize("schedule", [Power(), Cosine(), Arccos(), Power(2.0), Log(16), Sigmoid()], ids=repr)
 def test_masked_diffusion_is_the_bound_and_so_is_its_gradient(schedule):
     """Averaged over many draws, loss and gradient are those of the mean over all orders, whatever the schedule."""
     model = Pairs()
@@ -501,3 +501,8 @@ def test_our_cross_entropy_takes_ruled_out_tokens_and_no_rows():
     empty = torch.zeros(0, 3, requires_grad=True)
     CrossEntropy.apply(empty, torch.zeros(0, dtype=torch.long), 0.0).sum().backward()
     assert empty.grad.shape == (0, 3)
+
+
+def test_a_schedule_that_jumps_is_no_bound():
+    with pytest.raises(ValueError, match="jumps at t = 0"):
+        MaskedDiffusion(schedule=Exp(8))

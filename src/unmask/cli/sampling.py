@@ -15,7 +15,7 @@ from unmask import figures, gallery, image_experiment, text_experiment
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, nearest, parse, positional, value_errors
 from unmask.cli.schedule import shapes
-from unmask.decoding import Adaptive, Ancestral, Order, Parallel, ReMDM, Sampling, ValeoaiV1
+from unmask.decoding import Adaptive, Ancestral, FromCritic, Order, Parallel, ReMDM, Sampling, ValeoaiV1
 from unmask.errors import ConfigError
 from unmask.guidance import Interval
 from unmask.pipeline import Pipeline
@@ -32,7 +32,6 @@ from unmask.sampling.priorities import (
     Moment,
     Random,
     Raster,
-    moment_temperatures,
 )
 from unmask.sampling.remasking import Cap, ConfidenceWeighted, Rescale
 from unmask.schedules import Shape
@@ -88,11 +87,9 @@ def applied(flags: SamplingFlags, pipeline: Pipeline | TextPipeline) -> Sampling
     if flags.order is not None and not (flags.order == "confidence" and isinstance(sampling.priority, Confidence)):
         sampling = replace(sampling, priority=named(orders(pipeline.model.grid), flags.order, "order"))
     if flags.noise is not None:
-        if not isinstance(sampling.priority, Confidence | Moment):
+        if not isinstance(sampling.priority, Confidence | Moment | FromCritic):
             raise ConfigError(f"--noise {flags.noise} is for --order confidence or moment; this order has none")
         sampling = replace(sampling, priority=replace(sampling.priority, noise=flags.noise))
-    if isinstance(sampling.priority, Moment) and flags.temperature is None:
-        sampling = replace(sampling, temperature=tuple(moment_temperatures(sampling.priority.noise, sampling.steps)))
     if flags.sampler is not None:
         remask = flags.sampler == "remask"
         sampling = replace(sampling, sampler=named(SAMPLERS, flags.sampler, "sampler"), remask=remask)
@@ -119,7 +116,8 @@ def _check_read(flags: SamplingFlags, sampling: Sampling) -> None:
         ("schedule", flags.schedule, planned),
     ):
         if given is not None and not read:
-            raise ConfigError(f"--{name} {given}: --sampler {flags.sampler} does not look at it; leave one of them out")
+            kind = type(sampling.sampler).__name__
+            raise ConfigError(f"--{name} {given}: the sampler {kind} does not look at it: add --sampler parallel")
 
 
 SAMPLERS: dict[str, Parallel | Ancestral | ReMDM | Adaptive] = {

@@ -16,9 +16,12 @@ from unmask.cli.sampling import SAMPLERS, SamplingFlags, applied, orders
 from unmask.decoding import Parallel, Sampling
 from unmask.errors import ConfigError
 from unmask.metrics.judge import JudgeConfig
+from unmask.sampling.priorities import Halton, Raster
 from unmask.text_pipeline import Holed, TextPipeline
 from unmask.training.distributed import world
 from unmask.training.log import progress_bar
+
+SHOWN = 16  # texts on a page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class WritingFlags:
     frames: bool = False
     """Show every step of the first in colours: red came first, blue last."""
     html: Path | None = None
-    """Also write a page on which a slider goes through the steps."""
+    """Also write a page on which a slider goes through the steps of the first texts, 16 at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,18 +99,22 @@ def _write(pipeline: TextPipeline, canvas: Holed, flags: WritingFlags, *, whole:
     if flags.sampling.preset is not None:
         raise ConfigError(f"--preset {flags.sampling.preset}: published for images; leave it out")
     sampling = applied(flags.sampling, pipeline)
-    states = list(pipeline.states(canvas.tokens.expand(flags.num, -1), seed=flags.seed, sampling=sampling))
+    shown = min(flags.num, SHOWN) if flags.html is not None else 1
+    states = []
+    if flags.frames or flags.html is not None:
+        rows = canvas.tokens.expand(shown, -1)
+        states = list(pipeline.states(rows, seed=flags.seed, sampling=sampling, ends=not whole))
     if flags.frames:
         for number, frame in enumerate(text_figures.frames(states, pipeline.tokenizer, canvas.front)):
             print(f"--- step {number} of {len(states) - 1} ---\n{frame}\n")
-    for row in states[-1].tokens:
+    for row in pipeline.finished(canvas, flags.num, seed=flags.seed, sampling=sampling, ends=not whole):
         tokens = row[canvas.front :]
         print(pipeline.tokenizer.decode(tokens) if whole else pipeline.text(row, canvas.front))
         if flags.num > 1:
             print("-" * 50)
     if flags.html is not None:
         with disk_errors(flags.html.parent):
-            text = text_figures.page(states, pipeline.tokenizer, canvas.front, "unmask", flags.num)
+            text = text_figures.page(states, pipeline.tokenizer, canvas.front, "unmask", shown)
             flags.html.write_text(text, encoding="utf-8")
         print(f"wrote {flags.html}", file=sys.stderr)
 
@@ -138,6 +145,8 @@ def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tupl
         plain = replace(pipeline.sampling, steps=steps, temperature=temperature, sampler=kind, remask=False)
         if isinstance(kind, Parallel):
             again = sampler == "remask"
+            if again and isinstance(table.get(order), Halton | Raster):
+                continue  # these never change their mind
             yield (
                 f"{order}, remask" if again else order,
                 replace(plain, priority=named(table, order, "order"), remask=again),

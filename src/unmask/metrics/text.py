@@ -3,9 +3,11 @@ divergence from held-out text, and unigram entropy, the axis against which perpl
 
 Rows hold one text each, with -1 where there is no token; no n-gram reaches over such a place. `words` numbers words
 instead of tokens, and the same figures are then those of words. All but `repetition`, `doubles` and `entropy` change
-with the amount of text, and these do with its length: compare equal numbers of rows, of one length.
+with the amount of text, and these do with its length: compare equal numbers of rows, of one length. NaN says that there
+is nothing to count.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -58,10 +60,6 @@ def _found(rows: Rows, n: int) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"]]:
     """Every n-gram's row and number."""
     grams = ngrams(rows, n)
     row, column = (grams >= 0).nonzero(as_tuple=True)
-    if len(row) == 0:
-        raise DataError(
-            f"no {n}-gram in {rows.shape[0]} rows of {rows.shape[1]} tokens; pass longer ones, or a lower n"
-        )
     return row, grams[row, column]
 
 
@@ -73,13 +71,13 @@ def _within(row: Int[Tensor, "m"], grams: Int[Tensor, "m"]) -> Int[Tensor, "m"]:
 def distinct(rows: Rows, n: int) -> float:
     """How many different n-grams there are, as a share of all: distinct-n over all rows together."""
     _, grams = _found(rows, n)
-    return grams.unique().numel() / len(grams)
+    return grams.unique().numel() / len(grams) if len(grams) else math.nan
 
 
 def repetition(rows: Rows, n: int) -> float:
     """The share of n-grams that occur earlier in the same row."""
     row, grams = _found(rows, n)
-    return 1 - _within(row, grams).unique().numel() / len(grams)
+    return 1 - _within(row, grams).unique().numel() / len(grams) if len(grams) else math.nan
 
 
 def doubles(rows: Rows) -> float:
@@ -87,7 +85,7 @@ def doubles(rows: Rows) -> float:
     before, after = rows[:, :-1], rows[:, 1:]
     pairs = (before >= 0) & (after >= 0)
     if not pairs.any():
-        raise DataError(f"no two neighbours in {rows.shape[0]} rows of {rows.shape[1]} tokens; pass longer ones")
+        return math.nan
     return int((pairs & (before == after)).sum()) / int(pairs.sum())
 
 
@@ -117,8 +115,7 @@ def ngram_kl(samples: Rows, held_out: Rows, n: int, *, smoothing: float = 0.5) -
     row, grams = _found(both, n)
     ours = row < len(samples)
     if not ours.any() or ours.all():
-        which = "held-out rows" if ours.any() else "samples"
-        raise DataError(f"no {n}-gram in the {which}; pass longer ones, or a lower n")
+        return math.nan
     _, kind = grams.unique(return_inverse=True)
     counts = torch.stack([kind[part].bincount(minlength=int(kind.max()) + 1) for part in (ours, ~ours)])
     smooth = counts.double() + smoothing

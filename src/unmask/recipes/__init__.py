@@ -82,8 +82,8 @@ class TextRecipe:
     """Everything about an experiment on text, which becomes rows of `tokenizer.context` tokens.
 
     `packing`: a "stream" of documents, one after another with an end token between, cut into rows; or "documents", one
-    a row, which needs a `padded` model. `documents` counts those of the corpus and `tokenizer_sha256` tells the
-    tokenizer: both are filled in from the data. `unigram` and `init` as in Recipe.
+    a row, which needs a `padded` model. `documents` counts those of the corpus, `text_sha256` tells its tokens and
+    `tokenizer_sha256` the tokenizer: all are filled in from the data. `unigram` and `init` as in Recipe.
     """
 
     data: TextFile | HubText
@@ -95,6 +95,7 @@ class TextRecipe:
     sampling: Sampling = Sampling()
     unigram: bool = True
     documents: Annotated[int, tyro.conf.Suppress] = 0
+    text_sha256: Annotated[str | None, tyro.conf.Suppress] = None
     tokenizer_sha256: Annotated[str | None, tyro.conf.Suppress] = None
     init: str | None = None
 
@@ -115,10 +116,15 @@ def _check_parts(objective: Objective | WithCritic, model: TransformerConfig, sa
     """ValueError for a part of the network that nothing trains, or that is asked for and not there."""
     judged = isinstance(objective, WithCritic)
     generator = objective.generator if isinstance(objective, WithCritic) else objective
+    if model.critic == "only":
+        raise ValueError('model.critic "only" predicts no tokens: it is for `critic.Critic`, not for a recipe')
     if judged != (model.critic in ("head", "separate")):
         raise ValueError(f'model.critic "{model.critic}": "head" or "separate" goes with the objective WithCritic')
-    if generator.self_condition and not model.self_condition:
-        raise ValueError(f"objective.self_condition {generator.self_condition}: needs --model.self-condition")
+    if bool(generator.self_condition) != model.self_condition:
+        raise ValueError(
+            f"objective.self_condition {generator.self_condition} and model.self_condition {model.self_condition}: "
+            "a share above 0 and the layer go together"
+        )
     if isinstance(sampling.priority, FromCritic) and not judged:
         raise ValueError("sampling.priority FromCritic: this model has no critic; train it with WithCritic")
 
