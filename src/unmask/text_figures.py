@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from jaxtyping import Int
@@ -10,7 +11,7 @@ from torch import Tensor
 from unmask.sampling.decode import State
 from unmask.tokenizers.text import TextTokenizer
 
-HOLE = "·"
+HOLE, END = "·", "⏹"
 
 
 def revealed_at(states: Sequence[State], row: int = 0) -> Int[Tensor, "l"]:
@@ -31,19 +32,34 @@ def colour(when: int, last: int) -> tuple[int, int, int]:
     return tuple(round(a + (b - a) * part) for a, b in zip(low, high, strict=True))  # type: ignore[return-value]
 
 
+def runs(
+    tokens: Int[Tensor, "l"], when: Sequence[int], tokenizer: TextTokenizer, front: int
+) -> Iterator[tuple[int | None, str]]:
+    """Neighbours of one state together, as (its number, text): a character may be several tokens. None is a hole."""
+    ids = tokens.tolist()
+    kinds = [None if ids[place] >= tokenizer.vocab_size else when[place] for place in range(front, len(ids))]
+    for kind, group in groupby(range(front, len(ids)), key=lambda place: kinds[place - front]):
+        places = list(group)
+        if kind is None:
+            yield None, HOLE * len(places)
+            continue
+        parts = [list(part) for _, part in groupby(places, key=lambda place: ids[place] == tokenizer.end_id)]
+        ended = (END * len(part) if ids[part[0]] == tokenizer.end_id else _text(ids, part, tokenizer) for part in parts)
+        yield kind, "".join(ended)
+
+
+def _text(ids: list[int], places: list[int], tokenizer: TextTokenizer) -> str:
+    return tokenizer.decode([ids[place] for place in places])
+
+
 def frames(states: Sequence[State], tokenizer: TextTokenizer, front: int, row: int = 0) -> Iterator[str]:
     """One frame per state for a terminal of 24-bit colours: what was given is plain, holes are dots."""
     when, last = revealed_at(states, row).tolist(), len(states) - 1
     for state in states:
-        ids = state.tokens[row].tolist()
         words = []
-        for place in range(front, len(ids)):
-            if ids[place] >= tokenizer.vocab_size:
-                words.append(HOLE)
-                continue
-            text = tokenizer.decode([ids[place]]) if ids[place] != tokenizer.end_id else "⏹"
-            red, green, blue = colour(when[place], last)
-            words.append(text if not when[place] else f"\x1b[38;2;{red};{green};{blue}m{text}\x1b[0m")
+        for kind, text in runs(state.tokens[row], when, tokenizer, front):
+            red, green, blue = colour(kind or 1, last)
+            words.append(f"\x1b[38;2;{red};{green};{blue}m{text}\x1b[0m" if kind else text)
         yield "".join(words)
 
 
@@ -55,18 +71,15 @@ def page(states: Sequence[State], tokenizer: TextTokenizer, front: int, title: s
 
 
 def _row(states: Sequence[State], tokenizer: TextTokenizer, front: int, row: int, last: int) -> str:
-    when = revealed_at(states, row).tolist()
-    ids = states[-1].tokens[row].tolist()
     spans = []
-    for place in range(front, len(ids)):
-        piece = "⏹" if ids[place] == tokenizer.end_id else tokenizer.decode([ids[place]])
-        if not when[place]:
-            spans.append(f"<span>{html.escape(piece)}</span>")
+    for kind, text in runs(states[-1].tokens[row], revealed_at(states, row).tolist(), tokenizer, front):
+        if not kind:
+            spans.append(f"<span>{html.escape(text)}</span>")
             continue
-        red, green, blue = colour(when[place], last)
+        red, green, blue = colour(kind, last)
         spans.append(
-            f'<span data-step="{when[place]}" style="color:rgb({red},{green},{blue})" title="step {when[place]}">'
-            f"{html.escape(piece)}</span>"
+            f'<span data-step="{kind}" style="color:rgb({red},{green},{blue})" title="step {kind}">'
+            f"{html.escape(text)}</span>"
         )
     return f"<p>{''.join(spans)}</p>"
 
@@ -93,7 +106,7 @@ _PAGE = """<!doctype html>
     for (const s of spans) {{
       const hidden = +s.dataset.step > now;
       s.classList.toggle("hidden", hidden);
-      s.textContent = hidden ? "·" : s.dataset.text;
+      s.textContent = hidden ? "·".repeat(s.dataset.text.length) : s.dataset.text;
     }}
   }});
 </script>

@@ -8,9 +8,9 @@ from unmask.masking import ABSENT
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.recipes import Sampling
 from unmask.sampling.priorities import Halton, Random, Raster
-from unmask.text_figures import frames, page, revealed_at
+from unmask.text_figures import frames, page, revealed_at, runs
 from unmask.text_pipeline import TextPipeline
-from unmask.tokenizers.text import CharacterTokenizer
+from unmask.tokenizers.text import ByteTokenizer, CharacterTokenizer
 
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyzT.:"
 CONTEXT = 24
@@ -119,5 +119,11 @@ def test_frames_and_page_show_each_token_in_the_step_that_revealed_it():
     assert shown[0].startswith("Tb.")
     text = page(states, own.tokenizer, canvas.front, "a <title>", 1)
     assert "a &lt;title&gt;" in text
-    assert text.count("data-step=") == 8
+    assert text.count("data-step=") == len(set(when.tolist()) - {0}), "neighbours of one step share a span"
     assert "http" not in text
+
+
+def test_a_character_of_several_tokens_is_shown_whole():
+    tokenizer = ByteTokenizer(8)
+    ids = torch.tensor([*"aé".encode(), 256, *"ï".encode(), 257, 257])
+    assert list(runs(ids, [0, 1, 1, 1, 2, 2, 3, 3], tokenizer, 0)) == [(0, "a"), (1, "é⏹"), (2, "ï"), (None, "··")]
