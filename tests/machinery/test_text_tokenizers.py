@@ -323,7 +323,7 @@ def test_noise_and_cutting_that_a_file_asks_for_are_turned_off(trained):
         (lambda: Characters(alphabet="\ud800"), "half"),
         (lambda: Bytes(context=0), "context is 0"),
         (lambda: BPE(vocab_size=256), "vocab_size is 256"),
-        (lambda: BPE(file="x", vocab_size=300), "give one of them"),
+        (lambda: BPE(file="x", vocab_size=300), "add --tokenizer.vocab-size 0"),
         (lambda: BPE(rows=-1), "rows is -1"),
         (lambda: build_tokenizer(BPE(), none), "which BPE"),
     ],

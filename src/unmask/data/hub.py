@@ -106,7 +106,8 @@ def load_parts(name: str, subset: str | None = None) -> dict[str, Any]:
         reason = one_line(" ".join(str(error).split())[:300])  # which may list what there is to choose from
         if folder.is_dir():
             raise DataError(f"{one_line(name)}: {reason}; save the data set there again") from error
-        raise ConfigError(f"cannot load {name} ({reason}): check name and network, or name a folder with it") from error
+        what = name if subset is None else f"{name}, {subset}"
+        raise ConfigError(f"cannot load {what} ({reason}): check name and network, or name a folder with it") from error
     return dict(found) if isinstance(found, dict) else {"train": found}
 
 
