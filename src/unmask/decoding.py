@@ -105,12 +105,18 @@ class Sampling:
         """ValueError for parts that do not go together."""
         if self.block < 0:
             raise ValueError(f"sampling: block={self.block} must be at least 1, or 0 for none")
-        if self.block and isinstance(self.priority, Halton | MarginRepulsion):
-            raise ValueError(f"sampling: {self.priority} is of the whole canvas, so not for block={self.block}")
-        if self.remask and not isinstance(self.sampler, Parallel):
+        ordered = isinstance(self.sampler, Parallel)
+        if self.block and ordered and isinstance(self.priority, Halton | MarginRepulsion):
+            raise ValueError(
+                f"sampling: {self.priority} is of the whole canvas: for block={self.block} take another order, such as "
+                "confidence"
+            )
+        if self.remask and not ordered:
             raise ValueError(f"sampling: remask is for the sampler Parallel, not {self.sampler}")
         if self.remask and isinstance(self.priority, Halton | Raster):
-            raise ValueError(f"sampling: {self.priority} never changes its mind, so remask would do nothing")
+            raise ValueError(
+                f"sampling: {self.priority} never changes its mind: with remask take another order, such as confidence"
+            )
         several = isinstance(self.temperature, tuple) or isinstance(self.priority, Moment)
         if isinstance(self.sampler, Adaptive) and several:
             raise ValueError("sampling: Adaptive takes one temperature, as its number of steps is not known before")

@@ -115,7 +115,7 @@ def test_infill_keeps_what_is_given(run, capsys):
         (["infill", "RUN", "a [MASK:3] b [mask:-1]"], "is no hole"),
         (["infill", "RUN", "a [MASK:999999999]"], "longer than this model's context"),
         (["train", "shakespeare", "--data", "x", "--model.self-condition"], "go together"),
-        (["generate", "RUN", "--order", "halton", "--block", "8"], "of the whole canvas"),
+        (["generate", "RUN", "--order", "halton", "--block", "8"], "another order, such as confidence"),
         (["infill", "RUN"], "usage: unmask infill"),
         (["generate", "RUN", "--prompt", "a" * 40], "leaves none to write"),
         (["generate", "RUN", "--scale", "2"], "nothing to guide towards"),
@@ -241,11 +241,11 @@ def test_evaluate_text_measures_beside_held_out_text(run, capsys, tmp_path):
     assert float(cold["entropy"]) < float(warm["entropy"])
     assert (tmp_path / "w/frontier.png").stat().st_size > 1000
     assert "## halton, 2 steps" in (tmp_path / "w/samples.md").read_text()
-    main(["evaluate-text", str(run), "--orders", "own", "halton", "--samplers", "parallel", "remask", "threshold",
-          "--steps", "2", "--samples", "6", "--judge.steps", "4", "--judge.dim", "16",
+    main(["evaluate-text", str(run), "--orders", "confidence", "halton", "--samplers", "parallel", "remask",
+          "threshold", "--steps", "2", "--samples", "6", "--judge.steps", "4", "--judge.dim", "16",
           "--out", str(tmp_path / "v")])  # fmt: skip
     names = [row["order"] for row in csv.DictReader((tmp_path / "v/writing.csv").read_text().splitlines())]
-    assert names[2:] == ["own", "own, remask", "threshold", "halton"]
+    assert names[2:] == ["confidence", "confidence, remask", "threshold", "halton"]
 
 
 @pytest.mark.parametrize(
@@ -253,9 +253,10 @@ def test_evaluate_text_measures_beside_held_out_text(run, capsys, tmp_path):
 )
 def test_every_sampler_writes_from_the_command_line(run, capsys, sampler):
     capsys.readouterr()
-    main(["generate", str(run), "--prompt", "the cat", "--num", "1", "--sampler", sampler, "--steps", "6"])
+    order = ["--order", "confidence"] if sampler == "remask" else []
+    main(["generate", str(run), "--prompt", "the cat", "--num", "1", "--sampler", sampler, "--steps", "6", *order])
     assert capsys.readouterr().out.startswith("the cat")
-    main(["generate", str(run), "--num", "1", "--sampler", sampler, "--steps", "6", "--block", "8"])
+    main(["generate", str(run), "--num", "1", "--sampler", sampler, "--steps", "6", "--block", "8", *order])
 
 
 def test_flags_that_a_sampler_does_not_read_are_refused(run, capsys):

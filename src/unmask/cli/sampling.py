@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -83,20 +83,22 @@ def applied(flags: SamplingFlags, pipeline: Pipeline | TextPipeline) -> Sampling
     """The run's own sampling, or a published one, with the given flags put in."""
     base = pipeline.sampling if flags.preset is None else named(PRESETS, flags.preset, "preset").sampling
     given = {name: getattr(flags, name) for name in ("steps", "temperature", "top_k", "top_p", "block")}
-    sampling = replace(base, **{name: value for name, value in given.items() if value is not None})
-    if flags.order is not None and not (flags.order == "confidence" and isinstance(sampling.priority, Confidence)):
-        sampling = replace(sampling, priority=named(orders(pipeline.model.grid), flags.order, "order"))
-    if flags.noise is not None:
-        if not isinstance(sampling.priority, Confidence | Moment | FromCritic):
-            raise ConfigError(f"--noise {flags.noise} is for --order confidence or moment; this order has none")
-        sampling = replace(sampling, priority=replace(sampling.priority, noise=flags.noise))
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if flags.sampler is not None:
-        remask = flags.sampler == "remask"
-        sampling = replace(sampling, sampler=named(SAMPLERS, flags.sampler, "sampler"), remask=remask)
-    _check_read(flags, sampling)
+        changes |= {"sampler": named(SAMPLERS, flags.sampler, "sampler"), "remask": flags.sampler == "remask"}
+    _check_read(flags, changes.get("sampler", base.sampler))
+    priority = base.priority
+    if flags.order is not None and not (flags.order == "confidence" and isinstance(priority, Confidence)):
+        priority = named(orders(pipeline.model.grid), flags.order, "order")
+    if flags.noise is not None:
+        if not isinstance(priority, Confidence | Moment | FromCritic):
+            raise ConfigError(f"--noise {flags.noise} is for --order confidence or moment; this order has none")
+        priority = replace(priority, noise=flags.noise)
     if flags.schedule is not None:
-        sampling = replace(sampling, schedule=named(schedules(pipeline.model.length), flags.schedule, "schedule"))
-    return sampling if flags.scale is None else replace(sampling, scale=Interval(flags.scale))
+        changes["schedule"] = named(schedules(pipeline.model.length), flags.schedule, "schedule")
+    if flags.scale is not None:
+        changes["scale"] = Interval(flags.scale)
+    return replace(base, priority=priority, **changes)
 
 
 def published(name: str) -> str:
@@ -107,16 +109,16 @@ def published(name: str) -> str:
     return f"preset {name}: published FID {fid:.2f}, IS {score:.1f} for ImageNet at {size} ({preset.source})"
 
 
-def _check_read(flags: SamplingFlags, sampling: Sampling) -> None:
+def _check_read(flags: SamplingFlags, sampler: Parallel | Ancestral | ReMDM | Adaptive) -> None:
     """ConfigError for a flag that the chosen sampler would not look at."""
-    ordered, planned = isinstance(sampling.sampler, Parallel), not isinstance(sampling.sampler, Adaptive)
+    ordered, planned = isinstance(sampler, Parallel), not isinstance(sampler, Adaptive)
     for name, given, read in (
         ("order", flags.order, ordered),
         ("noise", flags.noise, ordered),
         ("schedule", flags.schedule, planned),
     ):
         if given is not None and not read:
-            kind = type(sampling.sampler).__name__
+            kind = type(sampler).__name__
             raise ConfigError(f"--{name} {given}: the sampler {kind} does not look at it: add --sampler parallel")
 
 

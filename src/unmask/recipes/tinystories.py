@@ -12,7 +12,7 @@ from unmask.data.text import TextFile
 from unmask.models.transformer import TransformerConfig
 from unmask.objectives import MaskedDiffusion
 from unmask.recipes import Sampling, TextRecipe
-from unmask.sampling.priorities import Confidence
+from unmask.sampling.priorities import Halton
 from unmask.schedules import Power
 from unmask.tokenizers.text import BPE
 from unmask.training.loop import TrainConfig
@@ -33,5 +33,5 @@ def recipe() -> TextRecipe:
             evaluate_every=500,
             save_every=250,
         ),
-        sampling=Sampling(steps=64, schedule=Power(), priority=Confidence(4.5)),
+        sampling=Sampling(steps=64, schedule=Power(), priority=Halton((256,))),
     )

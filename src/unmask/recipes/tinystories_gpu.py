@@ -10,7 +10,7 @@ from unmask.data.text import HubText
 from unmask.models.transformer import TransformerConfig
 from unmask.objectives import MaskedDiffusion
 from unmask.recipes import Sampling, TextRecipe
-from unmask.sampling.priorities import Confidence
+from unmask.sampling.priorities import Halton
 from unmask.schedules import Power
 from unmask.tokenizers.text import BPE
 from unmask.training.loop import TrainConfig
@@ -32,5 +32,5 @@ def recipe() -> TextRecipe:
             evaluate_every=500,
             save_every=500,
         ),
-        sampling=Sampling(steps=256, schedule=Power(), priority=Confidence(0.0)),
+        sampling=Sampling(steps=256, schedule=Power(), priority=Halton((256,))),
     )
