@@ -128,7 +128,7 @@ def write(rows: Sequence[Line], out: Path, facts: dict[str, object], world: Worl
     write_text(table.getvalue(), out / "writing.csv")
     write_json(out / "writing.json", {"facts": facts, "environment": here})
     shown = [
-        f"## {r.order}, {r.steps} steps, temperature {r.temperature:g}\n\n```\n{r.text}\n```\n" for r in rows if r.steps
+        f"### {r.order}, {r.steps} steps, temperature {r.temperature:g}\n\n```\n{r.text}\n```\n" for r in rows if r.steps
     ]
     write_text("\n".join(shown), out / "samples.md")
     settings = dict.fromkeys((row.order, row.steps) for row in rows if row.steps)

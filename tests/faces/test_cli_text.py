@@ -240,7 +240,7 @@ def test_evaluate_text_measures_beside_held_out_text(run, capsys, tmp_path):
     cold, warm = table[2:]
     assert float(cold["entropy"]) < float(warm["entropy"])
     assert (tmp_path / "w/frontier.png").stat().st_size > 1000
-    assert "## halton, 2 steps" in (tmp_path / "w/samples.md").read_text()
+    assert "### halton, 2 steps" in (tmp_path / "w/samples.md").read_text()
     main(["evaluate-text", str(run), "--orders", "confidence", "halton", "--samplers", "parallel", "remask",
           "threshold", "--steps", "2", "--samples", "6", "--judge.steps", "4", "--judge.dim", "16",
           "--out", str(tmp_path / "v")])  # fmt: skip
