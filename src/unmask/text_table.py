@@ -128,20 +128,30 @@ def write(rows: Sequence[Line], out: Path, facts: dict[str, object], world: Worl
     write_text(table.getvalue(), out / "writing.csv")
     write_json(out / "writing.json", {"facts": facts, "environment": here})
     shown = [
-        f"### {r.order}, {r.steps} steps, temperature {r.temperature:g}\n\n```\n{r.text}\n```\n" for r in rows if r.steps
+        f"### {r.order}, {r.steps} steps, temperature {r.temperature:g}\n\n```\n{r.text}\n```\n"
+        for r in rows
+        if r.steps
     ]
     write_text("\n".join(shown), out / "samples.md")
-    settings = dict.fromkeys((row.order, row.steps) for row in rows if row.steps)
+    draw(rows, out / "frontier.png")
+
+
+def draw(rows: Sequence[Line], path: Path) -> None:
+    """Perplexity against entropy: a line over the temperatures of each setting, or over the steps of each order."""
+    sampled = [row for row in rows if row.steps]
+    several = len({row.temperature for row in sampled}) > 1
+    names = [f"{row.order}, {row.steps} steps" if several else row.order for row in sampled]
     series = {}
-    for order, steps in settings:
-        own = [row.figures for row in rows if (row.order, row.steps) == (order, steps)]
-        series[f"{order}, {steps} steps"] = ([f["entropy"] for f in own], [f["perplexity"] for f in own])
+    for name in dict.fromkeys(names):
+        own = [row.figures for row, its in zip(sampled, names, strict=True) if its == name]
+        series[name] = ([f["entropy"] for f in own], [f["perplexity"] for f in own])
     floor = next(row.figures for row in rows if row.order == HELD_OUT)
     series["held-out text"] = ([floor["entropy"]], [floor["perplexity"]])
+    over = "temperatures" if several else "steps " + ", ".join(str(n) for n in dict.fromkeys(r.steps for r in sampled))
     curves(
         series,
-        out / "frontier.png",
-        xlabel="entropy, nats per token",
+        path,
+        xlabel=f"entropy, nats per token (over {over})",
         ylabel="perplexity under the judge",
         title="A perplexity alone rewards repetition",
         logy=True,
