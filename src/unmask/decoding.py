@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.counts import valeoai_v1
+from unmask import counts
 from unmask.guidance import CosineRamp, Interval, LinearRamp, Predict
+from unmask.pretrained.rules import DrawnLogit, RolledHalton, StepConfidence
 from unmask.rand import Rand
 from unmask.sampling.adaptive import EntropyBound, Threshold, adaptive
 from unmask.sampling.ancestral import ancestral
@@ -28,7 +29,12 @@ from unmask.sampling.priorities import (
 from unmask.sampling.remasking import Cap, ConfidenceWeighted, Rescale, remdm
 from unmask.schedules import Arccos, Cosine, Shape, ratios, ratios_from_counts
 
-Order = Confidence | Moment | Halton | Random | Margin | MarginRepulsion | Entropy | MaxLogit | Raster
+Order = (
+    Confidence | Moment | Halton | Random | Margin | MarginRepulsion | Entropy | MaxLogit | Raster
+    | StepConfidence | DrawnLogit | RolledHalton
+)  # fmt: skip
+Placed = Halton | RolledHalton | MarginRepulsion
+"""The orders that know the grid of the canvas."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,15 @@ class ValeoaiV1:
     """The counts of `counts.valeoai_v1`: `shape` says how many tokens a step reveals, not how many stay masked."""
 
     shape: Shape = Arccos()
+
+
+@dataclass(frozen=True)
+class HaltonCounts:
+    """The counts of `counts.halton`, which that code base has for the Halton order."""
+
+
+Reveal = Shape | ValeoaiV1 | HaltonCounts
+"""What says how many tokens each step reveals."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,7 @@ class Sampling:
     """
 
     steps: int = 8
-    schedule: Shape | ValeoaiV1 = Cosine()
+    schedule: Reveal = Cosine()
     priority: Order | FromCritic = Confidence()
     temperature: float | tuple[float, ...] = 1.0
     scale: Interval | LinearRamp | CosineRamp = Interval(scale=1.0)
@@ -106,14 +121,14 @@ class Sampling:
         if self.block < 0:
             raise ValueError(f"sampling: block={self.block} must be at least 1, or 0 for none")
         ordered = isinstance(self.sampler, Parallel)
-        if self.block and ordered and isinstance(self.priority, Halton | MarginRepulsion):
+        if self.block and ordered and isinstance(self.priority, Placed):
             raise ValueError(
                 f"sampling: {self.priority} is of the whole canvas: for block={self.block} take another order, such as "
                 "confidence"
             )
         if self.remask and not ordered:
             raise ValueError(f"sampling: remask is for the sampler Parallel, not {self.sampler}")
-        if self.remask and isinstance(self.priority, Halton | Raster):
+        if self.remask and isinstance(self.priority, Halton | RolledHalton | Raster):
             raise ValueError(
                 f"sampling: {self.priority} never changes its mind: with remask take another order, such as confidence"
             )
@@ -125,7 +140,7 @@ class Sampling:
 
     def on(self, grid: tuple[int, ...]) -> "Sampling":
         """The same on another canvas, for the orders that know its grid."""
-        if isinstance(self.priority, Halton | MarginRepulsion):
+        if isinstance(self.priority, Placed):
             return replace(self, priority=replace(self.priority, grid=grid))
         return self
 
@@ -135,7 +150,9 @@ class Sampling:
 
     def _ratios(self, tokens: int, steps: int) -> list[float]:
         if isinstance(self.schedule, ValeoaiV1):
-            return ratios_from_counts(valeoai_v1(tokens, steps, self.schedule.shape))
+            return ratios_from_counts(counts.valeoai_v1(tokens, steps, self.schedule.shape))
+        if isinstance(self.schedule, HaltonCounts):
+            return ratios_from_counts(counts.halton(tokens, steps))
         return ratios(self.schedule, steps)
 
     def run(

@@ -27,11 +27,14 @@ from unmask.tokenizers.lpips import LpipsFiles
 from unmask.tokenizers.vqgan import Autoencoder, open_tokenizer
 from unmask.training.checkpoint import lock
 from unmask.training.distributed import World, autocast, barrier, distribute, resolve, sum_over_ranks, unwrapped
+from unmask.training.log import progress_bar
 from unmask.training.loop import Evaluator
 from unmask.training.tokenizer_loop import Networks, train_tokenizer
 from unmask.weights import write_weights
 
 VALIDATION_IMAGES = 2048
+PERCEPTUAL = "perceptual.safetensors"
+"""In a run: the classifier whose features the reconstructions are to share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,8 @@ def run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
 
 def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
     recipe, training = experiment.recipe, experiment.recipe.training
-    stages = features(experiment, folder, world)
+    with progress_bar(shown=world.is_main) as progress:
+        stages = features(experiment, folder, world, progress)
     strategy = resolve(training.strategy, world)
     model, discriminator = (
         distribute(x.to(memory_format=torch.channels_last), strategy, world)  # type: ignore[call-overload]
@@ -112,7 +116,9 @@ def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
     barrier(world)
 
 
-def features(experiment: TokenizerExperiment, folder: Path, world: World) -> Stages | None:
+def features(
+    experiment: TokenizerExperiment, folder: Path, world: World, progress: Progress | None = None
+) -> Stages | None:
     """The frozen network of the perceptual term: published, or a classifier trained once and kept in the run."""
     config = experiment.recipe.perceptual
     if config is None:
@@ -121,7 +127,7 @@ def features(experiment: TokenizerExperiment, folder: Path, world: World) -> Sta
         return config.load().to(world.device)
     if experiment.train.pictures.labels is None:
         return None
-    return stages_of(in_domain(experiment.train, config, folder / "perceptual.safetensors", world).classifier)
+    return stages_of(in_domain(experiment.train, config, folder / PERCEPTUAL, world, progress).classifier)
 
 
 def stages_of(classifier: Classifier) -> Stages:

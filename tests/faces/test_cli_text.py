@@ -12,7 +12,7 @@ import torch
 
 from unmask import text_experiment
 from unmask.cli import main
-from unmask.cli.sampling import SamplingFlags, applied
+from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.scoring import opened_subject
 from unmask.decoding import Adaptive, Ancestral, Sampling
 from unmask.likelihood import exact

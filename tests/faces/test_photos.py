@@ -1,5 +1,7 @@
 """From a folder of photos of different sizes to a tokenizer, codes, a generator, repairs and figures, as users go."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -62,12 +64,20 @@ def made(photos, tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     tokenizer, codes, generator = root / "tokenizer", root / "codes", root / "run"
     small = [*SMALL, *QUICK, *JUDGE, "--perceptual.steps", "2", "--perceptual.width", "4"]
-    run("train-tokenizer", "folder-tokenizer", "--data", photos, "--out", tokenizer, *small)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        run("train-tokenizer", "folder-tokenizer", "--data", photos, "--out", tokenizer, *small)
+    (root / "said.txt").write_text(said.getvalue())
     run("evaluate-tokenizer", tokenizer)
     run("tokenize", tokenizer, "--out", codes, "--crops", 1, "--shard-size", 16)
     run("train", "folder", "--data", codes, "--out", generator, *MODEL, *QUICK, *JUDGE)
     run("evaluate", generator, "--samples", 40)
     return root
+
+
+def test_what_is_trained_before_the_tokenizer_is_said(made):
+    first, *_ = (made / "said.txt").read_text().splitlines()
+    assert "classifier" in first
+    assert "2 steps (--perceptual.steps)" in first
 
 
 def test_the_tokenizer_is_measured(made):

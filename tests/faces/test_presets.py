@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from unmask.cli import main
+from unmask.cli.choices import PRESETS as NAMED
+from unmask.cli.choices import SamplingFlags, applied, published
 from unmask.cli.parsing import parse
-from unmask.cli.sampling import PRESETS as NAMED
-from unmask.cli.sampling import SamplingFlags, applied, published
 from unmask.cli.training import TrainFlags
 from unmask.config import from_json, to_json
 from unmask.errors import ConfigError

@@ -1,7 +1,8 @@
-"""What a command shows while it works: bars on a terminal, nothing elsewhere, never in the way of what it prints."""
+"""What a command shows while it works: bars on a terminal, rare lines elsewhere, apart from what it prints."""
 
 import io
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -79,6 +80,21 @@ def test_a_bar_takes_a_new_total(monkeypatch):
         progress("samples", 10, 10)
         progress("samples", 10, 40)
     assert "25%" in screen.getvalue()
+
+
+def test_without_a_terminal_what_takes_long_says_so_now_and_then(monkeypatch):
+    now, said = [0.0], io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with progress_bar(shown=True) as progress:
+        for step in range(1, 101):
+            now[0] += 0.5
+            progress("classifier", step, 4000)
+    assert said.getvalue() == "classifier 40/4,000\nclassifier 80/4,000\n"
+    with progress_bar(shown=False) as progress:
+        now[0] += 100
+        progress("classifier", 1, 4000)
+    assert "1/4,000" not in said.getvalue()
 
 
 @pytest.mark.parametrize(("num", "batch"), [(6, 256), (6, 4), (8, 4)])

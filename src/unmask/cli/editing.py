@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from unmask import editing, figures, gallery
+from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.cli.sampling import SamplingFlags, applied, class_id
+from unmask.cli.sampling import class_id
 from unmask.data.holes import Cells
 from unmask.data.masks import read_cutout, read_mask, read_photo, rectangle
 from unmask.errors import ConfigError

@@ -9,10 +9,10 @@ import tyro
 
 from unmask import evaluate_inpainting as inpainting
 from unmask import evaluate_tokenizer as evaluation
+from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.editing import policy
 from unmask.cli.networks import NetworkFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
-from unmask.cli.sampling import SamplingFlags, applied
 from unmask.cli.schedule import shapes
 from unmask.errors import ConfigError
 from unmask.evaluate import opened

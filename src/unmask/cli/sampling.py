@@ -3,159 +3,26 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
 
 from unmask import evaluate as evaluation
 from unmask import figures, gallery, image_experiment, text_experiment
+from unmask.cli.choices import SamplingFlags, applied, published
 from unmask.cli.networks import ReferenceFlags, open_networks
-from unmask.cli.parsing import disk_errors, named, nearest, parse, positional, value_errors
-from unmask.cli.schedule import shapes
-from unmask.decoding import Adaptive, Ancestral, FromCritic, Order, Parallel, ReMDM, Sampling, ValeoaiV1
-from unmask.errors import ConfigError
-from unmask.guidance import Interval
-from unmask.pipeline import Pipeline
-from unmask.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, Preset
-from unmask.recipes import TextRecipe, read_recipe
-from unmask.sampling.adaptive import EntropyBound, Threshold
-from unmask.sampling.priorities import (
-    Confidence,
-    Entropy,
-    Halton,
-    Margin,
-    MarginRepulsion,
-    MaxLogit,
-    Moment,
-    Random,
-    Raster,
+from unmask.cli.parsing import disk_errors, nearest, parse, positional, value_errors
+from unmask.decoding import (
+    Sampling,
 )
-from unmask.sampling.remasking import Cap, ConfidenceWeighted, Rescale
-from unmask.schedules import Shape
-from unmask.text_pipeline import TextPipeline
+from unmask.errors import ConfigError
+from unmask.pipeline import Pipeline
+from unmask.recipes import TextRecipe, read_recipe
 from unmask.training.distributed import world
 from unmask.training.log import progress_bar
-
-PRESETS = {
-    "besnier-256-8": REPORT_256,
-    "besnier-512-15": REPORT_512,
-    "maskgit-256-8": GOOGLE_256,
-    "maskgit-512-12": GOOGLE_512,
-}
-"""What `--preset` may say: whose, for which size, in how many steps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingFlags:
-    """Anything not given is as the recipe has it."""
-
-    preset: str | None = None
-    """Sample as published, but for other flags: besnier-256-8, besnier-512-15, maskgit-256-8 or maskgit-512-12."""
-    steps: int | None = None
-    """Forward passes."""
-    order: str | None = None
-    """Who is revealed first: confidence (-without-noise), halton, random, margin, margin-repulsion, entropy,
-    max-logit, raster or moment."""
-    noise: float | None = None
-    """Factor of the Gumbel noise on log-confidence, for the confidence order; it falls to 0."""
-    schedule: str | None = None
-    """Fraction still masked over time: cosine, arccos, linear, square, pow3, root, sigmoid, log or exp;
-    or valeoai-v1-arccos and so on, the densities of the reproduction report."""
-    temperature: float | None = None
-    """Logits are divided by it: below 1 sharper, 0 greedy."""
-    scale: float | None = None
-    """Guidance: null + scale (conditional - null); 1 is none. Papers that write w mean scale - 1."""
-    sampler: str | None = None
-    """parallel, remask (what was revealed may be taken back), ancestral, remdm-cap, remdm-rescale, remdm-confidence,
-    entropy-bound or threshold (the model decides how many tokens a step reveals)."""
-    block: int | None = None
-    """Go from left to right in blocks of so many tokens."""
-    top_k: int | None = None
-    """Draw from this many of the likeliest tokens only."""
-    top_p: float | None = None
-    """Draw from the smallest set of tokens with this much probability only."""
-
-
-def applied(flags: SamplingFlags, pipeline: Pipeline | TextPipeline) -> Sampling:
-    """The run's own sampling, or a published one, with the given flags put in."""
-    base = pipeline.sampling if flags.preset is None else named(PRESETS, flags.preset, "preset").sampling
-    given = {name: getattr(flags, name) for name in ("steps", "temperature", "top_k", "top_p", "block")}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if flags.sampler is not None:
-        changes |= {"sampler": named(SAMPLERS, flags.sampler, "sampler"), "remask": flags.sampler == "remask"}
-    _check_read(flags, changes.get("sampler", base.sampler))
-    priority = base.priority
-    if flags.order is not None and not (flags.order == "confidence" and isinstance(priority, Confidence)):
-        priority = named(orders(pipeline.model.grid), flags.order, "order")
-    if flags.noise is not None:
-        if not isinstance(priority, Confidence | Moment | FromCritic):
-            raise ConfigError(f"--noise {flags.noise} is for --order confidence or moment; this order has none")
-        priority = replace(priority, noise=flags.noise)
-    if flags.schedule is not None:
-        changes["schedule"] = named(schedules(pipeline.model.length), flags.schedule, "schedule")
-    if flags.scale is not None:
-        changes["scale"] = Interval(flags.scale)
-    return replace(base, priority=priority, **changes)
-
-
-def published(name: str) -> str:
-    """What a preset is reported to reach, in one line."""
-    preset: Preset = named(PRESETS, name, "preset")
-    fid, score = preset.expected.fid, preset.expected.inception_score
-    size = "x".join(map(str, preset.size))
-    return f"preset {name}: published FID {fid:.2f}, IS {score:.1f} for ImageNet at {size} ({preset.source})"
-
-
-def _check_read(flags: SamplingFlags, sampler: Parallel | Ancestral | ReMDM | Adaptive) -> None:
-    """ConfigError for a flag that the chosen sampler would not look at."""
-    ordered, planned = isinstance(sampler, Parallel), not isinstance(sampler, Adaptive)
-    for name, given, read in (
-        ("order", flags.order, ordered),
-        ("noise", flags.noise, ordered),
-        ("schedule", flags.schedule, planned),
-    ):
-        if given is not None and not read:
-            kind = type(sampler).__name__
-            raise ConfigError(f"--{name} {given}: the sampler {kind} does not look at it: add --sampler parallel")
-
-
-SAMPLERS: dict[str, Parallel | Ancestral | ReMDM | Adaptive] = {
-    "parallel": Parallel(),
-    "remask": Parallel(),
-    "ancestral": Ancestral(),
-    "remdm-cap": ReMDM(Cap(0.02)),
-    "remdm-rescale": ReMDM(Rescale(0.1)),
-    "remdm-confidence": ReMDM(ConfidenceWeighted()),
-    "entropy-bound": Adaptive(EntropyBound(0.1)),
-    "threshold": Adaptive(Threshold(0.9)),
-}
-"""What `--sampler` may say."""
-
-
-def schedules(length: int) -> dict[str, Shape | ValeoaiV1]:
-    """What `--schedule` may say: fractions still masked, or tokens per step as the reproduction report has them."""
-    plain = shapes(length)
-    densities = {f"valeoai-v1-{name}": ValeoaiV1(shape=shape) for name, shape in plain.items()}
-    return {**plain, **densities}
-
-
-def orders(grid: tuple[int, ...]) -> dict[str, Order]:
-    """What `--order` may say."""
-    return {
-        "confidence": Confidence(),
-        "confidence-without-noise": Confidence(0.0),
-        "halton": Halton(grid),
-        "random": Random(),
-        "margin": Margin(),
-        "margin-repulsion": MarginRepulsion(radius=4 if len(grid) == 1 else 1, grid=grid),
-        "entropy": Entropy(),
-        "max-logit": MaxLogit(),
-        "raster": Raster(),
-        "moment": Moment(),
-    }
 
 
 @dataclass(frozen=True, kw_only=True)

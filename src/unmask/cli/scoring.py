@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from unmask import image_experiment, scoring, text_experiment
+from unmask.cli.choices import orders, schedules
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
-from unmask.cli.sampling import orders, schedules
 from unmask.errors import ConfigError
 from unmask.guidance import Condition, Predict, guided, remembering
 from unmask.pipeline import Pipeline

@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 import tyro
 
 from unmask import sweep_table, sweeping
+from unmask.cli.choices import orders, schedules
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
-from unmask.cli.sampling import orders, schedules
+from unmask.decoding import Reveal
 from unmask.errors import ConfigError
 from unmask.pipeline import Pipeline
-from unmask.recipes import Order, Sampling, ValeoaiV1
+from unmask.recipes import Order, Sampling
 from unmask.sampling.priorities import Confidence
-from unmask.schedules import Shape
 from unmask.sweeping import Plan, Setting
 from unmask.training.distributed import world
 from unmask.training.log import progress_bar
@@ -122,7 +122,7 @@ def _priorities(flags: SweepFlags, pipeline: Pipeline) -> Iterator[tuple[str, Or
             yield name, named(table, name, "order")
 
 
-def _schedules(flags: SweepFlags, pipeline: Pipeline) -> list[tuple[str, Shape | ValeoaiV1]]:
+def _schedules(flags: SweepFlags, pipeline: Pipeline) -> list[tuple[str, Reveal]]:
     table = schedules(pipeline.model.length)
     if flags.schedules:
         return [(name, named(table, name, "schedule")) for name in flags.schedules]

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 import tyro
 
 from unmask import recipes, text_experiment, text_figures, text_table
+from unmask.cli.choices import SAMPLERS, SamplingFlags, applied, orders
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
-from unmask.cli.sampling import SAMPLERS, SamplingFlags, applied, orders
 from unmask.decoding import Parallel, Sampling
 from unmask.errors import ConfigError
 from unmask.metrics.judge import JudgeConfig

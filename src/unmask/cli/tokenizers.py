@@ -15,6 +15,7 @@ from unmask.config import dump_json
 from unmask.data.sources import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, Shards, Source
 from unmask.data.tokenizing import CENTER, FLIP, View
 from unmask.errors import CheckpointError, ConfigError
+from unmask.metrics.features import ClassifierConfig
 from unmask.training.distributed import barrier, world
 from unmask.training.log import progress_bar
 
@@ -53,6 +54,9 @@ def train_tokenizer(arguments: list[str]) -> None:
             if here.is_main == turn:
                 ready = _prepare(flags.recipe, here.is_main)
             barrier(here)
+        first = ready.recipe.perceptual
+        if here.is_main and isinstance(first, ClassifierConfig) and not (flags.out / experiment.PERCEPTUAL).exists():
+            print(f"first a classifier for the perceptual loss: {first.steps:,} steps (--perceptual.steps)", flush=True)
         experiment.run(ready, flags.out, here)
         if here.is_main:
             print(f"wrote {flags.out / 'model.safetensors'}; next: unmask evaluate-tokenizer {flags.out}")
