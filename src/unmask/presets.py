@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from unmask.decoding import Sampling, ValeoaiV1
 from unmask.guidance import LinearRamp
+from unmask.pretrained.rules import StepConfidence, lagging
 from unmask.sampling.priorities import Confidence
 from unmask.schedules import Arccos, Cosine, Power, Shape, annealed
 
@@ -38,14 +39,13 @@ class Preset:
 def _report(steps: int, noise: float, weight: float) -> Sampling:
     """Table 2 of the report in our words, by its code (github.com/valeoai/Maskgit-pytorch, Trainer/vit.py, 32062fa).
 
-    Its guidance (1 + w) c - w u has a weight that rises as w i/T over the steps i = 0..T-1, our ramp to 1 + w; its
-    later code has i/(T-1). Differs from it in the noise, which there is that of one step earlier: 1 - i/T, not
-    1 - (i+1)/T, so that a T-th of it is left in the last step.
+    Its guidance (1 + w) c - w u has a weight that rises as w i/T over the steps i = 0..T-1, our ramp to 1 + w, and its
+    noise falls as 1 - i/T, so that a T-th of it is left in the last step; its later code has i/(T-1) in both.
     """
     return Sampling(
         steps=steps,
         schedule=ValeoaiV1(shape=Arccos()),
-        priority=Confidence(noise=noise),
+        priority=StepConfidence(lagging(noise, steps)),
         temperature=1.0,
         scale=LinearRamp(scale=1 + weight),
     )

@@ -100,6 +100,18 @@ def test_guidance_rises_as_in_the_report(preset, w):
         assert preset.sampling.scale(i / steps) == pytest.approx(1 + w * i / steps)
 
 
+@pytest.mark.parametrize(("preset", "noise"), [(REPORT_256, 4.5), (REPORT_512, 7.0)])
+def test_noise_falls_as_in_the_report(preset, noise):
+    """r_temp (1 - i / T) on the log-confidence in step i."""
+    steps = preset.sampling.steps
+    assert preset.sampling.priority.noises == pytest.approx([noise * (1 - i / steps) for i in range(steps)])
+
+
+def test_the_noise_of_a_preset_can_be_changed(pipeline):
+    sampling = applied(SamplingFlags(preset="besnier-256-8", noise=9.0), pipeline)
+    assert sampling.priority.noises == pytest.approx([9.0 * (1 - i / 8) for i in range(8)])
+
+
 def test_google_uses_no_guidance():
     assert {p.sampling.scale(t / 8) for p in (GOOGLE_256, GOOGLE_512) for t in range(8)} == {1.0}
 

@@ -21,7 +21,7 @@ from unmask.errors import ConfigError
 from unmask.guidance import Interval
 from unmask.pipeline import Pipeline
 from unmask.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, Preset
-from unmask.pretrained.rules import RolledHalton
+from unmask.pretrained.rules import DrawnLogit, RolledHalton, StepConfidence
 from unmask.sampling.adaptive import EntropyBound, Threshold
 from unmask.sampling.priorities import (
     Confidence,
@@ -89,14 +89,21 @@ def applied(flags: SamplingFlags, pipeline: Pipeline | TextPipeline) -> Sampling
     if flags.order is not None and not (flags.order == "confidence" and isinstance(priority, Confidence)):
         priority = named(orders(pipeline.model.grid), flags.order, "order")
     if flags.noise is not None:
-        if not isinstance(priority, Confidence | Moment | FromCritic):
-            raise ConfigError(f"--noise {flags.noise} is for --order confidence or moment; this order has none")
-        priority = replace(priority, noise=flags.noise)
+        priority = _noisy(priority, flags.noise)
     if flags.schedule is not None:
         changes["schedule"] = named(schedules(pipeline.model.length), flags.schedule, "schedule")
     if flags.scale is not None:
         changes["scale"] = Interval(flags.scale)
     return replace(base, priority=priority, **changes)
+
+
+def _noisy(priority: Order | FromCritic, noise: float) -> Order | FromCritic:
+    """The same order with another factor of noise: of a list of factors, the first."""
+    if isinstance(priority, StepConfidence) and priority.noises[0] > 0:
+        return StepConfidence(tuple(noise * (factor / priority.noises[0]) for factor in priority.noises))
+    if not isinstance(priority, Confidence | Moment | FromCritic | DrawnLogit):
+        raise ConfigError(f"--noise {noise} is for --order confidence or moment; this order has none")
+    return replace(priority, noise=noise)
 
 
 def published(name: str) -> str:
