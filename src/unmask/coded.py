@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from unmask.config import dump_json, from_json, read_json, write_json
+from unmask.config import dump_json, from_json, load_json, read_json, to_json, write_json
 from unmask.data.codes import MAX_JSON, Meta, check_tokenizer, finish, open_codes
 from unmask.data.decoding import Bad
 from unmask.data.images import Progress
@@ -16,7 +16,8 @@ from unmask.data.tokenizing import PLAN, Encode, Part, Plan, View, claim, collec
 from unmask.data.tokens import Tokens
 from unmask.data.workers import tokenize_parallel
 from unmask.errors import ConfigError, DataError
-from unmask.tokenizers.vqgan import VQGAN, Autoencoder, open_tokenizer
+from unmask.pretrained.networks import LearnedConfig, LearnedModel
+from unmask.tokenizers.base import open_tokenizer
 from unmask.training.distributed import World, barrier, fast_dtype
 from unmask.weights import fingerprint, write_weights
 
@@ -31,11 +32,18 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The tokenizer beside codes."""
+
+    tokenizer: LearnedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
 class Coded:
     """A finished folder of codes, open; `counted` pictures were there to train on and held out, unreadable ones too."""
 
     meta: Meta
-    tokenizer: VQGAN
+    tokenizer: LearnedConfig
     weights: Path
     train: Tokens
     test: Tokens
@@ -72,23 +80,25 @@ def open_coded(folder: str | Path) -> Coded:
     )
 
 
-def read_tokenizer(folder: Path) -> Autoencoder:
+def read_tokenizer(folder: Path) -> LearnedModel:
     """The tokenizer beside codes: config.json is that of the network alone."""
-    model = open_tokenizer(read_json(folder / CONFIG, VQGAN), folder / WEIGHTS)
-    assert isinstance(model, Autoencoder)
-    return model
+    data = load_json(folder / CONFIG)
+    if isinstance(data, dict):
+        data = {"type": "VQGAN"} | data  # as older files do not say
+    config = from_json(Kept, {"tokenizer": data}, CONFIG).tokenizer
+    return open_tokenizer(config, folder / WEIGHTS)  # type: ignore[return-value]
 
 
-def write_tokenizer(model: Autoencoder, folder: Path) -> None:
+def write_tokenizer(model: LearnedModel, folder: Path) -> None:
     """What `read_tokenizer` takes."""
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(dict(model.named_parameters()), folder / WEIGHTS)
-    write_json(folder / CONFIG, model.config)
+    write_json(folder / CONFIG, to_json(Kept(tokenizer=model.config))["tokenizer"])
 
 
 def make_codes(
     source: Source,
-    model: Autoencoder,
+    model: LearnedModel,
     out: Path,
     *,
     views: tuple[View, ...],
@@ -145,7 +155,7 @@ def _parts(train: Pictures, test: Pictures) -> list[tuple[Part, Pictures]]:
 def _by_ranks(
     train: Pictures,
     test: Pictures,
-    model: Autoencoder,
+    model: LearnedModel,
     out: Path,
     plan: Plan,
     batch: int,

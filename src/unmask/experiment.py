@@ -16,8 +16,10 @@ from unmask.data.tokens import Batches, Tokens
 from unmask.errors import CheckpointError, ConfigError
 from unmask.finetune import start_from
 from unmask.masking import ABSENT
-from unmask.models.transformer import MaskedTransformer
+from unmask.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.objectives import MaskGIT
+from unmask.pretrained.amused import Amused
+from unmask.pretrained.networks import Generator
 from unmask.provenance import environment
 from unmask.recipes import AnyKind, Recipe, Sampling, TextRecipe, TokenizerRecipe, read_recipe
 from unmask.training.checkpoint import clean, lock
@@ -58,13 +60,14 @@ class Ready(Protocol):
         """What the training shows of itself; called once the tokenizer lies in the run folder."""
 
 
-def build(experiment: Ready) -> MaskedTransformer:
+def build(experiment: Ready) -> Generator:
     """The model with its initial weights, a function of training.seed."""
     recipe = experiment.recipe
     with torch.random.fork_rng(devices=[]):  # layers draw their initial weights from the global generator
         torch.manual_seed(recipe.training.seed)
-        model = MaskedTransformer(recipe.model, experiment.vocab_size, experiment.grid)
-    if recipe.unigram:
+        assert not isinstance(recipe.model, Amused)  # `prepare` has refused it
+        model = recipe.model.build(experiment.vocab_size, experiment.grid)
+    if recipe.unigram and isinstance(model, MaskedTransformer):
         model.set_unigram(frequencies(experiment))
     return model
 
@@ -80,7 +83,12 @@ def frequencies(experiment: Ready) -> Float[Tensor, "k"]:
 
 
 def expected_first_loss(experiment: Ready) -> float:
-    """The cross-entropy, in nats, of the head's initial distribution with the data: log K, or the unigram entropy."""
+    """The cross-entropy, in nats, of the head's initial distribution with the data: log K, or the unigram entropy.
+
+    NaN where it is not known: of a training that starts from another, or of a published network.
+    """
+    if experiment.recipe.init or not isinstance(experiment.recipe.model, TransformerConfig):
+        return math.nan
     counts = frequencies(experiment).double()
     objective, k, fooled = experiment.recipe.objective, len(counts), 0.0
     if isinstance(objective, WithCritic):
@@ -109,7 +117,7 @@ def run(experiment: Ready, folder: Path, world: World) -> None:
         _run(experiment, core, notes, folder, world)
 
 
-def begin(experiment: Ready, folder: Path) -> tuple[MaskedTransformer, list[str]]:
+def begin(experiment: Ready, folder: Path) -> tuple[Generator, list[str]]:
     """The model to train, and what to say of the run it starts from, which is not read once there are checkpoints."""
     core, init = build(experiment), experiment.recipe.init
     if init is None or any((folder / "checkpoints").glob("step-*")):
@@ -120,11 +128,11 @@ def begin(experiment: Ready, folder: Path) -> tuple[MaskedTransformer, list[str]
     return core, [f"starting from {init}", *start_from(core, Path(init))]
 
 
-def _run(experiment: Ready, core: MaskedTransformer, notes: list[str], folder: Path, world: World) -> None:
+def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, world: World) -> None:
     recipe = experiment.recipe
     barrier(world)
     training = recipe.training
-    model = distribute(core, resolve(training.strategy, world), world)
+    model = distribute(core, resolve(training.strategy, world), world)  # type: ignore[arg-type]
     ema = train(
         model,
         recipe.objective,
@@ -133,7 +141,7 @@ def _run(experiment: Ready, core: MaskedTransformer, notes: list[str], folder: P
         folder,
         world=world,
         evaluators=experiment.evaluators(model, folder, world),
-        expected_loss=math.nan if recipe.init else expected_first_loss(experiment),
+        expected_loss=expected_first_loss(experiment),
         notes=notes,
         meta={"recipe": to_json(recipe), "environment": environment(world.device)},
     )

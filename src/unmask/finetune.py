@@ -11,15 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unmask.errors import CheckpointError, ConfigError
-from unmask.models.transformer import MaskedTransformer
+from unmask.pretrained.networks import Generator
 from unmask.recipes import TextRecipe, TokenizerRecipe, read_recipe
 from unmask.tokenizers.text import open_text_tokenizer
-from unmask.weights import load_weights
+from unmask.weights import load_weights, unfilled
 
 POSITION, CLASSES = "position", "classes.table.weight"
 
 
-def start_from(model: MaskedTransformer, run: Path) -> list[str]:
+def start_from(model: Generator, run: Path) -> list[str]:
     """`load_compatible` from a run folder or an export; CheckpointError or ConfigError names what does not fit."""
     if not (run / "config.json").is_file():
         raise CheckpointError(f"{run}: no config.json there; give the folder of a finished run, or an export")
@@ -31,15 +31,14 @@ def start_from(model: MaskedTransformer, run: Path) -> list[str]:
         vocab_size, grid = known.vocab_size, known.grid
     else:
         vocab_size, grid = recipe.tokenizer.vocab_size, recipe.tokenizer.grid
-    with torch.device("meta"):
-        empty = MaskedTransformer(recipe.model, vocab_size, grid)
-    earlier = empty.to_empty(device="cpu")
+    with unfilled():
+        earlier = recipe.model.build(vocab_size, grid)
     load_weights(earlier, run / "model.safetensors")
     return load_compatible(model, dict(earlier.named_parameters()), earlier.grid)
 
 
 @torch.no_grad()
-def load_compatible(model: MaskedTransformer, weights: Mapping[str, Tensor], grid: tuple[int, ...]) -> list[str]:
+def load_compatible(model: Generator, weights: Mapping[str, Tensor], grid: tuple[int, ...]) -> list[str]:
     """Fill `model` with the weights of one on another `grid` or with other classes; returns what was changed.
 
     Learned positions are resized bicubically. Of another number of classes only "no class" is kept: the others stay as

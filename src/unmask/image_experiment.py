@@ -17,9 +17,10 @@ from unmask.data.tokenizing import Part
 from unmask.data.tokens import Tokens, TokenSet, Unlabelled
 from unmask.errors import ConfigError, DataError
 from unmask.pipeline import TOKENIZER, Pipeline
+from unmask.pretrained.amused import Amused
 from unmask.recipes import Recipe, read_recipe
+from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.pixels import Pixels
-from unmask.tokenizers.vqgan import VQGAN, Autoencoder, open_tokenizer
 from unmask.training.distributed import (
     World,
     unwrapped,
@@ -58,7 +59,7 @@ class Experiment:
     def evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
         """Loss and accuracy on held-out pictures, and a grid of samples."""
         tokenizer = open_tokenizer(self.recipe.tokenizer, folder / TOKENIZER)
-        if isinstance(tokenizer, Autoencoder):
+        if isinstance(tokenizer, nn.Module):
             tokenizer = tokenizer.to(world.device)
         pipeline = Pipeline(unwrapped(model), tokenizer, self.recipe.sampling)  # type: ignore[arg-type]
         training = self.recipe.training
@@ -98,7 +99,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Experiment:
     if isinstance(source, Codes):
         return _prepare_codes(recipe, source)
     tokenizer = recipe.tokenizer
-    if isinstance(tokenizer, VQGAN):
+    if not isinstance(tokenizer, Pixels):
         raise ConfigError(
             "this recipe trains on codes: unmask train-tokenizer, then unmask tokenize, then unmask train --data CODES"
         )
@@ -142,11 +143,11 @@ def _prepare_codes(recipe: Recipe, data: Codes) -> Experiment:
 
 def _fitted(recipe: Recipe, classes: tuple[str, ...]) -> Recipe:
     """With the numbers that the data and the tokenizer decide."""
-    sampling = recipe.sampling
-    sampling = sampling.on(recipe.tokenizer.grid)
+    if isinstance(recipe.model, Amused):
+        raise ConfigError("aMUSEd draws from texts, and can be sampled here but not trained: take a recipe of classes")
     return replace(
         recipe,
-        sampling=sampling,
+        sampling=recipe.sampling.on(recipe.tokenizer.grid),
         classes=tuple(classes) if recipe.conditional else (),
         model=replace(recipe.model, num_classes=len(classes) if recipe.conditional else 0),
         classifier=replace(recipe.classifier, channels=recipe.tokenizer.channels, num_classes=max(2, len(classes))),
@@ -166,6 +167,6 @@ def export(run: Path, out: Path) -> None:
     pipeline = Pipeline.from_pretrained(run, device="cpu", dtype=torch.float32)
     out.mkdir(parents=True, exist_ok=True)
     write_weights(dict(pipeline.model.named_parameters()), out / "model.safetensors")
-    if isinstance(pipeline.tokenizer, Autoencoder):
+    if isinstance(pipeline.tokenizer, nn.Module):
         write_weights(dict(pipeline.tokenizer.named_parameters()), out / TOKENIZER)
     write_json(out / "config.json", to_json(recipe))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.critic import CriticScore
 from unmask.data.holes import blank, token_mask
@@ -13,22 +13,22 @@ from unmask.data.images import Progress
 from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import Condition, Predict, guided, remembering
 from unmask.models.transformer import MaskedTransformer
+from unmask.pretrained.networks import Generator
 from unmask.rand import seeded
 from unmask.recipes import FromCritic, Order, Recipe, Sampling, read_recipe
 from unmask.sampling.decode import Priority, State
-from unmask.tokenizers.base import Tokenizer
-from unmask.tokenizers.vqgan import Autoencoder, open_tokenizer
+from unmask.tokenizers.base import Tokenizer, open_tokenizer
 from unmask.training.distributed import fast_dtype
-from unmask.weights import fingerprint, load_weights
+from unmask.weights import fingerprint, load_weights, unfilled
 
 TOKENIZER = "tokenizer.safetensors"
 """Beside `model.safetensors` in a run, if its tokenizer was learned."""
 
 
-def ordered(priority: Order | FromCritic, model: MaskedTransformer, labels: Condition = None) -> Priority:
+def ordered(priority: Order | FromCritic, model: Generator, labels: Condition = None) -> Priority:
     """The priority that a recipe means: itself, or one that asks the model's critic of the filled canvas."""
     if isinstance(priority, FromCritic):
-        if model.config.critic == "none":
+        if not isinstance(model, MaskedTransformer) or model.config.critic == "none":
             raise ConfigError("this model has no critic to order by: train one with the objective WithCritic")
         return CriticScore(lambda canvas: model(canvas, labels, judge=True), priority.noise)
     return priority
@@ -37,9 +37,7 @@ def ordered(priority: Order | FromCritic, model: MaskedTransformer, labels: Cond
 class Pipeline:
     """A trained model with its tokenizer; `sampling` holds the defaults that every call may replace."""
 
-    def __init__(
-        self, model: MaskedTransformer, tokenizer: Tokenizer, sampling: Sampling, classes: tuple[str, ...] = ()
-    ):
+    def __init__(self, model: Generator, tokenizer: Tokenizer, sampling: Sampling, classes: tuple[str, ...] = ()):
         if (model.vocab_size, model.grid) != (tokenizer.vocab_size, tokenizer.grid):
             raise ConfigError(
                 f"the model has {model.vocab_size} tokens on {model.grid}, the tokenizer {tokenizer.vocab_size} on "
@@ -61,16 +59,21 @@ class Pipeline:
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: no config.json there; give a run folder or an export")
         recipe = read_recipe(folder / "config.json", Recipe)
-        model = MaskedTransformer(recipe.model, recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
-        load_weights(model, folder / "model.safetensors")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model = model.to(where, dtype or fast_dtype(where)).eval()
-        tokenizer = open_tokenizer(recipe.tokenizer, folder / TOKENIZER)
-        if isinstance(tokenizer, Autoencoder):
-            if recipe.tokenizer_sha256 not in (None, fingerprint(tokenizer, tokenizer.config)):
+        kind = dtype or fast_dtype(where)
+        with unfilled():
+            model: nn.Module = recipe.model.build(recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
+        model = model.to(where, kind).eval()
+        load_weights(model, folder / "model.safetensors")
+        known = recipe.tokenizer_sha256  # of the weights as float32
+        tokenizer = open_tokenizer(
+            recipe.tokenizer, folder / TOKENIZER, device=where, dtype=torch.float32 if known else kind
+        )
+        if known and isinstance(tokenizer, nn.Module):
+            if known != fingerprint(tokenizer, tokenizer.config):
                 raise CheckpointError(f"{folder / TOKENIZER} is another tokenizer than the model was trained with")
-            tokenizer = tokenizer.to(where, dtype or fast_dtype(where))
-        return cls(model, tokenizer, recipe.sampling, recipe.classes)
+            tokenizer = tokenizer.to(where, kind)
+        return cls(model, tokenizer, recipe.sampling, recipe.classes)  # type: ignore[arg-type]
 
     def labels(self, num: int) -> Condition:
         """`num` class ids that run through all classes in turn; None for an unconditional model."""
@@ -102,7 +105,8 @@ class Pipeline:
 
     def predict(self, labels: Condition, sampling: Sampling) -> Predict:
         """The guided model for these labels; made anew for each batch, as a self-conditioned model remembers it."""
-        make = remembering if self.model.config.self_condition else guided
+        remembers = isinstance(self.model, MaskedTransformer) and self.model.config.self_condition
+        make = remembering if remembers else guided
         return make(self.model, labels, scale=1.0 if labels is None else sampling.scale)
 
     def blank(self, num: int) -> Int[Tensor, "b l"]:

@@ -7,21 +7,21 @@ command found a FID of 7.66 where it says 6.80 (github.com/valeoai/Halton-MaskGI
 
 from dataclasses import dataclass
 
-from unmask.decoding import Sampling, ValeoaiV1
-from unmask.guidance import LinearRamp
-from unmask.pretrained.rules import StepConfidence, lagging
+from unmask.decoding import HaltonCounts, Sampling, ValeoaiV1
+from unmask.guidance import CosineRamp, Interval, LinearRamp
+from unmask.pretrained.rules import DrawnLogit, RolledHalton, StepConfidence, annealing, lagging, spanning
 from unmask.sampling.priorities import Confidence
 from unmask.schedules import Arccos, Cosine, Power, Shape, annealed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """As printed; density and coverage where the source has them."""
+    """As printed; other than FID only where the source has them."""
 
     fid: float
-    inception_score: float
-    precision: float
-    recall: float
+    inception_score: float | None = None
+    precision: float | None = None
+    recall: float | None = None
     density: float | None = None
     coverage: float | None = None
 
@@ -75,6 +75,48 @@ GOOGLE_512 = Preset(
     expected=Scores(fid=7.32, inception_score=156.0, precision=0.78, recall=0.50),
     source="arXiv 2202.04200, table 1; noise from github.com/google-research/maskgit",
 )
+
+
+def _halton(size: int, weight: float, fid: float) -> Preset:
+    """As the weights' page has it: 32 steps in Halton's order from a random place on, and guidance of constant w."""
+    return Preset(
+        size=(size, size),
+        sampling=Sampling(
+            steps=32,
+            schedule=HaltonCounts(),
+            priority=RolledHalton((size // 16, size // 16)),
+            scale=Interval(1 + weight),
+        ),
+        expected=Scores(fid=fid),
+        source="huggingface.co/llvictorll/Halton-MaskGIT; sampler from github.com/valeoai/Halton-MaskGIT",
+    )
+
+
+HALTON_TINY_256 = _halton(256, 1.5, 10.2)
+HALTON_SMALL_256 = _halton(256, 1.0, 6.40)
+HALTON_BASE_256 = _halton(256, 0.7, 4.17)
+HALTON_SMALL_384 = _halton(384, 1.0, 6.11)
+HALTON_BASE_384 = _halton(384, 0.7, 4.15)
+HALTON_LARGE_384 = _halton(384, 0.5, 2.59)
+
+
+def _titok(steps: int, noise: float, scale: LinearRamp | CosineRamp, fid: float) -> Preset:
+    """By scripts/sample_imagenet_titok.py, which the scores are of; the code's own default leaves out the annealing."""
+    noises = annealing(noise, steps)
+    return Preset(
+        size=(256, 256),
+        sampling=Sampling(steps=steps, schedule=Arccos(), priority=DrawnLogit(noises), temperature=noises, scale=scale),
+        expected=Scores(fid=fid),
+        source="arXiv 2406.07550; sampler from github.com/bytedance/1d-tokenizer",
+    )
+
+
+TITOK_L32 = _titok(8, 9.5, LinearRamp(1 + 4.5), 2.77)
+TITOK_B64 = _titok(8, 11.0, LinearRamp(1 + 3.0), 2.48)
+TITOK_S128 = _titok(64, 2.8, CosineRamp(6.9, power=3.0), 1.97)
+
+AMUSED = Sampling(steps=12, schedule=Cosine(), priority=StepConfidence(spanning(2.0, 12)), scale=Interval(10.0))
+"""diffusers' AmusedPipeline: 12 steps, guidance 10, noise from 2 to 0. It draws from texts: no score for ImageNet."""
 
 
 LINEAR = Power()

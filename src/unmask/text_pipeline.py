@@ -22,7 +22,7 @@ from unmask.sampling.blocks import filled_up
 from unmask.sampling.decode import State
 from unmask.tokenizers.text import BPETokenizer, TextTokenizer, open_text_tokenizer
 from unmask.training.distributed import fast_dtype
-from unmask.weights import load_weights
+from unmask.weights import load_weights, unfilled
 
 HOLE = re.compile(r"\[MASK(?::(\d+))?\]")
 MARK = "[MASK:12]"
@@ -69,7 +69,8 @@ class TextPipeline:
         tokenizer = open_text_tokenizer(folder / TOKENIZER, recipe.tokenizer.context)
         if recipe.tokenizer_sha256 not in (None, tokenizer.sha256):
             raise CheckpointError(f"{folder / TOKENIZER} is another tokenizer than the model was trained with")
-        model = MaskedTransformer(recipe.model, tokenizer.vocab_size, tokenizer.grid)
+        with unfilled():
+            model = recipe.model.build(tokenizer.vocab_size, tokenizer.grid)
         load_weights(model, folder / "model.safetensors")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = model.to(where, dtype or fast_dtype(where)).eval()

@@ -22,9 +22,10 @@ from unmask.metrics.features import Classifier, ClassifierConfig
 from unmask.provenance import environment
 from unmask.recipes import TokenizerRecipe, read_recipe
 from unmask.reference import in_domain
+from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.losses import Stages
 from unmask.tokenizers.lpips import LpipsFiles
-from unmask.tokenizers.vqgan import Autoencoder, open_tokenizer
+from unmask.tokenizers.vqgan import Autoencoder
 from unmask.training.checkpoint import lock
 from unmask.training.distributed import World, autocast, barrier, distribute, resolve, sum_over_ranks, unwrapped
 from unmask.training.log import progress_bar

@@ -12,9 +12,9 @@ from unmask.critic import WithCritic
 from unmask.data.tokens import Tokens, rows_at_once
 from unmask.figures import grid
 from unmask.masking import mask_exact, only_present
-from unmask.models.transformer import MaskedTransformer
 from unmask.objectives import Objective
 from unmask.pipeline import Pipeline
+from unmask.pretrained.networks import Generator
 from unmask.rand import Rand
 from unmask.training.distributed import Precision, World, autocast, sum_over_ranks, unwrapped
 from unmask.training.loop import Evaluator
@@ -32,7 +32,7 @@ def validation(
     chosen = torch.arange(num) * len(data) // num
     generator = objective.generator if isinstance(objective, WithCritic) else objective
     plain = replace(generator, drop=0.0)
-    core: MaskedTransformer = unwrapped(model)  # type: ignore[assignment]
+    core: Generator = unwrapped(model)  # type: ignore[assignment]
     mask_id = core.mask_id
 
     def parts() -> Iterator[Tensor]:

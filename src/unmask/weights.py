@@ -3,41 +3,88 @@
 import hashlib
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from unmask.config import sync
 from unmask.data.decoding import one_line
 from unmask.errors import CheckpointError, DiskError
 
+PORTION = 1 << 26
+"""Bytes of a file that are in memory at a time while its tensors are copied."""
+
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill `model` from a safetensors file: exactly its names and shapes, or CheckpointError names the difference."""
+    """Fill `model`, of whatever type and device, from a safetensors file, a portion of the file at a time.
+
+    Exactly its names and shapes, or CheckpointError names the difference, before anything is written.
+    """
+    own = dict(model.named_parameters())
     try:
-        weights = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        wrong = [n for n in sorted(own.keys() | shapes.keys()) if n not in own or shapes.get(n) != tuple(own[n].shape)]
+        if wrong:
+            raise CheckpointError(
+                f"{path}: does not fit the model in config.json: {len(wrong)} tensors differ, first {wrong[0]}"
+            )
+        for names in _portions(own):
+            _copy(path, {name: own[name] for name in names})
     except FileNotFoundError as e:
         raise CheckpointError(f"{path}: no such file; train to the end first, or `unmask export` the run") from e
     except (SafetensorError, OSError) as e:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({e})") from e
-    own = dict(model.named_parameters())
-    wrong = [
-        n
-        for n in sorted(own.keys() | weights.keys())
-        if n not in own or n not in weights or own[n].shape != weights[n].shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{path}: does not fit the model in config.json: {len(wrong)} tensors differ, first {wrong[0]}"
-        )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
+
+
+@torch.no_grad()
+def _copy(path: Path, into: Mapping[str, Tensor]) -> None:
+    with safe_open(path, framework="pt") as file:  # closed, it leaves the memory
+        for name, tensor in into.items():
+            tensor.copy_(file.get_tensor(name))
+
+
+def _portions(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Their names in groups of at most PORTION bytes as float32, or of one."""
+    group: list[str] = []
+    size = 0
+    for name, tensor in tensors.items():
+        if group and size + 4 * tensor.numel() > PORTION:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += 4 * tensor.numel()
+    yield group
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Inside it, modules are made without drawing their first weights: they are about to be loaded.
+
+    That takes most of the time of building a large network, and memory that is never written costs none.
+    """
+    with torch.random.fork_rng(devices=[]), _Unfilled():
+        yield
+
+
+class _Unfilled(TorchFunctionMode):
+    FILLING = (Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_)
+
+    def __torch_function__(self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.FILLING or getattr(func, "__module__", "") == nn.init.__name__:
+            filled = args[0] if args else kwargs["tensor"]
+            if isinstance(filled, nn.Parameter):
+                return filled
+        return func(*args, **kwargs)
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path, facts: Mapping[str, str] | None = None) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.pretrained.rules import DrawnLogit, RolledHalton, StepConfidence, lagging, spanning
+from unmask.pretrained.rules import DrawnLogit, RolledHalton, StepConfidence, annealing, lagging, spanning
 from unmask.rand import seeded
 from unmask.sampling.decode import decode
 from unmask.sampling.priorities import Confidence, Halton, halton_order
@@ -69,13 +69,30 @@ def test_a_list_of_noises_stretches_over_another_number_of_steps(entries, steps)
 
 @pytest.mark.parametrize("step", range(8))
 def test_titok_scores_the_raw_logit_of_the_draw(step):
-    expected = DRAWN + 9.5 * (1 - (step + 1) / 8) * gumbel(3, 12)
-    torch.testing.assert_close(scores(DrawnLogit(9.5), LOGITS, SAMPLE, (step + 1) / 8).float(), expected.float())
+    ratio = (step + 1) / 8
+    noise = 9.5 * (1 - ratio) * (0.5 + 0.8 * (1 - ratio))
+    expected = DRAWN + noise * gumbel(3, 12)
+    torch.testing.assert_close(
+        scores(DrawnLogit(annealing(9.5, 8)), LOGITS, SAMPLE, (step + 1) / 8).float(), expected.float()
+    )
+
+
+def test_dividing_the_logits_and_then_ordering_by_them_is_one_noise():
+    """What the published script does, and what `annealing` says instead: the same order, and the same law of draws."""
+    for step, factor in enumerate(annealing(9.5, 8)):
+        left = 1 - (step + 1) / 8
+        tau = 0.5 + 0.8 * left
+        published = DRAWN / tau + 9.5 * left * gumbel(3, 12)
+        ours = scores(DrawnLogit(annealing(9.5, 8)), LOGITS, SAMPLE, (step + 1) / 8)
+        torch.testing.assert_close(ours.double(), (tau * published).double(), rtol=1e-5, atol=1e-5)
+        if factor:  # argmax of logits / tau + noise Gumbel draws from softmax(logits / (tau noise))
+            law = (LOGITS / tau / (9.5 * left)).softmax(-1)
+            torch.testing.assert_close(law, (LOGITS / factor).softmax(-1))
 
 
 def test_a_raw_logit_is_not_a_probability():
     shifted = LOGITS + torch.arange(12.0)[:, None]  # the same distributions, place by place
-    before, after = (scores(DrawnLogit(0.0), x, SAMPLE, 0.5).argsort(1) for x in (LOGITS, shifted))
+    before, after = (scores(DrawnLogit((0.0,)), x, SAMPLE, 0.5).argsort(1) for x in (LOGITS, shifted))
     assert not torch.equal(before, after)
 
 
@@ -113,7 +130,7 @@ def test_an_unrolled_sequence_is_halton_s():
 
 
 @pytest.mark.parametrize("make", [lambda: StepConfidence(()), lambda: StepConfidence((math.nan,)),
-                                  lambda: DrawnLogit(-1.0), lambda: RolledHalton((0,))])  # fmt: skip
+                                  lambda: DrawnLogit((-1.0,)), lambda: RolledHalton((0,))])  # fmt: skip
 def test_numbers_that_mean_nothing_are_refused(make):
     with pytest.raises(ValueError, match=r"\("):
         make()

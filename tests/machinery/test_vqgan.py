@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError
-from unmask.tokenizers.base import Tokenizer
+from unmask.tokenizers.base import Tokenizer, open_tokenizer
 from unmask.tokenizers.quantizers import FSQ, LFQ, VQ
 from unmask.tokenizers.vqgan import (
     VQGAN,
@@ -20,7 +20,6 @@ from unmask.tokenizers.vqgan import (
     ResidualBlock,
     SpatialAttention,
     Upsample,
-    open_tokenizer,
 )
 from unmask.weights import fingerprint, write_weights
 

@@ -99,9 +99,9 @@ def applied(flags: SamplingFlags, pipeline: Pipeline | TextPipeline) -> Sampling
 
 def _noisy(priority: Order | FromCritic, noise: float) -> Order | FromCritic:
     """The same order with another factor of noise: of a list of factors, the first."""
-    if isinstance(priority, StepConfidence) and priority.noises[0] > 0:
-        return StepConfidence(tuple(noise * (factor / priority.noises[0]) for factor in priority.noises))
-    if not isinstance(priority, Confidence | Moment | FromCritic | DrawnLogit):
+    if isinstance(priority, StepConfidence | DrawnLogit) and priority.noises[0] > 0:
+        return replace(priority, noises=tuple(noise * (factor / priority.noises[0]) for factor in priority.noises))
+    if not isinstance(priority, Confidence | Moment | FromCritic):
         raise ConfigError(f"--noise {noise} is for --order confidence or moment; this order has none")
     return replace(priority, noise=noise)
 
@@ -111,7 +111,8 @@ def published(name: str) -> str:
     preset: Preset = named(PRESETS, name, "preset")
     fid, score = preset.expected.fid, preset.expected.inception_score
     size = "x".join(map(str, preset.size))
-    return f"preset {name}: published FID {fid:.2f}, IS {score:.1f} for ImageNet at {size} ({preset.source})"
+    judged = "" if score is None else f", IS {score:.1f}"
+    return f"preset {name}: published FID {fid:.2f}{judged} for ImageNet at {size} ({preset.source})"
 
 
 def _check_read(flags: SamplingFlags, sampler: Parallel | Ancestral | ReMDM | Adaptive) -> None:

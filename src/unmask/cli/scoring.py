@@ -1,7 +1,7 @@
 """`unmask score`: orders and step budgets ranked by the likelihood of held-out data."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ from unmask import image_experiment, scoring, text_experiment
 from unmask.cli.choices import orders, schedules
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
 from unmask.errors import ConfigError
-from unmask.guidance import Condition, Predict, guided, remembering
+from unmask.guidance import Condition, Interval, Predict, guided
 from unmask.pipeline import Pipeline
 from unmask.recipes import Recipe, Sampling, TextRecipe, read_recipe
 from unmask.text_pipeline import TextPipeline
@@ -77,8 +77,7 @@ def opened_subject(run: Path, here: World) -> tuple[scoring.Subject, Sampling, t
     pipeline = Pipeline.from_pretrained(run, device=str(here.device), dtype=torch.float32)
 
     def predict(condition: Condition) -> Predict:
-        make = remembering if pipeline.model.config.self_condition else guided
-        return make(pipeline.model, condition)
+        return pipeline.predict(condition, replace(pipeline.sampling, scale=Interval(1.0)))
 
     def plain(condition: Condition) -> Predict:
         return guided(pipeline.model, condition)

@@ -66,6 +66,9 @@ class TransformerConfig:
                 "keep absolute=True, or rotary=True with registers=1"
             )
 
+    def build(self, vocab_size: int, grid: tuple[int, ...]) -> "MaskedTransformer":
+        return MaskedTransformer(self, vocab_size, grid)
+
 
 class MaskedTransformer(nn.Module):
     """`model(tokens, condition)` gives logits [b, l, K]; with a bool `at` [b, l], only those rows, [n, K].

@@ -14,20 +14,25 @@ from unmask.sampling.priorities import Canvas, Confidence, Logits, Mask, Score, 
 
 @dataclass(frozen=True)
 class StepConfidence:
-    """`Confidence` with a noise factor for each step, where others do not let it fall as 1 - (i + 1)/T.
-
-    Of a list of n factors the one for the time t of the step is taken, so another number of steps stretches the list.
-    """
+    """`Confidence` with a noise factor for each step, where others do not let it fall as 1 - (i + 1)/T."""
 
     noises: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.noises or not all(0 <= noise < math.inf for noise in self.noises):
-            raise ValueError(f"StepConfidence(noises={self.noises}): one or more finite numbers >= 0")
+        _check(self, self.noises)
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
-        step = max(0, math.ceil(t * len(self.noises) - 1e-9) - 1)
-        return Confidence(self.noises[step])(logits, sample, masked=masked, t=0.0, rand=rand)
+        return Confidence(_at(self.noises, t))(logits, sample, masked=masked, t=0.0, rand=rand)
+
+
+def _check(rule: object, noises: tuple[float, ...]) -> None:
+    if not noises or not all(0 <= noise < math.inf for noise in noises):
+        raise ValueError(f"{rule}: needs one or more finite factors >= 0")
+
+
+def _at(noises: tuple[float, ...], t: float) -> float:
+    """The factor of the step that ends at t; another number of steps stretches the list."""
+    return noises[max(0, math.ceil(t * len(noises) - 1e-9) - 1)]
 
 
 def lagging(noise: float, steps: int) -> tuple[float, ...]:
@@ -42,21 +47,30 @@ def spanning(noise: float, steps: int, last: float = 0.0) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class DrawnLogit:
-    """The raw logit of the drawn token + noise (1 - t) Gumbel: TiTok's (bytedance/1d-tokenizer, maskgit.py).
+    """The raw logit of the drawn token + noise Gumbel, a factor for each step: TiTok's (bytedance/1d-tokenizer).
 
     Not normalised, so a place where all logits are large comes before one where the draw is sure.
     """
 
-    noise: float
+    noises: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not 0 <= self.noise < math.inf:
-            raise ValueError(f"DrawnLogit(noise={self.noise}): must be a finite number >= 0")
+        _check(self, self.noises)
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
         drawn = logits.gather(-1, sample[..., None])[..., 0]
         gumbel = -torch.log(-torch.log(rand("order", sample.shape[1])))
-        return drawn + self.noise * (1 - t) * gumbel
+        return drawn + _at(self.noises, t) * gumbel
+
+
+def annealing(noise: float, steps: int) -> tuple[float, ...]:
+    """noise (1 - r) (0.5 + 0.8 (1 - r)), r = (i + 1)/T: the script of TiTok's published scores, for draws and order.
+
+    Its `softmax_temperature_annealing` divides the logits by 0.5 + 0.8 (1 - r); then the token is drawn by the largest
+    logit + noise (1 - r) Gumbel, and places are ordered by that rule too. On logits that are not divided both are this.
+    """
+    left = [1 - (step + 1) / steps for step in range(steps)]
+    return tuple(noise * x * (0.5 + 0.8 * x) for x in left)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from unmask.errors import ConfigError
 from unmask.metrics.features import ClassifierConfig
 from unmask.models.transformer import TransformerConfig
 from unmask.objectives import MaskedDiffusion, MaskGIT, Objective
+from unmask.pretrained.amused import Amused
+from unmask.pretrained.networks import GeneratorConfig, LearnedConfig
 from unmask.tokenizers.losses import TokenizerLoss
 from unmask.tokenizers.lpips import LpipsFiles
 from unmask.tokenizers.pixels import Pixels
@@ -44,8 +46,8 @@ class Recipe:
     """
 
     data: Source | Codes
-    tokenizer: Pixels | VQGAN
-    model: TransformerConfig = TransformerConfig()
+    tokenizer: Pixels | LearnedConfig
+    model: GeneratorConfig | Amused = TransformerConfig()
     objective: Objective | WithCritic = MaskGIT()
     training: TrainConfig = TrainConfig()
     sampling: Sampling = Sampling()
@@ -112,10 +114,14 @@ class TextRecipe:
         return self.packing == "stream" and self.documents > 1
 
 
-def _check_parts(objective: Objective | WithCritic, model: TransformerConfig, sampling: Sampling) -> None:
+def _check_parts(objective: Objective | WithCritic, model: GeneratorConfig | Amused, sampling: Sampling) -> None:
     """ValueError for a part of the network that nothing trains, or that is asked for and not there."""
     judged = isinstance(objective, WithCritic)
     generator = objective.generator if isinstance(objective, WithCritic) else objective
+    if not isinstance(model, TransformerConfig):
+        if judged or generator.self_condition or isinstance(sampling.priority, FromCritic):
+            raise ValueError(f"{type(model).__name__} has no critic and no self-conditioning: our own network has")
+        return
     if model.critic == "only":
         raise ValueError('model.critic "only" predicts no tokens: it is for `critic.Critic`, not for a recipe')
     if judged != (model.critic in ("head", "separate")):
@@ -150,7 +156,7 @@ WHOSE: dict[type, str] = {
 }
 ONCE: dict[type, dict[str, str]] = {
     TextRecipe: {},
-    Recipe: {"tokenizer": "Pixels", "objective": "MaskGIT"},
+    Recipe: {"tokenizer": "Pixels", "objective": "MaskGIT", "model": "TransformerConfig"},
     TokenizerRecipe: {"perceptual": "ClassifierConfig"},
 }
 """What these fields held before they had a choice, in files that do not say."""

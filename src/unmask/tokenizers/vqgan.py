@@ -4,7 +4,6 @@ One network by configuration: taming's f16-1024, LlamaGen's VQ-16, and sizes tha
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unmask.errors import ConfigError
-from unmask.tokenizers.pixels import Pixels
 from unmask.tokenizers.quantizers import FSQ, LFQ, VQ, Quantized
-from unmask.weights import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,12 +241,3 @@ class Autoencoder(nn.Module):
             z = codes.unflatten(1, self.grid).permute(0, 3, 1, 2)  # in memory, channels come last
             images[i : i + self.at_once] = self.decoder(self.after(z)).clamp(-1, 1)
         return images
-
-
-def open_tokenizer(config: Pixels | VQGAN, weights: Path) -> Pixels | Autoencoder:
-    """The tokenizer of a configuration, ready to use; a learned one with its weights read from that file."""
-    if isinstance(config, Pixels):
-        return config
-    model = config.build()
-    load_weights(model, weights)
-    return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,234 @@
+"""aMUSEd (Patil et al. 2024, arXiv 2401.01808): a U-ViT that predicts a picture's 16x16 or 32x32 codes from a text.
+
+Convolutional blocks around a transformer, as in Muse (arXiv 2301.00704) and simple diffusion (arXiv 2301.11093). Text
+enters by cross-attention, its pooled embedding and five numbers about the picture by modulation. No cell has a learned
+position: the borders of the convolutions are all that tells one from another, so any grid of two axes will do.
+Published: 12 steps, cosine schedule, guidance 10, log-confidence plus Gumbel noise of 2 in the first step and 0 in the
+last, which is `Confidence(noise=2 * steps / (steps - 1))`.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from unmask.models.layers import RMSNorm
+from unmask.pretrained.amused_blocks import EPS, ConvBlock, Layer, Resize, linear
+
+FACTS = 5
+"""Numbers about a picture: width, height, the two crop coordinates, and how pretty it is by LAION's judge (about 6)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amused:
+    """`dim`, `depth`, `heads` and `mlp_dim` are of the transformer, `block_dim`, `blocks` and `block_heads` of either
+    convolutional stage around it. `micro_dim` is the width of a number's sinusoids. `halved`: the transformer sees a
+    grid of half the height and width. `spare`: rows of the published table between its last code and its mask.
+    """
+
+    dim: int = 1024
+    depth: int = 22
+    heads: int = 16
+    mlp_dim: int = 2816
+    block_dim: int = 768
+    blocks: int = 3
+    block_heads: int = 12
+    text_dim: int = 768
+    pooled_dim: int = 768
+    micro_dim: int = 256
+    halved: bool = False
+    spare: int = 63
+
+    def __post_init__(self) -> None:
+        counts = (self.dim, self.depth, self.heads, self.mlp_dim, self.block_dim, self.blocks, self.block_heads)
+        if min(*counts, self.text_dim, self.pooled_dim, self.micro_dim) < 1 or self.spare < 0:
+            raise ValueError(f"{self}: sizes and counts must be at least 1, and spare at least 0")
+        if self.dim % self.heads or self.block_dim % self.block_heads:
+            raise ValueError(
+                f"Amused(dim={self.dim}, heads={self.heads}, block_dim={self.block_dim}, "
+                f"block_heads={self.block_heads}): each width must be a multiple of its heads"
+            )
+        if self.micro_dim % 2:
+            raise ValueError(f"Amused(micro_dim={self.micro_dim}): must be even, half cosines and half sines")
+
+    def build(self, vocab_size: int, grid: tuple[int, ...]) -> "UVit2D":
+        return UVit2D(self, vocab_size, grid)
+
+
+AMUSED_256 = Amused()
+"""amused/amused-256: 603,537,664 parameters, 8192 codes, grid 16x16."""
+
+AMUSED_512 = Amused(halved=True)
+"""amused/amused-512: 608,257,792 parameters, 8192 codes, grid 32x32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What texts, one per row, say to the network: CLIP's states of all tokens, padding too, one layer before the last;
+    its projected embedding of the whole; and width, height, crop, crop, aesthetic score of the picture (`FACTS`)."""
+
+    hidden: Float[Tensor, "b n d"]
+    pooled: Float[Tensor, "b p"]
+    micro: Float[Tensor, "b 5"]
+
+
+class UVit2D(nn.Module):
+    """`model(tokens, prompt)` gives logits [b, l, K]; with a bool `at` [b, l], only those rows, [n, K].
+
+    For inference and fine-tuning: no dropout, as published.
+    """
+
+    def __init__(self, config: Amused, vocab_size: int, grid: tuple[int, ...]):
+        super().__init__()
+        if vocab_size < 1 or len(grid) != 2 or min(grid) < 1:
+            raise ValueError(f"vocab_size {vocab_size} and grid {grid}: aMUSEd needs a code or more and two axes")
+        if config.halved and any(cells % 2 for cells in grid):
+            raise ValueError(f"grid {grid}: Amused(halved=True) needs an even number of cells on each axis")
+        self.config, self.vocab_size, self.grid = config, vocab_size, grid
+        self.length = grid[0] * grid[1]
+        dim, block_dim = config.dim, config.block_dim
+        self.text_in, self.text_norm = linear(config.text_dim, dim), RMSNorm(dim, eps=EPS)
+        self.facts_in, self.facts_out = linear(config.pooled_dim + FACTS * config.micro_dim, dim), linear(dim, dim)
+        self.embedding, self.embedding_norm = nn.Embedding(vocab_size + 1, block_dim), RMSNorm(block_dim, eps=EPS)
+        self.embedding_out = linear(block_dim, block_dim)
+        self.shrink = Resize(block_dim, nn.Conv2d) if config.halved else nn.Identity()
+        self.before = nn.ModuleList(ConvBlock(block_dim, config.block_heads, dim) for _ in range(config.blocks))
+        self.widen_norm, self.widen = RMSNorm(block_dim, eps=EPS), linear(block_dim, dim)
+        self.layers = nn.ModuleList(Layer(dim, config.heads, config.mlp_dim) for _ in range(config.depth))
+        self.narrow_norm, self.narrow = RMSNorm(dim, eps=EPS), linear(dim, block_dim)
+        self.after = nn.ModuleList(ConvBlock(block_dim, config.block_heads, dim) for _ in range(config.blocks))
+        self.grow = Resize(block_dim, nn.ConvTranspose2d) if config.halved else nn.Identity()
+        self.head_in, self.head_norm = linear(block_dim, block_dim), RMSNorm(block_dim, eps=EPS)
+        self.head = linear(block_dim, vocab_size)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    @property
+    def mask_id(self) -> int:
+        """The input row of a masked token: K, one past the last value."""
+        return self.vocab_size
+
+    def describe(self, prompt: Prompt) -> Float[Tensor, "b d"]:
+        """What modulates, after its SiLU: the pooled text and the cosines, then sines, of each number."""
+        at = self.facts_in.weight
+        kind = torch.promote_types(at.dtype, torch.float32)  # in bfloat16 a width of 511 would be one of 512
+        half = self.config.micro_dim // 2
+        frequency = torch.exp(-math.log(10_000) * torch.arange(half, dtype=kind, device=at.device) / half)
+        angles = prompt.micro.to(at.device, kind)[..., None] * frequency
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).flatten(1)
+        facts = torch.cat([prompt.pooled.to(at), waves.to(at.dtype)], dim=1)
+        return F.silu(self.facts_out(F.silu(self.facts_in(facts))))
+
+    def forward(
+        self, tokens: Int[Tensor, "b l"], prompt: Prompt, at: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "..."]:
+        self._check(tokens, prompt)
+        text, c = self.text_norm(self.text_in(prompt.hidden.to(self.text_in.weight))), self.describe(prompt)
+        x = self.embedding_out(self.embedding_norm(self.embedding(tokens))).unflatten(1, self.grid)
+        x = self.shrink(x)
+        for block in self.before:
+            x = block(x, text, c)
+        cells = self.widen(self.widen_norm(x.flatten(1, 2)))
+        for layer in self.layers:
+            cells = layer(cells, text, c)
+        x = self.narrow(self.narrow_norm(cells)).unflatten(1, x.shape[1:3])
+        for block in self.after:
+            x = block(x, text, c)
+        x = self.grow(x).flatten(1, 2)
+        x = x if at is None else x[at]
+        return self.head(self.head_norm(self.head_in(x))).float()
+
+    def _check(self, tokens: Tensor, prompt: Prompt) -> None:
+        if tokens.shape[1] != self.length:
+            raise ValueError(f"got {tokens.shape[1]} tokens per row; this model's grid {self.grid} has {self.length}")
+        widths, own = (prompt.hidden.shape[-1], prompt.pooled.shape[-1]), (self.config.text_dim, self.config.pooled_dim)
+        if len(tokens) != len(prompt.hidden) or widths != own:
+            raise ValueError(
+                f"got {len(prompt.hidden)} prompts of widths {widths} for {len(tokens)} rows; "
+                f"this model takes one a row, of widths {own} (text, pooled)"
+            )
+        # On a GPU the embedding itself refuses them, and to ask here would wait for it at every step.
+        if (
+            tokens.device.type == "cpu"
+            and tokens.numel()
+            and not 0 <= int(tokens.min()) <= tokens.max() <= self.mask_id
+        ):
+            low, high = int(tokens.min()), int(tokens.max())
+            raise ValueError(f"tokens span {low}..{high}, not 0..{self.mask_id} ({self.mask_id} is the mask)")
+
+
+# -- the published names -----------------------------------------------------------------------------------------------
+
+LAYERS = {
+    "encoder_proj": "text_in",
+    "encoder_proj_layer_norm": "text_norm",
+    "cond_embed.linear_1": "facts_in",
+    "cond_embed.linear_2": "facts_out",
+    "embed.layer_norm": "embedding_norm",
+    "embed.conv": "embedding_out",
+    "down_block.downsample.norm": "shrink.norm",
+    "down_block.downsample.conv": "shrink.conv",
+    "project_to_hidden_norm": "widen_norm",
+    "project_to_hidden": "widen",
+    "project_from_hidden_norm": "narrow_norm",
+    "project_from_hidden": "narrow",
+    "up_block.upsample.norm": "grow.norm",
+    "up_block.upsample.conv": "grow.conv",
+    "mlm_layer.conv1": "head_in",
+    "mlm_layer.layer_norm": "head_norm",
+    "mlm_layer.conv2": "head",
+}
+ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
+TRANSFORMER = {
+    **{f"norm{i}.norm": f"norm{i}.norm" for i in (1, 2, 3)},
+    **{f"norm{i}.linear": f"norm{i}.modulation" for i in (1, 2, 3)},
+    **{f"attn1.{theirs}": f"attention.{ours}" for theirs, ours in ATTENTION.items()},
+    **{f"attn2.{theirs}": f"reading.{ours}" for theirs, ours in ATTENTION.items()},
+    "ff.net.0.proj": "up",
+    "ff.net.2": "down",
+}
+CONV = {
+    "depthwise": "depthwise",
+    "norm": "norm",
+    "channelwise_linear_1": "up",
+    "channelwise_linear_2": "down",
+    "cond_embeds_mapper": "modulation",
+}
+READING = {
+    "kv_mapper": "text_in",
+    "norm1": "norm1",
+    "norm2": "norm2",
+    **{f"attn{i}.{theirs}": f"reading{i}.{ours}" for i in (1, 2) for theirs, ours in ATTENTION.items()},
+}
+BLOCKS = {
+    "transformer_layers": ("layers", TRANSFORMER),
+    "down_block.res_blocks": ("before", CONV),
+    "up_block.res_blocks": ("after", CONV),
+    "down_block.attention_blocks": ("before", READING),
+    "up_block.attention_blocks": ("after", READING),
+}
+
+
+def translate(config: Amused, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """One tensor of the published file by our names; an unknown name is returned unchanged.
+
+    Of the table of tokens the `spare` rows go: it was rounded up to a multiple of 64, with the mask last.
+    """
+    if name == "embed.embeddings.weight":
+        codes = len(tensor) - config.spare - 1 if tensor.ndim else 0
+        return {"embedding.weight": torch.cat([tensor[:codes], tensor[-1:]]) if codes > 0 else tensor}
+    block = re.fullmatch(r"(.+_(?:layers|blocks))\.(\d+)\.(.+)\.(weight|gamma|beta)", name)
+    if block and block[1] in BLOCKS:
+        stage, parts = BLOCKS[block[1]]
+        if parts is CONV and block[3] == "channelwise_norm" and block[4] != "weight":
+            return {f"{stage}.{block[2]}.{block[4]}": tensor[0, 0, 0] if tensor.shape[:-1] == (1, 1, 1) else tensor}
+        if block[3] in parts and block[4] == "weight":
+            return {f"{stage}.{block[2]}.{parts[block[3]]}.weight": tensor}
+    layer, _, kind = name.rpartition(".")
+    if layer in LAYERS and kind == "weight":
+        pointwise = tensor.ndim == 4 and tensor.shape[2:] == (1, 1)  # a convolution of one cell is a linear layer
+        return {f"{LAYERS[layer]}.weight": tensor[:, :, 0, 0] if pointwise else tensor}
+    return {name: tensor}

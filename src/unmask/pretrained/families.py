@@ -1,0 +1,173 @@
+"""The published code bases whose weight files can be converted, by the names that `unmask convert --family` takes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unmask.data.decoding import one_line
+from unmask.errors import CheckpointError
+from unmask.pretrained import (
+    amused,
+    amused_vqvae,
+    google,
+    halton_maskgit,
+    llamagen,
+    maskgit_vqgan,
+    taming,
+    titok,
+    titok_bert,
+    titok_uvit,
+    valeoai,
+)
+from unmask.pretrained.conversion import Converted, convert
+from unmask.pretrained.foreign import open_foreign
+from unmask.pretrained.networks import GeneratorConfig, LearnedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """One published size. The tokenizer decides a generator's vocabulary and grid; without a `model` it is the one."""
+
+    tokenizer: LearnedConfig
+    model: GeneratorConfig | amused.Amused | None = None
+
+    @property
+    def config(self) -> GeneratorConfig | amused.Amused | LearnedConfig:
+        return self.tokenizer if self.model is None else self.model
+
+    def build(self) -> nn.Module:
+        if self.model is None:
+            return self.tokenizer.build()
+        return self.model.build(self.tokenizer.vocab_size, self.tokenizer.grid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How the files of one code base are read: the sizes there are, and each tensor by our names.
+
+    `container` is the entry of the file that holds the weights, where there are several.
+    """
+
+    sizes: tuple[Size, ...]
+    translate: Callable[[Any, str, Tensor], dict[str, Tensor]]
+    container: str | None = None
+
+    @property
+    def is_tokenizer(self) -> bool:
+        return self.sizes[0].model is None
+
+
+def _halton() -> tuple[Size, ...]:
+    models = (
+        halton_maskgit.TINY,
+        halton_maskgit.SMALL,
+        halton_maskgit.BASE,
+        halton_maskgit.LARGE,
+        halton_maskgit.XLARGE,
+    )
+    tokenizers = (llamagen.LLAMAGEN_VQ16, llamagen.LLAMAGEN_VQ16_384)
+    return tuple(Size(model=model, tokenizer=tokenizer) for tokenizer in tokenizers for model in models)
+
+
+VALEOAI = (
+    Size(model=valeoai.BASE_256, tokenizer=taming.TAMING_F16_1024),
+    Size(model=valeoai.BASE_512, tokenizer=taming.TAMING_F16_1024_512),
+    Size(model=valeoai.BIG_256, tokenizer=taming.TAMING_F16_1024),
+    Size(model=valeoai.HUGE_256, tokenizer=taming.TAMING_F16_1024),
+)
+GOOGLE = (
+    Size(model=google.BASE_256, tokenizer=maskgit_vqgan.VQGAN_256),
+    Size(model=google.BASE_512, tokenizer=maskgit_vqgan.VQGAN_512),
+)
+TITOK = (
+    Size(model=titok_bert.TITOK_BERT, tokenizer=titok.TITOK_L32),
+    Size(model=titok_bert.TITOK_BERT, tokenizer=titok.TITOK_B64),
+    Size(model=titok_uvit.TITOK_UVIT, tokenizer=titok.TITOK_S128),
+)
+AMUSED = (
+    Size(model=amused.AMUSED_256, tokenizer=amused_vqvae.AMUSED_VQ_256),
+    Size(model=amused.AMUSED_512, tokenizer=amused_vqvae.AMUSED_VQ_512),
+)
+
+
+def alone(sizes: tuple[Size, ...]) -> tuple[Size, ...]:
+    """Their tokenizers."""
+    return tuple(replace(size, model=None) for size in sizes)
+
+
+FAMILIES: dict[str, Family] = {
+    "valeoai-v1": Family(sizes=VALEOAI, translate=valeoai.translate, container="model_state_dict"),
+    "taming-vqgan": Family(sizes=alone(VALEOAI[:2]), translate=taming.translate, container="state_dict"),
+    "halton-maskgit": Family(sizes=_halton(), translate=halton_maskgit.translate, container="model_state_dict"),
+    "llamagen-vq16": Family(
+        sizes=(Size(tokenizer=llamagen.LLAMAGEN_VQ16), Size(tokenizer=llamagen.LLAMAGEN_VQ16_384)),
+        translate=llamagen.translate,
+        container="model",
+    ),
+    "google-maskgit": Family(sizes=GOOGLE, translate=google.translate),
+    "google-vqgan": Family(sizes=alone(GOOGLE), translate=google.translate_tokenizer),
+    "maskgit-vqgan": Family(sizes=alone(GOOGLE), translate=maskgit_vqgan.translate),
+    "titok-bert": Family(sizes=TITOK[:2], translate=titok_bert.translate),
+    "titok-uvit": Family(sizes=TITOK[2:], translate=titok_uvit.translate),
+    "titok-tokenizer": Family(sizes=alone(TITOK), translate=titok.translate),
+    "amused": Family(sizes=AMUSED, translate=amused.translate),
+    "amused-vqvae": Family(sizes=alone(AMUSED), translate=amused_vqvae.translate),
+}
+
+
+def convert_file(
+    path: Path, family: str, *, dtype: torch.dtype = torch.float32, like: Size | None = None
+) -> tuple[Size, Converted]:
+    """Read a foreign file as the size of its family that it fits, or as the one given; else CheckpointError."""
+    rules = FAMILIES[family]
+    tensors = open_foreign(path, container=rules.container)
+    shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    sizes = (like,) if like is not None else rules.sizes
+    size = min(sizes, key=lambda one: _differences(one, rules, shapes))
+    with torch.device("meta"):
+        model = size.build()
+    done = convert(
+        tensors, partial(rules.translate, size.config), model, source=one_line(str(path)), dtype=dtype, family=family,
+        families=known_names(),
+    )  # fmt: skip
+    return size, done
+
+
+def _differences(size: Size, rules: Family, shapes: Mapping[str, Tensor]) -> int:
+    """How many names or shapes of the file, translated, are not the network's."""
+    with torch.device("meta"):
+        wanted = {(name, tuple(tensor.shape)) for name, tensor in size.build().state_dict().items()}
+    found: set[tuple[str, tuple[int, ...]]] = set()
+    for name, tensor in shapes.items():
+        try:
+            found |= {(ours, tuple(part.shape)) for ours, part in rules.translate(size.config, name, tensor).items()}
+        except CheckpointError:
+            found.add((name, ()))
+    return len(wanted ^ found)
+
+
+def known_names() -> dict[str, tuple[str, ...]]:
+    """A few names by which the files of each family are told."""
+    return {
+        "valeoai-v1": ("tok_emb.weight", "pos_emb", "bias", "first_layer.0.weight", "last_layer.4.weight"),
+        "taming-vqgan": ("encoder.down.0.block.0.norm1.weight", "decoder.up.4.attn.0.q.weight", "quant_conv.weight"),
+        "halton-maskgit": ("cls_emb.weight", "reg_tokens.weight", "last_norm.norm_final.weight"),
+        "llamagen-vq16": ("encoder.conv_blocks.0.res.0.norm1.weight", "quantize.codebook_used"),
+        "google-maskgit": ("Embed_0/word_embeddings/embedding", "MlmLayer_0/mlm_bias/bias"),
+        "google-vqgan": ("encoder/Conv_0/kernel", "quantizer/codebook"),
+        "maskgit-vqgan": (
+            "encoder.mid.0.norm1.weight",
+            "decoder.up.1.upsample_conv.weight",
+            "quantize.embedding.weight",
+        ),
+        "titok-bert": ("model.embeddings.word_embeddings.weight", "model.lm_head.weight"),
+        "titok-uvit": ("in_blocks.0.attn.qkv.weight", "out_blocks.0.skip_linear.weight"),
+        "titok-tokenizer": ("latent_tokens", "pixel_quantize.embedding.weight"),
+        "amused": ("embed.embeddings.weight", "encoder_proj.weight"),
+        "amused-vqvae": ("quantize.embedding.weight", "encoder.down_blocks.0.resnets.0.norm1.weight"),
+    }

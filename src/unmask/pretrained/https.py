@@ -1,0 +1,209 @@
+"""One request to a public server over https: redirects are followed only to others of that kind, never into the private
+network that this machine is in; and a server that keeps us waiting is given up."""
+
+import base64
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+
+BLOCK = 1 << 18
+REDIRECTS = 5
+TIMEOUT = 30.0
+"""Seconds without a byte, or until an answer begins, before a server is given up."""
+WINDOW, LEAST = 60.0, 1 << 16
+"""A server that sends fewer than so many bytes in so many seconds is given up."""
+
+
+class Unavailable(Exception):
+    """The network or a server failed us; says how."""
+
+
+class Cut(Unavailable):
+    """A connection ended too early, or the server is busy: worth another attempt."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A server's answer; `length` is that of its body, `tag` the version of the file ("" if it does not say)."""
+
+    status: int
+    length: int | None
+    tag: str
+    first: int | None
+    """Of a part, which byte it begins with."""
+    response: http.client.HTTPResponse
+
+    def blocks(self) -> Iterator[bytes]:
+        """The body as it comes. Raises Cut."""
+        since, received = time.monotonic(), 0
+        try:
+            while block := self.response.read1(BLOCK):
+                yield block
+                received += len(block)
+                if time.monotonic() - since < WINDOW:
+                    continue
+                if received < LEAST:
+                    raise Cut(f"the server sent {received} bytes in {WINDOW:.0f} s")
+                since, received = time.monotonic(), 0
+        except (OSError, http.client.HTTPException) as error:
+            raise Cut(f"the connection ended: {_reason(error)}") from error
+
+
+@contextmanager
+def get(url: str, headers: Mapping[str, str], *, loopback: bool = False) -> Iterator[Answer]:
+    """The answer to a GET, after redirects: of status 200, 206 or 416. Raises Unavailable.
+
+    With `loopback`, for tests, plain http to 127.0.0.1 is a public server too.
+    """
+    for _ in range(REDIRECTS + 1):
+        with _asked(url, headers, loopback) as response:
+            if response.status not in (301, 302, 303, 307, 308):
+                yield _understood(response)
+                return
+            url = _joined(url, response.headers.get("Location", ""))
+    raise Unavailable(f"more than {REDIRECTS} redirects, the last to {urlsplit(url).netloc}")
+
+
+def _understood(response: http.client.HTTPResponse) -> Answer:
+    status, headers = response.status, response.headers
+    if status in (401, 403):
+        raise Unavailable(f"the server asks for an account ({status})")
+    if status in (429, 500, 502, 503, 504):
+        raise Cut(f"the server is busy or out of order ({status})")
+    if status not in (200, 206, 416):
+        raise Unavailable(f"the server has no such file ({status})")
+    if headers.get("Content-Encoding", "identity") != "identity":
+        raise Unavailable(f"the server sends it encoded as {headers['Content-Encoding'][:40]}")
+    tag = headers.get("ETag", "")
+    strong = len(tag) < 200 and tag.startswith('"') and tag.isprintable()  # a weak one may be of other bytes
+    span = headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    first = int(span) if span.isascii() and span.isdigit() else None
+    return Answer(status, response.length, tag if strong else "", first, response)
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise Unavailable(f"{location[:200]} is no address") from error
+
+
+@contextmanager
+def _asked(url: str, headers: Mapping[str, str], loopback: bool) -> Iterator[http.client.HTTPResponse]:
+    """The beginning of one server's answer."""
+    parts = _checked(url, loopback)
+    try:
+        connection = _connect(parts, loopback)
+    except (OSError, http.client.HTTPException) as error:
+        raise Unavailable(f"cannot reach {parts.hostname}: {_reason(error)}") from error
+    with closing(connection):
+        try:
+            response = _begin(connection, parts, headers)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            kind = Unavailable if isinstance(error, ssl.SSLCertVerificationError) else Cut
+            raise kind(f"no answer from {parts.hostname}: {_reason(error)}") from error
+        with closing(response):
+            yield response
+
+
+def _begin(
+    connection: http.client.HTTPConnection, parts: SplitResult, headers: Mapping[str, str]
+) -> http.client.HTTPResponse:
+    if parts.scheme == "https":
+        context = ssl.create_default_context()
+        connection.sock = context.wrap_socket(
+            connection.sock, server_hostname=parts.hostname, do_handshake_on_connect=False
+        )
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    sent = {"Host": parts.netloc, "User-Agent": "unmask", "Accept-Encoding": "identity", "Connection": "close"}
+    with _begun_in_time(connection.sock):
+        if isinstance(connection.sock, ssl.SSLSocket):
+            connection.sock.do_handshake()
+        connection.request("GET", target, headers={**sent, **headers})
+        return connection.getresponse()
+
+
+@contextmanager
+def _begun_in_time(sock: socket.socket) -> Iterator[None]:
+    """No read of one byte now and then ever times out, so that the whole beginning has a limit as well."""
+    limit = threading.Timer(TIMEOUT, lambda: socket.socket.shutdown(sock, socket.SHUT_RDWR))
+    limit.daemon = True
+    limit.start()
+    try:
+        yield
+    finally:
+        limit.cancel()
+
+
+def _checked(url: str, loopback: bool) -> SplitResult:
+    """The parts of a URL that we would ask for; else Unavailable."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise Unavailable(f"{url[:200]} is no address") from error
+    if loopback and (parts.scheme, parts.hostname) == ("http", "127.0.0.1"):
+        return parts
+    if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or port not in (None, 443):
+        raise Unavailable(f"{url[:200]} is not plain https")
+    if not url.isascii() or any(c <= " " for c in url):
+        raise Unavailable(f"{url[:200]} is no address")
+    return parts
+
+
+def _connect(parts: SplitResult, loopback: bool) -> http.client.HTTPConnection:
+    """An open connection, by the proxy of the environment if there is one."""
+    host, secure = str(parts.hostname), parts.scheme == "https"
+    proxy = urllib.request.getproxies().get("https") if secure and not urllib.request.proxy_bypass(host) else None
+    if proxy is not None:
+        if host.replace(".", "").isdigit() or ":" in host or host == "localhost":  # it would be the proxy's network
+            raise Unavailable(f"{host} is not the name of a public server")
+        via = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+        connection = http.client.HTTPConnection(via.hostname or "", via.port or 80, timeout=TIMEOUT)
+        secret = f"{unquote(via.username or '')}:{unquote(via.password or '')}".encode()
+        allowed = {"Proxy-Authorization": "Basic " + base64.b64encode(secret).decode()} if via.username else {}
+        connection.set_tunnel(host, 443, allowed)
+        connection.connect()
+        return connection
+    port = parts.port or (443 if secure else 80)
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for *_, address in addresses:
+        if secure and not is_public(str(address[0])):
+            raise Unavailable(f"{host} is {address[0]}, which is not a public server")
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+    connection.sock = _first_open(addresses)
+    return connection
+
+
+def _first_open(addresses: list) -> socket.socket:
+    """A connection to one of the addresses that were checked: the name is not looked up again."""
+    failed: OSError | None = None
+    for family, kind, protocol, _, address in addresses:
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(TIMEOUT)
+            sock.connect(address)
+            return sock
+        except OSError as error:
+            sock.close()
+            failed = error
+    raise failed or OSError("no address")
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the internet: not private, link-local, of this machine or reserved."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return ip.is_global and not ip.is_multicast
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

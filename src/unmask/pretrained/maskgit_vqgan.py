@@ -1,0 +1,229 @@
+"""MaskGIT's own VQGAN (Chang et al. 2022, arXiv 2202.04200): the autoencoder of arXiv 2012.09841 without attention.
+
+The weights in torch are openMUSE/maskgit-vqgan-imagenet-f16-256 and fun-research/TiTok/maskgit-vqgan-imagenet-f16-256
+(Apache-2.0); those of Google's flax files are read by `unmask.pretrained.google`. The decoder is also that of TiTok.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from unmask.errors import ConfigError
+from unmask.tokenizers.quantizers import full_precision
+
+GROUPS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskGITVQGAN:
+    """RGB images of `size`; `width` times a level's multiplier is its number of channels.
+
+    Every level has `blocks` residual blocks in the encoder and in the decoder, and so has the middle of both.
+    `codes` vectors of `dim` numbers are the codebook.
+    """
+
+    size: tuple[int, int] = (256, 256)
+    width: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    blocks: int = 2
+    codes: int = 1024
+    dim: int = 256
+
+    def __post_init__(self) -> None:
+        if not self.multipliers or min(*self.size, *self.multipliers, self.blocks, self.codes, self.dim) < 1:
+            raise ValueError(f"{self}: sizes and counts must be at least 1")
+        if self.width < 1 or self.width % GROUPS:
+            raise ValueError(
+                f"MaskGITVQGAN(width={self.width}): must be a multiple of the {GROUPS} groups of its norms"
+            )
+        if any(n % self.factor for n in self.size):
+            raise ValueError(
+                f"MaskGITVQGAN(size={self.size}): must be a multiple of {self.factor}, which is 2 for each of "
+                f"{len(self.multipliers)} levels but one"
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per side of a cell."""
+        return 1 << (len(self.multipliers) - 1)
+
+    @property
+    def channels(self) -> int:
+        return 3
+
+    @property
+    def vocab_size(self) -> int:
+        return self.codes
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.size[0] // self.factor, self.size[1] // self.factor
+
+    def build(self) -> "MaskGITAutoencoder":
+        return MaskGITAutoencoder(self)
+
+
+VQGAN_256 = MaskGITVQGAN()
+"""54,515,587 parameters in 168 tensors; rFID 2.28 on ImageNet at 256x256 as published."""
+
+VQGAN_512 = MaskGITVQGAN(size=(512, 512))
+"""The same sizes for 512x512, with weights of its own in Google's files; rFID 1.97 as published."""
+
+
+class ResidualBlock(nn.Module):
+    """x + h, where h = conv(silu(norm(conv(silu(norm(x)))))); where channels change, shortcut(h) + h.
+
+    Differs from the paper: as published, the 1x1 shortcut sees the block's own output and x is lost.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int):
+        super().__init__()
+        self.norm1, self.norm2 = (nn.GroupNorm(GROUPS, dim, eps=1e-6) for dim in (dim_in, dim_out))
+        self.conv1 = nn.Conv2d(dim_in, dim_out, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(dim_out, dim_out, 3, padding=1, bias=False)
+        self.shortcut = nn.Conv2d(dim_out, dim_out, 1, bias=False) if dim_in != dim_out else None
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ h w"]:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.shortcut is None else self.shortcut(h))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution; `upsample_conv` follows a nearest-neighbour doubling."""
+
+    def __init__(self, dim_in: int, dim_out: int, blocks: int, *, double: bool):
+        super().__init__()
+        self.block = nn.Sequential(*(ResidualBlock(dim_out if i else dim_in, dim_out) for i in range(blocks)))
+        self.upsample_conv = nn.Conv2d(dim_out, dim_out, 3, padding=1) if double else None
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ _ _"]:
+        x = self.block(x)
+        if self.upsample_conv is None:
+            return x
+        return self.upsample_conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _middle(dim: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(dim, dim) for _ in range(blocks)))
+
+
+class Encoder(nn.Module):
+    """Images in [0, 1] to latents, one per cell."""
+
+    def __init__(self, config: MaskGITVQGAN):
+        super().__init__()
+        dims = [config.width * m for m in config.multipliers]
+        self.conv_in = nn.Conv2d(config.channels, config.width, 3, padding=1, bias=False)
+        pairs = zip([config.width, *dims[:-1]], dims, strict=True)
+        self.down = nn.ModuleList(Level(a, b, config.blocks, double=False) for a, b in pairs)
+        self.mid = _middle(dims[-1], config.blocks)
+        self.norm_out = nn.GroupNorm(GROUPS, dims[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(dims[-1], config.dim, 1)
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
+        x = self.conv_in(images)
+        for i, level in enumerate(self.down):
+            x = level(F.avg_pool2d(x, 2) if i else x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """Latents of any grid to images in [0, 1], before clamping."""
+
+    def __init__(self, config: MaskGITVQGAN):
+        super().__init__()
+        dims = [config.width * m for m in config.multipliers]
+        self.conv_in = nn.Conv2d(config.dim, dims[-1], 3, padding=1)
+        self.mid = _middle(dims[-1], config.blocks)
+        # As published the last level is the coarsest and runs first.
+        pairs = zip([*dims[1:], dims[-1]], dims, strict=True)
+        self.up = nn.ModuleList(Level(a, b, config.blocks, double=i > 0) for i, (a, b) in enumerate(pairs))
+        self.norm_out = nn.GroupNorm(GROUPS, dims[0], eps=1e-6)
+        self.conv_out = nn.Conv2d(dims[0], config.channels, 3, padding=1)
+
+    def forward(self, latents: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 H W"]:
+        x = self.mid(self.conv_in(latents))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class MaskGITAutoencoder(nn.Module):
+    """The tokenizer. Its images are in [-1, 1] like all of ours; those of the weights, inside, in [0, 1]."""
+
+    def __init__(self, config: MaskGITVQGAN):
+        super().__init__()
+        self.config = config
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.codebook = nn.Embedding(config.codes, config.dim)
+        nn.init.uniform_(self.codebook.weight, -1 / config.codes, 1 / config.codes)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.config.grid
+
+    @property
+    def at_once(self) -> int:
+        """Images that `encode` and `decode` take at a time: one activation of all pixels fills 256 MiB at most."""
+        height, width = self.config.size
+        return min(256, max(1, (1 << 26) // (height * width * self.config.width)))
+
+    def nearest(self, latents: Float[Tensor, "b d h w"]) -> Int[Tensor, "b l"]:
+        """The code at the smallest Euclidean distance from each latent, in float32 or wider."""
+        dtype = torch.promote_types(latents.dtype, torch.float32)
+        table, x = self.codebook.weight.to(dtype), latents.flatten(2).transpose(1, 2).to(dtype)
+        offset = table.square().sum(1) / 2  # |x - c|^2 is least where x c - |c|^2 / 2 is largest
+        with full_precision(x):
+            parts = [(part @ table.T - offset).argmax(1) for part in x.flatten(0, 1).split(1 << 14)]
+        return torch.cat(parts).reshape(x.shape[:2])
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]:
+        """Tokens of images in [-1, 1], on the images' device; ConfigError for another size."""
+        need = (self.config.channels, *self.config.size)
+        if images.shape[1:] != need:
+            raise ConfigError(f"images are {tuple(images.shape[1:])} (c, h, w), not {need}: resize them")
+        at = self.codebook.weight
+        tokens = torch.empty(len(images), self.grid[0] * self.grid[1], dtype=torch.int64, device=images.device)
+        for i in range(0, len(images), self.at_once):
+            part = ((images[i : i + self.at_once] + 1) / 2).to(at).contiguous(memory_format=torch.channels_last)
+            tokens[i : i + self.at_once] = self.nearest(self.encoder(part))
+        return tokens
+
+    @torch.no_grad()
+    def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]:
+        """Images in [-1, 1], float32, on the tokens' device; ConfigError for another length or a token out of range."""
+        if tokens.shape[1] != self.grid[0] * self.grid[1]:
+            raise ConfigError(f"rows hold {tokens.shape[1]} tokens, not {self.grid[0]}*{self.grid[1]}")
+        if not ((tokens >= 0) & (tokens < self.vocab_size)).all():
+            low, high = int(tokens.min()), int(tokens.max())
+            raise ConfigError(
+                f"tokens span {low}..{high}, not 0..{self.vocab_size - 1} ({self.vocab_size} is the mask)"
+            )
+        at = self.codebook.weight
+        images = torch.empty(len(tokens), self.config.channels, *self.config.size, device=tokens.device)
+        for i in range(0, len(tokens), self.at_once):
+            codes = self.codebook(tokens[i : i + self.at_once].to(at.device))
+            z = codes.unflatten(1, self.grid).permute(0, 3, 1, 2)  # in memory, channels come last
+            images[i : i + self.at_once] = self.decoder(z).float().clamp(0, 1) * 2 - 1
+        return images
+
+
+def decoder_name(name: str) -> str:
+    """A published name of the encoder or decoder ("up.4.block.0.nin_shortcut.weight") by ours."""
+    return name.replace("nin_shortcut", "shortcut")
+
+
+def translate(config: MaskGITVQGAN, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """One tensor of the published torch file by our names; an unknown name is returned unchanged."""
+    if name == "quantize.embedding.weight":
+        return {"codebook.weight": tensor}
+    return {decoder_name(name): tensor}

@@ -1,0 +1,80 @@
+"""The published VQGAN with a 16-fold reduction and 1024 codes, by our names (arXiv 2012.09841).
+
+The network is `unmask.tokenizers.vqgan` at its full size. Weights: `last.ckpt` of llvictorll/Maskgit-pytorch, under
+pretrained_maskgit/VQGAN, which are those of the taming-transformers README (MIT). The tokens of `valeoai`'s generators.
+"""
+
+from dataclasses import replace
+from functools import cache
+
+from torch import Tensor
+
+from unmask.tokenizers.quantizers import VQ
+from unmask.tokenizers.vqgan import VQGAN
+
+TAMING_F16_1024 = VQGAN(
+    size=(256, 256),
+    channels=3,
+    width=128,
+    multipliers=(1, 1, 2, 2, 4),
+    blocks=2,
+    decoder_blocks=3,
+    attention=(16,),
+    middle_attention=True,
+    z_channels=256,
+    groups=32,
+    quantizer=VQ(vocab_size=1024, dim=256, normalize=False, decay=0.0),
+)
+"""vqgan_imagenet_f16_1024: 72,141,699 values, rFID 7.94 in its README. No dropout, in the published one neither."""
+
+TAMING_F16_1024_512 = replace(TAMING_F16_1024, size=(512, 512), attention=(32,))
+"""The same weights on images of 512x512: attention is part of the coarsest level, which is 32 cells high here."""
+
+
+PARTS = {"nin_shortcut": "shortcut", "proj_out": "out"}
+"""Parts of a layer that have another name here."""
+
+
+def translate(config: VQGAN, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """One tensor of the published `state_dict` by our names: {} for the loss's, an unknown one unchanged.
+
+    The codebook is one that has started: training goes on from it, and not from new centres.
+    """
+    if name.startswith("loss."):
+        return {}
+    if name == "quantize.embedding.weight":
+        started = {"quantizer.count": tensor.new_ones(tensor.shape[:1]), "quantizer.started": tensor.new_ones(())}
+        return {"quantizer.table": tensor, "quantizer.sum": tensor.clone(), **started}
+    layer, _, rest = name.rpartition(".")
+    places = _places(config)
+    if layer in places:
+        return {f"{places[layer]}.{rest}": tensor}
+    layer, _, part = layer.rpartition(".")
+    if layer in places:
+        return {f"{places[layer]}.{PARTS.get(part, part)}.{rest}": tensor}
+    return {name: tensor}
+
+
+@cache
+def _places(config: VQGAN) -> dict[str, str]:
+    """Where each of the published layers is in our lists of them: "encoder.down.0.block.1" is "encoder.2"."""
+    levels = range(len(config.multipliers))
+    attended = [config.size[0] // config.patch >> i in config.attention for i in levels]
+    middle = ["mid.block_1", *(["mid.attn_1"] if config.middle_attention else []), "mid.block_2"]
+    ends = ["norm_out", "swish", "conv_out"]
+    encoder, decoder = ["conv_in"], ["conv_in", *middle]
+    for i in levels:
+        encoder += _level(f"down.{i}", config.blocks, attended[i])
+        encoder += [f"down.{i}.downsample"] if i < levels[-1] else []
+    for i in reversed(levels):  # the coarsest, which comes first, has the highest number
+        decoder += _level(f"up.{i}", config.decoder_blocks, attended[i])
+        decoder += [f"up.{i}.upsample"] if i > 0 else []
+    places = {"quant_conv": "before", "post_quant_conv": "after"}
+    for part, layers in (("encoder", [*encoder, *middle, *ends]), ("decoder", [*decoder, *ends])):
+        places |= {f"{part}.{layer}": f"{part}.{i}" for i, layer in enumerate(layers)}
+    return places
+
+
+def _level(name: str, blocks: int, attended: bool) -> list[str]:
+    kinds = ("block", "attn") if attended else ("block",)
+    return [f"{name}.{kind}.{i}" for i in range(blocks) for kind in kinds]
