@@ -93,7 +93,12 @@ def write_tokenizer(model: LearnedModel, folder: Path) -> None:
     """What `read_tokenizer` takes."""
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(dict(model.named_parameters()), folder / WEIGHTS)
-    write_json(folder / CONFIG, to_json(Kept(tokenizer=model.config))["tokenizer"])
+    write_tokenizer_config(model.config, folder)
+
+
+def write_tokenizer_config(config: LearnedConfig, folder: Path) -> None:
+    """config.json beside the weights of a tokenizer alone."""
+    write_json(folder / CONFIG, to_json(Kept(tokenizer=config))["tokenizer"])
 
 
 def make_codes(

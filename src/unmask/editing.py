@@ -57,7 +57,7 @@ def history(
     if labels is not None:
         pipeline.check(labels, len(images))
         labels = labels.repeat_interleave(variants)
-    height, width = pipeline.tokenizer.grid
+    height, width = pipeline.cells
     tokens = pipeline.tokenizer.encode(blank(images, hole))
     tokens = tokens.masked_fill(token_mask(hole, (height, width), cells).to(tokens.device), pipeline.model.mask_id)
     predict, order = pipeline.predict(labels, s), ordered(s.priority, pipeline.model, labels)

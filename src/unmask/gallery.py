@@ -30,7 +30,7 @@ def draw(run: Path, experiment: Experiment, pipeline: Pipeline, sampling: Sampli
     figures.animate(decode_frames(pipeline, states, scale), run / "decode.gif")
     figures.write(decode_strip(pipeline, states, 10, scale), run / "decode.png")
     when = torch.stack([s.revealed.long() * s.step for s in states]).sum(0).cpu()
-    height, width = pipeline.tokenizer.grid
+    height, width = pipeline.cells
     map_ = figures.reveal_order(when, (height, width), states[-1].step, 10, scale=max(4, 56 // width))
     figures.write(map_, run / "order.png")
     figures.write(repairs(experiment, pipeline, sampling, seed, scale), run / "inpaint.png")
@@ -41,14 +41,14 @@ def decode_frames(pipeline: Pipeline, states: Sequence[State], scale: int) -> li
     """One picture per state, masked cells hatched."""
     tokens = [state.tokens.cpu() for state in states]
     masked = [t == pipeline.model.mask_id for t in tokens]
-    height, width = pipeline.tokenizer.grid
+    height, width = pipeline.cells
     return figures.decode_frames(tokens, masked, pipeline.tokenizer.decode, (height, width), 10, scale=scale)
 
 
 def decode_strip(pipeline: Pipeline, states: Sequence[State], num: int, scale: int) -> Image.Image:
     """A row per step, a column per sample: the same as `decode_frames`, at one glance."""
     rows = []
-    height, width = pipeline.tokenizer.grid
+    height, width = pipeline.cells
     for state in states:
         tokens = state.tokens[:num].cpu()
         masked = tokens == pipeline.model.mask_id
@@ -69,7 +69,7 @@ def repairs(
     hole = holes(len(images), *images.shape[2:])
     repaired = pipeline.inpaint(images, hole, labels, seed=seed, sampling=sampling)
     _, masked = pipeline.with_hole(images, hole)
-    height, width = pipeline.tokenizer.grid
+    height, width = pipeline.cells
     shown = figures.masked_overlay(images, masked, (height, width))
     grey = [rows.expand_as(shown) for rows in (images, shown, repaired)]
     return figures.triptych(grey, ["original", "hole", "repaired"], scale=scale)

@@ -1,6 +1,6 @@
 """Tokenizer + model + sampler in one object: generate images, or repair holes in given ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,9 @@ from unmask.data.images import Progress
 from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import Condition, Predict, guided, remembering
 from unmask.models.transformer import MaskedTransformer
+from unmask.pretrained.amused import Amused, UVit2D
 from unmask.pretrained.networks import Generator
+from unmask.pretrained.prompts import Prompted, load_text_reader
 from unmask.rand import seeded
 from unmask.recipes import FromCritic, Order, Recipe, Sampling, read_recipe
 from unmask.sampling.decode import Priority, State
@@ -49,16 +51,25 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None
+        cls,
+        folder: str | Path,
+        *,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+        prompts: Sequence[str] = (),
     ) -> "Pipeline":
         """Load `config.json` and `model.safetensors` from a run or an export, in bfloat16 where that is fast.
 
+        `prompts`: the texts that a model of texts is to draw; text i is its class i, and no text its "no class".
         Raises CheckpointError or ConfigError, naming what is missing or does not fit.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: no config.json there; give a run folder or an export")
         recipe = read_recipe(folder / "config.json", Recipe)
+        if isinstance(recipe.model, Amused) != bool(prompts):
+            needed = "draws from texts: give it one or more prompts" if not prompts else "knows classes and no texts"
+            raise ConfigError(f"{folder} {needed}")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         kind = dtype or fast_dtype(where)
         with unfilled():
@@ -73,6 +84,10 @@ class Pipeline:
             if known != fingerprint(tokenizer, tokenizer.config):
                 raise CheckpointError(f"{folder / TOKENIZER} is another tokenizer than the model was trained with")
             tokenizer = tokenizer.to(where, kind)
+        if isinstance(model, UVit2D):
+            reader = load_text_reader(folder)
+            texts, empty = (reader(list(x), recipe.tokenizer.size) for x in (prompts, [""]))
+            return cls(Prompted(model, texts, empty), tokenizer, recipe.sampling, tuple(prompts))
         return cls(model, tokenizer, recipe.sampling, recipe.classes)  # type: ignore[arg-type]
 
     def labels(self, num: int) -> Condition:
@@ -172,11 +187,22 @@ class Pipeline:
         filled = self._finish(self.states(tokens, labels, seed=seed, sampling=sampling)).to(images)
         return torch.where(hole[:, None], filled, images)
 
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of the tokens; ConfigError where they are no places of the picture, as TiTok's are none."""
+        if len(self.tokenizer.grid) != 2:
+            raise ConfigError(
+                f"this tokenizer makes a row of {self.tokenizer.grid[0]} tokens of the whole picture, and none is a "
+                "place in it, so that no hole can be filled and no cell shown: take a model with a grid"
+            )
+        height, width = self.tokenizer.grid
+        return height, width
+
     def with_hole(
         self, images: Float[Tensor, "b c h w"], hole: Bool[Tensor, "b h w"]
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
         """The images' tokens with those masked that have a pixel in the hole, and that mask; the hole is not seen."""
-        height, width = self.tokenizer.grid
+        height, width = self.cells
         masked = token_mask(hole, (height, width))
         tokens = self.tokenizer.encode(blank(images, hole)).masked_fill(masked, self.model.mask_id)
         return tokens.to(self.device), masked

@@ -17,6 +17,7 @@ METHOD = {"schedules", "rand", "masking", "objectives", "critic", "guidance", "l
 MACHINERY = {"tokenizers", "data", "training", "metrics", "pretrained", "config", "counts", "errors", "weights"}
 FACES = {
     "app",
+    "catalogue",
     "cli",
     "coded",
     "decoding",
@@ -37,6 +38,7 @@ FACES = {
     "pipeline",
     "presets",
     "provenance",
+    "published",
     "recipes",
     "reference",
     "scoring",

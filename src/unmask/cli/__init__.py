@@ -12,6 +12,7 @@ from unmask.cli.editing import inpaint
 from unmask.cli.evaluating import evaluate_inpaint, evaluate_tokenizer
 from unmask.cli.networks import train_features
 from unmask.cli.parsing import nearest
+from unmask.cli.published import convert, fetch, models
 from unmask.cli.sampling import evaluate, export, sample
 from unmask.cli.schedule import schedule
 from unmask.cli.scoring import score
@@ -40,6 +41,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "score": score,
     "schedule": schedule,
     "export": export,
+    "models": models,
+    "fetch": fetch,
+    "convert": convert,
 }
 
 

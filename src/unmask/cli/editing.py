@@ -14,6 +14,7 @@ from torch import Tensor
 from unmask import editing, figures, gallery
 from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
+from unmask.cli.published import WeightsFlags, located
 from unmask.cli.sampling import class_id
 from unmask.data.holes import Cells
 from unmask.data.masks import read_cutout, read_mask, read_photo, rectangle
@@ -36,8 +37,11 @@ class InpaintFlags:
     """The hole: a rectangle, as x y width height in pixels."""
     extend: tuple[int, int, int, int] | None = None
     """The hole: so many new pixels around the photo, as left top right bottom."""
+    published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     label: str | None = None
     """The class to draw, by its name or number; by default none."""
+    prompt: str | None = None
+    """For a model of texts, in place of a label: what to draw."""
     variants: int = 4
     """How many answers to draw."""
     out: Path = Path("inpainted.png")
@@ -64,8 +68,10 @@ def inpaint(arguments: list[str]) -> None:
     flags = parse(InpaintFlags, rest, f"inpaint {name} {path}")
     photo, hole = holed(Path(path), flags)
     cells = policy(flags.cells, flags.dilate)
-    pipeline = Pipeline.from_pretrained(name)
-    label = None if flags.label is None else class_id(flags.label, pipeline.classes)
+    texts = () if flags.prompt is None else (flags.prompt,)
+    pipeline = Pipeline.from_pretrained(located(name, flags.published), prompts=texts)
+    chosen = "0" if texts else flags.label
+    label = None if chosen is None else class_id(chosen, () if texts else pipeline.classes)
     with value_errors(), disk_errors(flags.out.parent):
         sampling = applied(flags.sampling, pipeline)
         edited = editing.edit_photo(

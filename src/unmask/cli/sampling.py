@@ -12,9 +12,11 @@ import tyro
 
 from unmask import evaluate as evaluation
 from unmask import figures, gallery, image_experiment, text_experiment
+from unmask.catalogue import MODELS
 from unmask.cli.choices import SamplingFlags, applied, published
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, nearest, parse, positional, value_errors
+from unmask.cli.published import WeightsFlags, located
 from unmask.decoding import (
     Sampling,
 )
@@ -28,10 +30,14 @@ from unmask.training.log import progress_bar
 @dataclass(frozen=True, kw_only=True)
 class SampleFlags:
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
+    published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     out: Path = Path("samples.png")
-    num: int = 100
-    labels: tuple[str, ...] = ()
+    num: int | None = None
+    """By default 100, or, of a published model, one per label."""
+    labels: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--classes"])] = ()
     """Classes by name or number, repeated in turn until there are `num`; by default all classes."""
+    prompts: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--prompt"])] = ()
+    """For a model of texts, in place of labels: what to draw."""
     columns: int = 10
     seed: int = 0
     gif: Path | None = None
@@ -39,27 +45,29 @@ class SampleFlags:
 
 
 def sample(arguments: list[str]) -> None:
-    """generate images from a run or an export"""
-    name, rest = positional(arguments, "sample RUN, where RUN is a run folder or an export")
+    """generate images from a run, an export or a published model"""
+    name, rest = positional(arguments, "sample RUN, where RUN is a run folder, an export or one of unmask models")
     flags = parse(SampleFlags, rest, f"sample {name}")
-    if flags.num < 1:
-        raise ConfigError(f"--num {flags.num}: at least 1")
-    pipeline = Pipeline.from_pretrained(name)
-    labels = pipeline.labels(flags.num)
+    few = max(1, len(flags.labels) or len(flags.prompts))
+    num = flags.num if flags.num is not None else few if name in MODELS else 100
+    if num < 1:
+        raise ConfigError(f"--num {num}: at least 1")
+    pipeline = Pipeline.from_pretrained(located(name, flags.published), prompts=flags.prompts)
+    labels = pipeline.labels(num)
     if flags.labels:
         ids = torch.tensor([class_id(label, pipeline.classes) for label in flags.labels])
-        labels = ids[torch.arange(flags.num) % len(ids)]
+        labels = ids[torch.arange(num) % len(ids)]
     with value_errors(), disk_errors(flags.out.parent):
         sampling = applied(flags.sampling, pipeline)
         if flags.sampling.preset is not None:
             print(published(flags.sampling.preset))
         with progress_bar(shown=True) as progress:
-            images = pipeline.generate(labels, num=flags.num, seed=flags.seed, sampling=sampling, progress=progress)
+            images = pipeline.generate(labels, num=num, seed=flags.seed, sampling=sampling, progress=progress)
         scale = figures.readable_scale(images)
         figures.write(figures.grid(images, flags.columns, scale=scale), flags.out)
         print(f"wrote {flags.out}")
         if flags.gif is not None:
-            shown = min(30, flags.num)
+            shown = min(30, num)
             states = pipeline.history(
                 None if labels is None else labels[:shown], num=shown, seed=flags.seed, sampling=sampling
             )

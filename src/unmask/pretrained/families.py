@@ -135,7 +135,8 @@ def convert_file(
         tensors, partial(rules.translate, size.config), model, source=one_line(str(path)), dtype=dtype, family=family,
         families=known_names(),
     )  # fmt: skip
-    return size, done
+    parameters = {name for name, _ in model.named_parameters()}  # all that our files hold
+    return size, replace(done, weights={name: value for name, value in done.weights.items() if name in parameters})
 
 
 def _differences(size: Size, rules: Family, shapes: Mapping[str, Tensor]) -> int:

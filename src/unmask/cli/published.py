@@ -1,0 +1,103 @@
+"""`unmask models`, `fetch` and `convert`: weights that others published."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from unmask import published
+from unmask.catalogue import MODELS, Published
+from unmask.cli.parsing import disk_errors, named, nearest, parse, positional
+from unmask.decoding import Sampling
+from unmask.errors import ConfigError
+from unmask.pretrained.families import FAMILIES
+from unmask.training.log import progress_bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFlags:
+    weights: tuple[Path, ...] = ()
+    """Published files, or folders that hold them, to take instead of a download; needed once."""
+    offline: bool = False
+    """Take what is in the cache, and ask no server."""
+
+
+def located(name: str, flags: WeightsFlags) -> Path:
+    """The folder of a run or an export, or of a published model, which is made at its first use."""
+    with progress_bar(shown=True) as progress:
+        return published.located(name, weights=flags.weights, offline=flags.offline, progress=progress)
+
+
+def models(arguments: list[str]) -> None:
+    """list the published models that run here, or tell all of one: unmask models besnier-256"""
+    if arguments and not arguments[0].startswith("-"):
+        return _tell(arguments[0], named(MODELS, arguments[0], "published model"))
+    if arguments:
+        print("usage: unmask models [NAME]")
+        return
+    print(f"{'name':18s}{'parameters':>16s}  {'FID':>6s}  {'licence':12s}what it is")
+    for name, model in MODELS.items():
+        generator, tokenizer = model.parameters
+        fid = "–" if model.preset is None else f"{model.preset.expected.fid:.2f}"
+        size = f"{generator / 1e6:.0f} + {tokenizer / 1e6:.0f} M"
+        print(f"{name:18s}{size:>16s}  {fid:>6s}  {model.licence:12s}{model.about}")
+    print("\nFID as published for ImageNet: the authors' weights, samplers and evaluations. More: unmask models NAME")
+
+
+def _tell(name: str, model: Published) -> None:
+    generator, tokenizer = model.parameters
+    print(f"{name}: {model.about}")
+    print(f"parameters  {generator:,} and {tokenizer:,} of the tokenizer")
+    print(f"licence     {model.licence}; trained on {model.data}")
+    print(f"sampled     {_in_short(model.sampling)}")
+    if model.preset is not None:
+        scores = ", ".join(
+            f"{what} {value}" for what, value in vars(model.preset.expected).items() if value is not None
+        )
+        print(f"published   {scores} ({model.preset.source})")
+    for what, file in (("generator", model.model), ("tokenizer", model.tokenizer)):
+        how = "by hand, with --weights: no hash is known here" if file.source is None else "fetched"
+        if file.source is not None:
+            how += f", sha256 {file.source.sha256}..." if file.source.sha256 else ", of no published hash"
+        print(f"{what:11s} {file.name} of {file.page} ({how})")
+
+
+def _in_short(sampling: Sampling) -> str:
+    """The parts that differ from the plain sampling, long lists by their ends."""
+    plain = Sampling()
+    parts = {name: value for name, value in vars(sampling).items() if value != getattr(plain, name) or name == "steps"}
+    text = ", ".join(f"{name} {value}" for name, value in parts.items())
+    return re.sub(r"\(([\d.e-]+),[\d., e-]*, ([\d.e-]+)\)", lambda ends: f"({ends[1]} ... {ends[2]})", text)
+
+
+def fetch(arguments: list[str]) -> None:
+    """download and convert a published model ahead of its first use, or convert files at hand with --weights"""
+    name, rest = positional(arguments, "fetch NAME, where NAME is one of unmask models")
+    flags = parse(WeightsFlags, rest, f"fetch {name}")
+    named(MODELS, name, "published model")
+    with disk_errors(Path()):
+        print(f"wrote {located(name, flags)}; next: unmask sample {name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertFlags:
+    family: str
+    """Whose file it is: valeoai-v1, taming-vqgan, halton-maskgit, llamagen-vq16, google-maskgit, google-vqgan,
+    maskgit-vqgan, titok-bert, titok-uvit, titok-tokenizer, amused or amused-vqvae."""
+    out: Path
+    """The folder to make; a tokenizer joins the generator that was converted there before."""
+
+
+def convert(arguments: list[str]) -> None:
+    """turn a published weight file into safetensors and config.json, strictly and without running anything in it"""
+    name, rest = positional(arguments, "convert FILE --family NAME --out DIR")
+    flags = parse(ConvertFlags, rest, f"convert {name}")
+    if flags.family not in FAMILIES:
+        raise ConfigError(f"no family {flags.family}{nearest(flags.family, FAMILIES)}")
+    with disk_errors(flags.out):
+        done = published.convert_into(Path(name), flags.family, flags.out)
+    report = done.report
+    print(
+        f"{len(report.matched)} tensors kept their names, {len(report.renamed)} were renamed, {len(report.split)} "
+        f"split, {len(report.dropped)} not needed, none missing or unknown: {report.parameters:,} parameters"
+    )
+    print(f"wrote {flags.out}")
