@@ -1,7 +1,10 @@
 """unmask: masked generative transformers. Training masks tokens; sampling unmasks them.
 
-The names here are the method (ring 1). `unmask.pipeline.Pipeline` runs trained models; `unmask.cli` is the commands.
+The names here are the method (ring 1), and `load`, which opens a run, an export or a published model as a
+`unmask.pipeline.Pipeline`; `unmask.cli` is the commands.
 """
+
+from typing import Any
 
 from unmask.guidance import NULL, CosineRamp, Interval, LinearRamp, guided
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
@@ -65,3 +68,12 @@ __all__ = [
     "remdm",
     "seeded",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`load` brings most of the package with it, so it is imported when it is asked for."""
+    if name == "load":
+        from unmask.published import load
+
+        return load
+    raise AttributeError(f"module 'unmask' has no attribute {name!r}")

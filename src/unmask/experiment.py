@@ -31,7 +31,7 @@ from unmask.training.distributed import (
     whole,
 )
 from unmask.training.loop import Evaluator, TrainConfig, train
-from unmask.weights import write_weights
+from unmask.weights import same_weights, write_weights
 
 FREQUENCY_ROWS = 1 << 17
 
@@ -123,7 +123,7 @@ def begin(experiment: Ready, folder: Path) -> tuple[Generator, list[str]]:
     if init is None or any((folder / "checkpoints").glob("step-*")):
         return core, []
     theirs = Path(init) / experiment.kept
-    if experiment.weights is not None and theirs.exists() and theirs.read_bytes() != experiment.weights.read_bytes():
+    if experiment.weights is not None and theirs.exists() and not same_weights(theirs, experiment.weights):
         raise ConfigError(f"--init {init} was trained with another tokenizer: its tokens mean other things")
     return core, [f"starting from {init}", *start_from(core, Path(init))]
 

@@ -16,7 +16,8 @@ from unmask.recipes import TextRecipe, TokenizerRecipe, read_recipe
 from unmask.tokenizers.text import open_text_tokenizer
 from unmask.weights import load_weights, unfilled
 
-POSITION, CLASSES = "position", "classes.table.weight"
+CELLS, CLASSES = ("position", "cell_bias"), "classes.table.weight"
+"""What the cells of a grid, and the classes, have of their own."""
 
 
 def start_from(model: Generator, run: Path) -> list[str]:
@@ -46,10 +47,11 @@ def load_compatible(model: Generator, weights: Mapping[str, Tensor], grid: tuple
     """
     own = dict(model.named_parameters())
     chosen, notes = dict(weights), []
-    if POSITION in own and POSITION in weights and grid != model.grid:
-        _check_positions(weights[POSITION], grid, model.grid)
-        chosen[POSITION] = resize_positions(weights[POSITION], grid, model.grid)
-        notes.append(f"positions of a grid of {_times(grid)} resized to {_times(model.grid)}")
+    for name in (name for name in CELLS if name in own and name in weights and grid != model.grid):
+        _check_positions(weights[name], grid, model.grid)
+        chosen[name] = resize_positions(weights[name], grid, model.grid)
+        what = "positions" if name == "position" else "biases of cells"
+        notes.append(f"{what} of a grid of {_times(grid)} resized to {_times(model.grid)}")
     there, here = (len(table[CLASSES]) - 1 if CLASSES in table else 0 for table in (weights, own))
     if there != here:
         chosen.pop(CLASSES, None)

@@ -3,6 +3,7 @@ a folder of ours in the cache; from then on it is like any export."""
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,21 @@ from typing import Any
 import torch
 
 from unmask.catalogue import MODELS, File
-from unmask.coded import write_tokenizer_config
+from unmask.coded import open_coded, write_tokenizer_config
 from unmask.config import to_json, write_json
 from unmask.data.decoding import one_line
 from unmask.data.images import Progress
 from unmask.data.mnist import cache_dir
-from unmask.data.sources import Codes
+from unmask.data.sources import Codes, settled
 from unmask.decoding import Sampling
 from unmask.errors import CheckpointError, ConfigError
+from unmask.models.transformer import TransformerConfig
 from unmask.pipeline import TOKENIZER, Pipeline
+from unmask.pretrained.amused import Amused
 from unmask.pretrained.conversion import Converted
 from unmask.pretrained.download import fetch, mismatch
 from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
+from unmask.pretrained.google import GoogleMaskGIT
 from unmask.recipes import Recipe, read_recipe
 
 MODEL, REPORT = "model.safetensors", "conversion.txt"
@@ -129,6 +133,43 @@ def write_recipe(size: Size, folder: Path, sampling: Sampling) -> None:
     assert size.model is not None
     recipe = Recipe(data=Codes(path=""), tokenizer=size.tokenizer, model=size.model, sampling=sampling, unigram=False)
     write_json(folder / "config.json", to_json(recipe))
+
+
+def as_run(model: Path, codes: str | None, out: Path) -> Path:
+    """A run folder `out` of a converted model with pictures to measure it against, as codes by its own tokenizer.
+
+    ConfigError where there are none, or where their classes are not the model's.
+    """
+    if codes is None:
+        raise ConfigError("measured against which pictures? Give --data CODES, which unmask tokenize NAME makes")
+    coded, recipe = open_coded(codes), read_recipe(model / "config.json", Recipe)
+    there = 0 if isinstance(recipe.model, Amused) else recipe.model.num_classes
+    if coded.meta.classes and len(coded.meta.classes) != there:
+        raise ConfigError(
+            f"{codes} has {len(coded.meta.classes)} classes and the model {there}: their numbers mean other things"
+        )
+    recipe = replace(recipe, data=settled(Codes(path=codes)), tokenizer_sha256=coded.meta.tokenizer)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (MODEL, TOKENIZER):
+        if not (out / name).exists():
+            (out / name).symlink_to((model / name).resolve())
+    if (out / "config.json").exists() and read_recipe(out / "config.json", Recipe) != recipe:
+        raise CheckpointError(f"{out} holds something else: give another --out")
+    write_json(out / "config.json", to_json(recipe))
+    return out
+
+
+def adopted(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """A recipe that starts from a published or converted model has its network, whatever it had; and what to say."""
+    if recipe.init is None:
+        return recipe, []
+    folder = located(recipe.init)
+    recipe = replace(recipe, init=str(folder))
+    theirs = read_recipe(folder / "config.json", None) if (folder / "config.json").is_file() else None
+    if not isinstance(theirs, Recipe) or isinstance(theirs.model, TransformerConfig | Amused):
+        return recipe, []
+    network = replace(theirs.model, null_class=True) if isinstance(theirs.model, GoogleMaskGIT) else theirs.model
+    return replace(recipe, model=network), [f"the network is that of {folder.name}: {network}"]
 
 
 def convert_into(path: Path, family: str, out: Path) -> Converted:

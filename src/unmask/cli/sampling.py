@@ -12,6 +12,7 @@ import tyro
 
 from unmask import evaluate as evaluation
 from unmask import figures, gallery, image_experiment, text_experiment
+from unmask import published as published_models
 from unmask.catalogue import MODELS
 from unmask.cli.choices import SamplingFlags, applied, published
 from unmask.cli.networks import ReferenceFlags, open_networks
@@ -89,6 +90,11 @@ def class_id(label: str, classes: Sequence[str]) -> int:
 class EvaluateFlags:
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     network: Annotated[ReferenceFlags, tyro.conf.arg(name="")] = field(default_factory=ReferenceFlags)
+    published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
+    data: str | None = None
+    """For a published model: the codes of pictures to measure against, as unmask tokenize NAME makes them."""
+    out: Path | None = None
+    """For a published model: the folder for the figures; runs/NAME by default."""
     samples: int = 1500
     """How many images to generate and measure."""
     seed: int = 0
@@ -96,11 +102,18 @@ class EvaluateFlags:
 
 def evaluate(arguments: list[str]) -> None:
     """measure a run (Frechet distance and its kin, class accuracy, copies) into report.json, and draw its pictures"""
-    name, rest = positional(arguments, "evaluate RUN, where RUN is a run folder")
+    name, rest = positional(arguments, "evaluate RUN, where RUN is a run folder or one of unmask models")
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
+    run = located(name, flags.published)
+    if name in MODELS:
+        out = flags.out or Path("runs") / name
+        with disk_errors(out):
+            run = published_models.as_run(run, flags.data, out)
+    elif flags.data is not None or flags.out is not None:
+        raise ConfigError("--data and --out are for published models: a run knows its pictures, and keeps its figures")
     with value_errors():
-        sampling = applied(flags.sampling, Pipeline.from_pretrained(name, device="cpu"))
-    print_report(Path(name), flags.samples, flags.seed, sampling, flags.network, flags.sampling.preset)
+        sampling = applied(flags.sampling, Pipeline.from_pretrained(run, device="cpu"))
+    print_report(run, flags.samples, flags.seed, sampling, flags.network, flags.sampling.preset)
 
 
 PICTURES = {

@@ -11,11 +11,16 @@ import tyro
 from unmask import coded, recipes
 from unmask import tokenizer_experiment as experiment
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
-from unmask.config import dump_json
+from unmask.cli.published import WeightsFlags, located
+from unmask.config import dump_json, load_json
 from unmask.data.sources import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, Shards, Source
 from unmask.data.tokenizing import CENTER, FLIP, View
 from unmask.errors import CheckpointError, ConfigError
 from unmask.metrics.features import ClassifierConfig
+from unmask.pipeline import TOKENIZER
+from unmask.pretrained.networks import LearnedConfig, LearnedModel
+from unmask.tokenizers.base import open_tokenizer
+from unmask.tokenizers.pixels import Pixels
 from unmask.training.distributed import barrier, world
 from unmask.training.log import progress_bar
 
@@ -114,12 +119,12 @@ class TokenizeFlags:
 
 def tokenize(arguments: list[str]) -> None:
     """turn pictures into codes once, with a trained tokenizer, so that training reads codes only"""
-    usage = "tokenize RUN --out DIR [--source NAME] [--data PATH], where RUN is a trained tokenizer"
+    usage = "tokenize RUN --out DIR [--source NAME] [--data PATH], where RUN is a tokenizer or one of unmask models"
     name, rest = positional(arguments, usage)
     if rest == ["--help"]:
         parse(TokenizeFlags, rest, "tokenize RUN", TokenizeFlags(data=Folder(path=""), out=Path("codes/RUN")))
-    recipe, model = experiment.open_run(Path(name))
-    data, rest = chosen_source(recipe, rest)
+    model, own = opened_tokenizer(located(name, WeightsFlags()))
+    data, rest = chosen_source(own, model.config, rest)
     flags = parse(
         TokenizeFlags, rest, f"tokenize {name}", TokenizeFlags(data=data, out=Path("codes") / Path(name).name)
     )
@@ -146,16 +151,34 @@ def tokenize(arguments: list[str]) -> None:
         print(f"wrote {flags.out}; next: unmask train RECIPE --data {flags.out}")
 
 
-def chosen_source(recipe: recipes.TokenizerRecipe, words: list[str]) -> tuple[Source, list[str]]:
+def opened_tokenizer(folder: Path) -> tuple[LearnedModel, Source]:
+    """A tokenizer and where its pictures are: of its own run, alone, or beside the generator that it belongs to."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: no config.json there; give the folder of a trained tokenizer")
+    data = load_json(folder / "config.json")
+    if isinstance(data, dict) and "loss" in data:
+        recipe, trained = experiment.open_run(folder)
+        return trained, recipe.data
+    if isinstance(data, dict) and "model" in data:
+        config = recipes.read_recipe(folder / "config.json", recipes.Recipe).tokenizer
+        if isinstance(config, Pixels):
+            raise ConfigError(f"{folder} has no tokenizer to run: its tokens are pixels")
+        model: LearnedModel = open_tokenizer(config, folder / TOKENIZER)  # type: ignore[assignment]
+    else:
+        model = coded.read_tokenizer(folder)
+    return model, Folder(path="", size=model.config.size[0], channels=model.config.channels)
+
+
+def chosen_source(own: Source, config: LearnedConfig, words: list[str]) -> tuple[Source, list[str]]:
     """What `--source` names, or else what the tokenizer was trained on; and the other words."""
-    data, rest = recipe.data, list(words)
+    data, rest = own, list(words)
     given = next((i for i, word in enumerate(rest) if re.match(r"--source(=|$)", word)), None)
     if given is not None:
         word, _, value = rest.pop(given).partition("=")
         if not value and given == len(rest):
             raise ConfigError(f"{word}: say which, as {word} folder")
-        stored = recipe.data.size if isinstance(recipe.data, Folder | HubImages | Shards) else recipe.tokenizer.size[0]
-        table = sources(stored, recipe.tokenizer.channels)
+        stored = own.size if isinstance(own, Folder | HubImages | Shards) else config.size[0]
+        table = sources(stored, config.channels)
         data = named(table, value or rest.pop(given), "source")
     return data, [re.sub(r"^--data(?==|$)", place(data), word) for word in rest]
 

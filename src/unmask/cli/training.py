@@ -13,6 +13,7 @@ from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.sampling import print_report
 from unmask.config import dump_json
 from unmask.errors import CheckpointError
+from unmask.published import adopted
 from unmask.training.distributed import barrier, world
 from unmask.training.log import progress_bar
 
@@ -56,6 +57,10 @@ def train(arguments: list[str]) -> None:
             flags = parse(TrainTextFlags, rest, f"train {name}", TrainTextFlags(recipe=recipe, out=run))
         else:
             flags = parse(TrainFlags, rest, f"train {name}", TrainFlags(recipe=recipe, out=run))
+    if isinstance(flags, TrainFlags):
+        made, notes = adopted(flags.recipe)
+        flags = replace(flags, recipe=made)
+        print("\n".join(notes), end="\n" if notes else "")
     if flags.dry_run:
         return _describe(flags.recipe, flags.out)
     if flags.resume == "never" and (flags.out / "checkpoints").exists():
