@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from unmask.coded import open_coded
-from unmask.config import to_json, write_json
 from unmask.data.augment import PictureSet
 from unmask.data.images import Progress
 from unmask.data.pictures import Pictures, Split
@@ -18,7 +17,7 @@ from unmask.data.tokens import Tokens, TokenSet, Unlabelled
 from unmask.errors import ConfigError, DataError
 from unmask.pipeline import TOKENIZER, Pipeline
 from unmask.pretrained.amused import Amused
-from unmask.recipes import Recipe, read_recipe
+from unmask.recipes import Recipe
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.distributed import (
@@ -27,7 +26,6 @@ from unmask.training.distributed import (
 )
 from unmask.training.loop import Evaluator
 from unmask.validation import samples, validation
-from unmask.weights import write_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,10 +161,4 @@ def tokenize(images: Pictures, tokenizer: Pixels, labelled: bool) -> TokenSet:
 
 def export(run: Path, out: Path) -> None:
     """Copy what `Pipeline.from_pretrained` needs, after loading it once to see that it is whole."""
-    recipe = read_recipe(run / "config.json", Recipe)
-    pipeline = Pipeline.from_pretrained(run, device="cpu", dtype=torch.float32)
-    out.mkdir(parents=True, exist_ok=True)
-    write_weights(dict(pipeline.model.named_parameters()), out / "model.safetensors")
-    if isinstance(pipeline.tokenizer, nn.Module):
-        write_weights(dict(pipeline.tokenizer.named_parameters()), out / TOKENIZER)
-    write_json(out / "config.json", to_json(recipe))
+    Pipeline.from_pretrained(run, device="cpu", dtype=torch.float32).save_pretrained(out)

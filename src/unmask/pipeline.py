@@ -1,12 +1,17 @@
 """Tokenizer + model + sampler in one object: generate images, or repair holes in given ones."""
 
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from unmask.card import model_card
+from unmask.config import to_json, write_json
 from unmask.critic import CriticScore
 from unmask.data.holes import blank, token_mask
 from unmask.data.images import Progress
@@ -21,10 +26,12 @@ from unmask.recipes import FromCritic, Order, Recipe, Sampling, read_recipe
 from unmask.sampling.decode import Priority, State
 from unmask.tokenizers.base import Tokenizer, open_tokenizer
 from unmask.training.distributed import fast_dtype
-from unmask.weights import fingerprint, load_weights, unfilled
+from unmask.weights import fingerprint, load_weights, unfilled, write_weights
 
 TOKENIZER = "tokenizer.safetensors"
 """Beside `model.safetensors` in a run, if its tokenizer was learned."""
+TEXT_PARTS = ("text_encoder", "tokenizer")
+"""Folders beside a model that draws from texts."""
 
 
 def ordered(priority: Order | FromCritic, model: Generator, labels: Condition = None) -> Priority:
@@ -48,6 +55,8 @@ class Pipeline:
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.device = next(model.parameters()).device
         self.num_classes, self.classes = model.config.num_classes, classes
+        self.recipe: Recipe | None = None
+        self.folder: Path | None = None
 
     @classmethod
     def from_pretrained(
@@ -84,11 +93,54 @@ class Pipeline:
             if known != fingerprint(tokenizer, tokenizer.config):
                 raise CheckpointError(f"{folder / TOKENIZER} is another tokenizer than the model was trained with")
             tokenizer = tokenizer.to(where, kind)
+        network: Generator = model  # type: ignore[assignment]
         if isinstance(model, UVit2D):
             reader = load_text_reader(folder)
             texts, empty = (reader(list(x), recipe.tokenizer.size) for x in (prompts, [""]))
-            return cls(Prompted(model, texts, empty), tokenizer, recipe.sampling, tuple(prompts))
-        return cls(model, tokenizer, recipe.sampling, recipe.classes)  # type: ignore[arg-type]
+            network = Prompted(model, texts, empty)
+        made = cls(network, tokenizer, recipe.sampling, tuple(prompts) or recipe.classes)
+        made.recipe, made.folder = recipe, folder
+        return made
+
+    def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
+        """Write what `from_pretrained` reads, in the type that the weights have here, and a model card.
+
+        ConfigError for a pipeline that was not loaded, as its recipe is not known; DiskError.
+        """
+        if self.recipe is None or self.folder is None:
+            raise ConfigError("this pipeline was put together by hand: only one that was loaded can be saved")
+        out, recipe = Path(folder), replace(self.recipe, sampling=self.sampling)
+        out.mkdir(parents=True, exist_ok=True)
+        write_weights(dict(self.model.named_parameters()), out / "model.safetensors")
+        if isinstance(self.tokenizer, nn.Module):
+            write_weights(dict(self.tokenizer.named_parameters()), out / TOKENIZER)
+            recipe = replace(recipe, tokenizer_sha256=fingerprint(self.tokenizer, self.tokenizer.config))
+        for part in TEXT_PARTS if isinstance(recipe.model, Amused) else ():
+            shutil.copytree(self.folder / part, out / part, dirs_exist_ok=True)
+        (out / "README.md").write_text(model_card(recipe, self.folder, licence), encoding="utf-8")
+        write_json(out / "config.json", to_json(recipe))
+
+    def push_to_hub(
+        self, repo: str, *, licence: str | None = None, private: bool = False, token: str | None = None
+    ) -> str:
+        """Save, and upload to a model repository of the Hugging Face hub, which is made if needed; gives its address.
+
+        ConfigError without huggingface_hub, or where the hub refuses.
+        """
+        try:
+            from huggingface_hub import HfApi
+        except ImportError as error:
+            raise ConfigError("push_to_hub needs huggingface_hub: pip install huggingface_hub") from error
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, licence=licence)
+            try:
+                api = HfApi(token=token)
+                address = api.create_repo(repo, private=private, exist_ok=True)
+                api.upload_folder(repo_id=repo, folder_path=folder)
+            except (OSError, ValueError) as error:  # of which the hub's errors are
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ConfigError(f"cannot upload to {repo}: {reason}") from error
+        return str(address)
 
     def labels(self, num: int) -> Condition:
         """`num` class ids that run through all classes in turn; None for an unconditional model."""

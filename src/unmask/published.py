@@ -20,7 +20,7 @@ from unmask.data.sources import Codes, settled
 from unmask.decoding import Sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.models.transformer import TransformerConfig
-from unmask.pipeline import TOKENIZER, Pipeline
+from unmask.pipeline import TEXT_PARTS, TOKENIZER, Pipeline
 from unmask.pretrained.amused import Amused
 from unmask.pretrained.conversion import Converted
 from unmask.pretrained.download import fetch, mismatch
@@ -29,7 +29,6 @@ from unmask.pretrained.google import GoogleMaskGIT
 from unmask.recipes import Recipe, read_recipe
 
 MODEL, REPORT = "model.safetensors", "conversion.txt"
-TEXT_PARTS = ("text_encoder", "tokenizer")
 
 
 def load(

@@ -17,6 +17,7 @@ METHOD = {"schedules", "rand", "masking", "objectives", "critic", "guidance", "l
 MACHINERY = {"tokenizers", "data", "training", "metrics", "pretrained", "config", "counts", "errors", "weights"}
 FACES = {
     "app",
+    "card",
     "catalogue",
     "cli",
     "coded",

@@ -1,0 +1,59 @@
+"""A model card: what a saved model is, what it learned from, how it is sampled and what was measured, as README.md."""
+
+import json
+from pathlib import Path
+
+from unmask.data.sources import Codes
+from unmask.recipes import Recipe
+
+FIGURES = ("frechet", "frechet_floor", "frechet_limit", "precision", "recall", "density", "coverage", "class_accuracy",
+           "num_samples", "num_reference", "features", "seed", "commit")  # fmt: skip
+"""What of a report.json goes onto the card."""
+
+
+def model_card(recipe: Recipe, source: Path | None, licence: str | None) -> str:
+    """Markdown with the front matter that the Hugging Face hub reads; `source` is the folder that the model was of."""
+    front = ["---", "library_name: unmask", "pipeline_tag: unconditional-image-generation", "tags:", "- maskgit"]
+    front += [f"license: {licence}"] if licence else []
+    height, width = recipe.tokenizer.size
+    lines = [
+        *front,
+        "---",
+        "",
+        f"# A masked generative transformer for pictures of {height}x{width}",
+        "",
+        "```python",
+        "import unmask",
+        'images = unmask.load("FOLDER").generate(num=4)',
+        "```",
+        "",
+        f"* Network: `{recipe.model}`",
+        f"* Tokenizer: `{recipe.tokenizer}`",
+        f"* Training data: {_data(recipe, source)}",
+        f"* Classes: {', '.join(recipe.classes) if recipe.classes else 'by number'}",
+        f"* Objective: `{recipe.objective}`, {recipe.training.steps:,} steps of {recipe.training.batch_size}",
+        f"* Sampling: `{recipe.sampling}`",
+        f"* Licence: {licence or 'not stated'}",
+    ]
+    figures = _measured(source)
+    if figures:
+        lines += ["", "| measured | |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in figures.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _data(recipe: Recipe, source: Path | None) -> str:
+    """The pictures' source; of a converted model, where it came from."""
+    if isinstance(recipe.data, Codes) and not recipe.data.path:
+        report = None if source is None else source / "model-conversion.txt"
+        if report is not None and report.is_file():
+            return f"see its publisher; converted from {Path(report.read_text().splitlines()[0]).name}"
+        return "see its publisher"
+    return f"`{recipe.data}`"
+
+
+def _measured(source: Path | None) -> dict[str, object]:
+    report = None if source is None else source / "report.json"
+    if report is None or not report.is_file():
+        return {}
+    numbers = json.loads(report.read_text(encoding="utf-8"))
+    return {name: numbers[name] for name in FIGURES if name in numbers}
