@@ -25,6 +25,7 @@ from unmask.rand import seeded
 from unmask.recipes import FromCritic, Order, Recipe, Sampling, read_recipe
 from unmask.sampling.decode import Priority, State
 from unmask.tokenizers.base import Tokenizer, open_tokenizer
+from unmask.tokenizers.pixels import Pixels
 from unmask.training.distributed import fast_dtype
 from unmask.weights import fingerprint, load_weights, unfilled, write_weights
 
@@ -85,6 +86,8 @@ class Pipeline:
             model: nn.Module = recipe.model.build(recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
         model = model.to(where, kind).eval()
         load_weights(model, folder / "model.safetensors")
+        if not isinstance(recipe.tokenizer, Pixels) and not (folder / TOKENIZER).is_file():
+            raise CheckpointError(f"{folder}: no {TOKENIZER} there; unmask convert the tokenizer's file into it too")
         known = recipe.tokenizer_sha256  # of the weights as float32
         tokenizer = open_tokenizer(
             recipe.tokenizer, folder / TOKENIZER, device=where, dtype=torch.float32 if known else kind

@@ -19,7 +19,7 @@ from unmask.config import sync
 from unmask.data.decoding import one_line
 from unmask.errors import CheckpointError, DiskError
 
-PORTION = 1 << 26
+PORTION = 1 << 25
 """Bytes of a file that are in memory at a time while its tensors are copied."""
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from unmask.cli import main
+from unmask.cli.choices import OURS, SamplingFlags, applied, published
 from unmask.cli.choices import PRESETS as NAMED
-from unmask.cli.choices import SamplingFlags, applied, published
 from unmask.cli.parsing import parse
 from unmask.cli.training import TrainFlags
 from unmask.config import from_json, to_json
@@ -172,11 +172,11 @@ def test_every_sampling_flag_changes_the_sampling(pipeline):
 @pytest.mark.parametrize("name", NAMED)
 def test_a_preset_is_the_sampling_but_for_other_flags(pipeline, name):
     preset = NAMED[name]
-    sampling = applied(SamplingFlags(preset=name), pipeline)
-    assert sampling == preset.sampling
+    sampling, there = applied(SamplingFlags(preset=name), pipeline), preset.sampling.on(pipeline.model.grid)
+    assert sampling == there
     assert not torch.equal(pipeline.generate(num=10, sampling=sampling), pipeline.generate(num=10))
     mixed = applied(SamplingFlags(preset=name, steps=3, temperature=0.5), pipeline)
-    assert mixed == replace(preset.sampling, steps=3, temperature=0.5)
+    assert mixed == replace(there, steps=3, temperature=0.5)
     assert name.endswith(f"-{preset.size[0]}-{preset.sampling.steps}")
 
 
@@ -189,13 +189,37 @@ def test_a_preset_says_what_is_published_for_it(capsys):
         "besnier-512-15": "FID 7.26, IS 223.0 for ImageNet at 512x512",
         "maskgit-256-8": "FID 6.18, IS 182.1 for ImageNet at 256x256",
         "maskgit-512-12": "FID 7.32, IS 156.0 for ImageNet at 512x512",
+        "halton-tiny-256-32": "FID 10.20 for ImageNet at 256x256",
+        "halton-small-256-32": "FID 6.40 for ImageNet at 256x256",
+        "halton-base-256-32": "FID 4.17 for ImageNet at 256x256",
+        "halton-small-384-32": "FID 6.11 for ImageNet at 384x384",
+        "halton-base-384-32": "FID 4.15 for ImageNet at 384x384",
+        "halton-large-384-32": "FID 2.59 for ImageNet at 384x384",
+        "titok-l32-256-8": "FID 2.77 for ImageNet at 256x256",
+        "titok-b64-256-8": "FID 2.48 for ImageNet at 256x256",
+        "titok-s128-256-64": "FID 1.97 for ImageNet at 256x256",
     }
     with pytest.raises(SystemExit):
         main(["sample", "RUN", "--help"])
     told = capsys.readouterr().out
-    assert all(name in told for name in NAMED)
+    assert all(name in " ".join(told.replace("│", " ").split()) for name in (*NAMED, *OURS))
     with pytest.raises(ConfigError, match="did you mean maskgit-256-8"):
         published("maskgit-256")
+
+
+def test_temperatures_of_a_preset_stretch_over_other_steps(pipeline):
+    theirs = NAMED["titok-l32-256-8"].sampling.temperature
+    assert applied(SamplingFlags(preset="titok-l32-256-8", steps=16), pipeline).temperature == tuple(
+        value for value in theirs for _ in range(2)
+    )
+    assert applied(SamplingFlags(preset="titok-l32-256-8", steps=4), pipeline).temperature == theirs[1::2]
+
+
+def test_our_own_preset_stands_beside_the_published_ones(pipeline):
+    for name, sampling in OURS.items():
+        assert applied(SamplingFlags(preset=name), pipeline) == sampling
+        assert name == f"ours-{sampling.steps}"
+        assert "nothing is published" in published(name)
 
 
 # -- recipes ----------------------------------------------------------------------------------------------------------

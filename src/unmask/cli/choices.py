@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from unmask import presets
 from unmask.cli.parsing import named
 from unmask.cli.schedule import shapes
 from unmask.decoding import (
@@ -21,7 +22,7 @@ from unmask.errors import ConfigError
 from unmask.guidance import Interval
 from unmask.pipeline import Pipeline
 from unmask.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, Preset
-from unmask.pretrained.rules import DrawnLogit, RolledHalton, StepConfidence
+from unmask.pretrained.rules import DrawnLogit, RolledHalton, StepConfidence, stretched
 from unmask.sampling.adaptive import EntropyBound, Threshold
 from unmask.sampling.priorities import (
     Confidence,
@@ -42,8 +43,20 @@ PRESETS = {
     "besnier-512-15": REPORT_512,
     "maskgit-256-8": GOOGLE_256,
     "maskgit-512-12": GOOGLE_512,
+    "halton-tiny-256-32": presets.HALTON_TINY_256,
+    "halton-small-256-32": presets.HALTON_SMALL_256,
+    "halton-base-256-32": presets.HALTON_BASE_256,
+    "halton-small-384-32": presets.HALTON_SMALL_384,
+    "halton-base-384-32": presets.HALTON_BASE_384,
+    "halton-large-384-32": presets.HALTON_LARGE_384,
+    "titok-l32-256-8": presets.TITOK_L32,
+    "titok-b64-256-8": presets.TITOK_B64,
+    "titok-s128-256-64": presets.TITOK_S128,
 }
-"""What `--preset` may say: whose, for which size, in how many steps."""
+"""Published ones: whose, for which size, in how many steps."""
+OURS = {"ours-8": presets.ours(8), "ours-16": presets.ours(16)}
+SAMPLINGS: dict[str, Sampling] = {name: preset.sampling for name, preset in PRESETS.items()} | OURS
+"""What `--preset` may say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +64,9 @@ class SamplingFlags:
     """Anything not given is as the recipe has it."""
 
     preset: str | None = None
-    """Sample as published, but for other flags: besnier-256-8, besnier-512-15, maskgit-256-8 or maskgit-512-12."""
+    """Sample as published, but for other flags: besnier-256-8, besnier-512-15, maskgit-256-8, maskgit-512-12,
+    halton-tiny-256-32, halton-small-256-32, halton-base-256-32, halton-small-384-32, halton-base-384-32,
+    halton-large-384-32, titok-l32-256-8, titok-b64-256-8, titok-s128-256-64; or by our own rule: ours-8, ours-16."""
     steps: int | None = None
     """Forward passes."""
     order: str | None = None
@@ -79,9 +94,12 @@ class SamplingFlags:
 
 def applied(flags: SamplingFlags, pipeline: Pipeline | TextPipeline) -> Sampling:
     """The run's own sampling, or a published one, with the given flags put in."""
-    base = pipeline.sampling if flags.preset is None else named(PRESETS, flags.preset, "preset").sampling
+    base = pipeline.sampling if flags.preset is None else named(SAMPLINGS, flags.preset, "preset")
+    base = base.on(pipeline.model.grid)
     given = {name: getattr(flags, name) for name in ("steps", "temperature", "top_k", "top_p", "block")}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if isinstance(base.temperature, tuple) and flags.steps and flags.temperature is None:
+        changes["temperature"] = stretched(base.temperature, flags.steps)
     if flags.sampler is not None:
         changes |= {"sampler": named(SAMPLERS, flags.sampler, "sampler"), "remask": flags.sampler == "remask"}
     _check_read(flags, changes.get("sampler", base.sampler))
@@ -108,6 +126,8 @@ def _noisy(priority: Order | FromCritic, noise: float) -> Order | FromCritic:
 
 def published(name: str) -> str:
     """What a preset is reported to reach, in one line."""
+    if name in OURS:
+        return f"preset {name}: our own, of which nothing is published"
     preset: Preset = named(PRESETS, name, "preset")
     fid, score = preset.expected.fid, preset.expected.inception_score
     size = "x".join(map(str, preset.size))

@@ -30,6 +30,11 @@ def _check(rule: object, noises: tuple[float, ...]) -> None:
         raise ValueError(f"{rule}: needs one or more finite factors >= 0")
 
 
+def stretched(values: tuple[float, ...], steps: int) -> tuple[float, ...]:
+    """A list of one value per step, for another number of steps."""
+    return tuple(_at(values, (step + 1) / steps) for step in range(steps))
+
+
 def _at(noises: tuple[float, ...], t: float) -> float:
     """The factor of the step that ends at t; another number of steps stretches the list."""
     return noises[max(0, math.ceil(t * len(noises) - 1e-9) - 1)]
