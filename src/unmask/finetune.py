@@ -16,8 +16,9 @@ from unmask.recipes import TextRecipe, TokenizerRecipe, read_recipe
 from unmask.tokenizers.text import open_text_tokenizer
 from unmask.weights import load_weights, unfilled
 
-CELLS, CLASSES = ("position", "cell_bias"), "classes.table.weight"
-"""What the cells of a grid, and the classes, have of their own."""
+CELLS = {"position": "positions", "cell_bias": "biases"}
+"""Parameters of which every cell of the grid has its own; a critic has them too."""
+CLASSES = "classes.table.weight"
 
 
 def start_from(model: Generator, run: Path) -> list[str]:
@@ -47,10 +48,13 @@ def load_compatible(model: Generator, weights: Mapping[str, Tensor], grid: tuple
     """
     own = dict(model.named_parameters())
     chosen, notes = dict(weights), []
-    for name in (name for name in CELLS if name in own and name in weights and grid != model.grid):
-        _check_positions(weights[name], grid, model.grid)
-        chosen[name] = resize_positions(weights[name], grid, model.grid)
-        what = "positions" if name == "position" else "biases of cells"
+    celled = {name: CELLS[name.rpartition(".")[2]] for name in own if name.rpartition(".")[2] in CELLS}
+    for name in celled if grid != model.grid else ():
+        if name in weights:
+            _check_positions(weights[name], grid, model.grid)
+            chosen[name] = resize_positions(weights[name], grid, model.grid)
+    if celled and grid != model.grid:
+        what = " and ".join(dict.fromkeys(celled.values()))
         notes.append(f"{what} of a grid of {_times(grid)} resized to {_times(model.grid)}")
     there, here = (len(table[CLASSES]) - 1 if CLASSES in table else 0 for table in (weights, own))
     if there != here:

@@ -63,6 +63,14 @@ def refused(capsys, *arguments) -> tuple[int, str]:
     return stop.value.code, error
 
 
+def test_a_dry_run_leaves_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus.txt").write_text(corpus(2000))
+    main(["train", "shakespeare", "--data", "corpus.txt", "--dry-run", *SMALL])
+    assert "parameters" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
+
+
 def test_a_run_of_text_leaves_what_it_needs(run):
     left = {path.name for path in run.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "samples", "tokens"} <= left

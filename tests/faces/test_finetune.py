@@ -9,6 +9,7 @@ from unmask.data.sources import Digits
 from unmask.errors import CheckpointError
 from unmask.finetune import load_compatible, resize_positions, start_from
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.pretrained.valeoai import ValeoaiMaskGIT
 from unmask.recipes import Recipe
 from unmask.tokenizers.pixels import Pixels
 from unmask.weights import write_weights
@@ -44,6 +45,26 @@ def test_the_same_model_is_copied_and_nothing_is_said(changes):
     assert differing(weights_of(there), weights_of(here)) == set(weights_of(there))
     assert load_compatible(here, weights_of(there), there.grid) == []
     assert not differing(weights_of(there), weights_of(here))
+
+
+def test_another_grid_resizes_the_positions_of_a_critic_too():
+    there, here = model(0, critic="separate"), model(1, grid=(8, 12), critic="separate")
+    given = weights_of(there)
+    assert load_compatible(here, given, there.grid) == ["positions of a grid of 4x6 resized to 8x12"]
+    torch.testing.assert_close(
+        here.critic.position, resize_positions(given["critic.position"], (4, 6), (8, 12)), rtol=0, atol=0
+    )
+
+
+def test_another_grid_resizes_the_biases_of_a_published_network():
+    config = ValeoaiMaskGIT(dim=16, depth=1, heads=2, mlp_dim=32, num_classes=5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        there, here = config.build(7, (4, 6)), config.build(7, (8, 12))
+        torch.nn.init.normal_(there.cell_bias)
+    notes = load_compatible(here, weights_of(there), there.grid)
+    assert notes == ["positions and biases of a grid of 4x6 resized to 8x12"]
+    torch.testing.assert_close(here.cell_bias, resize_positions(there.cell_bias, (4, 6), (8, 12)), rtol=0, atol=0)
 
 
 def test_another_grid_resizes_the_positions_alone():

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -62,7 +63,7 @@ def train(arguments: list[str]) -> None:
         flags = replace(flags, recipe=made)
         print("\n".join(notes), end="\n" if notes else "")
     if flags.dry_run:
-        return _describe(flags.recipe, flags.out)
+        return _describe(flags.recipe)
     if flags.resume == "never" and (flags.out / "checkpoints").exists():
         raise CheckpointError(f"{flags.out} holds a run: give another --out, or let --resume auto continue it")
     _train(flags.recipe, flags.out, flags.device)
@@ -94,8 +95,14 @@ def _prepare(
     return ready
 
 
-def _describe(recipe: recipes.Recipe | recipes.TextRecipe, run: Path) -> None:
-    ready = _prepare(recipe, run, True)
+def _describe(recipe: recipes.Recipe | recipes.TextRecipe) -> None:
+    with tempfile.TemporaryDirectory() as aside:  # text becomes tokens on the disk: a dry run leaves none behind
+        _show(recipe, _prepare(recipe, Path(aside), True))
+
+
+def _show(
+    recipe: recipes.Recipe | recipes.TextRecipe, ready: image_experiment.Experiment | text_experiment.TextExperiment
+) -> None:
     model = experiment.build(ready)
     what = "row" if isinstance(recipe, recipes.TextRecipe) else "image"
     print(dump_json(ready.recipe))
