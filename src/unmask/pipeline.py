@@ -1,5 +1,6 @@
 """Tokenizer + model + sampler in one object: generate images, or repair holes in given ones."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -144,6 +145,17 @@ class Pipeline:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise ConfigError(f"cannot upload to {repo}: {reason}") from error
         return str(address)
+
+    def compile(self) -> None:
+        """Let torch.compile make the network faster, from its next call on; that one then takes a minute or more.
+
+        ConfigError on a CPU without a C++ compiler.
+        """
+        if self.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+            raise ConfigError("to compile for a CPU takes a C++ compiler: install g++, or leave it out")
+        network = self.model.network if isinstance(self.model, Prompted) else self.model
+        assert isinstance(network, nn.Module)
+        network.compile()
 
     def labels(self, num: int) -> Condition:
         """`num` class ids that run through all classes in turn; None for an unconditional model."""

@@ -65,6 +65,17 @@ def test_a_pipeline_made_by_hand_is_not_saved(run, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_compiling_is_of_the_network_and_needs_a_compiler(run, monkeypatch):
+    pipeline, compiled = Pipeline.from_pretrained(run, device="cpu"), []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/g++" if name == "g++" else None)
+    pipeline.compile()
+    assert compiled == [pipeline.model]
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ConfigError, match="install g"):
+        pipeline.compile()
+
+
 class Hub:
     """What of huggingface_hub.HfApi is used."""
 

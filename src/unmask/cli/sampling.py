@@ -43,6 +43,8 @@ class SampleFlags:
     seed: int = 0
     gif: Path | None = None
     """Also animate the decoding of the first 30, as .gif or .webp."""
+    compile: bool = False
+    """torch.compile the network first: slow to start, faster from then on; needs a C++ compiler on a CPU."""
 
 
 def sample(arguments: list[str]) -> None:
@@ -54,6 +56,8 @@ def sample(arguments: list[str]) -> None:
     if num < 1:
         raise ConfigError(f"--num {num}: at least 1")
     pipeline = Pipeline.from_pretrained(located(name, flags.published), prompts=flags.prompts)
+    if flags.compile:
+        pipeline.compile()
     labels = pipeline.labels(num)
     if flags.labels:
         ids = torch.tensor([class_id(label, pipeline.classes) for label in flags.labels])

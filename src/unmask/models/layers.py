@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-EXPLICIT_ATTENTION_LENGTH = 256
-"""Up to here explicit attention beats SDPA when training in bf16 on a CPU (benchmarks/attention.py); in fp32, never."""
+EXPLICIT_ATTENTION_LENGTH = 272
+"""Up to here, 256 cells and a condition, explicit attention beats SDPA in bf16 on a CPU (benchmarks/attention.py)."""
 
 
 def rotary_angles(grid: tuple[int, ...], head_dim: int, extra: int) -> Float[Tensor, "n half"]:
@@ -41,10 +41,12 @@ def attend(
     present: Bool[Tensor, "b 1 1 n"] | None = None,
 ) -> Float[Tensor, "b h n d"]:
     """Full attention to the tokens that are `present`, by whichever of two equal routes is faster on this device."""
-    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
     if slow and q.shape[2] <= EXPLICIT_ATTENTION_LENGTH:
-        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-        return (scores if present is None else scores.masked_fill(~present, -torch.inf)).softmax(-1) @ v
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        scores = scores if present is None else scores.masked_fill(~present, -torch.inf)
+        # Fresh memory for a second matrix would take as long as the rest.
+        return torch.softmax(scores, -1, out=None if torch.is_grad_enabled() else scores) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=present)
 
 
