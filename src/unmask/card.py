@@ -1,8 +1,9 @@
 """A model card: what a saved model is, what it learned from, how it is sampled and what was measured, as README.md."""
 
-import json
 from pathlib import Path
 
+from unmask.catalogue import MODELS
+from unmask.config import load_json
 from unmask.data.sources import Codes
 from unmask.recipes import Recipe
 
@@ -12,7 +13,14 @@ FIGURES = ("frechet", "frechet_floor", "frechet_limit", "precision", "recall", "
 
 
 def model_card(recipe: Recipe, source: Path | None, licence: str | None) -> str:
-    """Markdown with the front matter that the Hugging Face hub reads; `source` is the folder that the model was of."""
+    """Markdown with the front matter that the Hugging Face hub reads; `source` is the folder that the model was of.
+
+    Without a `licence` that of the published model of this network and tokenizer, if there is one.
+    """
+    theirs = (
+        m.licence for m in MODELS.values() if (m.size.model, m.size.tokenizer) == (recipe.model, recipe.tokenizer)
+    )
+    licence = licence or next(theirs, None)
     front = ["---", "library_name: unmask", "pipeline_tag: unconditional-image-generation", "tags:", "- maskgit"]
     front += [f"license: {licence}"] if licence else []
     height, width = recipe.tokenizer.size
@@ -46,7 +54,8 @@ def _data(recipe: Recipe, source: Path | None) -> str:
     if isinstance(recipe.data, Codes) and not recipe.data.path:
         report = None if source is None else source / "model-conversion.txt"
         if report is not None and report.is_file():
-            return f"see its publisher; converted from {Path(report.read_text().splitlines()[0]).name}"
+            first = (report.read_text(encoding="utf-8").splitlines() or [""])[0]
+            return f"see its publisher; converted from {Path(first).name}"
         return "see its publisher"
     return f"`{recipe.data}`"
 
@@ -55,5 +64,5 @@ def _measured(source: Path | None) -> dict[str, object]:
     report = None if source is None else source / "report.json"
     if report is None or not report.is_file():
         return {}
-    numbers = json.loads(report.read_text(encoding="utf-8"))
+    numbers = load_json(report)
     return {name: numbers[name] for name in FIGURES if name in numbers}

@@ -218,20 +218,27 @@ def judged(
     assert labels is not None
     assert truth is not None
     real, every = embed_real(pictures, judge, spread(len(pictures)), world)
+    figures: dict[str, object] = {
+        "class_accuracy": class_accuracy(judge, bank, labels),
+        "classifier_test_accuracy": class_accuracy(judge, real, truth[every]),
+        "judge": judge.sha256,
+    }
+    if len(pipeline.tokenizer.grid) != 2:
+        return figures  # a token without a place repairs nothing
     some = every[spread(len(every), 300)]
     images, _ = pictures.rows(some, world.device)
     hole = holes(len(images), *images.shape[2:]).to(images.device)
     repaired = pipeline.inpaint(images, hole, truth[some], seed=seed, sampling=sampling)
-    return {
-        "class_accuracy": class_accuracy(judge, bank, labels),
-        "classifier_test_accuracy": class_accuracy(judge, real, truth[every]),
-        "inpaint_class_accuracy": class_accuracy(judge, judge(repaired), truth[some]),
-        "judge": judge.sha256,
-    }
+    return figures | {"inpaint_class_accuracy": class_accuracy(judge, judge(repaired), truth[some])}
 
 
 def read_curve(run: Path, name: str = "validation_loss") -> dict[str, float]:
-    """Where a training ended: the figure of that name, seconds and steps; CheckpointError if there is none."""
+    """Where a training ended: the figure of that name, seconds and steps; CheckpointError if there is none.
+
+    Nothing of a published model, to which `published.as_run` links: it was trained elsewhere.
+    """
+    if (run / "model.safetensors").is_symlink():
+        return {}
     path = run / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     values = [row[name] for row in rows if name in row]

@@ -21,6 +21,7 @@ from unmask.objectives import MaskGIT
 from unmask.pretrained.amused import Amused
 from unmask.pretrained.networks import Generator
 from unmask.provenance import environment
+from unmask.published import located
 from unmask.recipes import AnyKind, Recipe, Sampling, TextRecipe, TokenizerRecipe, read_recipe
 from unmask.training.checkpoint import clean, lock
 from unmask.training.distributed import (
@@ -122,10 +123,11 @@ def begin(experiment: Ready, folder: Path) -> tuple[Generator, list[str]]:
     core, init = build(experiment), experiment.recipe.init
     if init is None or any((folder / "checkpoints").glob("step-*")):
         return core, []
-    theirs = Path(init) / experiment.kept
+    start = located(init)
+    theirs = start / experiment.kept
     if experiment.weights is not None and theirs.exists() and not same_weights(theirs, experiment.weights):
         raise ConfigError(f"--init {init} was trained with another tokenizer: its tokens mean other things")
-    return core, [f"starting from {init}", *start_from(core, Path(init))]
+    return core, [f"starting from {init}", *start_from(core, start)]
 
 
 def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, world: World) -> None:

@@ -19,13 +19,17 @@ from unmask.sampling.decode import State
 
 
 def draw(run: Path, experiment: Experiment, pipeline: Pipeline, sampling: Sampling, seed: int) -> None:
-    """samples.png, decode.gif, decode.png, order.png, inpaint.png and loss.png."""
+    """samples.png, decode.gif, decode.png, order.png, inpaint.png and loss.png; of a row of tokens, and of a training
+    that was elsewhere, those that there can be."""
     classes = max(1, pipeline.num_classes)
     labels = torch.arange(100) // 10 % classes if pipeline.num_classes else None
     images = pipeline.generate(labels, num=100, seed=seed, sampling=sampling)
     scale = figures.readable_scale(images)
     figures.write(figures.grid(images, 10, scale=scale), run / "samples.png")
-
+    if (run / "metrics.jsonl").exists():
+        loss_curve(run, experiment)
+    if len(pipeline.tokenizer.grid) != 2:
+        return
     states = pipeline.history(num=30, seed=seed, sampling=sampling)
     figures.animate(decode_frames(pipeline, states, scale), run / "decode.gif")
     figures.write(decode_strip(pipeline, states, 10, scale), run / "decode.png")
@@ -34,7 +38,6 @@ def draw(run: Path, experiment: Experiment, pipeline: Pipeline, sampling: Sampli
     map_ = figures.reveal_order(when, (height, width), states[-1].step, 10, scale=max(4, 56 // width))
     figures.write(map_, run / "order.png")
     figures.write(repairs(experiment, pipeline, sampling, seed, scale), run / "inpaint.png")
-    loss_curve(run, experiment)
 
 
 def decode_frames(pipeline: Pipeline, states: Sequence[State], scale: int) -> list[Image.Image]:

@@ -15,6 +15,7 @@ from unmask.data.sources import Codes, Source
 from unmask.data.tokenizing import Part
 from unmask.data.tokens import Tokens, TokenSet, Unlabelled
 from unmask.errors import ConfigError, DataError
+from unmask.models.transformer import TransformerConfig
 from unmask.pipeline import TOKENIZER, Pipeline
 from unmask.pretrained.amused import Amused
 from unmask.recipes import Recipe
@@ -143,6 +144,8 @@ def _fitted(recipe: Recipe, classes: tuple[str, ...]) -> Recipe:
     """With the numbers that the data and the tokenizer decide."""
     if isinstance(recipe.model, Amused):
         raise ConfigError("aMUSEd draws from texts, and can be sampled here but not trained: take a recipe of classes")
+    if not isinstance(recipe.model, TransformerConfig) and not (recipe.conditional and classes):
+        raise ConfigError("a published network needs classes, and there are no classes here: sort the pictures by them")
     return replace(
         recipe,
         sampling=recipe.sampling.on(recipe.tokenizer.grid),

@@ -16,6 +16,7 @@ from unmask.config import to_json, write_json
 from unmask.critic import CriticScore
 from unmask.data.holes import blank, token_mask
 from unmask.data.images import Progress
+from unmask.data.tokens import rows_at_once
 from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import Condition, Predict, guided, remembering
 from unmask.models.transformer import MaskedTransformer
@@ -25,6 +26,7 @@ from unmask.pretrained.prompts import Prompted, load_text_reader
 from unmask.rand import seeded
 from unmask.recipes import FromCritic, Order, Recipe, Sampling, read_recipe
 from unmask.sampling.decode import Priority, State
+from unmask.saving import TEXT_PARTS, copy_text_part, upload
 from unmask.tokenizers.base import Tokenizer, open_tokenizer
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.distributed import fast_dtype
@@ -32,8 +34,6 @@ from unmask.weights import fingerprint, load_weights, unfilled, write_weights
 
 TOKENIZER = "tokenizer.safetensors"
 """Beside `model.safetensors` in a run, if its tokenizer was learned."""
-TEXT_PARTS = ("text_encoder", "tokenizer")
-"""Folders beside a model that draws from texts."""
 
 
 def ordered(priority: Order | FromCritic, model: Generator, labels: Condition = None) -> Priority:
@@ -76,11 +76,11 @@ class Pipeline:
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder}: no config.json there; give a run folder or an export")
+            raise CheckpointError(f"{folder}: no config.json there; give a run, an export or one of unmask models")
         recipe = read_recipe(folder / "config.json", Recipe)
         if isinstance(recipe.model, Amused) != bool(prompts):
-            needed = "draws from texts: give it one or more prompts" if not prompts else "knows classes and no texts"
-            raise ConfigError(f"{folder} {needed}")
+            needed = "draws from texts: give prompts" if not prompts else "knows classes and no texts: give labels"
+            raise ConfigError(f"the model {folder.name} {needed}")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         kind = dtype or fast_dtype(where)
         with unfilled():
@@ -114,14 +114,15 @@ class Pipeline:
         if self.recipe is None or self.folder is None:
             raise ConfigError("this pipeline was put together by hand: only one that was loaded can be saved")
         out, recipe = Path(folder), replace(self.recipe, sampling=self.sampling)
+        card = model_card(recipe, self.folder, licence)
         out.mkdir(parents=True, exist_ok=True)
         write_weights(dict(self.model.named_parameters()), out / "model.safetensors")
         if isinstance(self.tokenizer, nn.Module):
             write_weights(dict(self.tokenizer.named_parameters()), out / TOKENIZER)
             recipe = replace(recipe, tokenizer_sha256=fingerprint(self.tokenizer, self.tokenizer.config))
         for part in TEXT_PARTS if isinstance(recipe.model, Amused) else ():
-            shutil.copytree(self.folder / part, out / part, dirs_exist_ok=True)
-        (out / "README.md").write_text(model_card(recipe, self.folder, licence), encoding="utf-8")
+            copy_text_part(self.folder / part, out / part)
+        (out / "README.md").write_text(card, encoding="utf-8")
         write_json(out / "config.json", to_json(recipe))
 
     def push_to_hub(
@@ -131,20 +132,9 @@ class Pipeline:
 
         ConfigError without huggingface_hub, or where the hub refuses.
         """
-        try:
-            from huggingface_hub import HfApi
-        except ImportError as error:
-            raise ConfigError("push_to_hub needs huggingface_hub: pip install huggingface_hub") from error
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, licence=licence)
-            try:
-                api = HfApi(token=token)
-                address = api.create_repo(repo, private=private, exist_ok=True)
-                api.upload_folder(repo_id=repo, folder_path=folder)
-            except (OSError, ValueError) as error:  # of which the hub's errors are
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise ConfigError(f"cannot upload to {repo}: {reason}") from error
-        return str(address)
+            return upload(Path(folder), repo, private=private, token=token)
 
     def compile(self) -> None:
         """Let torch.compile make the network faster, from its next call on; that one then takes a minute or more.
@@ -208,6 +198,7 @@ class Pipeline:
         """One image in [-1, 1] per label; or `num` of them, running through the classes."""
         labels = self.labels(num) if labels is None else torch.as_tensor(labels).to(self.device)
         total = num if labels is None else len(labels)
+        batch = rows_at_once(batch, self.model.length, self.model.vocab_size)
         if total < 1:
             raise ConfigError(f"{total} images asked for: give labels, or num of at least 1")
         steps, images = (sampling or self.sampling).steps, []

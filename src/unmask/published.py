@@ -1,7 +1,6 @@
 """Published models by name. The first use of one fetches its files, or takes those at hand, and converts them once into
 a folder of ours in the cache; from then on it is like any export."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -12,7 +11,7 @@ import torch
 
 from unmask.catalogue import MODELS, File
 from unmask.coded import open_coded, write_tokenizer_config
-from unmask.config import to_json, write_json
+from unmask.config import load_json, to_json, write_json
 from unmask.data.decoding import one_line
 from unmask.data.images import Progress
 from unmask.data.mnist import cache_dir
@@ -20,13 +19,16 @@ from unmask.data.sources import Codes, settled
 from unmask.decoding import Sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.models.transformer import TransformerConfig
-from unmask.pipeline import TEXT_PARTS, TOKENIZER, Pipeline
+from unmask.pipeline import TOKENIZER, Pipeline
 from unmask.pretrained.amused import Amused
 from unmask.pretrained.conversion import Converted
 from unmask.pretrained.download import fetch, mismatch
 from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
 from unmask.pretrained.google import GoogleMaskGIT
+from unmask.pretrained.networks import GeneratorConfig
 from unmask.recipes import Recipe, read_recipe
+from unmask.saving import TEXT_PARTS, copy_text_part
+from unmask.weights import same_weights
 
 MODEL, REPORT = "model.safetensors", "conversion.txt"
 
@@ -72,14 +74,27 @@ def made(
     """A published model, converted in the cache; CheckpointError or DiskError says what is missing or differs."""
     model, folder = MODELS[name], cache_dir() / "models" / name
     is_text = model.preset is None
-    if (folder / "config.json").is_file():
-        return folder
     given = [Path(place).expanduser() for place in weights]
+    if (folder / "config.json").is_file() and not given:
+        return folder
     for place in given:
         if not place.exists():
             raise CheckpointError(f"{one_line(str(place))}: no such file or folder")
-    files = {part: _file(part, given, name, offline, progress) for part in (model.tokenizer, model.model)}
+    parts = (model.model, model.tokenizer)
+    found = {part: _at_hand(part, given, parts) for part in parts}
+    for place in given:
+        if not any(path is not None and place in (path, *path.parents) for path in found.values()):
+            names = " or ".join(part.name for part in parts)
+            raise CheckpointError(f"{one_line(str(place))} is not, and does not hold, {names}, which {name} needs")
+    for part, path in found.items():  # before anything is fetched
+        if path is None and part.source is None:
+            raise CheckpointError(
+                f"{name} needs {part.name} of {part.page}, of which no hash is known to check a download by: get it "
+                "there, then unmask fetch {name} --weights its folder"
+            )
+    files = {part: path or _fetched(part, offline, progress) for part, path in found.items()}
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
     if is_text:
         _copy_texts(files[model.model], folder)
     for part, path in files.items():
@@ -94,22 +109,28 @@ def _own(size: Size, family: str) -> Size:
     return Size(tokenizer=size.tokenizer) if FAMILIES[family].is_tokenizer else size
 
 
-def _file(part: File, given: Sequence[Path], name: str, offline: bool, progress: Progress | None) -> Path:
-    """The published file: among those given, or fetched."""
+def _at_hand(part: File, given: Sequence[Path], parts: Sequence[File]) -> Path | None:
+    """The published file among those given, or in their folders; CheckpointError if it is not as published."""
     short = Path(part.name).name
-    found = [place for place in given if place.is_file() and place.name == short]
-    found += [hit for place in given if place.is_dir() for hit in (place / part.name, place / short) if hit.is_file()]
-    if found:
-        wrong = mismatch(found[0], part.source) if part.source is not None else None
-        if wrong:
-            raise CheckpointError(f"{one_line(str(found[0]))} is {wrong}: get the file of {part.page}")
-        return found[0]
-    if part.source is not None:
+    alike = sum(Path(other.name).name == short for other in parts) > 1  # then the folder tells
+    ending = part.name if alike else short
+    found = [place for place in given if place.is_file() and f"/{place.resolve().as_posix()}".endswith(f"/{ending}")]
+    names = (part.name,) if alike else (part.name, short)
+    found += [place / name for place in given for name in names if (place / name).is_file()]
+    if not found:
+        return None
+    wrong = mismatch(found[0], part.source) if part.source is not None else None
+    if wrong:
+        raise CheckpointError(f"{one_line(str(found[0]))} is {wrong}: get the file of {part.page}")
+    return found[0]
+
+
+def _fetched(part: File, offline: bool, progress: Progress | None) -> Path:
+    assert part.source is not None
+    try:
         return fetch(part.source, cache_dir() / "downloads", offline=offline, progress=progress)
-    raise CheckpointError(
-        f"{name} needs {part.name} of {part.page}, of which no hash is known to check a download by: get it there, and "
-        f"name it or its folder with --weights"
-    )
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}, or name a copy of it with --weights") from error
 
 
 def _copy_texts(transformer: Path, folder: Path) -> None:
@@ -118,7 +139,7 @@ def _copy_texts(transformer: Path, folder: Path) -> None:
         source = transformer.parent.parent / part
         if not source.is_dir():
             raise CheckpointError(f"{one_line(str(source))} is not there: give the model's whole folder with --weights")
-        shutil.copytree(source, folder / part, dirs_exist_ok=True)
+        copy_text_part(source, folder / part)
 
 
 def save(done: Converted, into: Path, report: Path) -> None:
@@ -142,33 +163,50 @@ def as_run(model: Path, codes: str | None, out: Path) -> Path:
     if codes is None:
         raise ConfigError("measured against which pictures? Give --data CODES, which unmask tokenize NAME makes")
     coded, recipe = open_coded(codes), read_recipe(model / "config.json", Recipe)
-    there = 0 if isinstance(recipe.model, Amused) else recipe.model.num_classes
-    if coded.meta.classes and len(coded.meta.classes) != there:
+    if isinstance(recipe.model, Amused):
+        raise ConfigError(f"{model.name} draws from texts, and codes have none: it cannot be measured here")
+    if len(coded.meta.classes) != recipe.model.num_classes:
         raise ConfigError(
-            f"{codes} has {len(coded.meta.classes)} classes and the model {there}: their numbers mean other things"
+            f"{codes} has {len(coded.meta.classes) or 'no'} classes and the model {recipe.model.num_classes}: their "
+            "numbers mean other things"
         )
+    if not same_weights(model / TOKENIZER, coded.weights):
+        raise ConfigError(f"{codes} are of another tokenizer than the model's: make them with unmask tokenize NAME")
     recipe = replace(recipe, data=settled(Codes(path=codes)), tokenizer_sha256=coded.meta.tokenizer)
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (MODEL, TOKENIZER):
-        if not (out / name).exists():
-            (out / name).symlink_to((model / name).resolve())
     if (out / "config.json").exists() and read_recipe(out / "config.json", Recipe) != recipe:
         raise CheckpointError(f"{out} holds something else: give another --out")
+    links = [out / name for name in (MODEL, TOKENIZER)]
+    if any(link.exists() and not link.is_symlink() for link in links):
+        raise CheckpointError(f"{out} holds weights of its own: give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    for link in links:
+        link.unlink(missing_ok=True)
+        link.symlink_to((model / link.name).resolve())
     write_json(out / "config.json", to_json(recipe))
     return out
 
 
 def adopted(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """A recipe that starts from a published or converted model has its network, whatever it had; and what to say."""
+    """A recipe that starts from a published or converted model has its network, whatever it had; and what to say.
+
+    Nothing is fetched for that: the catalogue knows the published networks.
+    """
     if recipe.init is None:
         return recipe, []
-    folder = located(recipe.init)
-    recipe = replace(recipe, init=str(folder))
-    theirs = read_recipe(folder / "config.json", None) if (folder / "config.json").is_file() else None
-    if not isinstance(theirs, Recipe) or isinstance(theirs.model, TransformerConfig | Amused):
+    config = Path(recipe.init) / "config.json"
+    network: GeneratorConfig | Amused | None = None
+    if config.is_file():
+        theirs = read_recipe(config, None)
+        network = theirs.model if isinstance(theirs, Recipe) else None
+    elif recipe.init in MODELS:
+        network = MODELS[recipe.init].size.model
+    else:
+        located(recipe.init)  # which knows the nearest name
+    if network is None or isinstance(network, TransformerConfig):
         return recipe, []
-    network = replace(theirs.model, null_class=True) if isinstance(theirs.model, GoogleMaskGIT) else theirs.model
-    return replace(recipe, model=network), [f"the network is that of {folder.name}: {network}"]
+    if isinstance(network, GoogleMaskGIT):
+        network = replace(network, null_class=True)
+    return replace(recipe, model=network), [f"the network is that of {recipe.init}: {network}"]
 
 
 def convert_into(path: Path, family: str, out: Path) -> Converted:
@@ -176,20 +214,27 @@ def convert_into(path: Path, family: str, out: Path) -> Converted:
 
     Raises CheckpointError for a file that does not fit, or a folder that holds something else.
     """
-    rules: Family = FAMILIES[family]
-    beside = read_recipe(out / "config.json", Recipe) if rules.is_tokenizer and (out / MODEL).exists() else None
-    like = None if beside is None else _likeness(beside, rules, out)
-    if not rules.is_tokenizer and (out / "config.json").exists():
+    rules, config = FAMILIES[family], out / "config.json"
+    joins = rules.is_tokenizer and _lacks_tokenizer(out)
+    if config.exists() and not joins:
         raise CheckpointError(f"{out} holds a model already: give another --out")
+    like = _likeness(read_recipe(config, Recipe), rules, out) if joins else None
     size, done = convert_file(path, family, like=like)
     out.mkdir(parents=True, exist_ok=True)
-    into = out / (TOKENIZER if beside is not None else MODEL)
+    into = out / (TOKENIZER if joins else MODEL)
     save(done, into, out / f"{into.stem}-{REPORT}")
     if not rules.is_tokenizer:
         write_recipe(size, out, _sampling(size))
-    elif beside is None:
+    elif not joins:
         write_tokenizer_config(size.tokenizer, out)
     return done
+
+
+def _lacks_tokenizer(folder: Path) -> bool:
+    """Whether there is a generator without one."""
+    if not (folder / MODEL).exists() or not (folder / "config.json").exists():
+        return False
+    return "model" in load_json(folder / "config.json") and not (folder / TOKENIZER).exists()
 
 
 def _likeness(beside: Recipe, rules: Family, out: Path) -> Size:

@@ -242,7 +242,7 @@ MISTAKES = [
     ("train folder-tokenizer", 2, "take unmask train-tokenizer"),
     ("train-tokenizer folder", 2, "take unmask train"),
     ("train folder --data {photos}", 3, "make them of pictures with unmask train-tokenizer"),
-    ("tokenize {made}/run", 2, "take unmask train"),
+    ("tokenize {made}/run", 2, "Give --data DIR"),
     ("tokenize {made}/nowhere", 4, "no config.json"),
     ("tokenize {made}/tokenizer --source foldr", 2, "did you mean folder?"),
     ("tokenize {made}/tokenizer --out {made}/codes --crops 1 --shard-size 8", 3, "holds other codes (shard_size"),

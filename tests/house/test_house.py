@@ -42,6 +42,7 @@ FACES = {
     "published",
     "recipes",
     "reference",
+    "saving",
     "scoring",
     "sweep_table",
     "sweeping",

@@ -1,4 +1,4 @@
-"""The campaign of row 14: hostile weight files run nothing, hang nothing, fill nothing, and are refused in one line."""
+"""Hostile weight files run nothing, hang nothing, fill nothing, and are refused in one line each."""
 
 import io
 import os

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError
+from unmask.finetune import CELLS
 from unmask.finetune import CLASSES as CLASS_TABLE
-from unmask.finetune import POSITION
 from unmask.guidance import NULL, guided
 from unmask.pretrained import titok_bert, titok_uvit
 from unmask.pretrained.maskgit_vqgan import MaskGITVQGAN
@@ -259,5 +259,5 @@ def test_it_generates_and_in_paints_what_the_tokenizer_decodes(config):
 @each
 def test_positions_and_classes_have_the_names_by_which_fine_tuning_resizes_them(config):
     parameters = dict(converted(config).named_parameters())
-    assert parameters[POSITION].shape == (LENGTH, 12)
+    assert parameters[next(iter(CELLS))].shape == (LENGTH, 12)
     assert parameters[CLASS_TABLE].shape == (1 + CLASSES, 12)

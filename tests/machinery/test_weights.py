@@ -66,12 +66,15 @@ def test_an_unfilled_module_with_loaded_weights_is_the_plain_one(build, tmp_path
     for parameter in loaded.parameters():
         parameter.data.fill_(torch.nan)  # whatever the memory held
     load_weights(loaded, path)
-    assert same(state(loaded), state(plain))  # buffers too, which the file has not
+    random = {"quantizer.sum"}  # a drawn buffer, which training alone reads
+    found, wanted = ({n: x for n, x in state(one).items() if n not in random} for one in (loaded, plain))
+    assert same(found, wanted)  # buffers too, which the file has not
 
 
 def test_unfilled_skips_the_drawing_of_parameters_alone():
     with unfilled():
         layer = nn.Linear(64, 64)
+        layer.weight.data.copy_(torch.eye(64))
         for draw in (nn.init.normal_, nn.init.xavier_uniform_, nn.init.ones_, nn.init.trunc_normal_):
             marked = layer.weight.detach().clone()
             assert draw(layer.weight) is layer.weight
@@ -82,14 +85,18 @@ def test_unfilled_skips_the_drawing_of_parameters_alone():
         assert torch.equal(torch.empty(3).fill_(2.0), torch.full((3,), 2.0))
         assert torch.equal(torch.ones(3).zero_(), torch.zeros(3))
     drawn = nn.Linear(64, 64)
-    assert 0 < float(drawn.weight.abs().max()) <= 1 / 8  # outside, layers are drawn again
+    assert 0 < float(drawn.weight.detach().abs().max()) <= 1 / 8  # outside, layers are drawn again
+
+
+def broken():
+    torch.randn(3)
+    raise ValueError("0 heads")
 
 
 def test_unfilled_ends_with_an_error():
     before = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="stop"), unfilled():
-        torch.randn(3)
-        raise RuntimeError("stop")
+    with pytest.raises(ValueError, match="0 heads"), unfilled():
+        broken()
     assert torch.equal(torch.get_rng_state(), before)
     assert float(nn.init.ones_(nn.Linear(2, 2).weight).detach().sum()) == 4
 
@@ -175,7 +182,7 @@ with unfilled():
 built = memory("VmRSS")
 load_weights(model, Path(sys.argv[1]))
 size = sum(p.nbytes for p in model.parameters())
-print((built - before) / size, (memory("VmHWM") - before) / size, float(model[11].bias.sum()))
+print((built - before) / size, (memory("VmHWM") - before) / size, float(model[11].bias.detach().sum()))
 """
 
 

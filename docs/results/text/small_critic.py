@@ -1,6 +1,6 @@
 """A small model of characters with a token critic as a head on itself: what docs/results/text.md compares.
 
-    unmask train docs/results/text/small_critic.py --data tinyshakespeare.txt --out runs/small-critic
+unmask train docs/results/text/small_critic.py --data tinyshakespeare.txt --out runs/small-critic
 """
 
 from dataclasses import replace

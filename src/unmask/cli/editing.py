@@ -23,7 +23,7 @@ from unmask.pipeline import Pipeline
 from unmask.recipes import Sampling
 
 SHOWN = 512  # pixels of the longer side of each picture in the comparison
-USAGE = "inpaint RUN PHOTO, where RUN is a run folder or an export, with --mask, --alpha, --box or --extend"
+USAGE = "inpaint RUN PHOTO, where RUN is as unmask sample has it, with --mask, --alpha, --box or --extend"
 
 
 @dataclass(frozen=True, kw_only=True)

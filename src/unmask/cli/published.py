@@ -7,8 +7,10 @@ from pathlib import Path
 from unmask import published
 from unmask.catalogue import MODELS, Published
 from unmask.cli.parsing import disk_errors, named, nearest, parse, positional
+from unmask.data.mnist import cache_dir
 from unmask.decoding import Sampling
 from unmask.errors import ConfigError
+from unmask.pipeline import TOKENIZER
 from unmask.pretrained.families import FAMILIES
 from unmask.training.log import progress_bar
 
@@ -23,13 +25,15 @@ class WeightsFlags:
 
 def located(name: str, flags: WeightsFlags) -> Path:
     """The folder of a run or an export, or of a published model, which is made at its first use."""
-    with progress_bar(shown=True) as progress:
+    with disk_errors(cache_dir()), progress_bar(shown=True) as progress:
         return published.located(name, weights=flags.weights, offline=flags.offline, progress=progress)
 
 
 def models(arguments: list[str]) -> None:
     """list the published models that run here, or tell all of one: unmask models besnier-256"""
     if arguments and not arguments[0].startswith("-"):
+        if len(arguments) > 1:
+            raise ConfigError(f"unmask models takes one name, not {' '.join(arguments)}")
         return _tell(arguments[0], named(MODELS, arguments[0], "published model"))
     if arguments:
         print("usage: unmask models [NAME]")
@@ -58,13 +62,14 @@ def _tell(name: str, model: Published) -> None:
         how = "by hand, with --weights: no hash is known here" if file.source is None else "fetched"
         if file.source is not None:
             how += f", sha256 {file.source.sha256}..." if file.source.sha256 else ", of no published hash"
-        print(f"{what:11s} {file.name} of {file.page} ({how})")
+        place = file.page if file.page.endswith(file.name) else f"{file.name} of {file.page}"
+        print(f"{what:11s} {place} ({how})")
 
 
 def _in_short(sampling: Sampling) -> str:
-    """The parts that differ from the plain sampling, long lists by their ends."""
-    plain = Sampling()
-    parts = {name: value for name, value in vars(sampling).items() if value != getattr(plain, name) or name == "steps"}
+    """How, in four parts, and what else differs from the plain sampling; long lists by their ends."""
+    plain, said = Sampling(), ("steps", "schedule", "priority", "scale")
+    parts = {name: value for name, value in vars(sampling).items() if name in said or value != getattr(plain, name)}
     text = ", ".join(f"{name} {value}" for name, value in parts.items())
     return re.sub(r"\(([\d.e-]+),[\d., e-]*, ([\d.e-]+)\)", lambda ends: f"({ends[1]} ... {ends[2]})", text)
 
@@ -74,8 +79,9 @@ def fetch(arguments: list[str]) -> None:
     name, rest = positional(arguments, "fetch NAME, where NAME is one of unmask models")
     flags = parse(WeightsFlags, rest, f"fetch {name}")
     named(MODELS, name, "published model")
-    with disk_errors(Path()):
-        print(f"wrote {located(name, flags)}; next: unmask sample {name}")
+    with disk_errors(cache_dir()), progress_bar(shown=True) as progress:
+        folder = published.made(name, weights=flags.weights, offline=flags.offline, progress=progress)
+    print(f"wrote {folder}; next: unmask sample {name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,4 +106,7 @@ def convert(arguments: list[str]) -> None:
         f"{len(report.matched)} tensors kept their names, {len(report.renamed)} were renamed, {len(report.split)} "
         f"split, {len(report.dropped)} not needed, none missing or unknown: {report.parameters:,} parameters"
     )
-    print(f"wrote {flags.out}")
+    missing = FAMILIES[flags.family].is_tokenizer or (flags.out / TOKENIZER).exists()
+    what = f"unmask sample {flags.out}" if (flags.out / TOKENIZER).exists() else f"unmask tokenize {flags.out}"
+    more = f"convert its tokenizer into {flags.out} as well"
+    print(f"wrote {flags.out}; next: {what if missing else more}")

@@ -13,7 +13,6 @@ import tyro
 from unmask import evaluate as evaluation
 from unmask import figures, gallery, image_experiment, text_experiment
 from unmask import published as published_models
-from unmask.catalogue import MODELS
 from unmask.cli.choices import SamplingFlags, applied, published
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, nearest, parse, positional, value_errors
@@ -22,6 +21,7 @@ from unmask.decoding import (
     Sampling,
 )
 from unmask.errors import ConfigError
+from unmask.models.transformer import MaskedTransformer
 from unmask.pipeline import Pipeline
 from unmask.recipes import TextRecipe, read_recipe
 from unmask.training.distributed import world
@@ -34,7 +34,7 @@ class SampleFlags:
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     out: Path = Path("samples.png")
     num: int | None = None
-    """By default 100, or, of a published model, one per label."""
+    """By default 100, or, of a published network, one per label."""
     labels: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--classes"])] = ()
     """Classes by name or number, repeated in turn until there are `num`; by default all classes."""
     prompts: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--prompt"])] = ()
@@ -52,10 +52,14 @@ def sample(arguments: list[str]) -> None:
     name, rest = positional(arguments, "sample RUN, where RUN is a run folder, an export or one of unmask models")
     flags = parse(SampleFlags, rest, f"sample {name}")
     few = max(1, len(flags.labels) or len(flags.prompts))
-    num = flags.num if flags.num is not None else few if name in MODELS else 100
-    if num < 1:
-        raise ConfigError(f"--num {num}: at least 1")
+    for name_of, number in (("num", flags.num), ("columns", flags.columns)):
+        if number is not None and number < 1:
+            raise ConfigError(f"--{name_of} {number}: at least 1")
     pipeline = Pipeline.from_pretrained(located(name, flags.published), prompts=flags.prompts)
+    usual = 100 if isinstance(pipeline.model, MaskedTransformer) else few
+    num = usual if flags.num is None else flags.num
+    if flags.gif is not None:
+        _ = pipeline.cells  # refused before anything is drawn
     if flags.compile:
         pipeline.compile()
     labels = pipeline.labels(num)
@@ -109,7 +113,7 @@ def evaluate(arguments: list[str]) -> None:
     name, rest = positional(arguments, "evaluate RUN, where RUN is a run folder or one of unmask models")
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
     run = located(name, flags.published)
-    if name in MODELS:
+    if run != Path(name):
         out = flags.out or Path("runs") / name
         with disk_errors(out):
             run = published_models.as_run(run, flags.data, out)
@@ -166,8 +170,9 @@ def print_report(
         print(published(preset))
     print(json.dumps(numbers, indent=2))
     print("\nwrote")
-    width = max(len(str(run / file)) for file in PICTURES)
-    for file, what in PICTURES.items():
+    there = {file: what for file, what in PICTURES.items() if (run / file).exists()}
+    width = max(len(str(run / file)) for file in there)
+    for file, what in there.items():
         print(f"  {run / file!s:{width}s}  {what}")
 
 

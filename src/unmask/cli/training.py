@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 import tyro
 
 from unmask import experiment, image_experiment, recipes, text_experiment
+from unmask.catalogue import MODELS
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
+from unmask.cli.published import WeightsFlags, located
 from unmask.cli.sampling import print_report
 from unmask.config import dump_json
 from unmask.errors import CheckpointError
@@ -59,8 +61,9 @@ def train(arguments: list[str]) -> None:
         else:
             flags = parse(TrainFlags, rest, f"train {name}", TrainFlags(recipe=recipe, out=run))
     if isinstance(flags, TrainFlags):
-        made, notes = adopted(flags.recipe)
-        flags = replace(flags, recipe=made)
+        with value_errors():
+            made, notes = adopted(flags.recipe)
+            flags = replace(flags, recipe=made)
         print("\n".join(notes), end="\n" if notes else "")
     if flags.dry_run:
         return _describe(flags.recipe)
@@ -74,12 +77,19 @@ def _train(recipe: recipes.Recipe | recipes.TextRecipe, run: Path, device: str =
         for turn in (True, False):  # the main process downloads and caches first
             if here.is_main == turn:
                 ready = _prepare(recipe, run, here.is_main)
+                _have_start(recipe.init, run)
             barrier(here)
         experiment.run(ready, run, here)
         if here.is_main:
             text = isinstance(recipe, recipes.TextRecipe)
             first, second = ("generate", "score") if text else ("evaluate", "sample")
             print(f"wrote {run / 'model.safetensors'}; next: unmask {first} {run}   or   unmask {second} {run}")
+
+
+def _have_start(init: str | None, run: Path) -> None:
+    """The published model to start from, in the cache; a run that goes on needs it no more."""
+    if init in MODELS and not any((run / "checkpoints").glob("step-*")):
+        located(init, WeightsFlags())
 
 
 def _prepare(

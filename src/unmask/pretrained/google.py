@@ -113,12 +113,12 @@ class GoogleTransformer(nn.Module):
     def _check(self, tokens: Tensor, condition: Tensor | None) -> None:
         if tokens.shape[1] != self.length:
             raise ValueError(f"got {tokens.shape[1]} tokens per row; this model's grid {self.grid} has {self.length}")
-        # Looking at class ids means waiting for the device, but else NULL would read a row that was never trained.
-        if not self.config.null_class and (condition is None or bool((condition == NULL).any())):
+        local = tokens.device.type == "cpu"  # elsewhere to look at values would be to wait for the device
+        if not self.config.null_class and (condition is None or (local and bool((condition == NULL).any()))):
             raise ValueError(
                 "this model was trained without a null class: give every row a class, and leave the guidance scale at 1"
             )
-        if tokens.device.type == "cpu":  # elsewhere it would wait once more, and the tables themselves refuse
+        if local:
             _check_range("tokens", tokens, 0, self.mask_id, "the mask")
             if condition is not None:
                 _check_range("classes", condition, NULL, self.config.num_classes - 1, "the last class")

@@ -208,6 +208,8 @@ def read_recipe(path: Path, kind: None) -> AnyKind: ...
 def read_recipe(path: Path, kind: type | None) -> AnyKind:
     """The recipe in a run's config.json, of any kind or of the one asked for."""
     data = load_json(path)
+    if isinstance(data, dict) and "type" in data:
+        raise ConfigError(f"{path} is of a tokenizer alone: take unmask tokenize, or convert its generator as well")
     here = next((of for field, of in MARK.items() if isinstance(data, dict) and field in data), Recipe)
     if isinstance(data, dict):
         data = data | {
