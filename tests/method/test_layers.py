@@ -76,7 +76,7 @@ def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("route", ["explicit", "fused"])
 def test_both_routes_of_attention_agree_with_the_formula(route, monkeypatch):
-    """bf16 with gradients on a CPU takes the explicit route up to a length; moving that length forces either one."""
+    """bf16 on a CPU takes the explicit route up to a length; moving that length forces either one."""
     monkeypatch.setattr(layers, "EXPLICIT_ATTENTION_LENGTH", 10_000 if route == "explicit" else 0)
     fused = []
     original = layers.F.scaled_dot_product_attention
@@ -92,6 +92,17 @@ def test_both_routes_of_attention_agree_with_the_formula(route, monkeypatch):
     (want * weight.double()).sum().backward()
     for a, b in zip(leaves, same, strict=True):
         torch.testing.assert_close(a.grad.double(), b.grad, atol=0.05, rtol=0.05)
+
+
+def test_without_gradients_attention_is_the_same_and_leaves_its_input_alone():
+    gen = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(2, 3, 257, 8, generator=gen).bfloat16() for _ in range(3)]
+    before = [x.clone() for x in leaves]
+    with torch.no_grad():
+        out = attend(*leaves)
+    assert all(torch.equal(a, b) for a, b in zip(leaves, before, strict=True))
+    torch.testing.assert_close(out.double(), by_hand(*leaves), atol=0.02, rtol=0.02)
+    assert torch.equal(out, attend(*(x.requires_grad_() for x in leaves)).detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
