@@ -1,7 +1,7 @@
 """Published models by name. The first use of one fetches its files, or takes those at hand, and converts them once into
 a folder of ours in the cache; from then on it is like any export."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unmask.catalogue import MODELS, File
+from unmask.catalogue import MODELS, File, Published
 from unmask.coded import open_coded, write_tokenizer_config
 from unmask.config import load_json, to_json, write_json
 from unmask.data.decoding import one_line
@@ -22,7 +22,7 @@ from unmask.models.transformer import TransformerConfig
 from unmask.pipeline import TOKENIZER, Pipeline
 from unmask.pretrained.amused import Amused
 from unmask.pretrained.conversion import Converted
-from unmask.pretrained.download import fetch, mismatch
+from unmask.pretrained.download import alone, fetch, mismatch
 from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
 from unmask.pretrained.google import GoogleMaskGIT
 from unmask.pretrained.networks import GeneratorConfig
@@ -72,37 +72,47 @@ def made(
     name: str, *, weights: Sequence[str | Path] = (), offline: bool = False, progress: Progress | None = None
 ) -> Path:
     """A published model, converted in the cache; CheckpointError or DiskError says what is missing or differs."""
-    model, folder = MODELS[name], cache_dir() / "models" / name
-    is_text = model.preset is None
+    folder = cache_dir() / "models" / name
     given = [Path(place).expanduser() for place in weights]
     if (folder / "config.json").is_file() and not given:
         return folder
-    for place in given:
-        if not place.exists():
-            raise CheckpointError(f"{one_line(str(place))}: no such file or folder")
-    parts = (model.model, model.tokenizer)
-    found = {part: _at_hand(part, given, parts) for part in parts}
-    for place in given:
-        if not any(path is not None and place in (path, *path.parents) for path in found.values()):
-            names = " or ".join(part.name for part in parts)
-            raise CheckpointError(f"{one_line(str(place))} is not, and does not hold, {names}, which {name} needs")
-    for part, path in found.items():  # before anything is fetched
-        if path is None and part.source is None:
-            raise CheckpointError(
-                f"{name} needs {part.name} of {part.page}, of which no hash is known to check a download by: get it "
-                "there, then unmask fetch {name} --weights its folder"
-            )
-    files = {part: path or _fetched(part, offline, progress) for part, path in found.items()}
+    files = _files(name, given, offline, progress)
     folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        if not (folder / "config.json").is_file() or given:  # another process may just have made it
+            _make(MODELS[name], files, folder)
+    return folder
+
+
+def _make(model: Published, files: Mapping[File, Path], folder: Path) -> None:
     (folder / "config.json").unlink(missing_ok=True)
-    if is_text:
+    if model.preset is None:
         _copy_texts(files[model.model], folder)
     for part, path in files.items():
         _, done = convert_file(path, part.family, like=_own(model.size, part.family))
         into = folder / (TOKENIZER if part is model.tokenizer else MODEL)
         save(done, into, folder / f"{into.stem}-{REPORT}")
     write_recipe(model.size, folder, model.sampling)  # last: a folder that has it is whole
-    return folder
+
+
+def _files(name: str, given: Sequence[Path], offline: bool, progress: Progress | None) -> dict[File, Path]:
+    """The published files: among those given, or fetched once it is clear that all can be had."""
+    parts = (MODELS[name].model, MODELS[name].tokenizer)
+    for place in given:
+        if not place.exists():
+            raise CheckpointError(f"{one_line(str(place))}: no such file or folder")
+    found = {part: _at_hand(part, given, parts) for part in parts}
+    for place in given:
+        if not any(path is not None and place in (path, *path.parents) for path in found.values()):
+            names = " or ".join(part.name for part in parts)
+            raise CheckpointError(f"{one_line(str(place))} is not, and does not hold, {names}, which {name} needs")
+    for part, path in found.items():
+        if path is None and part.source is None:
+            raise CheckpointError(
+                f"{name} needs {part.name} of {part.page}, of which no hash is known to check a download by: get it "
+                f"there, then unmask fetch {name} --weights FILE"
+            )
+    return {part: path or _fetched(part, offline, progress) for part, path in found.items()}
 
 
 def _own(size: Size, family: str) -> Size:

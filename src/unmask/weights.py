@@ -2,11 +2,9 @@
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from unmask.config import sync
-from unmask.data.decoding import one_line
 from unmask.errors import CheckpointError, DiskError
 
 PORTION = 1 << 25
@@ -107,18 +104,12 @@ def read_tensors(path: Path, source: str) -> dict[str, Tensor]:
 
     `source` tells, in the CheckpointError, where to get a sound one.
     """
-    shown = one_line(str(path))
+    from unmask.pretrained.foreign import open_foreign  # which a look at our own weights does not need
+
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # Files older than the zip format cannot be mapped.
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, EOFError, ValueError, LookupError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{shown} cannot be read ({one_line(reason)}); get {source}") from error
-    if not isinstance(stored, dict) or not all(isinstance(v, Tensor) for v in stored.values()):
-        raise CheckpointError(f"{shown} holds no plain table of tensors; get {source}")
-    return stored
+        return open_foreign(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; get {source}") from error
 
 
 def same_weights(a: Path, b: Path) -> bool:

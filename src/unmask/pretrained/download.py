@@ -97,7 +97,7 @@ def fetch(
         if offline:
             raise CheckpointError(f"{one_line(str(path))} is {wrong}, and this is offline; go online once, {by_hand}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with alone(path):
             if not path.is_file() or mismatch(path, source):  # another process may just have finished it
                 _Download(source, path, progress, _loopback).run()
     except Unavailable as error:
@@ -124,8 +124,8 @@ def mismatch(path: Path, source: Source) -> str | None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait for other processes that download the same file."""
+def alone(path: Path) -> Iterator[None]:
+    """Wait for other processes that make the same file or folder."""
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
