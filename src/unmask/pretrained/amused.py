@@ -153,6 +153,7 @@ class UVit2D(nn.Module):
         # On a GPU the embedding itself refuses them, and to ask here would wait for it at every step.
         if (
             tokens.device.type == "cpu"
+            and not torch.compiler.is_compiling()
             and tokens.numel()
             and not 0 <= int(tokens.min()) <= tokens.max() <= self.mask_id
         ):

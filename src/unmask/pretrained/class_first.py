@@ -39,7 +39,8 @@ class ClassFirst(nn.Module):
         if tokens.shape[1] != self.length:
             raise ValueError(f"got {tokens.shape[1]} tokens per row; this model's grid {self.grid} has {self.length}")
         num_classes = self.classes.table.num_embeddings - 1
-        if tokens.device.type == "cpu":  # elsewhere it would wait for the device, and the tables themselves refuse
+        # Elsewhere it would wait for the device, and the tables themselves refuse; compiled, it would cut the graph.
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             _within("tokens", tokens, 0, self.mask_id, "the last is the mask")
             if condition is not None:
                 _within("classes", condition, NULL, num_classes - 1, f"{NULL} is no class")
