@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from unmask import figures
-from unmask.experiment import expected_first_loss
-from unmask.image_experiment import Experiment
+from unmask.evaluation.reference import spread
+from unmask.experiments.base import expected_first_loss
+from unmask.experiments.images import Experiment
 from unmask.pipeline import Pipeline
 from unmask.recipes import Sampling
-from unmask.reference import spread
 from unmask.sampling.decode import State
 
 

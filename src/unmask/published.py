@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from unmask.catalogue import MODELS, File, Published
-from unmask.coded import open_coded, write_tokenizer_config
 from unmask.config import load_json, to_json, write_json
 from unmask.data.decoding import one_line
 from unmask.data.images import Progress
@@ -18,6 +17,7 @@ from unmask.data.mnist import cache_dir
 from unmask.data.sources import Codes, settled
 from unmask.decoding import Sampling
 from unmask.errors import CheckpointError, ConfigError
+from unmask.experiments.coded import open_coded, write_tokenizer_config
 from unmask.models.transformer import TransformerConfig
 from unmask.pipeline import TOKENIZER, Pipeline
 from unmask.pretrained.amused import Amused

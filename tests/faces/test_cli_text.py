@@ -10,17 +10,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unmask import text_experiment
 from unmask.cli import main
 from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.scoring import opened_subject
 from unmask.decoding import Adaptive, Ancestral, Sampling
+from unmask.evaluation.scoring import score
+from unmask.experiments import text as text_experiment
 from unmask.likelihood import exact
 from unmask.rand import Rand
 from unmask.recipes import TextRecipe, load, read_recipe
 from unmask.sampling.priorities import Confidence, Halton, Margin, Raster, moment_temperatures
 from unmask.schedules import Power, ratios
-from unmask.scoring import score
 from unmask.text_pipeline import TextPipeline
 from unmask.training.distributed import World
 
@@ -200,8 +200,8 @@ def test_documents_of_their_own_rows_train_and_write(tmp_path):
 def test_one_rank_and_two_score_alike(run):
     """The rows are shared out, and the sum over ranks is that of one process."""
     from unmask.cli.scoring import opened_subject
+    from unmask.evaluation.scoring import _nats
     from unmask.likelihood import bound
-    from unmask.scoring import _nats
 
     here = World(rank=0, size=1, device=torch.device("cpu"))
     subject, _, _ = opened_subject(run, here)

@@ -12,12 +12,12 @@ from jaxtyping import TypeCheckError
 from PIL import Image
 from torch import nn
 
-from unmask import evaluate_inpainting as lab
 from unmask import figures
 from unmask.data.holes import Cells, blank, paste, ramp, token_mask
 from unmask.data.masks import read_cutout, read_mask, read_photo, rectangle
 from unmask.editing import choose_window, edit_photo, extend_canvas, history, look, repair
 from unmask.errors import ConfigError, DataError
+from unmask.evaluation import inpainting as lab
 from unmask.guidance import CosineRamp
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
 from unmask.models.transformer import MaskedTransformer, TransformerConfig

@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unmask import evaluate, recipes
+from unmask import recipes
 from unmask.cli import main
 from unmask.errors import CheckpointError, ConfigError
-from unmask.experiment import run
+from unmask.evaluation import images as evaluate
+from unmask.evaluation.reference import in_domain, open_reference
+from unmask.experiments.base import run
+from unmask.experiments.images import prepare
 from unmask.guidance import LinearRamp
-from unmask.image_experiment import prepare
 from unmask.metrics.features import Classifier, fingerprint, load_classifier, save_classifier
 from unmask.pipeline import Pipeline
-from unmask.reference import in_domain, open_reference
 from unmask.sampling.priorities import Halton
 from unmask.training.distributed import World
 

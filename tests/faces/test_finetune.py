@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from unmask.config import to_json, write_json
 from unmask.data.sources import Digits
 from unmask.errors import CheckpointError
-from unmask.finetune import load_compatible, resize_positions, start_from
+from unmask.experiments.finetune import load_compatible, resize_positions, start_from
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.pretrained.valeoai import ValeoaiMaskGIT
 from unmask.recipes import Recipe

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 from unmask.cli import main
-from unmask.coded import open_coded, read_tokenizer
 from unmask.data.augment import PictureSet
 from unmask.data.folders import read_folder
 from unmask.errors import DataError
+from unmask.evaluation.reference import embed_real
+from unmask.experiments.coded import open_coded, read_tokenizer
 from unmask.metrics.embedders import ClassifierFeatures
 from unmask.metrics.features import Classifier, ClassifierConfig
 from unmask.pipeline import Pipeline
-from unmask.reference import embed_real
 from unmask.training.distributed import World
 
 SMALL = ["--tokenizer.width", "8", "--tokenizer.groups", "2", "--tokenizer.z-channels", "8"]

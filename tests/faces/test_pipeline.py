@@ -10,8 +10,8 @@ from unmask.config import to_json, write_json
 from unmask.data.sources import Digits
 from unmask.decoding import Ancestral
 from unmask.errors import CheckpointError, ConfigError
+from unmask.experiments.images import export
 from unmask.guidance import Interval
-from unmask.image_experiment import export
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.pipeline import Pipeline
 from unmask.recipes import Recipe, Sampling

@@ -16,14 +16,16 @@ import torch
 from PIL import Image
 
 import unmask
-from unmask import experiment, image_experiment, presets
+from unmask import presets
 from unmask.catalogue import MODELS, File, Published
 from unmask.cli import main
-from unmask.coded import read_tokenizer
 from unmask.config import from_json, to_json
 from unmask.data.sources import Codes
 from unmask.decoding import Sampling
 from unmask.errors import CheckpointError
+from unmask.experiments import base as experiment
+from unmask.experiments import images as image_experiment
+from unmask.experiments.coded import read_tokenizer
 from unmask.pipeline import Pipeline
 from unmask.presets import REPORT_256, Preset, Scores
 from unmask.pretrained.download import Source

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from unmask.cli import main
-from unmask.evaluate import class_accuracy, opened, sample_banks
+from unmask.evaluation.images import class_accuracy, opened, sample_banks
+from unmask.evaluation.reference import Reference, in_domain, open_reference
 from unmask.metrics.embedders import ClassifierFeatures
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
 from unmask.pipeline import Pipeline
-from unmask.reference import Reference, in_domain, open_reference
 from unmask.training.distributed import World
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -11,18 +11,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unmask import evaluate, sweeping
 from unmask.cli import main
 from unmask.cli.sweeping import SweepFlags, planned
 from unmask.data.sources import Digits
 from unmask.errors import ConfigError
+from unmask.evaluation import images as evaluate
+from unmask.evaluation import sweeping
+from unmask.evaluation.sweep_table import COLUMNS, FIGURES, KEY, ORIGIN, Table
+from unmask.evaluation.sweeping import Plan, Setting
 from unmask.metrics.features import ClassifierConfig
 from unmask.pipeline import Pipeline
 from unmask.recipes import Sampling, ValeoaiV1
 from unmask.sampling.priorities import Confidence, Halton, Raster
 from unmask.schedules import Arccos, Power
-from unmask.sweep_table import COLUMNS, FIGURES, KEY, ORIGIN, Table
-from unmask.sweeping import Plan, Setting
 from unmask.training.distributed import World
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -375,7 +376,7 @@ def test_each_number_that_was_swept_over_is_plotted_and_no_other(run, swept, tmp
 
     assert pictures(swept) == {"steps-frechet.png", "steps-inception-score.png"}
     assert min((swept / name).stat().st_size for name in pictures(swept)) > 1000
-    monkeypatch.setattr("unmask.sweep_table.figures.curves", curves)
+    monkeypatch.setattr("unmask.evaluation.sweep_table.figures.curves", curves)
     out = ["--samples", "20", "--tune", "0", "--out", str(tmp_path / "out")]
     many = ["--steps", "1", "2", "--noises", "0", "2", "--scales", "1", "3", "--temperatures", "0.5", "1"]
     main(["sweep", str(run), *out, "--orders", "confidence", "random", *many])

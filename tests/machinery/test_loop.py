@@ -30,6 +30,7 @@ from toy_run import (
 )
 
 from unmask.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
+from unmask.experiments.validation import ACCURACY_RATIOS, samples
 from unmask.masking import mask_exact
 from unmask.objectives import Loss, MaskGIT
 from unmask.pipeline import Pipeline
@@ -40,7 +41,6 @@ from unmask.training.log import Log
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import CosineDecay
 from unmask.training.signals import stop_on_signal
-from unmask.validation import ACCURACY_RATIOS, samples
 
 BOTH = pytest.mark.parametrize("optimizer", [ADAMW, MUON], ids=["adamw", "muon"])
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError
-from unmask.finetune import CELLS
-from unmask.finetune import CLASSES as CLASS_TABLE
+from unmask.experiments.finetune import CELLS
+from unmask.experiments.finetune import CLASSES as CLASS_TABLE
 from unmask.guidance import NULL, guided
 from unmask.pretrained import titok_bert, titok_uvit
 from unmask.pretrained.maskgit_vqgan import MaskGITVQGAN

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy as scipy_entropy
 
-from unmask import evaluate_text
 from unmask.data.tokens import TokenSet
 from unmask.errors import CheckpointError, ConfigError, DataError
-from unmask.evaluate_text import frontier, kept_judge, measure
+from unmask.evaluation import text as evaluate_text
+from unmask.evaluation.text import frontier, kept_judge, measure
 from unmask.metrics.features import fingerprint
 from unmask.metrics.judge import Judge, JudgeConfig, save_judge
 from unmask.metrics.text import distinct, doubles, ended, entropy, ngram_kl, ngrams, repetition, words

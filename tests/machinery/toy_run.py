@@ -24,7 +24,8 @@ from unmask.data.images import Images
 from unmask.data.sources import Digits, Split
 from unmask.data.tokens import Batches, TokenSet
 from unmask.errors import NonFiniteError, Preempted
-from unmask.image_experiment import Experiment
+from unmask.experiments.images import Experiment
+from unmask.experiments.validation import validation
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.objectives import Loss, MaskGIT
 from unmask.recipes import Recipe
@@ -33,7 +34,6 @@ from unmask.training.checkpoint import clean, lock
 from unmask.training.distributed import World, distribute, unwrapped, whole, world
 from unmask.training.loop import TrainConfig, train
 from unmask.training.optim import AdamW, CosineDecay, Muon
-from unmask.validation import validation
 
 ALONE = World(0, 1, torch.device("cpu"))
 VOCABULARY, GRID, CLASSES, BATCH = 16, (2, 3), 3, 16

@@ -7,16 +7,16 @@ from typing import Annotated
 
 import tyro
 
-from unmask import evaluate_inpainting as inpainting
-from unmask import evaluate_tokenizer as evaluation
 from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.editing import policy
 from unmask.cli.networks import NetworkFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
 from unmask.cli.schedule import shapes
 from unmask.errors import ConfigError
-from unmask.evaluate import opened
-from unmask.reference import check_judge, in_domain
+from unmask.evaluation import inpainting
+from unmask.evaluation import tokenizer as evaluation
+from unmask.evaluation.images import opened
+from unmask.evaluation.reference import check_judge, in_domain
 from unmask.training.distributed import world
 
 

@@ -14,12 +14,12 @@ from unmask.config import write_json
 from unmask.data.augment import PictureSet
 from unmask.data.sources import Arrays, Source
 from unmask.errors import ConfigError
+from unmask.evaluation.reference import embed_real, in_domain
 from unmask.metrics.embedders import ClassifierFeatures, Features, InceptionFeatures, load_dinov2
 from unmask.metrics.features import ClassifierConfig, load_classifier
 from unmask.metrics.inception import find_weights, load_inception
 from unmask.provenance import environment
 from unmask.recipes import cifar10
-from unmask.reference import embed_real, in_domain
 from unmask.training.distributed import World, world
 from unmask.training.log import progress_bar
 

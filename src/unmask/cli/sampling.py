@@ -10,8 +10,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from unmask import evaluate as evaluation
-from unmask import figures, gallery, image_experiment, text_experiment
+from unmask import figures, gallery
 from unmask import published as published_models
 from unmask.cli.choices import SamplingFlags, applied, published
 from unmask.cli.networks import ReferenceFlags, open_networks
@@ -21,6 +20,9 @@ from unmask.decoding import (
     Sampling,
 )
 from unmask.errors import ConfigError
+from unmask.evaluation import images as evaluation
+from unmask.experiments import images as image_experiment
+from unmask.experiments import text as text_experiment
 from unmask.models.transformer import MaskedTransformer
 from unmask.pipeline import Pipeline
 from unmask.recipes import TextRecipe, read_recipe

@@ -7,10 +7,12 @@ from typing import Literal
 
 import torch
 
-from unmask import image_experiment, scoring, text_experiment
 from unmask.cli.choices import orders, schedules
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
 from unmask.errors import ConfigError
+from unmask.evaluation import scoring
+from unmask.experiments import images as image_experiment
+from unmask.experiments import text as text_experiment
 from unmask.guidance import Condition, Interval, Predict, guided
 from unmask.pipeline import Pipeline
 from unmask.recipes import Recipe, Sampling, TextRecipe, read_recipe

@@ -8,16 +8,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask import sweep_table, sweeping
 from unmask.cli.choices import orders, schedules
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
 from unmask.decoding import Reveal
 from unmask.errors import ConfigError
+from unmask.evaluation import sweep_table, sweeping
+from unmask.evaluation.sweeping import Plan, Setting
 from unmask.pipeline import Pipeline
 from unmask.recipes import Order, Sampling
 from unmask.sampling.priorities import Confidence
-from unmask.sweeping import Plan, Setting
 from unmask.training.distributed import world
 from unmask.training.log import progress_bar
 

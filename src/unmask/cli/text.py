@@ -10,11 +10,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask import recipes, text_experiment, text_figures, text_table
+from unmask import recipes, text_figures
 from unmask.cli.choices import SAMPLERS, SamplingFlags, applied, orders
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
 from unmask.decoding import Parallel, Sampling
 from unmask.errors import ConfigError
+from unmask.evaluation import text_table
+from unmask.experiments import text as text_experiment
 from unmask.metrics.judge import JudgeConfig
 from unmask.sampling.priorities import Halton, Raster
 from unmask.text_pipeline import Holed, TextPipeline

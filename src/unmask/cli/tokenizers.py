@@ -8,14 +8,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask import coded, recipes
-from unmask import tokenizer_experiment as experiment
+from unmask import recipes
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
 from unmask.cli.published import WeightsFlags, located
 from unmask.config import dump_json, load_json
 from unmask.data.sources import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, Shards, Source
 from unmask.data.tokenizing import CENTER, FLIP, View
 from unmask.errors import CheckpointError, ConfigError
+from unmask.experiments import coded
+from unmask.experiments import tokenizer as experiment
 from unmask.metrics.features import ClassifierConfig
 from unmask.pipeline import TOKENIZER
 from unmask.pretrained.networks import LearnedConfig, LearnedModel

@@ -9,13 +9,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask import experiment, image_experiment, recipes, text_experiment
+from unmask import recipes
 from unmask.catalogue import MODELS
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import WeightsFlags, located
 from unmask.cli.sampling import print_report
 from unmask.config import dump_json
 from unmask.errors import CheckpointError
+from unmask.experiments import base as experiment
+from unmask.experiments import images as image_experiment
+from unmask.experiments import text as text_experiment
 from unmask.published import adopted
 from unmask.training.distributed import barrier, world
 from unmask.training.log import progress_bar

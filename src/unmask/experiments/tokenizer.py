@@ -16,12 +16,12 @@ from unmask.data.images import Progress
 from unmask.data.pictures import Split
 from unmask.data.tokens import Batches
 from unmask.errors import CheckpointError, ConfigError
-from unmask.experiment import claim
+from unmask.evaluation.reference import in_domain
+from unmask.experiments.base import claim
 from unmask.figures import readable_scale, triptych
 from unmask.metrics.features import Classifier, ClassifierConfig
 from unmask.provenance import environment
 from unmask.recipes import TokenizerRecipe, read_recipe
-from unmask.reference import in_domain
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.losses import Stages
 from unmask.tokenizers.lpips import LpipsFiles

@@ -18,15 +18,15 @@ from unmask.config import write_json
 from unmask.data.holes import ANY, Cells, blank, paste
 from unmask.editing import repair
 from unmask.errors import ConfigError
+from unmask.evaluation.reference import spread
+from unmask.experiments.images import Experiment
 from unmask.gallery import holes
 from unmask.guidance import Condition
-from unmask.image_experiment import Experiment
 from unmask.metrics.embedders import ClassifierFeatures, Features, embed_all, identity
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
 from unmask.pipeline import Pipeline
 from unmask.provenance import environment
 from unmask.recipes import Sampling
-from unmask.reference import spread
 from unmask.schedules import Cosine, Power, Shape
 
 Measure = Callable[[Tensor, Tensor, Tensor], dict[str, float]]

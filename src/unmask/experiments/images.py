@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from unmask.coded import open_coded
 from unmask.data.augment import PictureSet
 from unmask.data.images import Progress
 from unmask.data.pictures import Pictures, Split
@@ -15,6 +14,8 @@ from unmask.data.sources import Codes, Source
 from unmask.data.tokenizing import Part
 from unmask.data.tokens import Tokens, TokenSet, Unlabelled
 from unmask.errors import ConfigError, DataError
+from unmask.experiments.coded import open_coded
+from unmask.experiments.validation import samples, validation
 from unmask.models.transformer import TransformerConfig
 from unmask.pipeline import TOKENIZER, Pipeline
 from unmask.pretrained.amused import Amused
@@ -26,7 +27,6 @@ from unmask.training.distributed import (
     unwrapped,
 )
 from unmask.training.loop import Evaluator
-from unmask.validation import samples, validation
 
 
 @dataclass(frozen=True, kw_only=True)

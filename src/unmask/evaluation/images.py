@@ -18,8 +18,18 @@ from unmask.data.images import Progress
 from unmask.data.tokenizing import Part
 from unmask.data.tokens import TokenSet
 from unmask.errors import CheckpointError, ConfigError
+from unmask.evaluation.reference import (
+    Reference,
+    check_judge,
+    embed_real,
+    gather,
+    in_domain,
+    open_reference,
+    spread,
+    unread,
+)
+from unmask.experiments.images import Experiment, prepare
 from unmask.gallery import draw, holes
-from unmask.image_experiment import Experiment, prepare
 from unmask.metrics.classes import inception_score
 from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import fit_gaussian, frechet_distance, frechet_infinity
@@ -29,7 +39,6 @@ from unmask.metrics.neighbours import nearest_train
 from unmask.pipeline import Pipeline
 from unmask.provenance import environment
 from unmask.recipes import Recipe, Sampling, read_recipe
-from unmask.reference import Reference, check_judge, embed_real, gather, in_domain, open_reference, spread, unread
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.distributed import World
 

@@ -20,7 +20,7 @@ from unmask.data.decoding import Bad
 from unmask.data.images import Progress
 from unmask.data.pictures import OnDemand, digest
 from unmask.errors import CheckpointError, ConfigError, DataError
-from unmask.image_experiment import Experiment
+from unmask.experiments.images import Experiment
 from unmask.metrics.embedders import ClassifierFeatures, Features, Identity, check_same, identity
 from unmask.metrics.features import (
     Classifier,

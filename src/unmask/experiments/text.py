@@ -13,13 +13,13 @@ from unmask.data.sources import settled
 from unmask.data.text import TextFile
 from unmask.data.text_shards import TOKENIZER, TextMeta, TextSet, open_text, write_text
 from unmask.errors import CheckpointError, ConfigError
+from unmask.experiments.validation import validation
 from unmask.models.transformer import MaskedTransformer
 from unmask.recipes import TextRecipe, read_recipe
 from unmask.text_pipeline import TextPipeline
 from unmask.tokenizers.text import TextTokenizer, build_tokenizer
 from unmask.training.distributed import World, autocast, unwrapped
 from unmask.training.loop import Evaluator
-from unmask.validation import validation
 from unmask.weights import write_weights
 
 TOKENS = "tokens"

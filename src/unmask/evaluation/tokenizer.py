@@ -9,14 +9,14 @@ from torch import Tensor
 
 from unmask.config import write_json
 from unmask.data.augment import PictureSet
-from unmask.evaluate import read_curve
+from unmask.evaluation.images import read_curve
+from unmask.evaluation.reference import check_judge, gather, in_domain, spread
+from unmask.experiments.tokenizer import open_run, prepare, side_by_side
 from unmask.figures import write
 from unmask.metrics.embedders import ClassifierFeatures, Features, identity
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
 from unmask.metrics.reconstruction import code_statistics, psnr, ssim
 from unmask.provenance import environment
-from unmask.reference import check_judge, gather, in_domain, spread
-from unmask.tokenizer_experiment import open_run, prepare, side_by_side
 from unmask.tokenizers.vqgan import Autoencoder
 from unmask.training.distributed import World
 from unmask.weights import fingerprint

@@ -17,16 +17,16 @@ from unmask.data.codes import sha256_of
 from unmask.data.images import Progress
 from unmask.data.pictures import digest
 from unmask.errors import ConfigError
-from unmask.evaluate import class_accuracy, measure, opened, rebuilt_bank, sample_banks
-from unmask.image_experiment import Experiment
+from unmask.evaluation.images import class_accuracy, measure, opened, rebuilt_bank, sample_banks
+from unmask.evaluation.reference import Reference, gather, in_domain, open_reference
+from unmask.evaluation.sweep_table import RAMPS, Row, Table, draw, number, page, write_text
+from unmask.experiments.images import Experiment
 from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
 from unmask.pipeline import Pipeline
 from unmask.provenance import environment
 from unmask.recipes import Sampling
-from unmask.reference import Reference, gather, in_domain, open_reference
 from unmask.sampling.priorities import Confidence
-from unmask.sweep_table import RAMPS, Row, Table, draw, number, page, write_text
 from unmask.training.checkpoint import lock
 from unmask.training.distributed import World, agree, barrier
 

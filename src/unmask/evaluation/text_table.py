@@ -14,12 +14,12 @@ from unmask.config import write_json
 from unmask.data.tokens import Tokens
 from unmask.decoding import Sampling
 from unmask.errors import ConfigError
-from unmask.evaluate_text import kept_judge, measure
+from unmask.evaluation.sweep_table import write_text
+from unmask.evaluation.text import kept_judge, measure
+from unmask.experiments.text import TextExperiment
 from unmask.figures import curves
 from unmask.metrics.judge import JudgeConfig
 from unmask.provenance import environment
-from unmask.sweep_table import write_text
-from unmask.text_experiment import TextExperiment
 from unmask.text_pipeline import TextPipeline
 from unmask.training.distributed import World
 

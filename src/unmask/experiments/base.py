@@ -14,7 +14,7 @@ from unmask.critic import WithCritic
 from unmask.data.sources import settled
 from unmask.data.tokens import Batches, Tokens
 from unmask.errors import CheckpointError, ConfigError
-from unmask.finetune import start_from
+from unmask.experiments.finetune import start_from
 from unmask.masking import ABSENT
 from unmask.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.objectives import MaskGIT

@@ -18,6 +18,7 @@ from torch import Tensor
 from unmask.config import write_json
 from unmask.data.tokens import Tokens, rows_at_once
 from unmask.errors import ConfigError
+from unmask.evaluation.sweep_table import write_text
 from unmask.figures import curves
 from unmask.guidance import Condition, Predict
 from unmask.likelihood import bound, exact
@@ -25,7 +26,6 @@ from unmask.masking import ABSENT
 from unmask.provenance import environment
 from unmask.rand import Rand
 from unmask.recipes import Order, Sampling
-from unmask.sweep_table import write_text
 from unmask.training.distributed import World, sum_over_ranks
 
 Measure = Callable[[Predict, Tensor, Rand], Tensor]
