@@ -144,6 +144,12 @@ class Sampling:
             return replace(self, priority=replace(self.priority, grid=grid))
         return self
 
+    @property
+    def unguided(self) -> bool:
+        """Whether the guidance scale is 1 in every step."""
+        start = self.scale.start if isinstance(self.scale, LinearRamp) else 1.0
+        return self.scale.scale == start == 1
+
     def ratios(self, tokens: int) -> list[float]:
         """The fractions still masked after each step, for a canvas of so many tokens."""
         return self._ratios(tokens, self.steps)

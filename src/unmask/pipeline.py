@@ -20,15 +20,16 @@ from unmask.data.tokens import rows_at_once
 from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import Condition, Predict, guided, remembering
 from unmask.models.transformer import MaskedTransformer
+from unmask.packed import pack, unpack
 from unmask.pretrained.amused import Amused, UVit2D
+from unmask.pretrained.google import check_null
 from unmask.pretrained.networks import Generator
 from unmask.pretrained.prompts import Prompted, load_text_reader
 from unmask.rand import seeded
 from unmask.recipes import FromCritic, Order, Recipe, Sampling, read_recipe
 from unmask.sampling.decode import Priority, State
 from unmask.saving import TEXT_PARTS, copy_text_part, upload
-from unmask.tokenizers.base import Tokenizer, open_tokenizer
-from unmask.tokenizers.pixels import Pixels
+from unmask.tokenizers.base import Tokenizer, open_tokenizer, verify_tokenizer
 from unmask.training.distributed import fast_dtype
 from unmask.weights import fingerprint, load_weights, unfilled, write_weights
 
@@ -83,20 +84,12 @@ class Pipeline:
             raise ConfigError(f"the model {folder.name} {needed}")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         kind = dtype or fast_dtype(where)
-        with unfilled():
+        verify_tokenizer(recipe.tokenizer, folder / TOKENIZER, recipe.tokenizer_sha256)
+        with unfilled(kind):
             model: nn.Module = recipe.model.build(recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
-        model = model.to(where, kind).eval()
+        model = pack(model.to(where, kind).eval())
         load_weights(model, folder / "model.safetensors")
-        if not isinstance(recipe.tokenizer, Pixels) and not (folder / TOKENIZER).is_file():
-            raise CheckpointError(f"{folder}: no {TOKENIZER} there; unmask convert the tokenizer's file into it too")
-        known = recipe.tokenizer_sha256  # of the weights as float32
-        tokenizer = open_tokenizer(
-            recipe.tokenizer, folder / TOKENIZER, device=where, dtype=torch.float32 if known else kind
-        )
-        if known and isinstance(tokenizer, nn.Module):
-            if known != fingerprint(tokenizer, tokenizer.config):
-                raise CheckpointError(f"{folder / TOKENIZER} is another tokenizer than the model was trained with")
-            tokenizer = tokenizer.to(where, kind)
+        tokenizer = open_tokenizer(recipe.tokenizer, folder / TOKENIZER, device=where, dtype=kind, packed=True)
         network: Generator = model  # type: ignore[assignment]
         if isinstance(model, UVit2D):
             reader = load_text_reader(folder)
@@ -145,7 +138,7 @@ class Pipeline:
             raise ConfigError("to compile for a CPU takes a C++ compiler: install g++, or leave it out")
         network = self.model.network if isinstance(self.model, Prompted) else self.model
         assert isinstance(network, nn.Module)
-        network.compile()
+        unpack(network).compile()
 
     def labels(self, num: int) -> Condition:
         """`num` class ids that run through all classes in turn; None for an unconditional model."""
@@ -177,6 +170,7 @@ class Pipeline:
 
     def predict(self, labels: Condition, sampling: Sampling) -> Predict:
         """The guided model for these labels; made anew for each batch, as a self-conditioned model remembers it."""
+        check_null(self.model.config, labelled=labels is not None, guided=not sampling.unguided)
         remembers = isinstance(self.model, MaskedTransformer) and self.model.config.self_condition
         make = remembering if remembers else guided
         return make(self.model, labels, scale=1.0 if labels is None else sampling.scale)

@@ -25,7 +25,6 @@ from unmask.pretrained.conversion import Converted
 from unmask.pretrained.download import alone, fetch, mismatch
 from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
 from unmask.pretrained.google import GoogleMaskGIT
-from unmask.pretrained.networks import GeneratorConfig
 from unmask.recipes import Recipe, read_recipe
 from unmask.saving import TEXT_PARTS, copy_text_part
 from unmask.weights import same_weights
@@ -57,7 +56,7 @@ def located(
 ) -> Path:
     """The folder of a run or of an export; that of a published model is made first, if it is not there."""
     path = Path(name)
-    if (path / "config.json").is_file() or str(name) not in MODELS:
+    if not is_catalogued(name):
         if not path.exists() and len(path.parts) == 1:
             near = get_close_matches(str(name), MODELS, 1)
             hint = f"did you mean the published {near[0]}?" if near else "unmask models lists the published ones"
@@ -66,6 +65,23 @@ def located(
             raise ConfigError(f"{name} is a folder of its own: weights are for a published model")
         return path
     return made(str(name), weights=weights, offline=offline, progress=progress)
+
+
+def is_catalogued(name: str | Path) -> bool:
+    """Whether a published model is meant, and no folder of that name."""
+    return str(name) in MODELS and not (Path(name) / "config.json").is_file()
+
+
+def described(name: str | Path) -> Recipe | None:
+    """The recipe of a run or an export, or of a published model, of which nothing is fetched for it.
+
+    None of a folder without one of an image generator.
+    """
+    if is_catalogued(name):
+        return as_recipe(MODELS[str(name)].size, MODELS[str(name)].sampling)
+    config = located(name) / "config.json"
+    theirs = read_recipe(config, None) if config.is_file() else None
+    return theirs if isinstance(theirs, Recipe) else None
 
 
 def made(
@@ -158,11 +174,15 @@ def save(done: Converted, into: Path, report: Path) -> None:
     report.write_text(done.report.text, encoding="utf-8")
 
 
+def as_recipe(size: Size, sampling: Sampling) -> Recipe:
+    """What there is to say of a model that was trained elsewhere."""
+    assert size.model is not None
+    return Recipe(data=Codes(path=""), tokenizer=size.tokenizer, model=size.model, sampling=sampling, unigram=False)
+
+
 def write_recipe(size: Size, folder: Path, sampling: Sampling) -> None:
     """config.json, with which a folder of converted weights is like an export."""
-    assert size.model is not None
-    recipe = Recipe(data=Codes(path=""), tokenizer=size.tokenizer, model=size.model, sampling=sampling, unigram=False)
-    write_json(folder / "config.json", to_json(recipe))
+    write_json(folder / "config.json", to_json(as_recipe(size, sampling)))
 
 
 def as_run(model: Path, codes: str | None, out: Path) -> Path:
@@ -170,11 +190,12 @@ def as_run(model: Path, codes: str | None, out: Path) -> Path:
 
     ConfigError where there are none, or where their classes are not the model's.
     """
-    if codes is None:
-        raise ConfigError("measured against which pictures? Give --data CODES, which unmask tokenize NAME makes")
-    coded, recipe = open_coded(codes), read_recipe(model / "config.json", Recipe)
+    recipe = read_recipe(model / "config.json", Recipe)
     if isinstance(recipe.model, Amused):
         raise ConfigError(f"{model.name} draws from texts, and codes have none: it cannot be measured here")
+    if codes is None:
+        raise ConfigError("measured against which pictures? Give --data CODES, which unmask tokenize NAME makes")
+    coded = open_coded(codes)
     if len(coded.meta.classes) != recipe.model.num_classes:
         raise ConfigError(
             f"{codes} has {len(coded.meta.classes) or 'no'} classes and the model {recipe.model.num_classes}: their "
@@ -199,24 +220,20 @@ def as_run(model: Path, codes: str | None, out: Path) -> Path:
 def adopted(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """A recipe that starts from a published or converted model has its network, whatever it had; and what to say.
 
-    Nothing is fetched for that: the catalogue knows the published networks.
+    So has one of a published network that starts from ours; and with a plain sampling it samples as the model does.
     """
-    if recipe.init is None:
+    if recipe.init == "":
+        raise ConfigError("which model to start from? Give --init NAME, one of unmask models, or the folder of a run")
+    theirs = None if recipe.init is None else described(recipe.init)
+    if theirs is None or (isinstance(theirs.model, TransformerConfig) and isinstance(recipe.model, TransformerConfig)):
         return recipe, []
-    config = Path(recipe.init) / "config.json"
-    network: GeneratorConfig | Amused | None = None
-    if config.is_file():
-        theirs = read_recipe(config, None)
-        network = theirs.model if isinstance(theirs, Recipe) else None
-    elif recipe.init in MODELS:
-        network = MODELS[recipe.init].size.model
-    else:
-        located(recipe.init)  # which knows the nearest name
-    if network is None or isinstance(network, TransformerConfig):
-        return recipe, []
+    network, sampling, notes = theirs.model, recipe.sampling, []
     if isinstance(network, GoogleMaskGIT):
         network = replace(network, null_class=True)
-    return replace(recipe, model=network), [f"the network is that of {recipe.init}: {network}"]
+    if sampling == Sampling():
+        sampling, notes = theirs.sampling, [f"it is sampled as {recipe.init} is"]
+    recipe = replace(recipe, model=network, sampling=sampling)
+    return recipe, [f"the network is that of {recipe.init}: {network}", *notes]
 
 
 def convert_into(path: Path, family: str, out: Path) -> Converted:

@@ -16,6 +16,7 @@ from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import Predict, guided, remembering
 from unmask.masking import ABSENT
 from unmask.models.transformer import MaskedTransformer
+from unmask.packed import pack
 from unmask.rand import seeded
 from unmask.recipes import FromCritic, Sampling, TextRecipe, read_recipe
 from unmask.sampling.blocks import filled_up
@@ -69,11 +70,12 @@ class TextPipeline:
         tokenizer = open_text_tokenizer(folder / TOKENIZER, recipe.tokenizer.context)
         if recipe.tokenizer_sha256 not in (None, tokenizer.sha256):
             raise CheckpointError(f"{folder / TOKENIZER} is another tokenizer than the model was trained with")
-        with unfilled():
-            model = recipe.model.build(tokenizer.vocab_size, tokenizer.grid)
-        load_weights(model, folder / "model.safetensors")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model = model.to(where, dtype or fast_dtype(where)).eval()
+        kind = dtype or fast_dtype(where)
+        with unfilled(kind):
+            model = recipe.model.build(tokenizer.vocab_size, tokenizer.grid)
+        model = pack(model.to(where, kind).eval())
+        load_weights(model, folder / "model.safetensors")
         return cls(model, tokenizer, recipe.sampling, opens=recipe.opens)
 
     def predict(self, *, remember: bool = True, ends: bool = True) -> Predict:

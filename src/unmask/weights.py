@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from unmask.config import sync
 from unmask.errors import CheckpointError, DiskError
+from unmask.packed import arranged, dense
 
 PORTION = 1 << 25
 """Bytes of a file that are in memory at a time while its tensors are copied."""
@@ -46,7 +47,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def _copy(path: Path, into: Mapping[str, Tensor]) -> None:
     with safe_open(path, framework="pt") as file:  # closed, it leaves the memory
         for name, tensor in into.items():
-            tensor.copy_(file.get_tensor(name))
+            value = file.get_tensor(name)
+            tensor.copy_(arranged(value.to(tensor.dtype)) if tensor.is_mkldnn else value)
 
 
 def _portions(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
@@ -63,20 +65,26 @@ def _portions(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
 
 
 @contextmanager
-def unfilled() -> Iterator[None]:
-    """Inside it, modules are made without drawing their first weights: they are about to be loaded.
+def unfilled(dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Inside it, modules are made without drawing their first weights, as they are about to be loaded, in that type.
 
     That takes most of the time of building a large network, and memory that is never written costs none.
     """
-    with torch.random.fork_rng(devices=[]), _Unfilled():
+    with torch.random.fork_rng(devices=[]), _Unfilled(dtype):
         yield
 
 
 class _Unfilled(TorchFunctionMode):
     FILLING = (Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_)
 
+    def __init__(self, dtype: torch.dtype | None):
+        super().__init__()
+        self.dtype = dtype
+
     def __torch_function__(self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("dtype") is None:  # as the layers of torch.nn make their parameters
+            kwargs = {**kwargs, "dtype": self.dtype}
         if func in self.FILLING or getattr(func, "__module__", "") == nn.init.__name__:
             filled = args[0] if args else kwargs["tensor"]
             if isinstance(filled, nn.Parameter):
@@ -87,7 +95,7 @@ class _Unfilled(TorchFunctionMode):
 def write_weights(weights: Mapping[str, Tensor], path: Path, facts: Mapping[str, str] | None = None) -> None:
     """Save as safetensors, with `facts` as metadata, under a temporary name, then rename: never half a file."""
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    plain = {name: dense(tensor).cpu().contiguous() for name, tensor in weights.items()}
     try:
         save_file(plain, part, metadata={"format": "pt", **(facts or {})})
         part.chmod(part.parent.stat().st_mode & 0o666)  # safetensors makes its files private whatever the umask
@@ -127,5 +135,5 @@ def fingerprint(model: nn.Module, config: object) -> str:
     digest = hashlib.sha256(repr(config).encode())
     for name, value in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+        digest.update(dense(value).cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -96,7 +96,9 @@ def test_without_learned_positions_any_grid_will_do():
 def test_other_classes_start_anew_but_for_no_class(prefix):
     there, here = model(0, prefix=prefix), model(1, prefix=prefix, num_classes=9)
     own = here.classes.table.weight.detach().clone()
-    assert load_compatible(here, weights_of(there), there.grid) == ["9 classes here, 5 there: started anew"]
+    assert load_compatible(here, weights_of(there), there.grid) == [
+        "new class table of 9 classes, 5 there; the rest loaded"
+    ]
     assert torch.equal(here.classes.table.weight[0], there.classes.table.weight[0])
     assert torch.equal(here.classes.table.weight[1:], own[1:])
     tokens = torch.randint(0, K + 1, (3, 24), generator=torch.Generator().manual_seed(0))
@@ -106,11 +108,13 @@ def test_other_classes_start_anew_but_for_no_class(prefix):
 def test_a_class_in_front_can_be_added_and_left_out():
     plain, conditional = model(0, num_classes=0), model(1, prefix=True)
     own = conditional.classes.table.weight.detach().clone()
-    assert load_compatible(conditional, weights_of(plain), plain.grid) == ["5 classes here, 0 there: started anew"]
+    assert load_compatible(conditional, weights_of(plain), plain.grid) == [
+        "new class table of 5 classes, 0 there; the rest loaded"
+    ]
     assert torch.equal(conditional.classes.table.weight, own)
     plain, conditional = model(0, num_classes=0), model(1, prefix=True)
     notes = load_compatible(plain, weights_of(conditional), plain.grid)
-    assert notes == ["0 classes here, 5 there: left out"]
+    assert notes == ["the table of 5 classes left out"]
     assert torch.equal(plain.head.weight, conditional.head.weight)
 
 
@@ -193,7 +197,10 @@ def test_a_run_is_read_with_its_own_grid_and_classes(run):
     before = torch.get_rng_state()
     here = model(1, (8, 8), 16, depth=1, num_classes=3)
     notes = start_from(here, folder)
-    assert notes == ["positions of a grid of 4x4 resized to 8x8", "3 classes here, 10 there: started anew"]
+    assert notes == [
+        "positions of a grid of 4x4 resized to 8x8",
+        "new class table of 3 classes, 10 there; the rest loaded",
+    ]
     assert torch.equal(here.head.weight, there.head.weight)
     torch.testing.assert_close(here.position, resize_positions(there.position, (4, 4), (8, 8)))
     assert torch.equal(before, torch.get_rng_state())

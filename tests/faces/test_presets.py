@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unmask.cli import main
-from unmask.cli.choices import OURS, SamplingFlags, applied, published
+from unmask.cli.choices import OURS, SamplingFlags, applied, expected, schedules
 from unmask.cli.choices import PRESETS as NAMED
 from unmask.cli.parsing import parse
 from unmask.cli.training import TrainFlags
@@ -181,10 +181,10 @@ def test_a_preset_is_the_sampling_but_for_other_flags(pipeline, name):
 
 
 def test_a_preset_says_what_is_published_for_it(capsys):
-    assert published("besnier-256-8") == (
+    assert expected("besnier-256-8") == (
         "preset besnier-256-8: published FID 6.80, IS 214.0 for ImageNet at 256x256 (arXiv 2310.14400, tables 2 and 3)"
     )
-    assert {name: published(name).split(" (")[0].split("published ")[1] for name in NAMED} == {
+    assert {name: expected(name).split(" (")[0].split("published ")[1] for name in NAMED} == {
         "besnier-256-8": "FID 6.80, IS 214.0 for ImageNet at 256x256",
         "besnier-512-15": "FID 7.26, IS 223.0 for ImageNet at 512x512",
         "maskgit-256-8": "FID 6.18, IS 182.1 for ImageNet at 256x256",
@@ -204,7 +204,16 @@ def test_a_preset_says_what_is_published_for_it(capsys):
     told = capsys.readouterr().out
     assert all(name in " ".join(told.replace("│", " ").split()) for name in (*NAMED, *OURS))
     with pytest.raises(ConfigError, match="did you mean maskgit-256-8"):
-        published("maskgit-256")
+        expected("maskgit-256")
+
+
+def test_the_help_names_every_schedule(capsys):
+    with pytest.raises(SystemExit):
+        main(["sample", "RUN", "--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    names = [name for name in schedules(256) if not name.startswith("valeoai-v1-")]
+    aliases = {"uniform", "pow2", "pow0.5"}  # of linear, square and root
+    assert [name for name in {*names, "valeoai-v1-arccos"} - aliases if name not in told] == []
 
 
 def test_temperatures_of_a_preset_stretch_over_other_steps(pipeline):
@@ -219,7 +228,7 @@ def test_our_own_preset_stands_beside_the_published_ones(pipeline):
     for name, sampling in OURS.items():
         assert applied(SamplingFlags(preset=name), pipeline) == sampling
         assert name == f"ours-{sampling.steps}"
-        assert "nothing is published" in published(name)
+        assert "nothing is published" in expected(name)
 
 
 # -- recipes ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,18 @@ FILES = sorted(SRC.rglob("*.py"))
 TREES = {f.relative_to(SRC).as_posix(): ast.parse(f.read_text(encoding="utf-8")) for f in FILES}
 
 METHOD = {"schedules", "rand", "masking", "objectives", "critic", "guidance", "likelihood", "sampling", "models"}
-MACHINERY = {"tokenizers", "data", "training", "metrics", "pretrained", "config", "counts", "errors", "weights"}
+MACHINERY = {
+    "tokenizers",
+    "data",
+    "training",
+    "metrics",
+    "pretrained",
+    "config",
+    "counts",
+    "errors",
+    "packed",
+    "weights",
+}
 FACES = {
     "app",
     "card",

@@ -227,8 +227,8 @@ def test_what_cannot_be_is_refused_in_one_line():
     refused = [
         (lambda: model(tokens[:, :5], ids), "5 tokens per row"),
         (lambda: model(tokens + 1, ids), "tokens span 1..20, not 0..19"),
-        (lambda: model(tokens, ids + 2), "conditions span 2..2, but there are texts 0..1"),
-        (lambda: model(tokens, ids - 2), "conditions span -2..-2"),
+        (lambda: model(tokens, ids + 2), "texts span 2..2, not -1..1 (-1 is no text)"),
+        (lambda: model(tokens, ids - 2), "texts span -2..-2"),
         (lambda: model.network(tokens[:2], prompt), "got 3 prompts"),
         (lambda: model.network(tokens, replace(prompt, pooled=prompt.pooled[:, 1:])), "widths (10, 7)"),
         (lambda: Prompted(model.network, prompt, prompt), "it must be one text"),

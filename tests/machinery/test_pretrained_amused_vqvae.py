@@ -163,7 +163,8 @@ def test_the_published_layout_fits():
 @pytest.mark.parametrize(
     "name",
     ["nonsense", "loss.weight", "encoder.down.0.block.0.norm1.weight", "encoder.mid_block.attentions.0.to_q.weight",
-     "decoder.up_blocks.7.resnets.0.conv1.weight", "encoder.down_blocks.1.resnets.0.nin_shortcut.weight"],
+     "decoder.up_blocks.7.resnets.0.conv1.weight", "decoder.up_blocks.00.resnets.0.conv1.weight",
+     "encoder.down_blocks.1.resnets.0.nin_shortcut.weight"],
 )  # fmt: skip
 def test_an_unknown_name_stays_for_the_strict_comparison(name):
     tensor = torch.zeros(3)

@@ -216,7 +216,12 @@ def test_the_log_of_used_codes_is_dropped_and_the_rest_is_not_copied():
         assert tensor is weights[name]
 
 
-@pytest.mark.parametrize("name", ["encoder.conv_blocks.0.attn.0.q.weight", "loss.weight", "encoder.mid.3.q.bias"])
+@pytest.mark.parametrize(
+    "name",
+    ["encoder.conv_blocks.0.attn.0.q.weight", "loss.weight", "encoder.mid.3.q.bias", "encoder.mid.block_1.norm1.weight",
+     "decoder.up.0.block.0.norm1.weight", "encoder.conv_blocks.0.block.0.norm1.weight",
+     "decoder.conv_blocks.00.res.0.norm1.weight", "decoder.conv_blocks.7.res.0.norm1.weight"],
+)  # fmt: skip
 def test_unknown_names_stay(name):
     tensor = torch.ones(2)
     assert translate(SMALL, name, tensor) == {name: tensor}

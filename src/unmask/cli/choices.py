@@ -76,7 +76,7 @@ class SamplingFlags:
     """Factor of the Gumbel noise on log-confidence, for the confidence order; it falls to 0."""
     schedule: str | None = None
     """Fraction still masked over time: cosine, arccos, linear, square, pow3, root, sigmoid, log or exp;
-    or valeoai-v1-arccos and so on, the densities of the reproduction report."""
+    or valeoai-v1-arccos and so on, the densities of the reproduction report; or halton-maskgit, that code's counts."""
     temperature: float | None = None
     """Logits are divided by it: below 1 sharper, 0 greedy."""
     scale: float | None = None
@@ -124,7 +124,7 @@ def _noisy(priority: Order | FromCritic, noise: float) -> Order | FromCritic:
     return replace(priority, noise=noise)
 
 
-def published(name: str) -> str:
+def expected(name: str) -> str:
     """What a preset is reported to reach, in one line."""
     if name in OURS:
         return f"preset {name}: our own, of which nothing is published"

@@ -68,6 +68,8 @@ def inpaint(arguments: list[str]) -> None:
     flags = parse(InpaintFlags, rest, f"inpaint {name} {path}")
     photo, hole = holed(Path(path), flags)
     cells = policy(flags.cells, flags.dilate)
+    if flags.label is not None and flags.prompt is not None:
+        raise ConfigError("--label and --prompt: a model draws classes or texts, so leave one of them out")
     texts = () if flags.prompt is None else (flags.prompt,)
     pipeline = Pipeline.from_pretrained(located(name, flags.published), prompts=texts)
     chosen = "0" if texts else flags.label

@@ -12,6 +12,7 @@ from unmask.decoding import Sampling
 from unmask.errors import ConfigError
 from unmask.pipeline import TOKENIZER
 from unmask.pretrained.families import FAMILIES
+from unmask.training.distributed import World, barrier
 from unmask.training.log import progress_bar
 
 
@@ -27,6 +28,41 @@ def located(name: str, flags: WeightsFlags) -> Path:
     """The folder of a run or an export, or of a published model, which is made at its first use."""
     with disk_errors(cache_dir()), progress_bar(shown=True) as progress:
         return published.located(name, weights=flags.weights, offline=flags.offline, progress=progress)
+
+
+def located_once(name: str, flags: WeightsFlags, here: World) -> Path:
+    """As `located`, under torchrun: the main process makes it, and the others wait."""
+    if here.is_main:
+        located(name, flags)
+    barrier(here)
+    return published.located(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredFlags(WeightsFlags):
+    data: str | None = None
+    """For a published model: the codes of pictures to measure against, as unmask tokenize NAME makes them."""
+
+
+def measured(name: str, flags: MeasuredFlags, out: Path | None, here: World) -> Path:
+    """A run to measure: the one of this name, or one in `out` (runs/NAME) of a published model and its codes."""
+    folder = located_once(name, flags, here)
+    if not published.is_catalogued(name):
+        if flags.data is not None:
+            raise ConfigError("--data is for published models: a run knows its pictures")
+        return folder
+    run = out or Path("runs") / name
+    if here.is_main:
+        with disk_errors(run):
+            published.as_run(folder, flags.data, run)
+    barrier(here)
+    return run
+
+
+def check_text(name: str, instead: str) -> None:
+    """ConfigError where a run on text is needed and a published model was given: all of these draw pictures."""
+    if published.is_catalogued(name):
+        raise ConfigError(f"{name} draws pictures and writes no text: take unmask {instead}")
 
 
 def models(arguments: list[str]) -> None:

@@ -11,11 +11,10 @@ import torch
 import tyro
 
 from unmask import figures, gallery
-from unmask import published as published_models
-from unmask.cli.choices import SamplingFlags, applied, published
+from unmask.cli.choices import SamplingFlags, applied, expected
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, nearest, parse, positional, value_errors
-from unmask.cli.published import WeightsFlags, located
+from unmask.cli.published import MeasuredFlags, WeightsFlags, located, measured
 from unmask.decoding import (
     Sampling,
 )
@@ -26,7 +25,7 @@ from unmask.experiments import text as text_experiment
 from unmask.models.transformer import MaskedTransformer
 from unmask.pipeline import Pipeline
 from unmask.recipes import TextRecipe, read_recipe
-from unmask.training.distributed import world
+from unmask.training.distributed import World, world
 from unmask.training.log import progress_bar
 
 
@@ -71,7 +70,7 @@ def sample(arguments: list[str]) -> None:
     with value_errors(), disk_errors(flags.out.parent):
         sampling = applied(flags.sampling, pipeline)
         if flags.sampling.preset is not None:
-            print(published(flags.sampling.preset))
+            print(expected(flags.sampling.preset))
         with progress_bar(shown=True) as progress:
             images = pipeline.generate(labels, num=num, seed=flags.seed, sampling=sampling, progress=progress)
         scale = figures.readable_scale(images)
@@ -100,9 +99,7 @@ def class_id(label: str, classes: Sequence[str]) -> int:
 class EvaluateFlags:
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     network: Annotated[ReferenceFlags, tyro.conf.arg(name="")] = field(default_factory=ReferenceFlags)
-    published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
-    data: str | None = None
-    """For a published model: the codes of pictures to measure against, as unmask tokenize NAME makes them."""
+    published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
     out: Path | None = None
     """For a published model: the folder for the figures; runs/NAME by default."""
     samples: int = 1500
@@ -114,16 +111,15 @@ def evaluate(arguments: list[str]) -> None:
     """measure a run (Frechet distance and its kin, class accuracy, copies) into report.json, and draw its pictures"""
     name, rest = positional(arguments, "evaluate RUN, where RUN is a run folder or one of unmask models")
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
-    run = located(name, flags.published)
-    if run != Path(name):
-        out = flags.out or Path("runs") / name
-        with disk_errors(out):
-            run = published_models.as_run(run, flags.data, out)
-    elif flags.data is not None or flags.out is not None:
-        raise ConfigError("--data and --out are for published models: a run knows its pictures, and keeps its figures")
-    with value_errors():
-        sampling = applied(flags.sampling, Pipeline.from_pretrained(run, device="cpu"))
-    print_report(run, flags.samples, flags.seed, sampling, flags.network, flags.sampling.preset)
+    device = None if flags.network.device == "auto" else flags.network.device
+    with value_errors(), world(device) as here:
+        run = measured(name, flags.published, flags.out, here)
+        if flags.out not in (None, run):
+            raise ConfigError("--out is for published models: a run keeps its figures")
+        pipeline = Pipeline.from_pretrained(run, device="cpu")
+        sampling = applied(flags.sampling, pipeline)
+        pipeline.predict(pipeline.labels(1), sampling)  # refused before anything is drawn
+        print_report(run, flags.samples, flags.seed, sampling, here, flags.network, flags.sampling.preset)
 
 
 PICTURES = {
@@ -145,13 +141,18 @@ OWN = ReferenceFlags()
 
 
 def print_report(
-    run: Path, num: int, seed: int, sampling: Sampling, network: ReferenceFlags = OWN, preset: str | None = None
+    run: Path,
+    num: int,
+    seed: int,
+    sampling: Sampling,
+    here: World,
+    network: ReferenceFlags = OWN,
+    preset: str | None = None,
 ) -> None:
     """Evaluate, print the figures, and say where each file lies and which pictures could not be read."""
     if num < 2:
         raise ConfigError(f"--samples {num}: at least 2, to have a covariance")
-    device = None if network.device == "auto" else network.device
-    with value_errors(), disk_errors(run), world(device) as here, progress_bar(shown=here.is_main) as progress:
+    with value_errors(), disk_errors(run), progress_bar(shown=here.is_main) as progress:
         features, judge = open_networks(network, here)
         numbers = evaluation.report(
             run,
@@ -169,7 +170,7 @@ def print_report(
     for one in bad if isinstance(bad := numbers.get("unreadable"), list) else ():
         print(f"left out {one}", file=sys.stderr)
     if preset is not None:
-        print(published(preset))
+        print(expected(preset))
     print(json.dumps(numbers, indent=2))
     print("\nwrote")
     there = {file: what for file, what in PICTURES.items() if (run / file).exists()}
@@ -180,17 +181,19 @@ def print_report(
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFlags:
+    published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     out: Path
     """The folder to write."""
 
 
 def export(arguments: list[str]) -> None:
-    """write model.safetensors and config.json of a run to a folder of their own"""
-    name, rest = positional(arguments, "export RUN --out DIR, where RUN is a run folder")
+    """write model.safetensors and config.json of a run, or of a published model, to a folder of their own"""
+    name, rest = positional(arguments, "export RUN --out DIR, where RUN is a run folder or one of unmask models")
     flags = parse(ExportFlags, rest, f"export {name}")
-    text = isinstance(read_recipe(Path(name) / "config.json", None), TextRecipe)
+    run = located(name, flags.published)
+    text = isinstance(read_recipe(run / "config.json", None), TextRecipe)
     with disk_errors(flags.out):
-        (text_experiment if text else image_experiment).export(Path(name), flags.out)
+        (text_experiment if text else image_experiment).export(run, flags.out)
     command, pipeline = ("generate", "TextPipeline") if text else ("sample", "Pipeline")
     print(
         f"wrote {flags.out}: unmask {command} {flags.out}, or {pipeline}.from_pretrained({str(flags.out)!r}) in Python"

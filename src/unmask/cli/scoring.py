@@ -1,14 +1,16 @@
 """`unmask score`: orders and step budgets ranked by the likelihood of held-out data."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 
 from unmask.cli.choices import orders, schedules
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
+from unmask.cli.published import MeasuredFlags, measured
 from unmask.errors import ConfigError
 from unmask.evaluation import scoring
 from unmask.experiments import images as image_experiment
@@ -34,16 +36,22 @@ class ScoreFlags:
     """Masks of each row behind the likelihood bound."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
     out: Path | None = None
-    """The folder for the table and its plot; RUN/score by default."""
+    """The folder for the table and its plot; RUN/score by default, where a published model's RUN is runs/NAME."""
 
 
 def score(arguments: list[str]) -> None:
     """rank orders and numbers of steps by the exact likelihood they give held-out data: no samples, no judge"""
-    name, rest = positional(arguments, "score RUN, where RUN is a run folder")
+    name, rest = positional(arguments, "score RUN, where RUN is a run folder or one of unmask models")
     flags = parse(ScoreFlags, rest, f"score {name}")
-    run, out = Path(name), flags.out or Path(name) / "score"
-    with value_errors(), disk_errors(out), world(None if flags.device == "auto" else flags.device) as here:
+    with value_errors(), world(None if flags.device == "auto" else flags.device) as here:
+        run = measured(name, flags.published, flags.out, here)
+        _table(flags, run, flags.out or run / "score", here)
+
+
+def _table(flags: ScoreFlags, run: Path, out: Path, here: World) -> None:
+    with disk_errors(out):
         subject, sampling, grid = opened_subject(run, here)
         length = math.prod(grid)
         if flags.schedule is not None:

@@ -11,6 +11,7 @@ import tyro
 from unmask.cli.choices import orders, schedules
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
+from unmask.cli.published import MeasuredFlags, measured
 from unmask.decoding import Reveal
 from unmask.errors import ConfigError
 from unmask.evaluation import sweep_table, sweeping
@@ -18,13 +19,14 @@ from unmask.evaluation.sweeping import Plan, Setting
 from unmask.pipeline import Pipeline
 from unmask.recipes import Order, Sampling
 from unmask.sampling.priorities import Confidence
-from unmask.training.distributed import world
+from unmask.training.distributed import World, world
 from unmask.training.log import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepFlags:
     network: Annotated[ReferenceFlags, tyro.conf.arg(name="")] = field(default_factory=ReferenceFlags)
+    published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
     samples: int = 5000
     """Fresh samples behind each row."""
     tune: int = 1000
@@ -33,8 +35,7 @@ class SweepFlags:
     orders: tuple[str, ...] = ("confidence", "confidence-without-noise", "random", "halton")
     """Also margin, entropy, max-logit and raster."""
     schedules: tuple[str, ...] = ()
-    """As unmask sample --schedule has them, or valeoai-v1-arccos and so on, as the reproduction report has them;
-    the run's own by default."""
+    """As unmask sample --schedule has them; the run's own by default."""
     noises: tuple[float, ...] = ()
     """Factors of the Gumbel noise, for the order confidence; the run's own by default, or 4.5."""
     scales: Annotated[tuple[float, ...], tyro.conf.arg(aliases=["--scale"])] = ()
@@ -45,20 +46,24 @@ class SweepFlags:
     """One of them is chosen for each setting."""
     seed: int = 0
     out: Path | None = None
-    """The folder for the table and its plots; RUN/sweep by default."""
+    """The folder for the table and its plots; RUN/sweep by default, where a published model's RUN is runs/NAME."""
 
 
 def sweep(arguments: list[str]) -> None:
     """compare orders, schedules, steps, noises and guidance in one table with plots; the same again continues it"""
-    name, rest = positional(arguments, "sweep RUN, where RUN is a run folder")
+    name, rest = positional(arguments, "sweep RUN, where RUN is a run folder or one of unmask models")
     flags = parse(SweepFlags, rest, f"sweep {name}")
-    run, out = Path(name), flags.out or Path(name) / "sweep"
-    if out.suffix in (".md", ".csv") or out.is_file():
-        raise ConfigError(f"--out {out}: give a folder, for sweep.md, sweep.csv and the plots")
-    with value_errors():
-        plan = planned(flags, Pipeline.from_pretrained(name, device="cpu"), name)
+    if flags.out is not None and (flags.out.suffix in (".md", ".csv") or flags.out.is_file()):
+        raise ConfigError(f"--out {flags.out}: give a folder, for sweep.md, sweep.csv and the plots")
     device = None if flags.network.device == "auto" else flags.network.device
-    with value_errors(), disk_errors(out), world(device) as here, progress_bar(shown=here.is_main) as progress:
+    with value_errors(), world(device) as here:
+        run = measured(name, flags.published, flags.out, here)
+        plan = planned(flags, Pipeline.from_pretrained(run, device="cpu"), name)
+        _table(flags, plan, run, flags.out or run / "sweep", here)
+
+
+def _table(flags: SweepFlags, plan: Plan, run: Path, out: Path, here: World) -> None:
+    with disk_errors(out), progress_bar(shown=here.is_main) as progress:
         features, judge = open_networks(flags.network, here)
         rows = sweeping.sweep(
             run,
@@ -92,6 +97,7 @@ def planned(flags: SweepFlags, pipeline: Pipeline, name: str) -> Plan:
     settings = tuple(dict.fromkeys(_settings(flags, pipeline)))
     for setting in settings:
         setting.sampling.ratios(pipeline.model.length)
+        pipeline.predict(pipeline.labels(1), setting.sampling)
     return Plan(
         settings=settings,
         temperatures=tuple(dict.fromkeys(flags.temperatures)),

@@ -13,6 +13,7 @@ import tyro
 from unmask import recipes, text_figures
 from unmask.cli.choices import SAMPLERS, SamplingFlags, applied, orders
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
+from unmask.cli.published import check_text
 from unmask.decoding import Parallel, Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import text_table
@@ -71,6 +72,7 @@ def generate(arguments: list[str]) -> None:
     """write texts with a run on text, from nothing or from a prompt"""
     name, rest = positional(arguments, "generate RUN, where RUN is a run folder on text")
     flags = parse(GenerateFlags, rest, f"generate {name}")
+    check_text(name, f"sample {name}")
     pipeline = TextPipeline.from_pretrained(name)
     with value_errors():
         _write(pipeline, pipeline.canvas(flags.prompt, flags.length), flags, whole=False)
@@ -80,6 +82,7 @@ def infill(arguments: list[str]) -> None:
     """fill the holes of a text: unmask infill RUN "The [MASK:12] dog ran to the [MASK:3]." """
     usage = 'infill RUN "The [MASK:12] dog ran to the [MASK:3].", where RUN is a run folder on text'
     name, rest = positional(arguments, usage)
+    check_text(name, f"inpaint {name} PHOTO")
     if rest == ["--help"]:
         template, rest = "TEXT", rest
     else:
@@ -161,6 +164,7 @@ def evaluate_text(arguments: list[str]) -> None:
     """measure what a run on text writes, by orders, steps and temperatures, beside held-out text"""
     name, rest = positional(arguments, "evaluate-text RUN, where RUN is a run folder on text")
     flags = parse(EvaluateTextFlags, rest, f"evaluate-text {name}")
+    check_text(name, f"evaluate {name}")
     run, out = Path(name), flags.out or Path(name) / "writing"
     with value_errors(), disk_errors(out), world(None if flags.device == "auto" else flags.device) as here:
         recipe = recipes.read_recipe(run / "config.json", recipes.TextRecipe)

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ import tyro
 
 from unmask import recipes
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
-from unmask.cli.published import WeightsFlags, located
+from unmask.cli.published import WeightsFlags, located_once
 from unmask.config import dump_json, load_json
 from unmask.data.sources import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, Shards, Source
 from unmask.data.tokenizing import CENTER, FLIP, View
@@ -20,9 +20,11 @@ from unmask.experiments import tokenizer as experiment
 from unmask.metrics.features import ClassifierConfig
 from unmask.pipeline import TOKENIZER
 from unmask.pretrained.networks import LearnedConfig, LearnedModel
+from unmask.published import described, is_catalogued
+from unmask.published import located as existing
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.pixels import Pixels
-from unmask.training.distributed import barrier, world
+from unmask.training.distributed import World, barrier, world
 from unmask.training.log import progress_bar
 
 
@@ -103,6 +105,7 @@ def sources(size: int, channels: int) -> dict[str, Source]:
 @dataclass(frozen=True, kw_only=True)
 class TokenizeFlags:
     data: Source
+    published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     out: Path
     """The folder for the codes; the same command again goes on where it was stopped."""
     flip: bool = True
@@ -124,8 +127,8 @@ def tokenize(arguments: list[str]) -> None:
     name, rest = positional(arguments, usage)
     if rest == ["--help"]:
         parse(TokenizeFlags, rest, "tokenize RUN", TokenizeFlags(data=Folder(path=""), out=Path("codes/RUN")))
-    model, own = opened_tokenizer(located(name, WeightsFlags()))
-    data, rest = chosen_source(own, model.config, rest)
+    config, own = described_tokenizer(name)
+    data, rest = chosen_source(own, config, rest)
     flags = parse(
         TokenizeFlags, rest, f"tokenize {name}", TokenizeFlags(data=data, out=Path("codes") / Path(name).name)
     )
@@ -133,7 +136,7 @@ def tokenize(arguments: list[str]) -> None:
     with value_errors(), disk_errors(flags.out), world(device) as here, progress_bar(shown=here.is_main) as progress:
         meta, bad = coded.make_codes(
             flags.data,
-            model,
+            opened_tokenizer(name, config, flags.published, here),
             flags.out,
             views=views(flags),
             shard_size=flags.shard_size,
@@ -152,22 +155,35 @@ def tokenize(arguments: list[str]) -> None:
         print(f"wrote {flags.out}; next: unmask train RECIPE --data {flags.out}")
 
 
-def opened_tokenizer(folder: Path) -> tuple[LearnedModel, Source]:
-    """A tokenizer and where its pictures are: of its own run, alone, or beside the generator that it belongs to."""
-    if not (folder / "config.json").is_file():
+def described_tokenizer(name: str) -> tuple[LearnedConfig, Source]:
+    """A tokenizer's configuration, and where its pictures are: of its own run, alone, or beside its generator.
+
+    Of a published model nothing is fetched for it.
+    """
+    folder = Path(name) if is_catalogued(name) else existing(name)
+    config = folder / "config.json"
+    if not is_catalogued(name) and not config.is_file():
         raise CheckpointError(f"{folder}: no config.json there; give the folder of a trained tokenizer")
-    data = load_json(folder / "config.json")
+    data = None if is_catalogued(name) else load_json(config)
     if isinstance(data, dict) and "loss" in data:
-        recipe, trained = experiment.open_run(folder)
-        return trained, recipe.data
-    if isinstance(data, dict) and "model" in data:
-        config = recipes.read_recipe(folder / "config.json", recipes.Recipe).tokenizer
-        if isinstance(config, Pixels):
+        recipe = recipes.read_recipe(config, recipes.TokenizerRecipe)
+        return recipe.tokenizer, recipe.data
+    if data is None or (isinstance(data, dict) and "model" in data):
+        theirs = described(name)
+        assert theirs is not None
+        if isinstance(theirs.tokenizer, Pixels):
             raise ConfigError(f"{folder} has no tokenizer to run: its tokens are pixels")
-        model: LearnedModel = open_tokenizer(config, folder / TOKENIZER)  # type: ignore[assignment]
+        own: LearnedConfig = theirs.tokenizer
     else:
-        model = coded.read_tokenizer(folder)
-    return model, Folder(path="", size=model.config.size[0], channels=model.config.channels)
+        own = coded.read_tokenizer_config(folder)
+    return own, Folder(path="", size=max(own.size), channels=own.channels)
+
+
+def opened_tokenizer(name: str, config: LearnedConfig, flags: WeightsFlags, here: World) -> LearnedModel:
+    """The tokenizer that `described_tokenizer` told of, with its weights."""
+    folder = located_once(name, flags, here)
+    beside = is_catalogued(name) or "model" in load_json(folder / "config.json")
+    return open_tokenizer(config, folder / (TOKENIZER if beside else coded.WEIGHTS))  # type: ignore[return-value]
 
 
 def chosen_source(own: Source, config: LearnedConfig, words: list[str]) -> tuple[Source, list[str]]:

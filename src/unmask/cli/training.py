@@ -3,25 +3,29 @@
 import re
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from unmask import recipes
-from unmask.catalogue import MODELS
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.cli.published import WeightsFlags, located
+from unmask.cli.published import WeightsFlags, check_text, located
 from unmask.cli.sampling import print_report
 from unmask.config import dump_json
-from unmask.errors import CheckpointError
+from unmask.data.sources import Codes
+from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments import base as experiment
+from unmask.experiments import from_pictures
 from unmask.experiments import images as image_experiment
 from unmask.experiments import text as text_experiment
+from unmask.pretrained.networks import Generator
 from unmask.published import adopted
-from unmask.training.distributed import barrier, world
+from unmask.training.distributed import World, barrier, world
 from unmask.training.log import progress_bar
+from unmask.weights import unfilled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,9 @@ class RunFlags:
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags(RunFlags):
     recipe: Annotated[recipes.Recipe, tyro.conf.arg(name="")]
+    num_classes: int | None = None
+    """How many classes the data is to have; another number is refused before anything is trained."""
+    published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,65 +70,112 @@ def train(arguments: list[str]) -> None:
             flags = parse(TrainTextFlags, rest, f"train {name}", TrainTextFlags(recipe=recipe, out=run))
         else:
             flags = parse(TrainFlags, rest, f"train {name}", TrainFlags(recipe=recipe, out=run))
-    if isinstance(flags, TrainFlags):
+    notes: list[str] = []
+    if isinstance(flags, TrainTextFlags):
+        check_text(flags.recipe.init or "", f"train finetune --init {flags.recipe.init}")
+    else:
+        if flags.published.weights and flags.recipe.init is None:
+            raise ConfigError("--weights are those of the model to start from: give --init NAME as well")
         with value_errors():
             made, notes = adopted(flags.recipe)
-            flags = replace(flags, recipe=made)
-        print("\n".join(notes), end="\n" if notes else "")
+        flags = replace(flags, recipe=made)
     if flags.dry_run:
-        return _describe(flags.recipe)
+        print("\n".join(notes), end="\n" if notes else "")
+        return _describe(flags)
     if flags.resume == "never" and (flags.out / "checkpoints").exists():
         raise CheckpointError(f"{flags.out} holds a run: give another --out, or let --resume auto continue it")
-    _train(flags.recipe, flags.out, flags.device)
+    _train(flags, notes)
 
 
-def _train(recipe: recipes.Recipe | recipes.TextRecipe, run: Path, device: str = "auto") -> None:
-    with value_errors(), disk_errors(run), world(None if device == "auto" else device) as here:
+def _train(flags: TrainFlags | TrainTextFlags, notes: Sequence[str] = ()) -> None:
+    run = flags.out
+    with value_errors(), disk_errors(run), world(None if flags.device == "auto" else flags.device) as here:
+        if here.is_main:
+            print("\n".join(notes), end="\n" if notes else "", flush=True)
+            _have_start(flags, here)
+        if isinstance(flags, TrainFlags) and from_pictures.are_given(flags.recipe):
+            flags = replace(flags, recipe=from_pictures.on_codes(flags.recipe, run))
         for turn in (True, False):  # the main process downloads and caches first
             if here.is_main == turn:
-                ready = _prepare(recipe, run, here.is_main)
-                _have_start(recipe.init, run)
+                ready = _prepare(flags, run, here.is_main)
             barrier(here)
         experiment.run(ready, run, here)
         if here.is_main:
-            text = isinstance(recipe, recipes.TextRecipe)
+            text = isinstance(flags, TrainTextFlags)
             first, second = ("generate", "score") if text else ("evaluate", "sample")
             print(f"wrote {run / 'model.safetensors'}; next: unmask {first} {run}   or   unmask {second} {run}")
 
 
-def _have_start(init: str | None, run: Path) -> None:
-    """The published model to start from, in the cache; a run that goes on needs it no more."""
-    if init in MODELS and not any((run / "checkpoints").glob("step-*")):
-        located(init, WeightsFlags())
+def _have_start(flags: TrainFlags | TrainTextFlags, here: World) -> None:
+    """The model to start from, which a run that goes on needs no more, and with its tokenizer codes of given pictures.
+
+    Only the main process does it; the others wait.
+    """
+    init, run = flags.recipe.init, flags.out
+    if isinstance(flags, TrainTextFlags) or init is None:
+        return
+    given = _given(flags)
+    if not any((run / "checkpoints").glob("step-*")):
+        located(init, flags.published)
+    if given is None:
+        return
+    print(f"tokenizing {_told(given, run)}", flush=True)
+    with progress_bar(shown=True) as progress:
+        left_out = from_pictures.tokenize_given(given, run, here, progress)
+    for bad in left_out:
+        print(f"left out {bad}", file=sys.stderr)
+
+
+def _given(flags: TrainFlags) -> from_pictures.Given | None:
+    """The pictures that stand in the place of codes, if any do."""
+    if not from_pictures.are_given(flags.recipe):
+        return None
+    with progress_bar(shown=True) as progress:
+        return from_pictures.open_given(flags.recipe, flags.num_classes, progress)
+
+
+def _told(given: from_pictures.Given, run: Path) -> str:
+    num, classes = len(given.split.train) + len(given.split.test), len(given.recipe.classes)
+    return (
+        f"{num:,} pictures of {classes} classes in {given.source.path} with the tokenizer of {given.init} into "
+        f"{run / from_pictures.CODES}"
+    )
 
 
 def _prepare(
-    recipe: recipes.Recipe | recipes.TextRecipe, run: Path, speak: bool
+    flags: TrainFlags | TrainTextFlags, into: Path, speak: bool
 ) -> image_experiment.Experiment | text_experiment.TextExperiment:
     """Read the data, and name every file that was left out."""
     with progress_bar(shown=speak) as progress:
-        if isinstance(recipe, recipes.TextRecipe):
-            return text_experiment.prepare(recipe, run / text_experiment.TOKENS, progress)
-        ready = image_experiment.prepare(recipe, progress)
+        if isinstance(flags, TrainTextFlags):
+            return text_experiment.prepare(flags.recipe, into / text_experiment.TOKENS, progress)
+        ready = image_experiment.prepare(flags.recipe, progress)
     for bad in ready.loaded.bad if speak and ready.loaded else ():
         print(f"left out {bad}", file=sys.stderr)
+    where = flags.recipe.data.path if isinstance(flags.recipe.data, Codes) else "the data"
+    image_experiment.check_classes(ready.classes, flags.num_classes, where)
     return ready
 
 
-def _describe(recipe: recipes.Recipe | recipes.TextRecipe) -> None:
+def _describe(flags: TrainFlags | TrainTextFlags) -> None:
+    given = _given(flags) if isinstance(flags, TrainFlags) else None
+    if given is not None:
+        print(f"would tokenize {_told(given, flags.out)}")
+        recipe = from_pictures.on_codes(given.recipe, flags.out)
+        with unfilled():
+            model: Generator = recipe.model.build(recipe.tokenizer.vocab_size, recipe.tokenizer.grid)  # type: ignore
+        return _show(recipe, model, len(given.split.train), len(given.split.test))
     with tempfile.TemporaryDirectory() as aside:  # text becomes tokens on the disk: a dry run leaves none behind
-        _show(recipe, _prepare(recipe, Path(aside), True))
+        ready = _prepare(flags, Path(aside), True)
+        _show(ready.recipe, experiment.build(ready), len(ready.train), len(ready.test))
 
 
-def _show(
-    recipe: recipes.Recipe | recipes.TextRecipe, ready: image_experiment.Experiment | text_experiment.TextExperiment
-) -> None:
-    model = experiment.build(ready)
+def _show(recipe: recipes.Recipe | recipes.TextRecipe, model: Generator, train: int, test: int) -> None:
     what = "row" if isinstance(recipe, recipes.TextRecipe) else "image"
-    print(dump_json(ready.recipe))
+    print(dump_json(recipe))
     print(f"parameters {sum(p.numel() for p in model.parameters()):,}")
     print(f"tokens     {model.length} per {what}, a grid of {model.grid}, each one of {model.vocab_size}")
-    print(f"{what + 's':10s} {len(ready.train):,} for training, {len(ready.test):,} held out")
+    print(f"{what + 's':10s} {train:,} for training, {test:,} held out")
     print(f"per step   {recipe.training.batch_size * model.length:,} tokens, {recipe.training.steps:,} steps")
 
 
@@ -147,8 +201,9 @@ def demo(arguments: list[str]) -> None:
     with value_errors():
         training = replace(recipe.training, steps=steps, seed=flags.seed, evaluate_every=every, save_every=every)
         classifier = replace(recipe.classifier, steps=judge)
-    _train(replace(recipe, training=training, classifier=classifier), flags.out)
-    print_report(flags.out, flags.samples, flags.seed, recipe.sampling)
+    _train(TrainFlags(recipe=replace(recipe, training=training, classifier=classifier), out=flags.out))
+    with world() as here:
+        print_report(flags.out, flags.samples, flags.seed, recipe.sampling, here)
     print(
         "\ntry next\n"
         f"  unmask sample {flags.out} --labels 3 --num 20 --steps 4     twenty threes in four steps\n"

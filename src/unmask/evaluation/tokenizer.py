@@ -1,6 +1,7 @@
 """What a tokenizer is worth: how near its reconstructions are, and how well it uses its codes."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,49 +15,78 @@ from unmask.evaluation.reference import check_judge, gather, in_domain, spread
 from unmask.experiments.tokenizer import open_run, prepare, side_by_side
 from unmask.figures import write
 from unmask.metrics.embedders import ClassifierFeatures, Features, identity
+from unmask.metrics.features import ClassifierConfig
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
 from unmask.metrics.reconstruction import code_statistics, psnr, ssim
+from unmask.pretrained.networks import LearnedModel
 from unmask.provenance import environment
-from unmask.tokenizers.vqgan import Autoencoder
 from unmask.training.distributed import World
 from unmask.weights import fingerprint
 
 
 def report(folder: Path, *, world: World, features: Features | None = None, num: int = 10_000) -> dict[str, object]:
-    """What a trained tokenizer keeps of held-out pictures, into `report.json` and `reconstructions.png`.
+    """`report_on` a trained tokenizer and its own pictures, into its run."""
+    recipe, model = open_run(folder)
+    experiment = prepare(recipe)
+    known: dict[str, object] = {
+        "quantizer": str(recipe.tokenizer.quantizer),
+        "seed": recipe.training.seed,
+        **read_curve(folder, "validation_psnr"),
+    }
+    return report_on(
+        model,
+        (experiment.train, experiment.test),
+        folder,
+        world=world,
+        classifier=experiment.recipe.classifier,
+        features=features,
+        num=num,
+        known=known,
+    )
+
+
+def report_on(
+    model: LearnedModel,
+    pictures: tuple[PictureSet, PictureSet],
+    folder: Path,
+    *,
+    world: World,
+    classifier: ClassifierConfig,
+    features: Features | None = None,
+    num: int = 10_000,
+    known: Mapping[str, object] | None = None,
+) -> dict[str, object]:
+    """What a tokenizer keeps of held-out pictures, into `report.json` and `reconstructions.png`; `pictures` are those
+    to train on and held out, and `known` stands in the report too.
 
     `rfid` is the Frechet distance of at most `num` held-out pictures to their own reconstructions, in `features`, or
-    else in those of a classifier trained on the pictures. PSNR in dB, SSIM at most 1; usage and perplexity are those of
+    else in those of a classifier trained on the others. PSNR in dB, SSIM at most 1; usage and perplexity are those of
     the codes of these pictures.
     """
     facts = environment(world.device)  # before the work, as the checkout may change meanwhile
-    recipe, model = open_run(folder)
-    experiment = prepare(recipe)
-    recipe = experiment.recipe
     model = model.to(world.device)
-    pictures = experiment.test
-    if features is None and len(experiment.split.train.classes) > 1:
-        features = in_domain(experiment.train, recipe.classifier, folder / "classifier.safetensors", world)
-    index = spread(len(pictures), num)
-    check_judge(features if isinstance(features, ClassifierFeatures) else None, experiment.split.train.classes)
-    numbers = measure(model, pictures, index, features, world)
+    train, test = pictures
+    classes = train.pictures.classes
+    if features is None and len(classes) > 1:
+        features = in_domain(train, classifier, folder / "classifier.safetensors", world)
+    index = spread(len(test), num)
+    check_judge(features if isinstance(features, ClassifierFeatures) else None, classes)
+    numbers = measure(model, test, index, features, world)
     numbers |= {
         "num_pictures": len(index),
-        "quantizer": str(recipe.tokenizer.quantizer),
         "tokenizer": fingerprint(model, model.config),
-        "seed": recipe.training.seed,
-        **read_curve(folder, "validation_psnr"),
+        **(known or {}),
         **facts,
     }
     if world.is_main:
         write_json(folder / "report.json", numbers)
-        images, _ = pictures.rows(index[:12], world.device)
+        images, _ = test.rows(index[:12], world.device)
         write(side_by_side(images, model.decode(model.encode(images))), folder / "reconstructions.png")
     return numbers
 
 
 def measure(
-    model: Autoencoder, pictures: PictureSet, index: Int[Tensor, "n"], features: Features | None, world: World
+    model: LearnedModel, pictures: PictureSet, index: Int[Tensor, "n"], features: Features | None, world: World
 ) -> dict[str, object]:
     """The figures of the pictures of these numbers, computed in blocks over the ranks."""
     dim = 0 if features is None else features.dim
@@ -70,7 +100,7 @@ def measure(
         columns += [] if features is None else [features(images), features(made)]
         return torch.cat([*(column.double() for column in columns), tokens.double()], dim=1)
 
-    length = model.grid[0] * model.grid[1]
+    length = math.prod(model.grid)
     rows = gather(len(index), 3 + 2 * dim + length, compute, world)
     near, real, made, tokens = rows.split([3, dim, dim, length], dim=1)
     decibels, likeness, error = near.mean(0).tolist()

@@ -10,7 +10,7 @@ from unmask.config import dump_json, from_json, load_json, read_json, to_json, w
 from unmask.data.codes import MAX_JSON, Meta, check_tokenizer, finish, open_codes
 from unmask.data.decoding import Bad
 from unmask.data.images import Progress
-from unmask.data.pictures import Pictures
+from unmask.data.pictures import Pictures, Split
 from unmask.data.sources import Source, settled
 from unmask.data.tokenizing import PLAN, Encode, Part, Plan, View, claim, collect, tokenize
 from unmask.data.tokens import Tokens
@@ -82,11 +82,15 @@ def open_coded(folder: str | Path) -> Coded:
 
 def read_tokenizer(folder: Path) -> LearnedModel:
     """The tokenizer beside codes: config.json is that of the network alone."""
+    return open_tokenizer(read_tokenizer_config(folder), folder / WEIGHTS)  # type: ignore[return-value]
+
+
+def read_tokenizer_config(folder: Path) -> LearnedConfig:
+    """What `write_tokenizer_config` wrote."""
     data = load_json(folder / CONFIG)
     if isinstance(data, dict):
         data = {"type": "VQGAN"} | data  # as older files do not say
-    config = from_json(Kept, {"tokenizer": data}, CONFIG).tokenizer
-    return open_tokenizer(config, folder / WEIGHTS)  # type: ignore[return-value]
+    return from_json(Kept, {"tokenizer": data}, CONFIG).tokenizer
 
 
 def write_tokenizer(model: LearnedModel, folder: Path) -> None:
@@ -113,12 +117,14 @@ def make_codes(
     processes: int,
     world: World,
     progress: Progress | None = None,
+    split: Split | None = None,
 ) -> tuple[Meta, list[Bad]]:
     """Tokenize a source into `out`, going on where an earlier command was stopped; returns the pictures left out.
 
-    Under torchrun the ranks share the shards; alone, `processes` do. Raises DataError, DiskError, ConfigError.
+    `split`: the source's pictures, if they are open already. Under torchrun the ranks share the shards; alone,
+    `processes` do. Raises DataError, DiskError, ConfigError.
     """
-    split = source.load(progress)
+    split = split or source.load(progress)
     plan = Plan(
         tokenizer=fingerprint(model, model.config),
         vocab_size=model.vocab_size,

@@ -63,7 +63,8 @@ def load_compatible(model: Generator, weights: Mapping[str, Tensor], grid: tuple
             chosen[CLASSES] = own[CLASSES].detach().clone()
         if here and there and own[CLASSES].shape[1] == weights[CLASSES].shape[1]:
             chosen[CLASSES][0] = weights[CLASSES][0]  # of NULL
-        notes.append(f"{here} classes here, {there} there: " + ("started anew" if here else "left out"))
+        new = f"new class table of {here} classes, {there} there; the rest loaded"
+        notes.append(new if here else f"the table of {there} classes left out")
     wrong = [n for n in sorted(own.keys() | chosen.keys()) if _shape(own, n) != _shape(chosen, n)]
     if wrong:
         name = wrong[0]

@@ -19,7 +19,7 @@ from unmask.experiments.validation import samples, validation
 from unmask.models.transformer import TransformerConfig
 from unmask.pipeline import TOKENIZER, Pipeline
 from unmask.pretrained.amused import Amused
-from unmask.recipes import Recipe
+from unmask.recipes import Recipe, read_recipe
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.distributed import (
@@ -111,7 +111,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Experiment:
             f"the images are {channels} x {height} x {width} but the tokenizer takes {recipe.tokenizer.channels} x "
             f"{recipe.tokenizer.size[0]} x {recipe.tokenizer.size[1]}: set --tokenizer.size and --tokenizer.channels"
         )
-    recipe = _fitted(recipe, split.train.classes)
+    recipe = fitted(recipe, split.train.classes)
     train, test = (tokenize(part, tokenizer, recipe.conditional) for part in (split.train, split.test))
     return Experiment(
         recipe=recipe,
@@ -130,7 +130,7 @@ def _prepare_codes(recipe: Recipe, data: Codes) -> Experiment:
     classes = coded.meta.classes
     train, test = (part if recipe.conditional else Unlabelled(part) for part in (coded.train, coded.test))
     return Experiment(
-        recipe=_fitted(replace(recipe, tokenizer=coded.tokenizer, tokenizer_sha256=coded.meta.tokenizer), classes),
+        recipe=fitted(replace(recipe, tokenizer=coded.tokenizer, tokenizer_sha256=coded.meta.tokenizer), classes),
         train=train,
         test=test,
         source=coded.source,
@@ -140,7 +140,7 @@ def _prepare_codes(recipe: Recipe, data: Codes) -> Experiment:
     )
 
 
-def _fitted(recipe: Recipe, classes: tuple[str, ...]) -> Recipe:
+def fitted(recipe: Recipe, classes: tuple[str, ...]) -> Recipe:
     """With the numbers that the data and the tokenizer decide."""
     if isinstance(recipe.model, Amused):
         raise ConfigError("aMUSEd draws from texts, and can be sampled here but not trained: take a recipe of classes")
@@ -155,6 +155,12 @@ def _fitted(recipe: Recipe, classes: tuple[str, ...]) -> Recipe:
     )
 
 
+def check_classes(classes: tuple[str, ...], asked: int | None, where: str) -> None:
+    """ConfigError if there are others than the `asked` number of classes, where one was asked for."""
+    if asked is not None and len(classes) != asked:
+        raise ConfigError(f"{where} has {len(classes) or 'no'} classes, and --num-classes says {asked}: correct one")
+
+
 def tokenize(images: Pictures, tokenizer: Pixels, labelled: bool) -> TokenSet:
     """All images as tokens, a few thousand at a time, with their classes if asked for."""
     parts = torch.arange(len(images)).split(4096)
@@ -164,4 +170,5 @@ def tokenize(images: Pictures, tokenizer: Pixels, labelled: bool) -> TokenSet:
 
 def export(run: Path, out: Path) -> None:
     """Copy what `Pipeline.from_pretrained` needs, after loading it once to see that it is whole."""
-    Pipeline.from_pretrained(run, device="cpu", dtype=torch.float32).save_pretrained(out)
+    texts = ("",) if isinstance(read_recipe(run / "config.json", Recipe).model, Amused) else ()
+    Pipeline.from_pretrained(run, device="cpu", dtype=torch.float32, prompts=texts).save_pretrained(out)

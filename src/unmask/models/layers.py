@@ -43,7 +43,8 @@ def attend(
     """Full attention to the tokens that are `present`, by whichever of two equal routes is faster on this device."""
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
     if slow and q.shape[2] <= EXPLICIT_ATTENTION_LENGTH:
-        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        # Keys in one piece, as a strided transpose would be copied number by number.
+        scores = q * q.shape[-1] ** -0.5 @ k.contiguous().transpose(-2, -1)
         scores = scores if present is None else scores.masked_fill(~present, -torch.inf)
         # Fresh memory for a second matrix would take as long as the rest.
         return torch.softmax(scores, -1, out=None if torch.is_grad_enabled() else scores) @ v

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from unmask.models.layers import RMSNorm
 from unmask.pretrained.amused_blocks import EPS, ConvBlock, Layer, Resize, linear
+from unmask.pretrained.ids import check_rows
 
 FACTS = 5
 """Numbers about a picture: width, height, the two crop coordinates, and how pretty it is by LAION's judge (about 6)."""
@@ -142,23 +143,13 @@ class UVit2D(nn.Module):
         return self.head(self.head_norm(self.head_in(x))).float()
 
     def _check(self, tokens: Tensor, prompt: Prompt) -> None:
-        if tokens.shape[1] != self.length:
-            raise ValueError(f"got {tokens.shape[1]} tokens per row; this model's grid {self.grid} has {self.length}")
+        check_rows(tokens, self.grid, self.mask_id)
         widths, own = (prompt.hidden.shape[-1], prompt.pooled.shape[-1]), (self.config.text_dim, self.config.pooled_dim)
         if len(tokens) != len(prompt.hidden) or widths != own:
             raise ValueError(
                 f"got {len(prompt.hidden)} prompts of widths {widths} for {len(tokens)} rows; "
                 f"this model takes one a row, of widths {own} (text, pooled)"
             )
-        # On a GPU the embedding itself refuses them, and to ask here would wait for it at every step.
-        if (
-            tokens.device.type == "cpu"
-            and not torch.compiler.is_compiling()
-            and tokens.numel()
-            and not 0 <= int(tokens.min()) <= tokens.max() <= self.mask_id
-        ):
-            low, high = int(tokens.min()), int(tokens.max())
-            raise ValueError(f"tokens span {low}..{high}, not 0..{self.mask_id} ({self.mask_id} is the mask)")
 
 
 # -- the published names -----------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ The network is `unmask.tokenizers.vqgan` with other numbers, but for pictures th
 folder `vqvae` of amused/amused-256 and amused/amused-512 (openrail++), which were openMUSE/vqgan-f16-8192-laion.
 """
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +68,7 @@ class AmusedAutoencoder(Autoencoder):
 # -- the published names -----------------------------------------------------------------------------------------------
 
 RENAMED = (
+    (r"\.(down|up|mid|norm_out|nin_shortcut)\.", r".not.\1."),  # taming's own names are none of this file
     (r"(en|de)coder\.mid_block\.resnets\.0\.", r"\1coder.mid.block_1."),
     (r"(en|de)coder\.mid_block\.resnets\.1\.", r"\1coder.mid.block_2."),
     (r"(en|de)coder\.conv_norm_out\.", r"\1coder.norm_out."),
@@ -78,18 +78,9 @@ RENAMED = (
     (r"decoder\.up_blocks\.(\d+)\.upsamplers\.0\.", r"decoder.up.\1.upsample."),
     (r"\.conv_shortcut\.", ".nin_shortcut."),
 )
-"""Diffusers' names, and taming's of the same layers but for the order of the decoder's levels."""
-TAMINGS = r"\.(?:down|up|mid|norm_out|nin_shortcut)\."
+"""Diffusers' names, and taming's of the same layers."""
 
 
 def translate(config: AmusedVQ, name: str, tensor: Tensor) -> dict[str, Tensor]:
     """One tensor of the published file by our names, by way of taming's; an unknown name is returned unchanged."""
-    if re.search(TAMINGS, name):
-        return {name: tensor}
-    known = name
-    for theirs, tamings in RENAMED:
-        known = re.sub(theirs, tamings, known)
-    finest = len(config.multipliers) - 1
-    known = re.sub(r"(?<=^decoder\.up\.)\d+", lambda level: str(finest - int(level[0])), known)
-    translated = taming.translate(config, known, tensor)
-    return translated if translated and known not in translated else {name: tensor}
+    return taming.translate_renamed(config, name, tensor, RENAMED)

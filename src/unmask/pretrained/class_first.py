@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError
-from unmask.guidance import NULL
 from unmask.models.conditioning import ClassEmbedding
+from unmask.pretrained.ids import check_classes, check_rows
 
 
 class ClassFirst(nn.Module):
@@ -36,14 +36,8 @@ class ClassFirst(nn.Module):
 
     def embed(self, tokens: Int[Tensor, "b l"], condition: Int[Tensor, "b"] | None) -> Float[Tensor, "b 1+l dim"]:
         """Class, then tokens, each with its position; ValueError for a row, token or class that cannot be."""
-        if tokens.shape[1] != self.length:
-            raise ValueError(f"got {tokens.shape[1]} tokens per row; this model's grid {self.grid} has {self.length}")
-        num_classes = self.classes.table.num_embeddings - 1
-        # Elsewhere it would wait for the device, and the tables themselves refuse; compiled, it would cut the graph.
-        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
-            _within("tokens", tokens, 0, self.mask_id, "the last is the mask")
-            if condition is not None:
-                _within("classes", condition, NULL, num_classes - 1, f"{NULL} is no class")
+        check_rows(tokens, self.grid, self.mask_id)
+        check_classes(condition, self.classes.table.num_embeddings - 1)
         first = self.classes(condition, tokens) + self.class_position
         return torch.cat([first[:, None], self.embedding(tokens) + self.position], dim=1)
 
@@ -51,11 +45,6 @@ class ClassFirst(nn.Module):
         """Logits [b, l, K], or only those of the tokens `at`, [n, K], in float32 or better."""
         logits = self.head(x[:, 1:] if at is None else x[:, 1:][at])
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _within(what: str, ids: Int[Tensor, "..."], low: int, high: int, note: str) -> None:
-    if ids.numel() and (ids.min() < low or ids.max() > high):
-        raise ValueError(f"{what} span {int(ids.min())}..{int(ids.max())}, not {low}..{high} ({note})")
 
 
 def split_vocabulary(name: str, tensor: Tensor, num_classes: int) -> dict[str, Tensor]:

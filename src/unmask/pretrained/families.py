@@ -125,7 +125,10 @@ def convert_file(
 ) -> tuple[Size, Converted]:
     """Read a foreign file as the size of its family that it fits, or as the one given; else CheckpointError."""
     rules = FAMILIES[family]
-    tensors = open_foreign(path, container=rules.container)
+    try:
+        tensors = open_foreign(path, container=rules.container)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} (wanted: the weights of {family})") from error
     shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
     sizes = (like,) if like is not None else rules.sizes
     size = min(sizes, key=lambda one: _differences(one, rules, shapes))

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import NULL
 from unmask.models.conditioning import ClassEmbedding
+from unmask.pretrained.bert import EPS, PostNormBlock
+from unmask.pretrained.ids import check_classes, check_rows, readable
 from unmask.pretrained.maskgit_vqgan import MaskGITVQGAN
 
 
@@ -48,24 +50,17 @@ BASE_512 = BASE_256
 """maskgit_imagenet512_checkpoint: 173,047,017 values; the same sizes on a grid of 32x32; FID 7.32 in its README."""
 
 
-def _norm(dim: int) -> nn.LayerNorm:
-    return nn.LayerNorm(dim, eps=1e-12)
+def check_null(config: object, *, labelled: bool, guided: bool) -> None:
+    """ConfigError where "no class" is needed, for pictures without labels or for guidance, and the network has none.
 
-
-class Block(nn.Module):
-    """norm(x + attention(x)), then norm(x + mlp(x)), with the tanh GELU."""
-
-    def __init__(self, config: GoogleMaskGIT):
-        super().__init__()
-        dim, self.heads = config.dim, config.heads
-        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
-        self.up, self.down = nn.Linear(dim, config.mlp_dim), nn.Linear(config.mlp_dim, dim)
-        self.norm1, self.norm2 = _norm(dim), _norm(dim)
-
-    def forward(self, x: Float[Tensor, "b n dim"]) -> Float[Tensor, "b n dim"]:
-        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
-        x = self.norm1(x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
-        return self.norm2(x + self.down(F.gelu(self.up(x), approximate="tanh")))
+    The network itself looks at ids on a CPU alone.
+    """
+    if not isinstance(config, GoogleMaskGIT) or config.null_class:
+        return
+    if not labelled:
+        raise ConfigError('this model was trained without "no class": give each picture a label')
+    if guided:
+        raise ConfigError('this model was trained without "no class" to guide away from: leave --scale at 1')
 
 
 class GoogleTransformer(nn.Module):
@@ -85,9 +80,11 @@ class GoogleTransformer(nn.Module):
         self.classes = ClassEmbedding(config.num_classes, dim)
         self.position = nn.Parameter(torch.randn(self.length, dim) * 0.02)
         self.class_position = nn.Parameter(torch.randn(dim) * 0.02)
-        self.first = _norm(dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.last = nn.Sequential(nn.Linear(dim, dim), nn.GELU(approximate="tanh"), _norm(dim))
+        self.first = nn.LayerNorm(dim, eps=EPS)
+        self.blocks = nn.ModuleList(
+            PostNormBlock(dim, config.heads, config.mlp_dim, "tanh") for _ in range(config.depth)
+        )
+        self.last = nn.Sequential(nn.Linear(dim, dim), nn.GELU(approximate="tanh"), nn.LayerNorm(dim, eps=EPS))
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
 
     @property
@@ -101,7 +98,12 @@ class GoogleTransformer(nn.Module):
         condition: Int[Tensor, "b"] | None = None,
         at: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "..."]:
-        self._check(tokens, condition)
+        check_rows(tokens, self.grid, self.mask_id)
+        if not self.config.null_class and (condition is None or (readable(condition) and (condition == NULL).any())):
+            raise ValueError(
+                "this model was trained without a null class: give every row a class, and leave the guidance scale at 1"
+            )
+        check_classes(condition, self.config.num_classes)
         label = self.classes(condition, tokens) + self.class_position
         x = self.first(torch.cat([label[:, None], self.embedding(tokens) + self.position], dim=1))
         for block in self.blocks:
@@ -109,25 +111,6 @@ class GoogleTransformer(nn.Module):
         x = self.last(x[:, 1:] if at is None else x[:, 1:][at])
         logits = F.linear(x, self.embedding.weight[:-1], self.head_bias)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def _check(self, tokens: Tensor, condition: Tensor | None) -> None:
-        if tokens.shape[1] != self.length:
-            raise ValueError(f"got {tokens.shape[1]} tokens per row; this model's grid {self.grid} has {self.length}")
-        # Elsewhere to look at values would be to wait for the device; compiled, it would cut the graph.
-        local = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
-        if not self.config.null_class and (condition is None or (local and bool((condition == NULL).any()))):
-            raise ValueError(
-                "this model was trained without a null class: give every row a class, and leave the guidance scale at 1"
-            )
-        if local:
-            _check_range("tokens", tokens, 0, self.mask_id, "the mask")
-            if condition is not None:
-                _check_range("classes", condition, NULL, self.config.num_classes - 1, "the last class")
-
-
-def _check_range(what: str, ids: Int[Tensor, "..."], low: int, high: int, top: str) -> None:
-    if ids.numel() and (int(ids.min()) < low or int(ids.max()) > high):
-        raise ValueError(f"{what} span {int(ids.min())}..{int(ids.max())}, not {low}..{high} ({high} is {top})")
 
 
 # -- the published files: names as flax nests them, joined by "/" ------------------------------------------------------

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.guidance import NULL
 from unmask.models.conditioning import ClassEmbedding
 from unmask.models.layers import attend
+from unmask.pretrained.ids import check_classes, check_rows
 
 EPS = 1e-5
 
@@ -154,7 +154,8 @@ class HaltonTransformer(nn.Module):
         condition: Int[Tensor, "b"] | None = None,
         at: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "..."]:
-        self._check(tokens, condition)
+        check_rows(tokens, self.grid, self.mask_id)
+        check_classes(condition, self.config.num_classes)
         c = F.silu(self.classes(condition, tokens))
         x = self.embedding(tokens) + self.position
         x = torch.cat([x, self.registers.expand(len(x), -1, -1)], dim=1)
@@ -163,20 +164,6 @@ class HaltonTransformer(nn.Module):
         x = self.norm(x[:, : self.length], c)
         logits = F.linear(x if at is None else x[at], self.embedding.weight[:-1], self.bias)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def _check(self, tokens: Tensor, condition: Tensor | None) -> None:
-        if tokens.shape[1] != self.length:
-            raise ValueError(f"got {tokens.shape[1]} tokens per row; this model's grid {self.grid} has {self.length}")
-        if tokens.device.type != "cpu" or torch.compiler.is_compiling():
-            return  # to look at the values would be to wait for the device, in every step
-        _within("tokens", tokens, 0, self.mask_id, "the last is the mask")
-        if condition is not None:
-            _within("classes", condition, NULL, self.config.num_classes - 1, f"{NULL} is no class")
-
-
-def _within(what: str, ids: Tensor, low: int, high: int, note: str) -> None:
-    if ids.numel() and (ids.min() < low or ids.max() > high):
-        raise ValueError(f"{what} span {int(ids.min())}..{int(ids.max())}, not {low}..{high} ({note})")
 
 
 OURS = {

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from unmask.pretrained import taming
 from unmask.tokenizers.quantizers import VQ
 from unmask.tokenizers.vqgan import VQGAN
 
@@ -29,49 +30,18 @@ LLAMAGEN_VQ16 = VQGAN(
 LLAMAGEN_VQ16_384 = replace(LLAMAGEN_VQ16, size=(384, 384), attention=(24,))
 """The same weights on images of 384x384: attention is part of the coarsest level, which is 24 cells high here."""
 
-PARTS = {"nin_shortcut": "shortcut", "proj_out": "out"}
+RENAMED = (
+    (r"\.(down|up|block|block_1|attn_1|block_2)\.", r".not.\1."),  # taming's own names are none of this file
+    (r"^encoder\.conv_blocks\.", "encoder.down."),
+    (r"^decoder\.conv_blocks\.", "decoder.up."),
+    (r"\.res\.", ".block."),
+    (r"\.mid\.0\.", ".mid.block_1."),
+    (r"\.mid\.1\.", ".mid.attn_1."),
+    (r"\.mid\.2\.", ".mid.block_2."),
+)
+"""LlamaGen's names, and taming's of the same layers."""
 
 
 def translate(config: VQGAN, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One tensor of the published `model` by our names: {} for the log of used codes, an unknown one unchanged.
-
-    The codebook is one that has started: training goes on from it, and not from new centres.
-    """
-    if name == "quantize.codebook_used":
-        return {}
-    if name == "quantize.embedding.weight":
-        started = {"quantizer.count": tensor.new_ones(tensor.shape[:1]), "quantizer.started": tensor.new_ones(())}
-        return {"quantizer.table": tensor, "quantizer.sum": tensor.clone(), **started}
-    places = _places(config)
-    layer, _, rest = name.rpartition(".")
-    if layer in places:
-        return {f"{places[layer]}.{rest}": tensor}
-    layer, _, part = layer.rpartition(".")
-    if layer in places:
-        return {f"{places[layer]}.{PARTS.get(part, part)}.{rest}": tensor}
-    return {name: tensor}
-
-
-def _places(config: VQGAN) -> dict[str, str]:
-    """Where each of the published layers is in our lists of them: "encoder.conv_blocks.0.res.1" is "encoder.2".
-
-    Both halves number their levels in the order in which they run: the decoder's 0 is the coarsest.
-    """
-    levels = range(len(config.multipliers))
-    attended = [config.size[0] // config.patch >> i in config.attention for i in levels]
-    middle, ends = ["mid.0", "mid.1", "mid.2"], ["norm_out", "swish", "conv_out"]
-    encoder, decoder = ["conv_in"], ["conv_in", *middle]
-    for i in levels:
-        encoder += _level(i, config.blocks, attended[i])
-        encoder += [f"conv_blocks.{i}.downsample"] if i < levels[-1] else []
-        decoder += _level(i, config.decoder_blocks, attended[levels[-1] - i])
-        decoder += [f"conv_blocks.{i}.upsample"] if i < levels[-1] else []
-    places = {"quant_conv": "before", "post_quant_conv": "after"}
-    for half, layers in (("encoder", [*encoder, *middle, *ends]), ("decoder", [*decoder, *ends])):
-        places |= {f"{half}.{layer}": f"{half}.{i}" for i, layer in enumerate(layers)}
-    return places
-
-
-def _level(i: int, blocks: int, attended: bool) -> list[str]:
-    kinds = ("res", "attn") if attended else ("res",)
-    return [f"conv_blocks.{i}.{kind}.{j}" for j in range(blocks) for kind in kinds]
+    """One tensor of the published `model` by our names, by way of taming's: {} for the log of used codes."""
+    return {} if name == "quantize.codebook_used" else taming.translate_renamed(config, name, tensor, RENAMED)

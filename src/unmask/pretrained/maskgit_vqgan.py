@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.errors import ConfigError
+from unmask.tokenizers.base import decode_in_parts, encode_in_parts, images_at_once
 from unmask.tokenizers.quantizers import full_precision
 
 GROUPS = 32
@@ -174,7 +174,7 @@ class MaskGITAutoencoder(nn.Module):
     def at_once(self) -> int:
         """Images that `encode` and `decode` take at a time: one activation of all pixels fills 256 MiB at most."""
         height, width = self.config.size
-        return min(256, max(1, (1 << 26) // (height * width * self.config.width)))
+        return images_at_once(height * width * self.config.width)
 
     def nearest(self, latents: Float[Tensor, "b d h w"]) -> Int[Tensor, "b l"]:
         """The code at the smallest Euclidean distance from each latent, in float32 or wider."""
@@ -188,33 +188,23 @@ class MaskGITAutoencoder(nn.Module):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]:
         """Tokens of images in [-1, 1], on the images' device; ConfigError for another size."""
-        need = (self.config.channels, *self.config.size)
-        if images.shape[1:] != need:
-            raise ConfigError(f"images are {tuple(images.shape[1:])} (c, h, w), not {need}: resize them")
-        at = self.codebook.weight
-        tokens = torch.empty(len(images), self.grid[0] * self.grid[1], dtype=torch.int64, device=images.device)
-        for i in range(0, len(images), self.at_once):
-            part = ((images[i : i + self.at_once] + 1) / 2).to(at).contiguous(memory_format=torch.channels_last)
-            tokens[i : i + self.at_once] = self.nearest(self.encoder(part))
-        return tokens
+
+        def convert(part: Tensor) -> Tensor:
+            part = ((part + 1) / 2).to(self.codebook.weight).contiguous(memory_format=torch.channels_last)
+            return self.nearest(self.encoder(part))
+
+        return encode_in_parts(convert, images, self.config, self.at_once)
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]:
         """Images in [-1, 1], float32, on the tokens' device; ConfigError for another length or a token out of range."""
-        if tokens.shape[1] != self.grid[0] * self.grid[1]:
-            raise ConfigError(f"rows hold {tokens.shape[1]} tokens, not {self.grid[0]}*{self.grid[1]}")
-        if not ((tokens >= 0) & (tokens < self.vocab_size)).all():
-            low, high = int(tokens.min()), int(tokens.max())
-            raise ConfigError(
-                f"tokens span {low}..{high}, not 0..{self.vocab_size - 1} ({self.vocab_size} is the mask)"
-            )
-        at = self.codebook.weight
-        images = torch.empty(len(tokens), self.config.channels, *self.config.size, device=tokens.device)
-        for i in range(0, len(tokens), self.at_once):
-            codes = self.codebook(tokens[i : i + self.at_once].to(at.device))
+
+        def convert(part: Tensor) -> Tensor:
+            codes = self.codebook(part.to(self.codebook.weight.device))
             z = codes.unflatten(1, self.grid).permute(0, 3, 1, 2)  # in memory, channels come last
-            images[i : i + self.at_once] = self.decoder(z).float().clamp(0, 1) * 2 - 1
-        return images
+            return self.decoder(z).float().clamp(0, 1) * 2 - 1
+
+        return decode_in_parts(convert, tokens, self.config, self.at_once)
 
 
 def decoder_name(name: str) -> str:

@@ -17,6 +17,7 @@ from unmask.data.decoding import one_line
 from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import NULL
 from unmask.pretrained.amused import Prompt, UVit2D
+from unmask.pretrained.ids import check_ids
 
 AT_ONCE = 64  # texts; of these the 13 states of all layers fill 200 MiB
 
@@ -80,11 +81,7 @@ class Prompted:
     ) -> Float[Tensor, "..."]:
         if condition is None:
             condition = tokens.new_full((len(tokens),), NULL)
-        known = len(self.prompts.hidden) - 1
-        local = condition.device.type == "cpu" and not torch.compiler.is_compiling()
-        if local and not ((condition >= NULL) & (condition < known)).all():
-            low, high = int(condition.min()), int(condition.max())
-            raise ValueError(f"conditions span {low}..{high}, but there are texts 0..{known - 1}, and {NULL} for none")
+        check_ids("texts", condition, NULL, self.config.num_classes - 1, f"{NULL} is no text")
         # `index_select`, as plain indexing would take an id of -2 for the last text.
         hidden, pooled, micro = (
             table.index_select(0, (condition - NULL).to(table.device))

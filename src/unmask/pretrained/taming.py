@@ -4,6 +4,7 @@ The network is `unmask.tokenizers.vqgan` at its full size. Weights: `last.ckpt` 
 pretrained_maskgit/VQGAN, which are those of the taming-transformers README (MIT). The tokens of `valeoai`'s generators.
 """
 
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -53,6 +54,20 @@ def translate(config: VQGAN, name: str, tensor: Tensor) -> dict[str, Tensor]:
     if layer in places:
         return {f"{places[layer]}.{PARTS.get(part, part)}.{rest}": tensor}
     return {name: tensor}
+
+
+def translate_renamed(
+    config: VQGAN, name: str, tensor: Tensor, renamed: tuple[tuple[str, str], ...]
+) -> dict[str, Tensor]:
+    """The same for a file of other names, which `renamed`, patterns and what they become, makes into these, but for the
+    decoder's levels, counted in the order in which they run. An unknown name is returned unchanged."""
+    known = name
+    for theirs, own in renamed:
+        known = re.sub(theirs, own, known)
+    finest = len(config.multipliers) - 1
+    known = re.sub(r"(?<=^decoder\.up\.)[1-9]?[0-9](?=\.)", lambda level: str(finest - int(level[0])), known)
+    translated = translate(config, known, tensor)
+    return translated if translated and known not in translated else {name: tensor}
 
 
 @cache

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.errors import ConfigError
 from unmask.pretrained.maskgit_vqgan import Decoder, MaskGITVQGAN, decoder_name
 from unmask.pretrained.vit import ViTBlock
+from unmask.tokenizers.base import decode_in_parts, encode_in_parts, images_at_once
 from unmask.tokenizers.quantizers import full_precision
 
 
@@ -143,35 +143,22 @@ class TiTokModel(nn.Module):
     def at_once(self) -> int:
         """Images that `encode` and `decode` take at a time: one activation of all pixels fills 256 MiB at most."""
         height, width = self.config.size
-        return min(256, max(1, (1 << 26) // (height * width * self.config.pixels.width)))
+        return images_at_once(height * width * self.config.pixels.width)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]:
         """Tokens of images in [-1, 1], on the images' device; ConfigError for another size."""
-        need = (self.config.channels, *self.config.size)
-        if images.shape[1:] != need:
-            raise ConfigError(f"images are {tuple(images.shape[1:])} (c, h, w), not {need}: resize them")
-        tokens = torch.empty(len(images), *self.grid, dtype=torch.int64, device=images.device)
-        for i in range(0, len(images), self.at_once):
-            part = (images[i : i + self.at_once] + 1) / 2
-            tokens[i : i + self.at_once] = self.nearest(self.read(part.to(self.codes)))
-        return tokens
+        return encode_in_parts(
+            lambda part: self.nearest(self.read(((part + 1) / 2).to(self.codes))), images, self.config, self.at_once
+        )
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]:
         """Images in [-1, 1], float32, on the tokens' device; ConfigError for another length or a token out of range."""
-        if tokens.shape[1] != self.grid[0]:
-            raise ConfigError(f"rows hold {tokens.shape[1]} tokens, not {self.grid[0]}")
-        if not ((tokens >= 0) & (tokens < self.vocab_size)).all():
-            low, high = int(tokens.min()), int(tokens.max())
-            raise ConfigError(
-                f"tokens span {low}..{high}, not 0..{self.vocab_size - 1} ({self.vocab_size} is the mask)"
-            )
-        images = torch.empty(len(tokens), self.config.channels, *self.config.size, device=tokens.device)
-        for i in range(0, len(tokens), self.at_once):
-            part = tokens[i : i + self.at_once].to(self.codes.device)
-            images[i : i + self.at_once] = self.paint(part).clamp(0, 1).float() * 2 - 1
-        return images
+        at = self.codes.device
+        return decode_in_parts(
+            lambda part: self.paint(part.to(at)).clamp(0, 1).float() * 2 - 1, tokens, self.config, self.at_once
+        )
 
 
 def _precise(x: Tensor) -> Tensor:

@@ -8,15 +8,12 @@ import re
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError
-from unmask.models.layers import attend
+from unmask.pretrained.bert import EPS, PostNormBlock
 from unmask.pretrained.class_first import ClassFirst, split_positions, split_vocabulary
-
-EPS = 1e-12
 
 NAMES = {
     "attention.self.query": "query",
@@ -51,22 +48,6 @@ class TiTokBert:
 
 TITOK_BERT = TiTokBert()
 """Of B-64 (177.2 M parameters with 4096 codes on a grid of 64) and of L-32 (177.2 M, on 32)."""
-
-
-class PostNormBlock(nn.Module):
-    """norm(x + attention(x)), then norm(x + mlp(x)) with the exact GELU: the post-norm block of 2017."""
-
-    def __init__(self, dim: int, heads: int, mlp_dim: int):
-        super().__init__()
-        self.heads = heads
-        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
-        self.up, self.down = nn.Linear(dim, mlp_dim), nn.Linear(mlp_dim, dim)
-        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=EPS), nn.LayerNorm(dim, eps=EPS)
-
-    def forward(self, x: Float[Tensor, "b n dim"]) -> Float[Tensor, "b n dim"]:
-        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
-        x = self.norm1(x + self.out(attend(q, k, v).transpose(1, 2).flatten(2)))
-        return self.norm2(x + self.down(F.gelu(self.up(x))))
 
 
 class TiTokBertModel(ClassFirst):

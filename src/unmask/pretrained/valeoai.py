@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.guidance import NULL
 from unmask.models.conditioning import ClassEmbedding
+from unmask.pretrained.ids import check_classes, check_rows
 from unmask.pretrained.vit import ViTBlock
 
 
@@ -80,7 +80,8 @@ class ValeoaiTransformer(nn.Module):
         condition: Int[Tensor, "b"] | None = None,
         at: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "..."]:
-        self._check(tokens, condition)
+        check_rows(tokens, self.grid, self.mask_id)
+        check_classes(condition, self.config.num_classes)
         cells = self.embedding(tokens) + self.position
         label = self.classes(condition, tokens) + self.class_position
         x = self.first(torch.cat([cells, label[:, None]], dim=1))
@@ -93,23 +94,9 @@ class ValeoaiTransformer(nn.Module):
         logits = F.linear(self.last(x), self.embedding.weight[:-1])
         return logits.to(torch.promote_types(logits.dtype, torch.float32)) + bias
 
-    def _check(self, tokens: Tensor, condition: Tensor | None) -> None:
-        if tokens.shape[1] != self.length:
-            raise ValueError(f"got {tokens.shape[1]} tokens per row; this model's grid {self.grid} has {self.length}")
-        if tokens.device.type != "cpu" or torch.compiler.is_compiling():
-            return  # to look at the values would be to wait for the device, in every step
-        _check_range("tokens", tokens, 0, self.mask_id, f"{self.mask_id} is the mask")
-        if condition is not None:
-            _check_range("classes", condition, NULL, self.config.num_classes - 1, f"{NULL} is no class")
-
 
 def _norm(dim: int) -> nn.LayerNorm:
     return nn.LayerNorm(dim, eps=1e-12)
-
-
-def _check_range(what: str, ids: Tensor, low: int, high: int, note: str) -> None:
-    if ids.numel() and (int(ids.min()) < low or int(ids.max()) > high):
-        raise ValueError(f"{what} span {int(ids.min())}..{int(ids.max())}, not {low}..{high} ({note})")
 
 
 # -- the published file ------------------------------------------------------------------------------------------------

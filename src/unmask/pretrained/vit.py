@@ -1,10 +1,10 @@
 """The pre-norm transformer block of ViT (arXiv 2010.11929), which TiTok's tokenizer and its U-ViT generator share."""
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from unmask.models.layers import attend
+from unmask.packed import LinearGELU
 
 
 class Attention(nn.Module):
@@ -28,8 +28,8 @@ class ViTBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attention = Attention(dim, heads, bias=qkv_bias)
-        self.up, self.down = nn.Linear(dim, mlp_dim), nn.Linear(mlp_dim, dim)
+        self.up, self.down = LinearGELU(dim, mlp_dim), nn.Linear(mlp_dim, dim)
 
     def forward(self, x: Float[Tensor, "b n dim"]) -> Float[Tensor, "b n dim"]:
         x = x + self.attention(self.norm1(x))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        return x + self.down(self.up(self.norm2(x)))

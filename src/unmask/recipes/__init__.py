@@ -42,7 +42,7 @@ class Recipe:
     Pictures are tokenized as the run starts, by Pixels; Codes were made before, and bring their tokenizer with them.
     `unigram` starts the head at the tokens' own frequencies, so the first loss is their entropy instead of log K.
     `classes` are the names of the data set's, `tokenizer_sha256` tells a learned tokenizer: both are filled in from it.
-    `init`: a run or an export to start from.
+    `init`: a run, an export or a published model to start from; "" is one that has to be named.
     """
 
     data: Source | Codes
