@@ -17,6 +17,7 @@ from torch import Tensor
 from unmask.data.decoding import MAX_PIXELS
 from unmask.data.holes import ANY, Cells, blank, paste, token_mask
 from unmask.data.masks import check_hole
+from unmask.data.tokens import rows_at_once
 from unmask.decoding import Parallel, Sampling
 from unmask.errors import ConfigError
 from unmask.guidance import Condition
@@ -122,7 +123,8 @@ def repair(
     if labels is not None:
         labels = torch.as_tensor(labels).to(pipeline.device)
         pipeline.check(labels, len(images))
-    size = max(1, batch // max(1, variants))
+    model = pipeline.model
+    size = max(1, rows_at_once(batch, model.length, model.vocab_size, pipeline.device) // max(1, variants))
     done = []
     for at in range(0, len(images), size):
         part = slice(at, at + size)

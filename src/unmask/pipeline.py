@@ -192,7 +192,7 @@ class Pipeline:
         """One image in [-1, 1] per label; or `num` of them, running through the classes."""
         labels = self.labels(num) if labels is None else torch.as_tensor(labels).to(self.device)
         total = num if labels is None else len(labels)
-        batch = rows_at_once(batch, self.model.length, self.model.vocab_size)
+        batch = rows_at_once(batch, self.model.length, self.model.vocab_size, self.device)
         if total < 1:
             raise ConfigError(f"{total} images asked for: give labels, or num of at least 1")
         steps, images = (sampling or self.sampling).steps, []
@@ -208,10 +208,14 @@ class Pipeline:
     def samples(
         self, first: int, stop: int, *, seed: int = 0, sampling: Sampling | None = None
     ) -> Float[Tensor, "b c h w"]:
-        """Samples number `first` to `stop` - 1 of the endless row that `generate(num=...)` begins, as one batch."""
-        labels = torch.arange(first, stop, device=self.device) % self.num_classes if self.num_classes else None
-        states = self.states(self.blank(stop - first), labels, seed=seed, first=first, sampling=sampling)
-        return self._finish(states)
+        """Samples number `first` to `stop` - 1 of the endless row that `generate(num=...)` begins."""
+        batch = rows_at_once(stop - first, self.model.length, self.model.vocab_size, self.device)
+        images = []
+        for part in torch.arange(first, stop, device=self.device).split(batch):
+            labels = part % self.num_classes if self.num_classes else None
+            canvas = self.blank(len(part))
+            images.append(self._finish(self.states(canvas, labels, seed=seed, first=int(part[0]), sampling=sampling)))
+        return torch.cat(images)
 
     def history(
         self, labels: Condition = None, *, num: int = 0, seed: int = 0, sampling: Sampling | None = None

@@ -149,7 +149,7 @@ class TextPipeline:
         ends: bool = True,
     ) -> Iterator[Int[Tensor, "l"]]:
         """`num` versions of a canvas, a batch at a time that is small enough for a large vocabulary."""
-        batch = rows_at_once(batch, len(canvas.tokens), self.model.vocab_size)
+        batch = rows_at_once(batch, len(canvas.tokens), self.model.vocab_size, self.device)
         for first in range(0, num, batch):
             rows = canvas.tokens.expand(min(batch, num - first), -1)
             for state in self.states(rows, seed=seed, first=first, sampling=sampling, ends=ends):

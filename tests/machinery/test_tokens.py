@@ -100,6 +100,9 @@ def test_empty_or_mislabelled_sets_are_refused():
 
 
 def test_rows_at_once_bound_the_logits_and_are_never_none():
-    assert rows_at_once(512, 64, 2048) == 512
-    assert rows_at_once(512, 256, 50_304) * 256 * 50_304 <= 1 << 26
-    assert rows_at_once(512, 1 << 20, 1 << 20) == 1
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert rows_at_once(512, 64, 2048, gpu) == 512
+    assert rows_at_once(512, 256, 50_304, gpu) * 256 * 50_304 <= 1 << 26
+    assert rows_at_once(512, 64, 2048, cpu) * 64 == 2048
+    assert rows_at_once(5, 64, 2048, cpu) == 5
+    assert rows_at_once(512, 1 << 20, 1 << 20, gpu) == rows_at_once(512, 1 << 20, 1 << 20, cpu) == 1

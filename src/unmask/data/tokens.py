@@ -16,10 +16,14 @@ from unmask.rand import Rand, seeded
 LOGITS = 1 << 26
 """Numbers that the logits of a forward pass without gradients may have: 256 MiB in float32."""
 
+CACHED = 2048
+"""Tokens of such a pass on a CPU: with more, each takes up to half as long again (benchmarks/batches.py)."""
 
-def rows_at_once(most: int, length: int, vocab_size: int) -> int:
-    """How many rows to look at together, `most` or fewer, so that their logits stay small whatever the vocabulary."""
-    return max(1, min(most, LOGITS // (length * vocab_size)))
+
+def rows_at_once(most: int, length: int, vocab_size: int, device: torch.device) -> int:
+    """How many rows to look at together: `most`, or fewer if their logits would not fit, or leave a CPU's cache."""
+    tokens = min(LOGITS // vocab_size, CACHED if device.type == "cpu" else LOGITS)
+    return max(1, min(most, tokens // length))
 
 
 @runtime_checkable

@@ -128,7 +128,7 @@ def _nats(
     out = torch.zeros(2, len(index), dtype=torch.float64, device=world.device)
     mine = torch.arange(world.rank, len(index), world.size)
     length = subject.rows.rows(index[:1], world.device)[0].shape[1]
-    for part in mine.split(rows_at_once(BATCH, length, subject.mask_id)):
+    for part in mine.split(rows_at_once(BATCH, length, subject.mask_id, world.device)):
         tokens, condition = subject.rows.rows(index[part], world.device)
         rand = Rand(seed, index[part].to(world.device), len(subject.rows))
         nats = measure(make(condition), tokens, rand)

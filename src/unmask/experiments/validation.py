@@ -37,7 +37,7 @@ def validation(
 
     def parts() -> Iterator[Tensor]:
         # As many parts on each rank: sharded models need all ranks in every forward.
-        each = -(-num // (rows_at_once(BATCH, core.length, mask_id) * world.size))
+        each = -(-num // (rows_at_once(BATCH, core.length, mask_id, world.device) * world.size))
         yield from chosen.tensor_split(each * world.size)[world.rank :: world.size]
 
     def scores(index: Int[Tensor, "b"]) -> list[Tensor]:
