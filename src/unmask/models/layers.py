@@ -46,8 +46,11 @@ def attend(
         # Keys in one piece, as a strided transpose would be copied number by number.
         scores = q * q.shape[-1] ** -0.5 @ k.contiguous().transpose(-2, -1)
         scores = scores if present is None else scores.masked_fill(~present, -torch.inf)
-        # Fresh memory for a second matrix would take as long as the rest.
-        return torch.softmax(scores, -1, out=None if torch.is_grad_enabled() else scores) @ v
+        mkldnn = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not mkldnn:
+            return torch.softmax(scores, -1) @ v
+        # oneDNN takes two thirds of the time, the way there and back included.
+        return torch.softmax(scores.to_mkldnn(), -1).to_dense() @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=present)
 
 

@@ -1,0 +1,56 @@
+"""Freed memory stays with the command line's process: the system is asked for it once."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from unmask import cli
+
+CHILD = """
+import resource, sys
+import torch
+from unmask.cli.memory import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+faults = []
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 << 20)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults), max(faults))
+"""
+
+
+def faults(how):
+    told = subprocess.run([sys.executable, "-c", CHILD, how], check=True, capture_output=True, text=True, timeout=100)
+    return [int(number) for number in told.stdout.split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="page faults of freed memory: only glibc is told to keep it")
+def test_memory_is_asked_for_once():
+    """Without it, the same 64 MiB are new each time; with large pages a fault may be 2 MiB."""
+    fewest, _ = faults("given back")
+    assert fewest >= 16
+    fewest, most = faults("kept")
+    assert fewest <= 2
+    assert most >= 16
+
+
+def test_every_command_runs_so(monkeypatch, capsys):
+    told = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: told.append(1))
+    cli.main(["models"])
+    assert told == [1]
+    assert "besnier-256" in capsys.readouterr().out
+
+
+def test_where_there_is_no_glibc_nothing_happens(monkeypatch):
+    monkeypatch.setattr("unmask.cli.memory.ctypes.CDLL", lambda _: object())
+    cli.keep_freed_memory()
+    monkeypatch.setattr("unmask.cli.memory.sys.platform", "darwin")
+    monkeypatch.setattr("unmask.cli.memory.ctypes.CDLL", None)
+    cli.keep_freed_memory()
+    assert torch.ones(3).sum() == 3
