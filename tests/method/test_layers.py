@@ -94,16 +94,24 @@ def test_both_routes_of_attention_agree_with_the_formula(route, monkeypatch):
         torch.testing.assert_close(a.grad.double(), b.grad, atol=0.05, rtol=0.05)
 
 
-def test_without_gradients_attention_is_the_same_and_leaves_its_input_alone():
+@pytest.mark.parametrize("scores", [1, 257 * 257 * 4, layers.SCORES], ids=["a head", "four heads", "all at once"])
+@pytest.mark.parametrize("length", [17, 256, 257])
+@pytest.mark.parametrize("masked", [False, True])
+def test_without_gradients_attention_is_the_same_and_leaves_its_input_alone(scores, length, masked, monkeypatch):
+    monkeypatch.setattr(layers, "SCORES", scores)
     gen = torch.Generator().manual_seed(0)
-    leaves = [torch.randn(2, 3, 257, 8, generator=gen).bfloat16() for _ in range(3)]
+    leaves = [torch.randn(2, 3, length, 8, generator=gen).bfloat16() for _ in range(3)]
     before = [x.clone() for x in leaves]
+    present = (torch.arange(length) < torch.tensor([[11], [length]]))[:, None, None] if masked else None
     with torch.no_grad():
-        out = attend(*leaves)
+        out = attend(*leaves, present)
     assert all(torch.equal(a, b) for a, b in zip(leaves, before, strict=True))
-    torch.testing.assert_close(out.double(), by_hand(*leaves), atol=0.02, rtol=0.02)
-    other = attend(*(x.requires_grad_() for x in leaves)).detach()  # its softmax rounds elsewhere
-    torch.testing.assert_close(out, other, atol=2**-8, rtol=2**-7)
+    kept = slice(0, 11) if masked else slice(None)
+    want = by_hand(*(x[:1, :, kept] for x in leaves))
+    torch.testing.assert_close(out[:1, :, kept].double(), want, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(out[1:].double(), by_hand(*(x[1:] for x in leaves)), atol=0.02, rtol=0.02)
+    if length <= layers.EXPLICIT_ATTENTION_LENGTH:
+        assert torch.equal(out, attend(*(x.requires_grad_() for x in leaves), present).detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -17,7 +17,7 @@ LOGITS = 1 << 26
 """Numbers that the logits of a forward pass without gradients may have: 256 MiB in float32."""
 
 CACHED = 2048
-"""Tokens of such a pass on a CPU: with more, each takes up to half as long again (benchmarks/batches.py)."""
+"""Tokens of such a pass on a CPU: with more, each takes up to half as long again (benchmarks/memory.py)."""
 
 
 def rows_at_once(most: int, length: int, vocab_size: int, device: torch.device) -> int:

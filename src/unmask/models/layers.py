@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-EXPLICIT_ATTENTION_LENGTH = 272
-"""Up to here, 256 cells and a condition, explicit attention beats SDPA in bf16 on a CPU (benchmarks/attention.py)."""
+EXPLICIT_ATTENTION_LENGTH = 256
+"""Up to here explicit attention beats SDPA in bf16 training on a CPU (benchmarks/attention.py)."""
+SCORES = 1 << 22
+"""Numbers of a matrix that a CPU has without gradients: fresh memory, as for more, costs it a fault for every page."""
 
 
 def rotary_angles(grid: tuple[int, ...], head_dim: int, extra: int) -> Float[Tensor, "n half"]:
@@ -41,17 +43,18 @@ def attend(
     present: Bool[Tensor, "b 1 1 n"] | None = None,
 ) -> Float[Tensor, "b h n d"]:
     """Full attention to the tokens that are `present`, by whichever of two equal routes is faster on this device."""
+    learns, (b, heads, length, _) = torch.is_grad_enabled(), q.shape
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if slow and q.shape[2] <= EXPLICIT_ATTENTION_LENGTH:
-        # Keys in one piece, as a strided transpose would be copied number by number.
-        scores = q * q.shape[-1] ** -0.5 @ k.contiguous().transpose(-2, -1)
-        scores = scores if present is None else scores.masked_fill(~present, -torch.inf)
-        mkldnn = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not mkldnn:
-            return torch.softmax(scores, -1) @ v
-        # oneDNN takes two thirds of the time, the way there and back included.
-        return torch.softmax(scores.to_mkldnn(), -1).to_dense() @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=present)
+    if not slow or (learns and length > EXPLICIT_ATTENTION_LENGTH):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=present)
+    absent = None if present is None else ~present.expand(b, heads, 1, length).flatten(0, 1)
+    q, k, v = (x.flatten(0, 1).contiguous() for x in (q, k, v))
+    at_once, done = b * heads if learns else max(1, SCORES // length**2), []
+    for part in (slice(i, i + at_once) for i in range(0, b * heads, at_once)):
+        scores = q[part] * q.shape[-1] ** -0.5 @ k[part].mT
+        scores = scores if absent is None else scores.masked_fill(absent[part], -torch.inf)
+        done.append(torch.softmax(scores, -1, out=None if learns else scores) @ v[part])
+    return torch.cat(done).unflatten(0, (b, heads))
 
 
 class RMSNorm(nn.RMSNorm):
