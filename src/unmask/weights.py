@@ -17,7 +17,7 @@ from unmask.config import sync
 from unmask.errors import CheckpointError, DiskError
 from unmask.packed import arranged, dense
 
-PORTION = 1 << 25
+PORTION = 1 << 23
 """Bytes of a file that are in memory at a time while its tensors are copied."""
 
 
