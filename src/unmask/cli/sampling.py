@@ -15,9 +15,7 @@ from unmask.cli.choices import SamplingFlags, applied, expected
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, nearest, parse, positional, value_errors
 from unmask.cli.published import MeasuredFlags, WeightsFlags, located, measured
-from unmask.decoding import (
-    Sampling,
-)
+from unmask.decoding import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import images as evaluation
 from unmask.experiments import images as image_experiment

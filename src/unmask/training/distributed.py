@@ -89,9 +89,9 @@ def autocast(precision: Precision, world: World) -> torch.autocast:
 
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on CUDA and on CPUs with instructions for it, else float32."""
-    abilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    has = device.type == "cuda" or abilities.get("avx512_bf16") or abilities.get("amx_bf16")
-    return torch.bfloat16 if has else torch.float32
+    # torch.cpu.get_capabilities is public, and younger than the torch that we ask for.
+    cpu = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if cpu or device.type == "cuda" else torch.float32
 
 
 def distribute(model: nn.Module, strategy: Strategy, world: World) -> nn.Module:
