@@ -5,6 +5,7 @@ from pathlib import Path
 from unmask.catalogue import MODELS
 from unmask.config import load_json
 from unmask.data.sources import Codes
+from unmask.pretrained.amused import Amused
 from unmask.recipes import Recipe
 
 FIGURES = ("frechet", "frechet_floor", "frechet_limit", "precision", "recall", "density", "coverage", "class_accuracy",
@@ -12,16 +13,19 @@ FIGURES = ("frechet", "frechet_floor", "frechet_limit", "precision", "recall", "
 """What of a report.json goes onto the card."""
 
 
-def model_card(recipe: Recipe, source: Path | None, licence: str | None) -> str:
+def model_card(recipe: Recipe, source: Path | None, licence: str | None, name: str) -> str:
     """Markdown with the front matter that the Hugging Face hub reads; `source` is the folder that the model was of.
 
-    Without a `licence` that of the published model of this network and tokenizer, if there is one.
+    `name` is what to load it by. Without a `licence` that of the published model of this network and tokenizer, if
+    there is one.
     """
     theirs = (
         m.licence for m in MODELS.values() if (m.size.model, m.size.tokenizer) == (recipe.model, recipe.tokenizer)
     )
     licence = licence or next(theirs, None)
-    front = ["---", "library_name: unmask", "pipeline_tag: unconditional-image-generation", "tags:", "- maskgit"]
+    texts = isinstance(recipe.model, Amused)
+    task, call = ("text-to-image", ', prompts=["a cat"]') if texts else ("unconditional-image-generation", "")
+    front = ["---", "library_name: unmask", f"pipeline_tag: {task}", "tags:", "- maskgit"]
     front += [f"license: {licence}"] if licence else []
     height, width = recipe.tokenizer.size
     lines = [
@@ -32,7 +36,7 @@ def model_card(recipe: Recipe, source: Path | None, licence: str | None) -> str:
         "",
         "```python",
         "import unmask",
-        'images = unmask.load("FOLDER").generate(num=4)',
+        f'images = unmask.load("{name}"{call}).generate(num=4)',
         "```",
         "",
         f"* Network: `{recipe.model}`",

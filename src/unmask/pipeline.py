@@ -28,7 +28,7 @@ from unmask.pretrained.prompts import Prompted, load_text_reader
 from unmask.rand import seeded
 from unmask.recipes import FromCritic, Order, Recipe, Sampling, read_recipe
 from unmask.sampling.decode import Priority, State
-from unmask.saving import TEXT_PARTS, copy_text_part, upload
+from unmask.saving import HUB, TEXT_PARTS, copy_text_part, upload
 from unmask.tokenizers.base import Tokenizer, open_tokenizer, verify_tokenizer
 from unmask.training.distributed import fast_dtype
 from unmask.weights import fingerprint, load_weights, unfilled, write_weights
@@ -104,10 +104,13 @@ class Pipeline:
 
         ConfigError for a pipeline that was not loaded, as its recipe is not known; DiskError.
         """
+        self._save(Path(folder), licence, "FOLDER")
+
+    def _save(self, out: Path, licence: str | None, name: str) -> None:
         if self.recipe is None or self.folder is None:
             raise ConfigError("this pipeline was put together by hand: only one that was loaded can be saved")
-        out, recipe = Path(folder), replace(self.recipe, sampling=self.sampling)
-        card = model_card(recipe, self.folder, licence)
+        recipe = replace(self.recipe, sampling=self.sampling)
+        card = model_card(recipe, self.folder, licence, name)
         out.mkdir(parents=True, exist_ok=True)
         write_weights(dict(self.model.named_parameters()), out / "model.safetensors")
         if isinstance(self.tokenizer, nn.Module):
@@ -123,10 +126,11 @@ class Pipeline:
     ) -> str:
         """Save, and upload to a model repository of the Hugging Face hub, which is made if needed; gives its address.
 
-        ConfigError without huggingface_hub, or where the hub refuses.
+        By the name hf-hub:OWNER/NAME it can be loaded from there. ConfigError without huggingface_hub, or where the hub
+        refuses.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, licence=licence)
+            self._save(Path(folder), licence, f"{HUB}{repo}")
             return upload(Path(folder), repo, private=private, token=token)
 
     def compile(self) -> None:

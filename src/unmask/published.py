@@ -26,7 +26,7 @@ from unmask.pretrained.download import alone, fetch, mismatch
 from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
 from unmask.pretrained.google import GoogleMaskGIT
 from unmask.recipes import Recipe, read_recipe
-from unmask.saving import TEXT_PARTS, copy_text_part
+from unmask.saving import TEXT_PARTS, copy_text_part, download, is_on_hub
 from unmask.weights import same_weights
 
 MODEL, REPORT = "model.safetensors", "conversion.txt"
@@ -42,7 +42,7 @@ def load(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> Pipeline:
-    """A published model by its name, or a run or an export by its folder, ready to draw.
+    """A published model by its name, a run or an export by its folder, or hf-hub:OWNER/NAME[@REVISION], ready to draw.
 
     `weights` are published files, or folders that hold them, to take instead of a download. `prompts` are the texts
     that a model of texts draws; text i is its class i. Raises ConfigError, CheckpointError and DiskError.
@@ -54,8 +54,15 @@ def load(
 def located(
     name: str | Path, *, weights: Sequence[str | Path] = (), offline: bool = False, progress: Progress | None = None
 ) -> Path:
-    """The folder of a run or of an export; that of a published model is made first, if it is not there."""
+    """The folder of a run or of an export; that of a published model is made first, if it is not there.
+
+    One that `push_to_hub` saved is fetched from the hub, or without asking it if `offline`.
+    """
     path = Path(name)
+    if is_on_hub(name):
+        if weights:
+            raise ConfigError(f"{name} is on the hub with its weights: --weights is for a published model")
+        return download(str(name), offline=offline)
     if not is_catalogued(name):
         if not path.exists() and len(path.parts) == 1:
             near = get_close_matches(str(name), MODELS, 1)

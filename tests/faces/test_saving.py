@@ -92,9 +92,8 @@ class Hub:
         return f"https://hub/{repo}"
 
     def upload_folder(self, repo_id, folder_path):
-        import os
-
-        self.calls.append(("upload", repo_id, sorted(os.listdir(folder_path))))
+        assert f'unmask.load("hf-hub:{repo_id}")' in (folder_path / "README.md").read_text()
+        self.calls.append(("upload", repo_id, sorted(path.name for path in folder_path.iterdir())))
 
 
 def test_push_to_hub_uploads_the_folder(run, monkeypatch):

@@ -12,6 +12,7 @@ from unmask.decoding import Sampling
 from unmask.errors import ConfigError
 from unmask.pipeline import TOKENIZER
 from unmask.pretrained.families import FAMILIES
+from unmask.saving import is_on_hub
 from unmask.training.distributed import World, barrier
 from unmask.training.log import progress_bar
 
@@ -35,7 +36,7 @@ def located_once(name: str, flags: WeightsFlags, here: World) -> Path:
     if here.is_main:
         located(name, flags)
     barrier(here)
-    return published.located(name)
+    return published.located(name, offline=is_on_hub(name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class MeasuredFlags(WeightsFlags):
 
 def measured(name: str, flags: MeasuredFlags, out: Path | None, here: World) -> Path:
     """A run to measure: the one of this name, or one in `out` (runs/NAME) of a published model and its codes."""
+    if is_on_hub(name):
+        raise ConfigError(f"figures need a folder of one's own: unmask export {name} --out DIR, then give DIR")
     folder = located_once(name, flags, here)
     if not published.is_catalogued(name):
         if flags.data is not None:

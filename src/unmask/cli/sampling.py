@@ -48,7 +48,9 @@ class SampleFlags:
 
 def sample(arguments: list[str]) -> None:
     """generate images from a run, an export or a published model"""
-    name, rest = positional(arguments, "sample RUN, where RUN is a run folder, an export or one of unmask models")
+    name, rest = positional(
+        arguments, "sample RUN, where RUN is a run folder, an export, one of unmask models or hf-hub:OWNER/NAME"
+    )
     flags = parse(SampleFlags, rest, f"sample {name}")
     few = max(1, len(flags.labels) or len(flags.prompts))
     for name_of, number in (("num", flags.num), ("columns", flags.columns)):
@@ -186,7 +188,9 @@ class ExportFlags:
 
 def export(arguments: list[str]) -> None:
     """write model.safetensors and config.json of a run, or of a published model, to a folder of their own"""
-    name, rest = positional(arguments, "export RUN --out DIR, where RUN is a run folder or one of unmask models")
+    name, rest = positional(
+        arguments, "export RUN --out DIR, where RUN is a run folder, one of unmask models or hf-hub:OWNER/NAME"
+    )
     flags = parse(ExportFlags, rest, f"export {name}")
     run = located(name, flags.published)
     text = isinstance(read_recipe(run / "config.json", None), TextRecipe)
