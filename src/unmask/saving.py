@@ -77,10 +77,11 @@ def _refusals(what: str) -> Iterator[None]:
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise ConfigError(f"{what}: it takes huggingface_hub: pip install 'unmask[data]'") from error
-    network = HfHubHTTPError.__bases__  # the root of what its HTTP client raises, whichever that is in its version
+    # The bases are the root of what its HTTP client raises, whichever that is in its version.
+    failures: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, ValueError)
     try:
         yield
-    except (*network, OSError, ValueError) as error:
+    except failures as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = next((line for line in lines if "Client Error" not in line), lines[0])  # which is a number alone
         raise ConfigError(f"{what}: {one_line(reason.strip())}") from error
