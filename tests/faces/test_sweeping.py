@@ -356,7 +356,7 @@ def test_two_ranks_make_the_table_of_one(run, tmp_path):
     said = [rank.communicate(timeout=120) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
     assert "sweep.md" in said[0][0]
-    assert said[1][0] == ""
+    assert [line for line in said[1][0].splitlines() if not line.startswith("[Gloo]")] == []  # of torch 2.10
     assert (tmp_path / "two/sweep.csv").read_bytes() == (tmp_path / "one/sweep.csv").read_bytes()
 
 
