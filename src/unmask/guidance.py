@@ -30,8 +30,8 @@ def _finite(ramp: object, *numbers: float) -> None:
 
 @dataclass(frozen=True)
 class LinearRamp:
-    """start + (scale - start) t. valeoai's linear w ramp is LinearRamp(scale=w + 1), but for its time i/(T-1)
-    where ours is i/T: theirs reaches the full scale in the last step."""
+    """start + (scale - start) t. The linear w ramp of valeoai's report is LinearRamp(scale=w + 1); since November 2023
+    its code has the time i/(T-1) where this has i/T, and so reaches the full scale in the last step."""
 
     scale: float
     start: float = 1.0

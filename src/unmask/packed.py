@@ -6,7 +6,7 @@ same but for the order of sums, and a GELU that is taken of the sum before it is
 
 import copy
 from collections.abc import Callable
-from typing import Literal, TypeGuard, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
+FIXED = (
+    "this network is laid out for inference on a CPU, and can be neither trained nor moved nor converted: load it with "
+    "the device and dtype you want, or train with unmask train RECIPE --init"
+)
 GELU = Literal["none", "tanh"]
 """As torch names them: the exact one, and its approximation."""
 
@@ -50,16 +54,34 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         if torch.is_grad_enabled():  # the kernel knows no gradient
+            if self.weight.requires_grad:
+                raise TypeError(FIXED)
             y = F.linear(x, dense(self.weight), self.bias)
             return y if self.gelu is None else F.gelu(y, approximate=self.gelu)
         after, how = ("none", "") if self.gelu is None else ("gelu", self.gelu)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, after, [], how)
 
-    def __deepcopy__(self, memo: dict[int, object]) -> "PackedLinear":
-        return PackedLinear(_plain(self))
+    def train(self, mode: bool = True) -> "PackedLinear":
+        if mode:
+            raise TypeError(FIXED)
+        return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
-        raise TypeError("this network is laid out for inference on a CPU: load it with the device and dtype you want")
+        raise TypeError(FIXED)
+
+    def __reduce__(self) -> tuple[type["PackedLinear"], tuple[nn.Linear]]:
+        """Copies and pickles are of the plain layer, since only here the blocks can be read."""
+        return PackedLinear, (_plain(self),)
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = dense(self.weight)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        name = f"{prefix}weight"
+        if name in state_dict:
+            state_dict = {**state_dict, name: arranged(state_dict[name].to(self.weight.dtype))}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def pack(network: Network) -> Network:

@@ -33,6 +33,8 @@ from unmask.tokenizers.base import Tokenizer, open_tokenizer, verify_tokenizer
 from unmask.training.distributed import fast_dtype
 from unmask.weights import fingerprint, load_weights, unfilled, write_weights
 
+Labels = Condition | Sequence[int]
+"""Class ids, or None for no class."""
 TOKENIZER = "tokenizer.safetensors"
 """Beside `model.safetensors` in a run, if its tokenizer was learned."""
 
@@ -185,7 +187,7 @@ class Pipeline:
 
     def generate(
         self,
-        labels: Condition = None,
+        labels: Labels = None,
         *,
         num: int = 0,
         seed: int = 0,
@@ -193,12 +195,15 @@ class Pipeline:
         batch: int = 256,
         progress: Progress | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """One image in [-1, 1] per label; or `num` of them, running through the classes."""
+        """One image in [-1, 1] per label; or `num` of them, running through the classes.
+
+        At most `batch` are drawn together, and fewer where their logits would not fit. ConfigError for none.
+        """
         labels = self.labels(num) if labels is None else torch.as_tensor(labels).to(self.device)
         total = num if labels is None else len(labels)
+        if min(total, batch) < 1:
+            raise ConfigError(f"{total} images, {batch} at once: give labels, or num of at least 1, and a batch of 1")
         batch = rows_at_once(batch, self.model.length, self.model.vocab_size, self.device)
-        if total < 1:
-            raise ConfigError(f"{total} images asked for: give labels, or num of at least 1")
         steps, images = (sampling or self.sampling).steps, []
         for first in range(0, total, batch):
             part = None if labels is None else labels[first : first + batch]
@@ -212,7 +217,9 @@ class Pipeline:
     def samples(
         self, first: int, stop: int, *, seed: int = 0, sampling: Sampling | None = None
     ) -> Float[Tensor, "b c h w"]:
-        """Samples number `first` to `stop` - 1 of the endless row that `generate(num=...)` begins."""
+        """Samples number `first` to `stop` - 1 of the endless row that `generate(num=...)` begins; at least one."""
+        if not 0 <= first < stop:
+            raise ConfigError(f"samples {first} to {stop - 1}: give a first of at least 0, and a stop after it")
         batch = rows_at_once(stop - first, self.model.length, self.model.vocab_size, self.device)
         images = []
         for part in torch.arange(first, stop, device=self.device).split(batch):
@@ -222,18 +229,21 @@ class Pipeline:
         return torch.cat(images)
 
     def history(
-        self, labels: Condition = None, *, num: int = 0, seed: int = 0, sampling: Sampling | None = None
+        self, labels: Labels = None, *, num: int = 0, seed: int = 0, sampling: Sampling | None = None
     ) -> list[State]:
-        """Every step of generating one batch, the blank canvas first."""
+        """Every step of generating one batch, the blank canvas first. ConfigError for a batch of none."""
         labels = self.labels(num) if labels is None else torch.as_tensor(labels).to(self.device)
-        canvas = self.blank(num if labels is None else len(labels))
+        total = num if labels is None else len(labels)
+        if total < 1:
+            raise ConfigError(f"{total} images asked for: give labels, or num of at least 1")
+        canvas = self.blank(total)
         return list(self.states(canvas, labels, seed=seed, sampling=sampling))
 
     def inpaint(
         self,
         images: Float[Tensor, "b c h w"],
         hole: Bool[Tensor, "b h w"],
-        labels: Condition = None,
+        labels: Labels = None,
         *,
         seed: int = 0,
         sampling: Sampling | None = None,

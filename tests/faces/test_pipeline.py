@@ -194,6 +194,24 @@ def test_labels_that_the_model_does_not_have_are_refused(pipeline, labels):
         pipeline.generate(torch.tensor(labels))
 
 
+@pytest.mark.parametrize(
+    "none",
+    [
+        lambda p: p.generate([]),
+        lambda p: p.generate(num=0),
+        lambda p: p.generate(num=2, batch=0),
+        lambda p: p.generate(num=2, batch=-1),
+        lambda p: p.samples(3, 3),
+        lambda p: p.samples(-1, 3),
+        lambda p: p.history([]),
+        lambda p: p.history(),
+    ],
+)
+def test_no_images_are_refused_in_words(pipeline, none):
+    with pytest.raises(ConfigError, match="at least"):
+        none(pipeline)
+
+
 def test_an_unconditional_model_takes_no_labels(tmp_path):
     plain = Pipeline.from_pretrained(saved(tmp_path / "run", recipe(num_classes=0)), device="cpu")
     assert plain.labels(3) is None

@@ -115,6 +115,30 @@ def test_without_gradients_attention_is_the_same_and_leaves_its_input_alone(scor
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize(("rows", "length"), [(0, 17), (2, 0)])
+def test_no_rows_and_no_tokens_are_no_attention(rows, length, learns, dtype):
+    q, k, v = torch.randn(3, rows, 3, length, 8, dtype=dtype).requires_grad_()
+    with torch.set_grad_enabled(learns):
+        out = attend(q, k, v)
+    assert (out.shape, out.dtype) == ((rows, 3, length, 8), dtype)
+    if learns:
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("spread", [1, 4, 16])
+def test_the_rounding_of_scores_is_bounded(spread):
+    """bfloat16 has 8 bits: a score is off by up to 2^-9 of itself, and so is the logarithm of its weight."""
+    q, k, v = torch.randn(3, 2, 3, 257, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    q = q * spread
+    with torch.no_grad():
+        off = attend(q, k, v).double() - by_hand(q, k, v)
+    scores = torch.einsum("bhid,bhjd->bhij", q.double(), k.double()) / math.sqrt(8)
+    most = 2**-9 * scores.abs().amax() * 2 + 2**-7  # of a weighted mean's own rounding
+    assert off.norm() / by_hand(q, k, v).norm() < most
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_absent_tokens_are_attended_to_by_nobody(dtype):
     q, k, v = torch.randn(3, 2, 3, 17, 8, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     present = torch.arange(17) < torch.tensor([[11], [17]])

@@ -42,10 +42,10 @@ def attend(
     v: Float[Tensor, "b h n d"],
     present: Bool[Tensor, "b 1 1 n"] | None = None,
 ) -> Float[Tensor, "b h n d"]:
-    """Full attention to the tokens that are `present`, by whichever of two equal routes is faster on this device."""
+    """Full attention to the `present` tokens, by the faster of two routes; the explicit one rounds scores to bf16."""
     learns, (b, heads, length, _) = torch.is_grad_enabled(), q.shape
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if not slow or (learns and length > EXPLICIT_ATTENTION_LENGTH):
+    if not slow or not q.numel() or (learns and length > EXPLICIT_ATTENTION_LENGTH):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=present)
     absent = None if present is None else ~present.expand(b, heads, 1, length).flatten(0, 1)
     q, k, v = (x.flatten(0, 1).contiguous() for x in (q, k, v))
