@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unmask.tokenizers.base import decode_in_parts, encode_in_parts, images_at_once
 from unmask.tokenizers.quantizers import full_precision
+from unmask.tokenizers.vqgan import doubled
 
 GROUPS = 32
 
@@ -102,9 +103,7 @@ class Level(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ _ _"]:
         x = self.block(x)
-        if self.upsample_conv is None:
-            return x
-        return self.upsample_conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return x if self.upsample_conv is None else doubled(x, self.upsample_conv)
 
 
 def _middle(dim: int, blocks: int) -> nn.Sequential:

@@ -114,25 +114,30 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-class Upsample(nn.Module):
+def doubled(x: Float[Tensor, "b c h w"], conv: nn.Conv2d) -> Float[Tensor, "b c _ _"]:
     """Nearest neighbour to twice the size, then a 3x3 convolution.
 
     Of the nine pixels that it sees only four differ, so it is a transposed convolution of 4x4 and stride 2 too, with
     4/9 of the products. Without gradients on a CPU it is one, where that saves more than making its weight takes; in
     bfloat16 sums of weights are rounded then, which is off by 1.4 times as much.
     """
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.shape[0] * x.shape[2] * x.shape[3] < x.shape[1]:
+        return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    nine = conv.weight.permute(0, 2, 3, 1).flatten(1, 2).mT
+    sums = nine.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # in a row or column, each of 4 of which 3
+    weight = (nine @ torch.kron(sums, sums).T).transpose(0, 1).unflatten(2, (4, 4))
+    return F.conv_transpose2d(x, weight, conv.bias, stride=2, padding=1)
+
+
+class Upsample(nn.Module):
+    """`doubled` with a convolution of its own."""
 
     def __init__(self, dim: int):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c _ _"]:
-        if torch.is_grad_enabled() or x.device.type != "cpu" or x.shape[0] * x.shape[2] * x.shape[3] < x.shape[1]:
-            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        nine = self.conv.weight.permute(0, 2, 3, 1).flatten(1, 2).mT
-        sums = nine.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # in a row or column, each of 4 of which 3
-        weight = (nine @ torch.kron(sums, sums).T).transpose(0, 1).unflatten(2, (4, 4))
-        return F.conv_transpose2d(x, weight, self.conv.bias, stride=2, padding=1)
+        return doubled(x, self.conv)
 
 
 def _level(dim_in: int, dim_out: int, blocks: int, attention: bool, groups: int) -> list[nn.Module]:
