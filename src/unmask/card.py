@@ -59,7 +59,7 @@ def _data(recipe: Recipe, source: Path | None) -> str:
         report = None if source is None else source / "model-conversion.txt"
         if report is not None and report.is_file():
             first = (report.read_text(encoding="utf-8").splitlines() or [""])[0]
-            return f"see its publisher; converted from {Path(first).name}"
+            return f"see its publisher; converted from {Path(first.removeprefix('source: ')).name}"
         return "see its publisher"
     return f"`{recipe.data}`"
 

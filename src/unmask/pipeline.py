@@ -22,13 +22,14 @@ from unmask.guidance import Condition, Predict, guided, remembering
 from unmask.models.transformer import MaskedTransformer
 from unmask.packed import pack, unpack
 from unmask.pretrained.amused import Amused, UVit2D
+from unmask.pretrained.clip import read_clip, write_clip
 from unmask.pretrained.google import check_null
 from unmask.pretrained.networks import Generator
 from unmask.pretrained.prompts import Prompted, load_text_reader
 from unmask.rand import seeded
 from unmask.recipes import FromCritic, Order, Recipe, Sampling, read_recipe
 from unmask.sampling.decode import Priority, State
-from unmask.saving import HUB, TEXT_PARTS, copy_text_part, upload
+from unmask.saving import HUB, upload
 from unmask.tokenizers.base import Tokenizer, open_tokenizer, verify_tokenizer
 from unmask.training.distributed import fast_dtype
 from unmask.weights import fingerprint, load_weights, unfilled, write_weights
@@ -113,13 +114,14 @@ class Pipeline:
             raise ConfigError("this pipeline was put together by hand: only one that was loaded can be saved")
         recipe = replace(self.recipe, sampling=self.sampling)
         card = model_card(recipe, self.folder, licence, name)
+        texts = read_clip(self.folder) if isinstance(recipe.model, Amused) else None  # before anything is written
         out.mkdir(parents=True, exist_ok=True)
         write_weights(dict(self.model.named_parameters()), out / "model.safetensors")
         if isinstance(self.tokenizer, nn.Module):
             write_weights(dict(self.tokenizer.named_parameters()), out / TOKENIZER)
             recipe = replace(recipe, tokenizer_sha256=fingerprint(self.tokenizer, self.tokenizer.config))
-        for part in TEXT_PARTS if isinstance(recipe.model, Amused) else ():
-            copy_text_part(self.folder / part, out / part)
+        if texts is not None:
+            write_clip(texts, out)
         (out / "README.md").write_text(card, encoding="utf-8")
         write_json(out / "config.json", to_json(recipe))
 

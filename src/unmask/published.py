@@ -1,6 +1,7 @@
 """Published models by name. The first use of one fetches its files, or takes those at hand, and converts them once into
 a folder of ours in the cache; from then on it is like any export."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -21,12 +22,13 @@ from unmask.experiments.coded import open_coded, write_tokenizer_config
 from unmask.models.transformer import TransformerConfig
 from unmask.pipeline import TOKENIZER, Pipeline
 from unmask.pretrained.amused import Amused
+from unmask.pretrained.clip import read_clip, write_clip
 from unmask.pretrained.conversion import Converted
 from unmask.pretrained.download import alone, fetch, mismatch
 from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
 from unmask.pretrained.google import GoogleMaskGIT
 from unmask.recipes import Recipe, read_recipe
-from unmask.saving import TEXT_PARTS, copy_text_part, download, is_on_hub
+from unmask.saving import download, is_on_hub
 from unmask.weights import same_weights
 
 MODEL, REPORT = "model.safetensors", "conversion.txt"
@@ -108,9 +110,12 @@ def made(
 
 
 def _make(model: Published, files: Mapping[File, Path], folder: Path) -> None:
+    # What reads texts lies beside the transformer's folder, in a cache as links. It is written as it was read, and so
+    # nothing comes along that is no text model, wherever a link leads.
+    texts = read_clip(files[model.model].parent.parent) if model.preset is None else None
     (folder / "config.json").unlink(missing_ok=True)
-    if model.preset is None:
-        _copy_texts(files[model.model], folder)
+    if texts is not None:
+        write_clip(texts, folder)
     for part, path in files.items():
         _, done = convert_file(path, part.family, like=_own(model.size, part.family))
         into = folder / (TOKENIZER if part is model.tokenizer else MODEL)
@@ -147,7 +152,7 @@ def _at_hand(part: File, given: Sequence[Path], parts: Sequence[File]) -> Path |
     short = Path(part.name).name
     alike = sum(Path(other.name).name == short for other in parts) > 1  # then the folder tells
     ending = part.name if alike else short
-    found = [place for place in given if place.is_file() and f"/{place.resolve().as_posix()}".endswith(f"/{ending}")]
+    found = [place for place in given if place.is_file() and _is_named(place, ending)]
     names = (part.name,) if alike else (part.name, short)
     found += [place / name for place in given for name in names if (place / name).is_file()]
     if not found:
@@ -158,21 +163,17 @@ def _at_hand(part: File, given: Sequence[Path], parts: Sequence[File]) -> Path |
     return found[0]
 
 
+def _is_named(place: Path, ending: str) -> bool:
+    """Whether a file, or the file that it is a link to, has this path at its end: a cache may name it by its hash."""
+    return any(path.as_posix().endswith(f"/{ending}") for path in (Path(os.path.abspath(place)), place.resolve()))
+
+
 def _fetched(part: File, offline: bool, progress: Progress | None) -> Path:
     assert part.source is not None
     try:
         return fetch(part.source, cache_dir() / "downloads", offline=offline, progress=progress)
     except CheckpointError as error:
         raise CheckpointError(f"{error}, or name a copy of it with --weights") from error
-
-
-def _copy_texts(transformer: Path, folder: Path) -> None:
-    """The text encoder and its tokenizer, which lie beside the transformer's folder."""
-    for part in TEXT_PARTS:
-        source = transformer.parent.parent / part
-        if not source.is_dir():
-            raise CheckpointError(f"{one_line(str(source))} is not there: give the model's whole folder with --weights")
-        copy_text_part(source, folder / part)
 
 
 def save(done: Converted, into: Path, report: Path) -> None:

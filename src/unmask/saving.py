@@ -1,7 +1,6 @@
-"""A saved model on its way elsewhere: the files of its text encoder, and to and from the Hugging Face hub."""
+"""A saved model on its way elsewhere: to and from the Hugging Face hub."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,25 +8,13 @@ from pathlib import Path
 from unmask.data.decoding import one_line
 from unmask.data.mnist import cache_dir
 from unmask.errors import ConfigError
+from unmask.pretrained.clip import FILES as TEXT_FILES
 
 HUB = "hf-hub:"
 """What the name of a model begins with that is to come from the hub: hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION.
 
 A mistyped folder so never becomes a stranger's model.
 """
-
-TEXT_PARTS = ("text_encoder", "tokenizer")
-TEXT_FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json",
-              "special_tokens_map.json")  # fmt: skip
-"""Folders beside a model that draws from texts, and the files in them."""
-
-
-def copy_text_part(source: Path, into: Path) -> None:
-    """The files of a text encoder or its tokenizer by their names, and no links: nothing else is taken along."""
-    into.mkdir(parents=True, exist_ok=True)
-    for name in TEXT_FILES:
-        if (source / name).is_file() and not (source / name).is_symlink() and not (into / name).exists():
-            shutil.copyfile(source / name, into / name)
 
 
 def is_on_hub(name: str | Path) -> bool:
@@ -56,7 +43,6 @@ def download(name: str, *, offline: bool = False) -> Path:
         raise ConfigError(f"{one_line(name)}: give {HUB}OWNER/NAME, or {HUB}OWNER/NAME@REVISION")
     owner, repo, revision = found.groups()
     folder = cache_dir() / "hub" / f"{owner}--{repo}@{(revision or 'main').replace('/', '--')}"
-    texts = [f"{part}/{file}" for part in TEXT_PARTS for file in TEXT_FILES]
     with _refusals(f"cannot load {name}"):
         from huggingface_hub import snapshot_download
 
@@ -64,7 +50,7 @@ def download(name: str, *, offline: bool = False) -> Path:
             f"{owner}/{repo}",
             revision=revision,
             local_dir=folder,
-            allow_patterns=["config.json", "*.safetensors", "README.md", *texts],
+            allow_patterns=["config.json", "*.safetensors", "README.md", *TEXT_FILES],
             local_files_only=offline,
         )
     return folder

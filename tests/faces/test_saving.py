@@ -1,11 +1,14 @@
 """What a saved model is: the same pictures from another folder, with a card that says what it learned and measured."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from unmask.card import model_card
 from unmask.cli import main
+from unmask.data.sources import Codes
 from unmask.errors import ConfigError
 from unmask.pipeline import Pipeline
 from unmask.recipes import Sampling
@@ -56,6 +59,14 @@ def test_a_card_without_a_licence_says_so(run, tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "not stated" in card
     assert "license:" not in card
+
+
+@pytest.mark.parametrize("source", ["MaskGIT_ImageNet_256.pth", "downloads/of mine/MaskGIT_ImageNet_256.pth"])
+def test_the_card_of_a_converted_model_names_its_file(run, tmp_path, source):
+    recipe = replace(Pipeline.from_pretrained(run, device="cpu").recipe, data=Codes(path=""))
+    (tmp_path / "model-conversion.txt").write_text(f"source: {source}\nparameters: 7 as float32\n")
+    card = model_card(recipe, tmp_path, None, "mine")
+    assert "* Training data: see its publisher; converted from MaskGIT_ImageNet_256.pth\n" in card
 
 
 def test_a_pipeline_made_by_hand_is_not_saved(run, tmp_path):

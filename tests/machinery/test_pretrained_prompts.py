@@ -13,6 +13,7 @@ from torch import Tensor
 from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import guided
 from unmask.pretrained.amused import Amused
+from unmask.pretrained.clip import NEEDED, read_clip, write_clip
 from unmask.pretrained.prompts import Prompted, load_text_reader
 
 transformers = pytest.importorskip("transformers", reason="prompts: no transformers")
@@ -133,6 +134,93 @@ def test_prompts_guide_a_network(reader):
     assert not torch.allclose(logits[0], logits[1])
 
 
+# -- as transformers reads the same folder -----------------------------------------------------------------------------
+
+
+TEXTS = [
+    "",
+    "the cat",
+    "THE  Cat's 12 hats!!",
+    "th the\tthese",
+    "a b\nc <|endoftext|> d",
+    "<|startoftext|>",
+    "caf\u00e9 \u732b",
+]
+
+
+def test_the_weights_and_numbers_are_those_of_transformers(folder, reader):
+    theirs = transformers.CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder").eval()
+    ours = dict(reader.encoder.named_parameters())
+    assert ours.keys() == dict(theirs.named_parameters()).keys()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.named_parameters())
+    ids = torch.tensor(reader.tokenizer(TEXTS, padding="max_length", max_length=77).input_ids)
+    with torch.no_grad():
+        said = theirs(ids, output_hidden_states=True)
+    prompt = reader(TEXTS, (1, 1))
+    assert torch.equal(prompt.hidden, said.hidden_states[-2])
+    assert torch.equal(prompt.pooled, said.text_embeds)
+
+
+@pytest.mark.parametrize(("config", "older"), [
+    ({"pad_token": "!"}, None),
+    ({}, {"pad_token": {"content": "!", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}}),
+    ({"pad_token": "a</w>"}, {"pad_token": "!"}),
+    ({"pad_token": "!", "added_tokens_decoder": {str(END): {"content": "<|endoftext|>", "special": True}}},
+     {"pad_token": "a</w>"}),
+    (None, None),
+])  # fmt: skip
+def test_the_ids_are_those_of_transformers(copied, config, older):
+    for name, value in (("tokenizer_config", config), ("special_tokens_map", older)):
+        path = copied / f"tokenizer/{name}.json"
+        path.unlink(missing_ok=True)
+        if value is not None:
+            path.write_text(json.dumps(value))
+    theirs = transformers.CLIPTokenizer.from_pretrained(copied / "tokenizer")
+    ours = load_text_reader(copied).tokenizer
+    rows = [made(TEXTS, padding="max_length", max_length=77).input_ids for made in (theirs, ours)]
+    assert rows[0] == rows[1]
+    assert rows[0][0][-1] == (END if config is None else PAD)
+
+
+def test_the_other_gelu_is_another_network(copied, reader):
+    path = copied / "text_encoder/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_act": "gelu"}))
+    theirs = transformers.CLIPTextModelWithProjection.from_pretrained(copied / "text_encoder").eval()
+    prompt = load_text_reader(copied)(["a"], (1, 1))
+    assert torch.equal(prompt.pooled, theirs(torch.tensor([spelled("a</w>")])).text_embeds)
+    assert not torch.allclose(prompt.pooled, reader(["a"], (1, 1)).pooled)
+
+
+def test_every_byte_is_a_token_and_a_merge_may_begin_with_a_hash(copied):
+    """As in CLIP's own files, whose tokens are made of a letter for each byte."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(byte) for byte in kept] + [chr(256 + i) for i in range(256 - len(kept))]
+    words = [*letters, *(letter + "</w>" for letter in letters), "##", "##</w>", "<|startoftext|>", "<|endoftext|>"]
+    (copied / "tokenizer/vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (copied / "tokenizer/merges.txt").write_text("#version: 0.2\n# #\n# #</w>\n")
+    config = {**SIZES, "vocab_size": len(words), "eos_token_id": 2}
+    (copied / "text_encoder/config.json").write_text(json.dumps(config))
+    path = copied / "text_encoder/model.safetensors"
+    table = {"text_model.embeddings.token_embedding.weight": torch.randn(len(words), 12)}
+    save_file({**load_file(path), **table}, path)
+    rows = load_text_reader(copied).tokenizer(["##", "\u732b\u00ad"]).input_ids
+    assert words[rows[0][1]] == "##</w>"
+    assert len(rows[1]) == 2 + 5
+    assert rows == transformers.CLIPTokenizer.from_pretrained(copied / "tokenizer")(["##", "\u732b\u00ad"]).input_ids
+
+
+def test_what_is_written_is_what_was_read(folder, tmp_path, reader):
+    write_clip(read_clip(folder), tmp_path)
+    assert read_clip(tmp_path).sizes == read_clip(folder).sizes
+    assert read_clip(tmp_path).vocabulary == read_clip(folder).vocabulary
+    again, before = (made(TEXTS, (1, 1)) for made in (load_text_reader(tmp_path), reader))
+    assert torch.equal(again.hidden, before.hidden)
+    assert torch.equal(again.pooled, before.pooled)
+    theirs = transformers.CLIPTextModelWithProjection.from_pretrained(tmp_path / "text_encoder").eval()
+    ids = transformers.CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")(TEXTS, padding="max_length", max_length=77)
+    torch.testing.assert_close(theirs(torch.tensor(ids.input_ids)).text_embeds, before.pooled)
+
+
 # -- folders that are not one ------------------------------------------------------------------------------------------
 
 
@@ -147,7 +235,7 @@ def broken(folder, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("part", ["text_encoder", "text_encoder/model.safetensors", "tokenizer"])
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", *NEEDED])
 def test_a_missing_part_is_named(copied, part):
     gone = copied / part
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
@@ -164,15 +252,22 @@ def test_pickled_weights_are_not_read(copied):
 
 def test_damaged_weights(copied):
     (copied / "text_encoder/model.safetensors").write_bytes(b"nonsense")
-    broken(copied, "no CLIP text model can be loaded")
+    broken(copied, "model.safetensors: .*get that of amused/amused-256")
 
 
-@pytest.mark.parametrize(("name", "there"), [("text_projection.weight", False), ("text_model.more", True)])
-def test_other_weights(copied, name, there):
+@pytest.mark.parametrize(("name", "value", "told"), [
+    ("text_projection.weight", None, "1 missing, first text_projection.weight"),
+    ("text_model.more", torch.zeros(1), "1 unknown, first text_model.more"),
+    ("text_projection.weight", torch.zeros(12, 8), r"float32 \[12, 8\] where the model has float32 \[8, 12\]"),
+    ("text_projection.weight", torch.zeros(8, 12).long(), "of another shape or type, first text_projection.weight"),
+    ("text_projection.weight", torch.full((8, 12), torch.nan), "1 with NaN, or too large"),
+    ("text_projection.weight", torch.full((8, 12), -torch.inf), "1 with NaN, or too large"),
+])  # fmt: skip
+def test_other_weights(copied, name, value, told):
     path = copied / "text_encoder/model.safetensors"
-    weights = {**load_file(path), name: torch.zeros(1)}
-    save_file({n: x for n, x in weights.items() if there or n != name}, path, metadata={"format": "pt"})
-    broken(copied, f"1 tensors do not fit, first {name}")
+    weights = {**load_file(path), name: value}
+    save_file({n: x for n, x in weights.items() if x is not None}, path, metadata={"format": "pt"})
+    broken(copied, told)
 
 
 def test_an_older_files_position_ids_are_no_weights(copied, reader):
@@ -183,9 +278,9 @@ def test_an_older_files_position_ids_are_no_weights(copied, reader):
 
 
 def test_a_tokenizer_of_another_vocabulary(copied):
-    (copied / "tokenizer/vocab.json").unlink()
-    (copied / "tokenizer/merges.txt").unlink()
-    broken(copied, f"tokenizer knows 3 tokens and ends with 1, the text model {len(WORDS)} and {END}")
+    words = {word: i for i, word in enumerate([*WORDS[:-2], "ha", *WORDS[-2:]])}
+    (copied / "tokenizer/vocab.json").write_text(json.dumps(words))
+    broken(copied, f"tokenizer knows {len(WORDS) + 1} tokens and ends with {END + 1}, the text model {len(WORDS)} and")
 
 
 def test_a_text_model_that_waits_for_another_end(copied, reader):

@@ -3,6 +3,7 @@
 From the folders `text_encoder` and `tokenizer` of amused/amused-256 or amused/amused-512, by way of transformers.
 """
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +11,22 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from unmask.config import to_json
 from unmask.data.decoding import one_line
 from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import NULL
 from unmask.pretrained.amused import Prompt, UVit2D
+from unmask.pretrained.clip import read_clip, write_vocabulary
 from unmask.pretrained.ids import check_ids
+from unmask.weights import unfilled
 
 AT_ONCE = 64  # texts; of these the 13 states of all layers fill 200 MiB
+FIXED: dict[str, Any] = {"attn_implementation": "sdpa", "bos_token_id": None, "pad_token_id": None}
+"""What no file decides: attention is torch's own, and the network needs the number of no token but the end."""
+FAILURES = (OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RuntimeError)
+"""What transformers may still raise; which of them, differs with its version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,37 +141,25 @@ class TextReader:
 def load_text_reader(folder: Path) -> TextReader:
     """From a folder that holds `text_encoder` and `tokenizer`; nothing is downloaded and no code in there is run.
 
-    CheckpointError for a folder without them, for another network's weights, or for a tokenizer of another vocabulary.
+    transformers sees what `read_clip` read, and not the folder. CheckpointError for a folder without them, for another
+    network's weights, or for a tokenizer of another vocabulary.
     """
     try:
-        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
     except ImportError as error:
         raise ConfigError("prompts need transformers: pip install 'unmask[prompts]'") from error
-    shown = one_line(str(folder))
-    for part in ("text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer"):
-        if not (folder / part).exists():
-            raise CheckpointError(f"{shown}: no {part} there; name a local copy of amused/amused-256 or -512")
+    found = read_clip(folder)
     try:
-        loaded: Any = CLIPTextModelWithProjection.from_pretrained(
-            folder / "text_encoder", use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-        tokenizer: Any = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        config = CLIPTextConfig(**to_json(found.sizes), **FIXED)
+        with unfilled(torch.float32):
+            encoder: Any = CLIPTextModelWithProjection(config)
+        encoder.load_state_dict(found.weights)
+        with tempfile.TemporaryDirectory(prefix="unmask-words-") as own:
+            write_vocabulary(found.vocabulary, Path(own))
+            tokenizer: Any = CLIPTokenizer.from_pretrained(Path(own) / "tokenizer", local_files_only=True)
+    except FAILURES as error:
         reason = one_line((str(error).strip() or type(error).__name__).splitlines()[0])
-        raise CheckpointError(f"{shown}: no CLIP text model can be loaded ({reason}); copy the folder anew") from error
-    encoder, told = loaded
-    wrong = sorted(str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in told[kind])
-    if wrong:  # which transformers fills with noise, or leaves out
         raise CheckpointError(
-            f"{shown}/text_encoder is no CLIP text model with projection: {len(wrong)} tensors do not fit, first "
-            f"{one_line(wrong[0])}"
-        )
-    # Without its files transformers makes up a tokenizer that knows no word; without the right end, CLIP sums up the
-    # start. An end of 2 is that of older files, where the highest id counts.
-    theirs, own = (len(tokenizer), tokenizer.eos_token_id), (encoder.config.vocab_size, encoder.config.eos_token_id)
-    if theirs[0] != own[0] or own[1] not in (2, theirs[1]):
-        raise CheckpointError(
-            f"{shown}/tokenizer knows {theirs[0]} tokens and ends with {theirs[1]}, the text model {own[0]} and "
-            f"{own[1]}: copy vocab.json and merges.txt of the same model there"
-        )
-    return TextReader(tokenizer, encoder.float().requires_grad_(False).eval())
+            f"{one_line(str(folder))}: transformers makes no CLIP text model of it ({reason}); copy the folder anew"
+        ) from error
+    return TextReader(tokenizer, encoder.requires_grad_(False).eval())
