@@ -201,10 +201,9 @@ class Pipeline:
 
         At most `batch` are drawn together, and fewer where their logits would not fit. ConfigError for none.
         """
-        labels = self.labels(num) if labels is None else torch.as_tensor(labels).to(self.device)
-        total = num if labels is None else len(labels)
-        if min(total, batch) < 1:
-            raise ConfigError(f"{total} images, {batch} at once: give labels, or num of at least 1, and a batch of 1")
+        labels, total = self._asked(labels, num)
+        if batch < 1:
+            raise ConfigError(f"{batch} images at once: at least 1")
         batch = rows_at_once(batch, self.model.length, self.model.vocab_size, self.device)
         steps, images = (sampling or self.sampling).steps, []
         for first in range(0, total, batch):
@@ -234,12 +233,16 @@ class Pipeline:
         self, labels: Labels = None, *, num: int = 0, seed: int = 0, sampling: Sampling | None = None
     ) -> list[State]:
         """Every step of generating one batch, the blank canvas first. ConfigError for a batch of none."""
+        labels, total = self._asked(labels, num)
+        return list(self.states(self.blank(total), labels, seed=seed, sampling=sampling))
+
+    def _asked(self, labels: Labels, num: int) -> tuple[Condition, int]:
+        """Class ids, which run through all classes where none were given, and how many images that is."""
         labels = self.labels(num) if labels is None else torch.as_tensor(labels).to(self.device)
         total = num if labels is None else len(labels)
         if total < 1:
             raise ConfigError(f"{total} images asked for: give labels, or num of at least 1")
-        canvas = self.blank(total)
-        return list(self.states(canvas, labels, seed=seed, sampling=sampling))
+        return labels, total
 
     def inpaint(
         self,
