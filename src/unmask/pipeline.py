@@ -35,7 +35,6 @@ from unmask.training.distributed import fast_dtype
 from unmask.weights import fingerprint, load_weights, unfilled, write_weights
 
 Labels = Condition | Sequence[int]
-"""Class ids, or None for no class."""
 TOKENIZER = "tokenizer.safetensors"
 """Beside `model.safetensors` in a run, if its tokenizer was learned."""
 
@@ -197,10 +196,7 @@ class Pipeline:
         batch: int = 256,
         progress: Progress | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """One image in [-1, 1] per label; or `num` of them, running through the classes.
-
-        At most `batch` are drawn together, and fewer where their logits would not fit. ConfigError for none.
-        """
+        """One image in [-1, 1] per label, or `num` that run through the classes; at most `batch` are drawn together."""
         labels, total = self._asked(labels, num)
         if batch < 1:
             raise ConfigError(f"{batch} images at once: at least 1")
