@@ -1,6 +1,7 @@
 """Any recipe made to run: the model, the run folder, the training, and the weights it leaves."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -32,7 +33,7 @@ from unmask.training.distributed import (
     whole,
 )
 from unmask.training.loop import Evaluator, TrainConfig, train
-from unmask.weights import same_weights, write_weights
+from unmask.weights import same_bytes, same_weights, write_weights
 
 FREQUENCY_ROWS = 1 << 17
 
@@ -157,12 +158,12 @@ def _keep_tokenizer(experiment: Ready, folder: Path) -> None:
     """Copy the tokenizer into the run, which then needs its source no more; CheckpointError if it has another."""
     if experiment.weights is None:
         return
-    path, body = folder / experiment.kept, experiment.weights.read_bytes()
+    path = folder / experiment.kept
     if not path.exists():
         part = path.with_suffix(".part")
-        part.write_bytes(body)
+        shutil.copyfile(experiment.weights, part)
         part.replace(path)
-    elif path.read_bytes() != body:
+    elif not same_bytes(path, experiment.weights):
         raise CheckpointError(f"{folder} was trained with another tokenizer: give another --out")
 
 
