@@ -27,6 +27,7 @@ from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
 from unmask.pretrained.google import GoogleMaskGIT
 from unmask.recipes import Recipe, read_recipe
 from unmask.saving import TEXT_PARTS, copy_text_part, download, is_on_hub
+from unmask.training.runfolder import goes_on
 from unmask.weights import same_weights
 
 MODEL, REPORT = "model.safetensors", "conversion.txt"
@@ -224,14 +225,24 @@ def as_run(model: Path, codes: str | None, out: Path) -> Path:
     return out
 
 
-def adopted(recipe: Recipe) -> tuple[Recipe, list[str]]:
+def origin(init: str, run: Path | None = None) -> Recipe | None:
+    """The recipe of a model to start from, as `described` has it.
+
+    Of a training from it that goes on in `run`, the one there: the model itself is needed no more.
+    """
+    config = None if run is None or not goes_on(run) else run / "config.json"
+    there = read_recipe(config, None) if config is not None and config.is_file() else None
+    return there if isinstance(there, Recipe) and there.init == init else described(init)
+
+
+def adopted(recipe: Recipe, run: Path | None = None) -> tuple[Recipe, list[str]]:
     """A recipe that starts from a published or converted model has its network, whatever it had; and what to say.
 
     So has one of a published network that starts from ours; and with a plain sampling it samples as the model does.
     """
     if recipe.init == "":
         raise ConfigError("which model to start from? Give --init NAME, one of unmask models, or the folder of a run")
-    theirs = None if recipe.init is None else described(recipe.init)
+    theirs = None if recipe.init is None else origin(recipe.init, run)
     if theirs is None or (isinstance(theirs.model, TransformerConfig) and isinstance(recipe.model, TransformerConfig)):
         return recipe, []
     network, sampling, notes = theirs.model, recipe.sampling, []

@@ -25,6 +25,7 @@ from unmask.pretrained.networks import Generator
 from unmask.published import adopted
 from unmask.training.distributed import World, barrier, world
 from unmask.training.log import progress_bar
+from unmask.training.runfolder import goes_on
 from unmask.weights import unfilled
 
 
@@ -77,7 +78,7 @@ def train(arguments: list[str]) -> None:
         if flags.published.weights and flags.recipe.init is None:
             raise ConfigError("--weights are those of the model to start from: give --init NAME as well")
         with value_errors():
-            made, notes = adopted(flags.recipe)
+            made, notes = adopted(flags.recipe, flags.out)
         flags = replace(flags, recipe=made)
     if flags.dry_run:
         print("\n".join(notes), end="\n" if notes else "")
@@ -115,7 +116,7 @@ def _have_start(flags: TrainFlags | TrainTextFlags, here: World) -> None:
     if isinstance(flags, TrainTextFlags) or init is None:
         return
     given = _given(flags)
-    if not any((run / "checkpoints").glob("step-*")):
+    if not goes_on(run):
         located(init, flags.published)
     if given is None:
         return
@@ -131,7 +132,7 @@ def _given(flags: TrainFlags) -> from_pictures.Given | None:
     if not from_pictures.are_given(flags.recipe):
         return None
     with progress_bar(shown=True) as progress:
-        return from_pictures.open_given(flags.recipe, flags.num_classes, progress)
+        return from_pictures.open_given(flags.recipe, flags.out, flags.num_classes, progress)
 
 
 def _told(given: from_pictures.Given, run: Path) -> str:

@@ -33,6 +33,7 @@ from unmask.training.distributed import (
     whole,
 )
 from unmask.training.loop import Evaluator, TrainConfig, train
+from unmask.training.runfolder import goes_on
 from unmask.weights import same_bytes, same_weights, write_weights
 
 FREQUENCY_ROWS = 1 << 17
@@ -122,7 +123,7 @@ def run(experiment: Ready, folder: Path, world: World) -> None:
 def begin(experiment: Ready, folder: Path) -> tuple[Generator, list[str]]:
     """The model to train, and what to say of the run it starts from, which is not read once there are checkpoints."""
     core, init = build(experiment), experiment.recipe.init
-    if init is None or any((folder / "checkpoints").glob("step-*")):
+    if init is None or goes_on(folder):
         return core, []
     start = located(init)
     theirs = start / experiment.kept
