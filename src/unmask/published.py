@@ -14,13 +14,12 @@ from unmask.config import load_json, to_json, write_json
 from unmask.data.decoding import one_line
 from unmask.data.images import Progress
 from unmask.data.mnist import cache_dir
-from unmask.data.sources import Codes, settled
+from unmask.data.sources import Codes
 from unmask.decoding import Sampling
 from unmask.errors import CheckpointError, ConfigError
-from unmask.experiments.coded import open_coded, write_tokenizer_config
+from unmask.experiments.coded import write_tokenizer_config
 from unmask.models.transformer import TransformerConfig
 from unmask.pipeline import TOKENIZER, Pipeline
-from unmask.pretrained.amused import Amused
 from unmask.pretrained.conversion import Converted
 from unmask.pretrained.download import alone, fetch, mismatch
 from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
@@ -28,7 +27,6 @@ from unmask.pretrained.google import GoogleMaskGIT
 from unmask.recipes import Recipe, read_recipe
 from unmask.saving import TEXT_PARTS, copy_text_part, download, is_on_hub
 from unmask.training.runfolder import goes_on
-from unmask.weights import same_weights
 
 MODEL, REPORT = "model.safetensors", "conversion.txt"
 
@@ -191,38 +189,6 @@ def as_recipe(size: Size, sampling: Sampling) -> Recipe:
 def write_recipe(size: Size, folder: Path, sampling: Sampling) -> None:
     """config.json, with which a folder of converted weights is like an export."""
     write_json(folder / "config.json", to_json(as_recipe(size, sampling)))
-
-
-def as_run(model: Path, codes: str | None, out: Path) -> Path:
-    """A run folder `out` of a converted model with pictures to measure it against, as codes by its own tokenizer.
-
-    ConfigError where there are none, or where their classes are not the model's.
-    """
-    recipe = read_recipe(model / "config.json", Recipe)
-    if isinstance(recipe.model, Amused):
-        raise ConfigError(f"{model.name} draws from texts, and codes have none: it cannot be measured here")
-    if codes is None:
-        raise ConfigError("measured against which pictures? Give --data CODES, which unmask tokenize NAME makes")
-    coded = open_coded(codes)
-    if len(coded.meta.classes) != recipe.model.num_classes:
-        raise ConfigError(
-            f"{codes} has {len(coded.meta.classes) or 'no'} classes and the model {recipe.model.num_classes}: their "
-            "numbers mean other things"
-        )
-    if not same_weights(model / TOKENIZER, coded.weights):
-        raise ConfigError(f"{codes} are of another tokenizer than the model's: make them with unmask tokenize NAME")
-    recipe = replace(recipe, data=settled(Codes(path=codes)), tokenizer_sha256=coded.meta.tokenizer)
-    if (out / "config.json").exists() and read_recipe(out / "config.json", Recipe) != recipe:
-        raise CheckpointError(f"{out} holds something else: give another --out")
-    links = [out / name for name in (MODEL, TOKENIZER)]
-    if any(link.exists() and not link.is_symlink() for link in links):
-        raise CheckpointError(f"{out} holds weights of its own: give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    for link in links:
-        link.unlink(missing_ok=True)
-        link.symlink_to((model / link.name).resolve())
-    write_json(out / "config.json", to_json(recipe))
-    return out
 
 
 def origin(init: str, run: Path | None = None) -> Recipe | None:

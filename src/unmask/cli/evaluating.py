@@ -12,7 +12,7 @@ from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.editing import policy
 from unmask.cli.networks import PHOTOS, NetworkFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
-from unmask.cli.published import MeasuredFlags, WeightsFlags, measured
+from unmask.cli.published import MEASURABLE, MeasuredFlags, WeightsFlags, measured
 from unmask.cli.schedule import shapes
 from unmask.cli.tokenizers import described_tokenizer, opened_tokenizer
 from unmask.data.augment import PictureSet
@@ -108,7 +108,7 @@ class EvaluateInpaintFlags:
 
 def evaluate_inpaint(arguments: list[str]) -> None:
     """put holes into held-out pictures, fill them with several schedules and early stops, and measure the results"""
-    name, rest = positional(arguments, "evaluate-inpaint RUN, where RUN is a run folder or one of unmask models")
+    name, rest = positional(arguments, f"evaluate-inpaint RUN, where RUN is {MEASURABLE}")
     flags = parse(EvaluateInpaintFlags, rest, f"evaluate-inpaint {name}")
     if flags.images < 2:
         raise ConfigError(f"--images {flags.images}: at least 2, to have a covariance")
