@@ -24,7 +24,8 @@ from unmask.training.log import progress_bar
 @dataclass(frozen=True, kw_only=True)
 class WeightsFlags:
     weights: tuple[Path, ...] = ()
-    """Published files, or folders that hold them, to take instead of a download; needed once."""
+    """Published files, or folders that hold them, to take instead of a download. Needed once: a training that goes on
+    from a checkpoint does not look at them."""
     offline: bool = False
     """Take what is in the cache, and ask no server."""
 

@@ -75,8 +75,7 @@ def train(arguments: list[str]) -> None:
     if isinstance(flags, TrainTextFlags):
         check_text(flags.recipe.init or "", f"train finetune --init {flags.recipe.init}")
     else:
-        if flags.published.weights and flags.recipe.init is None:
-            raise ConfigError("--weights are those of the model to start from: give --init NAME as well")
+        check_start(flags)
         with value_errors():
             made, notes = adopted(flags.recipe, flags.out)
         flags = replace(flags, recipe=made)
@@ -86,6 +85,14 @@ def train(arguments: list[str]) -> None:
     if flags.resume == "never" and (flags.out / "checkpoints").exists():
         raise CheckpointError(f"{flags.out} holds a run: give another --out, or let --resume auto continue it")
     _train(flags, notes)
+
+
+def check_start(flags: TrainFlags) -> None:
+    """ConfigError for flags about the model to start from where there is none."""
+    if flags.recipe.init is None and flags.published.weights:
+        raise ConfigError("--weights are those of the model to start from: give --init NAME as well")
+    if flags.recipe.init is None and flags.published.offline:
+        raise ConfigError("--offline is about the model to start from: give --init NAME as well, or leave it out")
 
 
 def _train(flags: TrainFlags | TrainTextFlags, notes: Sequence[str] = ()) -> None:
