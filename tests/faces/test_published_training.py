@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ import unmask
 from unmask.data.sources import Codes
 from unmask.experiments import base as experiment
 from unmask.experiments import images as image_experiment
+from unmask.pipeline import Pipeline
 from unmask.published import adopted
 from unmask.recipes import Recipe, find
 from unmask.weights import same_weights
@@ -46,6 +48,22 @@ def test_a_published_model_is_measured(ready, coded, tmp_path, capsys):
     again = json.loads((out / "report.json").read_text())
     assert again["steps"] == 2
     assert again["frechet_floor"] == report["frechet_floor"]
+
+
+def test_the_model_is_in_memory_once_while_it_is_measured(ready, coded, tmp_path, monkeypatch):
+    """That by which the flags were checked is gone when the report begins, without a collection of cycles."""
+    networks, alive = [], []
+    load = Pipeline.from_pretrained
+
+    def loaded(*given, **named):
+        pipeline = load(*given, **named)
+        networks.extend(weakref.ref(part) for part in (pipeline.model, pipeline.tokenizer))
+        return pipeline
+
+    monkeypatch.setattr(Pipeline, "from_pretrained", loaded)
+    monkeypatch.setattr("unmask.cli.sampling.print_report", lambda *_: alive.extend(ref() for ref in networks))
+    run("evaluate", "toy-32", "--data", coded / "two", "--out", tmp_path / "figures", "--steps", 2)
+    assert alive == [None, None]
 
 
 def test_a_row_of_tokens_is_measured_too(ready, photos, coded, tmp_path):

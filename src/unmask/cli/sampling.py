@@ -116,10 +116,16 @@ def evaluate(arguments: list[str]) -> None:
         run = measured(name, flags.published, flags.out, here)
         if flags.out not in (None, run):
             raise ConfigError("--out is for published models: a run keeps its figures")
-        pipeline = Pipeline.from_pretrained(run, device="cpu")
-        sampling = applied(flags.sampling, pipeline)
-        pipeline.predict(pipeline.labels(1), sampling)  # refused before anything is drawn
+        sampling = chosen_sampling(flags.sampling, run)
         print_report(run, flags.samples, flags.seed, sampling, here, flags.network, flags.sampling.preset)
+
+
+def chosen_sampling(flags: SamplingFlags, run: Path) -> Sampling:
+    """How to sample a run, refused before anything is drawn; the model that this takes leaves the memory."""
+    pipeline = Pipeline.from_pretrained(run, device="cpu")
+    sampling = applied(flags, pipeline)
+    pipeline.predict(pipeline.labels(1), sampling)
+    return sampling
 
 
 PICTURES = {
