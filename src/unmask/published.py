@@ -15,13 +15,12 @@ from unmask.config import load_json, to_json, write_json
 from unmask.data.decoding import one_line
 from unmask.data.images import Progress
 from unmask.data.mnist import cache_dir
-from unmask.data.sources import Codes, settled
+from unmask.data.sources import Codes
 from unmask.decoding import Sampling
 from unmask.errors import CheckpointError, ConfigError
-from unmask.experiments.coded import open_coded, write_tokenizer_config
+from unmask.experiments.coded import write_tokenizer_config
 from unmask.models.transformer import TransformerConfig
 from unmask.pipeline import TOKENIZER, Pipeline
-from unmask.pretrained.amused import Amused
 from unmask.pretrained.clip import read_clip, write_clip
 from unmask.pretrained.conversion import Converted
 from unmask.pretrained.download import alone, fetch, mismatch
@@ -29,7 +28,7 @@ from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
 from unmask.pretrained.google import GoogleMaskGIT
 from unmask.recipes import Recipe, read_recipe
 from unmask.saving import download, is_on_hub
-from unmask.weights import same_weights
+from unmask.training.runfolder import goes_on
 
 MODEL, REPORT = "model.safetensors", "conversion.txt"
 
@@ -193,46 +192,24 @@ def write_recipe(size: Size, folder: Path, sampling: Sampling) -> None:
     write_json(folder / "config.json", to_json(as_recipe(size, sampling)))
 
 
-def as_run(model: Path, codes: str | None, out: Path) -> Path:
-    """A run folder `out` of a converted model with pictures to measure it against, as codes by its own tokenizer.
+def origin(init: str, run: Path | None = None) -> Recipe | None:
+    """The recipe of a model to start from, as `described` has it.
 
-    ConfigError where there are none, or where their classes are not the model's.
+    Of a training from it that goes on in `run`, the one there: the model itself is needed no more.
     """
-    recipe = read_recipe(model / "config.json", Recipe)
-    if isinstance(recipe.model, Amused):
-        raise ConfigError(f"{model.name} draws from texts, and codes have none: it cannot be measured here")
-    if codes is None:
-        raise ConfigError("measured against which pictures? Give --data CODES, which unmask tokenize NAME makes")
-    coded = open_coded(codes)
-    if len(coded.meta.classes) != recipe.model.num_classes:
-        raise ConfigError(
-            f"{codes} has {len(coded.meta.classes) or 'no'} classes and the model {recipe.model.num_classes}: their "
-            "numbers mean other things"
-        )
-    if not same_weights(model / TOKENIZER, coded.weights):
-        raise ConfigError(f"{codes} are of another tokenizer than the model's: make them with unmask tokenize NAME")
-    recipe = replace(recipe, data=settled(Codes(path=codes)), tokenizer_sha256=coded.meta.tokenizer)
-    if (out / "config.json").exists() and read_recipe(out / "config.json", Recipe) != recipe:
-        raise CheckpointError(f"{out} holds something else: give another --out")
-    links = [out / name for name in (MODEL, TOKENIZER)]
-    if any(link.exists() and not link.is_symlink() for link in links):
-        raise CheckpointError(f"{out} holds weights of its own: give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    for link in links:
-        link.unlink(missing_ok=True)
-        link.symlink_to((model / link.name).resolve())
-    write_json(out / "config.json", to_json(recipe))
-    return out
+    config = None if run is None or not goes_on(run) else run / "config.json"
+    there = read_recipe(config, None) if config is not None and config.is_file() else None
+    return there if isinstance(there, Recipe) and there.init == init else described(init)
 
 
-def adopted(recipe: Recipe) -> tuple[Recipe, list[str]]:
+def adopted(recipe: Recipe, run: Path | None = None) -> tuple[Recipe, list[str]]:
     """A recipe that starts from a published or converted model has its network, whatever it had; and what to say.
 
     So has one of a published network that starts from ours; and with a plain sampling it samples as the model does.
     """
     if recipe.init == "":
         raise ConfigError("which model to start from? Give --init NAME, one of unmask models, or the folder of a run")
-    theirs = None if recipe.init is None else described(recipe.init)
+    theirs = None if recipe.init is None else origin(recipe.init, run)
     if theirs is None or (isinstance(theirs.model, TransformerConfig) and isinstance(recipe.model, TransformerConfig)):
         return recipe, []
     network, sampling, notes = theirs.model, recipe.sampling, []

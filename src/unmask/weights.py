@@ -1,15 +1,16 @@
 """Weights on the disk, as safetensors: read strictly, written whole or not at all, and told apart by a hash."""
 
 import hashlib
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -35,7 +36,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             raise CheckpointError(
                 f"{path}: does not fit the model in config.json: {len(wrong)} tensors differ, first {wrong[0]}"
             )
-        for names in _portions(own):
+        for names in _portions({name: tensor.numel() for name, tensor in own.items()}):
             _copy(path, {name: own[name] for name in names})
     except FileNotFoundError as e:
         raise CheckpointError(f"{path}: no such file; train to the end first, or `unmask export` the run") from e
@@ -51,16 +52,16 @@ def _copy(path: Path, into: Mapping[str, Tensor]) -> None:
             tensor.copy_(arranged(value.to(tensor.dtype)) if tensor.is_mkldnn else value)
 
 
-def _portions(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """Their names in groups of at most PORTION bytes as float32, or of one."""
+def _portions(numbers: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names of tensors of so many numbers, in groups of at most PORTION bytes as float32, or of one."""
     group: list[str] = []
     size = 0
-    for name, tensor in tensors.items():
-        if group and size + 4 * tensor.numel() > PORTION:
+    for name, count in numbers.items():
+        if group and size + 4 * count > PORTION:
             yield group
             group, size = [], 0
         group.append(name)
-        size += 4 * tensor.numel()
+        size += 4 * count
     yield group
 
 
@@ -121,13 +122,54 @@ def read_tensors(path: Path, source: str) -> dict[str, Tensor]:
 
 
 def same_weights(a: Path, b: Path) -> bool:
-    """Whether two files hold the same: all bytes of them, or, of safetensors, the names and values."""
-    if a.read_bytes() == b.read_bytes():
+    """Whether two files hold the same: all bytes of them, or, of safetensors, the names and values.
+
+    They are compared a portion at a time. CheckpointError if one is damaged.
+    """
+    if same_bytes(a, b):
         return True
     if a.suffix != ".safetensors" or b.suffix != ".safetensors":
         return False
-    ours, theirs = load_file(a), load_file(b)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ours, theirs = _numbers(a), _numbers(b)
+    return ours == theirs and all(_same_values(a, b, names) for names in _portions(ours))
+
+
+def same_bytes(a: Path, b: Path) -> bool:
+    """Whether two files are the same to the last byte; a portion of each is in memory at a time."""
+    if a.stat().st_size != b.stat().st_size:
+        return False
+    with a.open("rb") as ours, b.open("rb") as theirs:
+        while block := ours.read(PORTION):
+            if block != theirs.read(PORTION):
+                return False
+    return True
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """How many numbers each tensor of a file has."""
+    with _reading(path) as file:
+        return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _same_values(a: Path, b: Path, names: Sequence[str]) -> bool:
+    """Whether these tensors are equal in both files, whatever the type they are written in."""
+    with _reading(a) as ours, _reading(b) as theirs:  # closed, they leave the memory
+        for name in names:
+            x, y = ours.get_tensor(name), theirs.get_tensor(name)
+            wide = torch.promote_types(x.dtype, y.dtype)
+            if not torch.equal(x.to(wide), y.to(wide)):
+                return False
+    return True
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """A safetensors file, open; CheckpointError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from error
 
 
 def fingerprint(model: nn.Module, config: object) -> str:

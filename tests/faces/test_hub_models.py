@@ -114,7 +114,7 @@ def test_what_cannot_be_had_is_one_line(hub, tmp_path):
         (env, ["sample", "hf-hub:me/digitz"], "cannot load hf-hub:me/digitz: Repository Not Found"),
         (gone, ["sample", NAME], "cannot load hf-hub:me/digits: "),
         (env, ["sample", NAME, "--offline"], "cannot load hf-hub:me/digits: "),
-        (env, ["evaluate", NAME], "unmask export hf-hub:me/digits --out DIR, then give DIR"),
+        (env, ["evaluate", NAME], "was trained by its owner on Digits(held_out=297, seed=0): to measure it with"),
     ):
         code, out, error = unmask(where, *words)
         assert (code, out) == (2, ""), error

@@ -248,6 +248,7 @@ MISTAKES = [
     ("tokenize {made}/tokenizer --out {made}/codes --crops 1 --shard-size 8", 3, "holds other codes (shard_size"),
     ("tokenize {made}/tokenizer --crops -1 --out {made}/x", 2, "--crops -1"),
     ("evaluate-tokenizer {made}/tokenizer --pictures 1", 2, "--pictures 1"),
+    ("evaluate-tokenizer {made}/tokenizer --weights {photos}", 2, "weights are for a published model"),
     ("evaluate {made}/run --features incepton", 2, "did you mean inception?"),
     ("evaluate-inpaint {made}/run --schedules cosin", 2, "did you mean cosine?"),
     ("inpaint {made}/run {photos}/sea/1.png --label sea", 2, "--mask"),

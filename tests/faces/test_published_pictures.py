@@ -60,6 +60,62 @@ def test_a_folder_of_pictures_is_enough(recipe, ready, animals, tmp_path, monkey
     assert (code, "holds other codes" in refusal) == (3, True), refusal
 
 
+def interrupted(out):
+    """As if the training had been stopped after its first step; the weights that it had left."""
+    before = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").unlink()
+    shutil.rmtree(out / "checkpoints/step-00000002")
+    return before
+
+
+def test_a_training_that_goes_on_needs_the_folder_it_started_from_no_more(ready, animals, tmp_path, capsys):
+    """Neither by the same command nor by its config.json; and it is the same experiment, or refused."""
+    base = shutil.copytree(ready / "toy-32", tmp_path / "base")
+    out = tmp_path / "rr"
+    words = ["train", "finetune", "--init", base, "--data", animals, "--out", out, *SHORT]
+    run(*words)
+    made = read_recipe(out / "config.json", Recipe)
+    shutil.rmtree(base)
+    for again in (words, ["train", out / "config.json"]):
+        first = interrupted(out)
+        run(*again, "--dry-run")
+        run(*again)
+        assert (out / "model.safetensors").read_bytes() == first
+        assert read_recipe(out / "config.json", Recipe) == made
+        said, code = refused(capsys, *again, "--training.optimizer.learning-rate", 0.1)
+        assert (code, f"{out} holds another experiment (training.optimizer.learning_rate" in said) == (4, True), said
+        said, code = refused(capsys, *again, "--init", "toy-bare")
+        assert (code, "holds another experiment (" in said) == (4, True), said
+
+
+def test_a_training_from_our_own_network_goes_on_without_it(coded, tmp_path, capsys):
+    """A network of our own is the recipe's, as it was: another one is another experiment."""
+    tiny = ["--model.dim", 16, "--model.depth", 1, "--model.heads", 2]
+    start = ["train", "imagenet256", "--data", coded / "two", *SHORT]
+    run(*start, *tiny, "--out", tmp_path / "base")
+    shutil.copytree(tmp_path / "base", tmp_path / "kept")
+    for recipe, more in (("imagenet256", tiny), ("finetune", [])):
+        out = tmp_path / recipe
+        words = ["train", recipe, "--init", tmp_path / "base", "--data", coded / "two", "--out", out, *SHORT, *more]
+        run(*words)
+        shutil.rmtree(tmp_path / "base")
+        first = interrupted(out)
+        run(*words)
+        assert (out / "model.safetensors").read_bytes() == first
+        if more:
+            said, code = refused(capsys, *words, "--model.depth", 2)
+            assert (code, "holds another experiment (model.depth" in said) == (4, True), said
+        shutil.copytree(tmp_path / "kept", tmp_path / "base")
+
+
+def test_half_a_checkpoint_is_none_to_go_on_from(ready, coded, tmp_path, capsys):
+    """A save that was killed leaves a temporary folder: the training starts from its model, and not from nothing."""
+    out = tmp_path / "run"
+    (out / "checkpoints/step-00000001.tmp-abcdefgh").mkdir(parents=True)
+    run("train", "finetune", "--init", "toy-32", "--data", coded / "two", "--out", out, *SHORT)
+    assert "starting from toy-32" in capsys.readouterr().out
+
+
 def test_a_dry_run_says_what_it_would_tokenize_and_makes_nothing(toys, animals, tmp_path, capsys):
     """Nothing was fetched, so nothing can be."""
     before = tree(tmp_path)

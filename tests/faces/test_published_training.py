@@ -3,19 +3,21 @@
 import json
 import re
 import shutil
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from published_toys import NETWORK, SIZE, WHOLE, refused, run, tree
+from published_toys import NETWORK, SIZE, WHOLE, draw_photos, refused, run, tree
 from safetensors.torch import load_file
 
 import unmask
 from unmask.data.sources import Codes
 from unmask.experiments import base as experiment
 from unmask.experiments import images as image_experiment
+from unmask.pipeline import Pipeline
 from unmask.published import adopted
 from unmask.recipes import Recipe, find
 from unmask.weights import same_weights
@@ -46,6 +48,22 @@ def test_a_published_model_is_measured(ready, coded, tmp_path, capsys):
     again = json.loads((out / "report.json").read_text())
     assert again["steps"] == 2
     assert again["frechet_floor"] == report["frechet_floor"]
+
+
+def test_the_model_is_in_memory_once_while_it_is_measured(ready, coded, tmp_path, monkeypatch):
+    """That by which the flags were checked is gone when the report begins, without a collection of cycles."""
+    networks, alive = [], []
+    load = Pipeline.from_pretrained
+
+    def loaded(*given, **named):
+        pipeline = load(*given, **named)
+        networks.extend(weakref.ref(part) for part in (pipeline.model, pipeline.tokenizer))
+        return pipeline
+
+    monkeypatch.setattr(Pipeline, "from_pretrained", loaded)
+    monkeypatch.setattr("unmask.cli.sampling.print_report", lambda *_: alive.extend(ref() for ref in networks))
+    run("evaluate", "toy-32", "--data", coded / "two", "--out", tmp_path / "figures", "--steps", 2)
+    assert alive == [None, None]
 
 
 def test_a_row_of_tokens_is_measured_too(ready, photos, coded, tmp_path):
@@ -93,6 +111,46 @@ def test_a_published_tokenizer_is_measured(name, ready, photos, coded, tmp_path,
     assert (tmp_path / f"runs/{name}-tokenizer/reconstructions.png").exists()
 
 
+def test_few_pictures_are_told_by_how_many_are_held_out(ready, coded, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    few = draw_photos(tmp_path / "few", ["a", "b"])
+    for place in range(10, 48):
+        (few / "ab"[place % 2] / f"{place}.png").unlink()
+    told = "1 of 10 pictures held out, and a distance takes at least 2: add pictures, or sort them into the sub-folders"
+    measure = ["evaluate-tokenizer", "toy-32", "--data", few]
+    judge = ["--classifier", coded / "judge"]
+    for words in (measure, [*measure, *judge]):
+        said, code = refused(capsys, *words)
+        assert (code, told in said) == (3, True), said
+    run("evaluate-tokenizer", "toy-32", "--data", few / "a", "--out", tmp_path / "plain")  # no classes and no distance
+    assert json.loads((tmp_path / "plain/report.json").read_text())["num_pictures"] == 1
+    run("tokenize", "toy-32", "--data", few, "--out", tmp_path / "codes")
+    said, code = refused(capsys, "evaluate", "toy-32", "--data", tmp_path / "codes", *judge, "--samples", 8)
+    assert (code, told in said) == (3, True), said
+    for part, names in (("train", range(6)), ("val", range(6, 10))):
+        for place in names:
+            into = tmp_path / "sorted" / part / "ab"[place % 2]
+            into.mkdir(parents=True, exist_ok=True)
+            shutil.copy(few / "ab"[place % 2] / f"{place}.png", into)
+    run("evaluate-tokenizer", "toy-32", "--data", tmp_path / "sorted", *judge)
+    assert json.loads((tmp_path / "runs/toy-32-tokenizer/report.json").read_text())["num_pictures"] == 4
+
+
+@pytest.mark.parametrize("words", [
+    "sample toy-32", "inpaint toy-32 {photo} --box 1 1 2 2", "export toy-32 --out {here}/x", "fetch toy-32",
+    "convert {photo} --family valeoai-v1 --out {here}/x", "generate {here}/x", "infill {here}/x [MASK]",
+    "tokenize-text shakespeare --data {photo} --out {here}/x",
+])  # fmt: skip
+def test_the_work_of_one_process_is_refused_to_several(words, toys, photo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    said, code = refused(capsys, *words.format(photo=photo, here=tmp_path).split())
+    name = words.split()[0]
+    assert (code, f"unmask {name} is the work of one process, and here are 2" in said) == (2, True), said
+    assert tree(tmp_path) == before
+
+
 @pytest.mark.parametrize(("words", "code", "told"), [
     ("evaluate toy-32", 2, "Give --data CODES, which unmask tokenize NAME makes"),
     ("evaluate toy-32 --data {coded}/three", 2, "three has 3 classes and the model 2: their numbers mean other things"),
@@ -101,8 +159,8 @@ def test_a_published_tokenizer_is_measured(name, ready, photos, coded, tmp_path,
     ("train imagenet256 --init toy-32 --data {coded}/none", 2, "no classes"),
     ("evaluate toy-32 --data {coded}/nowhere", 3, "nowhere"),
     ("evaluate toy-row --data {coded}/two", 2, "tokenizer"),
-    ("evaluate {ready}/toy-32 --data {coded}/two", 2, "--data is for published models: a run knows its pictures"),
-    ("evaluate {ready}/toy-32 --out {coded}/x", 2, "--out is for published models: a run keeps its figures"),
+    ("evaluate {ready}/toy-32", 2, "Give --data CODES, which unmask tokenize NAME makes"),
+    ("evaluate {ready}/toy-32 --data {coded}/three", 2, "three has 3 classes and the model 2"),
     ("sweep toy-32", 2, "Give --data CODES, which unmask tokenize NAME makes"),
     ("score toy-texts", 2, "draws from texts, and codes have none"),
     ("evaluate-tokenizer toy-32", 2, "measured on which pictures? toy-32 was trained elsewhere: give --data DIR"),
@@ -110,6 +168,7 @@ def test_a_published_tokenizer_is_measured(name, ready, photos, coded, tmp_path,
     ("train imagenet256 --init toy-32 --data {coded}/two --num-classes 3", 2, "two has 2 classes, and --num-classes"),
     ("train finetune --data {coded}/two", 2, "which model to start from? Give --init NAME"),
     ("train imagenet256 --data {coded}/two --weights {coded}", 2, "--weights are those of the model to start from"),
+    ("train imagenet256 --data {coded}/two --offline --dry-run", 2, "--offline is about the model to start"),
     ("train finetune --init {ready}/toy-32 --data {coded}/two --weights {coded}", 2, "is a folder of its own: weights"),
     ("train shakespeare --init toy-32 --data {coded}/two", 2, "take unmask train finetune --init toy-32"),
     ("generate toy-32", 2, "toy-32 draws pictures and writes no text: take unmask sample toy-32"),

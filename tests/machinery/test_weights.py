@@ -16,7 +16,7 @@ from unmask.pretrained.titok_bert import TiTokBert
 from unmask.pretrained.valeoai import ValeoaiMaskGIT
 from unmask.tokenizers.quantizers import FSQ, LFQ, VQ
 from unmask.tokenizers.vqgan import VQGAN
-from unmask.weights import PORTION, load_weights, same_weights, unfilled, write_weights
+from unmask.weights import PORTION, load_weights, same_bytes, same_weights, unfilled, write_weights
 
 PIXELS = MaskGITVQGAN(size=(8, 4), width=32, multipliers=(1, 2), blocks=1, codes=11, dim=5)
 SMALL = {"size": (8, 8), "width": 4, "multipliers": (1, 1), "attention": (), "groups": 2, "z_channels": 6}
@@ -224,3 +224,68 @@ def test_files_of_another_kind_are_the_same_by_their_bytes_alone(tmp_path):
     assert same_weights(a, b)
     b.write_text("{ }")
     assert not same_weights(a, b)
+
+
+def test_the_type_that_values_are_written_in_is_no_difference(tmp_path):
+    x, y = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
+    rough = {"a": torch.arange(5.0).bfloat16() / 3}
+    write_weights(rough, x)
+    write_weights({"a": rough["a"].float()}, y)
+    assert same_weights(x, y)
+    write_weights({"a": torch.arange(5.0) / 3}, y)
+    assert not same_weights(x, y)
+    write_weights({"a": rough["a"].float()[:, None]}, y)
+    assert not same_weights(x, y)
+
+
+def test_a_difference_in_any_portion_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("unmask.weights.PORTION", 64)
+    x, y = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
+    tensors = {f"{i}": torch.full((7,), float(i)) for i in range(9)}
+    write_weights(tensors, x)
+    write_weights(tensors, y)
+    assert same_bytes(x, y)
+    for name in tensors:
+        write_weights({**tensors, name: tensors[name] + torch.eye(7)[6]}, y)
+        assert not same_bytes(x, y)
+        assert not same_weights(x, y)
+    y.write_bytes(x.read_bytes() + b"x")
+    assert not same_bytes(x, y)
+    with pytest.raises(CheckpointError, match=r"y\.safetensors: damaged") as caught:
+        same_weights(x, y)
+    assert "\n" not in str(caught.value)
+
+
+COMPARES = """
+import re, sys
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from unmask.experiments.base import _keep_tokenizer
+from unmask.weights import same_weights
+
+def memory(what):
+    return int(re.search(rf"{what}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
+
+folder = Path(sys.argv[1])
+a, b = folder / "a.safetensors", folder / "b.safetensors"
+torch.equal(torch.zeros(3), torch.zeros(3))
+before = memory("VmRSS")
+assert memory("VmHWM") - before < 8 << 20
+assert same_weights(a, b)
+for _ in range(2):
+    _keep_tokenizer(SimpleNamespace(weights=a, kept="kept.safetensors"), folder)
+assert same_weights(a, folder / "kept.safetensors")
+print((memory("VmHWM") - before) / a.stat().st_size)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory of comparing: only Linux tells it in /proc")
+def test_comparing_and_keeping_a_file_takes_a_part_of_its_size(tmp_path):
+    """Of 201 MB, as bytes and by names; read whole they would take twice as much."""
+    tensors = {f"{i}": torch.ones(2048, 2048) for i in range(12)}
+    for name, facts in (("a", None), ("b", {"source": "elsewhere"})):
+        write_weights(tensors, tmp_path / f"{name}.safetensors", facts)
+    code = [sys.executable, "-W", "error", "-c", COMPARES, str(tmp_path)]
+    told = subprocess.run(code, check=True, capture_output=True, text=True, timeout=200).stdout
+    assert float(told) < 0.5

@@ -22,6 +22,7 @@ from unmask.cli.text import evaluate_text, generate, infill, tokenize_text
 from unmask.cli.tokenizers import tokenize, train_tokenizer
 from unmask.cli.training import demo, train
 from unmask.errors import ConfigError, UnmaskError
+from unmask.training.distributed import check_alone
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
@@ -46,6 +47,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "fetch": fetch,
     "convert": convert,
 }
+
+ALONE = ("tokenize-text", "sample", "inpaint", "generate", "infill", "export", "fetch", "convert")
+"""Commands whose work the ranks of torchrun do not share."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,4 +77,6 @@ def _dispatch(arguments: list[str]) -> None:
     name, *rest = arguments
     if name not in COMMANDS:
         raise ConfigError(f"no command {name}{nearest(name, COMMANDS)}")
+    if name in ALONE:
+        check_alone(name)
     COMMANDS[name](rest)

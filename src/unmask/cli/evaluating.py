@@ -12,7 +12,7 @@ from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.editing import policy
 from unmask.cli.networks import PHOTOS, NetworkFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
-from unmask.cli.published import MeasuredFlags, WeightsFlags, measured
+from unmask.cli.published import MEASURABLE, MeasuredFlags, WeightsFlags, located, measured
 from unmask.cli.schedule import shapes
 from unmask.cli.tokenizers import described_tokenizer, opened_tokenizer
 from unmask.data.augment import PictureSet
@@ -52,7 +52,9 @@ def evaluate_tokenizer(arguments: list[str]) -> None:
         raise ConfigError(
             "--data and --out are for published tokenizers: a run has its pictures, and keeps its figures"
         )
-    if elsewhere is not None and flags.data is None:
+    if elsewhere is None:
+        located(name, flags.published)  # which refuses other weights than its own
+    elif flags.data is None:
         raise ConfigError(f"measured on which pictures? {name} was trained elsewhere: give --data DIR")
     run = Path(name) if elsewhere is None else flags.out or Path("runs") / f"{Path(name).name}-tokenizer"
     device = None if flags.network.device == "auto" else flags.network.device
@@ -108,7 +110,7 @@ class EvaluateInpaintFlags:
 
 def evaluate_inpaint(arguments: list[str]) -> None:
     """put holes into held-out pictures, fill them with several schedules and early stops, and measure the results"""
-    name, rest = positional(arguments, "evaluate-inpaint RUN, where RUN is a run folder or one of unmask models")
+    name, rest = positional(arguments, f"evaluate-inpaint RUN, where RUN is {MEASURABLE}")
     flags = parse(EvaluateInpaintFlags, rest, f"evaluate-inpaint {name}")
     if flags.images < 2:
         raise ConfigError(f"--images {flags.images}: at least 2, to have a covariance")

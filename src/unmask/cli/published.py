@@ -1,5 +1,6 @@
 """`unmask models`, `fetch` and `convert`: weights that others published."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,15 @@ from pathlib import Path
 from unmask import published
 from unmask.catalogue import MODELS, Published
 from unmask.cli.parsing import disk_errors, named, nearest, parse, positional
+from unmask.data.decoding import one_line
 from unmask.data.mnist import cache_dir
 from unmask.decoding import Sampling
 from unmask.errors import ConfigError
+from unmask.evaluation import linked
 from unmask.pipeline import TOKENIZER
 from unmask.pretrained.families import FAMILIES
-from unmask.saving import is_on_hub
+from unmask.recipes import read_recipe
+from unmask.saving import HUB, is_on_hub
 from unmask.training.distributed import World, barrier
 from unmask.training.log import progress_bar
 
@@ -20,7 +24,8 @@ from unmask.training.log import progress_bar
 @dataclass(frozen=True, kw_only=True)
 class WeightsFlags:
     weights: tuple[Path, ...] = ()
-    """Published files, or folders that hold them, to take instead of a download; needed once."""
+    """Published files, or folders that hold them, to take instead of a download. Needed once: a training that goes on
+    from a checkpoint does not look at them."""
     offline: bool = False
     """Take what is in the cache, and ask no server."""
 
@@ -33,33 +38,47 @@ def located(name: str, flags: WeightsFlags) -> Path:
 
 def located_once(name: str, flags: WeightsFlags, here: World) -> Path:
     """As `located`, under torchrun: the main process makes it, and the others wait."""
-    if here.is_main:
-        located(name, flags)
+    folder = located(name, flags) if here.is_main else None
     barrier(here)
-    return published.located(name, offline=is_on_hub(name))
+    return folder or published.located(name, offline=is_on_hub(name))
+
+
+MEASURABLE = "a run folder, an export, one of unmask models or hf-hub:OWNER/NAME"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredFlags(WeightsFlags):
     data: str | None = None
-    """For a published model: the codes of pictures to measure against, as unmask tokenize NAME makes them."""
+    """For a model trained elsewhere: the codes of pictures to measure against, as unmask tokenize NAME makes them."""
 
 
 def measured(name: str, flags: MeasuredFlags, out: Path | None, here: World) -> Path:
-    """A run to measure: the one of this name, or one in `out` (runs/NAME) of a published model and its codes."""
-    if is_on_hub(name):
-        raise ConfigError(f"figures need a folder of one's own: unmask export {name} --out DIR, then give DIR")
+    """A run to measure: the one of this name, or of a model trained elsewhere one in `out` (runs/NAME).
+
+    Nothing is written into the folder of such a model.
+    """
     folder = located_once(name, flags, here)
-    if not published.is_catalogued(name):
+    if not linked.trained_elsewhere(folder):
+        if is_on_hub(name):
+            data = one_line(str(read_recipe(folder / "config.json", None).data))
+            raise ConfigError(
+                f"{name} was trained by its owner on {data}: to measure it with these at hand, unmask export "
+                f"{name} --out DIR, then give DIR"
+            )
         if flags.data is not None:
             raise ConfigError("--data is for published models: a run knows its pictures")
         return folder
-    run = out or Path("runs") / name
+    run = out or Path("runs") / short(name)
     if here.is_main:
         with disk_errors(run):
-            published.as_run(folder, flags.data, run)
+            linked.as_run(folder, flags.data, run)
     barrier(here)
     return run
+
+
+def short(name: str) -> str:
+    """What a folder for the figures of a model is called: as the model or its folder is, or OWNER--NAME of the hub."""
+    return name.removeprefix(HUB).replace("/", "--") if is_on_hub(name) else Path(os.path.abspath(name)).name
 
 
 def check_text(name: str, instead: str) -> None:

@@ -14,7 +14,7 @@ from unmask import figures, gallery
 from unmask.cli.choices import SamplingFlags, applied, expected
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, nearest, parse, positional, value_errors
-from unmask.cli.published import MeasuredFlags, WeightsFlags, located, measured
+from unmask.cli.published import MEASURABLE, MeasuredFlags, WeightsFlags, located, measured
 from unmask.decoding import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import images as evaluation
@@ -109,17 +109,23 @@ class EvaluateFlags:
 
 def evaluate(arguments: list[str]) -> None:
     """measure a run (Frechet distance and its kin, class accuracy, copies) into report.json, and draw its pictures"""
-    name, rest = positional(arguments, "evaluate RUN, where RUN is a run folder or one of unmask models")
+    name, rest = positional(arguments, f"evaluate RUN, where RUN is {MEASURABLE}")
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
     device = None if flags.network.device == "auto" else flags.network.device
     with value_errors(), world(device) as here:
         run = measured(name, flags.published, flags.out, here)
         if flags.out not in (None, run):
             raise ConfigError("--out is for published models: a run keeps its figures")
-        pipeline = Pipeline.from_pretrained(run, device="cpu")
-        sampling = applied(flags.sampling, pipeline)
-        pipeline.predict(pipeline.labels(1), sampling)  # refused before anything is drawn
+        sampling = chosen_sampling(flags.sampling, run)
         print_report(run, flags.samples, flags.seed, sampling, here, flags.network, flags.sampling.preset)
+
+
+def chosen_sampling(flags: SamplingFlags, run: Path) -> Sampling:
+    """How to sample a run, refused before anything is drawn; the model that this takes leaves the memory."""
+    pipeline = Pipeline.from_pretrained(run, device="cpu")
+    sampling = applied(flags, pipeline)
+    pipeline.predict(pipeline.labels(1), sampling)
+    return sampling
 
 
 PICTURES = {

@@ -10,7 +10,7 @@ import tyro
 
 from unmask.cli.choices import orders, schedules
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
-from unmask.cli.published import MeasuredFlags, measured
+from unmask.cli.published import MEASURABLE, MeasuredFlags, measured
 from unmask.errors import ConfigError
 from unmask.evaluation import scoring
 from unmask.experiments import images as image_experiment
@@ -43,7 +43,7 @@ class ScoreFlags:
 
 def score(arguments: list[str]) -> None:
     """rank orders and numbers of steps by the exact likelihood they give held-out data: no samples, no judge"""
-    name, rest = positional(arguments, "score RUN, where RUN is a run folder or one of unmask models")
+    name, rest = positional(arguments, f"score RUN, where RUN is {MEASURABLE}")
     flags = parse(ScoreFlags, rest, f"score {name}")
     with value_errors(), world(None if flags.device == "auto" else flags.device) as here:
         run = measured(name, flags.published, flags.out, here)

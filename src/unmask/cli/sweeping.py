@@ -11,7 +11,7 @@ import tyro
 from unmask.cli.choices import orders, schedules
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
-from unmask.cli.published import MeasuredFlags, measured
+from unmask.cli.published import MEASURABLE, MeasuredFlags, measured
 from unmask.decoding import Reveal
 from unmask.errors import ConfigError
 from unmask.evaluation import sweep_table, sweeping
@@ -51,7 +51,7 @@ class SweepFlags:
 
 def sweep(arguments: list[str]) -> None:
     """compare orders, schedules, steps, noises and guidance in one table with plots; the same again continues it"""
-    name, rest = positional(arguments, "sweep RUN, where RUN is a run folder or one of unmask models")
+    name, rest = positional(arguments, f"sweep RUN, where RUN is {MEASURABLE}")
     flags = parse(SweepFlags, rest, f"sweep {name}")
     if flags.out is not None and (flags.out.suffix in (".md", ".csv") or flags.out.is_file()):
         raise ConfigError(f"--out {flags.out}: give a folder, for sweep.md, sweep.csv and the plots")

@@ -25,6 +25,7 @@ from unmask.pretrained.networks import Generator
 from unmask.published import adopted
 from unmask.training.distributed import World, barrier, world
 from unmask.training.log import progress_bar
+from unmask.training.runfolder import goes_on
 from unmask.weights import unfilled
 
 
@@ -74,10 +75,9 @@ def train(arguments: list[str]) -> None:
     if isinstance(flags, TrainTextFlags):
         check_text(flags.recipe.init or "", f"train finetune --init {flags.recipe.init}")
     else:
-        if flags.published.weights and flags.recipe.init is None:
-            raise ConfigError("--weights are those of the model to start from: give --init NAME as well")
+        check_start(flags)
         with value_errors():
-            made, notes = adopted(flags.recipe)
+            made, notes = adopted(flags.recipe, flags.out)
         flags = replace(flags, recipe=made)
     if flags.dry_run:
         print("\n".join(notes), end="\n" if notes else "")
@@ -85,6 +85,14 @@ def train(arguments: list[str]) -> None:
     if flags.resume == "never" and (flags.out / "checkpoints").exists():
         raise CheckpointError(f"{flags.out} holds a run: give another --out, or let --resume auto continue it")
     _train(flags, notes)
+
+
+def check_start(flags: TrainFlags) -> None:
+    """ConfigError for flags about the model to start from where there is none."""
+    if flags.recipe.init is None and flags.published.weights:
+        raise ConfigError("--weights are those of the model to start from: give --init NAME as well")
+    if flags.recipe.init is None and flags.published.offline:
+        raise ConfigError("--offline is about the model to start from: give --init NAME as well, or leave it out")
 
 
 def _train(flags: TrainFlags | TrainTextFlags, notes: Sequence[str] = ()) -> None:
@@ -115,7 +123,7 @@ def _have_start(flags: TrainFlags | TrainTextFlags, here: World) -> None:
     if isinstance(flags, TrainTextFlags) or init is None:
         return
     given = _given(flags)
-    if not any((run / "checkpoints").glob("step-*")):
+    if not goes_on(run):
         located(init, flags.published)
     if given is None:
         return
@@ -131,7 +139,7 @@ def _given(flags: TrainFlags) -> from_pictures.Given | None:
     if not from_pictures.are_given(flags.recipe):
         return None
     with progress_bar(shown=True) as progress:
-        return from_pictures.open_given(flags.recipe, flags.num_classes, progress)
+        return from_pictures.open_given(flags.recipe, flags.out, flags.num_classes, progress)
 
 
 def _told(given: from_pictures.Given, run: Path) -> str:

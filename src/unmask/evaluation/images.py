@@ -242,14 +242,14 @@ def judged(
 
 
 def read_curve(run: Path, name: str = "validation_loss") -> dict[str, float]:
-    """Where a training ended: the figure of that name, seconds and steps; CheckpointError if there is none.
+    """Where a training ended: the figure of that name, seconds and steps; CheckpointError if it did not get there.
 
-    Nothing of a published model, to which `published.as_run` links: it was trained elsewhere.
+    Nothing of an export, which has no curve, nor of a model that was trained elsewhere, to which `linked.as_run` links.
     """
-    if (run / "model.safetensors").is_symlink():
-        return {}
     path = run / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    if (run / "model.safetensors").is_symlink() or not path.is_file():
+        return {}
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
     values = [row[name] for row in rows if name in row]
     if not values:
         raise CheckpointError(f"{path} tells of no validation: give the folder of a run that was trained to its end")

@@ -18,7 +18,7 @@ from unmask.config import differences, dump_json, from_json, to_json
 from unmask.data.augment import PictureSet
 from unmask.data.decoding import Bad
 from unmask.data.images import Progress
-from unmask.data.pictures import OnDemand, digest
+from unmask.data.pictures import OnDemand, Pictures, digest
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.experiments.images import Experiment
 from unmask.metrics.embedders import ClassifierFeatures, Features, Identity, check_same, identity
@@ -144,6 +144,7 @@ def open_reference(
     ConfigError if the file is of other features or pictures: a distance to it would mean nothing.
     """
     split = experiment.split
+    check_held_out(split.train, split.test)
     key = Key(
         features=identity(features),
         source=dump_json(to_json(experiment.source)),
@@ -206,6 +207,15 @@ def check_judge(judge: ClassifierFeatures | None, classes: Sequence[str]) -> Non
         raise ConfigError(
             f"the classifier knows {judge.num_classes} classes, these pictures have {len(classes)}: train one on them "
             "with unmask train-features"
+        )
+
+
+def check_held_out(train: Pictures, test: Pictures) -> None:
+    """DataError if too few pictures are held out to measure a distance to them."""
+    if len(test) < 2:
+        raise DataError(
+            f"{len(test)} of {len(train) + len(test)} pictures held out, and a distance takes at least 2: add "
+            "pictures, or sort them into the sub-folders train and val"
         )
 
 

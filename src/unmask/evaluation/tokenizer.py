@@ -11,7 +11,7 @@ from torch import Tensor
 from unmask.config import write_json
 from unmask.data.augment import PictureSet
 from unmask.evaluation.images import read_curve
-from unmask.evaluation.reference import check_judge, gather, in_domain, spread
+from unmask.evaluation.reference import check_held_out, check_judge, gather, in_domain, spread
 from unmask.experiments.tokenizer import open_run, prepare, side_by_side
 from unmask.figures import write
 from unmask.metrics.embedders import ClassifierFeatures, Features, identity
@@ -67,6 +67,8 @@ def report_on(
     model = model.to(world.device)
     train, test = pictures
     classes = train.pictures.classes
+    if features is not None or len(classes) > 1:
+        check_held_out(train.pictures, test.pictures)
     if features is None and len(classes) > 1:
         features = in_domain(train, classifier, folder / "classifier.safetensors", world)
     index = spread(len(test), num)

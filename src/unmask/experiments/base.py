@@ -1,6 +1,7 @@
 """Any recipe made to run: the model, the run folder, the training, and the weights it leaves."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -32,7 +33,8 @@ from unmask.training.distributed import (
     whole,
 )
 from unmask.training.loop import Evaluator, TrainConfig, train
-from unmask.weights import same_weights, write_weights
+from unmask.training.runfolder import goes_on
+from unmask.weights import same_bytes, same_weights, write_weights
 
 FREQUENCY_ROWS = 1 << 17
 
@@ -121,7 +123,7 @@ def run(experiment: Ready, folder: Path, world: World) -> None:
 def begin(experiment: Ready, folder: Path) -> tuple[Generator, list[str]]:
     """The model to train, and what to say of the run it starts from, which is not read once there are checkpoints."""
     core, init = build(experiment), experiment.recipe.init
-    if init is None or any((folder / "checkpoints").glob("step-*")):
+    if init is None or goes_on(folder):
         return core, []
     start = located(init)
     theirs = start / experiment.kept
@@ -157,12 +159,12 @@ def _keep_tokenizer(experiment: Ready, folder: Path) -> None:
     """Copy the tokenizer into the run, which then needs its source no more; CheckpointError if it has another."""
     if experiment.weights is None:
         return
-    path, body = folder / experiment.kept, experiment.weights.read_bytes()
+    path = folder / experiment.kept
     if not path.exists():
         part = path.with_suffix(".part")
-        part.write_bytes(body)
+        shutil.copyfile(experiment.weights, part)
         part.replace(path)
-    elif path.read_bytes() != body:
+    elif not same_bytes(path, experiment.weights):
         raise CheckpointError(f"{folder} was trained with another tokenizer: give another --out")
 
 

@@ -15,11 +15,12 @@ from unmask.experiments.coded import make_codes, read_tokenizer
 from unmask.experiments.images import check_classes, fitted
 from unmask.pipeline import TOKENIZER
 from unmask.pretrained.networks import LearnedModel
-from unmask.published import described, located
+from unmask.published import located, origin
 from unmask.recipes import Recipe, read_recipe
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.distributed import World
+from unmask.training.runfolder import goes_on
 
 CODES = "codes"
 """In a run: the codes of the pictures that it was given."""
@@ -51,14 +52,14 @@ def on_codes(recipe: Recipe, run: Path) -> Recipe:
     return replace(recipe, data=Codes(path=str(run / CODES)))
 
 
-def open_given(recipe: Recipe, num_classes: int | None, progress: Progress | None = None) -> Given:
+def open_given(recipe: Recipe, run: Path, num_classes: int | None, progress: Progress | None = None) -> Given:
     """Open the pictures; ConfigError where they, the model and the number of classes that was stated do not fit.
 
-    Nothing is fetched or written for it.
+    Nothing is fetched or written for it. `run` is where they are to be trained on.
     """
     assert isinstance(recipe.data, Codes)
     assert recipe.init is not None
-    theirs = described(recipe.init)
+    theirs = origin(recipe.init, run)
     if theirs is None or isinstance(theirs.tokenizer, Pixels):
         raise ConfigError(
             f"{recipe.data.path} holds no codes, and {recipe.init} has no tokenizer to make them with: give a folder "
@@ -100,6 +101,6 @@ def tokenize_given(given: Given, run: Path, world: World, progress: Progress | N
 
 def _tokenizer(given: Given, run: Path) -> LearnedModel:
     """That of the model to start from, which a run that goes on needs no more."""
-    if any((run / "checkpoints").glob("step-*")):
+    if goes_on(run):
         return read_tokenizer(run / CODES / "tokenizer")
     return open_tokenizer(given.recipe.tokenizer, located(given.init) / TOKENIZER)  # type: ignore[return-value]

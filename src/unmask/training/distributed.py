@@ -65,6 +65,13 @@ def world(device: str | None = None) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def check_alone(command: str) -> None:
+    """ConfigError for several processes where each would do all of the work, and write the same files."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1:
+        raise ConfigError(f"unmask {command} is the work of one process, and here are {size}: run it without torchrun")
+
+
 def resolve(strategy: Strategy, world: World) -> Strategy:
     """`auto` is none for one process and ddp for several; anything that cannot work raises ConfigError."""
     if strategy == "auto":

@@ -51,6 +51,11 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted((path for path in root.iterdir() if step_of(path) >= 0), key=step_of, reverse=True)
 
 
+def goes_on(run: Path) -> bool:
+    """Whether a training in this run folder goes on from a checkpoint, and needs no model to start from."""
+    return bool(checkpoints(run / "checkpoints"))
+
+
 def latest(root: Path, *, report: Callable[[str], None]) -> Found | None:
     """The newest complete checkpoint by step, or None if there is none at all.
 
