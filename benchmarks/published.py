@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from unmask.config import to_json, write_json
 from unmask.data.sources import Codes
+from unmask.decoding import ordered
 from unmask.packed import PackedLinear
-from unmask.pipeline import Pipeline, ordered
+from unmask.pipeline import Pipeline
 from unmask.presets import REPORT_256
 from unmask.pretrained.taming import TAMING_F16_1024
 from unmask.pretrained.valeoai import BASE_256, translate

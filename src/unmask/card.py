@@ -43,7 +43,7 @@ def model_card(recipe: Recipe, source: Path | None, licence: str | None, name: s
         f"* Tokenizer: `{recipe.tokenizer}`",
         f"* Training data: {_data(recipe, source)}",
         f"* Classes: {', '.join(recipe.classes) if recipe.classes else 'by number'}",
-        f"* Objective: `{recipe.objective}`, {recipe.training.steps:,} steps of {recipe.training.batch_size}",
+        f"* Training: {_training(recipe)}",
         f"* Sampling: `{recipe.sampling}`",
         f"* Licence: {licence or 'not stated'}",
     ]
@@ -51,6 +51,12 @@ def model_card(recipe: Recipe, source: Path | None, licence: str | None, name: s
     if figures:
         lines += ["", "| measured | |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in figures.items())]
     return "\n".join(lines) + "\n"
+
+
+def _training(recipe: Recipe) -> str:
+    if recipe.data == Codes(path=""):
+        return "elsewhere; see its publisher"
+    return f"`{recipe.objective}`, {recipe.training.steps:,} steps of {recipe.training.batch_size}"
 
 
 def _data(recipe: Recipe, source: Path | None) -> str:

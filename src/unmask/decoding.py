@@ -7,7 +7,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask import counts
-from unmask.guidance import CosineRamp, Interval, LinearRamp, Predict
+from unmask.critic import CriticScore
+from unmask.errors import ConfigError
+from unmask.guidance import Condition, CosineRamp, Interval, LinearRamp, Predict
+from unmask.models.transformer import MaskedTransformer
+from unmask.pretrained.networks import Generator
 from unmask.pretrained.rules import DrawnLogit, RolledHalton, StepConfidence
 from unmask.rand import Rand
 from unmask.sampling.adaptive import EntropyBound, Threshold, adaptive
@@ -33,6 +37,8 @@ Order = (
     Confidence | Moment | Halton | Random | Margin | MarginRepulsion | Entropy | MaxLogit | Raster
     | StepConfidence | DrawnLogit | RolledHalton
 )  # fmt: skip
+MOST_STEPS = 100_000
+"""More than any canvas has tokens: a slip of the hand would fill the memory with its plan."""
 Placed = Halton | RolledHalton | MarginRepulsion
 """The orders that know the grid of the canvas."""
 
@@ -108,8 +114,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         many = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
-        if self.steps < 1 or not all(0 <= x < float("inf") for x in many):
-            raise ValueError(f"sampling: steps={self.steps} must be at least 1, temperature={many} finite and >= 0")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"sampling: steps={self.steps}: from 1 to {MOST_STEPS:,}")
+        if not all(0 <= x < float("inf") for x in many):
+            raise ValueError(f"sampling: temperature={many} must be finite and >= 0")
         if (self.top_k is not None and self.top_k < 1) or (self.top_p is not None and not 0 < self.top_p <= 1):
             raise ValueError(f"sampling: top_k={self.top_k} must be at least 1, and top_p={self.top_p} lie in (0, 1]")
         if isinstance(self.temperature, tuple) and len(many) != self.steps:
@@ -211,3 +219,12 @@ class Sampling:
             return self.temperature
         own = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,) * steps
         return tuple(a * b for a, b in zip(own, moment_temperatures(self.priority.noise, steps), strict=True))
+
+
+def ordered(priority: Order | FromCritic, model: Generator, labels: Condition = None) -> Priority:
+    """The priority that a recipe means: itself, or one that asks the model's critic of the filled canvas."""
+    if isinstance(priority, FromCritic):
+        if not isinstance(model, MaskedTransformer) or model.config.critic == "none":
+            raise ConfigError("this model has no critic to order by: train one with the objective WithCritic")
+        return CriticScore(lambda canvas: model(canvas, labels, judge=True), priority.noise)
+    return priority

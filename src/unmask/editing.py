@@ -18,10 +18,10 @@ from unmask.data.decoding import MAX_PIXELS
 from unmask.data.holes import ANY, Cells, blank, paste, token_mask
 from unmask.data.masks import check_hole
 from unmask.data.tokens import rows_at_once
-from unmask.decoding import Parallel, Sampling
+from unmask.decoding import Parallel, Sampling, ordered
 from unmask.errors import ConfigError
 from unmask.guidance import Condition
-from unmask.pipeline import Pipeline, ordered
+from unmask.pipeline import Pipeline
 from unmask.rand import Rand
 from unmask.sampling.decode import State
 

@@ -141,20 +141,15 @@ def _progress(picture: Image.Image, step: int, last: int, known: float) -> Image
 
 def animate(frames: Sequence[Image.Image], path: Path | str, *, milliseconds: int = 400, hold: int = 1500) -> None:
     """Writes an endless GIF or animated WebP, by suffix; the last frame stays for `hold` milliseconds."""
-    path = Path(path)
-    if path.suffix.lower() not in (".gif", ".webp"):
-        raise ValueError(f"{path.name}: an animation is a .gif or a .webp; change the suffix")
-    if not frames or milliseconds < 20 or hold < 20:
+    kind = image_format(path, animated=True)
+    if not frames or min(milliseconds, hold) < 20:
         raise ConfigError(f"{len(frames)} frames of {milliseconds} and {hold} ms; need 1 frame and 20 ms (GIF's least)")
     durations = [milliseconds] * (len(frames) - 1) + [hold]
     buffer = io.BytesIO()
-    if path.suffix.lower() == ".gif":
-        first, *rest = [_palette(frame) for frame in frames]
-        first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False)
-    else:
-        first, *rest = frames
-        first.save(buffer, "WEBP", save_all=True, append_images=rest, duration=durations, loop=0, lossless=True)
-    _write_bytes(buffer.getvalue(), path)
+    first, *rest = [_palette(frame) for frame in frames] if kind == "GIF" else frames
+    exact = {"optimize": False} if kind == "GIF" else {"lossless": True}
+    first.save(buffer, kind, save_all=True, append_images=rest, duration=durations, loop=0, **exact)
+    _write_bytes(buffer.getvalue(), Path(path))
 
 
 def _palette(frame: Image.Image) -> Image.Image:
@@ -273,13 +268,19 @@ def curves(
 
 def write(image: Image.Image, path: Path | str) -> None:
     """Saves by suffix (png, webp, jpg...), WebP without loss; readers never see half a file."""
-    path = Path(path)
-    name = Image.registered_extensions().get(path.suffix.lower())
-    if name is None:
-        raise ConfigError(f"{path.name}: no image format has the suffix {path.suffix!r}; use .png")
+    name = image_format(path)
     buffer = io.BytesIO()
     image.save(buffer, name, **({"lossless": True} if name == "WEBP" else {}))
-    _write_bytes(buffer.getvalue(), path)
+    _write_bytes(buffer.getvalue(), Path(path))
+
+
+def image_format(path: Path | str, *, animated: bool = False) -> str:
+    """What a suffix stands for; ConfigError where that is no picture, or no animation, which one can ask early."""
+    name = Image.registered_extensions().get(Path(path).suffix.lower(), "")
+    if not name or (animated and name not in ("GIF", "WEBP")):
+        what = "an animation is a .gif or a .webp" if animated else "no image format has the suffix; use .png"
+        raise ConfigError(f"{Path(path).name}: {what}")
+    return name
 
 
 def _write_bytes(data: bytes, path: Path) -> None:

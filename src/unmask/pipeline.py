@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from unmask.card import model_card
 from unmask.config import to_json, write_json
-from unmask.critic import CriticScore
 from unmask.data.holes import blank, token_mask
 from unmask.data.images import Progress
 from unmask.data.tokens import rows_at_once
+from unmask.decoding import ordered
 from unmask.errors import CheckpointError, ConfigError
 from unmask.guidance import Condition, Predict, guided, remembering
+from unmask.labels import Labels, class_ids
 from unmask.models.transformer import MaskedTransformer
 from unmask.packed import pack, unpack
 from unmask.pretrained.amused import Amused, UVit2D
@@ -27,25 +28,15 @@ from unmask.pretrained.google import check_null
 from unmask.pretrained.networks import Generator
 from unmask.pretrained.prompts import Prompted, load_text_reader
 from unmask.rand import seeded
-from unmask.recipes import FromCritic, Order, Recipe, Sampling, read_recipe
-from unmask.sampling.decode import Priority, State
+from unmask.recipes import Recipe, Sampling, read_recipe
+from unmask.sampling.decode import State
 from unmask.saving import HUB, upload
 from unmask.tokenizers.base import Tokenizer, open_tokenizer, verify_tokenizer
 from unmask.training.distributed import fast_dtype
 from unmask.weights import fingerprint, load_weights, unfilled, write_weights
 
-Labels = Condition | Sequence[int]
 TOKENIZER = "tokenizer.safetensors"
 """Beside `model.safetensors` in a run, if its tokenizer was learned."""
-
-
-def ordered(priority: Order | FromCritic, model: Generator, labels: Condition = None) -> Priority:
-    """The priority that a recipe means: itself, or one that asks the model's critic of the filled canvas."""
-    if isinstance(priority, FromCritic):
-        if not isinstance(model, MaskedTransformer) or model.config.critic == "none":
-            raise ConfigError("this model has no critic to order by: train one with the objective WithCritic")
-        return CriticScore(lambda canvas: model(canvas, labels, judge=True), priority.noise)
-    return priority
 
 
 class Pipeline:
@@ -234,7 +225,7 @@ class Pipeline:
 
     def _asked(self, labels: Labels, num: int) -> tuple[Condition, int]:
         """Class ids, which run through all classes where none were given, and how many images that is."""
-        labels = self.labels(num) if labels is None else torch.as_tensor(labels).to(self.device)
+        labels = self.labels(num) if labels is None else class_ids(labels, self.classes).to(self.device)
         total = num if labels is None else len(labels)
         if total < 1:
             raise ConfigError(f"{total} images asked for: give labels, or num of at least 1")
@@ -254,7 +245,7 @@ class Pipeline:
         Pixels outside the hole come back identical, whatever the tokenizer would have made of them.
         """
         tokens, _ = self.with_hole(images, hole)
-        labels = None if labels is None else torch.as_tensor(labels).to(self.device)
+        labels = None if labels is None else class_ids(labels, self.classes).to(self.device)
         filled = self._finish(self.states(tokens, labels, seed=seed, sampling=sampling)).to(images)
         return torch.where(hole[:, None], filled, images)
 
@@ -285,7 +276,8 @@ class Pipeline:
             raise ConfigError("this model is unconditional: leave the labels out")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.num_classes:
-            raise ConfigError(f"labels {low}..{high}: this model has {self.num_classes} classes, counted from 0")
+            wrong = low if low < 0 else high
+            raise ConfigError(f"no class {wrong}: this model's labels go from 0 to {self.num_classes - 1}")
 
     def _finish(self, states: Iterator[State]) -> Float[Tensor, "b c h w"]:
         for state in states:

@@ -3,7 +3,7 @@ a folder of ours in the cache; from then on it is like any export."""
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from unmask.pretrained.conversion import Converted
 from unmask.pretrained.download import alone, fetch, mismatch
 from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
 from unmask.pretrained.google import GoogleMaskGIT
+from unmask.pretrained.rules import stretched
 from unmask.recipes import Recipe, read_recipe
 from unmask.saving import download, is_on_hub
 from unmask.training.runfolder import goes_on
@@ -202,23 +203,41 @@ def origin(init: str, run: Path | None = None) -> Recipe | None:
     return there if isinstance(there, Recipe) and there.init == init else described(init)
 
 
-def adopted(recipe: Recipe, run: Path | None = None) -> tuple[Recipe, list[str]]:
+def adopted(recipe: Recipe, run: Path | None = None, written: Recipe | None = None) -> tuple[Recipe, list[str]]:
     """A recipe that starts from a published or converted model has its network, whatever it had; and what to say.
 
-    So has one of a published network that starts from ours; and with a plain sampling it samples as the model does.
+    So has one of a published network that starts from ours. `written`: the recipe before flags changed it. Where its
+    sampling is the plain one, the model's takes its place, with these changes; those of the network are refused.
     """
+    written = recipe if written is None else written
     if recipe.init == "":
         raise ConfigError("which model to start from? Give --init NAME, one of unmask models, or the folder of a run")
     theirs = None if recipe.init is None else origin(recipe.init, run)
     if theirs is None or (isinstance(theirs.model, TransformerConfig) and isinstance(recipe.model, TransformerConfig)):
         return recipe, []
+    if (recipe.model, recipe.tokenizer) != (written.model, written.tokenizer):
+        raise ConfigError(
+            f"network and tokenizer are those of {recipe.init}: leave the flags of --model and --tokenizer out"
+        )
     network, sampling, notes = theirs.model, recipe.sampling, []
     if isinstance(network, GoogleMaskGIT):
         network = replace(network, null_class=True)
-    if sampling == Sampling():
-        sampling, notes = theirs.sampling, [f"it is sampled as {recipe.init} is"]
+    if written.sampling == Sampling():
+        sampling = _changed(theirs.sampling, sampling)
+        but = "" if sampling == theirs.sampling else ", but for what flags say"
+        notes = [f"it is sampled as {recipe.init} is{but}"]
     recipe = replace(recipe, model=network, sampling=sampling)
     return recipe, [f"the network is that of {recipe.init}: {network}", *notes]
+
+
+def _changed(theirs: Sampling, own: Sampling) -> Sampling:
+    """`theirs` with what of `own` is not plain."""
+    values = {field.name: (getattr(own, field.name), field.default) for field in fields(Sampling)}
+    changes: dict[str, Any] = {name: value for name, (value, plain) in values.items() if value != plain}
+    if isinstance(theirs.temperature, tuple):
+        warmth = stretched(theirs.temperature, changes.get("steps", theirs.steps))
+        changes = {"temperature": warmth, **changes}
+    return replace(theirs, **changes)
 
 
 def convert_into(path: Path, family: str, out: Path) -> Converted:

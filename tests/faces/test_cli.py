@@ -286,7 +286,7 @@ def test_a_mistake_is_one_line_with_the_nearest_name(line, code, words, tmp_path
         ("--order haltn", 2, "did you mean halton?"),
         ("--schedule cosin", 2, "did you mean cosine?"),
         ("--order halton --noise 1", 2, "--noise"),
-        ("--labels 10", 2, "labels 10..10: this model has 10 classes"),
+        ("--labels 10", 2, "no class 10: this model's labels go from 0 to 9"),
         ("--num 0", 2, "--num 0"),
         ("--steps 0", 2, "steps=0"),
         ("--temperature -1", 2, "temperature"),

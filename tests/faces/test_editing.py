@@ -271,7 +271,7 @@ def test_feather_grows_out_of_the_surroundings_and_inside_only():
         ({"stop": 6}, r"stop 6 lie in 1\.\.5"),
         ({"feather": -1}, "feather -1"),
         ({"batch": 0}, "batch 0"),
-        ({"labels": torch.tensor([5])}, "labels 5..5: this model has 5 classes"),
+        ({"labels": torch.tensor([5])}, "no class 5: this model's labels go from 0 to 4"),
         ({"cells": Cells(share=1.0)}, "1 pixels, but share=1.0 of no cell"),
     ],
 )

@@ -152,12 +152,16 @@ def test_inpainting_without_labels_runs_unconditionally(finished):
     assert torch.equal(filled[:, :, :4], images[:, :, :4])
 
 
-def test_an_export_cannot_be_evaluated(finished, tmp_path, capsys):
+def test_an_export_is_evaluated_as_its_run_is(finished, tmp_path, capsys):
+    """With all figures but those of the training, of which it does not tell."""
     main(["export", str(finished), "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as stop:
-        main(["evaluate", str(tmp_path / "out"), "--samples", "20"])
-    assert stop.value.code == 4
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert sorted(before) == ["README.md", "config.json", "model.safetensors"]
+    main(["evaluate", str(tmp_path / "out"), "--samples", "20"])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["num_samples"] == 20
+    assert not {"validation_loss", "train_seconds", "train_steps"} & set(report)
+    assert before == {name: (tmp_path / "out" / name).read_bytes() for name in before}
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_palette_is_exact_up_to_256_colours_and_close_beyond():
 
 def test_animation_refuses_other_suffixes_and_no_frames(tmp_path):
     frame = grid(noise(0, 1, 1, 4, 4), 1)
-    with pytest.raises(ValueError, match=r"\.gif or a \.webp"):
+    with pytest.raises(ConfigError, match=r"\.gif or a \.webp"):
         animate([frame], tmp_path / "a.mp4")
     with pytest.raises(ConfigError, match="0 frames"):
         animate([], tmp_path / "a.gif")

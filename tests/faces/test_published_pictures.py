@@ -12,6 +12,8 @@ from published_toys import NETWORK, PIXELS, PLAIN, SIZE, WHOLE, draw_photos, ref
 
 from unmask.config import to_json, write_json
 from unmask.data.sources import Codes
+from unmask.errors import ConfigError
+from unmask.pretrained.rules import stretched
 from unmask.published import adopted
 from unmask.recipes import Recipe, find, read_recipe
 
@@ -187,6 +189,25 @@ def test_a_recipe_with_a_plain_sampling_samples_as_the_model_does(ready, coded, 
     made, _ = adopted(replace(finetune, init=str(tmp_path)))
     assert (made.model, made.sampling) == (ours.model, PLAIN)
     assert made.training == find("finetune", Recipe).training
+
+
+def test_a_flag_changes_one_thing_of_the_models_sampling_and_the_network_is_not_to_be_changed(ready):
+    finetune = replace(find("finetune", Recipe), init="titok-l32")
+    whole, notes = adopted(finetune, written=finetune)
+    fewer = replace(finetune, sampling=replace(finetune.sampling, steps=4, top_k=5))
+    made, said = adopted(fewer, written=finetune)
+    assert isinstance(whole.sampling.temperature, tuple)
+    assert made.sampling == replace(
+        whole.sampling, steps=4, top_k=5, temperature=stretched(whole.sampling.temperature, 4)
+    )
+    assert notes[1:] == ["it is sampled as titok-l32 is"]
+    assert said[1:] == ["it is sampled as titok-l32 is, but for what flags say"]
+    for other in (
+        replace(finetune, model=replace(finetune.model, depth=2)),
+        replace(finetune, tokenizer=replace(finetune.tokenizer, size=(128, 128))),
+    ):
+        with pytest.raises(ConfigError, match="are those of titok-l32: leave the flags of --model and --tokenizer out"):
+            adopted(other, written=finetune)
 
 
 def test_an_export_of_a_published_model_draws_the_same(ready, tmp_path):

@@ -166,6 +166,7 @@ def test_the_work_of_one_process_is_refused_to_several(words, toys, photo, tmp_p
     ("evaluate-tokenizer toy-32", 2, "measured on which pictures? toy-32 was trained elsewhere: give --data DIR"),
     ("evaluate-tokenizer toy-32 --data {coded}/nowhere", 3, "nowhere: no such folder"),
     ("train imagenet256 --init toy-32 --data {coded}/two --num-classes 3", 2, "two has 2 classes, and --num-classes"),
+    ("train finetune --init toy-32 --data {coded}/two --model.depth 2", 2, "leave the flags of --model and --tok"),
     ("train finetune --data {coded}/two", 2, "which model to start from? Give --init NAME"),
     ("train imagenet256 --data {coded}/two --weights {coded}", 2, "--weights are those of the model to start from"),
     ("train imagenet256 --data {coded}/two --offline --dry-run", 2, "--offline is about the model to start"),

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from unmask.card import model_card
+from unmask.catalogue import MODELS
 from unmask.cli import main
 from unmask.data.sources import Codes
 from unmask.errors import ConfigError
 from unmask.pipeline import Pipeline
+from unmask.published import as_recipe
 from unmask.recipes import Sampling
 
 TINY = ["--model.dim", "16", "--model.depth", "1", "--model.heads", "2", "--training.batch-size", "8"]
@@ -52,6 +54,15 @@ def test_the_card_says_what_is_known(run, tmp_path):
         assert word in body, word
     assert "of no interest" not in card
     (run / "report.json").unlink()
+
+
+def test_the_card_of_what_was_trained_elsewhere_invents_no_training(tmp_path):
+    recipe = as_recipe(MODELS["maskgit-256"].size, MODELS["maskgit-256"].sampling)
+    card = model_card(recipe, tmp_path, None, "FOLDER")
+    assert "* Training: elsewhere; see its publisher\n" in card
+    assert "1,500 steps" not in card
+    texts = as_recipe(MODELS["amused-256"].size, MODELS["amused-256"].sampling)
+    assert 'unmask.load("FOLDER", prompts=["a cat"]).generate(num=4)' in model_card(texts, tmp_path, None, "FOLDER")
 
 
 def test_a_card_without_a_licence_says_so(run, tmp_path):

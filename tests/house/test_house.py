@@ -39,6 +39,7 @@ FACES = {
     "text_figures",
     "text_pipeline",
     "gallery",
+    "labels",
     "pipeline",
     "presets",
     "provenance",

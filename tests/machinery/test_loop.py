@@ -30,6 +30,7 @@ from toy_run import (
 )
 
 from unmask.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
+from unmask.experiments import validation
 from unmask.experiments.validation import ACCURACY_RATIOS, samples
 from unmask.masking import mask_exact
 from unmask.objectives import Loss, MaskGIT
@@ -334,7 +335,7 @@ def test_evaluation_sees_the_average_in_eval_mode_and_changes_nothing(tmp_path):
 
 def test_the_grid_of_samples_is_written_and_always_of_the_same_seed(tmp_path):
     def grid(model):
-        return samples(Pipeline(model, toy_experiment().recipe.tokenizer, Sampling(steps=3)), "fp32", ALONE, num=20)
+        return samples(Pipeline(model, toy_experiment().recipe.tokenizer, Sampling(steps=3)), "fp32", ALONE)
 
     toy_train(tmp_path, toy_config(evaluate_every=6), evaluators=[grid])
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["samples-00000006.png", "samples-00000012.png"]
@@ -343,6 +344,22 @@ def test_the_grid_of_samples_is_written_and_always_of_the_same_seed(tmp_path):
     assert name == "samples"
     assert isinstance(first, Image.Image)
     assert first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize(("few", "num"), [(0, 50), (-1, 10)])
+def test_pictures_of_many_tokens_are_shown_in_one_row(few, num, monkeypatch):
+    """Each of them takes long to draw: fifty would take a CPU longer than the steps in between."""
+    asked = []
+
+    def drawn(self, *, num):
+        asked.append(num)
+        return torch.zeros(num, 1, 8, 8)
+
+    pipeline = Pipeline(toy_model(), toy_experiment().recipe.tokenizer, Sampling())
+    monkeypatch.setattr(validation, "FEW_TOKENS", pipeline.model.length + few)
+    monkeypatch.setattr(Pipeline, "generate", drawn)
+    next(iter(samples(pipeline, "fp32", ALONE)()))
+    assert asked == [num]
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------

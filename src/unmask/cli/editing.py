@@ -14,11 +14,11 @@ from torch import Tensor
 from unmask import editing, figures, gallery
 from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.cli.published import WeightsFlags, located
-from unmask.cli.sampling import class_id
+from unmask.cli.published import WeightsFlags, check_prompts, located
 from unmask.data.holes import Cells
 from unmask.data.masks import read_cutout, read_mask, read_photo, rectangle
 from unmask.errors import ConfigError
+from unmask.labels import class_id
 from unmask.pipeline import Pipeline
 from unmask.recipes import Sampling
 
@@ -71,6 +71,7 @@ def inpaint(arguments: list[str]) -> None:
     if flags.label is not None and flags.prompt is not None:
         raise ConfigError("--label and --prompt: a model draws classes or texts, so leave one of them out")
     texts = () if flags.prompt is None else (flags.prompt,)
+    check_prompts(name, texts)
     pipeline = Pipeline.from_pretrained(located(name, flags.published), prompts=texts)
     chosen = "0" if texts else flags.label
     label = None if chosen is None else class_id(chosen, () if texts else pipeline.classes)

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -67,11 +68,11 @@ def evaluate_tokenizer(arguments: list[str]) -> None:
             )
             model = opened_tokenizer(name, config, flags.published, here)
             run.mkdir(parents=True, exist_ok=True)
-            numbers = evaluation.report_on(
-                model, pictures, run, world=here, classifier=classifier, features=features or judge, num=flags.pictures
-            )
+            measure = partial(evaluation.report_on, model, pictures, run, classifier=classifier)
         else:
-            numbers = evaluation.report(run, world=here, features=features or judge, num=flags.pictures)
+            measure = partial(evaluation.report, run)
+        with progress_bar(shown=here.is_main) as progress:
+            numbers = measure(world=here, features=features or judge, num=flags.pictures, progress=progress)
         if here.is_main:
             print(json.dumps(numbers, indent=2))
             print(f"\nwrote {run / 'report.json'} and {run / 'reconstructions.png'}; next: unmask tokenize {name}")

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,9 @@ T = TypeVar("T")
 
 def parse(kind: type[T], arguments: list[str], command: str, default: T | None = None) -> T:
     """tyro's parser. Scalars are flags; of which class a field is, a schedule for one, stays as the default has it."""
+    for flag, value in pairwise([*arguments, "--"]):
+        if flag == "--weights" and value.startswith("--"):  # an empty list, as tyro has it: a variable without a value
+            raise ConfigError("--weights: give the files, or a folder that holds them")
     errors = io.StringIO()
     settings = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
     try:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from unmask.decoding import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import linked
 from unmask.pipeline import TOKENIZER
+from unmask.pretrained.amused import Amused
 from unmask.pretrained.families import FAMILIES
 from unmask.recipes import read_recipe
 from unmask.saving import HUB, is_on_hub
@@ -79,6 +81,14 @@ def measured(name: str, flags: MeasuredFlags, out: Path | None, here: World) -> 
 def short(name: str) -> str:
     """What a folder for the figures of a model is called: as the model or its folder is, or OWNER--NAME of the hub."""
     return name.removeprefix(HUB).replace("/", "--") if is_on_hub(name) else Path(os.path.abspath(name)).name
+
+
+def check_prompts(name: str, prompts: Sequence[str]) -> None:
+    """ConfigError where a published model draws texts and has none, or the other way round; before a download."""
+    theirs = published.described(name) if published.is_catalogued(name) else None
+    if theirs is not None and isinstance(theirs.model, Amused) != bool(prompts):
+        needed = "draws from texts: give --prompt" if not prompts else "knows classes and no texts: give --labels"
+        raise ConfigError(f"{name} {needed}")
 
 
 def check_text(name: str, instead: str) -> None:

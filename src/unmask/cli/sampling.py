@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -13,18 +12,21 @@ import tyro
 from unmask import figures, gallery
 from unmask.cli.choices import SamplingFlags, applied, expected
 from unmask.cli.networks import ReferenceFlags, open_networks
-from unmask.cli.parsing import disk_errors, nearest, parse, positional, value_errors
-from unmask.cli.published import MEASURABLE, MeasuredFlags, WeightsFlags, located, measured
+from unmask.cli.parsing import disk_errors, parse, positional, value_errors
+from unmask.cli.published import MEASURABLE, MeasuredFlags, WeightsFlags, check_prompts, located, measured
 from unmask.decoding import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import images as evaluation
 from unmask.experiments import images as image_experiment
 from unmask.experiments import text as text_experiment
+from unmask.labels import class_ids
 from unmask.models.transformer import MaskedTransformer
 from unmask.pipeline import Pipeline
 from unmask.recipes import TextRecipe, read_recipe
 from unmask.training.distributed import World, world
 from unmask.training.log import progress_bar
+
+MOST = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +55,8 @@ def sample(arguments: list[str]) -> None:
     )
     flags = parse(SampleFlags, rest, f"sample {name}")
     few = max(1, len(flags.labels) or len(flags.prompts))
-    for name_of, number in (("num", flags.num), ("columns", flags.columns)):
-        if number is not None and number < 1:
-            raise ConfigError(f"--{name_of} {number}: at least 1")
+    _check(flags)
+    check_prompts(name, flags.prompts)
     pipeline = Pipeline.from_pretrained(located(name, flags.published), prompts=flags.prompts)
     usual = 100 if isinstance(pipeline.model, MaskedTransformer) else few
     num = usual if flags.num is None else flags.num
@@ -65,7 +66,7 @@ def sample(arguments: list[str]) -> None:
         pipeline.compile()
     labels = pipeline.labels(num)
     if flags.labels:
-        ids = torch.tensor([class_id(label, pipeline.classes) for label in flags.labels])
+        ids = class_ids(flags.labels, pipeline.classes)
         labels = ids[torch.arange(num) % len(ids)]
     with value_errors(), disk_errors(flags.out.parent):
         sampling = applied(flags.sampling, pipeline)
@@ -85,14 +86,14 @@ def sample(arguments: list[str]) -> None:
             print(f"wrote {flags.gif}")
 
 
-def class_id(label: str, classes: Sequence[str]) -> int:
-    """The number of a class, given as such or by its name; a name wins, as digits are called "0" to "9"."""
-    if label in classes:
-        return list(classes).index(label)
-    try:
-        return int(label)
-    except ValueError as error:
-        raise ConfigError(f"no class {label}{nearest(label, classes) if classes else ': give its number'}") from error
+def _check(flags: SampleFlags) -> None:
+    """ConfigError for what could be neither drawn on one picture nor written, before anything is loaded."""
+    for name, number in (("num", flags.num), ("columns", flags.columns)):
+        if number is not None and not 1 <= number <= MOST:
+            raise ConfigError(f"--{name} {number}: from 1 to {MOST:,} on one picture; unmask evaluate draws more")
+    figures.image_format(flags.out)
+    if flags.gif is not None:
+        figures.image_format(flags.gif, animated=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ class TokenizeFlags:
     out: Path
     """The folder for the codes; the same command again goes on where it was stopped."""
     flip: bool = True
-    """Also tokenize each picture's mirror image; training then takes either."""
+    """Whether to tokenize each picture's mirror image too; training then takes either."""
     crops: int = 0
     """Also tokenize this many random crops of each picture, and their mirror images; pictures must be stored larger."""
     processes: int = 1

@@ -76,8 +76,9 @@ def train(arguments: list[str]) -> None:
         check_text(flags.recipe.init or "", f"train finetune --init {flags.recipe.init}")
     else:
         check_start(flags)
+        assert isinstance(recipe, recipes.Recipe)
         with value_errors():
-            made, notes = adopted(flags.recipe, flags.out)
+            made, notes = adopted(flags.recipe, flags.out, recipe)
         flags = replace(flags, recipe=made)
     if flags.dry_run:
         print("\n".join(notes), end="\n" if notes else "")

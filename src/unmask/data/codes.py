@@ -209,7 +209,7 @@ def open_codes(folder: str | Path) -> tuple[Meta, CodeSet, CodeSet | None]:
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; make it with unmask tokenize")
+        raise DataError(f"{folder}: no such folder; give codes that unmask tokenize made, or with --init pictures")
     if not (folder / META).exists():
         begun = (folder / "plan.json").exists()
         again = "is not finished: run the same unmask tokenize command again to continue"

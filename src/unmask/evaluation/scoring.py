@@ -80,7 +80,8 @@ def score(
     num = min(num, len(subject.rows))
     if num < 2 or not orders or not steps or min(steps) < 1 or passes < 1:
         raise ConfigError(
-            f"{num} rows, {len(orders)} orders, steps {list(steps)}, {passes} passes: at least 2 rows, 1 of the others"
+            f"{num} held-out rows, {len(orders)} orders, steps {list(steps)}, {passes} passes: at least 2 rows, and 1 "
+            "of the others"
         )
     index = torch.arange(num) * len(subject.rows) // num
 

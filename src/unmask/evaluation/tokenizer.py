@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unmask.config import write_json
 from unmask.data.augment import PictureSet
+from unmask.data.images import Progress
 from unmask.evaluation.images import read_curve
 from unmask.evaluation.reference import check_held_out, check_judge, gather, in_domain, spread
 from unmask.experiments.tokenizer import open_run, prepare, side_by_side
@@ -24,7 +25,14 @@ from unmask.training.distributed import World
 from unmask.weights import fingerprint
 
 
-def report(folder: Path, *, world: World, features: Features | None = None, num: int = 10_000) -> dict[str, object]:
+def report(
+    folder: Path,
+    *,
+    world: World,
+    features: Features | None = None,
+    num: int = 10_000,
+    progress: Progress | None = None,
+) -> dict[str, object]:
     """`report_on` a trained tokenizer and its own pictures, into its run."""
     recipe, model = open_run(folder)
     experiment = prepare(recipe)
@@ -42,6 +50,7 @@ def report(folder: Path, *, world: World, features: Features | None = None, num:
         features=features,
         num=num,
         known=known,
+        progress=progress,
     )
 
 
@@ -55,6 +64,7 @@ def report_on(
     features: Features | None = None,
     num: int = 10_000,
     known: Mapping[str, object] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, object]:
     """What a tokenizer keeps of held-out pictures, into `report.json` and `reconstructions.png`; `pictures` are those
     to train on and held out, and `known` stands in the report too.
@@ -70,7 +80,7 @@ def report_on(
     if features is not None or len(classes) > 1:
         check_held_out(train.pictures, test.pictures)
     if features is None and len(classes) > 1:
-        features = in_domain(train, classifier, folder / "classifier.safetensors", world)
+        features = in_domain(train, classifier, folder / "classifier.safetensors", world, progress)
     index = spread(len(test), num)
     check_judge(features if isinstance(features, ClassifierFeatures) else None, classes)
     numbers = measure(model, test, index, features, world)

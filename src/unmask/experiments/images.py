@@ -125,7 +125,9 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Experiment:
 
 def _prepare_codes(recipe: Recipe, data: Codes) -> Experiment:
     if not data.path:
-        raise ConfigError("which codes? Give --data DIR, a folder that unmask tokenize made")
+        raise ConfigError(
+            "which data? Give --data DIR, codes that unmask tokenize made, or with --init a folder of pictures"
+        )
     coded = open_coded(data.path)
     classes = coded.meta.classes
     train, test = (part if recipe.conditional else Unlabelled(part) for part in (coded.train, coded.test))

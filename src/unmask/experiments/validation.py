@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unmask.critic import WithCritic
 from unmask.data.tokens import Tokens, rows_at_once
-from unmask.figures import grid
+from unmask.figures import grid, readable_scale
 from unmask.masking import mask_exact, only_present
 from unmask.objectives import Objective
 from unmask.pipeline import Pipeline
@@ -21,6 +21,7 @@ from unmask.training.loop import Evaluator
 
 BATCH = 512
 IMAGES = 2048
+FEW_TOKENS = 64
 ACCURACY_RATIOS = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -67,12 +68,13 @@ def validation(
     return evaluate
 
 
-def samples(pipeline: Pipeline, precision: Precision, world: World, num: int = 50) -> Evaluator:
-    """A grid of samples, always of the same seed, so that one sees them improve."""
+def samples(pipeline: Pipeline, precision: Precision, world: World) -> Evaluator:
+    """A grid of samples, always of the same seed, so that one sees them improve; of many tokens each, a row alone."""
+    num = 50 if pipeline.model.length <= FEW_TOKENS else 10
 
     def evaluate() -> Iterable[tuple[str, Image.Image]]:
         with autocast(precision, world):
             images = pipeline.generate(num=num)
-        yield "samples", grid(images, columns=10)
+        yield "samples", grid(images, columns=10, scale=min(4, readable_scale(images)))
 
     return evaluate

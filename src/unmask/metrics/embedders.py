@@ -115,7 +115,7 @@ class ClassifierFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b d"]:
-        return embed(self.classifier, to_pixels(images), batch=max(1, len(images)))
+        return embed(self.classifier, to_pixels(images))
 
     @torch.no_grad()
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:

@@ -208,12 +208,17 @@ def _shift(images: Float[Tensor, "b c h w"], rand: torch.Generator, most: int = 
 
 
 @torch.no_grad()
-def embed(classifier: Classifier, images: Pictures, batch: int = 512) -> Float64[Tensor, "n d"]:
-    """Penultimate features in evaluation mode, whatever mode the classifier is in; that mode is kept."""
+def embed(classifier: Classifier, images: Pictures, batch: int | None = None) -> Float64[Tensor, "n d"]:
+    """Penultimate features in evaluation mode, whatever mode the classifier is in; that mode is kept.
+
+    `batch` images at a time, or as many as leave an activation below 256 MiB.
+    """
     if len(images) == 0:
         raise ConfigError("0 images to embed; pass at least one")
     training = classifier.training
     classifier.eval()
+    pixels = images.shape[-1] * images.shape[-2]
+    batch = batch or min(512, max(1, (1 << 26) // (pixels * classifier.config.width)))
     features = torch.cat(
         [
             classifier.features(_as_float(part.to(classifier.head.weight.device))).double()

@@ -60,7 +60,7 @@ def check_null(config: object, *, labelled: bool, guided: bool) -> None:
     if not labelled:
         raise ConfigError('this model was trained without "no class": give each picture a label')
     if guided:
-        raise ConfigError('this model was trained without "no class" to guide away from: leave --scale at 1')
+        raise ConfigError('this model was trained without "no class" to guide away from: give --scale 1')
 
 
 class GoogleTransformer(nn.Module):

@@ -53,10 +53,13 @@ class Recipe:
     sampling: Sampling = Sampling()
     classifier: ClassifierConfig = ClassifierConfig(channels=1, num_classes=10)
     conditional: bool = True
+    """Whether to learn classes, where the data has some."""
     unigram: bool = True
+    """Whether the head starts at the tokens' own frequencies."""
     classes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     tokenizer_sha256: Annotated[str | None, tyro.conf.Suppress] = None
     init: str | None = None
+    """A run, an export, one of unmask models or hf-hub:OWNER/NAME to start from."""
 
     def __post_init__(self) -> None:
         _check_parts(self.objective, self.model, self.sampling)
@@ -209,7 +212,10 @@ def read_recipe(path: Path, kind: type | None) -> AnyKind:
     """The recipe in a run's config.json, of any kind or of the one asked for."""
     data = load_json(path)
     if isinstance(data, dict) and "type" in data:
-        raise ConfigError(f"{path} is of a tokenizer alone: take unmask tokenize, or convert its generator as well")
+        raise ConfigError(
+            f"{path} is of a tokenizer alone: take unmask tokenize, or convert a generator into a new folder, and then "
+            "its tokenizer into that"
+        )
     here = next((of for field, of in MARK.items() if isinstance(data, dict) and field in data), Recipe)
     if isinstance(data, dict):
         data = data | {

@@ -1,7 +1,6 @@
 """What a run says: a progress bar and lines for people, JSON lines for programs, TensorBoard or W&B if asked for."""
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,7 +47,7 @@ class Log:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} " + unit),
+            TextColumn("loss {task.fields[loss]}  {task.fields[rate]:,.0f} " + unit),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -56,7 +55,7 @@ class Log:
         self._bar = Progress(
             *columns, console=self.console, disable=run is None or start >= steps, refresh_per_second=4
         )
-        self._task = self._bar.add_task("train", total=steps, completed=start, loss=math.nan, rate=0.0)
+        self._task = self._bar.add_task("train", total=steps, completed=start, loss="–", rate=0.0)
 
     def __enter__(self) -> "Log":
         self._bar.start()
@@ -73,7 +72,7 @@ class Log:
 
     def progress(self, step: int, loss: float, rate: float) -> None:
         """Move the bar: `step` steps are done, `rate` units per second."""
-        self._bar.update(self._task, completed=step, loss=loss, rate=rate)
+        self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=rate)
 
     def record(self, step: int, values: dict[str, float]) -> None:
         """Append numbers to metrics.jsonl and to the tracker."""
