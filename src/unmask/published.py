@@ -2,7 +2,7 @@
 a folder of ours in the cache; from then on it is like any export."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -203,11 +203,14 @@ def origin(init: str, run: Path | None = None) -> Recipe | None:
     return there if isinstance(there, Recipe) and there.init == init else described(init)
 
 
-def adopted(recipe: Recipe, run: Path | None = None, written: Recipe | None = None) -> tuple[Recipe, list[str]]:
+def adopted(
+    recipe: Recipe, run: Path | None = None, written: Recipe | None = None, given: Collection[str] = ()
+) -> tuple[Recipe, list[str]]:
     """A recipe that starts from a published or converted model has its network, whatever it had; and what to say.
 
     So has one of a published network that starts from ours. `written`: the recipe before flags changed it. Where its
     sampling is the plain one, the model's takes its place, with these changes; those of the network are refused.
+    `given`: fields of the sampling that flags set, maybe to what is plain.
     """
     written = recipe if written is None else written
     if recipe.init == "":
@@ -223,17 +226,17 @@ def adopted(recipe: Recipe, run: Path | None = None, written: Recipe | None = No
     if isinstance(network, GoogleMaskGIT):
         network = replace(network, null_class=True)
     if written.sampling == Sampling():
-        sampling = _changed(theirs.sampling, sampling)
+        sampling = _changed(theirs.sampling, sampling, given)
         but = "" if sampling == theirs.sampling else ", but for what flags say"
         notes = [f"it is sampled as {recipe.init} is{but}"]
     recipe = replace(recipe, model=network, sampling=sampling)
     return recipe, [f"the network is that of {recipe.init}: {network}", *notes]
 
 
-def _changed(theirs: Sampling, own: Sampling) -> Sampling:
-    """`theirs` with what of `own` is not plain."""
+def _changed(theirs: Sampling, own: Sampling, given: Collection[str]) -> Sampling:
+    """`theirs` with what of `own` is not plain, or was given."""
     values = {field.name: (getattr(own, field.name), field.default) for field in fields(Sampling)}
-    changes: dict[str, Any] = {name: value for name, (value, plain) in values.items() if value != plain}
+    changes: dict[str, Any] = {name: x for name, (x, plain) in values.items() if x != plain or name in given}
     if isinstance(theirs.temperature, tuple):
         warmth = stretched(theirs.temperature, changes.get("steps", theirs.steps))
         changes = {"temperature": warmth, **changes}

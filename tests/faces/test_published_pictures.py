@@ -200,6 +200,10 @@ def test_a_flag_changes_one_thing_of_the_models_sampling_and_the_network_is_not_
     assert made.sampling == replace(
         whole.sampling, steps=4, top_k=5, temperature=stretched(whole.sampling.temperature, 4)
     )
+    assert adopted(finetune, written=finetune, given=["steps"])[0].sampling.steps == finetune.sampling.steps == 8
+    halton = replace(finetune, init="halton-tiny-256")
+    assert adopted(halton, written=halton)[0].sampling.steps == 32
+    assert adopted(halton, written=halton, given=["steps"])[0].sampling.steps == 8
     assert notes[1:] == ["it is sampled as titok-l32 is"]
     assert said[1:] == ["it is sampled as titok-l32 is, but for what flags say"]
     for other in (

@@ -230,6 +230,13 @@ def test_a_recipe_that_starts_from_nothing_or_from_our_own_keeps_its_network(rea
     assert adopted(mine) == (mine, [])
 
 
+def test_a_flag_that_says_what_is_plain_is_heard(ready, coded, tmp_path, capsys):
+    """8 steps are the plain sampling's, and the model has 3."""
+    for words, steps in ([], 3), (["--sampling.steps", 8], 8), (["--sampling.steps=8"], 8):
+        run("train", "finetune", "--init", "toy-32", "--data", coded / "two", "--dry-run", *words)
+        assert f'"steps": {steps},' in capsys.readouterr().out.split('"sampling"')[1]
+
+
 def test_a_published_model_is_trained_on(ready, coded, tmp_path, capsys):
     out = tmp_path / "run"
     words = ["train", "imagenet256", "--init", "toy-32", "--data", coded / "two", "--out", out, "--training.steps", 4]

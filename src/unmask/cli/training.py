@@ -78,7 +78,8 @@ def train(arguments: list[str]) -> None:
         check_start(flags)
         assert isinstance(recipe, recipes.Recipe)
         with value_errors():
-            made, notes = adopted(flags.recipe, flags.out, recipe)
+            given = [word.split("=")[0][11:].replace("-", "_") for word in rest if word.startswith("--sampling.")]
+            made, notes = adopted(flags.recipe, flags.out, recipe, given)
         flags = replace(flags, recipe=made)
     if flags.dry_run:
         print("\n".join(notes), end="\n" if notes else "")
