@@ -134,6 +134,12 @@ def test_every_flag_changes_the_picture(run, photo, tmp_path):
         (("--box", "-1", "0", "9", "3"), ConfigError, "does not lie in the photo"),
         (("--box", "0", "0", "30", "20"), ConfigError, "use unmask sample"),
         (("--box", "1", "2", "3"), ConfigError, "--box"),
+        (
+            ("--box", "1", "1", "3", "3", "--out", "x.txt"),
+            ConfigError,
+            "x.txt: no image format has the suffix; use .png",
+        ),
+        (("--box", "1", "1", "3", "3", "--gif", "x.mp4"), ConfigError, "x.mp4: an animation is a .gif or a .webp"),
         (("--extend", "0", "0", "0", "0"), ConfigError, "at least 0, one of them more"),
         (("--mask", "nowhere.png"), DataError, "nowhere.png: No such file"),
         (("--box", "1", "1", "3", "3", "--label", "4"), ConfigError, "no class 4: this model's labels go from 0 to 3"),

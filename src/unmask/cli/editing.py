@@ -70,6 +70,9 @@ def inpaint(arguments: list[str]) -> None:
     cells = policy(flags.cells, flags.dilate)
     if flags.label is not None and flags.prompt is not None:
         raise ConfigError("--label and --prompt: a model draws classes or texts, so leave one of them out")
+    figures.image_format(flags.out)
+    if flags.gif is not None:
+        figures.image_format(flags.gif, animated=True)
     texts = () if flags.prompt is None else (flags.prompt,)
     check_prompts(name, texts)
     pipeline = Pipeline.from_pretrained(located(name, flags.published), prompts=texts)

@@ -119,7 +119,7 @@ def doubled(x: Float[Tensor, "b c h w"], conv: nn.Conv2d) -> Float[Tensor, "b c 
 
     Of the nine pixels that it sees only four differ, so it is a transposed convolution of 4x4 and stride 2 too, with
     4/9 of the products. Without gradients on a CPU it is one, where that saves more than making its weight takes; in
-    bfloat16 sums of weights are rounded then, which is off by 1.4 times as much.
+    bfloat16 sums of weights are rounded then, which is a little less exact.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.shape[0] * x.shape[2] * x.shape[3] < x.shape[1]:
         return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
