@@ -137,7 +137,7 @@ def test_every_flag_changes_the_picture(run, photo, tmp_path):
         (
             ("--box", "1", "1", "3", "3", "--out", "x.txt"),
             ConfigError,
-            "x.txt: no image format has the suffix; use .png",
+            "x.txt: no image format has the suffix",
         ),
         (("--box", "1", "1", "3", "3", "--gif", "x.mp4"), ConfigError, "x.mp4: an animation is a .gif or a .webp"),
         (("--extend", "0", "0", "0", "0"), ConfigError, "at least 0, one of them more"),
