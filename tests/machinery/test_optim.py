@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_run import toy_model
 
+from unmask.training import optim
 from unmask.training.ema import Ema
 from unmask.training.optim import (
     AdamW,
     Constant,
     CosineDecay,
     Muon,
+    MuonOptimizer,
     WarmupStableDecay,
+    orthogonalize,
     prime,
     set_learning_rate,
     state_tensors,
@@ -153,6 +156,79 @@ def test_state_tensors_are_the_optimizers_own(config):
     for tensor in tensors.values():
         tensor.fill_(3.0)
     assert all(bool((t == 3).all()) for o in optimizers for s in o.state.values() for t in s.values())
+
+
+def polynomial_of_singular_values(x):
+    """What Newton-Schulz makes of a matrix, in float64: each singular value by the quintic, five times."""
+    u, s, v = torch.linalg.svd(x.double(), full_matrices=False)
+    s = s / s.square().sum(-1, keepdim=True).sqrt()
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return (u * s[..., None, :]) @ v
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    num=st.integers(1, 3),
+    decades=st.floats(0, 5),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_orthogonalize_is_the_quintic_of_every_singular_value(rows, columns, num, decades, dtype):
+    decades = min(decades, 1.0) if dtype == torch.bfloat16 else decades  # it loses what is small beside the largest
+    generator = torch.Generator().manual_seed(rows * 41 + columns)
+    u, s, v = torch.linalg.svd(torch.randn(num, rows, columns, generator=generator).double(), full_matrices=False)
+    x = ((u * torch.logspace(0, -decades, s.shape[-1], dtype=torch.float64)) @ v).float()
+    want, got = polynomial_of_singular_values(x), orthogonalize(x, dtype).double()
+    near = 2e-3 if dtype == torch.float32 else 0.3
+    assert float((got - want).norm() / want.norm()) < near
+
+
+def test_an_all_zero_matrix_stays_zero():
+    assert not orthogonalize(torch.zeros(2, 3, 9), torch.float32).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_muon_is_torch_s_muon_in_the_type_of_the_device(dtype, monkeypatch):
+    """Ten steps from the same gradients; torch orthogonalizes in bfloat16, so only that type agrees closely."""
+    monkeypatch.setattr(optim, "fast_dtype", lambda device: dtype)
+    ours, theirs = toy_model(), toy_model()
+    muon, _ = Muon(learning_rate=0.02, weight_decay=0.1).build(ours)
+    taken = {id(p) for g in muon.param_groups for p in g["params"]}
+    hidden = [q for p, q in zip(ours.parameters(), theirs.parameters(), strict=True) if id(p) in taken]
+    other = torch.optim.Muon(hidden, lr=0.02, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    start = [q.detach().clone() for q in hidden]
+    for seed in range(10):
+        for model in (ours, theirs):
+            gradients(model, seed)
+        muon.step(), other.step()
+    mine = [p for p in ours.parameters() if id(p) in taken]
+    moved = torch.cat([(q - s).flatten() for q, s in zip(hidden, start, strict=True)]).norm()
+    apart = torch.cat([(p - q).flatten() for p, q in zip(mine, hidden, strict=True)]).norm()
+    assert (apart / moved).item() < (1e-2 if dtype == torch.bfloat16 else 0.1)
+    for p, q in zip(mine, hidden, strict=True):  # and so a checkpoint of either continues in the other
+        assert muon.state[p].keys() == other.state[q].keys() == {"momentum_buffer"}
+        assert torch.equal(muon.state[p]["momentum_buffer"], other.state[q]["momentum_buffer"])
+
+
+@pytest.mark.parametrize(
+    ("avx512_bf16", "amx", "dtype"),
+    [(False, False, torch.float32), (True, False, torch.bfloat16), (False, True, torch.bfloat16)],
+    ids=["AVX2", "AVX-512 with bfloat16", "AMX"],
+)
+def test_muon_takes_the_type_that_this_cpu_is_fast_in(avx512_bf16, amx, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    used = []
+    monkeypatch.setattr(optim, "orthogonalize", lambda x, kind: used.append(kind) or x)
+    model = toy_model()
+    gradients(model, 0)
+    muon, _ = Muon().build(model)
+    muon.step()
+    assert set(used) == {dtype}
+    assert len(used) == 4  # one batched product a shape: qkv, out, up, down
+    assert isinstance(muon, MuonOptimizer)
 
 
 # -- average -----------------------------------------------------------------------------------------------------------

@@ -14,12 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import unmask.packed
 from unmask.models.transformer import TransformerConfig
 from unmask.packed import LinearGELU, PackedLinear, arranged, dense, pack, unpack
 from unmask.weights import fingerprint, load_weights, unfilled, write_weights
 
 HERE = torch.backends.mkldnn.is_available()
 packs = pytest.mark.skipif(not HERE, reason="packed weights: this build of torch has no oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def _packs_float32(monkeypatch):
+    """The layout is right on every CPU; here it is taken on each, also where it does not pay."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+
 TYPES = [torch.float32] + ([torch.bfloat16] if HERE and torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])
 KINDS = ("plain", "without bias", "none", "tanh")
 
@@ -121,6 +130,26 @@ class Own(nn.Linear):
 )
 def test_what_has_no_layout_of_its_own_stays(plain):
     assert [*pack(nn.Sequential(plain)).children()] == [plain]
+
+
+@packs
+@pytest.mark.parametrize(
+    ("capability", "bf16", "packed"),
+    [
+        ("DEFAULT", False, set()),
+        ("AVX2", False, set()),
+        ("AVX2", True, {torch.bfloat16}),  # AVX2 with VNNI: oneDNN has kernels for bfloat16
+        ("AVX512", False, {torch.float32}),
+        ("AVX512", True, {torch.float32, torch.bfloat16}),
+    ],
+)
+def test_what_is_packed_on_which_cpu(capability, bf16, packed, monkeypatch):
+    """In float32 only with AVX-512: without it torch's own product was 1.34 times as fast (24x768, 257 tokens)."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(unmask.packed, "arranged", lambda weight: weight.detach().clone())
+    layers = {dtype: pack(nn.Sequential(nn.Linear(3, 4, dtype=dtype)))[0] for dtype in (torch.float32, torch.bfloat16)}
+    assert {dtype for dtype, layer in layers.items() if isinstance(layer, PackedLinear)} == packed
 
 
 def test_without_onednn_nothing_is_packed(monkeypatch):

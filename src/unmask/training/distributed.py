@@ -16,7 +16,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 
 from unmask.errors import ConfigError
@@ -157,6 +157,15 @@ def local(x: Tensor) -> Tensor:
 def whole(x: Tensor) -> Tensor:
     """The whole of a possibly sharded tensor; all ranks must ask together."""
     return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def like_shards(x: Tensor, sharded: Tensor) -> Tensor:
+    """`x`, which every rank holds whole, cut as `sharded` is cut; no rank sends anything."""
+    if not isinstance(sharded, DTensor):
+        return x
+    mesh = sharded.device_mesh
+    everywhere = DTensor.from_local(x.contiguous(), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return everywhere.redistribute(mesh, sharded.placements)
 
 
 def reshard(model: nn.Module) -> None:
