@@ -11,10 +11,10 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
-from unmask.models import layers
+from unmask.method.models import layers
 from unmask.pretrained import vit
 from unmask.pretrained.valeoai import ValeoaiMaskGIT
-from unmask.provenance import environment
+from unmask.runtime.provenance import environment
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 PAIRS = 7

@@ -12,11 +12,11 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from unmask.masking import mask_exact
-from unmask.models.transformer import MaskedTransformer, TransformerConfig
-from unmask.objectives import MaskedDiffusion
-from unmask.provenance import environment
-from unmask.rand import seeded
+from unmask.method.masking import mask_exact
+from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.method.objectives import MaskedDiffusion
+from unmask.method.rand import seeded
+from unmask.runtime.provenance import environment
 
 VOCAB, ROWS, LENGTH = 50_304, 16, 256
 

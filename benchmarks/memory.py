@@ -19,15 +19,15 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from unmask.cli.memory import keep_freed_memory
 from unmask.data import tokens
-from unmask.models.transformer import MaskedTransformer, TransformerConfig
-from unmask.packed import pack
-from unmask.pipeline import Pipeline
-from unmask.provenance import environment
-from unmask.rand import Rand
+from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.method.rand import Rand
+from unmask.pipelines.image import Pipeline
 from unmask.recipes import cifar10, cifar10_tokenizer
-from unmask.training.distributed import fast_dtype
+from unmask.runtime.distributed import fast_dtype
+from unmask.runtime.memory import keep_freed_memory
+from unmask.runtime.packed import pack
+from unmask.runtime.provenance import environment
 
 WAYS, PROCESSES, ROUNDS, SAMPLES = ("given back", "kept"), 2, 3, 128
 BATCHES = (16, 32, 64, 128)

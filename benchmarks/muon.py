@@ -9,11 +9,12 @@ import time
 import torch
 from torch import nn
 
-from unmask.objectives import MaskGIT
-from unmask.provenance import environment
-from unmask.rand import Rand
-from unmask.recipes import Recipe, TextRecipe, load
-from unmask.training.distributed import World, autocast, fast_dtype
+from unmask.method.objectives import MaskGIT
+from unmask.method.rand import Rand
+from unmask.recipes.reading import load
+from unmask.recipes.schema import Recipe, TextRecipe
+from unmask.runtime.distributed import World, autocast, fast_dtype
+from unmask.runtime.provenance import environment
 from unmask.training.ema import Ema
 from unmask.training.optim import Muon, MuonOptimizer
 

@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 import torch
 
-from unmask.guidance import guided
-from unmask.models.transformer import MaskedTransformer, TransformerConfig
-from unmask.objectives import MaskGIT
-from unmask.provenance import environment
-from unmask.rand import seeded
-from unmask.sampling.decode import decode
-from unmask.schedules import Cosine, ratios
+from unmask.method.guidance import guided
+from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.method.objectives import MaskGIT
+from unmask.method.rand import seeded
+from unmask.method.sampling.decode import decode
+from unmask.method.schedules import Cosine, ratios
+from unmask.runtime.provenance import environment
 
 SIZES = {"digits": (256, (4, 4), 64), "mnist": (16, (7, 7), 128)}  # vocabulary, grid, batch
 

@@ -25,20 +25,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.config import to_json, write_json
-from unmask.data.sources import Codes
-from unmask.decoding import ordered
-from unmask.packed import PackedLinear
-from unmask.pipeline import Pipeline
-from unmask.presets import REPORT_256
+from unmask.data.sources.choice import Codes
+from unmask.decoding.presets import REPORT_256
+from unmask.decoding.sampling import ordered
+from unmask.method.rand import seeded
+from unmask.method.sampling.decode import State
+from unmask.pipelines.image import Pipeline
 from unmask.pretrained.taming import TAMING_F16_1024
 from unmask.pretrained.valeoai import BASE_256, translate
-from unmask.provenance import environment
-from unmask.rand import seeded
-from unmask.recipes import Recipe
-from unmask.sampling.decode import State
+from unmask.recipes.schema import Recipe
+from unmask.runtime.packed import PackedLinear
+from unmask.runtime.provenance import environment
+from unmask.storage.config import to_json, write_json
+from unmask.storage.weights import write_weights
 from unmask.tokenizers.vqgan import Autoencoder
-from unmask.weights import write_weights
 
 SEED, ROUNDS, LABEL = 0, 5, 207
 CODES, CELLS, DIM, CLASSES = 1024, 256, 768, 1000

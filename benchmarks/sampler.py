@@ -9,7 +9,7 @@ import time
 import torch
 
 from unmask import Confidence, Cosine, Entropy, Halton, Margin, Random, decode, ratios, seeded
-from unmask.provenance import environment
+from unmask.runtime.provenance import environment
 
 
 def main() -> None:

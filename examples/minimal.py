@@ -12,13 +12,13 @@ That is all there is to masked generation:
 
 import torch
 
-from unmask.guidance import guided
-from unmask.models.transformer import MaskedTransformer, TransformerConfig
-from unmask.objectives import MaskGIT
-from unmask.rand import Rand, seeded
-from unmask.sampling.decode import decode
-from unmask.sampling.priorities import Confidence, Random
-from unmask.schedules import Cosine, ratios
+from unmask.method.guidance import guided
+from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.method.objectives import MaskGIT
+from unmask.method.rand import Rand, seeded
+from unmask.method.sampling.decode import decode
+from unmask.method.sampling.priorities import Confidence, Random
+from unmask.method.schedules import Cosine, ratios
 
 GRID, LETTERS = (4, 4), "ABCDEFGH"
 MASK = len(LETTERS)  # one past the last letter: the model can read it, but has no logit for it

@@ -1,8 +1,79 @@
-"""One thread per test process, since the tests share a few cores; and no test fails because a machine is slow."""
+"""One thread per test process, since the tests share a few cores; and no test fails because a machine is slow.
 
+The fixtures are published models of toy size. Nothing of unmask is imported before its types are checked.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from PIL import Image
 
 torch.set_num_threads(1)
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+# Children of a test find the toys too, as pytest does by `pythonpath`.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent / "toys"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """The weight files of toy-32, in the published layout."""
+    from published_toys import write_files
+
+    return write_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture
+def toys(tmp_path, monkeypatch):
+    """The catalogue with an empty cache."""
+    from published_toys import catalogue
+
+    catalogue(monkeypatch, tmp_path / "cache")
+    return tmp_path / "cache/models"
+
+
+@pytest.fixture(scope="session")
+def converted(files, tmp_path_factory):
+    """A cache with all of the catalogue's toys."""
+    from published_toys import convert_all
+
+    return convert_all(files, tmp_path_factory.mktemp("ready"))
+
+
+@pytest.fixture
+def ready(converted, monkeypatch):
+    """The catalogue with that cache; its folder of models."""
+    from published_toys import catalogue
+
+    catalogue(monkeypatch, converted)
+    return converted / "models"
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (45, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder of pictures of two classes."""
+    from published_toys import draw_photos
+
+    return draw_photos(tmp_path_factory.mktemp("photos") / "photos", ["sand", "sea"])
+
+
+@pytest.fixture(scope="session")
+def coded(converted, photos, tmp_path_factory):
+    """Folders of codes by toy-32's tokenizer: "two" classes, "three" and "none"; and "judge", a classifier."""
+    from published_toys import code_all
+
+    return code_all(converted, photos, tmp_path_factory.mktemp("coded"))

@@ -1,20 +1,21 @@
 """unmask: masked generative transformers. Training masks tokens; sampling unmasks them.
 
 The names here are the method (ring 1), and `load`, which opens a run, an export or a published model as a
-`unmask.pipeline.Pipeline`; `unmask.cli` is the commands.
+`unmask.pipelines.image.Pipeline`; `unmask.cli` is the commands.
 """
 
+from importlib.metadata import version
 from typing import Any
 
-from unmask.guidance import NULL, CosineRamp, Interval, LinearRamp, guided
-from unmask.models.transformer import MaskedTransformer, TransformerConfig
-from unmask.objectives import Loss, MaskGIT
-from unmask.rand import Rand, seeded
-from unmask.sampling.adaptive import EntropyBound, Threshold, adaptive
-from unmask.sampling.ancestral import ancestral
-from unmask.sampling.blocks import blocks
-from unmask.sampling.decode import State, decode
-from unmask.sampling.priorities import (
+from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided
+from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.method.objectives import Loss, MaskGIT
+from unmask.method.rand import Rand, seeded
+from unmask.method.sampling.adaptive import EntropyBound, Threshold, adaptive
+from unmask.method.sampling.ancestral import ancestral
+from unmask.method.sampling.blocks import blocks
+from unmask.method.sampling.decode import State, decode
+from unmask.method.sampling.priorities import (
     Confidence,
     Entropy,
     Halton,
@@ -25,10 +26,10 @@ from unmask.sampling.priorities import (
     Random,
     Raster,
 )
-from unmask.sampling.remasking import remdm
-from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, ratios, ratios_from_counts
+from unmask.method.sampling.remasking import remdm
+from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, ratios, ratios_from_counts
 
-__version__ = "0.1.0"
+__version__ = version("unmask")
 
 __all__ = [
     "NULL",
@@ -73,7 +74,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`load` brings most of the package with it, so it is imported when it is asked for."""
     if name == "load":
-        from unmask.published import load
+        from unmask.pipelines.load import load
 
         return load
     raise AttributeError(f"module 'unmask' has no attribute {name!r}")

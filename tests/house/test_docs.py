@@ -148,6 +148,7 @@ def test_the_documents_that_a_reader_needs_are_there() -> None:
 def test_every_module_of_the_method_is_on_the_tour() -> None:
     package, tour = ROOT / "src" / "unmask", (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
     names = ("schedules", "rand", "masking", "objectives", "critic", "guidance", "likelihood")
+    package = package / "method"
     modules = [package / f"{name}.py" for name in names]
     modules += [path for folder in ("sampling", "models") for path in sorted((package / folder).glob("[!_]*.py"))]
     assert [path.name for path in modules if path.relative_to(package).as_posix() not in tour] == []
@@ -161,7 +162,8 @@ def test_a_broken_link_or_path_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "[a](there.md) [b](gone.md) [c](there.md#a-heading-of-words) [d](there.md#gone) [e](https://x.y/z)\n"
-        "`examples/minimal.py` `examples/gone.py` `models/layers.py` `models/` `gone/` `a/b` `runs/x/report.json`\n"
+        "`examples/minimal.py` `examples/gone.py` `method/models/layers.py` `storage/` `gone/` `a/b`\n"
+        "`runs/x/report.json`\n"
         "```\n[f](fenced.md)\n```\n"
     )
     assert list(broken_links(page)) == ["gone.md", "there.md#gone"]
@@ -173,9 +175,9 @@ def test_a_missing_test_is_found() -> None:
 
 
 def test_broken_python_is_found() -> None:
-    good = "```python\nfrom unmask.schedules import Cosine\n\nprint(Cosine()(0.5))\n```\n"
+    good = "```python\nfrom unmask.method.schedules import Cosine\n\nprint(Cosine()(0.5))\n```\n"
     assert list(broken_python(good)) == []
-    assert list(broken_python(good.replace("Cosine\n", "Sine\n"))) == ["unmask.schedules.Sine"]
+    assert list(broken_python(good.replace("Cosine\n", "Sine\n"))) == ["unmask.method.schedules.Sine"]
     assert len(list(broken_python(good.replace("print(", "print((")))) == 1
 
 

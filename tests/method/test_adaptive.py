@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from toy_joint import JOINT, exact, fits, word_counts
 
-from unmask.rand import Rand, seeded
-from unmask.sampling.adaptive import EntropyBound, Threshold, adaptive
-from unmask.sampling.decode import first_by_score
+from unmask.method.rand import Rand, seeded
+from unmask.method.sampling.adaptive import EntropyBound, Threshold, adaptive
+from unmask.method.sampling.decode import first_by_score
 
 K, LENGTH = 7, 12
 TABLE = torch.randn(K + 1, K, generator=torch.Generator().manual_seed(0))

@@ -8,11 +8,11 @@ import torch
 from scipy import stats
 from toy_joint import JOINT, enumerated, exact, fits, word_counts
 
-from unmask import schedules as S
-from unmask.rand import Rand, seeded
-from unmask.sampling.ancestral import ancestral
-from unmask.sampling.decode import decode, draw
-from unmask.sampling.priorities import Random
+from unmask.method import schedules as S
+from unmask.method.rand import Rand, seeded
+from unmask.method.sampling.ancestral import ancestral
+from unmask.method.sampling.decode import decode, draw
+from unmask.method.sampling.priorities import Random
 
 K, LENGTH = 11, 24
 TABLE = torch.randn(K + 1, K, generator=torch.Generator().manual_seed(0))

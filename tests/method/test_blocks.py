@@ -4,14 +4,14 @@ import pytest
 import torch
 from toy_joint import JOINT, exact, fits, word_counts
 
-from unmask import schedules as S
-from unmask.rand import Rand, seeded
-from unmask.sampling.adaptive import EntropyBound, Threshold, adaptive
-from unmask.sampling.ancestral import ancestral
-from unmask.sampling.blocks import blocks, filled_up
-from unmask.sampling.decode import decode
-from unmask.sampling.priorities import Entropy
-from unmask.sampling.remasking import Rescale, remdm
+from unmask.method import schedules as S
+from unmask.method.rand import Rand, seeded
+from unmask.method.sampling.adaptive import EntropyBound, Threshold, adaptive
+from unmask.method.sampling.ancestral import ancestral
+from unmask.method.sampling.blocks import blocks, filled_up
+from unmask.method.sampling.decode import decode
+from unmask.method.sampling.priorities import Entropy
+from unmask.method.sampling.remasking import Rescale, remdm
 
 K, LENGTH = 7, 20
 TABLE = torch.randn(K + 1, K, generator=torch.Generator().manual_seed(0))

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unmask.config import dump_json, from_json
-from unmask.critic import Critic, CriticScore, WithCritic, filled
-from unmask.guidance import NULL, guided
-from unmask.masking import ABSENT
-from unmask.models.transformer import MaskedTransformer, TransformerConfig
-from unmask.objectives import Corruption, Loss, MaskedDiffusion, MaskGIT
-from unmask.rand import Rand, seeded
-from unmask.sampling.decode import decode
-from unmask.schedules import Cosine, Power, annealed, ratios, reveal_counts
+from unmask.method.critic import Critic, CriticScore, WithCritic, filled
+from unmask.method.guidance import NULL, guided
+from unmask.method.masking import ABSENT
+from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.method.objectives import Corruption, Loss, MaskedDiffusion, MaskGIT
+from unmask.method.rand import Rand, seeded
+from unmask.method.sampling.decode import decode
+from unmask.method.schedules import Cosine, Power, annealed, ratios, reveal_counts
+from unmask.storage.config import dump_json, from_json
 
 K, LENGTH, CLASSES = 5, 8, 3
 GENERATORS = [

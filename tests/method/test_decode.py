@@ -6,14 +6,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from unmask import counts as C
-from unmask import schedules as S
-from unmask.rand import Rand, seeded
-from unmask.sampling.adaptive import Threshold, adaptive
-from unmask.sampling.ancestral import ancestral
-from unmask.sampling.decode import State, decode, draw
-from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
-from unmask.sampling.remasking import Rescale, remdm
+from unmask.decoding import counts as C
+from unmask.method import schedules as S
+from unmask.method.rand import Rand, seeded
+from unmask.method.sampling.adaptive import Threshold, adaptive
+from unmask.method.sampling.ancestral import ancestral
+from unmask.method.sampling.decode import State, decode, draw
+from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+from unmask.method.sampling.remasking import Rescale, remdm
 
 K, GRID = 11, (4, 6)
 LENGTH = GRID[0] * GRID[1]

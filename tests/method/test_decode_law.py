@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from unmask.rand import seeded
-from unmask.sampling.decode import decode, draw, keep_likeliest
-from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+from unmask.method.rand import seeded
+from unmask.method.sampling.decode import decode, draw, keep_likeliest
+from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
 
 
 def last(states) -> torch.Tensor:

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from unmask import schedules as S
-from unmask.rand import seeded
-from unmask.sampling.decode import State, decode
-from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+from unmask.method import schedules as S
+from unmask.method.rand import seeded
+from unmask.method.sampling.decode import State, decode
+from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
 
 K, LENGTH = 11, 24
 PRIORITIES = [Confidence(), Confidence(0.0), MaxLogit(), Margin(), Entropy(), Random(), Raster(), Halton((4, 6))]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from unmask.rand import Rand, seeded
-from unmask.sampling.decode import decode
-from unmask.sampling.priorities import (
+from unmask.method.rand import Rand, seeded
+from unmask.method.sampling.decode import decode
+from unmask.method.sampling.priorities import (
     Confidence,
     Entropy,
     Halton,
@@ -18,7 +18,7 @@ from unmask.sampling.priorities import (
     Raster,
     halton_order,
 )
-from unmask.schedules import Cosine, ratios
+from unmask.method.schedules import Cosine, ratios
 
 K, GRID = 11, (4, 6)
 RATIOS = ratios(Cosine(), 6)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.guidance import NULL, CosineRamp, Interval, LinearRamp, guided
+from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided
 
 ROWS, LENGTH, VALUES, CLASSES = 3, 5, 7, 4
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from unmask.models import layers
-from unmask.models.layers import Attention, Block, RMSNorm, attend, rotary_angles, rotate
+from unmask.method.models import layers
+from unmask.method.models.layers import Attention, Block, RMSNorm, attend, rotary_angles, rotate
 
 
 @pytest.mark.parametrize("modulated", [True, False])

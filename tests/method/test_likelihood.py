@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.likelihood import bound, exact
-from unmask.masking import ABSENT
-from unmask.rand import seeded
-from unmask.sampling.decode import decode
-from unmask.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
-from unmask.schedules import Cosine, Power, ratios
+from unmask.method.likelihood import bound, exact
+from unmask.method.masking import ABSENT
+from unmask.method.rand import seeded
+from unmask.method.sampling.decode import decode
+from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+from unmask.method.schedules import Cosine, Power, ratios
 
 K, LENGTH = 3, 4
 ALL = torch.tensor(list(itertools.product(range(K), repeat=LENGTH)))

@@ -9,9 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from unmask.masking import ABSENT, complementary, mask_bernoulli, mask_count, mask_exact, only_present, stratified
-from unmask.rand import Rand, seeded
-from unmask.schedules import Cosine, Power
+from unmask.method.masking import (
+    ABSENT,
+    complementary,
+    mask_bernoulli,
+    mask_count,
+    mask_exact,
+    only_present,
+    stratified,
+)
+from unmask.method.rand import Rand, seeded
+from unmask.method.schedules import Cosine, Power
 
 
 def noise(rows: int, tokens: int, seed: int = 0) -> torch.Tensor:

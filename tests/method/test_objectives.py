@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from unmask.config import dump_json, from_json
-from unmask.guidance import NULL
-from unmask.masking import ABSENT, complementary, mask_bernoulli, mask_exact, stratified
-from unmask.objectives import Corruption, CrossEntropy, Loss, MaskedDiffusion, MaskGIT
-from unmask.rand import Rand, seeded
-from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, likelihood_weight
+from unmask.method.guidance import NULL
+from unmask.method.masking import ABSENT, complementary, mask_bernoulli, mask_exact, stratified
+from unmask.method.objectives import Corruption, CrossEntropy, Loss, MaskedDiffusion, MaskGIT
+from unmask.method.rand import Rand, seeded
+from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, likelihood_weight
+from unmask.storage.config import dump_json, from_json
 
 K, LENGTH, CLASSES = 6, 9, 3
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from unmask.rand import Rand, seeded
-from unmask.sampling.decode import decode
-from unmask.sampling.priorities import (
+from unmask.method.rand import Rand, seeded
+from unmask.method.sampling.decode import decode
+from unmask.method.sampling.priorities import (
     Confidence,
     Entropy,
     Halton,

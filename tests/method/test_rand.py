@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from unmask.rand import Rand, _mix, seeded
+from unmask.method.rand import Rand, _mix, seeded
 
 M64 = 2**64 - 1
 GOLDEN, MUL1, MUL2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB

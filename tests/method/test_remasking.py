@@ -9,11 +9,11 @@ from scipy import stats
 from test_decode_waits import NoWaiting, UnwatchedRand
 from toy_joint import JOINT, enumerated, exact, fits, word_counts
 
-from unmask import schedules as S
-from unmask.rand import Rand, seeded
-from unmask.sampling.ancestral import ancestral
-from unmask.sampling.decode import decode
-from unmask.sampling.remasking import Cap, ConfidenceWeighted, Rescale, edited, remdm, sigma_max
+from unmask.method import schedules as S
+from unmask.method.rand import Rand, seeded
+from unmask.method.sampling.ancestral import ancestral
+from unmask.method.sampling.decode import decode
+from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale, edited, remdm, sigma_max
 
 K, LENGTH = 11, 24
 TABLE = torch.randn(K + 1, K, generator=torch.Generator().manual_seed(0))

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask import counts as C
-from unmask import schedules as S
-from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, likelihood_weight
+from unmask.decoding import counts as C
+from unmask.method import schedules as S
+from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, likelihood_weight
 
 # Counts read off the code of each system, over a grid of tokens and steps: style/curve/N.../T... -> tokens per step.
 GOLDEN = json.loads((Path(__file__).parent / "golden_schedules.json").read_text())

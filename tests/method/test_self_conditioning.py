@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unmask.guidance import NULL, guided, remembering
-from unmask.models.transformer import MaskedTransformer, TransformerConfig
-from unmask.objectives import MaskedDiffusion, MaskGIT, recall, solve
-from unmask.rand import Rand, seeded
-from unmask.sampling.decode import decode
+from unmask.method.guidance import NULL, guided, remembering
+from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.method.objectives import MaskedDiffusion, MaskGIT, recall, solve
+from unmask.method.rand import Rand, seeded
+from unmask.method.sampling.decode import decode
 
 K, LENGTH, CLASSES = 5, 8, 3
 OBJECTIVES = [MaskGIT(self_condition=0.75), MaskedDiffusion(self_condition=0.75)]

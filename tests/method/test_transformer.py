@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from unmask.guidance import NULL
-from unmask.masking import ABSENT
-from unmask.models.conditioning import ClassEmbedding
-from unmask.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.method.guidance import NULL
+from unmask.method.masking import ABSENT
+from unmask.method.models.conditioning import ClassEmbedding
+from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 
 K, GRID, CLASSES = 7, (3, 4), 5
 LENGTH = 12

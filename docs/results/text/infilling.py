@@ -20,15 +20,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.data.text_shards import open_text
-from unmask.guidance import Predict
-from unmask.provenance import environment
-from unmask.rand import seeded
-from unmask.recipes import Order, Sampling
-from unmask.sampling.decode import State
-from unmask.sampling.priorities import Confidence, Halton, Margin, Random, Raster
-from unmask.schedules import Power
-from unmask.text_pipeline import TextPipeline
+from unmask.data.text.shards import open_text
+from unmask.decoding.sampling import Order, Sampling
+from unmask.method.guidance import Predict
+from unmask.method.rand import seeded
+from unmask.method.sampling.decode import State
+from unmask.method.sampling.priorities import Confidence, Halton, Margin, Random, Raster
+from unmask.method.schedules import Power
+from unmask.pipelines.text import TextPipeline
+from unmask.runtime.provenance import environment
 
 ROWS, BATCH, SEED = 200, 50, 0
 STEPS = {1: (1,), 2: (1, 2), 4: (1, 4), 8: (1, 8), 16: (1, 4, 16)}

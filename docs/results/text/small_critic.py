@@ -5,9 +5,11 @@ unmask train docs/results/text/small_critic.py --data tinyshakespeare.txt --out 
 
 from dataclasses import replace
 
-from unmask.critic import WithCritic
-from unmask.objectives import MaskedDiffusion
-from unmask.recipes import FromCritic, TextRecipe, find
+from unmask.decoding.sampling import FromCritic
+from unmask.method.critic import WithCritic
+from unmask.method.objectives import MaskedDiffusion
+from unmask.recipes.reading import find
+from unmask.recipes.schema import TextRecipe
 
 
 def recipe() -> TextRecipe:

@@ -10,9 +10,7 @@ from collections.abc import Callable, Sequence
 
 from unmask.cli.editing import inpaint
 from unmask.cli.evaluating import evaluate_inpaint, evaluate_tokenizer
-from unmask.cli.memory import keep_freed_memory
 from unmask.cli.networks import train_features
-from unmask.cli.parsing import nearest
 from unmask.cli.published import convert, fetch, models
 from unmask.cli.sampling import evaluate, export, sample
 from unmask.cli.schedule import schedule
@@ -21,8 +19,10 @@ from unmask.cli.sweeping import sweep
 from unmask.cli.text import evaluate_text, generate, infill, tokenize_text
 from unmask.cli.tokenizers import tokenize, train_tokenizer
 from unmask.cli.training import demo, train
+from unmask.decoding.names import nearest
 from unmask.errors import ConfigError, UnmaskError
-from unmask.training.distributed import check_alone
+from unmask.runtime.distributed import check_alone
+from unmask.runtime.memory import keep_freed_memory
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,

@@ -3,60 +3,25 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unmask import presets
-from unmask.cli.parsing import named
-from unmask.cli.schedule import shapes
-from unmask.decoding import (
+from unmask.decoding.names import SAMPLERS, SAMPLINGS, named, orders, schedules
+from unmask.decoding.rules import DrawnLogit, StepConfidence, stretched
+from unmask.decoding.sampling import (
     Adaptive,
     Ancestral,
     FromCritic,
-    HaltonCounts,
     Order,
     Parallel,
     ReMDM,
-    Reveal,
     Sampling,
-    ValeoaiV1,
 )
 from unmask.errors import ConfigError
-from unmask.guidance import Interval
-from unmask.pipeline import Pipeline
-from unmask.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, Preset
-from unmask.pretrained.rules import DrawnLogit, RolledHalton, StepConfidence, stretched
-from unmask.sampling.adaptive import EntropyBound, Threshold
-from unmask.sampling.priorities import (
+from unmask.method.guidance import Interval
+from unmask.method.sampling.priorities import (
     Confidence,
-    Entropy,
-    Halton,
-    Margin,
-    MarginRepulsion,
-    MaxLogit,
     Moment,
-    Random,
-    Raster,
 )
-from unmask.sampling.remasking import Cap, ConfidenceWeighted, Rescale
-from unmask.text_pipeline import TextPipeline
-
-PRESETS = {
-    "besnier-256-8": REPORT_256,
-    "besnier-512-15": REPORT_512,
-    "maskgit-256-8": GOOGLE_256,
-    "maskgit-512-12": GOOGLE_512,
-    "halton-tiny-256-32": presets.HALTON_TINY_256,
-    "halton-small-256-32": presets.HALTON_SMALL_256,
-    "halton-base-256-32": presets.HALTON_BASE_256,
-    "halton-small-384-32": presets.HALTON_SMALL_384,
-    "halton-base-384-32": presets.HALTON_BASE_384,
-    "halton-large-384-32": presets.HALTON_LARGE_384,
-    "titok-l32-256-8": presets.TITOK_L32,
-    "titok-b64-256-8": presets.TITOK_B64,
-    "titok-s128-256-64": presets.TITOK_S128,
-}
-"""Published ones: whose, for which size, in how many steps."""
-OURS = {"ours-8": presets.ours(8), "ours-16": presets.ours(16)}
-SAMPLINGS: dict[str, Sampling] = {name: preset.sampling for name, preset in PRESETS.items()} | OURS
-"""What `--preset` may say."""
+from unmask.pipelines.image import Pipeline
+from unmask.pipelines.text import TextPipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,17 +89,6 @@ def _noisy(priority: Order | FromCritic, noise: float) -> Order | FromCritic:
     return replace(priority, noise=noise)
 
 
-def expected(name: str) -> str:
-    """What a preset is reported to reach, in one line."""
-    if name in OURS:
-        return f"preset {name}: our own, of which nothing is published"
-    preset: Preset = named(PRESETS, name, "preset")
-    fid, score = preset.expected.fid, preset.expected.inception_score
-    size = "x".join(map(str, preset.size))
-    judged = "" if score is None else f", IS {score:.1f}"
-    return f"preset {name}: published FID {fid:.2f}{judged} for ImageNet at {size} ({preset.source})"
-
-
 def _check_read(flags: SamplingFlags, sampler: Parallel | Ancestral | ReMDM | Adaptive) -> None:
     """ConfigError for a flag that the chosen sampler would not look at."""
     ordered, planned = isinstance(sampler, Parallel), not isinstance(sampler, Adaptive)
@@ -146,40 +100,3 @@ def _check_read(flags: SamplingFlags, sampler: Parallel | Ancestral | ReMDM | Ad
         if given is not None and not read:
             kind = type(sampler).__name__
             raise ConfigError(f"--{name} {given}: the sampler {kind} does not look at it: add --sampler parallel")
-
-
-SAMPLERS: dict[str, Parallel | Ancestral | ReMDM | Adaptive] = {
-    "parallel": Parallel(),
-    "remask": Parallel(),
-    "ancestral": Ancestral(),
-    "remdm-cap": ReMDM(Cap(0.02)),
-    "remdm-rescale": ReMDM(Rescale(0.1)),
-    "remdm-confidence": ReMDM(ConfidenceWeighted()),
-    "entropy-bound": Adaptive(EntropyBound(0.1)),
-    "threshold": Adaptive(Threshold(0.9)),
-}
-"""What `--sampler` may say."""
-
-
-def schedules(length: int) -> dict[str, Reveal]:
-    """What `--schedule` may say: fractions still masked, or tokens per step as the reproduction report has them."""
-    plain = shapes(length)
-    densities = {f"valeoai-v1-{name}": ValeoaiV1(shape=shape) for name, shape in plain.items()}
-    return {**plain, **densities, "halton-maskgit": HaltonCounts()}
-
-
-def orders(grid: tuple[int, ...]) -> dict[str, Order]:
-    """What `--order` may say."""
-    return {
-        "confidence": Confidence(),
-        "confidence-without-noise": Confidence(0.0),
-        "halton": Halton(grid),
-        "random": Random(),
-        "margin": Margin(),
-        "margin-repulsion": MarginRepulsion(radius=4 if len(grid) == 1 else 1, grid=grid),
-        "entropy": Entropy(),
-        "max-logit": MaxLogit(),
-        "raster": Raster(),
-        "moment": Moment(),
-        "halton-rolled": RolledHalton(grid),
-    }

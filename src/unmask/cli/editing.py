@@ -11,16 +11,18 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from unmask import editing, figures, gallery
 from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import WeightsFlags, check_prompts, located
 from unmask.data.holes import Cells
 from unmask.data.masks import read_cutout, read_mask, read_photo, rectangle
+from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
-from unmask.labels import class_id
-from unmask.pipeline import Pipeline
-from unmask.recipes import Sampling
+from unmask.evaluation import gallery
+from unmask.figures import images as figures
+from unmask.pipelines import editing
+from unmask.pipelines.image import Pipeline
+from unmask.pipelines.labels import class_id
 
 SHOWN = 512  # pixels of the longer side of each picture in the comparison
 USAGE = "inpaint RUN PHOTO, where RUN is as unmask sample has it, with --mask, --alpha, --box or --extend"

@@ -12,20 +12,21 @@ import tyro
 from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.editing import policy
 from unmask.cli.networks import PHOTOS, NetworkFlags, open_networks
-from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
+from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import MEASURABLE, MeasuredFlags, WeightsFlags, located, measured
-from unmask.cli.schedule import shapes
 from unmask.cli.tokenizers import described_tokenizer, opened_tokenizer
 from unmask.data.augment import PictureSet
-from unmask.data.sources import Folder
+from unmask.data.sources.choice import Folder
+from unmask.decoding.names import named, shapes
 from unmask.errors import ConfigError
 from unmask.evaluation import inpainting
 from unmask.evaluation import tokenizer as evaluation
 from unmask.evaluation.images import opened
-from unmask.evaluation.reference import check_judge, in_domain
+from unmask.evaluation.reference import check_judge
+from unmask.metrics.in_domain import in_domain
 from unmask.pretrained.networks import LearnedConfig
-from unmask.training.distributed import World, world
-from unmask.training.log import progress_bar
+from unmask.runtime.distributed import World, world
+from unmask.runtime.progress import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)

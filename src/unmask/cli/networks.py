@@ -8,20 +8,22 @@ from typing import Literal
 
 import torch
 
-from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
+from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.tokenizers import place, sources
-from unmask.config import write_json
 from unmask.data.augment import PictureSet
-from unmask.data.sources import Arrays, Source
+from unmask.data.sources.choice import Arrays, Source
+from unmask.decoding.names import named
 from unmask.errors import ConfigError
-from unmask.evaluation.reference import embed_real, in_domain
+from unmask.evaluation.reference import embed_real
 from unmask.metrics.embedders import ClassifierFeatures, Features, InceptionFeatures, load_dinov2
 from unmask.metrics.features import ClassifierConfig, load_classifier
+from unmask.metrics.in_domain import in_domain
 from unmask.metrics.inception import find_weights, load_inception
-from unmask.provenance import environment
 from unmask.recipes import cifar10
-from unmask.training.distributed import World, world
-from unmask.training.log import progress_bar
+from unmask.runtime.distributed import World, world
+from unmask.runtime.progress import progress_bar
+from unmask.runtime.provenance import environment
+from unmask.storage.config import write_json
 
 CLASSIFIER = "classifier.safetensors"
 PHOTOS = cifar10.recipe().classifier

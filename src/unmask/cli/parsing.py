@@ -3,8 +3,7 @@
 import contextlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -51,19 +50,6 @@ def positional(arguments: list[str], usage: str) -> tuple[str, list[str]]:
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError(f"usage: unmask {usage}")
     return arguments[0], arguments[1:]
-
-
-def named(table: Mapping[str, T], name: str, what: str) -> T:
-    """table[name], or a ConfigError with the nearest name."""
-    if name not in table:
-        raise ConfigError(f"no {what} {name}{nearest(name, table)}")
-    return table[name]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error line: the nearest known name, or all of them."""
-    near = get_close_matches(name, list(known), 1)
-    return f": did you mean {near[0]}?" if near else f": there are {', '.join(known)}"
 
 
 @contextlib.contextmanager

@@ -6,21 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unmask import published
-from unmask.catalogue import MODELS, Published
-from unmask.cli.parsing import disk_errors, named, nearest, parse, positional
-from unmask.data.decoding import one_line
-from unmask.data.mnist import cache_dir
-from unmask.decoding import Sampling
+from unmask.cli.parsing import disk_errors, parse, positional
+from unmask.decoding.names import named, nearest
+from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import linked
-from unmask.pipeline import TOKENIZER
 from unmask.pretrained.amused import Amused
 from unmask.pretrained.families import FAMILIES
-from unmask.recipes import read_recipe
-from unmask.saving import HUB, is_on_hub
-from unmask.training.distributed import World, barrier
-from unmask.training.log import progress_bar
+from unmask.published import store as published
+from unmask.published.catalogue import MODELS, Published
+from unmask.published.hub import HUB, is_on_hub
+from unmask.recipes.reading import read_recipe
+from unmask.runtime.distributed import World, barrier
+from unmask.runtime.progress import progress_bar
+from unmask.storage.cache import cache_dir
+from unmask.storage.files import one_line
+from unmask.storage.layout import TOKENIZER
 
 
 @dataclass(frozen=True, kw_only=True)

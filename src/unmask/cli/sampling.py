@@ -9,22 +9,25 @@ from typing import Annotated
 import torch
 import tyro
 
-from unmask import figures, gallery
-from unmask.cli.choices import SamplingFlags, applied, expected
+from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import MEASURABLE, MeasuredFlags, WeightsFlags, check_prompts, located, measured
-from unmask.decoding import Sampling
+from unmask.decoding.names import expected
+from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
+from unmask.evaluation import gallery
 from unmask.evaluation import images as evaluation
 from unmask.experiments import images as image_experiment
 from unmask.experiments import text as text_experiment
-from unmask.labels import class_ids
-from unmask.models.transformer import MaskedTransformer
-from unmask.pipeline import Pipeline
-from unmask.recipes import TextRecipe, read_recipe
-from unmask.training.distributed import World, world
-from unmask.training.log import progress_bar
+from unmask.figures import images as figures
+from unmask.method.models.transformer import MaskedTransformer
+from unmask.pipelines.image import Pipeline
+from unmask.pipelines.labels import class_ids
+from unmask.recipes.reading import read_recipe
+from unmask.recipes.schema import TextRecipe
+from unmask.runtime.distributed import World, world
+from unmask.runtime.progress import progress_bar
 
 MOST = 10_000
 

@@ -4,10 +4,10 @@ import json as json_text
 import sys
 from dataclasses import dataclass
 
-from unmask import counts
-from unmask.cli.parsing import named, parse, value_errors
+from unmask.cli.parsing import parse, value_errors
+from unmask.decoding import counts
+from unmask.decoding.names import named, shapes
 from unmask.errors import ConfigError
-from unmask.schedules import Arccos, Cosine, Exp, Log, Power, Shape, Sigmoid
 
 SHAPED = {
     "google": counts.google,
@@ -62,11 +62,3 @@ def listed(style: str, shape: str | None, tokens: int, steps: int) -> list[int]:
     if style not in SHAPED:
         named(dict.fromkeys([*SHAPED, *FIXED]), style, "style")
     return SHAPED[style](tokens, steps, named(shapes(tokens), shape or "cosine", "shape"))
-
-
-def shapes(tokens: int) -> dict[str, Shape]:
-    """What `--shape` and `--schedule` may say; log and exp depend on the number of tokens."""
-    powers = {"uniform": 1.0, "linear": 1.0, "pow2": 2.0, "square": 2.0, "pow3": 3.0, "pow0.5": 0.5, "root": 0.5}
-    named_shapes: dict[str, Shape] = {name: Power(exponent) for name, exponent in powers.items()}
-    named_shapes |= {"cosine": Cosine(), "arccos": Arccos(), "sigmoid": Sigmoid()}
-    return named_shapes if tokens < 2 else named_shapes | {"log": Log(tokens), "exp": Exp(tokens)}

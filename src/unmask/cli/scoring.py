@@ -8,18 +8,20 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from unmask.cli.choices import orders, schedules
-from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
+from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import MEASURABLE, MeasuredFlags, measured
+from unmask.decoding.names import named, orders, schedules
+from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import scoring
 from unmask.experiments import images as image_experiment
 from unmask.experiments import text as text_experiment
-from unmask.guidance import Condition, Interval, Predict, guided
-from unmask.pipeline import Pipeline
-from unmask.recipes import Recipe, Sampling, TextRecipe, read_recipe
-from unmask.text_pipeline import TextPipeline
-from unmask.training.distributed import World, world
+from unmask.method.guidance import Condition, Interval, Predict, guided
+from unmask.pipelines.image import Pipeline
+from unmask.pipelines.text import TextPipeline
+from unmask.recipes.reading import read_recipe
+from unmask.recipes.schema import Recipe, TextRecipe
+from unmask.runtime.distributed import World, world
 
 
 @dataclass(frozen=True, kw_only=True)

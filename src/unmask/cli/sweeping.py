@@ -8,19 +8,18 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.cli.choices import orders, schedules
 from unmask.cli.networks import ReferenceFlags, open_networks
-from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
+from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import MEASURABLE, MeasuredFlags, measured
-from unmask.decoding import Reveal
+from unmask.decoding.names import named, orders, schedules
+from unmask.decoding.sampling import Order, Reveal, Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import sweep_table, sweeping
 from unmask.evaluation.sweeping import Plan, Setting
-from unmask.pipeline import Pipeline
-from unmask.recipes import Order, Sampling
-from unmask.sampling.priorities import Confidence
-from unmask.training.distributed import World, world
-from unmask.training.log import progress_bar
+from unmask.method.sampling.priorities import Confidence
+from unmask.pipelines.image import Pipeline
+from unmask.runtime.distributed import World, world
+from unmask.runtime.progress import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)

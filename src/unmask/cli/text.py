@@ -10,26 +10,28 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask import recipes, text_figures
-from unmask.cli.choices import SAMPLERS, SamplingFlags, applied, orders
-from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
+from unmask.cli.choices import SamplingFlags, applied
+from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import check_text
-from unmask.decoding import Parallel, Sampling
+from unmask.decoding.names import SAMPLERS, named, orders
+from unmask.decoding.sampling import Parallel, Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import text_table
 from unmask.experiments import text as text_experiment
+from unmask.figures import texts as text_figures
+from unmask.method.sampling.priorities import Halton, Raster
 from unmask.metrics.judge import JudgeConfig
-from unmask.sampling.priorities import Halton, Raster
-from unmask.text_pipeline import Holed, TextPipeline
-from unmask.training.distributed import world
-from unmask.training.log import progress_bar
+from unmask.pipelines.text import Holed, TextPipeline
+from unmask.recipes import TextRecipe, reading
+from unmask.runtime.distributed import world
+from unmask.runtime.progress import progress_bar
 
 SHOWN = 16  # texts on a page
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeTextFlags:
-    recipe: Annotated[recipes.TextRecipe, tyro.conf.arg(name="")]
+    recipe: Annotated[TextRecipe, tyro.conf.arg(name="")]
     out: Path
     """The folder to write: give it as --data to unmask train."""
 
@@ -37,7 +39,7 @@ class TokenizeTextFlags:
 def tokenize_text(arguments: list[str]) -> None:
     """make a text corpus into a folder of tokens, for several trainings or ahead of one; unmask train does it too"""
     name, rest = positional(arguments, "tokenize-text RECIPE --data FILE --out DIR, where RECIPE is one on text")
-    default = recipes.find("shakespeare" if rest == ["--help"] else name, recipes.TextRecipe)
+    default = reading.find("shakespeare" if rest == ["--help"] else name, TextRecipe)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     start = TokenizeTextFlags(recipe=default, out=Path("tokens") / Path(name).stem)
     flags = parse(TokenizeTextFlags, rest, f"tokenize-text {name}", start)
@@ -167,7 +169,7 @@ def evaluate_text(arguments: list[str]) -> None:
     check_text(name, f"evaluate {name}")
     run, out = Path(name), flags.out or Path(name) / "writing"
     with value_errors(), disk_errors(out), world(None if flags.device == "auto" else flags.device) as here:
-        recipe = recipes.read_recipe(run / "config.json", recipes.TextRecipe)
+        recipe = reading.read_recipe(run / "config.json", TextRecipe)
         pipeline = TextPipeline.from_pretrained(run, device=str(here.device))
         settings = list(dict.fromkeys(_settings(flags, pipeline)))
         rows = []

@@ -8,29 +8,31 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask import recipes
-from unmask.cli.parsing import disk_errors, named, parse, positional, value_errors
+from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import WeightsFlags, located_once
-from unmask.config import dump_json, load_json
-from unmask.data.sources import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, Shards, Source
-from unmask.data.tokenizing import CENTER, FLIP, View
+from unmask.data.shards.tokenizing import CENTER, FLIP, View
+from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, Shards, Source
+from unmask.decoding.names import named
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments import coded
 from unmask.experiments import tokenizer as experiment
 from unmask.metrics.features import ClassifierConfig
-from unmask.pipeline import TOKENIZER
+from unmask.pretrained import lone_tokenizer
 from unmask.pretrained.networks import LearnedConfig, LearnedModel
-from unmask.published import described, is_catalogued
-from unmask.published import located as existing
+from unmask.published.store import described, is_catalogued
+from unmask.published.store import located as existing
+from unmask.recipes import TokenizerRecipe, reading
+from unmask.runtime.distributed import World, barrier, world
+from unmask.runtime.progress import progress_bar
+from unmask.storage.config import dump_json, load_json
+from unmask.storage.layout import TOKENIZER
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.pixels import Pixels
-from unmask.training.distributed import World, barrier, world
-from unmask.training.log import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizerFlags:
-    recipe: Annotated[recipes.TokenizerRecipe, tyro.conf.arg(name="")]
+    recipe: Annotated[TokenizerRecipe, tyro.conf.arg(name="")]
     out: Path
     """The run folder: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
     resume: Literal["auto", "never"] = "auto"
@@ -42,14 +44,14 @@ class TrainTokenizerFlags:
 
 def train_tokenizer(arguments: list[str]) -> None:
     """train a tokenizer (a name, a .py file, or a run's config.json); the same command again continues it"""
-    known = ", ".join(recipes.names(recipes.TokenizerRecipe))
+    known = ", ".join(reading.names(TokenizerRecipe))
     usage = f"train-tokenizer RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: unmask {usage}; the flags depend on it: unmask train-tokenizer cifar10-tokenizer --help")
         return
     name, rest = positional(arguments, usage)
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
-    default = TrainTokenizerFlags(recipe=recipes.find(name, recipes.TokenizerRecipe), out=run)
+    default = TrainTokenizerFlags(recipe=reading.find(name, TokenizerRecipe), out=run)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     flags = parse(TrainTokenizerFlags, rest, f"train-tokenizer {name}", default)
     if flags.dry_run:
@@ -70,7 +72,7 @@ def train_tokenizer(arguments: list[str]) -> None:
             print(f"wrote {flags.out / 'model.safetensors'}; next: unmask evaluate-tokenizer {flags.out}")
 
 
-def _prepare(recipe: recipes.TokenizerRecipe, speak: bool) -> experiment.TokenizerExperiment:
+def _prepare(recipe: TokenizerRecipe, speak: bool) -> experiment.TokenizerExperiment:
     with progress_bar(shown=speak) as progress:
         ready = experiment.prepare(recipe, progress)
     for bad in ready.split.bad if speak else ():
@@ -78,7 +80,7 @@ def _prepare(recipe: recipes.TokenizerRecipe, speak: bool) -> experiment.Tokeniz
     return ready
 
 
-def _describe(recipe: recipes.TokenizerRecipe) -> None:
+def _describe(recipe: TokenizerRecipe) -> None:
     ready = _prepare(recipe, True)
     model, discriminator = experiment.build(ready.recipe)
     height, width = model.grid
@@ -166,7 +168,7 @@ def described_tokenizer(name: str) -> tuple[LearnedConfig, Source]:
         raise CheckpointError(f"{folder}: no config.json there; give the folder of a trained tokenizer")
     data = None if is_catalogued(name) else load_json(config)
     if isinstance(data, dict) and "loss" in data:
-        recipe = recipes.read_recipe(config, recipes.TokenizerRecipe)
+        recipe = reading.read_recipe(config, TokenizerRecipe)
         return recipe.tokenizer, recipe.data
     if data is None or (isinstance(data, dict) and "model" in data):
         theirs = described(name)
@@ -175,7 +177,7 @@ def described_tokenizer(name: str) -> tuple[LearnedConfig, Source]:
             raise ConfigError(f"{folder} has no tokenizer to run: its tokens are pixels")
         own: LearnedConfig = theirs.tokenizer
     else:
-        own = coded.read_tokenizer_config(folder)
+        own = lone_tokenizer.read_tokenizer_config(folder)
     return own, Folder(path="", size=max(own.size), channels=own.channels)
 
 
@@ -183,7 +185,7 @@ def opened_tokenizer(name: str, config: LearnedConfig, flags: WeightsFlags, here
     """The tokenizer that `described_tokenizer` told of, with its weights."""
     folder = located_once(name, flags, here)
     beside = is_catalogued(name) or "model" in load_json(folder / "config.json")
-    return open_tokenizer(config, folder / (TOKENIZER if beside else coded.WEIGHTS))  # type: ignore[return-value]
+    return open_tokenizer(config, folder / (TOKENIZER if beside else lone_tokenizer.WEIGHTS))  # type: ignore[return-value]
 
 
 def chosen_source(own: Source, config: LearnedConfig, words: list[str]) -> tuple[Source, list[str]]:

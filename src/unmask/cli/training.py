@@ -10,23 +10,23 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask import recipes
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import WeightsFlags, check_text, located
 from unmask.cli.sampling import print_report
-from unmask.config import dump_json
-from unmask.data.sources import Codes
+from unmask.data.sources.choice import Codes
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments import base as experiment
 from unmask.experiments import from_pictures
 from unmask.experiments import images as image_experiment
 from unmask.experiments import text as text_experiment
-from unmask.pretrained.networks import Generator
-from unmask.published import adopted
-from unmask.training.distributed import World, barrier, world
-from unmask.training.log import progress_bar
+from unmask.experiments.finetune import adopted
+from unmask.method.models.protocol import Generator
+from unmask.recipes import Recipe, TextRecipe, reading
+from unmask.runtime.distributed import World, barrier, world
+from unmask.runtime.progress import progress_bar
+from unmask.storage.config import dump_json
+from unmask.storage.weights import unfilled
 from unmask.training.runfolder import goes_on
-from unmask.weights import unfilled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class RunFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags(RunFlags):
-    recipe: Annotated[recipes.Recipe, tyro.conf.arg(name="")]
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     num_classes: int | None = None
     """How many classes the data is to have; another number is refused before anything is trained."""
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
@@ -50,24 +50,24 @@ class TrainFlags(RunFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTextFlags(RunFlags):
-    recipe: Annotated[recipes.TextRecipe, tyro.conf.arg(name="")]
+    recipe: Annotated[TextRecipe, tyro.conf.arg(name="")]
 
 
 def train(arguments: list[str]) -> None:
     """train a recipe (a name, a .py file, or a run's config.json); the same command again continues it"""
-    known = ", ".join(recipes.names())
+    known = ", ".join(reading.names())
     usage = f"train RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: unmask {usage}; the flags depend on it: unmask train digits --help")
         return
     name, rest = positional(arguments, usage)
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
-    recipe = recipes.load(name)
+    recipe = reading.load(name)
     place = "--data.path" if hasattr(recipe.data, "path") else "--data.name"
     rest = [re.sub(r"^--data(?==|$)", place, word) for word in rest]
     flags: TrainFlags | TrainTextFlags
     with value_errors():
-        if isinstance(recipe, recipes.TextRecipe):
+        if isinstance(recipe, TextRecipe):
             flags = parse(TrainTextFlags, rest, f"train {name}", TrainTextFlags(recipe=recipe, out=run))
         else:
             flags = parse(TrainFlags, rest, f"train {name}", TrainFlags(recipe=recipe, out=run))
@@ -76,7 +76,7 @@ def train(arguments: list[str]) -> None:
         check_text(flags.recipe.init or "", f"train finetune --init {flags.recipe.init}")
     else:
         check_start(flags)
-        assert isinstance(recipe, recipes.Recipe)
+        assert isinstance(recipe, Recipe)
         with value_errors():
             given = [word.split("=")[0][11:].replace("-", "_") for word in rest if word.startswith("--sampling.")]
             made, notes = adopted(flags.recipe, flags.out, recipe, given)
@@ -180,8 +180,8 @@ def _describe(flags: TrainFlags | TrainTextFlags) -> None:
         _show(ready.recipe, experiment.build(ready), len(ready.train), len(ready.test))
 
 
-def _show(recipe: recipes.Recipe | recipes.TextRecipe, model: Generator, train: int, test: int) -> None:
-    what = "row" if isinstance(recipe, recipes.TextRecipe) else "image"
+def _show(recipe: Recipe | TextRecipe, model: Generator, train: int, test: int) -> None:
+    what = "row" if isinstance(recipe, TextRecipe) else "image"
     print(dump_json(recipe))
     print(f"parameters {sum(p.numel() for p in model.parameters()):,}")
     print(f"tokens     {model.length} per {what}, a grid of {model.grid}, each one of {model.vocab_size}")
@@ -204,7 +204,7 @@ class DemoFlags:
 def demo(arguments: list[str]) -> None:
     """learn real handwritten digits in a few minutes, draw some, repair some, and measure how good they are"""
     flags = parse(DemoFlags, arguments, "demo")
-    recipe = recipes.find("digits", recipes.Recipe)
+    recipe = reading.find("digits", Recipe)
     steps = recipe.training.steps if flags.steps is None else flags.steps
     judge = recipe.classifier.steps if flags.classifier_steps is None else flags.classifier_steps
     every = max(1, steps // 5)

@@ -82,3 +82,11 @@ def ramp(hole: Bool[Tensor, "b h w"], feather: int) -> Float[Tensor, "b h w"]:
         inside = F.max_pool2d((~inside)[:, None].float(), 3, 1, 1)[:, 0] == 0
         depth = depth + inside
     return depth / (feather + 1)
+
+
+def holes(num: int, height: int, width: int) -> Bool[Tensor, "n h w"]:
+    """In turn the right half, the lower half, and the box in the middle of an image, as a mask (True is the hole)."""
+    y, x = torch.arange(height)[:, None], torch.arange(width)[None]
+    box = (y >= height // 4) & (y < height - height // 4) & (x >= width // 4) & (x < width - width // 4)
+    kinds = torch.stack([(x >= width // 2).expand(height, width), (y >= height // 2).expand(height, width), box])
+    return kinds[torch.arange(num) % len(kinds)]

@@ -1,6 +1,5 @@
 """Pictures in memory, and how arrays become such."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +8,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from unmask.data.decoding import Bad
+from unmask.data.image_files import Bad
 from unmask.errors import DataError
 
 MAX_CLASSES = 100_000
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total) as work goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)

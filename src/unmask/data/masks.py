@@ -8,8 +8,9 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.decoding import DAMAGE, FORMATS, UPRIGHT, Bad, flatten, one_line, open_image, quiet
+from unmask.data.image_files import DAMAGE, FORMATS, UPRIGHT, Bad, flatten, open_image, quiet
 from unmask.errors import ConfigError, DataError
+from unmask.storage.files import one_line
 
 
 def read_photo(path: str | Path) -> UInt8[Tensor, "3 h w"]:

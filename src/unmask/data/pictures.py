@@ -14,9 +14,11 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.decoding import Bad, fit, one_line, open_image, quiet
-from unmask.data.images import Images, Progress, check_labels
+from unmask.data.image_files import Bad, fit, open_image, quiet
+from unmask.data.images import Images, check_labels
 from unmask.errors import ConfigError, DataError
+from unmask.runtime.progress import Progress
+from unmask.storage.files import one_line
 
 MAX_THREADS = 16
 AHEAD = 256  # pictures that threads may hold decoded while the first of them is still awaited
@@ -207,3 +209,12 @@ def check_shape(size: int, channels: int) -> None:
         raise ConfigError(f"size {size}: use 1 to 4096 pixels")
     if channels not in (1, 3):
         raise ConfigError(f"channels {channels}: use 3 for colour or 1 for grey")
+
+
+MOST = 50_000  # pictures of a part that are looked at, spread over it
+
+
+def spread(num: int, most: int = MOST) -> Int[Tensor, "n"]:
+    """All of `num` pictures, or `most` of them at equal distances."""
+    most = min(num, most)
+    return torch.arange(most) * num // most

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from unmask.errors import DataError
-from unmask.rand import Rand, seeded
+from unmask.method.rand import Rand, seeded
 
 LOGITS = 1 << 26
 """Numbers that the logits of a forward pass without gradients may have: 256 MiB in float32."""

@@ -13,34 +13,30 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from unmask.config import write_json
-from unmask.data.images import Progress
-from unmask.data.tokenizing import Part
+from unmask.data.holes import holes
+from unmask.data.pictures import spread
+from unmask.data.shards.tokenizing import Part
 from unmask.data.tokens import TokenSet
+from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
-from unmask.evaluation.reference import (
-    Reference,
-    check_judge,
-    embed_real,
-    gather,
-    in_domain,
-    open_reference,
-    spread,
-    unread,
-)
+from unmask.evaluation.gallery import draw
+from unmask.evaluation.reference import Reference, check_judge, embed_real, gather, open_reference, unread
 from unmask.experiments.images import Experiment, prepare
-from unmask.gallery import draw, holes
 from unmask.metrics.classes import inception_score
 from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import fit_gaussian, frechet_distance, frechet_infinity
+from unmask.metrics.in_domain import in_domain
 from unmask.metrics.kernel import kernel_distance
 from unmask.metrics.manifold import prdc
 from unmask.metrics.neighbours import nearest_train
-from unmask.pipeline import Pipeline
-from unmask.provenance import environment
-from unmask.recipes import Recipe, Sampling, read_recipe
+from unmask.pipelines.image import Pipeline
+from unmask.recipes.reading import read_recipe
+from unmask.recipes.schema import Recipe
+from unmask.runtime.distributed import World
+from unmask.runtime.progress import Progress
+from unmask.runtime.provenance import environment
+from unmask.storage.config import write_json
 from unmask.tokenizers.pixels import Pixels
-from unmask.training.distributed import World
 
 Bank = Float64[Tensor, "n d"]
 """Features, a row per picture."""

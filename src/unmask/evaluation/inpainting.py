@@ -13,21 +13,20 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from unmask import figures
-from unmask.config import write_json
-from unmask.data.holes import ANY, Cells, blank, paste
-from unmask.editing import repair
+from unmask.data.holes import ANY, Cells, blank, holes, paste
+from unmask.data.pictures import spread
+from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
-from unmask.evaluation.reference import spread
 from unmask.experiments.images import Experiment
-from unmask.gallery import holes
-from unmask.guidance import Condition
+from unmask.figures import images as figures
+from unmask.method.guidance import Condition
+from unmask.method.schedules import Cosine, Power, Shape
 from unmask.metrics.embedders import ClassifierFeatures, Features, embed_all, identity
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
-from unmask.pipeline import Pipeline
-from unmask.provenance import environment
-from unmask.recipes import Sampling
-from unmask.schedules import Cosine, Power, Shape
+from unmask.pipelines.editing import repair
+from unmask.pipelines.image import Pipeline
+from unmask.runtime.provenance import environment
+from unmask.storage.config import write_json
 
 Measure = Callable[[Tensor, Tensor, Tensor], dict[str, float]]
 """`measure(repaired, truth, hole)` gives named figures."""

@@ -6,16 +6,16 @@ Nothing is written beside the weights themselves.
 from dataclasses import replace
 from pathlib import Path
 
-from unmask.config import to_json, write_json
-from unmask.data.sources import Codes, settled
+from unmask.data.sources.choice import Codes, settled
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.coded import open_coded
-from unmask.pipeline import TOKENIZER
 from unmask.pretrained.amused import Amused
-from unmask.published import MODEL
-from unmask.recipes import Recipe, read_recipe
+from unmask.recipes.reading import read_recipe
+from unmask.recipes.schema import Recipe
+from unmask.storage.config import to_json, write_json
+from unmask.storage.layout import MODEL, TOKENIZER
+from unmask.storage.weights import same_weights
 from unmask.tokenizers.base import verify_tokenizer
-from unmask.weights import same_weights
 
 
 def trained_elsewhere(folder: Path) -> bool:

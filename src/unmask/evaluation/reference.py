@@ -14,28 +14,18 @@ from jaxtyping import Float, Float64, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unmask.config import differences, dump_json, from_json, to_json
 from unmask.data.augment import PictureSet
-from unmask.data.decoding import Bad
-from unmask.data.images import Progress
-from unmask.data.pictures import OnDemand, Pictures, digest
+from unmask.data.image_files import Bad
+from unmask.data.pictures import Pictures, digest, spread
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.experiments.images import Experiment
 from unmask.metrics.embedders import ClassifierFeatures, Features, Identity, check_same, identity
-from unmask.metrics.features import (
-    Classifier,
-    ClassifierConfig,
-    load_classifier,
-    save_classifier,
-    train_classifier,
-    trained_on,
-)
-from unmask.training.distributed import World, barrier, sum_over_ranks
-from unmask.weights import write_weights
+from unmask.runtime.distributed import World, barrier, sum_over_ranks
+from unmask.runtime.progress import Progress
+from unmask.storage.config import differences, dump_json, from_json, to_json
+from unmask.storage.weights import write_weights
 
-MOST = 50_000  # pictures of a part that are looked at, spread over it
 BATCH = 256
-MEMORY = 1 << 30  # bytes of pictures that a classifier learns from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +59,6 @@ class Reference:
     def num_unread(self) -> int:
         """How many were to be looked at but are not here."""
         return sum(map(len, (spread(self.key.train), spread(self.key.test)))) - len(self.train) - len(self.test)
-
-
-def spread(num: int, most: int = MOST) -> Int[Tensor, "n"]:
-    """All of `num` pictures, or `most` of them at equal distances."""
-    most = min(num, most)
-    return torch.arange(most) * num // most
 
 
 def blocks(num: int, world: World) -> Iterator[slice]:
@@ -183,24 +167,6 @@ def _read(path: Path, key: Key, world: World) -> Reference:
     return Reference(key=key, train=train, test=test, train_index=train_index, test_index=test_index)
 
 
-def in_domain(
-    pictures: PictureSet, config: ClassifierConfig, path: Path, world: World, progress: Progress | None = None
-) -> ClassifierFeatures:
-    """A classifier trained on these real pictures, once for them and per configuration, and kept in `path`."""
-    if pictures.pictures.labels is None:
-        raise ConfigError(
-            "these pictures have no classes to train a classifier on: give --features inception or dinov2"
-        )
-    barrier(world)
-    if world.is_main:
-        found = digest(pictures.pictures)
-        if not (path.exists() and load_classifier(path).config == config and trained_on(path) == found):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_classifier(train_on(pictures, config, world, progress), path, found)
-    barrier(world)
-    return ClassifierFeatures(load_classifier(path).to(world.device))
-
-
 def check_judge(judge: ClassifierFeatures | None, classes: Sequence[str]) -> None:
     """ConfigError unless the classifier can know the pictures' classes: it has as many."""
     if judge is not None and classes and judge.num_classes != len(classes):
@@ -217,18 +183,3 @@ def check_held_out(train: Pictures, test: Pictures) -> None:
             f"{len(test)} of {len(train) + len(test)} pictures held out, and a distance takes at least 2: add "
             "pictures, or sort them into the sub-folders train and val"
         )
-
-
-def train_on(
-    pictures: PictureSet, config: ClassifierConfig, world: World, progress: Progress | None = None
-) -> Classifier:
-    """The classifier of a configuration, trained on these pictures, as 8 bits in memory: MEMORY of them at most."""
-    assert pictures.pictures.labels is not None
-    every, parts, labels = torch.arange(len(pictures)), [], []
-    if isinstance(pictures.pictures, OnDemand):
-        every = spread(len(pictures))  # as the reference has them, which names those that cannot be read
-    for index in every[spread(len(every), MEMORY // pictures.dim)].split(BATCH):
-        images, places = pictures.readable(index, torch.device("cpu"))
-        parts.append(((images + 1) * 127.5).round().to(torch.uint8))
-        labels.append(pictures.pictures.labels[index[places]])
-    return train_classifier(torch.cat(parts).to(world.device), torch.cat(labels).to(world.device), config, progress)

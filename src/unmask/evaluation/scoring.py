@@ -15,18 +15,18 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from unmask.config import write_json
 from unmask.data.tokens import Tokens, rows_at_once
+from unmask.decoding.sampling import Order, Sampling
 from unmask.errors import ConfigError
-from unmask.evaluation.sweep_table import write_text
-from unmask.figures import curves
-from unmask.guidance import Condition, Predict
-from unmask.likelihood import bound, exact
-from unmask.masking import ABSENT
-from unmask.provenance import environment
-from unmask.rand import Rand
-from unmask.recipes import Order, Sampling
-from unmask.training.distributed import World, sum_over_ranks
+from unmask.figures.images import curves
+from unmask.method.guidance import Condition, Predict
+from unmask.method.likelihood import bound, exact
+from unmask.method.masking import ABSENT
+from unmask.method.rand import Rand
+from unmask.runtime.distributed import World, sum_over_ranks
+from unmask.runtime.provenance import environment
+from unmask.storage.config import write_json
+from unmask.storage.files import write_text
 
 Measure = Callable[[Predict, Tensor, Rand], Tensor]
 """What some rows cost under a `predict`, in nats."""

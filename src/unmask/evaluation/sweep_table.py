@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from unmask import figures
 from unmask.errors import ConfigError
-from unmask.guidance import CosineRamp, Interval, LinearRamp
+from unmask.figures import images as figures
+from unmask.method.guidance import CosineRamp, Interval, LinearRamp
 
 Ramp = Interval | LinearRamp | CosineRamp
 RAMPS: Mapping[str, type[Interval] | type[LinearRamp] | type[CosineRamp]] = MappingProxyType(
@@ -164,13 +164,6 @@ def page(rows: Sequence[Row], caption: str, made: Mapping[str, object]) -> str:
         lines += ["–: there is nothing to tell, or there are too few samples for this figure.", ""]
     by = f"`{made['command']}`, commit {made['commit']}, torch {made['torch']}, {made['hardware']}"
     return "\n".join([*lines, f"Made by {by}.", ""])
-
-
-def write_text(text: str, path: Path) -> None:
-    """Readers never see half a file."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 # -- plots -------------------------------------------------------------------------------------------------------------

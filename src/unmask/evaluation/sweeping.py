@@ -13,22 +13,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unmask.data.codes import sha256_of
-from unmask.data.images import Progress
 from unmask.data.pictures import digest
+from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation.images import class_accuracy, measure, opened, rebuilt_bank, sample_banks
-from unmask.evaluation.reference import Reference, gather, in_domain, open_reference
-from unmask.evaluation.sweep_table import RAMPS, Row, Table, draw, number, page, write_text
+from unmask.evaluation.reference import Reference, gather, open_reference
+from unmask.evaluation.sweep_table import RAMPS, Row, Table, draw, number, page
 from unmask.experiments.images import Experiment
+from unmask.method.sampling.priorities import Confidence
 from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
-from unmask.pipeline import Pipeline
-from unmask.provenance import environment
-from unmask.recipes import Sampling
-from unmask.sampling.priorities import Confidence
-from unmask.training.checkpoint import lock
-from unmask.training.distributed import World, agree, barrier
+from unmask.metrics.in_domain import in_domain
+from unmask.pipelines.image import Pipeline
+from unmask.runtime.distributed import World, agree, barrier
+from unmask.runtime.progress import Progress
+from unmask.runtime.provenance import environment
+from unmask.storage.files import sha256_of, write_text
+from unmask.storage.lock import lock
 
 
 @dataclass(frozen=True, kw_only=True)

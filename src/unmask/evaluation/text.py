@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.data.images import Progress
 from unmask.data.tokens import Tokens
 from unmask.errors import ConfigError
 from unmask.metrics.judge import Judge, JudgeConfig, learned_from, load_judge, save_judge, surprise, train_judge
 from unmask.metrics.text import Rows, distinct, doubles, entropy, ngram_kl, repetition, words
-from unmask.training.distributed import World, barrier
+from unmask.runtime.distributed import World, barrier
+from unmask.runtime.progress import Progress
 
 Decode = Callable[[Int[Tensor, "l"]], str]
 """A row of tokens to its text, as tokenizers have it: -1 is no token."""

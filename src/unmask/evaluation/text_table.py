@@ -10,18 +10,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.config import write_json
 from unmask.data.tokens import Tokens
-from unmask.decoding import Sampling
+from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
-from unmask.evaluation.sweep_table import write_text
 from unmask.evaluation.text import kept_judge, measure
 from unmask.experiments.text import TextExperiment
-from unmask.figures import curves
+from unmask.figures.images import curves
 from unmask.metrics.judge import JudgeConfig
-from unmask.provenance import environment
-from unmask.text_pipeline import TextPipeline
-from unmask.training.distributed import World
+from unmask.pipelines.text import TextPipeline
+from unmask.runtime.distributed import World
+from unmask.runtime.provenance import environment
+from unmask.storage.config import write_json
+from unmask.storage.files import write_text
 
 SHOWN = {
     "perplexity": "{:.2f}",

@@ -8,21 +8,23 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.config import write_json
 from unmask.data.augment import PictureSet
-from unmask.data.images import Progress
+from unmask.data.pictures import spread
 from unmask.evaluation.images import read_curve
-from unmask.evaluation.reference import check_held_out, check_judge, gather, in_domain, spread
+from unmask.evaluation.reference import check_held_out, check_judge, gather
 from unmask.experiments.tokenizer import open_run, prepare, side_by_side
-from unmask.figures import write
+from unmask.figures.images import write
 from unmask.metrics.embedders import ClassifierFeatures, Features, identity
 from unmask.metrics.features import ClassifierConfig
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
+from unmask.metrics.in_domain import in_domain
 from unmask.metrics.reconstruction import code_statistics, psnr, ssim
 from unmask.pretrained.networks import LearnedModel
-from unmask.provenance import environment
-from unmask.training.distributed import World
-from unmask.weights import fingerprint
+from unmask.runtime.distributed import World
+from unmask.runtime.progress import Progress
+from unmask.runtime.provenance import environment
+from unmask.storage.config import write_json
+from unmask.storage.weights import fingerprint
 
 
 def report(

@@ -10,31 +10,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.config import differences, to_json, write_json
-from unmask.critic import WithCritic
-from unmask.data.sources import settled
+from unmask.data.sources.choice import settled
 from unmask.data.tokens import Batches, Tokens
+from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.finetune import start_from
-from unmask.masking import ABSENT
-from unmask.models.transformer import MaskedTransformer, TransformerConfig
-from unmask.objectives import MaskGIT
+from unmask.method.critic import WithCritic
+from unmask.method.masking import ABSENT
+from unmask.method.models.protocol import Generator
+from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.method.objectives import MaskGIT
 from unmask.pretrained.amused import Amused
-from unmask.pretrained.networks import Generator
-from unmask.provenance import environment
-from unmask.published import located
-from unmask.recipes import AnyKind, Recipe, Sampling, TextRecipe, TokenizerRecipe, read_recipe
-from unmask.training.checkpoint import clean, lock
-from unmask.training.distributed import (
-    World,
-    barrier,
-    distribute,
-    resolve,
-    whole,
-)
+from unmask.published.store import located
+from unmask.recipes.reading import read_recipe
+from unmask.recipes.schema import AnyKind, Recipe, TextRecipe, TokenizerRecipe
+from unmask.runtime.distributed import World, barrier, distribute, resolve, whole
+from unmask.runtime.provenance import environment
+from unmask.storage.config import differences, to_json, write_json
+from unmask.storage.lock import lock
+from unmask.storage.weights import same_bytes, same_weights, write_weights
+from unmask.training.checkpoint import clean
 from unmask.training.loop import Evaluator, TrainConfig, train
 from unmask.training.runfolder import goes_on
-from unmask.weights import same_bytes, same_weights, write_weights
 
 FREQUENCY_ROWS = 1 << 17
 

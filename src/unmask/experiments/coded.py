@@ -6,22 +6,20 @@ from pathlib import Path
 
 import torch
 
-from unmask.config import dump_json, from_json, load_json, read_json, to_json, write_json
-from unmask.data.codes import MAX_JSON, Meta, check_tokenizer, finish, open_codes
-from unmask.data.decoding import Bad
-from unmask.data.images import Progress
+from unmask.data.image_files import Bad
 from unmask.data.pictures import Pictures, Split
-from unmask.data.sources import Source, settled
-from unmask.data.tokenizing import PLAN, Encode, Part, Plan, View, claim, collect, tokenize
+from unmask.data.shards.dataset import MAX_JSON, Meta, check_tokenizer, finish, open_codes
+from unmask.data.shards.tokenizing import PLAN, Encode, Part, Plan, View, claim, collect, tokenize
+from unmask.data.shards.workers import tokenize_parallel
+from unmask.data.sources.choice import Source, settled
 from unmask.data.tokens import Tokens
-from unmask.data.workers import tokenize_parallel
 from unmask.errors import ConfigError, DataError
+from unmask.pretrained.lone_tokenizer import WEIGHTS, read_tokenizer, write_tokenizer
 from unmask.pretrained.networks import LearnedConfig, LearnedModel
-from unmask.tokenizers.base import open_tokenizer
-from unmask.training.distributed import World, barrier, fast_dtype
-from unmask.weights import fingerprint, write_weights
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+from unmask.runtime.distributed import World, barrier, fast_dtype
+from unmask.runtime.progress import Progress
+from unmask.storage.config import dump_json, from_json, read_json
+from unmask.storage.weights import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +27,6 @@ class Origin:
     """Where the pictures behind codes are, as a source's config."""
 
     data: Source
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kept:
-    """The tokenizer beside codes."""
-
-    tokenizer: LearnedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,31 +69,6 @@ def open_coded(folder: str | Path) -> Coded:
     return Coded(
         meta=meta, tokenizer=model.config, weights=weights, train=train, test=test, source=source, counted=counted
     )
-
-
-def read_tokenizer(folder: Path) -> LearnedModel:
-    """The tokenizer beside codes: config.json is that of the network alone."""
-    return open_tokenizer(read_tokenizer_config(folder), folder / WEIGHTS)  # type: ignore[return-value]
-
-
-def read_tokenizer_config(folder: Path) -> LearnedConfig:
-    """What `write_tokenizer_config` wrote."""
-    data = load_json(folder / CONFIG)
-    if isinstance(data, dict):
-        data = {"type": "VQGAN"} | data  # as older files do not say
-    return from_json(Kept, {"tokenizer": data}, CONFIG).tokenizer
-
-
-def write_tokenizer(model: LearnedModel, folder: Path) -> None:
-    """What `read_tokenizer` takes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_weights(dict(model.named_parameters()), folder / WEIGHTS)
-    write_tokenizer_config(model.config, folder)
-
-
-def write_tokenizer_config(config: LearnedConfig, folder: Path) -> None:
-    """config.json beside the weights of a tokenizer alone."""
-    write_json(folder / CONFIG, to_json(Kept(tokenizer=config))["tokenizer"])
 
 
 def make_codes(

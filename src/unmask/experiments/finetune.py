@@ -2,19 +2,28 @@
 model is its 256x256 one, trained on (arXiv 2310.14400, section 2). What cannot be carried over exactly is resized or
 started anew, and said; everything else has to fit."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from unmask.decoding.rules import stretched
+from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
-from unmask.pretrained.networks import Generator
-from unmask.recipes import TextRecipe, TokenizerRecipe, read_recipe
+from unmask.method.models.protocol import Generator
+from unmask.method.models.transformer import TransformerConfig
+from unmask.pretrained.google import GoogleMaskGIT
+from unmask.published.store import described
+from unmask.recipes.reading import read_recipe
+from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
+from unmask.storage.weights import load_weights, unfilled
 from unmask.tokenizers.text import open_text_tokenizer
-from unmask.weights import load_weights, unfilled
+from unmask.training.runfolder import goes_on
 
 CELLS = {"position": "positions", "cell_bias": "biases"}
 """Parameters of which every cell of the grid has its own; a critic has them too."""
@@ -107,3 +116,53 @@ def _shape(table: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
 
 def _times(grid: tuple[int, ...]) -> str:
     return "x".join(map(str, grid))
+
+
+def origin(init: str, run: Path | None = None) -> Recipe | None:
+    """The recipe of a model to start from, as `described` has it.
+
+    Of a training from it that goes on in `run`, the one there: the model itself is needed no more.
+    """
+    config = None if run is None or not goes_on(run) else run / "config.json"
+    there = read_recipe(config, None) if config is not None and config.is_file() else None
+    return there if isinstance(there, Recipe) and there.init == init else described(init)
+
+
+def adopted(
+    recipe: Recipe, run: Path | None = None, written: Recipe | None = None, given: Collection[str] = ()
+) -> tuple[Recipe, list[str]]:
+    """A recipe that starts from a published or converted model has its network, whatever it had; and what to say.
+
+    So has one of a published network that starts from ours. `written`: the recipe before flags changed it. Where its
+    sampling is the plain one, the model's takes its place, with these changes; those of the network are refused.
+    `given`: fields of the sampling that flags set, maybe to what is plain.
+    """
+    written = recipe if written is None else written
+    if recipe.init == "":
+        raise ConfigError("which model to start from? Give --init NAME, one of unmask models, or the folder of a run")
+    theirs = None if recipe.init is None else origin(recipe.init, run)
+    if theirs is None or (isinstance(theirs.model, TransformerConfig) and isinstance(recipe.model, TransformerConfig)):
+        return recipe, []
+    if (recipe.model, recipe.tokenizer) != (written.model, written.tokenizer):
+        raise ConfigError(
+            f"network and tokenizer are those of {recipe.init}: leave the flags of --model and --tokenizer out"
+        )
+    network, sampling, notes = theirs.model, recipe.sampling, []
+    if isinstance(network, GoogleMaskGIT):
+        network = replace(network, null_class=True)
+    if written.sampling == Sampling():
+        sampling = _changed(theirs.sampling, sampling, given)
+        but = "" if sampling == theirs.sampling else ", but for what flags say"
+        notes = [f"it is sampled as {recipe.init} is{but}"]
+    recipe = replace(recipe, model=network, sampling=sampling)
+    return recipe, [f"the network is that of {recipe.init}: {network}", *notes]
+
+
+def _changed(theirs: Sampling, own: Sampling, given: Collection[str]) -> Sampling:
+    """`theirs` with what of `own` is not plain, or was given."""
+    values = {field.name: (getattr(own, field.name), field.default) for field in fields(Sampling)}
+    changes: dict[str, Any] = {name: x for name, (x, plain) in values.items() if x != plain or name in given}
+    if isinstance(theirs.temperature, tuple):
+        warmth = stretched(theirs.temperature, changes.get("steps", theirs.steps))
+        changes = {"temperature": warmth, **changes}
+    return replace(theirs, **changes)

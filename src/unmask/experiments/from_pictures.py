@@ -4,22 +4,25 @@ them, once, in the run, where a continued run finds them."""
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unmask.data.codes import META
-from unmask.data.decoding import Bad
-from unmask.data.images import Progress
+from unmask.data.image_files import Bad
 from unmask.data.pictures import Split
-from unmask.data.sources import Codes, Folder, settled
-from unmask.data.tokenizing import CENTER, FLIP, PLAN
+from unmask.data.shards.dataset import META
+from unmask.data.shards.tokenizing import CENTER, FLIP, PLAN
+from unmask.data.sources.choice import Codes, Folder, settled
 from unmask.errors import CheckpointError, ConfigError
-from unmask.experiments.coded import make_codes, read_tokenizer
+from unmask.experiments.coded import make_codes
+from unmask.experiments.finetune import origin
 from unmask.experiments.images import check_classes, fitted
-from unmask.pipeline import TOKENIZER
+from unmask.pretrained.lone_tokenizer import read_tokenizer
 from unmask.pretrained.networks import LearnedModel
-from unmask.published import located, origin
-from unmask.recipes import Recipe, read_recipe
+from unmask.published.store import located
+from unmask.recipes.reading import read_recipe
+from unmask.recipes.schema import Recipe
+from unmask.runtime.distributed import World
+from unmask.runtime.progress import Progress
+from unmask.storage.layout import TOKENIZER
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.pixels import Pixels
-from unmask.training.distributed import World
 from unmask.training.runfolder import goes_on
 
 CODES = "codes"

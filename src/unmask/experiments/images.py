@@ -8,24 +8,23 @@ import torch
 from torch import nn
 
 from unmask.data.augment import PictureSet
-from unmask.data.images import Progress
 from unmask.data.pictures import Pictures, Split
-from unmask.data.sources import Codes, Source
-from unmask.data.tokenizing import Part
+from unmask.data.shards.tokenizing import Part
+from unmask.data.sources.choice import Codes, Source
 from unmask.data.tokens import Tokens, TokenSet, Unlabelled
 from unmask.errors import ConfigError, DataError
 from unmask.experiments.coded import open_coded
 from unmask.experiments.validation import samples, validation
-from unmask.models.transformer import TransformerConfig
-from unmask.pipeline import TOKENIZER, Pipeline
+from unmask.method.models.transformer import TransformerConfig
+from unmask.pipelines.image import Pipeline
 from unmask.pretrained.amused import Amused
-from unmask.recipes import Recipe, read_recipe
+from unmask.recipes.reading import read_recipe
+from unmask.recipes.schema import Recipe
+from unmask.runtime.distributed import World, unwrapped
+from unmask.runtime.progress import Progress
+from unmask.storage.layout import TOKENIZER
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.pixels import Pixels
-from unmask.training.distributed import (
-    World,
-    unwrapped,
-)
 from unmask.training.loop import Evaluator
 
 

@@ -6,21 +6,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from unmask.config import to_json, write_json
-from unmask.data.codes import META
-from unmask.data.images import Progress
-from unmask.data.sources import settled
-from unmask.data.text import TextFile
-from unmask.data.text_shards import TOKENIZER, TextMeta, TextSet, open_text, write_text
+from unmask.data.shards.dataset import META
+from unmask.data.sources.choice import settled
+from unmask.data.text.shards import TOKENIZER, TextMeta, TextSet, open_text, write_text
+from unmask.data.text.sources import TextFile
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.validation import validation
-from unmask.models.transformer import MaskedTransformer
-from unmask.recipes import TextRecipe, read_recipe
-from unmask.text_pipeline import TextPipeline
+from unmask.method.models.transformer import MaskedTransformer
+from unmask.pipelines.text import TextPipeline
+from unmask.recipes.reading import read_recipe
+from unmask.recipes.schema import TextRecipe
+from unmask.runtime.distributed import World, autocast, unwrapped
+from unmask.runtime.progress import Progress
+from unmask.storage.config import to_json, write_json
+from unmask.storage.weights import write_weights
 from unmask.tokenizers.text import TextTokenizer, build_tokenizer
-from unmask.training.distributed import World, autocast, unwrapped
 from unmask.training.loop import Evaluator
-from unmask.weights import write_weights
 
 TOKENS = "tokens"
 """The folder of a run that holds its text as tokens."""

@@ -10,28 +10,28 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from unmask.config import to_json
 from unmask.data.augment import PictureSet
-from unmask.data.images import Progress
 from unmask.data.pictures import Split
 from unmask.data.tokens import Batches
 from unmask.errors import CheckpointError, ConfigError
-from unmask.evaluation.reference import in_domain
 from unmask.experiments.base import claim
-from unmask.figures import readable_scale, triptych
+from unmask.figures.images import readable_scale, triptych
 from unmask.metrics.features import Classifier, ClassifierConfig
-from unmask.provenance import environment
-from unmask.recipes import TokenizerRecipe, read_recipe
+from unmask.metrics.in_domain import in_domain
+from unmask.recipes.reading import read_recipe
+from unmask.recipes.schema import TokenizerRecipe
+from unmask.runtime.distributed import World, autocast, barrier, distribute, resolve, sum_over_ranks, unwrapped
+from unmask.runtime.progress import Progress, progress_bar
+from unmask.runtime.provenance import environment
+from unmask.storage.config import to_json
+from unmask.storage.lock import lock
+from unmask.storage.weights import write_weights
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.losses import Stages
 from unmask.tokenizers.lpips import LpipsFiles
 from unmask.tokenizers.vqgan import Autoencoder
-from unmask.training.checkpoint import lock
-from unmask.training.distributed import World, autocast, barrier, distribute, resolve, sum_over_ranks, unwrapped
-from unmask.training.log import progress_bar
 from unmask.training.loop import Evaluator
 from unmask.training.tokenizer_loop import Networks, train_tokenizer
-from unmask.weights import write_weights
 
 VALIDATION_IMAGES = 2048
 PERCEPTUAL = "perceptual.safetensors"

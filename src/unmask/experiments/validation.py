@@ -8,15 +8,15 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor, nn
 
-from unmask.critic import WithCritic
 from unmask.data.tokens import Tokens, rows_at_once
-from unmask.figures import grid, readable_scale
-from unmask.masking import mask_exact, only_present
-from unmask.objectives import Objective
-from unmask.pipeline import Pipeline
-from unmask.pretrained.networks import Generator
-from unmask.rand import Rand
-from unmask.training.distributed import Precision, World, autocast, sum_over_ranks, unwrapped
+from unmask.figures.images import grid, readable_scale
+from unmask.method.critic import WithCritic
+from unmask.method.masking import mask_exact, only_present
+from unmask.method.models.protocol import Generator
+from unmask.method.objectives import Objective
+from unmask.method.rand import Rand
+from unmask.pipelines.image import Pipeline
+from unmask.runtime.distributed import Precision, World, autocast, sum_over_ranks, unwrapped
 from unmask.training.loop import Evaluator
 
 BATCH = 512

@@ -13,10 +13,10 @@ from jaxtyping import Float, Float64, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 
-from unmask.data.decoding import one_line
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.metrics.features import Classifier, embed, fingerprint
 from unmask.metrics.inception import CleanResize, Inception, PlainResize
+from unmask.storage.files import one_line
 
 ROUNDED = "8 bits"  # how every sentence of preprocessing begins
 GREY = "grey as three equal channels"

@@ -14,10 +14,10 @@ from jaxtyping import Float, Float64, Int, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from unmask.data.images import Progress
 from unmask.errors import CheckpointError, ConfigError
-from unmask.training.distributed import Precision, World, autocast
-from unmask.weights import write_weights
+from unmask.runtime.distributed import Precision, World, autocast
+from unmask.runtime.progress import Progress
+from unmask.storage.weights import write_weights
 
 SMALLEST = 8  # pixels; two halvings leave 2x2, three leave 1x1
 

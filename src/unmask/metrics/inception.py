@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from unmask.data.decoding import one_line
-from unmask.data.images import Progress
-from unmask.data.mnist import cache_dir, fetch_first, save
 from unmask.errors import CheckpointError, ConfigError, DiskError
-from unmask.weights import read_tensors
+from unmask.runtime.progress import Progress
+from unmask.storage.cache import cache_dir, fetch_first, save
+from unmask.storage.files import one_line
+from unmask.storage.foreign.reader import read_tensors
 
 SIZE = 299
 FILE = "pt_inception-2015-12-05-6726825d.pth"

@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from unmask.data.images import Progress
 from unmask.data.tokens import Batches, Tokens
 from unmask.errors import CheckpointError, ConfigError, DataError
+from unmask.runtime.progress import Progress
+from unmask.storage.weights import write_weights
 from unmask.training.optim import AdamW, CosineDecay, set_learning_rate
-from unmask.weights import write_weights
 
 LOGITS = 1 << 24  # numbers in the largest table of logits that judging makes: 64 MiB
 

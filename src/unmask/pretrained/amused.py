@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.models.layers import RMSNorm
+from unmask.method.models.layers import RMSNorm
 from unmask.pretrained.amused_blocks import EPS, ConvBlock, Layer, Resize, linear
 from unmask.pretrained.ids import check_rows
 

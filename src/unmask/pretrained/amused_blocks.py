@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.models.layers import RMSNorm
+from unmask.method.models.layers import RMSNorm
 
 EPS = 1e-6
 

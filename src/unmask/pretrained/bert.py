@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.models.layers import attend
-from unmask.packed import GELU, LinearGELU
+from unmask.method.models.layers import attend
+from unmask.runtime.packed import GELU, LinearGELU
 
 EPS = 1e-12
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError
-from unmask.models.conditioning import ClassEmbedding
+from unmask.method.models.conditioning import ClassEmbedding
 from unmask.pretrained.ids import check_classes, check_rows
 
 

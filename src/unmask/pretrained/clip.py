@@ -14,11 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unmask.config import from_json, load_json, sync, to_json, write_json
-from unmask.data.decoding import one_line
 from unmask.errors import CheckpointError, ConfigError, DiskError
 from unmask.pretrained.conversion import convert
-from unmask.weights import read_tensors, write_weights
+from unmask.storage.config import from_json, load_json, to_json, write_json
+from unmask.storage.files import one_line, sync
+from unmask.storage.foreign.reader import read_tensors
+from unmask.storage.weights import write_weights
 
 CONFIG, WEIGHTS = "text_encoder/config.json", "text_encoder/model.safetensors"
 VOCABULARY, MERGES = "tokenizer/vocab.json", "tokenizer/merges.txt"

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unmask.data.decoding import one_line
 from unmask.errors import CheckpointError, ConfigError
-from unmask.weights import write_weights
+from unmask.storage.files import one_line
+from unmask.storage.weights import write_weights
 
 Translate = Callable[[str, Tensor], dict[str, Tensor]]
 """One tensor of the file by our names: {} if it is not needed, several if it is split."""

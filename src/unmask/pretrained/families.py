@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unmask.data.decoding import one_line
 from unmask.errors import CheckpointError
 from unmask.pretrained import (
     amused,
@@ -25,8 +24,9 @@ from unmask.pretrained import (
     valeoai,
 )
 from unmask.pretrained.conversion import Converted, convert
-from unmask.pretrained.foreign import open_foreign
 from unmask.pretrained.networks import GeneratorConfig, LearnedConfig
+from unmask.storage.files import one_line
+from unmask.storage.foreign.reader import open_foreign
 
 
 @dataclass(frozen=True, kw_only=True)

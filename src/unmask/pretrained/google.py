@@ -2,7 +2,8 @@
 
 A BERT (arXiv 1810.04805): post-norm, the token of the class first, codes, classes and mask in one table, which is also
 the head. Weights: `{maskgit,tokenizer}_imagenet{256,512}_checkpoint` of storage.googleapis.com/maskgit-public
-(Apache-2.0), read by `unmask.pretrained.flax`. They were trained with a dropout of 0.1, of which there is none here.
+(Apache-2.0), read by `unmask.storage.foreign.flax`. They were trained with a dropout of 0.1, which is left
+out here.
 """
 
 import re
@@ -14,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError
-from unmask.guidance import NULL
-from unmask.models.conditioning import ClassEmbedding
+from unmask.method.guidance import NULL
+from unmask.method.models.conditioning import ClassEmbedding
 from unmask.pretrained.bert import EPS, PostNormBlock
 from unmask.pretrained.ids import check_classes, check_rows, readable
 from unmask.pretrained.maskgit_vqgan import MaskGITVQGAN

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.models.conditioning import ClassEmbedding
-from unmask.models.layers import attend
+from unmask.method.models.conditioning import ClassEmbedding
+from unmask.method.models.layers import attend
 from unmask.pretrained.ids import check_classes, check_rows
 
 EPS = 1e-5

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.guidance import NULL
+from unmask.method.guidance import NULL
 
 
 def readable(ids: Int[Tensor, "..."]) -> bool:

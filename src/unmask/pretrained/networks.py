@@ -1,12 +1,6 @@
 """Everything that can stand in a recipe for the generator or the tokenizer: ours, and those of published weights."""
 
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
-
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-
-from unmask.models.transformer import TransformerConfig
+from unmask.method.models.transformer import TransformerConfig
 from unmask.pretrained.amused_vqvae import AmusedVQ
 from unmask.pretrained.google import GoogleMaskGIT
 from unmask.pretrained.halton_maskgit import HaltonMaskGIT
@@ -26,38 +20,3 @@ LearnedConfig = VQGAN | AmusedVQ | MaskGITVQGAN | TiTok
 
 LearnedModel = Autoencoder | MaskGITAutoencoder | TiTokModel
 """What they build."""
-
-
-@runtime_checkable
-class Classed(Protocol):
-    """A network's configuration: of so many classes, 0 for none."""
-
-    @property
-    def num_classes(self) -> int: ...
-
-
-@runtime_checkable
-class Generator(Protocol):
-    """What samplers and pipelines ask of a network: the contract of `models.transformer.MaskedTransformer`."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def grid(self) -> tuple[int, ...]: ...
-    @property
-    def length(self) -> int: ...
-    @property
-    def mask_id(self) -> int: ...
-    @property
-    def config(self) -> Classed: ...
-
-    def __call__(
-        self,
-        tokens: Int[Tensor, "b l"],
-        condition: Int[Tensor, "b"] | None = None,
-        at: Bool[Tensor, "b l"] | None = None,
-    ) -> Float[Tensor, "..."]: ...
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...

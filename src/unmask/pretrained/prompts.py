@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.config import to_json
-from unmask.data.decoding import one_line
 from unmask.errors import CheckpointError, ConfigError
-from unmask.guidance import NULL
+from unmask.method.guidance import NULL
 from unmask.pretrained.amused import Prompt, UVit2D
 from unmask.pretrained.clip import read_clip, write_vocabulary
 from unmask.pretrained.ids import check_ids
-from unmask.weights import unfilled
+from unmask.storage.config import to_json
+from unmask.storage.files import one_line
+from unmask.storage.weights import unfilled
 
 AT_ONCE = 64  # texts; of these the 13 states of all layers fill 200 MiB
 FIXED: dict[str, Any] = {"attn_implementation": "sdpa", "bos_token_id": None, "pad_token_id": None}
@@ -37,7 +37,7 @@ class Texts:
 
 
 class Prompted:
-    """The network as `unmask.guidance` takes it, `(tokens, ids) -> logits`: id i is text i, and NULL (-1), as None, the
+    """The network as `guided` takes it, `(tokens, ids) -> logits`: id i is text i, and NULL (-1), as None, the
     empty text, or a negative one."""
 
     def __init__(self, network: UVit2D, texts: Prompt, empty: Prompt):

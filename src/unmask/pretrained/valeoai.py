@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.models.conditioning import ClassEmbedding
+from unmask.method.models.conditioning import ClassEmbedding
 from unmask.pretrained.ids import check_classes, check_rows
 from unmask.pretrained.vit import ViTBlock
 

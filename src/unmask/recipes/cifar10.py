@@ -11,14 +11,16 @@ Expect nine samples in ten to be of their class in 8 steps, as many as the judge
 chosen by docs/results/cifar10.md, which has the run and says what its distances mean.
 """
 
-from unmask.data.sources import Codes
-from unmask.guidance import LinearRamp
+from unmask.data.sources.choice import Codes
+from unmask.decoding.sampling import Sampling
+from unmask.method.guidance import LinearRamp
+from unmask.method.models.transformer import TransformerConfig
+from unmask.method.objectives import MaskGIT
+from unmask.method.sampling.priorities import Confidence
+from unmask.method.schedules import Arccos
 from unmask.metrics.features import ClassifierConfig
-from unmask.models.transformer import TransformerConfig
-from unmask.objectives import MaskGIT
-from unmask.recipes import Recipe, Sampling, cifar10_tokenizer
-from unmask.sampling.priorities import Confidence
-from unmask.schedules import Arccos
+from unmask.recipes import cifar10_tokenizer
+from unmask.recipes.schema import Recipe
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import AdamW, Muon, WarmupStableDecay
 

@@ -9,8 +9,9 @@ Not run yet: expect better than docs/results/cifar10.md tells of the CPU preset.
 
 from dataclasses import replace
 
-from unmask.models.transformer import TransformerConfig
-from unmask.recipes import Recipe, cifar10, cifar10_gpu_tokenizer
+from unmask.method.models.transformer import TransformerConfig
+from unmask.recipes import cifar10, cifar10_gpu_tokenizer
+from unmask.recipes.schema import Recipe
 from unmask.training.optim import AdamW, Muon, WarmupStableDecay
 
 BATCH = 512

@@ -7,7 +7,8 @@ Not run yet: expect a lower rFID than docs/results/cifar10.md tells of the CPU p
 
 from dataclasses import replace
 
-from unmask.recipes import TokenizerRecipe, cifar10_tokenizer
+from unmask.recipes import cifar10_tokenizer
+from unmask.recipes.schema import TokenizerRecipe
 from unmask.training.optim import AdamW, CosineDecay
 
 BATCH = 256

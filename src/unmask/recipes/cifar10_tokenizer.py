@@ -8,9 +8,9 @@ The CPU preset, 25 minutes on two cores with bfloat16 instructions:
 Expect all codes in use and a PSNR of 25 dB; docs/results/cifar10.md has the run.
 """
 
-from unmask.data.cifar import Cifar10
+from unmask.data.sources.cifar import Cifar10
 from unmask.metrics.features import ClassifierConfig
-from unmask.recipes import TokenizerRecipe
+from unmask.recipes.schema import TokenizerRecipe
 from unmask.tokenizers.losses import PatchGAN, TokenizerLoss
 from unmask.tokenizers.quantizers import FSQ
 from unmask.tokenizers.vqgan import VQGAN

@@ -5,7 +5,8 @@ unmask train-tokenizer cifar10-vq-tokenizer --data DIR
 
 from dataclasses import replace
 
-from unmask.recipes import TokenizerRecipe, cifar10_tokenizer
+from unmask.recipes import cifar10_tokenizer
+from unmask.recipes.schema import TokenizerRecipe
 from unmask.tokenizers.quantizers import VQ
 
 

@@ -10,13 +10,13 @@ at 256x256 on one GPU; `--training.accumulate 4` takes less of its memory for th
 rate is half of that recipe's for an eighth of its batch, and rises slowly, since the table of classes starts anew.
 """
 
-from unmask.data.sources import Codes
+from unmask.data.sources.choice import Codes
+from unmask.method.objectives import MaskGIT
+from unmask.method.schedules import Arccos
 from unmask.metrics.features import ClassifierConfig
-from unmask.objectives import MaskGIT
 from unmask.pretrained.taming import TAMING_F16_1024
 from unmask.pretrained.valeoai import BASE_256
-from unmask.recipes import Recipe
-from unmask.schedules import Arccos
+from unmask.recipes.schema import Recipe
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import AdamW, CosineDecay
 

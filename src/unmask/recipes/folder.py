@@ -11,7 +11,8 @@ expect the training photos back (report.json tells: nearest_train).
 
 from dataclasses import replace
 
-from unmask.recipes import Recipe, cifar10, folder_tokenizer
+from unmask.recipes import cifar10, folder_tokenizer
+from unmask.recipes.schema import Recipe
 
 
 def recipe() -> Recipe:

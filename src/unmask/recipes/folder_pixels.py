@@ -6,9 +6,10 @@ The hardware and time are those of the `mnist` recipe; what to expect depends on
 16x16 in 2x2 patches of 4 grey levels, 64 tokens of 256. Pictures that cannot be read are named, the others all used.
 """
 
-from unmask.data.sources import Folder
-from unmask.models.transformer import TransformerConfig
-from unmask.recipes import Recipe, mnist
+from unmask.data.sources.choice import Folder
+from unmask.method.models.transformer import TransformerConfig
+from unmask.recipes import mnist
+from unmask.recipes.schema import Recipe
 from unmask.tokenizers.pixels import Pixels
 
 

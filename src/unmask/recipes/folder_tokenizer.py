@@ -13,8 +13,9 @@ Without classes there is no perceptual term, unless a recipe of your own names t
 
 from dataclasses import replace
 
-from unmask.data.sources import Folder
-from unmask.recipes import TokenizerRecipe, cifar10_tokenizer
+from unmask.data.sources.choice import Folder
+from unmask.recipes import cifar10_tokenizer
+from unmask.recipes.schema import TokenizerRecipe
 
 
 def recipe() -> TokenizerRecipe:

@@ -2,8 +2,8 @@
 
     unmask train imagenet256 --data CODES      (codes of the tokenizer that imagenet256-tokenizer trains)
 
-There it took 96 hours on 8 A100 GPUs, and 50,000 samples have a FID of 6.80; unmask.presets has all of its scores. Not
-run yet. What the report does not say is from its code (github.com/valeoai/Maskgit-pytorch, Trainer/vit.py): each token
+There it took 96 hours on 8 A100 GPUs, and 50,000 samples have a FID of 6.80 (`decoding/presets.py`). Not run
+yet. What the report does not say is from its code (github.com/valeoai/Maskgit-pytorch, Trainer/vit.py): each token
 is masked by its own coin, visible ones count in the loss as well, gradients are clipped at 1, nothing is averaged.
 
 Differs from the report: no dropout (there 0.1), whose noise would cost about as much as the layers do if it is to be
@@ -12,13 +12,14 @@ has 174.161 M: no layers before and after the blocks, no biases, RMSNorm, a head
 decay leaves vectors out.
 """
 
-from unmask import presets
-from unmask.data.sources import Codes
+from unmask.data.sources.choice import Codes
+from unmask.decoding import presets
+from unmask.method.models.transformer import TransformerConfig
+from unmask.method.objectives import MaskGIT
+from unmask.method.schedules import Arccos
 from unmask.metrics.features import ClassifierConfig
-from unmask.models.transformer import TransformerConfig
-from unmask.objectives import MaskGIT
-from unmask.recipes import Recipe, imagenet256_tokenizer
-from unmask.schedules import Arccos
+from unmask.recipes import imagenet256_tokenizer
+from unmask.recipes.schema import Recipe
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import AdamW, Constant
 

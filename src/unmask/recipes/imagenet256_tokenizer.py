@@ -14,8 +14,8 @@ and crops along the longer side; they are mirrored; the codebook starts from k-m
 says.
 """
 
-from unmask.data.sources import Folder
-from unmask.recipes import TokenizerRecipe
+from unmask.data.sources.choice import Folder
+from unmask.recipes.schema import TokenizerRecipe
 from unmask.tokenizers.losses import PatchGAN, TokenizerLoss
 from unmask.tokenizers.lpips import LpipsFiles
 from unmask.tokenizers.quantizers import VQ

@@ -3,8 +3,8 @@
     unmask train imagenet512 --data CODES      (1024 tokens per image, of the tokenizer of imagenet256)
 
 There it took 384 hours of A100 GPUs from the weights of the `imagenet256` recipe, and 50,000 samples have a FID of
-7.26; unmask.presets has all of its scores. Not run yet. `unmask.experiments.finetune.start_from` carries those weights
-over, with the positions resized from 16x16 to 32x32; the report does not say how it did. 173.037 M parameters, and
+7.26; `decoding/presets.py` has all of its scores. Not run yet. `experiments/finetune.py` carries those weights over,
+ with the positions resized from 16x16 to 32x32; the report does not say how it did. 173.037 M parameters, and
 176.307 M there.
 
 The tokenizer is the same network, with attention at its coarsest level, which now has 32x32 cells.
@@ -12,8 +12,9 @@ The tokenizer is the same network, with attention at its coarsest level, which n
 
 from dataclasses import replace
 
-from unmask import presets
-from unmask.recipes import Recipe, imagenet256, imagenet256_tokenizer
+from unmask.decoding import presets
+from unmask.recipes import imagenet256, imagenet256_tokenizer
+from unmask.recipes.schema import Recipe
 
 
 def recipe() -> Recipe:

@@ -9,14 +9,15 @@ Frechet distance within 3 times the floor; docs/results/mnist.md has the run.
 The order, temperature and guidance were chosen on an earlier run, by 5,000 samples against the test images.
 """
 
-from unmask.data.sources import Mnist
-from unmask.guidance import LinearRamp
+from unmask.data.sources.choice import Mnist
+from unmask.decoding.sampling import Sampling
+from unmask.method.guidance import LinearRamp
+from unmask.method.models.transformer import TransformerConfig
+from unmask.method.objectives import MaskGIT
+from unmask.method.sampling.priorities import Halton
+from unmask.method.schedules import Arccos
 from unmask.metrics.features import ClassifierConfig
-from unmask.models.transformer import TransformerConfig
-from unmask.objectives import MaskGIT
-from unmask.recipes import Recipe, Sampling
-from unmask.sampling.priorities import Halton
-from unmask.schedules import Arccos
+from unmask.recipes.schema import Recipe
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import AdamW, CosineDecay, Muon

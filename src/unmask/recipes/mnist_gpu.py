@@ -9,8 +9,9 @@ block, the optimizer (Muon) and the mask ratios, which are those of the `mnist` 
 
 from dataclasses import replace
 
-from unmask.models.transformer import TransformerConfig
-from unmask.recipes import Recipe, mnist
+from unmask.method.models.transformer import TransformerConfig
+from unmask.recipes import mnist
+from unmask.recipes.schema import Recipe
 from unmask.training.optim import AdamW, CosineDecay, Muon
 
 TOKENS = 500_000_000

@@ -7,12 +7,13 @@
 The CPU preset: 50 minutes on two cores with bfloat16 instructions. The order was chosen by docs/results/text.md.
 """
 
-from unmask.data.text import TextFile
-from unmask.models.transformer import TransformerConfig
-from unmask.objectives import MaskedDiffusion
-from unmask.recipes import Sampling, TextRecipe
-from unmask.sampling.priorities import Halton
-from unmask.schedules import Power
+from unmask.data.text.sources import TextFile
+from unmask.decoding.sampling import Sampling
+from unmask.method.models.transformer import TransformerConfig
+from unmask.method.objectives import MaskedDiffusion
+from unmask.method.sampling.priorities import Halton
+from unmask.method.schedules import Power
+from unmask.recipes.schema import TextRecipe
 from unmask.tokenizers.text import Characters
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import AdamW, Muon, WarmupStableDecay

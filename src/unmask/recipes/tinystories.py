@@ -8,12 +8,13 @@ The CPU preset. Stories stand between lines of <|endoftext|>; the byte-pair toke
 --tokenizer.file FILE --tokenizer.vocab-size 0.
 """
 
-from unmask.data.text import TextFile
-from unmask.models.transformer import TransformerConfig
-from unmask.objectives import MaskedDiffusion
-from unmask.recipes import Sampling, TextRecipe
-from unmask.sampling.priorities import Halton
-from unmask.schedules import Power
+from unmask.data.text.sources import TextFile
+from unmask.decoding.sampling import Sampling
+from unmask.method.models.transformer import TransformerConfig
+from unmask.method.objectives import MaskedDiffusion
+from unmask.method.sampling.priorities import Halton
+from unmask.method.schedules import Power
+from unmask.recipes.schema import TextRecipe
 from unmask.tokenizers.text import BPE
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import AdamW, Muon, WarmupStableDecay

@@ -6,12 +6,13 @@
 The GPU preset; it has not been run yet. The stories come from the Hugging Face hub (extra `data`).
 """
 
-from unmask.data.text import HubText
-from unmask.models.transformer import TransformerConfig
-from unmask.objectives import MaskedDiffusion
-from unmask.recipes import Sampling, TextRecipe
-from unmask.sampling.priorities import Halton
-from unmask.schedules import Power
+from unmask.data.text.sources import HubText
+from unmask.decoding.sampling import Sampling
+from unmask.method.models.transformer import TransformerConfig
+from unmask.method.objectives import MaskedDiffusion
+from unmask.method.sampling.priorities import Halton
+from unmask.method.schedules import Power
+from unmask.recipes.schema import TextRecipe
 from unmask.tokenizers.text import BPE
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import AdamW, CosineDecay, Muon

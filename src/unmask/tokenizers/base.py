@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError
-from unmask.packed import pack
+from unmask.runtime.packed import pack
+from unmask.storage.weights import fingerprint, load_weights, unfilled
 from unmask.tokenizers.pixels import Pixels
-from unmask.weights import fingerprint, load_weights, unfilled
 
 
 @runtime_checkable

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from unmask.config import load_json
-from unmask.data.decoding import one_line
 from unmask.errors import ConfigError, DataError
+from unmask.storage.config import load_json
+from unmask.storage.files import one_line
 
 END = "<|endoftext|>"
 ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.data.decoding import one_line
 from unmask.errors import CheckpointError, ConfigError
-from unmask.weights import read_tensors
+from unmask.storage.files import one_line
+from unmask.storage.foreign.reader import read_tensors
 
 VGG = "https://download.pytorch.org/models/vgg16-397923af.pth"
 LINEAR = "https://github.com/richzhang/PerceptualSimilarity, lpips/weights/v0.1/vgg.pth"

@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt32
 from torch import Tensor
 
-from unmask.config import load_json
-from unmask.data.decoding import one_line
 from unmask.errors import ConfigError, DataError
+from unmask.storage.config import load_json
+from unmask.storage.files import one_line
 from unmask.tokenizers.bpe import END, Rules, read_rules, train_rules
 
 MAX_FILE = 1 << 26  # bytes

@@ -19,8 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unmask.config import dump_json, sync
 from unmask.errors import CheckpointError, ConfigError, DiskError, NonFiniteError
+from unmask.storage.config import dump_json
+from unmask.storage.files import sync
+from unmask.storage.lock import lock
 from unmask.training.runfolder import (
     PAYLOAD,
     SHARDS,
@@ -30,7 +32,6 @@ from unmask.training.runfolder import (
     inspect,
     is_complete,
     latest,
-    lock,
     step_of,
     verify_file,
     what_is_kept,

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from unmask.training.distributed import local, reshard
+from unmask.runtime.distributed import local, reshard
 
 
 class Ema:

@@ -19,10 +19,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
-from unmask.objectives import Condition, Loss
-from unmask.rand import Rand
-from unmask.training import checkpoint
-from unmask.training.distributed import (
+from unmask.method.objectives import Condition, Loss
+from unmask.method.rand import Rand
+from unmask.runtime.distributed import (
     Precision,
     Strategy,
     World,
@@ -37,6 +36,8 @@ from unmask.training.distributed import (
     sum_over_ranks,
     unwrapped,
 )
+from unmask.runtime.signals import stop_on_signal
+from unmask.training import checkpoint
 from unmask.training.ema import Ema
 from unmask.training.log import Log, Tracker
 from unmask.training.optim import (
@@ -49,7 +50,6 @@ from unmask.training.optim import (
     set_learning_rate,
     state_tensors,
 )
-from unmask.training.signals import stop_on_signal
 
 Objective = Callable[..., Loss]
 Batch = tuple[Int[Tensor, "b l"], Condition]

@@ -5,22 +5,19 @@ The manifest proves integrity, not authorship: it is not signed. The lock is the
 however the process ends.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unmask.config import dump_json, from_json, load_json, sync
 from unmask.errors import CheckpointError, ConfigError, DiskError
+from unmask.storage.config import dump_json, from_json, load_json
+from unmask.storage.files import sync
 
 FORMAT = "unmask-checkpoint-1"
 PAYLOAD, SHARDS, MANIFEST = "state.safetensors", "dcp", "manifest.json"
@@ -120,30 +117,6 @@ def verify_file(folder: Path, name: str) -> None:
     _check_file(folder, name, files[name])
 
 
-@contextmanager
-def lock(run: Path, *, patience: float = 10.0) -> Iterator[None]:
-    """Hold `run` for this process; CheckpointError if another process has it.
-
-    A killed owner's data workers share its lock and live a few seconds longer; they are waited for up to
-    `patience` seconds. A living owner is not waited for.
-    """
-    descriptor = _open(run)
-    try:
-        deadline = time.monotonic() + patience
-        while not _taken(descriptor):
-            owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            if time.monotonic() >= deadline or not _is_dead(owner):
-                raise CheckpointError(
-                    f"{run} is in use by another process (pid {owner}); wait for it, or choose another run folder"
-                )
-            time.sleep(0.1)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def clean(root: Path) -> list[str]:
     """Remove the temporary folders that killed saves left in `root`, and name them. The caller holds the lock."""
     if not root.is_dir():
@@ -204,34 +177,3 @@ def _describe(path: Path) -> dict[str, Any]:
 def _seal(body: Mapping[str, Any]) -> str:
     """The sha256 of the manifest's content, whatever its layout."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _open(run: Path) -> int:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        return os.open(run / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    except OSError as error:
-        raise DiskError(f"cannot write in {run}: {error.strerror}; choose a writable run folder") from error
-
-
-def _taken(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        raise DiskError(f"this file system cannot lock the run folder: {error.strerror}; use another one") from error
-    return True
-
-
-def _is_dead(owner: str) -> bool:
-    """Whether `owner` was a process of this machine that has ended."""
-    if not owner.isdigit():
-        return False
-    try:
-        os.kill(int(owner), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

@@ -19,10 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
-from unmask.tokenizers import quantizers
-from unmask.tokenizers.losses import TokenizerLoss
-from unmask.training import checkpoint
-from unmask.training.distributed import (
+from unmask.runtime.distributed import (
     World,
     agree,
     autocast,
@@ -33,11 +30,14 @@ from unmask.training.distributed import (
     sum_over_ranks,
     unwrapped,
 )
+from unmask.runtime.signals import stop_on_signal
+from unmask.tokenizers import quantizers
+from unmask.tokenizers.losses import TokenizerLoss
+from unmask.training import checkpoint
 from unmask.training.ema import Ema
 from unmask.training.log import Log
 from unmask.training.loop import Evaluator, TrainConfig, run_evaluators
 from unmask.training.optim import Optimizers, prime, set_learning_rate, state_tensors
-from unmask.training.signals import stop_on_signal
 from unmask.training.tokenizer_step import NAMES, ImageBatches, Networks, backward, blame, rows_of_rank, share
 
 COLLAPSED = 0.1  # below this share of codes in use, the log warns

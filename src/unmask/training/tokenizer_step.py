@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.rand import Rand
+from unmask.method.rand import Rand
+from unmask.runtime.distributed import World, accumulating, autocast, sum_over_ranks, unwrapped
 from unmask.tokenizers import quantizers
 from unmask.tokenizers.losses import Stages, TokenizerLoss, hinge, per_image, perceptual_distance
 from unmask.tokenizers.quantizers import Codebook
 from unmask.tokenizers.vqgan import Autoencoder
-from unmask.training.distributed import World, accumulating, autocast, sum_over_ranks, unwrapped
 from unmask.training.loop import TrainConfig
 
 ImageBatches = Callable[[int, Int[Tensor, "b"]], tuple[Float[Tensor, "b c h w"], Tensor | None]]

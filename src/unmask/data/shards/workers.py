@@ -1,0 +1,123 @@
+"""Several processes that tokenize one part of the data together; which one does what cannot be seen in the result."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import torch
+
+from unmask.data.image_files import Bad
+from unmask.data.pictures import Pictures
+from unmask.data.shards.tokenizing import Encode, Part, Plan, finished, tokenize
+from unmask.errors import UnmaskError
+from unmask.runtime.progress import Progress
+
+
+def tokenize_parallel(
+    pictures: Pictures,
+    encoder: Callable[[], Encode],
+    out: Path,
+    part: Part,
+    plan: Plan,
+    *,
+    batch: int = 64,
+    processes: int = 1,
+    progress: Progress | None = None,
+) -> list[Bad]:
+    """As `tokenize`, with the shards dealt out to `processes`; `encoder` is picklable and builds `encode` in each.
+
+    The first error of a worker ends all, and is raised here. What is done by then is kept.
+    """
+    processes = min(processes, max(1, plan.num_shards(part)))
+    if processes < 1:
+        raise ValueError(f"processes {processes}: must be at least 1")
+    if processes == 1:
+        return tokenize(pictures, encoder(), out, part, plan, batch=batch, progress=progress)
+    # Not forked: a forked child can use neither a GPU nor, safely, the threads of torch.
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // processes)
+    workers: list[SpawnProcess] = []
+    pipes: dict[Connection, int] = {}
+    try:
+        for rank in range(processes):
+            mine, theirs = context.Pipe(duplex=False)
+            job = (theirs, threads, pictures, encoder, out, part, plan, batch, rank, processes)
+            workers.append(context.Process(target=_work, args=job, daemon=True))
+            workers[-1].start()
+            theirs.close()  # so that the pipe ends with the worker
+            pipes[mine] = rank
+        _follow(pipes, workers, len(pictures), progress)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join()
+        for pipe in pipes:
+            pipe.close()
+    return [bad for done in finished(out, part, plan) for bad in done.bad]
+
+
+def _follow(pipes: dict[Connection, int], workers: list[SpawnProcess], total: int, progress: Progress | None) -> None:
+    """Read what the workers send until all have ended well; raise the first error."""
+    seen = [0] * len(workers)
+    running = dict(pipes)
+    while running:
+        for pipe in wait(list(running)):
+            assert isinstance(pipe, Connection)
+            rank = running[pipe]
+            message = _receive(pipe, workers[rank])
+            if message is None:
+                del running[pipe]
+                continue
+            name, seen[rank] = message
+            if progress is not None:
+                progress(name, sum(seen), total)
+
+
+def _receive(pipe: Connection, worker: SpawnProcess) -> tuple[str, int] | None:
+    """(shard, pictures seen) as a worker goes on, or None once it is done."""
+    try:
+        message = pipe.recv()
+    except (EOFError, ConnectionResetError) as error:
+        worker.join()
+        raise UnmaskError(
+            f"a tokenizing process ended without a word (exit code {worker.exitcode}; out of memory?): run the same "
+            "command again to continue, with fewer processes if it comes back"
+        ) from error
+    if isinstance(message, UnmaskError):
+        raise message
+    return message
+
+
+def _work(
+    pipe: Connection,
+    threads: int,
+    pictures: Pictures,
+    encoder: Callable[[], Encode],
+    out: Path,
+    part: Part,
+    plan: Plan,
+    batch: int,
+    rank: int,
+    size: int,
+) -> None:
+    """The life of a worker: its last message is None, or the error that ended it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent alone answers it
+    torch.set_num_threads(threads)
+
+    def tell(name: str, seen: int, total: int) -> None:
+        pipe.send((name, seen))
+
+    try:
+        tokenize(pictures, encoder(), out, part, plan, batch=batch, rank=rank, size=size, progress=tell)
+        pipe.send(None)
+    except BrokenPipeError:
+        return  # the parent was killed: nobody waits for the rest
+    except UnmaskError as error:
+        pipe.send(error)
+    except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        lines = str(error).splitlines() or [""]
+        pipe.send(UnmaskError(f"a tokenizing process failed: {type(error).__name__}: {lines[0]}"))

@@ -1,0 +1,105 @@
+"""Where pictures come from. Each source is a frozen config of plain scalars whose `load()` gives a train and a test
+set; a recipe names one of them. Published files are checked by their sha256, a user's own files by their format."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from unmask.data.images import to_images
+from unmask.data.pictures import Split, check_share, split, split_share
+from unmask.data.sources.cifar import Cifar10
+from unmask.data.sources.folders import Folder
+from unmask.data.sources.hub import HubImages
+from unmask.data.sources.mnist import TEN, Mnist
+from unmask.data.sources.npz import read_arrays
+from unmask.data.sources.webdataset import Shards
+from unmask.data.text.sources import HubText, TextFile
+from unmask.errors import ConfigError, DataError
+from unmask.runtime.progress import Progress
+from unmask.storage.files import one_line
+
+__all__ = [
+    "Arrays",
+    "Cifar10",
+    "Codes",
+    "Digits",
+    "Folder",
+    "HubImages",
+    "Mnist",
+    "Shards",
+    "Source",
+    "Split",
+    "settled",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits:
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey: real data without any download."""
+
+    held_out: int = 297
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.held_out < 1797:
+            raise ConfigError(f"held_out {self.held_out} of 1797 digits: use 1 to 1796")
+
+    def load(self, progress: Progress | None = None) -> Split:
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ConfigError("the digits come with scikit-learn: pip install 'unmask[demo]'") from error
+        digits = load_digits()
+        array = np.rint(digits.images * 255 / 16).astype(np.uint8)
+        train, test = split(to_images(array, digits.target, TEN), self.held_out, self.seed)
+        return Split(train=train, test=test)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays:
+    """An .npz file with `images`, uint8 (n, h, w) or (n, h, w, c), and maybe `labels`, whole numbers from 0."""
+
+    path: str
+    held_out: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self):
+        check_share(self.held_out)
+
+    def load(self, progress: Progress | None = None) -> Split:
+        arrays = read_arrays(Path(self.path).expanduser(), ("images",), ("labels",))
+        try:
+            whole = to_images(arrays["images"], arrays.get("labels"))
+        except DataError as error:
+            raise DataError(f"{one_line(self.path)}: {error}") from error
+        train, test = split_share(whole, self.held_out, self.seed, self.path)
+        return Split(train=train, test=test)
+
+
+Source = Digits | Mnist | Cifar10 | Folder | Arrays | HubImages | Shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codes:
+    """A folder of codes that unmask tokenize made: no pictures, but it says where they were."""
+
+    path: str
+
+
+AnySource = TypeVar("AnySource", bound=Source | Codes | TextFile | HubText)
+
+
+def settled(source: AnySource) -> AnySource:
+    """The same source with its paths written out, so that it means the same from any working directory."""
+    if isinstance(source, Digits | HubImages | HubText) or source.path is None:
+        return source
+    settled = replace(source, path=_settled(source.path))
+    if isinstance(settled, TextFile) and settled.test is not None:
+        return replace(settled, test=_settled(settled.test))
+    return settled
+
+
+def _settled(path: str) -> str:
+    return str(Path(path).expanduser().resolve())

@@ -1,0 +1,115 @@
+"""CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 colour photos of 32x32 in ten classes."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unmask.data.image_files import Bad, open_image, quiet
+from unmask.data.images import Images, to_images
+from unmask.data.pictures import Split, count_threads, gather
+from unmask.data.sources.hub import HubImages
+from unmask.data.sources.npz import read_arrays
+from unmask.errors import DataError
+from unmask.runtime.progress import Progress
+from unmask.storage.files import one_line
+
+HUB = "uoft-cs/cifar10"
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SIDE = 32
+TILES = (40, 25)  # rows and columns of pictures on a page
+RECORD = 1 + 3 * SIDE * SIDE  # bytes: the class, then the red, the green and the blue plane
+BATCHES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar10:
+    """CIFAR-10 from a folder, as the published binary batches or as pages of tiles; without `path`, from the hub.
+
+    Pages are train_00.webp, test_00.webp and so on, 25x40 tiles each, with their classes in labels.npz.
+    """
+
+    path: str | None = None
+
+    def load(self, progress: Progress | None = None) -> Split:
+        if self.path is None:
+            return load_hub()
+        folder = Path(self.path).expanduser()
+        for binary in (folder, folder / "cifar-10-batches-bin"):
+            if (binary / BATCHES["test"][0]).exists():
+                return Split(train=read_batches(binary, "train"), test=read_batches(binary, "test"))
+        if not (folder / "labels.npz").exists():
+            raise DataError(
+                f"{one_line(str(folder))}: neither {BATCHES['test'][0]} nor labels.npz is there; give a folder that "
+                "holds CIFAR-10's binary version, unpacked, or pages of tiles"
+            )
+        return Split(train=read_pages(folder, "train", progress), test=read_pages(folder, "test", progress))
+
+
+def load_hub() -> Split:
+    """From the Hugging Face hub, which keeps what it downloads."""
+    split = HubImages(name=HUB, image="img", label="label", size=SIDE).load()
+    if split.train.classes != CLASSES:
+        raise DataError(f"{HUB} on the hub has the classes {', '.join(split.train.classes)}: give a folder instead")
+    return Split(train=gather(split.train), test=gather(split.test))
+
+
+def read_batches(folder: Path, part: str) -> Images:
+    """The published binary version: records of a class and three planes."""
+    records = []
+    for name in BATCHES[part]:
+        shown = one_line(str(folder / name))
+        try:
+            body = (folder / name).read_bytes()
+        except OSError as error:
+            raise DataError(f"{shown}: {error.strerror}; unpack CIFAR-10's binary version again") from error
+        if not body or len(body) % RECORD:
+            raise DataError(f"{shown}: {len(body)} bytes are not records of {RECORD}; unpack it again")
+        records.append(np.frombuffer(body, dtype=np.uint8).reshape(-1, RECORD))
+    whole = np.concatenate(records)
+    return to_ten(whole[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), whole[:, 0], folder)
+
+
+def read_pages(folder: Path, part: str, progress: Progress | None = None) -> Images:
+    """Pages of tiles, as many as labels.npz has rows for."""
+    path = folder / "labels.npz"
+    arrays = read_arrays(path, (part,), ("classes",))
+    labels, classes = arrays[part], tuple(arrays.get("classes", CLASSES))
+    tiles = TILES[0] * TILES[1]
+    if labels.ndim != 2 or not len(labels) or labels.shape[1] != tiles:
+        raise DataError(f"{one_line(str(path))}: {part} has the shape {labels.shape}, not (pages, {tiles})")
+    if classes != CLASSES:
+        raise DataError(f"{one_line(str(path))}: its classes are {', '.join(map(str, classes))}, not CIFAR-10's")
+    names = [folder / f"{part}_{i:02d}.webp" for i in range(len(labels))]
+    pages = []
+    with quiet(), ThreadPoolExecutor(count_threads()) as pool:
+        for name, page in zip(names, pool.map(read_page, names), strict=True):
+            pages.append(page)
+            if progress is not None:
+                progress(str(name), len(pages), len(names))
+    return to_ten(np.concatenate(pages), labels.reshape(-1), path)
+
+
+def read_page(path: Path) -> np.ndarray:
+    """The (1000, 32, 32, 3) tiles of a page, row by row; call it inside `quiet`."""
+    rows, columns = TILES
+    image = open_image(path)
+    if isinstance(image, Bad):
+        raise DataError(f"{image}; get it again")
+    if image.size != (columns * SIDE, rows * SIDE):
+        width, height = image.size
+        raise DataError(
+            f"{one_line(str(path))}: {width}x{height} pixels, not {columns * SIDE}x{rows * SIDE}: {columns} columns "
+            f"and {rows} rows of {SIDE}x{SIDE} tiles"
+        )
+    array = np.asarray(image.convert("RGB")).reshape(rows, SIDE, columns, SIDE, 3)
+    return array.transpose(0, 2, 1, 3, 4).reshape(-1, SIDE, SIDE, 3)
+
+
+def to_ten(array: np.ndarray, labels: np.ndarray, where: Path) -> Images:
+    """As Images, naming the place in errors."""
+    try:
+        return to_images(array, labels, CLASSES)
+    except DataError as error:
+        raise DataError(f"{one_line(str(where))}: {error}; get it again") from error

@@ -1,0 +1,167 @@
+"""Image data sets in the format of Hugging Face's `datasets`, from its hub or from a folder on this machine."""
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
+
+from unmask.data.image_files import Bad, decode_bytes, open_image
+from unmask.data.images import number_names
+from unmask.data.pictures import OnDemand, Pictures, Split, check_shape, check_share, split_share, take_labels
+from unmask.errors import ConfigError, DataError
+from unmask.runtime.progress import Progress
+from unmask.storage.files import one_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubImages:
+    """An image data set by its name on the Hugging Face hub, or a folder that `save_to_disk` or any loader made.
+
+    Without a split called `test`, the fraction `held_out` of the training set is held out. `label` None: no classes.
+    """
+
+    name: str
+    image: str = "image"
+    label: str | None = "label"
+    train: str = "train"
+    test: str = "test"
+    size: int = 256
+    channels: int = 3
+    held_out: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self):
+        check_shape(self.size, self.channels)
+        check_share(self.held_out)
+
+    def load(self, progress: Progress | None = None) -> Split:
+        if not self.name:
+            raise ConfigError("which data set? Give --data.name OWNER/NAME, or a folder made by save_to_disk")
+        parts = load_parts(self.name)
+        if self.train not in parts:
+            raise ConfigError(f"{self.name} has no split {self.train!r}, but {', '.join(parts)}: set --data.train")
+        train = self._rows(parts, self.train)
+        if self.test in parts:
+            return Split(train=train, test=self._rows(parts, self.test, train))
+        rest, held = split_share(train, self.held_out, self.seed, self.name)
+        return Split(train=rest, test=held)
+
+    def _rows(self, parts: dict[str, Any], part: str, like: Pictures | None = None) -> "Rows":
+        where = f"{self.name}, {part}"
+        return to_rows(parts[part], where, self.image, self.label, (self.size, self.size), self.channels, like)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows(OnDemand):
+    """Pictures in the rows of a map-style data set, whose column `image` is encoded bytes or a path."""
+
+    dataset: Any
+    name: str
+    image: str
+    rows: Int[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def open(self, i: int) -> Image.Image | Bad:
+        row = int(self.rows[i])
+        name = f"{self.name}, row {row}"
+        try:
+            cell = self.dataset[row][self.image]
+        except (OSError, ValueError, LookupError) as error:
+            return Bad(name, f"damaged ({error})")
+        if cell is None:
+            return Bad(name, "no picture there")
+        if cell["bytes"] is None:
+            return open_image(cell["path"])
+        return decode_bytes(io.BytesIO(cell["bytes"]), name)
+
+    def take(self, index: Int[Tensor, " b"]) -> "Rows":
+        return replace(self, rows=self.rows[index], labels=take_labels(self.labels, index))
+
+
+def load_parts(name: str, subset: str | None = None) -> dict[str, Any]:
+    """The splits of a data set, or of one of its configurations.
+
+    ConfigError if it cannot be had, DataError if the folder `name` is not sound.
+    """
+    try:
+        import datasets
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise ConfigError(f"{name}: it takes Hugging Face's datasets to read it: pip install 'unmask[data]'") from error
+    network = HfHubHTTPError.__bases__  # the root of what its HTTP client raises, whichever that is in its version
+    folder = Path(name).expanduser()
+    saved = any((folder / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
+    try:
+        if saved:
+            found = datasets.load_from_disk(str(folder))
+        else:
+            found = datasets.load_dataset(str(folder) if folder.is_dir() else name, subset)
+    except (*network, OSError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
+        reason = one_line(" ".join(str(error).split())[:300])  # which may list what there is to choose from
+        if folder.is_dir():
+            raise DataError(f"{one_line(name)}: {reason}; save the data set there again") from error
+        what = name if subset is None else f"{name}, {subset}"
+        raise ConfigError(f"cannot load {what} ({reason}): check name and network, or name a folder with it") from error
+    return dict(found) if isinstance(found, dict) else {"train": found}
+
+
+def to_rows(
+    dataset: Any,
+    where: str,
+    image: str,
+    label: str | None,
+    size: tuple[int, int],
+    channels: int,
+    like: Pictures | None = None,
+) -> Rows:
+    """The columns `image` and `label` of a data set, with the classes of `like` if it is given."""
+    from datasets import Image as Encoded
+
+    features = dataset.features
+    pictures = [
+        name for name, kind in features.items() if isinstance(kind, Encoded) or getattr(kind, "dtype", "") == "binary"
+    ]
+    if image not in pictures:
+        raise ConfigError(
+            f"{where}: no column {image!r} of images, but {', '.join(pictures) or 'none'}: set --data.image"
+        )
+    if label is not None and label not in features:
+        raise ConfigError(f"{where}: no column {label!r}, but {', '.join(features)}: set --data.label, maybe to None")
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    if label is not None:
+        labels, classes = read_labels(dataset, label, where)
+    if like is not None and classes[: len(like.classes)] != like.classes[: len(classes)]:
+        raise DataError(f"{where}: its classes are not those of the training set; set --data.test to another split")
+    try:
+        return Rows(
+            labels=labels,
+            classes=classes if like is None else like.classes,
+            size=size,
+            channels=channels,
+            dataset=dataset.select_columns([image]).cast_column(image, Encoded(decode=False)),
+            name=where,
+            image=image,
+            rows=torch.arange(len(dataset)),
+        )
+    except DataError as error:
+        raise DataError(f"{where}: {error}; or use another split") from error
+
+
+def read_labels(dataset: Any, label: str, where: str) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
+    """(labels, the names of the classes), by the column's own names where it has some."""
+    column = dataset.select_columns([label]).with_format("arrow")[:].column(label)
+    values = column.to_numpy() if not column.null_count else None
+    if values is None or not np.issubdtype(values.dtype, np.integer):
+        seen = f"{column.null_count} empty cells" if column.null_count else str(column.type)
+        raise DataError(f"{where}: column {label!r} has {seen}, not whole numbers: set --data.label, maybe to None")
+    names = getattr(dataset.features[label], "names", None)
+    return torch.tensor(values.astype(np.int64)), tuple(names) if names else number_names(values)

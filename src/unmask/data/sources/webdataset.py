@@ -1,0 +1,262 @@
+"""WebDataset shards: pictures and labels in plain tar files, found by one scan of the headers and then read by their
+offsets. Nothing is ever extracted, so no name in an archive can lead anywhere."""
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from glob import glob, has_magic
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
+
+from unmask.data.image_files import Bad, decode_bytes
+from unmask.data.images import MAX_CLASSES, number_names
+from unmask.data.pictures import OnDemand, Split, check_shape, check_share, split_share, take_labels
+from unmask.errors import ConfigError, DataError
+from unmask.runtime.progress import Progress
+from unmask.storage.files import one_line
+
+SUFFIXES = ("jpg", "jpeg", "png", "webp")
+DOTTED = tuple("." + suffix for suffix in SUFFIXES)
+NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # as WebDataset has it: KEY up to the first dot
+MAX_BYTES = 2**29  # of one encoded picture
+MAX_CLS_BYTES = 64
+MAX_JSON_BYTES = 2**20  # it may hold much more than the label
+# What tarfile raises on damaged headers; it never gets to see compressed ones.
+DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, LookupError, ArithmeticError, RecursionError, MemoryError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """Uncompressed .tar files in a folder, or those that a pattern such as "data/train-*.tar" finds.
+
+    A picture is KEY.jpg, .jpeg, .png or .webp; its class the whole number in KEY.cls, or under "label" in KEY.json.
+    """
+
+    path: str
+    size: int = 256
+    channels: int = 3
+    held_out: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self):
+        check_shape(self.size, self.channels)
+        check_share(self.held_out)
+
+    def load(self, progress: Progress | None = None) -> Split:
+        pictures, bad = read_shards(find_shards(self.path), (self.size, self.size), self.channels, progress)
+        train, test = split_share(pictures, self.held_out, self.seed, self.path)
+        return Split(train=train, test=test, bad=tuple(bad))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Members(OnDemand):
+    """Pictures inside tar files: `places` are (index into `archives`, offset, bytes), `names` the members' names."""
+
+    archives: tuple[str, ...]
+    names: tuple[str, ...]
+    places: Int[Tensor, "n 3"]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def open(self, i: int) -> Image.Image | Bad:
+        archive, offset, length = self.places[i].tolist()
+        name = f"{self.archives[archive]}, {self.names[i]}"
+        try:
+            with open(self.archives[archive], "rb") as file:
+                file.seek(offset)
+                body = file.read(length)
+        except OSError as error:
+            return Bad(name, error.strerror or str(error))
+        if len(body) < length:
+            return Bad(name, f"{len(body)} of {length} bytes are there: the archive has changed")
+        return decode_bytes(io.BytesIO(body), name)
+
+    def take(self, index: Int[Tensor, " b"]) -> "Members":
+        names = tuple(self.names[i] for i in index.tolist())
+        return replace(self, names=names, places=self.places[index], labels=take_labels(self.labels, index))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A regular member of an archive: where its bytes are."""
+
+    name: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A picture that an archive holds, and its class if it has one."""
+
+    picture: Part
+    label: int | None
+
+
+def find_shards(path: str) -> list[str]:
+    """The .tar files that a folder, a pattern or a file's own path stands for, sorted."""
+    if not path:
+        raise ConfigError("which shards? Give --data DIR with .tar files, or a quoted pattern such as 'train-*.tar'")
+    place = os.path.expanduser(path)
+    if os.path.isdir(place):
+        found = [os.path.join(place, name) for name in os.listdir(place) if name.endswith(".tar")]
+    elif has_magic(place) and not os.path.exists(place):
+        found = [name for name in glob(place, recursive=True) if os.path.isfile(name)]
+    else:
+        found = [place] if os.path.isfile(place) else []
+    if not found:
+        raise DataError(f"{one_line(path)}: no .tar file; give a folder of them, or a pattern such as 'train-*.tar'")
+    return sorted(found)
+
+
+def read_shards(
+    archives: list[str], size: tuple[int, int], channels: int, progress: Progress | None = None
+) -> tuple[Members, list[Bad]]:
+    """All pictures of the archives in order, and what was not used; with labels as soon as any picture has one."""
+    found: list[tuple[int, Sample]] = []
+    bad: list[Bad] = []
+    for number, archive in enumerate(archives):
+        samples, odd = read_archive(archive)
+        found += [(number, sample) for sample in samples]
+        bad += odd
+        if progress is not None:
+            progress(archive, number + 1, len(archives))
+    labelled = any(sample.label is not None for _, sample in found)
+    if labelled:
+        bare = "no .cls and no label in a .json of its name, but other pictures have one"
+        bad += [Bad(f"{archives[i]}, {one.picture.name}", bare) for i, one in found if one.label is None]
+        found = [(i, one) for i, one in found if one.label is not None]
+    if not found:
+        hint = f"; the first: {bad[0]}" if bad else ""
+        raise DataError(f"{one_line(archives[0])}: no readable picture in {len(archives)} shards{hint}")
+    labels = np.array([sample.label for _, sample in found], dtype=np.int64) if labelled else None
+    return Members(
+        labels=None if labels is None else torch.from_numpy(labels),
+        classes=() if labels is None else number_names(labels),
+        size=size,
+        channels=channels,
+        archives=tuple(archives),
+        names=tuple(sample.picture.name for _, sample in found),
+        places=torch.from_numpy(np.array([(i, one.picture.offset, one.picture.length) for i, one in found])),
+    ), bad
+
+
+def read_archive(archive: str) -> tuple[list[Sample], list[Bad]]:
+    """The pictures of an archive with their labels, in its order, and what was not used."""
+    parts, bad = list_parts(archive)
+    groups: dict[str, dict[str, Part]] = {}
+    for part in parts:
+        match = NAME.fullmatch(part.name)
+        if match is None:
+            continue
+        group = groups.setdefault(match[1], {})
+        if match[2].lower() in group:
+            bad.append(Bad(f"{archive}, {part.name}", "a second member of that name"))
+        group.setdefault(match[2].lower(), part)
+    if not groups:
+        return [], bad
+    samples = []
+    with open(archive, "rb") as file:
+        for key, group in groups.items():
+            try:
+                samples.append(Sample(choose_picture(group), read_label(file, group)))
+            except DataError as error:
+                bad.append(Bad(f"{archive}, {key}", str(error)))
+    return samples, bad
+
+
+def list_parts(archive: str) -> tuple[list[Part], list[Bad]]:
+    """The regular members whose bytes are all there; and what is wrong with the archive, if anything."""
+    parts: list[Part] = []
+    bad: list[Bad] = []
+    try:
+        with open(archive, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            end = os.fstat(file.fileno()).st_size
+            for info in walk(tar):
+                part = Part(info.name, info.offset_data, info.size)
+                reason = refuse(info, end)
+                parts += [part] if reason == "" else []
+                bad += [Bad(f"{archive}, {info.name}", reason)] if reason else []
+            file.seek(tar.offset)
+            mark = file.read(tarfile.BLOCKSIZE)
+            if mark.strip(b"\0"):  # at which tarfile stops without a word
+                bad.append(Bad(archive, f"damaged header at byte {tar.offset}: nothing behind it was used"))
+            elif len(mark) < tarfile.BLOCKSIZE:
+                bad.append(Bad(archive, "ends without tar's end mark: it may have been cut short"))
+    except DAMAGE as error:
+        known = error.strerror if isinstance(error, OSError) and error.strerror else f"not a sound, plain tar ({error})"
+        bad.append(Bad(archive, known))
+    return parts, bad
+
+
+def walk(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members in order; a negative size, which could send tarfile round for ever, is a ReadError."""
+    last = -1
+    for info in tar:
+        if info.offset <= last or info.size < 0:
+            raise tarfile.ReadError(f"damaged header at byte {info.offset}")
+        last = info.offset
+        yield info
+
+
+def refuse(info: tarfile.TarInfo, end: int) -> str | None:
+    """Why a member cannot be used: "" if it can, None if it is none of ours, as a folder is."""
+    if not info.isreg() or info.issparse():
+        return "a link or a sparse file: store it whole" if info.name.lower().endswith(DOTTED) else None
+    if info.offset_data + info.size > end:
+        return "cut short: the archive ends before it does"
+    if info.size > MAX_BYTES and info.name.lower().endswith(DOTTED):
+        return f"{info.size} bytes are more than {MAX_BYTES}: shrink it first"
+    return ""
+
+
+def choose_picture(group: dict[str, Part]) -> Part:
+    """The one picture among the members of a key."""
+    pictures = [part for suffix, part in group.items() if suffix in SUFFIXES]
+    if len(pictures) == 1:
+        return pictures[0]
+    if pictures:
+        raise DataError(f"{len(pictures)} pictures, {', '.join(part.name for part in pictures)}: keep one")
+    raise DataError(f"no picture ({', '.join(DOTTED)}) beside .{', .'.join(group)}")
+
+
+def read_label(file: BinaryIO, group: dict[str, Part]) -> int | None:
+    """The class that the members of a key state, if any; DataError if it is no class."""
+    if "cls" in group:
+        text = read_part(file, group["cls"], MAX_CLS_BYTES)
+        if not re.fullmatch(rb"\s*\d+\s*", text):
+            raise DataError(f".cls is {text[:20]!r}, not a whole number from 0")
+        label = int(text)
+    elif "json" in group:
+        try:
+            facts = json.loads(read_part(file, group["json"], MAX_JSON_BYTES))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f".json is not valid JSON ({error})") from error
+        if not isinstance(facts, dict) or "label" not in facts:
+            return None
+        label = facts["label"]
+        if type(label) is not int or label < 0:
+            raise DataError(f"label in .json is {str(label)[:20]!r}, not a whole number from 0")
+    else:
+        return None
+    if label >= MAX_CLASSES:
+        raise DataError(f"label {label}, but {MAX_CLASSES} classes is the most: number them from 0")
+    return label
+
+
+def read_part(file: BinaryIO, part: Part, most: int) -> bytes:
+    """The bytes of a small member."""
+    if part.length > most:
+        raise DataError(f"{part.name} has {part.length} bytes, too many for a label: {most} is the most")
+    file.seek(part.offset)
+    return file.read(part.length)

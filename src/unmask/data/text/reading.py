@@ -1,0 +1,108 @@
+"""Foreign text read from files, in blocks: what is not UTF-8, or holds a NUL byte or an endless line, is refused with
+its place, and nothing is repaired or left out."""
+
+import codecs
+import gzip
+import zlib
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from unmask.errors import DataError
+from unmask.storage.files import one_line
+
+Located = tuple[str, str]
+"""Where a text stands, for errors, and the text."""
+
+BLOCK = 1 << 20  # bytes that are read at once
+MAX_LINE = 1 << 26  # characters
+BOM = codecs.BOM_UTF8
+
+
+def read_documents(path: Path, separator: str) -> Iterator[Located]:
+    """The documents between separators, stripped, and none that are empty; or the whole as it is, without one."""
+    if not separator:
+        text = "".join(read_blocks(path))
+        if text.strip():
+            yield one_line(str(path)), text
+        return
+    line = 1
+    for piece in _split(read_blocks(path), separator):
+        begin = len(piece) - len(piece.lstrip())
+        if begin < len(piece):
+            where = f"{one_line(str(path))}, document at line {line + piece.count(chr(10), 0, begin)}"
+            yield where, piece.strip()
+        line += piece.count("\n") + separator.count("\n")
+
+
+def read_lines(path: Path) -> Iterator[Located]:
+    """The lines that are not blank, without their ends; DataError for one of more than `MAX_LINE` characters."""
+    held: list[str] = []
+    size, number = 0, 1
+    for block in chain(read_blocks(path), ["\n"]):
+        first, *others = block.split("\n")
+        held.append(first)
+        size += len(first)
+        if size > MAX_LINE:
+            raise DataError(
+                f"{one_line(str(path))}, line {number}: more than {MAX_LINE} characters; put each document on a line "
+                "of its own, or read the file as text"
+            )
+        if not others:
+            continue
+        for line in ("".join(held), *others[:-1]):
+            if line.strip():
+                yield f"{one_line(str(path))}, line {number}", line
+            number += 1
+        held, size = others[-1:], len(others[-1])
+
+
+def read_blocks(path: Path) -> Iterator[str]:
+    """The text of a file bit by bit, without a byte-order mark and with \\n for \\r\\n; DataError for what is none."""
+    pending, offset, line = b"", 0, 1
+    for raw in chain(_raw(path), [b""]):
+        data = pending + raw
+        if not offset and data.startswith(BOM):
+            data, offset = data[len(BOM) :], len(BOM)
+        nul = data.find(0)
+        if nul >= 0:
+            at = f"line {line + data.count(10, 0, nul)} (byte {offset + nul})"
+            raise DataError(
+                f"{one_line(str(path))}, {at}: a NUL byte, which no text has; clean it, or save it as UTF-8"
+            )
+        try:
+            text, used = codecs.utf_8_decode(data, "strict", not raw)
+        except UnicodeDecodeError as error:
+            at = f"byte {offset + error.start} (line {line + data.count(10, 0, error.start)})"
+            raise DataError(f"{one_line(str(path))}, {at}: {error.reason}, so not UTF-8; convert it to that") from error
+        if raw and text.endswith("\r"):  # its \n may come with the next block
+            text, used = text[:-1], used - 1
+        pending, offset, line = data[used:], offset + used, line + text.count("\n")
+        if text:
+            yield text.replace("\r\n", "\n")
+
+
+def _raw(path: Path) -> Iterator[bytes]:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                yield block
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{one_line(str(path))} cannot be read: {reason}; check the path, or get it again") from error
+
+
+def _split(blocks: Iterator[str], separator: str) -> Iterator[str]:
+    """`"".join(blocks).split(separator)`, with no more in memory than one piece of it."""
+    held: list[str] = []
+    edge = ""  # what may be the beginning of a separator
+    for block in blocks:
+        first, *others = (edge + block).split(separator)
+        if others:
+            yield "".join([*held, first])
+            yield from others[:-1]
+            held, first = [], others[-1]
+        kept = max(len(first) - len(separator) + 1, 0)
+        held.append(first[:kept])
+        edge = first[kept:]
+    yield "".join([*held, edge])

@@ -1,0 +1,146 @@
+"""Rows of tokens from the flat arrays of a text, mapped into memory: windows of a stream of documents, or one document
+each. What is read is checked, and little of it stays in memory."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unmask.data.shards.dataset import FAULT, MAX_MAPPED, code_type, open_array
+from unmask.data.text.sources import Part
+from unmask.errors import ConfigError, DataError
+from unmask.storage.files import one_line
+
+Packing = Literal["stream", "documents"]
+START = np.dtype("<i8")
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPart:
+    """How much a part holds, `tokens` with the end tokens and `bytes` in UTF-8, and the sha256 of its two files."""
+
+    documents: int
+    tokens: int
+    characters: int
+    bytes: int
+    sha256: str
+    starts: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.documents <= self.tokens:
+            raise ConfigError(f"{self.documents} documents in {self.tokens} tokens; each has at least its end token")
+        for digest in (self.sha256, self.starts):
+            if not _SHA256.fullmatch(digest):
+                raise ConfigError(f"{digest!r} is not a sha256 in hexadecimal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextMeta:
+    """What a finished folder holds; `tokenizer` is the sha256 of tokenizer.json, `source` JSON as text, and `files`
+    the sha256 of every file that it was made of."""
+
+    tokenizer: str
+    vocab_size: int
+    source: str
+    files: tuple[str, ...]
+    train: TextPart
+    test: TextPart
+    format: Literal["unmask-text-1"] = "unmask-text-1"
+
+    def __post_init__(self) -> None:
+        if not _SHA256.fullmatch(self.tokenizer):
+            raise ConfigError(f"tokenizer is {self.tokenizer!r}; give its sha256 in hexadecimal")
+        if self.vocab_size < 2:
+            raise ConfigError(f"vocab_size is {self.vocab_size}; a token and the end token are 2")
+
+    def part(self, name: Part) -> TextPart:
+        return self.train if name == "train" else self.test
+
+
+class TextSet:
+    """One part as rows of `context` tokens, read from the disk as they are asked for.
+
+    `stream`: row i begins at token i * context, and documents run into one another. `documents`: row i is document i
+    with its end token, and -1 where there is none; a longer document shows a window.
+    """
+
+    def __init__(self, folder: Path, meta: TextMeta, part: Part, context: int, packing: Packing = "stream"):
+        if context < 1:
+            raise ConfigError(f"context is {context}; a row holds at least 1 token")
+        self.folder, self.meta, self.part, self.context, self.packing = folder, meta, part, context, packing
+        self._num = meta.part(part).tokens
+        self._tokens, self._starts = open_part(folder, meta, part)
+        self._resident = 0  # bytes, at most
+        if not len(self):
+            raise DataError(
+                f"{one_line(str(folder))}: the {part} part has {self._num} tokens, fewer than a context of {context}: "
+                "give more text, hold out another share, or lower the context"
+            )
+
+    def __len__(self) -> int:
+        return self._num // self.context if self.packing == "stream" else self.meta.part(self.part).documents
+
+    def rows(
+        self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
+    ) -> tuple[Int[Tensor, "b l"], None]:
+        """The chosen rows, int64 on `device`; noise `u` in [0, 1) shifts a window by less than a context in a stream,
+        and to anywhere in a longer document.
+
+        Raises DataError, naming the file, if it is damaged.
+        """
+        at = index.numpy()
+        if len(at) and not 0 <= at.min() <= at.max() < len(self):
+            raise IndexError(f"rows {at.min()}..{at.max()} are asked for, but there are {len(self)}")
+        noise = np.zeros(len(at)) if u is None else u.double().numpy()
+        first, stop = self._windows(at, noise)
+        places = first[:, None] + np.arange(self.context)
+        tokens = self._tokens[np.minimum(places, stop[:, None] - 1)].astype(np.int64)
+        self._release(len(at))
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.meta.vocab_size:
+            raise self._damage(f"tokens {tokens.min()}..{tokens.max()} of a vocabulary of {self.meta.vocab_size}")
+        tokens[places >= stop[:, None]] = -1
+        return torch.from_numpy(tokens).to(device), None
+
+    def _windows(
+        self, at: Int[np.ndarray, "b"], noise: Float[np.ndarray, "b"]
+    ) -> tuple[Int[np.ndarray, "b"], Int[np.ndarray, "b"]]:
+        """The first token of each row, and the one after its last."""
+        if self.packing == "stream":
+            first = at * self.context
+            choices = np.minimum(self.context, self._num - self.context - first + 1)
+            first = first + _choose(choices, noise)
+            return first, first + self.context
+        first, stop = np.array(self._starts[at]), np.array(self._starts[at + 1])
+        if len(at) and not (first.min() >= 0 and (first < stop).all() and stop.max() <= self._num):
+            raise self._damage("documents that do not follow one another")
+        return first + _choose(np.maximum(stop - first - self.context + 1, 1), noise), stop
+
+    def _release(self, num: int) -> None:
+        """Map anew once `num` more rows may have brought too much of the files into memory."""
+        touched = self.context * self._tokens.itemsize + FAULT
+        self._resident += num * touched * (1 if self.packing == "stream" else 2)
+        if self._resident > MAX_MAPPED:
+            self._tokens, self._starts = open_part(self.folder, self.meta, self.part)
+            self._resident = 0
+
+    def _damage(self, what: str) -> DataError:
+        where = one_line(str(self.folder / f"{self.part}.tokens.npy"))
+        return DataError(f"{where} or its starts are damaged: {what}; tokenize the text again, which mends it")
+
+
+def open_part(folder: Path, meta: TextMeta, part: Part) -> tuple[np.memmap, np.memmap]:
+    there = meta.part(part)
+    tokens = open_array(folder / f"{part}.tokens.npy", code_type(meta.vocab_size), (there.tokens,))
+    return tokens, open_array(folder / f"{part}.starts.npy", START, (there.documents + 1,))
+
+
+def _choose(choices: Int[np.ndarray, "b"], noise: Float[np.ndarray, "b"]) -> Int[np.ndarray, "b"]:
+    """floor(noise * choices), below `choices` also where single precision rounded the noise up to 1."""
+    return np.clip((noise * choices).astype(np.int64), 0, choices - 1)

@@ -1,0 +1,203 @@
+"""Where texts come from: plain text, one document per line, JSON lines, or a Hugging Face data set, each read as it
+lies there, without normalisation. The last part of it is held out, or another file."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+from unmask.data.sources.hub import load_parts
+from unmask.data.text.reading import Located, read_documents, read_lines
+from unmask.errors import ConfigError, DataError
+from unmask.storage.files import one_line, sha256_of
+
+Part = Literal["train", "test"]
+
+FEW = 20  # below so many documents, characters are held out rather than documents
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFile:
+    """A file of text, or a folder of them, in UTF-8; a name that ends in .gz is unpacked as it is read.
+
+    `text` is one document, or those between the occurrences of `separator`, without the space around them; `lines`
+    has one per line, `jsonl` an object per line with the text in `field`. Without a second file `test`, the last
+    `held_out` of the documents is held out, or of the characters where there are fewer than 20 documents.
+    """
+
+    path: str
+    test: str | None = None
+    format: Literal["auto", "text", "lines", "jsonl"] = "auto"
+    field: str = "text"
+    separator: str = ""
+    held_out: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_share(self.held_out)
+        if self.separator and self.format in ("lines", "jsonl"):
+            raise ConfigError(f"separator {self.separator!r} is for format text, not {self.format}: leave it out")
+
+    def documents(self, part: Part) -> Iterator[str]:
+        return (text for _, text in self.located(part))
+
+    def located(self, part: Part) -> Iterator[Located]:
+        """Each document of a part with its place; DataError, with file and line, for what is no text."""
+        if self.test is None:
+            return hold_out(lambda: self._whole(self.path), part, self.held_out, self.path)
+        path = self.path if part == "train" else self.test
+        return _some(self._whole(path), path)
+
+    def digests(self) -> tuple[str, ...]:
+        """The sha256 of every file."""
+        paths = [path for name in (self.path, self.test) if name is not None for path in self._files(name)]
+        return tuple(_digest(path) for path in paths)
+
+    def _whole(self, name: str) -> Iterator[Located]:
+        return chain.from_iterable(self._read(path) for path in self._files(name))
+
+    def _files(self, name: str) -> list[Path]:
+        path = Path(name).expanduser()
+        if not path.is_dir():
+            return [path]
+        ending = ".jsonl" if self.format == "jsonl" else ".txt"
+        found = sorted(file for file in path.rglob("*") if file.name.removesuffix(".gz").endswith(ending))
+        if not found:
+            raise DataError(f"{one_line(name)}: no {ending} files in this folder; name one with texts, or a file")
+        return found
+
+    def _read(self, path: Path) -> Iterator[Located]:
+        chosen = self.format
+        if chosen == "auto":
+            chosen = "jsonl" if path.name.removesuffix(".gz").endswith(".jsonl") else "text"
+        if chosen == "text":
+            return read_documents(path, self.separator)
+        if chosen == "lines":
+            return read_lines(path)
+        texts = ((where, _field(line, self.field, where)) for where, line in read_lines(path))
+        return ((where, text) for where, text in texts if text.strip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubText:
+    """A text data set by its name on the Hugging Face hub, or a folder that `save_to_disk` or any loader made.
+
+    `subset` is one of its configurations and `split` what to train on; without a split `test`, the last `held_out` of
+    the documents is held out, as in `TextFile`.
+    """
+
+    name: str
+    subset: str | None = None
+    split: str = "train"
+    test: str | None = None
+    field: str = "text"
+    held_out: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_share(self.held_out)
+
+    def documents(self, part: Part) -> Iterator[str]:
+        return (text for _, text in self.located(part))
+
+    def located(self, part: Part) -> Iterator[Located]:
+        """Each document of a part with its place; ConfigError for a split or column that is not there."""
+        if self.test is None:
+            rows = self._rows(self.split)
+            return hold_out(lambda: self._whole(rows, self.split), part, self.held_out, self.name)
+        split = self.split if part == "train" else self.test
+        return _some(self._whole(self._rows(split), split), f"{self.name}, {split}")
+
+    def digests(self) -> tuple[str, ...]:
+        """The fingerprint of every split, which `datasets` makes of its content or origin."""
+        splits = [split for split in (self.split, self.test) if split is not None]
+        return tuple(hashlib.sha256(self._rows(split)._fingerprint.encode()).hexdigest() for split in splits)
+
+    def _rows(self, split: str) -> Any:
+        if not self.name:
+            raise ConfigError("which data set? Give --data.name OWNER/NAME, or a folder made by save_to_disk")
+        parts = load_parts(self.name, self.subset)
+        if split not in parts:
+            raise ConfigError(f"{self.name} has no split {split!r}, but {', '.join(parts)}: set --data.split or .test")
+        rows = parts[split]
+        if self.field not in rows.features:
+            names = ", ".join(rows.features)
+            raise ConfigError(f"{self.name}, {split}: no column {self.field!r}, but {names}: set --data.field")
+        return rows.select_columns([self.field])
+
+    def _whole(self, rows: Any, split: str) -> Iterator[Located]:
+        cells = chain.from_iterable(batch[self.field] for batch in rows.iter(batch_size=1000))
+        for number, cell in enumerate(cells):
+            where = f"{self.name}, {split}, row {number}"
+            if not isinstance(cell, str):
+                raise DataError(f"{where}: {type(cell).__name__} instead of text in {self.field!r}: set --data.field")
+            text = _checked(cell, where)
+            if text.strip():
+                yield where, text
+
+
+TextSource = TextFile | HubText
+
+
+def hold_out(whole: Callable[[], Iterator[Located]], part: Part, share: float, name: str) -> Iterator[Located]:
+    """One part of documents whose last `share` is the other; of their characters, if they are fewer than `FEW`.
+
+    They are read twice, first to count them, so that memory is that of one document.
+    """
+    num = total = 0
+    for _, text in whole():
+        num, total = num + 1, total + len(text)
+    if num >= FEW:
+        end = int((1 - share) * num)
+        yield from islice(whole(), end) if part == "train" else islice(whole(), end, None)
+        return
+    rest = int((1 - share) * total)
+    for where, text in _some(whole(), name):
+        kept, rest = min(rest, len(text)), max(rest - len(text), 0)
+        chosen = text[:kept] if part == "train" else text[kept:]
+        place = f"{where}, from its character {kept} on" if part == "test" and kept else where
+        if chosen:
+            yield place, chosen
+
+
+def _field(line: str, field: str, where: str) -> str:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({one_line(str(error))}); put one object on each line") from error
+    if not isinstance(data, dict) or not isinstance(data.get(field), str):
+        seen = f"it has {one_line(', '.join(data)[:200]) or 'nothing'}" if isinstance(data, dict) else "it is no object"
+        raise DataError(f"{where}: no text in a field {field!r}, but {seen}; set --data.field")
+    return _checked(data[field], where)
+
+
+def _checked(text: str, where: str) -> str:
+    """As files are checked, for what comes out of another format."""
+    wrong = _NO_TEXT.search(text)
+    if wrong:
+        raise DataError(f"{where}: it has {wrong.group()!a}, which is no character of a text; remove it")
+    return text.replace("\r\n", "\n")
+
+
+def _some(documents: Iterator[Located], name: str) -> Iterator[Located]:
+    """The same, or DataError if there are none."""
+    first = next(documents, None)
+    if first is None:
+        raise DataError(f"{one_line(name)} holds no text: name another file or split")
+    yield first
+    yield from documents
+
+
+def _check_share(held_out: float) -> None:
+    if not 0 < held_out < 1:
+        raise ConfigError(f"held_out is {held_out}; hold out a fraction between 0 and 1, for the validation loss")
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise DataError(f"{one_line(str(path))} cannot be read: {error.strerror}; check the path") from error

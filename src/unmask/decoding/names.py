@@ -1,0 +1,131 @@
+"""The names of orders, schedules, samplers and presets, for the command line and for Python."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+from unmask.decoding import presets
+from unmask.decoding.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, Preset
+from unmask.decoding.rules import RolledHalton
+from unmask.decoding.sampling import (
+    Adaptive,
+    Ancestral,
+    HaltonCounts,
+    Order,
+    Parallel,
+    ReMDM,
+    Reveal,
+    Sampling,
+    ValeoaiV1,
+)
+from unmask.errors import ConfigError
+from unmask.method.sampling.adaptive import EntropyBound, Threshold
+from unmask.method.sampling.priorities import (
+    Confidence,
+    Entropy,
+    Halton,
+    Margin,
+    MarginRepulsion,
+    MaxLogit,
+    Moment,
+    Random,
+    Raster,
+)
+from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale
+from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Shape, Sigmoid
+
+T = TypeVar("T")
+
+
+def named(table: Mapping[str, T], name: str, what: str) -> T:
+    """table[name], or a ConfigError with the nearest name."""
+    if name not in table:
+        raise ConfigError(f"no {what} {name}{nearest(name, table)}")
+    return table[name]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error line: the nearest known name, or all of them."""
+    near = get_close_matches(name, list(known), 1)
+    return f": did you mean {near[0]}?" if near else f": there are {', '.join(known)}"
+
+
+PRESETS = {
+    "besnier-256-8": REPORT_256,
+    "besnier-512-15": REPORT_512,
+    "maskgit-256-8": GOOGLE_256,
+    "maskgit-512-12": GOOGLE_512,
+    "halton-tiny-256-32": presets.HALTON_TINY_256,
+    "halton-small-256-32": presets.HALTON_SMALL_256,
+    "halton-base-256-32": presets.HALTON_BASE_256,
+    "halton-small-384-32": presets.HALTON_SMALL_384,
+    "halton-base-384-32": presets.HALTON_BASE_384,
+    "halton-large-384-32": presets.HALTON_LARGE_384,
+    "titok-l32-256-8": presets.TITOK_L32,
+    "titok-b64-256-8": presets.TITOK_B64,
+    "titok-s128-256-64": presets.TITOK_S128,
+}
+"""Published ones: whose, for which size, in how many steps."""
+
+
+OURS = {"ours-8": presets.ours(8), "ours-16": presets.ours(16)}
+
+
+SAMPLINGS: dict[str, Sampling] = {name: preset.sampling for name, preset in PRESETS.items()} | OURS
+"""What `--preset` may say."""
+
+
+def expected(name: str) -> str:
+    """What a preset is reported to reach, in one line."""
+    if name in OURS:
+        return f"preset {name}: our own, of which nothing is published"
+    preset: Preset = named(PRESETS, name, "preset")
+    fid, score = preset.expected.fid, preset.expected.inception_score
+    size = "x".join(map(str, preset.size))
+    judged = "" if score is None else f", IS {score:.1f}"
+    return f"preset {name}: published FID {fid:.2f}{judged} for ImageNet at {size} ({preset.source})"
+
+
+SAMPLERS: dict[str, Parallel | Ancestral | ReMDM | Adaptive] = {
+    "parallel": Parallel(),
+    "remask": Parallel(),
+    "ancestral": Ancestral(),
+    "remdm-cap": ReMDM(Cap(0.02)),
+    "remdm-rescale": ReMDM(Rescale(0.1)),
+    "remdm-confidence": ReMDM(ConfidenceWeighted()),
+    "entropy-bound": Adaptive(EntropyBound(0.1)),
+    "threshold": Adaptive(Threshold(0.9)),
+}
+"""What `--sampler` may say."""
+
+
+def schedules(length: int) -> dict[str, Reveal]:
+    """What `--schedule` may say: fractions still masked, or tokens per step as the reproduction report has them."""
+    plain = shapes(length)
+    densities = {f"valeoai-v1-{name}": ValeoaiV1(shape=shape) for name, shape in plain.items()}
+    return {**plain, **densities, "halton-maskgit": HaltonCounts()}
+
+
+def orders(grid: tuple[int, ...]) -> dict[str, Order]:
+    """What `--order` may say."""
+    return {
+        "confidence": Confidence(),
+        "confidence-without-noise": Confidence(0.0),
+        "halton": Halton(grid),
+        "random": Random(),
+        "margin": Margin(),
+        "margin-repulsion": MarginRepulsion(radius=4 if len(grid) == 1 else 1, grid=grid),
+        "entropy": Entropy(),
+        "max-logit": MaxLogit(),
+        "raster": Raster(),
+        "moment": Moment(),
+        "halton-rolled": RolledHalton(grid),
+    }
+
+
+def shapes(tokens: int) -> dict[str, Shape]:
+    """What `--shape` and `--schedule` may say; log and exp depend on the number of tokens."""
+    powers = {"uniform": 1.0, "linear": 1.0, "pow2": 2.0, "square": 2.0, "pow3": 3.0, "pow0.5": 0.5, "root": 0.5}
+    named_shapes: dict[str, Shape] = {name: Power(exponent) for name, exponent in powers.items()}
+    named_shapes |= {"cosine": Cosine(), "arccos": Arccos(), "sigmoid": Sigmoid()}
+    return named_shapes if tokens < 2 else named_shapes | {"log": Log(tokens), "exp": Exp(tokens)}

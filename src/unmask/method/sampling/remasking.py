@@ -1,0 +1,137 @@
+"""Samplers that take tokens back: ReMDM masks some of them again (arXiv 2503.00307), `edited` replaces some.
+
+With alpha the known fraction, rising from alpha_t to alpha_s in a step, ReMDM masks a revealed token again with
+probability sigma <= sigma_max = min(1, (1 - alpha_s) / alpha_t), and reveals a masked one with probability
+(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), which keeps the expected number of masked tokens on schedule. A rule
+says what sigma is (section 4.1); one that is 0 but where the ratios stand still (before == after) is the paper's loop.
+A critic needs no code here: it is a priority that looks at the filled canvas, for `decode(..., remask=True)`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask.method.guidance import Predict
+from unmask.method.rand import Rand
+from unmask.method.sampling.decode import State, ask, check_temperatures, check_tokens, draw, refuse
+from unmask.method.schedules import check_ratios
+
+Rule = Callable[[float, float, Float[Tensor, "b l"]], float | Float[Tensor, "b l"]]
+"""`rule(before, after, confidence) -> sigma`, from the fractions masked before and after the step.
+
+`confidence` is the probability that a token had when it was drawn; infinite for one that is masked or was given.
+"""
+
+
+def sigma_max(before: float, after: float) -> float:
+    """The most that can be masked again: the schedule must still be met if every masked token stays masked."""
+    return 1.0 if before == 1 else min(1.0, after / (1 - before))
+
+
+def _check_eta(rule: object, eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ValueError(f"{rule}: eta must lie in [0, 1]; 0 takes nothing back")
+
+
+@dataclass(frozen=True)
+class Cap:
+    """sigma = min(eta, sigma_max)."""
+
+    eta: float
+
+    def __post_init__(self) -> None:
+        _check_eta(self, self.eta)
+
+    def __call__(self, before: float, after: float, confidence: Float[Tensor, "b l"]) -> float:
+        return min(self.eta, sigma_max(before, after))
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """sigma = eta sigma_max."""
+
+    eta: float
+
+    def __post_init__(self) -> None:
+        _check_eta(self, self.eta)
+
+    def __call__(self, before: float, after: float, confidence: Float[Tensor, "b l"]) -> float:
+        return self.eta * sigma_max(before, after)
+
+
+@dataclass(frozen=True)
+class ConfidenceWeighted:
+    """sigma_i = softmax(-confidence)_i times `rule`'s sigma, over the row's revealed tokens: doubtful ones first.
+
+    A row takes back at most one token a step on average. Masked tokens have sigma 0 as in the paper, so that more are
+    masked than the schedule says, until the last step.
+    """
+
+    rule: Rule = Rescale(1.0)
+
+    def __call__(self, before: float, after: float, confidence: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+        weight = (-confidence).softmax(1).nan_to_num(0.0)  # a row with nothing revealed has no weights
+        return weight * self.rule(before, after, confidence)
+
+
+def remdm(
+    predict: Predict,
+    tokens: Int[Tensor, "b l"],
+    ratios: Sequence[float],
+    *,
+    mask_id: int,
+    rand: Rand,
+    rule: Rule,
+    temperature: float | Sequence[float] = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Iterator[State]:
+    """`ancestral` that also masks revealed tokens again with the rule's probability; tokens given at the start stay.
+
+    Every step costs one forward pass. A sigma beyond sigma_max is cut to it; sigma 0 is `ancestral`, draw for draw.
+    """
+    check_ratios(ratios)
+    masked = unknown = check_tokens(tokens, mask_id)
+    temperatures = check_temperatures(temperature, len(ratios))
+    # Given that token i is masked, u[i] is uniform on (0, before), as in `ancestral`.
+    u = rand.at(0)("reveal", tokens.shape[1])
+    confidence = torch.full(tokens.shape, torch.inf, device=tokens.device)
+    broken = torch.zeros((), dtype=torch.bool, device=tokens.device)
+    yield State(tokens, torch.zeros_like(masked), 0, 0.0)
+    for step, (before, after) in enumerate(pairwise([1.0, *ratios])):
+        noise = rand.at(step)
+        logits, bad = ask(predict, tokens, step / len(ratios), mask_id)
+        broken |= bad
+        drawn = draw(logits, temperatures[step], top_k, top_p, noise("token", tokens.shape[1]))
+        p = (logits.gather(-1, drawn[..., None])[..., 0] - logits.logsumexp(-1)).exp()
+        sigma = (torch.zeros_like(u) + rule(before, after, confidence)).clamp(0, sigma_max(before, after))
+        stay = after - sigma * (1 - before)
+        shown = masked & (u >= stay)
+        v = noise("remask", tokens.shape[1])
+        hidden = unknown & ~masked & (v < sigma)
+        u = torch.where(hidden, v / sigma * after, u * (after / stay))  # uniform on (0, after) wherever masked
+        confidence = torch.where(shown, p, confidence.masked_fill(hidden, torch.inf))
+        tokens = torch.where(shown, drawn, tokens.masked_fill(hidden, mask_id))
+        masked = (masked & ~shown) | hidden
+        yield State(tokens, shown, step + 1, (step + 1) / len(ratios))
+    refuse(broken)
+
+
+def edited(
+    logits: Float[Tensor, "b l k"], tokens: Int[Tensor, "b l"], editable: Bool[Tensor, "b l"], margin: float
+) -> Int[Tensor, "b l"]:
+    """Replace each `editable` token by the likeliest one where that is more probable by over `margin` (0 to 1).
+
+    Token editing, as in LLaDA2.1 (arXiv 2602.08676), with the logits of the canvas itself: between two samplers, or as
+    passes of their own. Masked tokens stay. Differs from the paper: a margin between two probabilities, not a threshold
+    on one. Only for networks trained to correct visible tokens: others know nothing of a place that they can see.
+    """
+    visible = editable & (tokens < logits.shape[-1])
+    p = logits.softmax(-1)
+    best, token = p.max(-1)
+    own = p.gather(-1, tokens.clamp(max=logits.shape[-1] - 1)[..., None])[..., 0]
+    return torch.where(visible & (best - own > margin), token, tokens)

@@ -1,0 +1,299 @@
+"""Fill holes in given pictures, at the model's own size (`repair`) or in photos of any size (`edit_photo`).
+
+What lies in a hole never takes part: it is replaced by a smooth continuation of its surroundings before the tokenizer,
+whose receptive field is wider than a token, looks at the picture. Pixels outside a hole come back as they were.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import ceil
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Shaped, UInt8
+from torch import Tensor
+
+from unmask.data.holes import ANY, Cells, blank, paste, token_mask
+from unmask.data.image_files import MAX_PIXELS
+from unmask.data.masks import check_hole
+from unmask.data.tokens import rows_at_once
+from unmask.decoding.sampling import Parallel, Sampling, ordered
+from unmask.errors import ConfigError
+from unmask.method.guidance import Condition
+from unmask.method.rand import Rand
+from unmask.method.sampling.decode import State
+from unmask.pipelines.image import Pipeline
+
+VARIANT = 2**32  # variant v of image i draws the noise of sample i + v VARIANT, however many of either are asked for
+LEAST = 0.25  # a window inside the photo must leave this share to see around the hole's box, or it grows beyond it
+
+
+# -- at the model's own size -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def history(
+    pipeline: Pipeline,
+    images: Float[Tensor, "b c h w"],
+    hole: Bool[Tensor, "b h w"],
+    labels: Condition = None,
+    *,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    cells: Cells = ANY,
+    variants: int = 1,
+    stop: int | None = None,
+    first: int = 0,
+) -> Iterator[State]:
+    """Every step of filling the holes, the holed canvas first; row i * variants + v is variant v of image i.
+
+    `stop` ends early, after that many of the sampling's steps: what is still masked is filled in the stop-th forward
+    pass. Until then noise, guidance and ratios are those of the full run. Row noise is that of image `first + i`.
+    """
+    s = sampling or pipeline.sampling
+    stop = s.steps if stop is None else stop
+    _check(images, hole, s, variants, stop)
+    labels = None if labels is None else torch.as_tensor(labels).to(pipeline.device)
+    if labels is not None:
+        pipeline.check(labels, len(images))
+        labels = labels.repeat_interleave(variants)
+    height, width = pipeline.cells
+    tokens = pipeline.tokenizer.encode(blank(images, hole))
+    tokens = tokens.masked_fill(token_mask(hole, (height, width), cells).to(tokens.device), pipeline.model.mask_id)
+    predict, order = pipeline.predict(labels, s), ordered(s.priority, pipeline.model, labels)
+
+    tokens = tokens.repeat_interleave(variants, 0).to(pipeline.device)
+    rows = torch.arange(first, first + len(images))[:, None] + torch.arange(variants) * VARIANT
+    rand = Rand(seed, rows.flatten().to(pipeline.device), rows.numel())
+    mask_id, full = pipeline.model.mask_id, s.ratios(pipeline.model.length)
+    if stop >= len(full):
+        return s.run(predict, tokens, mask_id=mask_id, rand=rand, priority=order)
+
+    # `decode` counts time in the steps it is given; ours is that of the full run.
+    def time(t: float) -> float:
+        return round(t * stop) / len(full)
+
+    def priority(logits: Tensor, sample: Tensor, *, masked: Tensor, t: float, rand: Rand) -> Tensor:
+        return order(logits, sample, masked=masked, t=time(t), rand=rand)
+
+    warmth = s.temperature[:stop] if isinstance(s.temperature, tuple) else s.temperature
+    cut = replace(s, steps=stop, temperature=warmth)
+    plan = [*full[: stop - 1], 0.0]
+    return cut.run(
+        lambda canvas, t: predict(canvas, time(t)), tokens, mask_id=mask_id, rand=rand, priority=priority, plan=plan
+    )
+
+
+def _check(
+    images: Float[Tensor, "b c h w"], hole: Bool[Tensor, "_ _ _"], sampling: Sampling, variants: int, stop: int
+) -> None:
+    if hole.shape != (len(images), *images.shape[2:]):
+        raise ConfigError(
+            f"holes are {tuple(hole.shape)}, images {tuple(images.shape)}: give one mask of the same size"
+        )
+    if variants < 1 or not 1 <= stop <= sampling.steps:
+        raise ConfigError(f"variants {variants} must be at least 1, and stop {stop} lie in 1..{sampling.steps} steps")
+    if stop < sampling.steps and not (isinstance(sampling.sampler, Parallel) and not sampling.block):
+        raise ConfigError(f"stop {stop}: only the parallel sampler without blocks can stop early")
+
+
+@torch.no_grad()
+def repair(
+    pipeline: Pipeline,
+    images: Float[Tensor, "b c h w"],
+    hole: Bool[Tensor, "b h w"],
+    labels: Condition = None,
+    *,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    cells: Cells = ANY,
+    feather: int = 0,
+    variants: int = 1,
+    stop: int | None = None,
+    first: int = 0,
+    batch: int = 256,
+) -> Float[Tensor, "b v c h w"]:
+    """Each image with its own hole filled `variants` times; arguments as for `history` and `paste`.
+
+    The result does not depend on `batch`, and image i alone with `first` i gives what it gives among others.
+    """
+    if feather < 0 or min(batch, len(images)) < 1:
+        raise ConfigError(f"feather {feather} must be at least 0, batch {batch} and images {len(images)} at least 1")
+    if labels is not None:
+        labels = torch.as_tensor(labels).to(pipeline.device)
+        pipeline.check(labels, len(images))
+    model = pipeline.model
+    size = max(1, rows_at_once(batch, model.length, model.vocab_size, pipeline.device) // max(1, variants))
+    done = []
+    for at in range(0, len(images), size):
+        part = slice(at, at + size)
+        shown, holes, classes = images[part], hole[part], None if labels is None else labels[part]
+        for state in history(
+            pipeline,
+            shown,
+            holes,
+            classes,
+            seed=seed,
+            sampling=sampling,
+            cells=cells,
+            variants=variants,
+            stop=stop,
+            first=first + at,
+        ):
+            tokens = state.tokens
+        filled = pipeline.tokenizer.decode(tokens.cpu()).to(images).unflatten(0, (-1, variants))
+        done.append(paste(shown, filled, holes, feather))
+    return torch.cat(done)
+
+
+# -- photos of any size ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A part of a photo, in pixels; it may reach beyond the photo, where the photo's edge goes on."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def cut(self, photo: Shaped[Tensor, "*c H W"]) -> Shaped[Tensor, "*c h w"]:
+        """The photo's pixels in the window, its edge repeated beyond it."""
+        y = torch.arange(self.top, self.top + self.height).clamp(0, photo.shape[-2] - 1)
+        x = torch.arange(self.left, self.left + self.width).clamp(0, photo.shape[-1] - 1)
+        return photo.index_select(-2, y).index_select(-1, x)
+
+
+def choose_window(hole: Bool[Tensor, "H W"], size: tuple[int, int], context: float = 0.5) -> Window:
+    """The window of the proportions of `size` (h, w) around the hole, with `context` of the hole's box on each side.
+
+    It is at least `size` and lies inside the photo where that leaves enough to see; else it reaches beyond the photo,
+    but is never larger than what covers the photo.
+    """
+    if not 0 <= context < float("inf"):
+        raise ConfigError(f"context {context}: must be finite and at least 0, in sizes of the hole")
+    lines = [hole.any(1).nonzero(), hole.any(0).nonzero()]
+    spans = [(int(i.min()), int(i.max()) + 1) for i in lines]
+    box = [high - low for low, high in spans]
+    wanted = max(Fraction(n) / s for n, s in zip(box, size, strict=True))
+    inside = min(Fraction(n) / s for n, s in zip(hole.shape, size, strict=True))
+    cover = max(Fraction(n) / s for n, s in zip(hole.shape, size, strict=True))
+    scale = min(cover, max(Fraction(1), wanted * (1 + 2 * Fraction(context))))
+    sees = box[0] * box[1] <= (1 - LEAST) * inside**2 * size[0] * size[1]
+    if scale > inside and wanted <= inside and (sees or inside == cover):
+        scale = inside
+    extent = [ceil(scale * s) for s in size]
+    corner = []
+    for n, total, (low, high) in zip(extent, hole.shape, spans, strict=True):
+        middle = (low + high - n) // 2
+        corner.append(min(max(middle, 0), total - n) if n <= total else (total - n) // 2)
+    return Window(top=corner[0], left=corner[1], height=extent[0], width=extent[1])
+
+
+def look(
+    pipeline: Pipeline, photo: UInt8[Tensor, "c H W"], hole: Bool[Tensor, "H W"], window: Window
+) -> tuple[Float[Tensor, "1 _ h w"], Bool[Tensor, "1 h w"]]:
+    """What the model sees of a photo: the window at the model's size, and which of its pixels touch the hole.
+
+    The shrinking averages visible pixels only, so nothing of the hole's content spreads over its border.
+    """
+    channels, *size = model_shape(pipeline)
+    hidden = window.cut(hole)[None, None]
+    seen = (~hidden).float()
+    colours = with_channels(window.cut(photo).float()[None] / 127.5 - 1, channels)
+    scaled = [F.interpolate(x, size, mode="bilinear", antialias=True) for x in (colours * seen, seen)]
+    images = torch.where(scaled[1] > 1e-6, scaled[0] / scaled[1].clamp(min=1e-6), 0.0).clamp(-1, 1)
+    return images, F.adaptive_max_pool2d(hidden.float(), size)[:, 0] > 0
+
+
+def model_shape(pipeline: Pipeline) -> tuple[int, int, int]:
+    """Channels, height and width of the model's images."""
+    channels, height, width = pipeline.tokenizer.decode(torch.zeros(1, pipeline.model.length, dtype=torch.int64)).shape[
+        1:
+    ]
+    return channels, height, width
+
+
+def with_channels(images: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b _ h w"]:
+    """Grey repeated into colour, or colour weighted into grey (ITU-R BT.601)."""
+    if images.shape[1] == channels:
+        return images
+    if images.shape[1] == 1:
+        return images.expand(-1, channels, -1, -1)
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
+    return (images * weights[:, None, None]).sum(1, keepdim=True)
+
+
+def edit_photo(
+    pipeline: Pipeline,
+    photo: UInt8[Tensor, "c H W"],
+    hole: Bool[Tensor, "H W"],
+    label: int | None = None,
+    *,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    cells: Cells = ANY,
+    feather: int = 0,
+    variants: int = 1,
+    stop: int | None = None,
+    context: float = 0.5,
+) -> UInt8[Tensor, "v c H W"]:
+    """The photo with its hole filled `variants` times; every other byte stays. Another label edits what is there.
+
+    The model repairs the window around the hole, and the hole alone is pasted back; `feather` counts the photo's
+    pixels. A model of grey images sees the photo's brightness and fills in grey.
+    """
+    if hole.shape != photo.shape[1:] or len(photo) not in (1, 3) or feather < 0:
+        found = f"the photo is {tuple(photo.shape)}, the hole {tuple(hole.shape)}, feather {feather}"
+        raise ConfigError(f"{found}: needs 1 or 3 channels, one mask of the same size, and feather of at least 0")
+    check_hole(hole)
+    window = choose_window(hole, model_shape(pipeline)[1:], context)
+    images, hidden = look(pipeline, photo, hole, window)
+    labels = None if label is None else torch.tensor([label])
+    drawn = repair(
+        pipeline, images, hidden, labels, seed=seed, sampling=sampling, cells=cells, variants=variants, stop=stop
+    )
+    # One by one: a large photo as floats is many times its bytes.
+    return torch.stack([_put_back(photo, hole, window, filled, feather) for filled in drawn[0]])
+
+
+def _put_back(
+    photo: UInt8[Tensor, "c H W"],
+    hole: Bool[Tensor, "H W"],
+    window: Window,
+    filled: Float[Tensor, "_ _ _"],
+    feather: int,
+) -> UInt8[Tensor, "c H W"]:
+    """The filled window, enlarged, into the hole of the photo."""
+    size, hidden = (window.height, window.width), window.cut(hole)
+    large = filled[None]
+    if large.shape[2:] != size:
+        large = F.interpolate(large, size, mode="bicubic", antialias=True).clamp(-1, 1)
+    large = with_channels(large, len(photo))
+    if feather:
+        around = window.cut(photo).float()[None] / 127.5 - 1
+        large = paste(around, large[:, None], hidden[None], feather)[:, 0]
+    levels = ((large[0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    y, x = max(window.top, 0), max(window.left, 0)
+    levels = levels[:, y - window.top :, x - window.left :]
+    result = photo.clone()
+    part = result[:, y : y + levels.shape[1], x : x + levels.shape[2]]
+    height, width = part.shape[1:]
+    part.copy_(torch.where(hole[y : y + height, x : x + width], levels[:, :height, :width], part))
+    return result
+
+
+def extend_canvas(
+    photo: UInt8[Tensor, "c H W"], left: int, top: int, right: int, bottom: int
+) -> tuple[UInt8[Tensor, "c _ _"], Bool[Tensor, "_ _"]]:
+    """The photo on a larger canvas, and the new area as the hole: out-painting is in-painting what lies around."""
+    sides = (left, right, top, bottom)
+    height, width = photo.shape[1] + top + bottom, photo.shape[2] + left + right
+    if min(sides) < 0 or not any(sides) or height * width > MAX_PIXELS:
+        raise ConfigError(
+            f"left {left}, top {top}, right {right}, bottom {bottom} pixels make {width}x{height}: each must be at "
+            f"least 0, one of them more, and the whole at most {MAX_PIXELS} pixels"
+        )
+    return F.pad(photo, sides, value=128), F.pad(torch.zeros(photo.shape[1:], dtype=torch.bool), sides, value=True)

@@ -1,0 +1,73 @@
+"""A saved model on its way elsewhere: to and from the Hugging Face hub."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from unmask.errors import ConfigError
+from unmask.pretrained.clip import FILES as TEXT_FILES
+from unmask.storage.cache import cache_dir
+from unmask.storage.files import one_line
+
+HUB = "hf-hub:"
+"""What the name of a model begins with that is to come from the hub: hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION.
+
+A mistyped folder so never becomes a stranger's model.
+"""
+
+
+def is_on_hub(name: str | Path) -> bool:
+    """Whether a name is that of a model on the hub."""
+    return str(name).startswith(HUB)
+
+
+def upload(folder: Path, repo: str, *, private: bool, token: str | None) -> str:
+    """A saved model to a repository of the hub, which is made if needed; gives its address. ConfigError if refused."""
+    with _refusals(f"cannot upload to {repo}"):
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        address = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder)
+    return str(address)
+
+
+def download(name: str, *, offline: bool = False) -> Path:
+    """A saved model of the hub, of which only weights and configurations are asked for, as a folder in our cache.
+
+    `offline`: what is there already. ConfigError if it cannot be had.
+    """
+    found = re.fullmatch(r"([\w.-]+)/([\w.-]+)(?:@([\w./-]+))?", name.removeprefix(HUB))
+    if not found:
+        raise ConfigError(f"{one_line(name)}: give {HUB}OWNER/NAME, or {HUB}OWNER/NAME@REVISION")
+    owner, repo, revision = found.groups()
+    folder = cache_dir() / "hub" / f"{owner}--{repo}@{(revision or 'main').replace('/', '--')}"
+    with _refusals(f"cannot load {name}"):
+        from huggingface_hub import snapshot_download
+
+        snapshot_download(
+            f"{owner}/{repo}",
+            revision=revision,
+            local_dir=folder,
+            allow_patterns=["config.json", "*.safetensors", "README.md", *TEXT_FILES],
+            local_files_only=offline,
+        )
+    return folder
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """What huggingface_hub raises inside, as one line."""
+    try:
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise ConfigError(f"{what}: it takes huggingface_hub: pip install 'unmask[data]'") from error
+    # The bases are the root of what its HTTP client raises, whichever that is in its version.
+    failures: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, ValueError)
+    try:
+        yield
+    except failures as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = next((line for line in lines if "Client Error" not in line), lines[0])  # which is a number alone
+        raise ConfigError(f"{what}: {one_line(reason.strip())}") from error

@@ -1,0 +1,45 @@
+"""What a figure must be quoted with: the command, the commit of this code, and the machine."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def commit() -> str:
+    """The git commit of this code, "+" appended if it was changed since; or the package's version."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(here)], cwd=here, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return f"unmask {version('unmask')}"
+    return head.stdout.strip() + ("+" if changed.returncode else "")
+
+
+def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU's name; on Linux with its family and model, as clouds give one name to CPUs of very different speeds."""
+    if not info.is_file():
+        return platform.processor() or platform.machine()
+    lines = (line.partition(":") for line in info.read_text(errors="replace").split("\n\n")[0].splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in lines}
+    if "model name" not in facts:
+        return platform.machine()
+    return f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')})"
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """What a figure must be quoted with, and what bitwise repetition depends on."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name.replace("__main__.py", "unmask"), *sys.argv[1:]]),
+        "commit": commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }

@@ -1,0 +1,74 @@
+"""The folder that keeps what is downloaded or converted once, and the small downloads themselves."""
+
+import hashlib
+import http.client
+import os
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from unmask.runtime.progress import Progress
+from unmask.storage.files import one_line
+
+
+def cache_dir() -> Path:
+    """$UNMASK_CACHE, else $XDG_CACHE_HOME/unmask, else ~/.cache/unmask."""
+    if os.environ.get("UNMASK_CACHE"):
+        return Path(os.environ["UNMASK_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unmask"
+
+
+TIMEOUT = 30  # seconds without an answer before a mirror is given up
+
+
+def fetch_first(urls: list[str], size: int, sha256: str, progress: Progress | None) -> bytes | list[str]:
+    """The bytes with that digest from the first mirror that has them, or one complaint for each mirror."""
+    complaints = []
+    for url in urls:
+        try:
+            body = fetch(url, size, progress)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            complaints.append(f"{urlsplit(url).netloc}: {one_line(str(error))}")
+            continue
+        if hashlib.sha256(body).hexdigest() == sha256:
+            return body
+        complaints.append(f"{urlsplit(url).netloc}: {len(body)} bytes that are not the published {size}")
+    return complaints
+
+
+def fetch(url: str, size: int, progress: Progress | None) -> bytes:
+    """At most `size` + 1 bytes of `url`."""
+    check_secure(url)
+    name, body = url.rsplit("/", 1)[-1], bytearray()
+    with urllib.request.build_opener(SecureRedirects).open(url, timeout=TIMEOUT) as answer:
+        while len(body) <= size and (chunk := answer.read(min(65536, size + 1 - len(body)))):
+            body += chunk
+            if progress is not None:
+                progress(name, len(body), size)
+    return bytes(body)
+
+
+class SecureRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect only to where we would have gone ourselves."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        check_secure(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def check_secure(url: str) -> None:
+    """ValueError unless https, or http to this very machine."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and (parts.scheme, parts.hostname) != ("http", "127.0.0.1"):
+        raise ValueError(f"{url} is not https")
+
+
+def save(path: Path, body: bytes) -> None:
+    """Write by a temporary name and rename, so that a file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(body)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

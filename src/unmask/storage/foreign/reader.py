@@ -1,0 +1,235 @@
+"""The one place where foreign weight files are read. What a file is, its first bytes say; that nothing in it can run or
+use up the machine is seen to before a tensor is made.
+
+Of a torch file nothing is unpickled at all: a child process with limits reads the pickle as data (`unpacking`), copies
+the weights, and only them, into a safetensors file, and this process maps that. Others may call `torch.load` safe with
+`weights_only=True`; it has been broken twice (CVE-2025-32434, CVE-2026-24747), and bounds neither memory nor time.
+"""
+
+import errno
+import json
+import math
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unmask.errors import CheckpointError, DiskError
+from unmask.storage.files import one_line
+from unmask.storage.foreign.unpacking.job import not_blocking
+
+MAX_TENSORS = 20_000
+MAX_HEADER = 4 << 20
+MAX_AXES = 8
+MAX_NAME = 512
+KINDS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+"""Types in safetensors that are read, and the bytes of one number."""
+PREFIXES = ("module.", "_orig_mod.")
+"""What wrappers for many GPUs and compiled models put before every name."""
+PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); from unpacking.job import main; main()"
+LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+"""All of the environment that a child gets; keys and tokens are none of its business."""
+PATIENCE = 60
+"""Seconds that a child may take, besides those for the size of its file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """What a foreign file holds; `opened` are the containers that the weights were in, `left_out` what lay beside."""
+
+    tensors: dict[str, Tensor]
+    opened: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def open_foreign(path: Path, *, container: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, torch (.pth, .pt, .ckpt, .bin) or flax file, mapped; else one line.
+
+    `container` is the entry that holds the weights in a torch file that has entries. Writing to the tensors does not
+    change the file. Raises CheckpointError.
+    """
+    return read_foreign(path, container=container).tensors
+
+
+def read_foreign(path: Path, *, container: str | None = None) -> Foreign:
+    """As `open_foreign`, and says what was opened and left out."""
+    path = Path(path)
+    head, size = _look(path)
+    is_zip = head[:4] == b"PK\x03\x04"
+    is_safetensors = head[8:9] == b"{" and not is_zip
+    is_torch = is_zip or (head[0] == 0x80 and not is_safetensors)
+    if is_safetensors:
+        found = Foreign(tensors=_read_safetensors(path))
+    elif is_torch:
+        found = _read_torch(path, size, container)
+    elif head[:1] in (b"\xde", b"\xdf") or 0x81 <= head[0] <= 0x8F:  # tables in msgpack
+        from unmask.storage.foreign.flax import read_flax
+
+        found = Foreign(tensors=read_flax(path))
+    else:
+        raise _refusal(
+            path, "neither safetensors, torch nor flax; give one of .safetensors, .pth, .ckpt, .bin, msgpack"
+        )
+    return Foreign(tensors=_named(path, found.tensors), opened=found.opened, left_out=found.left_out)
+
+
+def _look(path: Path) -> tuple[bytes, int]:
+    """The first bytes and the size of a regular file."""
+    try:
+        with open(path, "rb", opener=not_blocking) as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise _refusal(path, "not a regular file; give the file of the weights")
+            head = file.read(16)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise _refusal(path, f"cannot be read ({reason}); give the file of the weights") from error
+    if len(head) < 9:
+        raise _refusal(path, f"only {len(head)} bytes; get the file again")
+    return head, facts.st_size
+
+
+def _refusal(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{one_line(str(path))}: {one_line(reason)}")
+
+
+def _named(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes of wrappers."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = name
+        while short.startswith(PREFIXES):
+            short = short.partition(".")[2]
+        if not short.isprintable() or not short:
+            raise _refusal(path, f"a tensor is named {name[:100]!r}, which is no printable name")
+        if short in found:
+            raise _refusal(path, f"two tensors are {short} once {' and '.join(PREFIXES)} are left out")
+        found[short] = tensor
+    return found
+
+
+# -- torch --
+
+
+def _read_torch(path: Path, size: int, container: str | None) -> Foreign:
+    try:
+        with tempfile.TemporaryDirectory(prefix="unmask-weights-") as name:
+            answer = _unpack(path, size, container, Path(name))
+            tensors = _read_safetensors(Path(name) / "weights", path)  # mapped, so the file may go
+    except OSError as error:
+        where = one_line(tempfile.gettempdir())
+        raise DiskError(f"{where}: {error.strerror or error}; free room for a copy, or set TMPDIR") from error
+    for moved, order in answer["moved"].items():
+        tensors[moved] = tensors[moved].permute([order.index(axis) for axis in range(len(order))])
+    return Foreign(tensors=tensors, opened=tuple(answer["opened"]), left_out=tuple(answer["left_out"]))
+
+
+def _unpack(path: Path, size: int, container: str | None, folder: Path) -> dict[str, Any]:
+    """Let a child copy the weights to `folder`/weights, and return its answer."""
+    code = [sys.executable, "-I", "-S", "-c", PROGRAM, str(Path(__file__).parent)]
+    files = [os.path.abspath(path), str(folder / "weights"), str(folder / "answer"), container or ""]
+    seconds = PATIENCE + size / (10 << 20)
+    try:
+        with open(folder / "errors", "wb") as errors:
+            done = subprocess.run(
+                [*code, *files],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env={name: os.environ[name] for name in LIBRARIES if name in os.environ},
+                cwd=folder,
+                timeout=seconds,
+                check=False,
+            )
+    except subprocess.TimeoutExpired as error:
+        raise _refusal(path, f"was not read in {seconds:.0f} s; get the file again") from error
+    try:
+        answer = json.loads((folder / "answer").read_bytes()) if done.returncode == 0 else None
+    except (OSError, ValueError):
+        answer = None
+    if answer is None:
+        said = (folder / "errors").read_bytes()[-1000:].decode("utf-8", "replace").strip().splitlines() or ["nothing"]
+        raise _refusal(path, f"the process that read it ended with status {done.returncode}: {said[-1][-200:]}")
+    if answer.get("errno") == errno.ENOSPC:
+        raise OSError(errno.ENOSPC, answer["refused"])
+    if "refused" in answer:
+        advice = "" if ";" in answer["refused"] else "; get the file again, or a .safetensors file of the same weights"
+        raise _refusal(path, answer["refused"] + advice)
+    return answer
+
+
+# -- safetensors --
+
+
+def _read_safetensors(path: Path, shown: Path | None = None) -> dict[str, Tensor]:
+    shown = shown or path
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER:
+                raise _refusal(shown, f"its header has {length} bytes, and {MAX_HEADER} are possible")
+            header = json.loads(file.read(length), object_pairs_hook=_unique)
+        _check_header(header, size - 8 - length)
+        tensors = load_file(path)
+    except RecursionError as error:
+        raise _refusal(shown, "its header is nested too deep; get the file again") from error
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise _refusal(shown, f"damaged or not a safetensors file ({error}); get the file again") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.bool and tensor.view(torch.uint8).max() > 1:
+            raise _refusal(shown, f"{name} holds truth values that are neither 0 nor 1; get the file again")
+    return tensors
+
+
+def _check_header(header: Any, size: int) -> None:
+    """ValueError unless the tensors tile `size` bytes one after the other, each as long as its shape says."""
+    if not isinstance(header, dict) or not 0 < len(header) <= MAX_TENSORS:
+        raise ValueError(f"no table of 1 to {MAX_TENSORS} tensors")
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    spans = []
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"} or len(name) > MAX_NAME:
+            raise ValueError(f"the entry {name[:100]!r} is not type, shape and place")
+        shape, offsets = entry["shape"], entry["data_offsets"]
+        if entry["dtype"] not in KINDS:
+            raise ValueError(f"{name} is of type {str(entry['dtype'])[:40]}; {', '.join(KINDS)} can be read")
+        if not _are_counts(shape) or not _are_counts(offsets) or len(shape) > MAX_AXES or len(offsets) != 2:
+            raise ValueError(f"{name} has no shape of up to {MAX_AXES} sizes or no place")
+        if math.prod(shape) * KINDS[entry["dtype"]] != offsets[1] - offsets[0] or not math.prod(shape):
+            raise ValueError(f"{name} with shape {shape} has {offsets[1] - offsets[0]} bytes")
+        spans.append(tuple(offsets))
+    ends = [0, *(end for _, end in sorted(spans))]
+    if ends[:-1] != [start for start, _ in sorted(spans)] or ends[-1] != size:
+        raise ValueError("its tensors overlap, leave gaps, or do not end with the file")
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 62 for value in values)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name is there twice")
+    return table
+
+
+def read_tensors(path: Path, source: str) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors or .pth file, without running anything that it says.
+
+    `source` tells, in the CheckpointError, where to get a sound one.
+    """
+    try:
+        return open_foreign(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; get {source}") from error

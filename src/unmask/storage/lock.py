@@ -1,0 +1,66 @@
+"""A lock on a folder, by the kernel (`flock`): it is released however the process ends."""
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from unmask.errors import CheckpointError, DiskError
+
+
+@contextmanager
+def lock(run: Path, *, patience: float = 10.0) -> Iterator[None]:
+    """Hold `run` for this process; CheckpointError if another process has it.
+
+    A killed owner's data workers share its lock and live a few seconds longer; they are waited for up to
+    `patience` seconds. A living owner is not waited for.
+    """
+    descriptor = _open(run)
+    try:
+        deadline = time.monotonic() + patience
+        while not _taken(descriptor):
+            owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            if time.monotonic() >= deadline or not _is_dead(owner):
+                raise CheckpointError(
+                    f"{run} is in use by another process (pid {owner}); wait for it, or choose another run folder"
+                )
+            time.sleep(0.1)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open(run: Path) -> int:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        return os.open(run / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise DiskError(f"cannot write in {run}: {error.strerror}; choose a writable run folder") from error
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise DiskError(f"this file system cannot lock the run folder: {error.strerror}; use another one") from error
+    return True
+
+
+def _is_dead(owner: str) -> bool:
+    """Whether `owner` was a process of this machine that has ended."""
+    if not owner.isdigit():
+        return False
+    try:
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

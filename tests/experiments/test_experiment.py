@@ -1,0 +1,196 @@
+"""What a run folder promises: one experiment per folder, no stale judge, and no classes where there are none."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from unmask import recipes
+from unmask.cli import main
+from unmask.errors import CheckpointError, ConfigError
+from unmask.evaluation import images as evaluate
+from unmask.evaluation.reference import open_reference
+from unmask.experiments.base import run
+from unmask.experiments.images import prepare
+from unmask.method.guidance import LinearRamp
+from unmask.method.sampling.priorities import Halton
+from unmask.metrics.features import Classifier, fingerprint, load_classifier, save_classifier
+from unmask.metrics.in_domain import in_domain
+from unmask.pipelines.image import Pipeline
+from unmask.runtime.distributed import World
+
+ALONE = World(0, 1, torch.device("cpu"))
+TINY = ["--model.dim", "16", "--model.depth", "1", "--model.heads", "2", "--training.batch-size", "8"]
+TINY += ["--classifier.steps", "5", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 4 steps, judged once."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    main(["train", "digits", "--out", str(out), *TINY, "--training.steps", "4"])
+    main(["evaluate", str(out), "--samples", "20"])
+    return out
+
+
+def recipe_of(out):
+    return recipes.load(str(out / "config.json"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"steps": 6}, r"training\.steps 4 there, 6 here"),
+        ({"seed": 5}, r"training\.seed 0 there, 5 here"),
+        ({"ema": 0.5}, r"training\.ema"),
+        ({"batch_size": 4}, r"training\.batch_size"),
+    ],
+)
+def test_a_folder_holds_one_experiment(finished, changes, named):
+    recipe = recipe_of(finished)
+    before = (finished / "config.json").read_bytes()
+    with pytest.raises(CheckpointError, match=named):
+        run(prepare(replace(recipe, training=replace(recipe.training, **changes))), finished, ALONE)
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_how_it_is_computed_and_watched_may_change(finished):
+    recipe = recipe_of(finished)
+    weights = (finished / "model.safetensors").read_bytes()
+    run(prepare(replace(recipe, training=replace(recipe.training, accumulate=2, log_every=3, keep=5))), finished, ALONE)
+    assert (finished / "model.safetensors").read_bytes() == weights
+
+
+def test_a_classifier_of_another_configuration_is_trained_anew(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    experiment, path = prepare(recipe_of(out)), out / "classifier.safetensors"
+    config, pictures = experiment.recipe.classifier, experiment.real("train")
+    first, again = (in_domain(pictures, config, path, ALONE) for _ in range(2))
+    other = in_domain(pictures, replace(config, steps=6), path, ALONE)
+    assert first.sha256 == again.sha256 != other.sha256
+
+
+def test_what_was_learned_of_other_pictures_is_made_anew(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    experiment, path = prepare(recipe_of(out)), out / "classifier.safetensors"
+    config, pictures = experiment.recipe.classifier, experiment.real("train")
+    first = in_domain(pictures, config, path, ALONE)
+    pixels = pictures.pictures.pixels.clone()
+    pixels[:50] = 255 - pixels[:50]
+    split = replace(experiment.split, train=replace(experiment.split.train, pixels=pixels))
+    other = replace(experiment, loaded=split)
+    real, theirs = (open_reference(e, first, out, ALONE) for e in (experiment, other))
+    assert torch.equal(real.train[50:], theirs.train[50:])
+    assert not torch.equal(real.train[:50], theirs.train[:50])
+    assert (len(real.train), real.num_unread) == (1500, 0)
+    kept = open_reference(experiment, first, out, ALONE)
+    assert torch.equal(kept.train, real.train)
+    assert torch.equal(kept.train_index, torch.arange(1500))
+    with pytest.raises(ConfigError, match=r"other pictures \(pictures"):
+        open_reference(other, first, out / real.key.file, ALONE)
+    assert in_domain(other.real("train"), config, path, ALONE).sha256 != first.sha256
+    assert in_domain(pictures, config, path, ALONE).sha256 == first.sha256
+
+
+def test_a_classifier_of_before_the_digest_is_trained_anew(finished, tmp_path):
+    experiment, path = prepare(recipe_of(finished)), tmp_path / "classifier.safetensors"
+    config = replace(experiment.recipe.classifier, steps=2)
+    save_classifier(Classifier(config), path)
+    stale = fingerprint(load_classifier(path))
+    assert in_domain(experiment.real("train"), config, path, ALONE).sha256 != stale
+
+
+def test_the_tokenizer_decides_the_grid_of_a_halton_order():
+    recipe = recipes.load("digits")
+    wrong = replace(recipe, sampling=replace(recipe.sampling, priority=Halton((7, 7))))
+    assert prepare(wrong).recipe.sampling.priority == Halton((4, 4))
+
+
+def test_without_classes_all_works_but_the_judge(tmp_path):
+    out = tmp_path / "run"
+    steps = ["--training.steps", "4", "--training.evaluate-every", "2"]
+    assert recipes.load("digits").sampling.scale == LinearRamp(2.0), "a guided recipe is what went wrong once"
+    main(["train", "digits", "--out", str(out), *TINY, *steps, "--no-conditional"])
+    main(["sample", str(out), "--out", str(tmp_path / "samples.png"), "--num", "4"])
+    main(["evaluate", str(out), "--samples", "20"])
+    report = json.loads((out / "report.json").read_text())
+    assert "class_accuracy" not in report
+    assert report["nearest_train"]["samples"] > 0
+    assert (out / "inpaint.png").is_file()
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", str(out)])
+    assert stop.value.code == 2
+
+
+def test_the_report_inpaints_as_it_samples(finished, monkeypatch):
+    used = []
+    real = Pipeline.inpaint
+
+    def watched(self, *args, sampling=None, **kwargs):
+        used.append(sampling)
+        return real(self, *args, sampling=sampling, **kwargs)
+
+    monkeypatch.setattr(Pipeline, "inpaint", watched)
+    wanted = replace(recipe_of(finished).sampling, steps=2)
+    evaluate.report(finished, num=20, seed=0, world=ALONE, sampling=wanted)
+    assert used == [wanted, wanted]
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}])
+def test_sampling_that_cannot_be_is_refused_at_once(bad):
+    with pytest.raises(ValueError, match="sampling"):
+        replace(recipes.load("digits").sampling, **bad)
+
+
+def test_inpainting_without_labels_runs_unconditionally(finished):
+    pipeline = Pipeline.from_pretrained(finished)
+    images = prepare(recipe_of(finished)).split.test.as_float(slice(0, 3))
+    hole = torch.zeros(3, 8, 8, dtype=torch.bool)
+    hole[:, 4:] = True
+    filled = pipeline.inpaint(images, hole)
+    assert torch.equal(filled[:, :, :4], images[:, :, :4])
+
+
+def test_an_export_is_evaluated_as_its_run_is(finished, tmp_path, capsys):
+    """With all figures but those of the training, of which it does not tell."""
+    main(["export", str(finished), "--out", str(tmp_path / "out")])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert sorted(before) == ["README.md", "config.json", "model.safetensors"]
+    main(["evaluate", str(tmp_path / "out"), "--samples", "20"])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["num_samples"] == 20
+    assert not {"validation_loss", "train_seconds", "train_steps"} & set(report)
+    assert before == {name: (tmp_path / "out" / name).read_bytes() for name in before}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("return 3", "needs a function recipe"),
+        ("x = (", "SyntaxError"),
+        ("import nothing_of_the_kind", "nothing_of_the"),
+    ],
+)
+def test_a_recipe_file_that_is_none_is_named(tmp_path, text, named):
+    path = tmp_path / "mine.py"
+    path.write_text(text if "=" in text or "import" in text else f"def recipe():\n    {text}\n")
+    with pytest.raises(ConfigError, match=named) as error:
+        recipes.load(str(path))
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_cuda_where_there_is_none_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "digits", "--out", str(tmp_path / "run"), *TINY[:-1], "cuda"])
+    assert stop.value.code == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_run_is_judged_and_swept_on_cuda(tmp_path):
+    out = tmp_path / "run"
+    main(["train", "digits", "--out", str(out), *TINY[:-1], "cuda", "--training.steps", "4"])
+    tiny = ["--samples", "20", "--tune", "20", "--steps", "2", "--temperatures", "1.0"]
+    main(["sweep", str(out), *tiny, "--orders", "confidence", "halton"])

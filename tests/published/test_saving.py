@@ -1,0 +1,133 @@
+"""What a saved model is: the same pictures from another folder, with a card that says what it learned and measured."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from unmask.cli import main
+from unmask.data.sources.choice import Codes
+from unmask.decoding.sampling import Sampling
+from unmask.errors import ConfigError
+from unmask.pipelines.image import Pipeline
+from unmask.published.card import model_card
+from unmask.published.catalogue import MODELS
+from unmask.published.store import as_recipe
+
+TINY = ["--model.dim", "16", "--model.depth", "1", "--model.heads", "2", "--training.batch-size", "8"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("saving") / "run"
+    main(["train", "digits", "--out", str(out), *TINY, "--device", "cpu", "--training.steps", "2"])
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_model_draws_the_same(run, tmp_path, dtype):
+    pipeline = Pipeline.from_pretrained(run, device="cpu", dtype=dtype)
+    pipeline.save_pretrained(tmp_path / "saved")
+    again = Pipeline.from_pretrained(tmp_path / "saved", device="cpu", dtype=dtype)
+    assert torch.equal(pipeline.generate(num=4), again.generate(num=4))
+    assert again.classes == pipeline.classes
+    saved = {name: p.dtype for name, p in again.model.named_parameters()}
+    assert set(saved.values()) == {dtype}
+
+
+def test_what_was_set_since_is_saved(run, tmp_path):
+    pipeline = Pipeline.from_pretrained(run, device="cpu")
+    pipeline.sampling = Sampling(steps=3)
+    pipeline.save_pretrained(tmp_path)
+    assert Pipeline.from_pretrained(tmp_path, device="cpu").sampling == Sampling(steps=3)
+
+
+def test_the_card_says_what_is_known(run, tmp_path):
+    (run / "report.json").write_text(json.dumps({"frechet": 1.25, "num_samples": 77, "of no interest": 5}))
+    Pipeline.from_pretrained(run, device="cpu").save_pretrained(tmp_path, licence="mit")
+    card = (tmp_path / "README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    assert "library_name: unmask\n" in front
+    assert "license: mit\n" in front
+    for word in ("Digits(", "8x8", "| frechet | 1.25 |", "| num_samples | 77 |", "steps=", "2 steps of 8"):
+        assert word in body, word
+    assert "of no interest" not in card
+    (run / "report.json").unlink()
+
+
+def test_the_card_of_what_was_trained_elsewhere_invents_no_training(tmp_path):
+    recipe = as_recipe(MODELS["maskgit-256"].size, MODELS["maskgit-256"].sampling)
+    card = model_card(recipe, tmp_path, None, "FOLDER")
+    assert "* Training: elsewhere; see its publisher\n" in card
+    assert "1,500 steps" not in card
+    texts = as_recipe(MODELS["amused-256"].size, MODELS["amused-256"].sampling)
+    assert 'unmask.load("FOLDER", prompts=["a cat"]).generate(num=4)' in model_card(texts, tmp_path, None, "FOLDER")
+
+
+def test_a_card_without_a_licence_says_so(run, tmp_path):
+    Pipeline.from_pretrained(run, device="cpu").save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "not stated" in card
+    assert "license:" not in card
+
+
+@pytest.mark.parametrize("source", ["MaskGIT_ImageNet_256.pth", "downloads/of mine/MaskGIT_ImageNet_256.pth"])
+def test_the_card_of_a_converted_model_names_its_file(run, tmp_path, source):
+    recipe = replace(Pipeline.from_pretrained(run, device="cpu").recipe, data=Codes(path=""))
+    (tmp_path / "model-conversion.txt").write_text(f"source: {source}\nparameters: 7 as float32\n")
+    card = model_card(recipe, tmp_path, None, "mine")
+    assert "* Training data: see its publisher; converted from MaskGIT_ImageNet_256.pth\n" in card
+
+
+def test_a_pipeline_made_by_hand_is_not_saved(run, tmp_path):
+    loaded = Pipeline.from_pretrained(run, device="cpu")
+    with pytest.raises(ConfigError, match="by hand"):
+        Pipeline(loaded.model, loaded.tokenizer, loaded.sampling).save_pretrained(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_compiling_is_of_the_network_and_needs_a_compiler(run, monkeypatch):
+    pipeline, compiled = Pipeline.from_pretrained(run, device="cpu"), []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/g++" if name == "g++" else None)
+    pipeline.compile()
+    assert compiled == [pipeline.model]
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ConfigError, match="install g"):
+        pipeline.compile()
+
+
+class Hub:
+    """What of huggingface_hub.HfApi is used."""
+
+    calls: list[tuple] = []  # noqa: RUF012
+    error: Exception | None = None
+
+    def __init__(self, token=None):
+        self.token = token
+
+    def create_repo(self, repo, private, exist_ok):
+        if self.error:
+            raise self.error
+        self.calls.append(("create", repo, private, exist_ok, self.token))
+        return f"https://hub/{repo}"
+
+    def upload_folder(self, repo_id, folder_path):
+        assert f'unmask.load("hf-hub:{repo_id}")' in (folder_path / "README.md").read_text()
+        self.calls.append(("upload", repo_id, sorted(path.name for path in folder_path.iterdir())))
+
+
+def test_push_to_hub_uploads_the_folder(run, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    monkeypatch.setattr(Hub, "calls", [])
+    pipeline = Pipeline.from_pretrained(run, device="cpu")
+    assert pipeline.push_to_hub("me/digits", private=True, token="secret") == "https://hub/me/digits"
+    assert Hub.calls == [
+        ("create", "me/digits", True, True, "secret"),
+        ("upload", "me/digits", ["README.md", "config.json", "model.safetensors"]),
+    ]
+    monkeypatch.setattr(Hub, "error", OSError("401 Unauthorized\nmany more lines"))
+    with pytest.raises(ConfigError, match=r"^cannot upload to me/digits: 401 Unauthorized$"):
+        pipeline.push_to_hub("me/digits")

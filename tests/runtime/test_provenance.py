@@ -1,0 +1,37 @@
+"""What stands beside every figure says which code and which machine made it."""
+
+import platform
+import re
+
+import pytest
+import torch
+
+from unmask.runtime.provenance import environment, processor
+
+ONE = "processor\t: 0\ncpu family\t: {}\nmodel\t\t: {}\nmodel name\t: AMD EPYC\nflags\t\t: a:b c\n\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        (ONE.format(25, 17) + ONE.format(26, 2), "AMD EPYC (family 25, model 17)"),
+        (ONE.format(26, 2), "AMD EPYC (family 26, model 2)"),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\n\n", platform.machine()),
+        ("", platform.machine()),
+        (None, platform.processor() or platform.machine()),
+    ],
+    ids=["two cores", "another of the same name", "as on ARM", "empty", "another system"],
+)
+def test_processors_of_one_name_are_told_apart(written, name, tmp_path):
+    info = tmp_path / "cpuinfo"
+    if written is not None:
+        info.write_text(written)
+    assert processor(info) == name
+
+
+def test_an_environment_is_known_whatever_this_torch_knows_of_the_cpu(monkeypatch):
+    """torch 2.10 has no torch.cpu.get_capabilities."""
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    told = environment(torch.device("cpu"))
+    assert re.fullmatch(r"[0-9a-f]{40}\+?|unmask .+", str(told["commit"]))
+    assert all(told[key] for key in ("command", "torch", "python", "hardware", "threads", "processes"))
