@@ -11,7 +11,7 @@ from torch import nn
 
 from unmask.method.objectives import MaskGIT
 from unmask.method.rand import Rand
-from unmask.recipes.reading import load
+from unmask.recipes.reading import load_recipe
 from unmask.recipes.schema import Recipe, TextRecipe
 from unmask.runtime.distributed import World, autocast, fast_dtype
 from unmask.runtime.provenance import environment
@@ -32,7 +32,7 @@ def seconds_of(work) -> float:
 
 
 def measure(name: str) -> str:
-    recipe = load(name)
+    recipe = load_recipe(name)
     assert isinstance(recipe, Recipe | TextRecipe)
     vocab_size, grid = SHAPES[name]
     torch.manual_seed(0)

@@ -1,20 +1,22 @@
 """unmask: masked generative transformers. Training masks tokens; sampling unmasks them.
 
-The names here are the method (ring 1), and `load`, which opens a run, an export or a published model as a
-`unmask.pipelines.image.Pipeline`; `unmask.cli` is the commands.
+The method (samplers, schedules, orders, objectives, guidance) is imported at once; it needs torch only. What builds on
+it (pipelines, recipes, training, evaluation) is imported at its first use.
 """
 
+import importlib
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided
+from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided, remembering
+from unmask.method.likelihood import bound, exact
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
-from unmask.method.objectives import Loss, MaskGIT
+from unmask.method.objectives import Loss, MaskedDiffusion, MaskGIT
 from unmask.method.rand import Rand, seeded
 from unmask.method.sampling.adaptive import EntropyBound, Threshold, adaptive
 from unmask.method.sampling.ancestral import ancestral
 from unmask.method.sampling.blocks import blocks
-from unmask.method.sampling.decode import State, decode
+from unmask.method.sampling.decode import State, decode, reveal_counts
 from unmask.method.sampling.priorities import (
     Confidence,
     Entropy,
@@ -26,15 +28,52 @@ from unmask.method.sampling.priorities import (
     Random,
     Raster,
 )
-from unmask.method.sampling.remasking import remdm
+from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale, remdm
 from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, ratios, ratios_from_counts
 
+if TYPE_CHECKING:
+    from unmask.decoding.sampling import Sampling
+    from unmask.evaluation.measuring import evaluate, score, sweep
+    from unmask.evaluation.plans import SweepChoices
+    from unmask.experiments.training import tokenize, train, train_tokenizer
+    from unmask.method.critic import WithCritic
+    from unmask.pipelines.image import Pipeline
+    from unmask.pipelines.load import load
+    from unmask.pipelines.text import TextPipeline
+    from unmask.recipes.reading import find_recipe as recipe
+    from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
+    from unmask.recipes.spec import ModelSpec, TextModelSpec
+
 __version__ = version("unmask")
+
+_AT_FIRST_USE = {
+    "ModelSpec": "unmask.recipes.spec",
+    "Pipeline": "unmask.pipelines.image",
+    "Recipe": "unmask.recipes.schema",
+    "Sampling": "unmask.decoding.sampling",
+    "SweepChoices": "unmask.evaluation.plans",
+    "TextModelSpec": "unmask.recipes.spec",
+    "TextPipeline": "unmask.pipelines.text",
+    "TextRecipe": "unmask.recipes.schema",
+    "TokenizerRecipe": "unmask.recipes.schema",
+    "WithCritic": "unmask.method.critic",
+    "evaluate": "unmask.evaluation.measuring",
+    "load": "unmask.pipelines.load",
+    "recipe": "unmask.recipes.reading",
+    "score": "unmask.evaluation.measuring",
+    "sweep": "unmask.evaluation.measuring",
+    "tokenize": "unmask.experiments.training",
+    "train": "unmask.experiments.training",
+    "train_tokenizer": "unmask.experiments.training",
+}
+"""Names that bring much of the package with them, and where they are."""
 
 __all__ = [
     "NULL",
     "Arccos",
+    "Cap",
     "Confidence",
+    "ConfidenceWeighted",
     "Cosine",
     "CosineRamp",
     "Entropy",
@@ -48,33 +87,61 @@ __all__ = [
     "Margin",
     "MarginRepulsion",
     "MaskGIT",
+    "MaskedDiffusion",
     "MaskedTransformer",
     "MaxLogit",
+    "ModelSpec",
     "Moment",
+    "Pipeline",
     "Power",
     "Rand",
     "Random",
     "Raster",
+    "Recipe",
+    "Rescale",
+    "Sampling",
     "Sigmoid",
     "State",
+    "SweepChoices",
+    "TextModelSpec",
+    "TextPipeline",
+    "TextRecipe",
     "Threshold",
+    "TokenizerRecipe",
     "TransformerConfig",
+    "WithCritic",
     "adaptive",
     "ancestral",
     "blocks",
+    "bound",
     "decode",
+    "evaluate",
+    "exact",
     "guided",
+    "load",
     "ratios",
     "ratios_from_counts",
+    "recipe",
     "remdm",
+    "remembering",
+    "reveal_counts",
+    "score",
     "seeded",
+    "sweep",
+    "tokenize",
+    "train",
+    "train_tokenizer",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """`load` brings most of the package with it, so it is imported when it is asked for."""
-    if name == "load":
-        from unmask.pipelines.load import load
+    if name not in _AT_FIRST_USE:
+        raise AttributeError(f"module 'unmask' has no attribute {name!r}")
+    module = importlib.import_module(_AT_FIRST_USE[name])
+    value = getattr(module, "find_recipe" if name == "recipe" else name)
+    globals()[name] = value
+    return value
 
-        return load
-    raise AttributeError(f"module 'unmask' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -9,19 +9,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from unmask.cli.choices import SamplingFlags, applied
 
 from unmask.cli import main
-from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.scoring import opened_subject
 from unmask.decoding.sampling import Adaptive, Ancestral, Sampling
-from unmask.evaluation.scoring import score
+from unmask.evaluation.scoring import score_subject
 from unmask.experiments import text as text_experiment
 from unmask.method.likelihood import exact
 from unmask.method.rand import Rand
 from unmask.method.sampling.priorities import Confidence, Halton, Margin, Raster, moment_temperatures
 from unmask.method.schedules import Power, ratios
 from unmask.pipelines.text import TextPipeline
-from unmask.recipes.reading import load, read_recipe
+from unmask.recipes.reading import load_recipe, read_config
 from unmask.recipes.schema import TextRecipe
 from unmask.runtime.distributed import World
 
@@ -76,7 +76,7 @@ def test_a_run_of_text_leaves_what_it_needs(run):
     left = {path.name for path in run.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl", "samples", "tokens"} <= left
     assert list((run / "samples").glob("sample-*.txt"))
-    recipe = read_recipe(run / "config.json", TextRecipe)
+    recipe = read_config(run / "config.json", TextRecipe)
     assert recipe.documents == 1
     assert not recipe.opens
     assert recipe.tokenizer_sha256 == TextPipeline.from_pretrained(run).tokenizer.sha256
@@ -158,8 +158,8 @@ def test_score_is_the_likelihood_of_the_held_out_rows(run, capsys, tmp_path):
     ]  # fmt: skip
     assert (tmp_path / "score/score.png").stat().st_size > 1000
     assert table[1]["nats"] == table[2]["nats"], "in one step there is no order"
-    recipe = read_recipe(run / "config.json", TextRecipe)
-    ready = text_experiment.prepare(recipe, run / "tokens")
+    recipe = read_config(run / "config.json", TextRecipe)
+    ready = text_experiment.prepare_text(recipe, run / "tokens")
     pipeline = TextPipeline.from_pretrained(run, device="cpu", dtype=torch.float32)
     index = torch.arange(6) * len(ready.test) // 6
     tokens, _ = ready.test.rows(index, torch.device("cpu"))
@@ -223,7 +223,7 @@ def test_one_rank_and_two_score_alike(run):
 
 @pytest.mark.parametrize("name", ["shakespeare", "tinystories", "tinystories-gpu"])
 def test_the_recipes_of_text_can_be_loaded(name):
-    assert isinstance(load(name), TextRecipe)
+    assert isinstance(load_recipe(name), TextRecipe)
 
 
 def test_a_folder_of_tokens_serves_several_trainings(run, tmp_path, capsys):
@@ -336,7 +336,7 @@ def test_the_bound_of_a_self_conditioned_model_has_no_memory(tmp_path):
         return made
 
     spied = replace(subject, predict=spy(subject.predict), plain=subject.plain)
-    first = next(iter(score(spied, [("raster", Raster())], sampling, [2], num=4, passes=3, seed=0, world=here)))
+    first = next(iter(score_subject(spied, [("raster", Raster())], sampling, [2], num=4, passes=3, seed=0, world=here)))
     assert not asked, "the bound asks the model without its memory"
     assert first.nats > math.log(8) - 0.2
 

@@ -6,9 +6,9 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from unmask.cli.choices import SamplingFlags, applied
 
 from unmask.cli import main
-from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.parsing import parse
 from unmask.cli.training import TrainFlags
 from unmask.decoding.names import OURS, expected, schedules
@@ -19,7 +19,7 @@ from unmask.errors import ConfigError
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.schedules import Arccos, Cosine, Power, reveal_counts
 from unmask.pipelines.image import Pipeline
-from unmask.recipes.reading import find, load, names
+from unmask.recipes.reading import find_recipe, list_recipes, load_recipe
 from unmask.recipes.schema import Recipe, TokenizerRecipe
 from unmask.storage.config import from_json, to_json
 from unmask.tokenizers.pixels import Pixels
@@ -123,7 +123,7 @@ def test_google_uses_no_guidance():
 def test_a_preset_is_plain_data_and_samples(preset):
     assert from_json(Sampling, to_json(preset.sampling)) == preset.sampling
     tokenizer = Pixels(size=(8, 8), patch=2, levels=2)
-    config = load("digits").model
+    config = load_recipe("digits").model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = MaskedTransformer(config, tokenizer.vocab_size, tokenizer.grid).eval()
@@ -155,13 +155,13 @@ GIVEN = {
 @pytest.fixture(scope="module")
 def pipeline():
     tokenizer = Pixels(size=(8, 8), patch=2, levels=4)
-    config = replace(load("digits").model, num_classes=10, depth=1)
+    config = replace(load_recipe("digits").model, num_classes=10, depth=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = MaskedTransformer(config, tokenizer.vocab_size, tokenizer.grid).eval()
         for zero in (parameter for parameter in model.parameters() if not parameter.any()):
             torch.nn.init.normal_(zero, std=0.3)
-    return Pipeline(model, tokenizer, load("digits").sampling)
+    return Pipeline(model, tokenizer, load_recipe("digits").sampling)
 
 
 def test_every_sampling_flag_changes_the_sampling(pipeline):
@@ -214,9 +214,9 @@ def test_the_help_names_every_schedule(capsys):
     with pytest.raises(SystemExit):
         main(["sample", "RUN", "--help"])
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    names = [name for name in schedules(256) if not name.startswith("valeoai-v1-")]
+    list_recipes = [name for name in schedules(256) if not name.startswith("valeoai-v1-")]
     aliases = {"uniform", "pow2", "pow0.5"}  # of linear, square and root
-    assert [name for name in {*names, "valeoai-v1-arccos"} - aliases if name not in told] == []
+    assert [name for name in {*list_recipes, "valeoai-v1-arccos"} - aliases if name not in told] == []
 
 
 def test_temperatures_of_a_preset_stretch_over_other_steps(pipeline):
@@ -246,7 +246,7 @@ def parameters(module):
 ])  # fmt: skip
 def test_the_imagenet_recipes_have_the_sizes_that_they_say(name, count, grid):
     start = time.perf_counter()
-    recipe = load(name)
+    recipe = load_recipe(name)
     with torch.device("meta"):
         model = MaskedTransformer(recipe.model, recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
         tokenizer = recipe.tokenizer.build()
@@ -261,7 +261,7 @@ def test_the_imagenet_recipes_have_the_sizes_that_they_say(name, count, grid):
 
 def test_the_512_recipe_goes_on_from_the_256_one():
     """Same network and same tokenizer but for the number of cells."""
-    small, large = load("imagenet256"), load("imagenet512")
+    small, large = load_recipe("imagenet256"), load_recipe("imagenet512")
     assert small.model == large.model
     with torch.device("meta"):
         shapes = [{n: p.shape for n, p in r.tokenizer.build().named_parameters()} for r in (small, large)]
@@ -270,8 +270,8 @@ def test_the_512_recipe_goes_on_from_the_256_one():
 
 
 def test_the_tokenizer_recipe_is_the_one_that_the_generator_names():
-    recipe = find("imagenet256-tokenizer", TokenizerRecipe)
-    assert recipe.tokenizer == load("imagenet256").tokenizer
+    recipe = find_recipe("imagenet256-tokenizer", TokenizerRecipe)
+    assert recipe.tokenizer == load_recipe("imagenet256").tokenizer
     first = next(s for s in range(249_990, 250_010) if s >= recipe.loss.start * recipe.training.steps)
     assert first == 250_001  # disc_start of the source
     assert recipe.training.optimizer.learning_rate == pytest.approx(1.08e-4)
@@ -280,13 +280,13 @@ def test_the_tokenizer_recipe_is_the_one_that_the_generator_names():
 
 
 def test_presets_are_no_recipes():
-    assert {"imagenet256", "imagenet512"} <= set(names())
-    assert "imagenet256-tokenizer" in names(TokenizerRecipe)
-    assert not any("preset" in name for name in names())
+    assert {"imagenet256", "imagenet512"} <= set(list_recipes())
+    assert "imagenet256-tokenizer" in list_recipes(TokenizerRecipe)
+    assert not any("preset" in name for name in list_recipes())
 
 
 def test_the_flags_keep_the_reports_schedule(tmp_path):
-    default = TrainFlags(recipe=load("imagenet256"), out=tmp_path)
+    default = TrainFlags(recipe=load_recipe("imagenet256"), out=tmp_path)
     flags = parse(TrainFlags, ["--sampling.steps", "12"], "train imagenet256", default)
     assert flags.recipe.sampling.schedule == ValeoaiV1(shape=Arccos())
     assert revealed(flags.recipe.sampling, 256) == by_the_report(256, 12, CURVES[Arccos()])

@@ -18,8 +18,8 @@ from unmask.decoding.sampling import Sampling, ValeoaiV1
 from unmask.errors import ConfigError
 from unmask.evaluation import images as evaluate
 from unmask.evaluation import sweeping
-from unmask.evaluation.sweep_table import COLUMNS, FIGURES, KEY, ORIGIN, Table
-from unmask.evaluation.sweeping import Plan, Setting
+from unmask.evaluation.sweep_table import COLUMNS, KEY, ORIGIN, SWEEP_METRICS, SweepTable
+from unmask.evaluation.sweeping import SweepPlan, SweepSetting
 from unmask.method.sampling.priorities import Confidence, Halton, Raster
 from unmask.method.schedules import Arccos, Power
 from unmask.metrics.features import ClassifierConfig
@@ -73,7 +73,7 @@ def test_a_row_has_the_figures_of_a_report_with_the_same_settings(run, swept, tm
         pipeline.sampling, steps=3, priority=Halton(pipeline.model.grid), temperature=float(row["temperature"])
     )
     copy = shutil.copytree(run, tmp_path / "run")
-    report = evaluate.report(copy, num=40, seed=0, world=ALONE, sampling=sampling)
+    report = evaluate.measure_run(copy, num=40, seed=0, world=ALONE, sampling=sampling)
     names = ["frechet", "inception_score", "precision", "recall", "density", "coverage"]
     for name in [*names, "class_accuracy"]:
         assert float(row[name]) == report[name], name
@@ -101,7 +101,7 @@ def test_the_temperature_is_chosen_by_training_features_of_another_seed(monkeypa
     bench.train, bench.test = train, test
     monkeypatch.setattr(sweeping, "sample_banks", banks)
     # The check of types knows no stand-ins, so ask the function underneath.
-    choose = getattr(sweeping.best_temperature, "__wrapped__", sweeping.best_temperature)
+    choose = getattr(sweeping.choose_temperature, "__wrapped__", sweeping.choose_temperature)
     assert choose(bench, Sampling(), (1.0, 0.5, 0.9), 20, 8) == 0.5
     assert asked == [(20, 8, 1.0), (20, 8, 0.5), (20, 8, 0.9)]
     assert choose(bench, Sampling(), (1.0,), 20, 8) == 1.0
@@ -134,13 +134,13 @@ def test_the_best_is_measured_again_with_a_fresh_seed(run, swept, tmp_path):
     alone = ["--orders", best["order"], "--steps", best["steps"], "--temperatures", best["temperature"]]
     main(["sweep", str(run), *SMALL[:4], *alone, "--seed", "2", "--out", str(tmp_path / "alone")])
     (fresh,) = [row for row in rows_of(tmp_path / "alone") if row["kind"] == "setting"]
-    assert [again[name] for name in FIGURES] == [fresh[name] for name in FIGURES]
+    assert [again[name] for name in SWEEP_METRICS] == [fresh[name] for name in SWEEP_METRICS]
 
 
 def test_reveal_times_of_a_known_order(run):
     pipeline = Pipeline.from_pretrained(run)  # of 4 x 4 tokens
     sampling = Sampling(steps=16, schedule=Power(1.0), priority=Raster())
-    times = sweeping.reveal_times(pipeline, sampling, 0, ALONE, num=3)
+    times = sweeping.measure_reveal_times(pipeline, sampling, 0, ALONE, num=3)
     t = torch.arange(1, 17).double().reshape(4, 4) / 16
     inside = t[1:3, 1:3].mean()
     assert times["inside"] == pytest.approx(float(inside))
@@ -167,7 +167,7 @@ def test_the_product_of_all_flags(run):
     assert {s.sampling.priority for s in plan.settings} == {Confidence(0.0), Confidence(3.0), Halton((4, 4))}
     assert len(plan.choices()) == 24
     assert len(planned(replace(flags, tune=0), pipeline, "run").choices()) == 48
-    cells = sweeping.cells_of("setting", plan, *plan.choices()[-1], 0)
+    cells = sweeping.describe_row("setting", plan, *plan.choices()[-1], 0)
     expected = {"order": "halton", "schedule": "valeoai-v1-arccos", "steps": "5", "noise": "", "scale": "4"}
     expected |= {"ramp": "linear", "temperatures": "0.7 1", "tune": "1000", "samples": "5000", "seed": "0"}
     assert {name: cells[name] for name in expected} == expected
@@ -236,13 +236,13 @@ def config():
 
 def test_a_cut_table_is_continued_to_the_same_bytes(run, swept, tmp_path, monkeypatch):
     computed = []
-    real = sweeping.measured
+    real = sweeping.measure_setting
 
     def watched(bench, sampling, temperature, num, seed):
         computed.append(seed)
         return real(bench, sampling, temperature, num, seed)
 
-    monkeypatch.setattr(sweeping, "measured", watched)
+    monkeypatch.setattr(sweeping, "measure_setting", watched)
     monkeypatch.setattr(sys, "argv", ["unmask", "sweep"])  # as the page quotes it
     whole = (swept / "sweep.csv").read_bytes()
     main(["sweep", str(run), *SMALL])
@@ -262,11 +262,11 @@ def test_a_cut_table_is_continued_to_the_same_bytes(run, swept, tmp_path, monkey
 def test_a_table_cut_at_any_byte_keeps_its_whole_rows(tmp_path):
     origin = {"weights": "w", "features": "f", "judge": "", "pictures": "p"}
     cells = [{name: f'{name}, "{i}"' for name in KEY} for i in range(2)]
-    figures = {name: 0.1 + i for i, name in enumerate(FIGURES[:-1])}
+    figures = {name: 0.1 + i for i, name in enumerate(SWEEP_METRICS[:-1])}
     path = tmp_path / "sweep.csv"
 
     def complete():
-        table = Table(path, origin, "c")
+        table = SweepTable(path, origin, "c")
         table.begin()
         for row in cells:
             if table.find(row) is None:
@@ -277,7 +277,7 @@ def test_a_table_cut_at_any_byte_keeps_its_whole_rows(tmp_path):
     ends = [place + i for place, byte in enumerate(whole) if byte == ord("\n") for i in (0, 1)]
     for cut in sorted({*range(0, len(whole), 23), *ends}):
         path.write_bytes(whole[:cut])
-        table = Table(path, origin, "c")
+        table = SweepTable(path, origin, "c")
         done = [row for row in cells if table.find(row) is not None]
         assert len(done) == max(0, whole[:cut].count(b"\n") - 1)
         assert all(table.find(row) == figures for row in done)
@@ -287,7 +287,7 @@ def test_a_table_cut_at_any_byte_keeps_its_whole_rows(tmp_path):
 def test_a_row_of_other_settings_is_not_taken(swept):
     rows = rows_of(swept)
     origin = {name: rows[0][name] for name in ORIGIN}
-    table = Table(swept / "sweep.csv", origin, "c")
+    table = SweepTable(swept / "sweep.csv", origin, "c")
     cells = {name: rows[2][name] for name in KEY}
     assert table.find(cells) is not None
     for name in KEY:
@@ -405,10 +405,10 @@ def test_each_number_that_was_swept_over_is_plotted_and_no_other(run, swept, tmp
 
 
 def test_a_plan_without_rows_or_samples_is_refused():
-    setting = Setting(order="confidence", schedule="cosine", sampling=Sampling())
-    Plan(settings=(setting,), temperatures=(1.0,))
+    setting = SweepSetting(order="confidence", schedule="cosine", sampling=Sampling())
+    SweepPlan(settings=(setting,), temperatures=(1.0,))
     for wrong in ({"settings": ()}, {"temperatures": ()}, {"samples": 1}, {"tune": 1}, {"tune": -1}):
         with pytest.raises(ConfigError):
-            Plan(**({"settings": (setting,), "temperatures": (1.0,)} | wrong))
+            SweepPlan(**({"settings": (setting,), "temperatures": (1.0,)} | wrong))
     with pytest.raises(ValueError, match="temperature"):
-        Plan(settings=(setting,), temperatures=(-1.0,))
+        SweepPlan(settings=(setting,), temperatures=(-1.0,))

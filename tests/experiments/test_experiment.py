@@ -12,8 +12,8 @@ from unmask.cli import main
 from unmask.errors import CheckpointError, ConfigError
 from unmask.evaluation import images as evaluate
 from unmask.evaluation.reference import open_reference
-from unmask.experiments.base import run
-from unmask.experiments.images import prepare
+from unmask.experiments.base import run_experiment
+from unmask.experiments.images import prepare_images
 from unmask.method.guidance import LinearRamp
 from unmask.method.sampling.priorities import Halton
 from unmask.metrics.features import Classifier, fingerprint, load_classifier, save_classifier
@@ -52,20 +52,20 @@ def test_a_folder_holds_one_experiment(finished, changes, named):
     recipe = recipe_of(finished)
     before = (finished / "config.json").read_bytes()
     with pytest.raises(CheckpointError, match=named):
-        run(prepare(replace(recipe, training=replace(recipe.training, **changes))), finished, ALONE)
+        run_experiment(prepare_images(replace(recipe, training=replace(recipe.training, **changes))), finished, ALONE)
     assert (finished / "config.json").read_bytes() == before
 
 
 def test_how_it_is_computed_and_watched_may_change(finished):
     recipe = recipe_of(finished)
     weights = (finished / "model.safetensors").read_bytes()
-    run(prepare(replace(recipe, training=replace(recipe.training, accumulate=2, log_every=3, keep=5))), finished, ALONE)
+    run_experiment(prepare_images(replace(recipe, training=replace(recipe.training, accumulate=2, log_every=3, keep=5))), finished, ALONE)
     assert (finished / "model.safetensors").read_bytes() == weights
 
 
 def test_a_classifier_of_another_configuration_is_trained_anew(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
-    experiment, path = prepare(recipe_of(out)), out / "classifier.safetensors"
+    experiment, path = prepare_images(recipe_of(out)), out / "classifier.safetensors"
     config, pictures = experiment.recipe.classifier, experiment.real("train")
     first, again = (in_domain(pictures, config, path, ALONE) for _ in range(2))
     other = in_domain(pictures, replace(config, steps=6), path, ALONE)
@@ -74,7 +74,7 @@ def test_a_classifier_of_another_configuration_is_trained_anew(finished, tmp_pat
 
 def test_what_was_learned_of_other_pictures_is_made_anew(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
-    experiment, path = prepare(recipe_of(out)), out / "classifier.safetensors"
+    experiment, path = prepare_images(recipe_of(out)), out / "classifier.safetensors"
     config, pictures = experiment.recipe.classifier, experiment.real("train")
     first = in_domain(pictures, config, path, ALONE)
     pixels = pictures.pictures.pixels.clone()
@@ -95,7 +95,7 @@ def test_what_was_learned_of_other_pictures_is_made_anew(finished, tmp_path):
 
 
 def test_a_classifier_of_before_the_digest_is_trained_anew(finished, tmp_path):
-    experiment, path = prepare(recipe_of(finished)), tmp_path / "classifier.safetensors"
+    experiment, path = prepare_images(recipe_of(finished)), tmp_path / "classifier.safetensors"
     config = replace(experiment.recipe.classifier, steps=2)
     save_classifier(Classifier(config), path)
     stale = fingerprint(load_classifier(path))
@@ -105,7 +105,7 @@ def test_a_classifier_of_before_the_digest_is_trained_anew(finished, tmp_path):
 def test_the_tokenizer_decides_the_grid_of_a_halton_order():
     recipe = recipes.load("digits")
     wrong = replace(recipe, sampling=replace(recipe.sampling, priority=Halton((7, 7))))
-    assert prepare(wrong).recipe.sampling.priority == Halton((4, 4))
+    assert prepare_images(wrong).recipe.sampling.priority == Halton((4, 4))
 
 
 def test_without_classes_all_works_but_the_judge(tmp_path):
@@ -134,7 +134,7 @@ def test_the_report_inpaints_as_it_samples(finished, monkeypatch):
 
     monkeypatch.setattr(Pipeline, "inpaint", watched)
     wanted = replace(recipe_of(finished).sampling, steps=2)
-    evaluate.report(finished, num=20, seed=0, world=ALONE, sampling=wanted)
+    evaluate.measure_run(finished, num=20, seed=0, world=ALONE, sampling=wanted)
     assert used == [wanted, wanted]
 
 
@@ -146,7 +146,7 @@ def test_sampling_that_cannot_be_is_refused_at_once(bad):
 
 def test_inpainting_without_labels_runs_unconditionally(finished):
     pipeline = Pipeline.from_pretrained(finished)
-    images = prepare(recipe_of(finished)).split.test.as_float(slice(0, 3))
+    images = prepare_images(recipe_of(finished)).split.test.as_float(slice(0, 3))
     hole = torch.zeros(3, 8, 8, dtype=torch.bool)
     hole[:, 4:] = True
     filled = pipeline.inpaint(images, hole)

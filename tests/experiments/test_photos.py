@@ -23,7 +23,7 @@ from unmask.experiments.coded import open_coded
 from unmask.metrics.embedders import ClassifierFeatures
 from unmask.metrics.features import Classifier, ClassifierConfig
 from unmask.pipelines.image import Pipeline
-from unmask.pretrained.lone_tokenizer import read_tokenizer
+from unmask.pretrained.lone_tokenizer import read_lone_tokenizer
 from unmask.runtime.distributed import World
 
 SMALL = ["--tokenizer.width", "8", "--tokenizer.groups", "2", "--tokenizer.z-channels", "8"]
@@ -97,7 +97,7 @@ def test_the_codes_are_those_of_the_tokenizer(made, photos):
     assert coded.meta.classes == ("sand", "sea")
     assert len(coded.train) + len(coded.test) == 60
     pictures = coded.source.load().train
-    model = read_tokenizer(made / "codes" / "tokenizer")
+    model = read_lone_tokenizer(made / "codes" / "tokenizer")
     index = torch.arange(5)
     cut = pictures.at(index)[:, :, 4:68, 4:68].float() / 127.5 - 1
     found, labels = coded.train.rows(index, torch.device("cpu"))

@@ -17,9 +17,9 @@ import unmask
 from unmask.data.sources.choice import Codes
 from unmask.experiments import base as experiment
 from unmask.experiments import images as image_experiment
-from unmask.experiments.finetune import adopted
+from unmask.experiments.finetune import adopt_network
 from unmask.pipelines.image import Pipeline
-from unmask.recipes.reading import find
+from unmask.recipes.reading import find_recipe
 from unmask.recipes.schema import Recipe
 from unmask.storage.weights import same_weights
 
@@ -203,17 +203,17 @@ def test_a_model_without_no_class_is_measured_without_it(words, told, ready, cod
 
 
 def recipe_from(name, coded):
-    return replace(find("imagenet256", Recipe), init=name, data=Codes(path=str(coded)))
+    return replace(find_recipe("imagenet256", Recipe), init=name, data=Codes(path=str(coded)))
 
 
 def test_a_training_starts_from_the_published_network_and_weights(ready, coded, tmp_path):
     theirs = load_file(ready / "toy-32/model.safetensors")
     for codes, classes in (("two", 2), ("three", 3)):
-        recipe, notes = adopted(recipe_from("toy-32", coded / codes))
+        recipe, notes = adopt_network(recipe_from("toy-32", coded / codes))
         assert notes == [f"the network is that of toy-32: {NETWORK}"]
         assert recipe.model == NETWORK
         assert recipe.init == "toy-32"
-        made, said = experiment.begin(image_experiment.prepare(recipe), tmp_path / "run")
+        made, said = experiment.begin(image_experiment.prepare_images(recipe), tmp_path / "run")
         assert said[0] == "starting from toy-32"
         assert said[1:] == ([] if classes == 2 else ["new class table of 3 classes, 2 there; the rest loaded"])
         ours = dict(made.named_parameters())
@@ -225,10 +225,10 @@ def test_a_training_starts_from_the_published_network_and_weights(ready, coded, 
 
 
 def test_a_recipe_that_starts_from_nothing_or_from_our_own_keeps_its_network(ready, coded):
-    recipe = find("imagenet256", Recipe)
-    assert adopted(recipe) == (recipe, [])
+    recipe = find_recipe("imagenet256", Recipe)
+    assert adopt_network(recipe) == (recipe, [])
     mine = replace(recipe, init=str(coded / "two"))  # a folder without a model: `begin` says so
-    assert adopted(mine) == (mine, [])
+    assert adopt_network(mine) == (mine, [])
 
 
 def test_a_flag_that_says_what_is_plain_is_heard(ready, coded, tmp_path, capsys):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unmask.cli import main
-from unmask.evaluation.images import class_accuracy, opened, sample_banks
+from unmask.evaluation.images import measure_accuracy, opened, sample_banks
 from unmask.evaluation.reference import Reference, open_reference
 from unmask.metrics.embedders import ClassifierFeatures
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
@@ -61,11 +61,11 @@ def banks(bench):
 
 
 def accuracy(bench, banks, dtype):
-    return class_accuracy(bench.judge, banks[dtype], bench.pipelines[dtype].labels(SAMPLES))
+    return measure_accuracy(bench.judge, banks[dtype], bench.pipelines[dtype].labels(SAMPLES))
 
 
 def test_the_judge_knows_real_digits(bench):
-    assert class_accuracy(bench.judge, bench.real.test, bench.truth) > 0.98
+    assert measure_accuracy(bench.judge, bench.real.test, bench.truth) > 0.98
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

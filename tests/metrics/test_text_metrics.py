@@ -13,7 +13,7 @@ from scipy.stats import entropy as scipy_entropy
 from unmask.data.tokens import TokenSet
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.evaluation import text as evaluate_text
-from unmask.evaluation.text import frontier, kept_judge, measure
+from unmask.evaluation.text import find_frontier, measure_texts, open_judge
 from unmask.metrics.features import fingerprint
 from unmask.metrics.judge import Judge, JudgeConfig, save_judge
 from unmask.metrics.text import distinct, doubles, ended, entropy, ngram_kl, ngrams, repetition, words
@@ -196,7 +196,7 @@ def uniform():
 
 
 def test_every_figure_has_a_floor_and_samples_of_the_same_law_meet_it(uniform):
-    found = measure(draw(0, 300), draw(1, 600), uniform, lambda tokens: " ".join(map(str, tokens.tolist())))
+    found = measure_texts(draw(0, 300), draw(1, 600), uniform, lambda tokens: " ".join(map(str, tokens.tolist())))
     names = {name for name in found if not name.endswith("_floor")}
     assert {f"{name}_floor" for name in names} == found.keys() - names
     assert {"distinct_2", "ngram_kl_3", "word_doubles", "word_ngram_kl_1", "repetition_4", "entropy"} <= names
@@ -212,7 +212,7 @@ def test_every_figure_has_a_floor_and_samples_of_the_same_law_meet_it(uniform):
 def test_repetition_shows_whatever_the_perplexity_says(uniform):
     stuck = draw(0, 200).roll(1, 1)
     stuck[:, 1::2] = stuck[:, ::2]  # every token twice
-    found = measure(stuck, draw(1, 400), uniform)
+    found = measure_texts(stuck, draw(1, 400), uniform)
     assert found["perplexity"] == pytest.approx(found["perplexity_floor"])
     assert found["doubles_floor"] == 0
     assert found["doubles"] > 0.5
@@ -222,10 +222,10 @@ def test_repetition_shows_whatever_the_perplexity_says(uniform):
 
 @pytest.mark.parametrize("num", [12, 5000])
 def test_both_sides_of_what_falls_with_the_number_of_rows_have_as_many(uniform, num):
-    found = measure(draw(0, num), draw(1, 600), uniform)
+    found = measure_texts(draw(0, num), draw(1, 600), uniform)
     for name in ("distinct_3", "ngram_kl_2"):  # of 12 rows and of 588 it would be 40 times apart
         assert found[name] <= 3.1 * found[f"{name}_floor"] <= 3.1**2 * found[name], name
-    plenty = measure(draw(0, 300), draw(1, 600), uniform)
+    plenty = measure_texts(draw(0, 300), draw(1, 600), uniform)
     assert (found["ngram_kl_2_floor"] > 5 * plenty["ngram_kl_2_floor"]) == (num == 12)
     assert found["entropy_floor"] == plenty["entropy_floor"]
 
@@ -233,20 +233,20 @@ def test_both_sides_of_what_falls_with_the_number_of_rows_have_as_many(uniform, 
 def test_a_frontier_is_the_measure_at_each_temperature_in_order(uniform):
     samples = {1.0: draw(0, 40), 0.5: draw(2, 40, kinds=6)}
     held_out = draw(1, 80)
-    lines = frontier(samples, held_out, uniform)
+    lines = find_frontier(samples, held_out, uniform)
     assert [line["temperature"] for line in lines] == [0.5, 1.0]
     for line in lines:
         rows = samples[line["temperature"]]
-        assert line == {"temperature": line["temperature"], **measure(rows, held_out, uniform)}
+        assert line == {"temperature": line["temperature"], **measure_texts(rows, held_out, uniform)}
     assert lines[0]["entropy"] < lines[1]["entropy"]
     assert lines[0]["entropy_floor"] == lines[1]["entropy_floor"]
 
 
 def test_rows_that_do_not_compare_are_refused(uniform):
     with pytest.raises(ConfigError, match="samples are 16 tokens long and held-out rows 32"):
-        measure(draw(0, 4, 16), draw(1, 8), uniform)
+        measure_texts(draw(0, 4, 16), draw(1, 8), uniform)
     with pytest.raises(ConfigError, match="0 samples, 8 held-out rows"):
-        measure(draw(0, 4)[:0], draw(1, 8), uniform)
+        measure_texts(draw(0, 4)[:0], draw(1, 8), uniform)
 
 
 def test_a_judge_is_trained_once_for_a_text_and_a_configuration(tmp_path, monkeypatch):
@@ -263,7 +263,7 @@ def test_a_judge_is_trained_once_for_a_text_and_a_configuration(tmp_path, monkey
 
     def keep(config=config, vocab_size=8, text="a"):
         data = TokenSet(tokens=draw(0, 20, kinds=6))
-        return fingerprint(kept_judge(data, config, path, world, vocab_size=vocab_size, end_id=7, text=text))
+        return fingerprint(open_judge(data, config, path, world, vocab_size=vocab_size, end_id=7, text=text))
 
     first = keep()
     assert keep() == first

@@ -21,7 +21,14 @@ from unmask.figures import images as figures
 from unmask.method.guidance import CosineRamp
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
-from unmask.pipelines.editing import choose_window, edit_photo, extend_canvas, history, look, repair
+from unmask.pipelines.editing import (
+    choose_window,
+    edit_photo,
+    extend_canvas,
+    inpaint_images,
+    stream_inpainting,
+    view_window,
+)
 from unmask.pipelines.image import Pipeline
 from unmask.tokenizers.pixels import Pixels
 
@@ -170,7 +177,7 @@ def test_the_fill_continues_what_surrounds_it():
 def test_only_the_holes_change_and_inputs_are_left_alone(pipeline, labels):
     images, hole = pictures(5), some_holes()
     before = images.clone(), hole.clone()
-    repaired = repair(pipeline, images, hole, labels, seed=4, variants=3, feather=1, cells=Cells(dilate=1))
+    repaired = inpaint_images(pipeline, images, hole, labels, seed=4, variants=3, feather=1, cells=Cells(dilate=1))
     assert repaired.shape == (5, 3, 1, 8, 12)
     outside = ~hole[:, None, None].expand_as(repaired)
     assert torch.equal(repaired[outside], images[:, None].expand_as(repaired)[outside])
@@ -183,10 +190,10 @@ def test_only_the_holes_change_and_inputs_are_left_alone(pipeline, labels):
 @pytest.mark.parametrize("pipeline", [PIPELINE, WIDE])
 def test_what_lies_in_a_hole_has_no_influence(pipeline, cells):
     images, hole = pictures(3), some_holes()[2:]
-    repaired = repair(pipeline, images, hole, feather=2, cells=cells)
+    repaired = inpaint_images(pipeline, images, hole, feather=2, cells=cells)
     for other in (pictures(3, seed=8), -images, torch.full_like(images, torch.nan)):
         changed = torch.where(hole[:, None], other, images)
-        assert torch.equal(repair(pipeline, changed, hole, feather=2, cells=cells), repaired)
+        assert torch.equal(inpaint_images(pipeline, changed, hole, feather=2, cells=cells), repaired)
     if pipeline is WIDE:  # the tokenizer does look beyond its cells: without the fill, the content would shine through
         changed = torch.where(hole[:, None], 1.0, images)
         known = ~token_mask(hole, (4, 6))
@@ -195,39 +202,39 @@ def test_what_lies_in_a_hole_has_no_influence(pipeline, cells):
 
 def test_each_image_is_repaired_as_if_it_were_alone_whatever_the_batch():
     images, hole, labels = pictures(5), some_holes(), torch.arange(5)
-    together = repair(PIPELINE, images, hole, labels, seed=4, variants=2)
+    together = inpaint_images(PIPELINE, images, hole, labels, seed=4, variants=2)
     for batch in (1, 3, 4, 7):
-        assert torch.equal(repair(PIPELINE, images, hole, labels, seed=4, variants=2, batch=batch), together)
+        assert torch.equal(inpaint_images(PIPELINE, images, hole, labels, seed=4, variants=2, batch=batch), together)
     for i in range(5):
         one = slice(i, i + 1)
-        alone = repair(PIPELINE, images[one], hole[one], labels[one], seed=4, variants=2, first=i)
+        alone = inpaint_images(PIPELINE, images[one], hole[one], labels[one], seed=4, variants=2, first=i)
         assert torch.equal(alone, together[one])
-    assert torch.equal(repair(PIPELINE, images, hole, labels, seed=4), together[:, :1])  # variant 0 stays variant 0
+    assert torch.equal(inpaint_images(PIPELINE, images, hole, labels, seed=4), together[:, :1])  # variant 0 stays variant 0
 
 
 def test_once_the_hole_is_blank_it_is_the_pipelines_own_repair():
     images, hole = pictures(5), some_holes()
-    ours = repair(PIPELINE, images, hole, torch.arange(5), seed=6)[:, 0]
+    ours = inpaint_images(PIPELINE, images, hole, torch.arange(5), seed=6)[:, 0]
     assert torch.equal(ours, PIPELINE.inpaint(blank(images, hole), hole, torch.arange(5), seed=6))
     whole = torch.ones(2, 8, 12, dtype=torch.bool)
     labels = torch.tensor([3, 1])
-    assert torch.equal(repair(PIPELINE, images[:2], whole, labels, seed=9)[:, 0], PIPELINE.generate(labels, seed=9))
+    assert torch.equal(inpaint_images(PIPELINE, images[:2], whole, labels, seed=9)[:, 0], PIPELINE.generate(labels, seed=9))
     closed = torch.zeros(2, 8, 12, dtype=torch.bool)
-    assert torch.equal(repair(PIPELINE, images[:2], closed)[:, 0], images[:2])
+    assert torch.equal(inpaint_images(PIPELINE, images[:2], closed)[:, 0], images[:2])
 
 
 def test_variants_seeds_labels_and_options_give_other_fillings():
     images, hole = pictures(2), some_holes()[[4, 4]]
-    repaired = repair(PIPELINE, images, hole, torch.tensor([0, 0]), variants=4)
+    repaired = inpaint_images(PIPELINE, images, hole, torch.tensor([0, 0]), variants=4)
     assert len({v.numpy().tobytes() for v in repaired.flatten(0, 1)}) == 8
     base = repaired[:, :1]
     labels = torch.tensor([0, 0])
-    assert not torch.equal(base, repair(PIPELINE, images, hole, labels, seed=1))
-    assert not torch.equal(base, repair(PIPELINE, images, hole, labels + 1))
-    assert not torch.equal(base, repair(PIPELINE, images, hole, labels, sampling=Sampling(steps=5, temperature=0.3)))
+    assert not torch.equal(base, inpaint_images(PIPELINE, images, hole, labels, seed=1))
+    assert not torch.equal(base, inpaint_images(PIPELINE, images, hole, labels + 1))
+    assert not torch.equal(base, inpaint_images(PIPELINE, images, hole, labels, sampling=Sampling(steps=5, temperature=0.3)))
     part = some_holes()[[3, 3]]
-    assert not torch.equal(repair(PIPELINE, images, part, labels), repair(PIPELINE, images, part, labels, feather=1))
-    few, many = (next(history(PIPELINE, images, part, labels, cells=Cells(dilate=d))).tokens for d in (0, 1))
+    assert not torch.equal(inpaint_images(PIPELINE, images, part, labels), inpaint_images(PIPELINE, images, part, labels, feather=1))
+    few, many = (next(stream_inpainting(PIPELINE, images, part, labels, cells=Cells(dilate=d))).tokens for d in (0, 1))
     assert (few == EXACT.vocab_size).sum() < (many == EXACT.vocab_size).sum()
 
 
@@ -235,8 +242,8 @@ def test_variants_seeds_labels_and_options_give_other_fillings():
 def test_an_early_stop_is_the_full_run_up_to_its_last_pass(stop):
     sampling = Sampling(steps=6, scale=CosineRamp(4.0), temperature=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5))
     images, hole, labels = pictures(3), torch.ones(3, 8, 12, dtype=torch.bool), torch.arange(3)
-    full = list(history(PIPELINE, images, hole, labels, sampling=sampling))
-    cut = list(history(PIPELINE, images, hole, labels, sampling=sampling, stop=stop))
+    full = list(stream_inpainting(PIPELINE, images, hole, labels, sampling=sampling))
+    cut = list(stream_inpainting(PIPELINE, images, hole, labels, sampling=sampling, stop=stop))
     assert [s.step for s in cut] == list(range(stop + 1))
     assert [s.step for s in full] == list(range(7))
     for ours, theirs in zip(cut[:stop], full[:stop], strict=True):
@@ -278,19 +285,19 @@ def test_feather_grows_out_of_the_surroundings_and_inside_only():
 def test_repairs_refuse_in_a_line(options, message):
     hole = some_holes()[1:2]
     with pytest.raises(ConfigError, match=message) as caught:
-        repair(PIPELINE, pictures(1), hole, **options)
+        inpaint_images(PIPELINE, pictures(1), hole, **options)
     assert "\n" not in str(caught.value)
 
 
 def test_a_mask_of_another_size_and_a_label_without_classes_are_refused():
     with pytest.raises(REFUSED):
-        repair(PIPELINE, pictures(5), some_holes(), torch.tensor([1, 2]))
+        inpaint_images(PIPELINE, pictures(5), some_holes(), torch.tensor([1, 2]))
     with pytest.raises(REFUSED):
-        repair(PIPELINE, pictures(2), some_holes()[:1])
+        inpaint_images(PIPELINE, pictures(2), some_holes()[:1])
     plain = pipeline_for(EXACT, num_classes=0)
-    assert repair(plain, pictures(5), some_holes()).shape == (5, 1, 1, 8, 12)
+    assert inpaint_images(plain, pictures(5), some_holes()).shape == (5, 1, 1, 8, 12)
     with pytest.raises(ConfigError, match="unconditional"):
-        repair(plain, pictures(5), some_holes(), torch.arange(5))
+        inpaint_images(plain, pictures(5), some_holes(), torch.arange(5))
 
 
 # -- photos of any size ------------------------------------------------------------------------------------------------
@@ -362,7 +369,7 @@ def test_photos_keep_every_byte_outside_the_hole_and_none_inside_matters(shape, 
 def test_a_photo_of_the_models_size_is_repaired_as_its_images_are():
     picture, hole = photo(3, 8, 8), one_box(8, 8, 5)
     images = picture[None].float() / 127.5 - 1
-    expected = repair(RGB, images, hole[None], torch.tensor([1]), seed=2, variants=3, feather=1)[0]
+    expected = inpaint_images(RGB, images, hole[None], torch.tensor([1]), seed=2, variants=3, feather=1)[0]
     assert torch.equal(edit_photo(RGB, picture, hole, 1, seed=2, variants=3, feather=1), bytes_of(expected))
 
 
@@ -375,7 +382,7 @@ def test_the_model_sees_the_window_shrunk_and_visible_pixels_only():
     hole = rectangle((64, 64), 17, 15, 30, 31)
     picture[:, hole] = 0
     window = choose_window(hole, (8, 8), 0.5)
-    images, hidden = look(RGB, picture, hole, window)
+    images, hidden = view_window(RGB, picture, hole, window)
     assert images.shape == (1, 3, 8, 8)
     assert torch.allclose(images[~hidden[:, None].expand_as(images)], torch.tensor(200 / 127.5 - 1), atol=1e-5)
     assert torch.allclose(images[images != 0], torch.tensor(200 / 127.5 - 1), atol=1e-5)  # no black shines through
@@ -489,7 +496,7 @@ def test_schedules_and_stops_are_compared_by_the_callers_measure():
         seen.append(repaired)
         return {"l1": float((repaired - truth).abs().mean())}
 
-    rows = list(lab.compare(PIPELINE, images, hole, labels, measure=measure, steps=6, stops=(1, 6), seed=3))
+    rows = list(lab.compare_schedules(PIPELINE, images, hole, labels, measure=measure, steps=6, stops=(1, 6), seed=3))
     assert [(r.schedule, r.steps, r.stop) for r in rows[:2]] == [("smooth fill", 0, 0), ("tokenizer", 0, 0)]
     assert [(r.schedule, r.steps, r.stop) for r in rows[2:]] == [
         (name, 6, stop) for name in ("cosine", "linear", "square") for stop in (1, 6)
@@ -498,11 +505,11 @@ def test_schedules_and_stops_are_compared_by_the_callers_measure():
     assert torch.equal(seen[0], blank(images, hole))
     for i, name in enumerate(lab.SHAPES):
         sampling = replace(PIPELINE.sampling, steps=6, schedule=lab.SHAPES[name])
-        expected = repair(PIPELINE, images, hole, seed=3, sampling=sampling)[:, 0]
+        expected = inpaint_images(PIPELINE, images, hole, seed=3, sampling=sampling)[:, 0]
         assert torch.equal(seen[3 + 2 * i], expected)
     assert not torch.equal(seen[3], seen[5])
     with pytest.raises(ConfigError, match=r"stops \[7\]: each must be one of the 6 steps"):
-        list(lab.compare(PIPELINE, images, hole, measure=measure, steps=6, stops=(7,)))
+        list(lab.compare_schedules(PIPELINE, images, hole, measure=measure, steps=6, stops=(7,)))
 
 
 def test_measures_of_holes_see_holes_only():
@@ -524,20 +531,20 @@ def test_measures_of_holes_see_holes_only():
 
 def test_tables_and_the_picture():
     rows = [
-        lab.Row(schedule=n, steps=20, stop=s, figures={"frechet": 1.234567, "l1": s}) for n, s in (("a", 1), ("b", 2))
+        lab.InpaintingRow(schedule=n, steps=20, stop=s, figures={"frechet": 1.234567, "l1": s}) for n, s in (("a", 1), ("b", 2))
     ]
-    assert lab.markdown(rows).splitlines() == [
+    assert lab.format_markdown(rows).splitlines() == [
         "| schedule | steps | stop | frechet | l1 |",
         "| --- | ---: | ---: | ---: | ---: |",
         "| a | 20 | 1 | 1.2346 | 1 |",
         "| b | 20 | 2 | 1.2346 | 2 |",
     ]
-    assert lab.csv(rows) == "schedule,steps,stop,frechet,l1\na,20,1,1.2346,1\nb,20,2,1.2346,2\n"
-    for bad in ([], [*rows, lab.Row(schedule="c", steps=1, stop=1, figures={"l1": 0.0})]):
+    assert lab.format_csv(rows) == "schedule,steps,stop,frechet,l1\na,20,1,1.2346,1\nb,20,2,1.2346,2\n"
+    for bad in ([], [*rows, lab.InpaintingRow(schedule="c", steps=1, stop=1, figures={"l1": 0.0})]):
         with pytest.raises(ConfigError, match=f"{len(bad)} rows"):
-            lab.markdown(bad)
+            lab.format_markdown(bad)
     images, hole = pictures(3), some_holes()[1:4]
-    page = lab.picture(images, hole, -images)
+    page = lab.draw_comparison(images, hole, -images)
     scale = figures.readable_scale(images)
     assert page.height == (3 * (images.shape[2] + 1) + 1) * scale
     assert page.width > (3 * (images.shape[3] + 1) + 1) * scale

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmask.errors import ConfigError
-from unmask.pipelines.labels import class_ids
+from unmask.pipelines.labels import resolve_labels
 
 NAMES = ("heron", "owl", "7")
 
@@ -25,14 +25,14 @@ NAMES = ("heron", "owl", "7")
     ],
 )
 def test_numbers_and_names_may_be_mixed(said, ids):
-    assert torch.equal(class_ids(said, NAMES), torch.tensor(ids, dtype=torch.int64))
+    assert torch.equal(resolve_labels(said, NAMES), torch.tensor(ids, dtype=torch.int64))
 
 
 @given(ids=st.lists(st.integers(-(2**40), 2**40), max_size=9))
 def test_numbers_come_back_as_they_are(ids):
-    assert class_ids(ids, NAMES).tolist() == ids
+    assert resolve_labels(ids, NAMES).tolist() == ids
     tensor = torch.tensor(ids, dtype=torch.int64)
-    assert class_ids(tensor, NAMES) is tensor
+    assert resolve_labels(tensor, NAMES) is tensor
 
 
 @pytest.mark.parametrize(
@@ -49,5 +49,5 @@ def test_numbers_come_back_as_they_are(ids):
 )
 def test_anything_else_is_one_line(said, classes, told):
     with pytest.raises(ConfigError, match=told) as caught:
-        class_ids(said, classes)
+        resolve_labels(said, classes)
     assert "\n" not in str(caught.value)

@@ -13,8 +13,8 @@ from published_toys import NETWORK, PIXELS, PLAIN, SIZE, WHOLE, draw_photos, ref
 from unmask.data.sources.choice import Codes
 from unmask.decoding.rules import stretched
 from unmask.errors import ConfigError
-from unmask.experiments.finetune import adopted
-from unmask.recipes.reading import find, read_recipe
+from unmask.experiments.finetune import adopt_network
+from unmask.recipes.reading import find_recipe, read_config
 from unmask.recipes.schema import Recipe
 from unmask.storage.config import to_json, write_json
 
@@ -42,7 +42,7 @@ def test_a_folder_of_pictures_is_enough(recipe, ready, animals, tmp_path, monkey
     assert [
         name for name in names if (out / "codes" / name).read_bytes() != (tmp_path / "codes" / name).read_bytes()
     ] == []
-    made = read_recipe(out / "config.json", Recipe)
+    made = read_config(out / "config.json", Recipe)
     assert (made.data, made.init, made.tokenizer) == (Codes(path=str(out / "codes")), "toy-32", PIXELS)
     assert made.model == replace(NETWORK, num_classes=3)
     assert made.classes == ("ant", "bee", "cat")
@@ -77,14 +77,14 @@ def test_a_training_that_goes_on_needs_the_folder_it_started_from_no_more(ready,
     out = tmp_path / "rr"
     words = ["train", "finetune", "--init", base, "--data", animals, "--out", out, *SHORT]
     run(*words)
-    made = read_recipe(out / "config.json", Recipe)
+    made = read_config(out / "config.json", Recipe)
     shutil.rmtree(base)
     for again in (words, ["train", out / "config.json"]):
         first = interrupted(out)
         run(*again, "--dry-run")
         run(*again)
         assert (out / "model.safetensors").read_bytes() == first
-        assert read_recipe(out / "config.json", Recipe) == made
+        assert read_config(out / "config.json", Recipe) == made
         said, code = refused(capsys, *again, "--training.optimizer.learning-rate", 0.1)
         assert (code, f"{out} holds another experiment (training.optimizer.learning_rate" in said) == (4, True), said
         said, code = refused(capsys, *again, "--init", "toy-bare")
@@ -157,7 +157,7 @@ def test_pictures_do_not_go_into_a_run_of_something_else(ready, animals, coded, 
 
 
 def test_a_model_without_a_tokenizer_makes_no_codes_of_pictures(animals, tmp_path, capsys):
-    write_json(tmp_path / "config.json", to_json(find("digits", Recipe)))
+    write_json(tmp_path / "config.json", to_json(find_recipe("digits", Recipe)))
     said, code = refused(capsys, "train", "imagenet256", "--init", tmp_path, "--data", animals)
     assert (code, "has no tokenizer to make them with" in said) == (2, True), said
 
@@ -181,30 +181,30 @@ def test_weights_at_hand_are_taken_by_every_command(toys, files, animals, photo,
 
 
 def test_a_recipe_with_a_plain_sampling_samples_as_the_model_does(ready, coded, tmp_path):
-    finetune, plain = (replace(find(name, Recipe), init="toy-32") for name in ("finetune", "imagenet256"))
-    assert adopted(finetune)[0].sampling == PLAIN
-    assert adopted(finetune)[1][1:] == ["it is sampled as toy-32 is"]
-    assert adopted(plain)[0].sampling == plain.sampling
-    ours = replace(find("digits", Recipe), sampling=PLAIN)  # a network of our own, which a published one gives way to
+    finetune, plain = (replace(find_recipe(name, Recipe), init="toy-32") for name in ("finetune", "imagenet256"))
+    assert adopt_network(finetune)[0].sampling == PLAIN
+    assert adopt_network(finetune)[1][1:] == ["it is sampled as toy-32 is"]
+    assert adopt_network(plain)[0].sampling == plain.sampling
+    ours = replace(find_recipe("digits", Recipe), sampling=PLAIN)  # a network of our own, which a published one gives way to
     write_json(tmp_path / "config.json", to_json(ours))
-    made, _ = adopted(replace(finetune, init=str(tmp_path)))
+    made, _ = adopt_network(replace(finetune, init=str(tmp_path)))
     assert (made.model, made.sampling) == (ours.model, PLAIN)
-    assert made.training == find("finetune", Recipe).training
+    assert made.training == find_recipe("finetune", Recipe).training
 
 
 def test_a_flag_changes_one_thing_of_the_models_sampling_and_the_network_is_not_to_be_changed(ready):
-    finetune = replace(find("finetune", Recipe), init="titok-l32")
-    whole, notes = adopted(finetune, written=finetune)
+    finetune = replace(find_recipe("finetune", Recipe), init="titok-l32")
+    whole, notes = adopt_network(finetune, written=finetune)
     fewer = replace(finetune, sampling=replace(finetune.sampling, steps=4, top_k=5))
-    made, said = adopted(fewer, written=finetune)
+    made, said = adopt_network(fewer, written=finetune)
     assert isinstance(whole.sampling.temperature, tuple)
     assert made.sampling == replace(
         whole.sampling, steps=4, top_k=5, temperature=stretched(whole.sampling.temperature, 4)
     )
-    assert adopted(finetune, written=finetune, given=["steps"])[0].sampling.steps == finetune.sampling.steps == 8
+    assert adopt_network(finetune, written=finetune, given=["steps"])[0].sampling.steps == finetune.sampling.steps == 8
     halton = replace(finetune, init="halton-tiny-256")
-    assert adopted(halton, written=halton)[0].sampling.steps == 32
-    assert adopted(halton, written=halton, given=["steps"])[0].sampling.steps == 8
+    assert adopt_network(halton, written=halton)[0].sampling.steps == 32
+    assert adopt_network(halton, written=halton, given=["steps"])[0].sampling.steps == 8
     assert notes[1:] == ["it is sampled as titok-l32 is"]
     assert said[1:] == ["it is sampled as titok-l32 is, but for what flags say"]
     for other in (
@@ -212,7 +212,7 @@ def test_a_flag_changes_one_thing_of_the_models_sampling_and_the_network_is_not_
         replace(finetune, tokenizer=replace(finetune.tokenizer, size=(128, 128))),
     ):
         with pytest.raises(ConfigError, match="are those of titok-l32: leave the flags of --model and --tokenizer out"):
-            adopted(other, written=finetune)
+            adopt_network(other, written=finetune)
 
 
 def test_an_export_of_a_published_model_draws_the_same(ready, tmp_path):

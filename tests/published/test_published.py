@@ -33,9 +33,9 @@ import unmask
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.guidance import CosineRamp, Interval, LinearRamp
 from unmask.pipelines.image import Pipeline
-from unmask.pretrained.lone_tokenizer import read_tokenizer
+from unmask.pretrained.lone_tokenizer import read_lone_tokenizer
 from unmask.published.catalogue import MODELS
-from unmask.recipes.reading import read_recipe
+from unmask.recipes.reading import read_config
 from unmask.recipes.schema import Recipe
 from unmask.storage.download import Source
 from unmask.storage.weights import same_weights
@@ -235,7 +235,7 @@ def test_a_generator_and_then_its_tokenizer_are_a_model(toys, files, tmp_path, c
     assert f"source: {generator}\nparameters: {count:,} as float32\nkept under their names: 0\n" in report
     assert "\n  last_layer.4.bias -> last.3.bias\n" in report
     assert "\n  pos_emb -> position, class_position\n" in report
-    recipe = read_recipe(out / "config.json", Recipe)
+    recipe = read_config(out / "config.json", Recipe)
     assert (recipe.model, recipe.tokenizer) == (NETWORK, PIXELS)  # and not the taller size, which is listed first
     assert recipe.sampling == PLAIN
     picture = tmp_path / "x.png"
@@ -296,19 +296,19 @@ def test_a_file_of_another_size_is_refused(toys, tmp_path, capsys):
 def test_the_sizes_of_a_family_are_told_apart(toys, tmp_path):
     path = write("valeoai-v1", random(generator_shapes(NETWORK, 16, 32)), tmp_path)
     run("convert", path, "--family", "valeoai-v1", "--out", tmp_path / "tall")
-    assert read_recipe(tmp_path / "tall/config.json", Recipe).tokenizer == WIDER
+    assert read_config(tmp_path / "tall/config.json", Recipe).tokenizer == WIDER
 
 
 def test_a_tokenizer_alone_makes_codes(toys, files, photos, tmp_path, capsys):
     out, codes = tmp_path / "alone", tmp_path / "codes"
     run("convert", files / FILES["taming-vqgan"], "--family", "taming-vqgan", "--out", out)
     assert tree(out) == ["config.json", "model-conversion.txt", "model.safetensors"]
-    given = read_tokenizer(out)
+    given = read_lone_tokenizer(out)
     assert given.config in (PIXELS, WIDER)  # a picture's size is not in the file
     run("tokenize", out, "--data", photos, "--out", codes)
     assert "wrote" in capsys.readouterr().out
     images = torch.rand(3, 3, *given.config.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert torch.equal(read_tokenizer(codes / "tokenizer").encode(images), given.encode(images))
+    assert torch.equal(read_lone_tokenizer(codes / "tokenizer").encode(images), given.encode(images))
 
 
 # -- drawn and repaired ------------------------------------------------------------------------------------------------

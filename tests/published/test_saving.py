@@ -11,7 +11,7 @@ from unmask.data.sources.choice import Codes
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.pipelines.image import Pipeline
-from unmask.published.card import model_card
+from unmask.published.card import write_model_card
 from unmask.published.catalogue import MODELS
 from unmask.published.store import as_recipe
 
@@ -58,11 +58,11 @@ def test_the_card_says_what_is_known(run, tmp_path):
 
 def test_the_card_of_what_was_trained_elsewhere_invents_no_training(tmp_path):
     recipe = as_recipe(MODELS["maskgit-256"].size, MODELS["maskgit-256"].sampling)
-    card = model_card(recipe, tmp_path, None, "FOLDER")
+    card = write_model_card(recipe, tmp_path, None, "FOLDER")
     assert "* Training: elsewhere; see its publisher\n" in card
     assert "1,500 steps" not in card
     texts = as_recipe(MODELS["amused-256"].size, MODELS["amused-256"].sampling)
-    assert 'unmask.load("FOLDER", prompts=["a cat"]).generate(num=4)' in model_card(texts, tmp_path, None, "FOLDER")
+    assert 'unmask.load("FOLDER", prompts=["a cat"]).generate(num=4)' in write_model_card(texts, tmp_path, None, "FOLDER")
 
 
 def test_a_card_without_a_licence_says_so(run, tmp_path):
@@ -76,7 +76,7 @@ def test_a_card_without_a_licence_says_so(run, tmp_path):
 def test_the_card_of_a_converted_model_names_its_file(run, tmp_path, source):
     recipe = replace(Pipeline.from_pretrained(run, device="cpu").recipe, data=Codes(path=""))
     (tmp_path / "model-conversion.txt").write_text(f"source: {source}\nparameters: 7 as float32\n")
-    card = model_card(recipe, tmp_path, None, "mine")
+    card = write_model_card(recipe, tmp_path, None, "mine")
     assert "* Training data: see its publisher; converted from MaskGIT_ImageNet_256.pth\n" in card
 
 

@@ -25,7 +25,7 @@ from unmask.data.sources.choice import Digits, Split
 from unmask.data.tokens import Batches, TokenSet
 from unmask.errors import NonFiniteError, Preempted
 from unmask.experiments.images import Experiment
-from unmask.experiments.validation import validation
+from unmask.experiments.validation import validate_generator
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.objectives import Loss, MaskGIT
 from unmask.recipes.schema import Recipe
@@ -138,7 +138,7 @@ def toy_experiment(test: int = 21) -> Experiment:
 def toy_validation(here: World):
     """`validation` as a function of the model."""
     ready = toy_experiment()
-    return lambda model: validation(ready.recipe.objective, ready.recipe.training.precision, ready.test, model, here)
+    return lambda model: validate_generator(ready.recipe.objective, ready.recipe.training.precision, ready.test, model, here)
 
 
 def job(name: str, folder: Path) -> Path:

@@ -32,7 +32,7 @@ from toy_run import (
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
 from unmask.experiments import validation
-from unmask.experiments.validation import ACCURACY_RATIOS, samples
+from unmask.experiments.validation import ACCURACY_RATIOS, sample_evaluator
 from unmask.method.masking import mask_exact
 from unmask.method.objectives import Loss, MaskGIT
 from unmask.method.rand import seeded
@@ -335,7 +335,7 @@ def test_evaluation_sees_the_average_in_eval_mode_and_changes_nothing(tmp_path):
 
 def test_the_grid_of_samples_is_written_and_always_of_the_same_seed(tmp_path):
     def grid(model):
-        return samples(Pipeline(model, toy_experiment().recipe.tokenizer, Sampling(steps=3)), "fp32", ALONE)
+        return sample_evaluator(Pipeline(model, toy_experiment().recipe.tokenizer, Sampling(steps=3)), "fp32", ALONE)
 
     toy_train(tmp_path, toy_config(evaluate_every=6), evaluators=[grid])
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["samples-00000006.png", "samples-00000012.png"]
@@ -358,7 +358,7 @@ def test_pictures_of_many_tokens_are_shown_in_one_row(few, num, monkeypatch):
     pipeline = Pipeline(toy_model(), toy_experiment().recipe.tokenizer, Sampling())
     monkeypatch.setattr(validation, "FEW_TOKENS", pipeline.model.length + few)
     monkeypatch.setattr(Pipeline, "generate", drawn)
-    next(iter(samples(pipeline, "fp32", ALONE)()))
+    next(iter(sample_evaluator(pipeline, "fp32", ALONE)()))
     assert asked == [num]
 
 

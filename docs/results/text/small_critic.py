@@ -8,12 +8,12 @@ from dataclasses import replace
 from unmask.decoding.sampling import FromCritic
 from unmask.method.critic import WithCritic
 from unmask.method.objectives import MaskedDiffusion
-from unmask.recipes.reading import find
+from unmask.recipes.reading import find_recipe
 from unmask.recipes.schema import TextRecipe
 
 
 def recipe() -> TextRecipe:
-    base = find("shakespeare", TextRecipe)
+    base = find_recipe("shakespeare", TextRecipe)
     return replace(
         base,
         tokenizer=replace(base.tokenizer, context=64),

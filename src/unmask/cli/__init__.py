@@ -8,44 +8,44 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from unmask.cli.editing import inpaint
-from unmask.cli.evaluating import evaluate_inpaint, evaluate_tokenizer
-from unmask.cli.networks import train_features
-from unmask.cli.published import convert, fetch, models
-from unmask.cli.sampling import evaluate, export, sample
-from unmask.cli.schedule import schedule
-from unmask.cli.scoring import score
-from unmask.cli.sweeping import sweep
-from unmask.cli.text import evaluate_text, generate, infill, tokenize_text
-from unmask.cli.tokenizers import tokenize, train_tokenizer
-from unmask.cli.training import demo, train
+from unmask.cli.editing import run_inpaint
+from unmask.cli.evaluating import run_evaluate_inpaint, run_evaluate_tokenizer
+from unmask.cli.networks import run_train_features
+from unmask.cli.published import list_models, run_convert, run_export, run_fetch
+from unmask.cli.sampling import run_evaluate, run_sample
+from unmask.cli.schedule import run_schedule
+from unmask.cli.scoring import run_score
+from unmask.cli.sweeping import run_sweep
+from unmask.cli.text import run_evaluate_text, run_generate, run_infill, run_tokenize_text
+from unmask.cli.tokenizers import run_tokenize, run_train_tokenizer
+from unmask.cli.training import run_demo, run_train
 from unmask.decoding.names import nearest
 from unmask.errors import ConfigError, UnmaskError
 from unmask.runtime.distributed import check_alone
 from unmask.runtime.memory import keep_freed_memory
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "demo": demo,
-    "train": train,
-    "train-tokenizer": train_tokenizer,
-    "evaluate-tokenizer": evaluate_tokenizer,
-    "tokenize": tokenize,
-    "tokenize-text": tokenize_text,
-    "train-features": train_features,
-    "sample": sample,
-    "inpaint": inpaint,
-    "generate": generate,
-    "infill": infill,
-    "evaluate": evaluate,
-    "evaluate-inpaint": evaluate_inpaint,
-    "evaluate-text": evaluate_text,
-    "sweep": sweep,
-    "score": score,
-    "schedule": schedule,
-    "export": export,
-    "models": models,
-    "fetch": fetch,
-    "convert": convert,
+    "demo": run_demo,
+    "train": run_train,
+    "train-tokenizer": run_train_tokenizer,
+    "evaluate-tokenizer": run_evaluate_tokenizer,
+    "tokenize": run_tokenize,
+    "tokenize-text": run_tokenize_text,
+    "train-features": run_train_features,
+    "sample": run_sample,
+    "inpaint": run_inpaint,
+    "generate": run_generate,
+    "infill": run_infill,
+    "evaluate": run_evaluate,
+    "evaluate-inpaint": run_evaluate_inpaint,
+    "evaluate-text": run_evaluate_text,
+    "sweep": run_sweep,
+    "score": run_score,
+    "schedule": run_schedule,
+    "export": run_export,
+    "models": list_models,
+    "fetch": run_fetch,
+    "convert": run_convert,
 }
 
 ALONE = ("tokenize-text", "sample", "inpaint", "generate", "infill", "export", "fetch", "convert")

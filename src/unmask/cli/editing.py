@@ -11,9 +11,9 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from unmask.cli.choices import SamplingFlags, applied
+from unmask.cli.flags import SamplingFlags, WeightsFlags, choose_sampling, fetch_model
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.cli.published import WeightsFlags, check_prompts, located
+from unmask.cli.sampling import check_prompts
 from unmask.data.holes import Cells
 from unmask.data.masks import read_cutout, read_mask, read_photo, rectangle
 from unmask.decoding.sampling import Sampling
@@ -22,9 +22,10 @@ from unmask.evaluation import gallery
 from unmask.figures import images as figures
 from unmask.pipelines import editing
 from unmask.pipelines.image import Pipeline
-from unmask.pipelines.labels import class_id
+from unmask.pipelines.labels import resolve_label
+from unmask.pipelines.load import load_image_pipeline
 
-SHOWN = 512  # pixels of the longer side of each picture in the comparison
+COMPARISON_SIZE = 512  # pixels of the longer side of each picture in the comparison
 USAGE = "inpaint RUN PHOTO, where RUN is as unmask sample has it, with --mask, --alpha, --box or --extend"
 
 
@@ -63,25 +64,29 @@ class InpaintFlags:
     """Also animate the decoding, as .gif or .webp."""
 
 
-def inpaint(arguments: list[str]) -> None:
+def run_inpaint(arguments: list[str]) -> None:
     """fill a hole in a photo of any size, extend its canvas, or draw another class into a part of it"""
     name, rest = positional(arguments, USAGE)
     path, rest = ("PHOTO", rest) if rest == ["--help"] else positional(rest, USAGE)
     flags = parse(InpaintFlags, rest, f"inpaint {name} {path}")
-    photo, hole = holed(Path(path), flags)
-    cells = policy(flags.cells, flags.dilate)
+    photo, hole = read_hole(Path(path), flags)
+    cells = choose_cells(flags.cells, flags.dilate)
     if flags.label is not None and flags.prompt is not None:
         raise ConfigError("--label and --prompt: a model draws classes or texts, so leave one of them out")
     figures.image_format(flags.out)
     if flags.gif is not None:
         figures.image_format(flags.gif, animated=True)
     texts = () if flags.prompt is None else (flags.prompt,)
-    check_prompts(name, texts)
-    pipeline = Pipeline.from_pretrained(located(name, flags.published), prompts=texts)
+    opened = flags.published.open(name)
+    spec = opened.require_image_spec()
+    check_prompts(name, spec, texts)
+    with value_errors():
+        sampling = choose_sampling(flags.sampling, spec)
+    fetch_model(opened)
+    pipeline = load_image_pipeline(opened, prompts=texts)
     chosen = "0" if texts else flags.label
-    label = None if chosen is None else class_id(chosen, () if texts else pipeline.classes)
+    label = None if chosen is None else resolve_label(chosen, () if texts else pipeline.classes)
     with value_errors(), disk_errors(flags.out.parent):
-        sampling = applied(flags.sampling, pipeline)
         edited = editing.edit_photo(
             pipeline,
             photo,
@@ -96,14 +101,16 @@ def inpaint(arguments: list[str]) -> None:
             context=flags.context,
         )
         for number, one in enumerate(edited, 1):
-            save(Image.fromarray(one.permute(1, 2, 0).numpy()), flags.out, f"-{number}" if len(edited) > 1 else "")
-        save(comparison(photo, hole, edited), flags.out, "-compare")
+            write_variant(
+                Image.fromarray(one.permute(1, 2, 0).numpy()), flags.out, f"-{number}" if len(edited) > 1 else ""
+            )
+        write_variant(draw_side_by_side(photo, hole, edited), flags.out, "-compare")
         if flags.gif is not None:
-            figures.animate(frames(pipeline, photo, hole, label, sampling, cells, flags), flags.gif)
+            figures.animate(draw_frames(pipeline, photo, hole, label, sampling, cells, flags), flags.gif)
             print(f"wrote {flags.gif}")
 
 
-def holed(path: Path, flags: InpaintFlags) -> tuple[UInt8[Tensor, "3 h w"], Bool[Tensor, "h w"]]:
+def read_hole(path: Path, flags: InpaintFlags) -> tuple[UInt8[Tensor, "3 h w"], Bool[Tensor, "h w"]]:
     """The photo and its hole, by the one flag that says where it is."""
     given = {"--mask": flags.mask is not None, "--alpha": flags.alpha}
     given |= {"--box": flags.box is not None, "--extend": flags.extend is not None}
@@ -122,7 +129,7 @@ def holed(path: Path, flags: InpaintFlags) -> tuple[UInt8[Tensor, "3 h w"], Bool
     return editing.extend_canvas(photo, *flags.extend)
 
 
-def policy(cells: str, dilate: int) -> Cells:
+def choose_cells(cells: str, dilate: int) -> Cells:
     """`--cells` and `--dilate`."""
     try:
         return Cells(share={"any": 0.0, "all": 1.0}[cells] if cells in ("any", "all") else float(cells), dilate=dilate)
@@ -130,19 +137,19 @@ def policy(cells: str, dilate: int) -> Cells:
         raise ConfigError(f"--cells {cells}: any, all, or a share between 0 and 1 such as 0.5") from error
 
 
-def save(picture: Image.Image, out: Path, suffix: str) -> None:
+def write_variant(picture: Image.Image, out: Path, suffix: str) -> None:
     """Written beside `out`, and said."""
     path = out.with_name(f"{out.stem}{suffix}{out.suffix}")
     figures.write(picture, path)
     print(f"wrote {path}")
 
 
-def comparison(
+def draw_side_by_side(
     photo: UInt8[Tensor, "3 h w"], hole: Bool[Tensor, "h w"], edited: UInt8[Tensor, "v 3 h w"]
 ) -> Image.Image:
     """Side by side: the photo, its hole, and each variant; large ones shrunk, small ones enlarged."""
     height, width = photo.shape[1:]
-    factor = min(1.0, SHOWN / max(height, width))
+    factor = min(1.0, COMPARISON_SIZE / max(height, width))
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
     pictures = [F.interpolate(x[None].float(), size, mode="area") for x in (photo, *edited)]
     hidden = F.interpolate(hole[None, None].float(), size, mode="area")[0] >= 0.5
@@ -154,7 +161,7 @@ def comparison(
     return figures.grid(torch.cat([images[:1], shown, images[1:]]), len(titles), scale=scale, gap=gap, labels=titles)
 
 
-def frames(
+def draw_frames(
     pipeline: Pipeline,
     photo: UInt8[Tensor, "3 h w"],
     hole: Bool[Tensor, "h w"],
@@ -164,9 +171,9 @@ def frames(
     flags: InpaintFlags,
 ) -> list[Image.Image]:
     """Every step of the decoding as the model sees it, the variants side by side."""
-    window = editing.choose_window(hole, editing.model_shape(pipeline)[1:], flags.context)
-    images, hidden = editing.look(pipeline, photo, hole, window)
-    states = editing.history(
+    window = editing.choose_window(hole, pipeline.tokenizer.size, flags.context)
+    images, hidden = editing.view_window(pipeline, photo, hole, window)
+    states = editing.stream_inpainting(
         pipeline,
         images,
         hidden,
@@ -177,4 +184,4 @@ def frames(
         variants=flags.variants,
         stop=flags.stop,
     )
-    return gallery.decode_frames(pipeline, list(states), figures.readable_scale(images))
+    return gallery.draw_decoding(pipeline, list(states), figures.readable_scale(images))

@@ -9,24 +9,36 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.choices import SamplingFlags, applied
-from unmask.cli.editing import policy
-from unmask.cli.networks import PHOTOS, NetworkFlags, open_networks
+from unmask.cli.editing import choose_cells
+from unmask.cli.flags import (
+    MeasuredFlags,
+    NetworkFlags,
+    SamplingFlags,
+    WeightsFlags,
+    choose_sampling,
+    device_of,
+    fetch_model,
+)
+from unmask.cli.networks import PHOTOS
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.cli.published import MEASURABLE, MeasuredFlags, WeightsFlags, located, measured
-from unmask.cli.tokenizers import described_tokenizer, opened_tokenizer
 from unmask.data.augment import PictureSet
 from unmask.data.sources.choice import Folder
 from unmask.decoding.names import named, shapes
+from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import inpainting
 from unmask.evaluation import tokenizer as evaluation
-from unmask.evaluation.images import opened
 from unmask.evaluation.reference import check_judge
+from unmask.evaluation.runs import open_run, shorten_name
+from unmask.method.schedules import Shape
 from unmask.metrics.in_domain import in_domain
-from unmask.pretrained.networks import LearnedConfig
+from unmask.pretrained.networks import LearnedConfig, LearnedModel
+from unmask.published.opening import MODEL_NAMES, OpenedModel
+from unmask.recipes.schema import TokenizerRecipe
 from unmask.runtime.distributed import World, world
 from unmask.runtime.progress import progress_bar
+from unmask.storage.layout import CLASSIFIER
+from unmask.tokenizers.base import open_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,37 +53,34 @@ class EvaluateTokenizerFlags:
     """How many held-out pictures to look at, at most."""
 
 
-def evaluate_tokenizer(arguments: list[str]) -> None:
-    """measure a tokenizer (rFID, PSNR, SSIM, use of its codes) into report.json, and draw pictures beside its own"""
-    usage = "evaluate-tokenizer RUN, where RUN is the folder of a trained tokenizer or one of unmask models"
+def run_evaluate_tokenizer(arguments: list[str]) -> None:
+    """measure a tokenizer (rFID, PSNR, SSIM, codebook use) into report.json, and draw reconstructions"""
+    usage = f"evaluate-tokenizer MODEL, where MODEL is the run of a tokenizer, or {MODEL_NAMES}"
     name, rest = positional(arguments, usage)
     flags = parse(EvaluateTokenizerFlags, rest, f"evaluate-tokenizer {name}")
     if flags.pictures < 2:
         raise ConfigError(f"--pictures {flags.pictures}: at least 2, to have a covariance")
-    config, own = described_tokenizer(name)
-    elsewhere = own if isinstance(own, Folder) and not own.path else None
-    if elsewhere is None and (flags.data, flags.out) != (None, None):
-        raise ConfigError(
-            "--data and --out are for published tokenizers: a run has its pictures, and keeps its figures"
-        )
-    if elsewhere is None:
-        located(name, flags.published)  # which refuses other weights than its own
-    elif flags.data is None:
-        raise ConfigError(f"measured on which pictures? {name} was trained elsewhere: give --data DIR")
-    run = Path(name) if elsewhere is None else flags.out or Path("runs") / f"{Path(name).name}-tokenizer"
-    device = None if flags.network.device == "auto" else flags.network.device
-    with value_errors(), disk_errors(run), world(device) as here:
-        features, judge = open_networks(flags.network, here)
-        if elsewhere is not None:
-            pictures = _pictures(replace(elsewhere, path=str(flags.data)), config, here)
-            classifier = replace(
-                PHOTOS, channels=config.channels, num_classes=max(2, len(pictures[0].pictures.classes))
-            )
-            model = opened_tokenizer(name, config, flags.published, here)
-            run.mkdir(parents=True, exist_ok=True)
-            measure = partial(evaluation.report_on, model, pictures, run, classifier=classifier)
+    opened = flags.published.open(name)
+    config = opened.require_tokenizer()
+    own = isinstance(opened.config, TokenizerRecipe)
+    if own and (flags.data, flags.out) != (None, None):
+        raise ConfigError("--data and --out are for published tokenizers: a run has its images, and keeps its results")
+    if not own and flags.data is None:
+        raise ConfigError(f"measured on which images? {name} is no run of a tokenizer: give --data DIR")
+    run = Path(name) if own else flags.out or Path("runs") / f"{shorten_name(name)}-tokenizer"
+    with value_errors(), disk_errors(run), world(device_of(flags.network.device)) as here:
+        features, judge = flags.network.open(here)
+        if own:
+            measure = partial(evaluation.measure_tokenizer_run, run)
         else:
-            measure = partial(evaluation.report, run)
+            source = Folder(path=str(flags.data), size=max(config.size), channels=config.channels)
+            pictures = _pictures(source, config, here)
+            classes = max(2, len(pictures[0].pictures.classes))
+            classifier = replace(PHOTOS, channels=config.channels, num_classes=classes)
+            fetch_model(opened, here)
+            model: LearnedModel = open_tokenizer(config, opened.tokenizer_weights())  # type: ignore[assignment]
+            run.mkdir(parents=True, exist_ok=True)
+            measure = partial(evaluation.measure_tokenizer, model, pictures, run, classifier=classifier)
         with progress_bar(shown=here.is_main) as progress:
             numbers = measure(world=here, features=features or judge, num=flags.pictures, progress=progress)
         if here.is_main:
@@ -110,39 +119,41 @@ class EvaluateInpaintFlags:
     """
 
 
-def evaluate_inpaint(arguments: list[str]) -> None:
-    """put holes into held-out pictures, fill them with several schedules and early stops, and measure the results"""
-    name, rest = positional(arguments, f"evaluate-inpaint RUN, where RUN is {MEASURABLE}")
+def run_evaluate_inpaint(arguments: list[str]) -> None:
+    """mask parts of held-out images, inpaint them with several schedules and early stops, and measure the results"""
+    name, rest = positional(arguments, f"evaluate-inpaint MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(EvaluateInpaintFlags, rest, f"evaluate-inpaint {name}")
     if flags.images < 2:
         raise ConfigError(f"--images {flags.images}: at least 2, to have a covariance")
     if flags.sampling.schedule is not None:
         raise ConfigError(f"--schedule {flags.sampling.schedule}: say which to compare, --schedules cosine linear")
     if flags.sampling.preset is not None:
-        raise ConfigError(
-            f"--preset {flags.sampling.preset} is of one schedule, and several are compared: leave it out"
-        )
-    device = None if flags.network.device == "auto" else flags.network.device
-    with value_errors(), world(device) as here:
-        run = measured(name, flags.published, flags.out, here)
-        _fill(flags, run, flags.out or run / "inpainting", here)
-
-
-def _fill(flags: EvaluateInpaintFlags, run: Path, out: Path, here: World) -> None:
-    with disk_errors(out):
-        experiment, pipeline = opened(run, here)
-        _ = pipeline.cells  # refused before anything is measured
-        table = shapes(pipeline.model.length)
+        raise ConfigError(f"--preset {flags.sampling.preset} has one schedule, and several are compared: leave it out")
+    with value_errors(), world(device_of(flags.network.device)) as here:
+        opened = flags.published.open(name, here)
+        spec = opened.require_image_spec()
+        sampling = replace(choose_sampling(flags.sampling, spec), steps=flags.sampling.steps or 20)
+        table = shapes(spec.length)
         schedules = {shape: named(table, shape, "schedule") for shape in flags.schedules}
-        sampling = replace(applied(flags.sampling, pipeline), steps=flags.sampling.steps or 20)
-        features, judge = open_networks(flags.network, here)
+        fetch_model(opened, here)
+        _measure(flags, opened, sampling, schedules, here)
+
+
+def _measure(
+    flags: EvaluateInpaintFlags, opened: OpenedModel, sampling: Sampling, schedules: dict[str, Shape], here: World
+) -> None:
+    with disk_errors(flags.out or Path("runs")):
+        run = open_run(opened, here, data=flags.published.data, out=flags.out)
+        experiment, pipeline, out = run.experiment, run.pipeline, flags.out or run.folder / "inpainting"
+        _ = pipeline.cells  # refused before anything is measured
+        features, judge = flags.network.open(here)
         check_judge(judge, experiment.classes)
         if judge is None and experiment.classes:
             config = experiment.recipe.classifier
-            judge = in_domain(experiment.real("train"), config, run / "classifier.safetensors", here)
+            judge = in_domain(experiment.real("train"), config, run.folder / CLASSIFIER, here)
         if not here.is_main:
             return  # one process does it: the pictures are few
-        rows = inpainting.run(
+        rows = inpainting.measure_inpainting(
             experiment,
             pipeline,
             features or judge,
@@ -153,8 +164,8 @@ def _fill(flags: EvaluateInpaintFlags, run: Path, out: Path, here: World) -> Non
             sampling=sampling,
             stops=(*(stop for stop in flags.stops if stop < sampling.steps), sampling.steps),
             labelled=flags.labels,
-            cells=policy(flags.cells, flags.dilate),
+            cells=choose_cells(flags.cells, flags.dilate),
             seed=flags.seed,
         )
-        print(inpainting.markdown(rows))
+        print(inpainting.format_markdown(rows))
         print(f"wrote {out / 'table.md'}, {out / 'table.csv'} and {out / 'repaired.png'}")

@@ -4,69 +4,27 @@ import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from unmask.cli.flags import Device, device_of
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.cli.tokenizers import place, sources
+from unmask.cli.tokenizers import place_of, sources
 from unmask.data.augment import PictureSet
 from unmask.data.sources.choice import Arrays, Source
 from unmask.decoding.names import named
 from unmask.errors import ConfigError
 from unmask.evaluation.reference import embed_real
-from unmask.metrics.embedders import ClassifierFeatures, Features, InceptionFeatures, load_dinov2
-from unmask.metrics.features import ClassifierConfig, load_classifier
+from unmask.metrics.features import ClassifierConfig
 from unmask.metrics.in_domain import in_domain
-from unmask.metrics.inception import find_weights, load_inception
 from unmask.recipes import cifar10
-from unmask.runtime.distributed import World, world
+from unmask.runtime.distributed import world
 from unmask.runtime.progress import progress_bar
 from unmask.runtime.provenance import environment
 from unmask.storage.config import write_json
+from unmask.storage.layout import CLASSIFIER, REPORT
 
-CLASSIFIER = "classifier.safetensors"
 PHOTOS = cifar10.recipe().classifier
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkFlags:
-    features: str = "classifier"
-    """classifier, inception or dinov2; or, for the latter two, kind=PATH of their weights."""
-    classifier: Path | None = None
-    """A folder that unmask train-features made; without it, a classifier is trained and kept in the run."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceFlags(NetworkFlags):
-    reference: Path | None = None
-    """The file that keeps the features of the real pictures; by default in the run."""
-
-
-def open_networks(flags: NetworkFlags, here: World) -> tuple[Features | None, ClassifierFeatures | None]:
-    """The network to measure in, None for the classifier itself, and the classifier, None for the run's own."""
-    judge = None
-    if flags.classifier is not None:
-        path = flags.classifier / CLASSIFIER if flags.classifier.is_dir() else flags.classifier
-        judge = ClassifierFeatures(load_classifier(path).to(here.device))
-    kind, _, path_of = flags.features.partition("=")
-    if kind == "classifier":
-        if path_of:
-            raise ConfigError(f"--features {flags.features}: give the folder as --classifier {path_of}")
-        return None, judge
-    openers = {"inception": _inception, "dinov2": _dinov2}
-    return named(openers, kind, "features")(path_of or None, here), judge
-
-
-def _inception(path: str | None, here: World) -> Features:
-    return InceptionFeatures(load_inception(path or find_weights()).to(here.device))
-
-
-def _dinov2(path: str | None, here: World) -> Features:
-    features = load_dinov2(path) if path else load_dinov2()
-    features.network.to(here.device)
-    return features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +32,23 @@ class FeatureFlags:
     data: Source
     classifier: ClassifierConfig = PHOTOS
     out: Path
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
 
-def train_features(arguments: list[str]) -> None:
+def run_train_features(arguments: list[str]) -> None:
     """train a classifier on pictures with classes, whose features unmask evaluate then measures in"""
     name, rest = positional(arguments, "train-features SOURCE --data PATH --out DIR, as cifar10, folder, mnist or hub")
     source = named(sources(32, 3), "folder" if rest == ["--help"] and name == "RUN" else name, "source")
-    rest = [re.sub(r"^--data(?==|$)", place(source), word) for word in rest]
+    rest = [re.sub(r"^--data(?==|$)", place_of(source), word) for word in rest]
     flags = parse(
         FeatureFlags, rest, f"train-features {name}", FeatureFlags(data=source, out=Path("runs") / f"{name}-features")
     )
-    device = None if flags.device == "auto" else flags.device
-    with value_errors(), disk_errors(flags.out), world(device) as here, progress_bar(shown=here.is_main) as progress:
+    with (
+        value_errors(),
+        disk_errors(flags.out),
+        world(device_of(flags.device)) as here,
+        progress_bar(shown=here.is_main) as progress,
+    ):
         split = flags.data.load(progress)
         if isinstance(flags.data, Arrays) and not split.train.classes:
             raise ConfigError(f"{flags.data.path} holds no labels: a classifier needs them")
@@ -107,6 +69,6 @@ def train_features(arguments: list[str]) -> None:
             **environment(here.device),
         }
         if here.is_main:
-            write_json(flags.out / "report.json", report)
+            write_json(flags.out / REPORT, report)
             print(f"{right:.2%} of {len(test):,} held-out pictures are classified right")
             print(f"wrote {flags.out / CLASSIFIER}; next: unmask evaluate RUN --classifier {flags.out}")

@@ -1,7 +1,8 @@
-"""`unmask sample`, `evaluate` and `export`: what one does with a finished run."""
+"""`unmask sample` and `evaluate`: what one does with a finished run."""
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -9,27 +10,34 @@ from typing import Annotated
 import torch
 import tyro
 
-from unmask.cli.choices import SamplingFlags, applied
-from unmask.cli.networks import ReferenceFlags, open_networks
+from unmask.cli.flags import (
+    MeasuredFlags,
+    ReferenceFlags,
+    SamplingFlags,
+    WeightsFlags,
+    choose_sampling,
+    device_of,
+    fetch_model,
+    settings_of,
+)
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.cli.published import MEASURABLE, MeasuredFlags, WeightsFlags, check_prompts, located, measured
 from unmask.decoding.names import expected
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
-from unmask.evaluation import gallery
-from unmask.evaluation import images as evaluation
-from unmask.experiments import images as image_experiment
-from unmask.experiments import text as text_experiment
+from unmask.evaluation.gallery import draw_decoding
+from unmask.evaluation.measuring import check_sampling, evaluate_opened
+from unmask.evaluation.runs import shorten_name
 from unmask.figures import images as figures
 from unmask.method.models.transformer import MaskedTransformer
-from unmask.pipelines.image import Pipeline
-from unmask.pipelines.labels import class_ids
-from unmask.recipes.reading import read_recipe
-from unmask.recipes.schema import TextRecipe
+from unmask.pipelines.labels import resolve_labels
+from unmask.pipelines.load import load_image_pipeline
+from unmask.pretrained.conditions import takes_prompts
+from unmask.published.opening import MODEL_NAMES, OpenedModel
+from unmask.recipes.spec import ModelSpec
 from unmask.runtime.distributed import World, world
 from unmask.runtime.progress import progress_bar
 
-MOST = 10_000
+MOST_IMAGES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,28 +59,30 @@ class SampleFlags:
     """torch.compile the network first: slow to start, faster from then on; needs a C++ compiler on a CPU."""
 
 
-def sample(arguments: list[str]) -> None:
+def run_sample(arguments: list[str]) -> None:
     """generate images from a run, an export or a published model"""
-    name, rest = positional(
-        arguments, "sample RUN, where RUN is a run folder, an export, one of unmask models or hf-hub:OWNER/NAME"
-    )
+    name, rest = positional(arguments, f"sample MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(SampleFlags, rest, f"sample {name}")
-    few = max(1, len(flags.labels) or len(flags.prompts))
     _check(flags)
-    check_prompts(name, flags.prompts)
-    pipeline = Pipeline.from_pretrained(located(name, flags.published), prompts=flags.prompts)
+    opened = flags.published.open(name)
+    spec = opened.require_image_spec()
+    check_prompts(name, spec, flags.prompts)
+    with value_errors():
+        sampling = choose_sampling(flags.sampling, spec)
+    fetch_model(opened)
+    pipeline = load_image_pipeline(opened, prompts=flags.prompts)
+    few = max(1, len(flags.labels) or len(flags.prompts))
     usual = 100 if isinstance(pipeline.model, MaskedTransformer) else few
     num = usual if flags.num is None else flags.num
     if flags.gif is not None:
-        _ = pipeline.cells  # refused before anything is drawn
+        _ = pipeline.cells  # refused before anything is sampled
     if flags.compile:
         pipeline.compile()
-    labels = pipeline.labels(num)
+    labels = pipeline.cycle_labels(num)
     if flags.labels:
-        ids = class_ids(flags.labels, pipeline.classes)
+        ids = resolve_labels(flags.labels, pipeline.classes)
         labels = ids[torch.arange(num) % len(ids)]
     with value_errors(), disk_errors(flags.out.parent):
-        sampling = applied(flags.sampling, pipeline)
         if flags.sampling.preset is not None:
             print(expected(flags.sampling.preset))
         with progress_bar(shown=True) as progress:
@@ -82,18 +92,26 @@ def sample(arguments: list[str]) -> None:
         print(f"wrote {flags.out}")
         if flags.gif is not None:
             shown = min(30, num)
-            states = pipeline.history(
-                None if labels is None else labels[:shown], num=shown, seed=flags.seed, sampling=sampling
-            )
-            figures.animate(gallery.decode_frames(pipeline, states, scale), flags.gif)
+            some = None if labels is None else labels[:shown]
+            states = pipeline.history(some, num=shown, seed=flags.seed, sampling=sampling)
+            figures.animate(draw_decoding(pipeline, states, scale), flags.gif)
             print(f"wrote {flags.gif}")
+
+
+def check_prompts(name: str, spec: ModelSpec, prompts: Sequence[str]) -> None:
+    """ConfigError if a model takes prompts and has none, or the other way round; before anything is downloaded."""
+    if takes_prompts(spec.model) != bool(prompts):
+        needed = "takes prompts: give --prompt" if not prompts else "takes classes, not prompts: give --labels"
+        raise ConfigError(f"{name} {needed}")
 
 
 def _check(flags: SampleFlags) -> None:
     """ConfigError for what could be neither drawn on one picture nor written, before anything is loaded."""
     for name, number in (("num", flags.num), ("columns", flags.columns)):
-        if number is not None and not 1 <= number <= MOST:
-            raise ConfigError(f"--{name} {number}: from 1 to {MOST:,} on one picture; unmask evaluate draws more")
+        if number is not None and not 1 <= number <= MOST_IMAGES:
+            raise ConfigError(
+                f"--{name} {number}: from 1 to {MOST_IMAGES:,} on one picture; unmask evaluate draws more"
+            )
     figures.image_format(flags.out)
     if flags.gif is not None:
         figures.image_format(flags.gif, animated=True)
@@ -111,25 +129,17 @@ class EvaluateFlags:
     seed: int = 0
 
 
-def evaluate(arguments: list[str]) -> None:
-    """measure a run (Frechet distance and its kin, class accuracy, copies) into report.json, and draw its pictures"""
-    name, rest = positional(arguments, f"evaluate RUN, where RUN is {MEASURABLE}")
+def run_evaluate(arguments: list[str]) -> None:
+    """measure a run (FID-style metrics, class accuracy, near-duplicates) into report.json, and draw its pictures"""
+    name, rest = positional(arguments, f"evaluate MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
-    device = None if flags.network.device == "auto" else flags.network.device
-    with value_errors(), world(device) as here:
-        run = measured(name, flags.published, flags.out, here)
-        if flags.out not in (None, run):
-            raise ConfigError("--out is for published models: a run keeps its figures")
-        sampling = chosen_sampling(flags.sampling, run)
-        print_report(run, flags.samples, flags.seed, sampling, here, flags.network, flags.sampling.preset)
-
-
-def chosen_sampling(flags: SamplingFlags, run: Path) -> Sampling:
-    """How to sample a run, refused before anything is drawn; the model that this takes leaves the memory."""
-    pipeline = Pipeline.from_pretrained(run, device="cpu")
-    sampling = applied(flags, pipeline)
-    pipeline.predict(pipeline.labels(1), sampling)
-    return sampling
+    with value_errors(), world(device_of(flags.network.device)) as here:
+        opened = flags.published.open(name, here)
+        sampling = check_sampling(opened.require_image_spec(), settings_of(flags.sampling))
+        if opened.is_run and flags.out is not None and flags.out != opened.folder:
+            raise ConfigError("--out is for published and exported models: a run keeps its results")
+        fetch_model(opened, here)
+        print_report(opened, here, flags, sampling)
 
 
 PICTURES = {
@@ -147,66 +157,32 @@ PICTURES = {
 }
 
 
-OWN = ReferenceFlags()
-
-
-def print_report(
-    run: Path,
-    num: int,
-    seed: int,
-    sampling: Sampling,
-    here: World,
-    network: ReferenceFlags = OWN,
-    preset: str | None = None,
-) -> None:
-    """Evaluate, print the figures, and say where each file lies and which pictures could not be read."""
-    if num < 2:
-        raise ConfigError(f"--samples {num}: at least 2, to have a covariance")
-    with value_errors(), disk_errors(run), progress_bar(shown=here.is_main) as progress:
-        features, judge = open_networks(network, here)
-        numbers = evaluation.report(
-            run,
-            num=num,
-            seed=seed,
-            world=here,
+def print_report(opened: OpenedModel, here: World, flags: EvaluateFlags, sampling: Sampling) -> None:
+    """Evaluate, print the metrics, and say where each file lies and which images could not be read."""
+    folder = opened.fetch() if opened.is_run else flags.out or Path("runs") / shorten_name(opened.name)
+    with value_errors(), disk_errors(folder), progress_bar(shown=here.is_main) as progress:
+        numbers = evaluate_opened(
+            opened,
+            here,
+            samples=flags.samples,
+            seed=flags.seed,
             sampling=sampling,
-            features=features,
-            judge=judge,
-            reference=network.reference,
+            features=flags.network.features,
+            classifier=flags.network.classifier,
+            reference=flags.network.reference,
+            data=flags.published.data,
+            out=flags.out,
             progress=progress,
         )
-        if not here.is_main:
-            return
+    if not here.is_main:
+        return
     for one in bad if isinstance(bad := numbers.get("unreadable"), list) else ():
         print(f"left out {one}", file=sys.stderr)
-    if preset is not None:
-        print(expected(preset))
+    if flags.sampling.preset is not None:
+        print(expected(flags.sampling.preset))
     print(json.dumps(numbers, indent=2))
     print("\nwrote")
-    there = {file: what for file, what in PICTURES.items() if (run / file).exists()}
-    width = max(len(str(run / file)) for file in there)
+    there = {file: what for file, what in PICTURES.items() if (folder / file).exists()}
+    width = max(len(str(folder / file)) for file in there)
     for file, what in there.items():
-        print(f"  {run / file!s:{width}s}  {what}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportFlags:
-    published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
-    out: Path
-    """The folder to write."""
-
-
-def export(arguments: list[str]) -> None:
-    """write model.safetensors and config.json of a run, or of a published model, to a folder of their own"""
-    name, rest = positional(
-        arguments, "export RUN --out DIR, where RUN is a run folder, one of unmask models or hf-hub:OWNER/NAME"
-    )
-    flags = parse(ExportFlags, rest, f"export {name}")
-    run = located(name, flags.published)
-    text = isinstance(read_recipe(run / "config.json", None), TextRecipe)
-    with disk_errors(flags.out):
-        (text_experiment if text else image_experiment).export(run, flags.out)
-    command, pipeline = ("generate", "TextPipeline") if text else ("sample", "Pipeline")
-    print(
-        f"wrote {flags.out}: unmask {command} {flags.out}, or {pipeline}.from_pretrained({str(flags.out)!r}) in Python"
-    )
+        print(f"  {folder / file!s:{width}s}  {what}")

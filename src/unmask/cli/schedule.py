@@ -36,11 +36,11 @@ class ScheduleFlags:
     """Only the list, as JSON."""
 
 
-def schedule(arguments: list[str]) -> None:
+def run_schedule(arguments: list[str]) -> None:
     """print how many tokens each step reveals, as each code base of the field counts them"""
     flags = parse(ScheduleFlags, arguments, "schedule")
     with value_errors():
-        tokens = listed(flags.style, flags.shape, flags.tokens, flags.steps)
+        tokens = count_tokens(flags.style, flags.shape, flags.tokens, flags.steps)
     if flags.json:
         print(json_text.dumps(tokens))
         return
@@ -52,7 +52,7 @@ def schedule(arguments: list[str]) -> None:
         print(f"{step:5d} {count:7d} {100 * known / flags.tokens:6.1f} %  {ink * round(48 * count / max(tokens))}")
 
 
-def listed(style: str, shape: str | None, tokens: int, steps: int) -> list[int]:
+def count_tokens(style: str, shape: str | None, tokens: int, steps: int) -> list[int]:
     """The list of a style; those with one shape of their own refuse another."""
     if style in FIXED:
         count, only = FIXED[style]

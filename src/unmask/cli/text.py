@@ -6,27 +6,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from unmask.cli.choices import SamplingFlags, applied
+from unmask.cli.flags import Device, SamplingFlags, WeightsFlags, device_of, fetch_model, settings_of
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.cli.published import check_text
 from unmask.decoding.names import SAMPLERS, named, orders
 from unmask.decoding.sampling import Parallel, Sampling
+from unmask.decoding.settings import change_sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import text_table
 from unmask.experiments import text as text_experiment
 from unmask.figures import texts as text_figures
 from unmask.method.sampling.priorities import Halton, Raster
 from unmask.metrics.judge import JudgeConfig
-from unmask.pipelines.text import Holed, TextPipeline
+from unmask.pipelines.text import MaskedText, TextPipeline
+from unmask.published.opening import MODEL_NAMES
 from unmask.recipes import TextRecipe, reading
 from unmask.runtime.distributed import world
 from unmask.runtime.progress import progress_bar
 
-SHOWN = 16  # texts on a page
+MOST_TEXTS = 16  # texts on a page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +37,15 @@ class TokenizeTextFlags:
     """The folder to write: give it as --data to unmask train."""
 
 
-def tokenize_text(arguments: list[str]) -> None:
+def run_tokenize_text(arguments: list[str]) -> None:
     """make a text corpus into a folder of tokens, for several trainings or ahead of one; unmask train does it too"""
     name, rest = positional(arguments, "tokenize-text RECIPE --data FILE --out DIR, where RECIPE is one on text")
-    default = reading.find("shakespeare" if rest == ["--help"] else name, TextRecipe)
+    default = reading.find_recipe("shakespeare" if rest == ["--help"] else name, TextRecipe)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     start = TokenizeTextFlags(recipe=default, out=Path("tokens") / Path(name).stem)
     flags = parse(TokenizeTextFlags, rest, f"tokenize-text {name}", start)
     with value_errors(), disk_errors(flags.out), progress_bar(shown=True) as progress:
-        ready = text_experiment.prepare(flags.recipe, flags.out, progress)
+        ready = text_experiment.prepare_text(flags.recipe, flags.out, progress)
     for part, held in (("train", ready.meta.train), ("test", ready.meta.test)):
         print(f"{part:5s} {held.documents:,} documents, {held.characters:,} characters, {held.tokens:,} tokens")
     print(f"wrote {ready.weights.parent}: {ready.vocab_size:,} kinds of tokens; unmask train {name} --data {flags.out}")
@@ -70,21 +71,19 @@ class GenerateFlags(WritingFlags):
     """At most so many tokens, the prompt among them; by default the model's context."""
 
 
-def generate(arguments: list[str]) -> None:
+def run_generate(arguments: list[str]) -> None:
     """write texts with a run on text, from nothing or from a prompt"""
-    name, rest = positional(arguments, "generate RUN, where RUN is a run folder on text")
+    name, rest = positional(arguments, f"generate MODEL, where MODEL is a text model: {MODEL_NAMES}")
     flags = parse(GenerateFlags, rest, f"generate {name}")
-    check_text(name, f"sample {name}")
-    pipeline = TextPipeline.from_pretrained(name)
+    pipeline = _open_text(name, f"sample {name}")
     with value_errors():
         _write(pipeline, pipeline.canvas(flags.prompt, flags.length), flags, whole=False)
 
 
-def infill(arguments: list[str]) -> None:
+def run_infill(arguments: list[str]) -> None:
     """fill the holes of a text: unmask infill RUN "The [MASK:12] dog ran to the [MASK:3]." """
-    usage = 'infill RUN "The [MASK:12] dog ran to the [MASK:3].", where RUN is a run folder on text'
+    usage = 'infill MODEL "The [MASK:12] dog ran to the [MASK:3].", where MODEL is a text model'
     name, rest = positional(arguments, usage)
-    check_text(name, f"inpaint {name} PHOTO")
     if rest == ["--help"]:
         template, rest = "TEXT", rest
     else:
@@ -92,21 +91,28 @@ def infill(arguments: list[str]) -> None:
             raise ConfigError(f"usage: unmask {usage}")
         template, rest = rest[0], rest[1:]
     flags = parse(WritingFlags, rest, f"infill {name} TEXT")
-    pipeline = TextPipeline.from_pretrained(name)
+    pipeline = _open_text(name, f"inpaint {name} PHOTO")
     with value_errors():
-        _write(pipeline, pipeline.holed(template), flags, whole=True)
+        _write(pipeline, pipeline.mask_text(template), flags, whole=True)
 
 
-def _write(pipeline: TextPipeline, canvas: Holed, flags: WritingFlags, *, whole: bool) -> None:
+def _open_text(name: str, instead: str) -> TextPipeline:
+    opened = WeightsFlags().open(name)
+    spec = opened.require_text_spec(instead)
+    return TextPipeline.from_pretrained(fetch_model(opened), spec=spec)
+
+
+def _write(pipeline: TextPipeline, canvas: MaskedText, flags: WritingFlags, *, whole: bool) -> None:
     """Sample `num` versions of the canvas and print them; `whole`: also what stands after an end token."""
     if flags.num < 1:
         raise ConfigError(f"--num {flags.num}: at least 1")
-    if flags.sampling.scale is not None:
-        raise ConfigError(f"--scale {flags.sampling.scale}: a model of text has nothing to guide towards; leave it out")
+    if flags.sampling.guidance is not None:
+        found = f"--guidance {flags.sampling.guidance}"
+        raise ConfigError(f"{found}: a text model has nothing to guide towards; leave it out")
     if flags.sampling.preset is not None:
         raise ConfigError(f"--preset {flags.sampling.preset}: published for images; leave it out")
-    sampling = applied(flags.sampling, pipeline)
-    shown = min(flags.num, SHOWN) if flags.html is not None else 1
+    sampling = change_sampling(pipeline.sampling, pipeline.model.grid, settings_of(flags.sampling))
+    shown = min(flags.num, MOST_TEXTS) if flags.html is not None else 1
     states = []
     if flags.frames or flags.html is not None:
         rows = canvas.tokens.expand(shown, -1)
@@ -114,9 +120,9 @@ def _write(pipeline: TextPipeline, canvas: Holed, flags: WritingFlags, *, whole:
     if flags.frames:
         for number, frame in enumerate(text_figures.frames(states, pipeline.tokenizer, canvas.front)):
             print(f"--- step {number} of {len(states) - 1} ---\n{frame}\n")
-    for row in pipeline.finished(canvas, flags.num, seed=flags.seed, sampling=sampling, ends=not whole):
+    for row in pipeline.finish(canvas, flags.num, seed=flags.seed, sampling=sampling, ends=not whole):
         tokens = row[canvas.front :]
-        print(pipeline.tokenizer.decode(tokens) if whole else pipeline.text(row, canvas.front))
+        print(pipeline.tokenizer.decode(tokens) if whole else pipeline.decode_row(row, canvas.front))
         if flags.num > 1:
             print("-" * 50)
     if flags.html is not None:
@@ -139,7 +145,7 @@ class EvaluateTextFlags:
     """Texts of each setting, of the model's whole context."""
     judge: JudgeConfig = JudgeConfig()
     seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     out: Path | None = None
     """The folder for the table, the plot and the samples; RUN/writing by default."""
 
@@ -162,19 +168,22 @@ def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tupl
             yield sampler, plain
 
 
-def evaluate_text(arguments: list[str]) -> None:
+def run_evaluate_text(arguments: list[str]) -> None:
     """measure what a run on text writes, by orders, steps and temperatures, beside held-out text"""
-    name, rest = positional(arguments, "evaluate-text RUN, where RUN is a run folder on text")
+    name, rest = positional(arguments, "evaluate-text RUN, where RUN is the run of a text model")
     flags = parse(EvaluateTextFlags, rest, f"evaluate-text {name}")
-    check_text(name, f"evaluate {name}")
     run, out = Path(name), flags.out or Path(name) / "writing"
-    with value_errors(), disk_errors(out), world(None if flags.device == "auto" else flags.device) as here:
-        recipe = reading.read_recipe(run / "config.json", TextRecipe)
-        pipeline = TextPipeline.from_pretrained(run, device=str(here.device))
+    with value_errors(), disk_errors(out), world(device_of(flags.device)) as here:
+        opened = WeightsFlags().open(name, here)
+        opened.require_text_spec(f"evaluate {name}")
+        recipe = opened.config
+        if not isinstance(recipe, TextRecipe):
+            raise ConfigError(f"{name} is a text model without its data: give the run that trained it")
+        pipeline = TextPipeline.from_pretrained(run, device=str(here.device), spec=recipe)
         settings = list(dict.fromkeys(_settings(flags, pipeline)))
         rows = []
-        for row in text_table.lines(
-            text_experiment.reopened(recipe, run),
+        for row in text_table.measure_writing(
+            text_experiment.reopen_text(recipe, run),
             pipeline,
             settings,
             run,
@@ -185,8 +194,13 @@ def evaluate_text(arguments: list[str]) -> None:
         ):
             rows.append(row)
             if here.is_main:
-                print("\n".join([*([] if len(rows) > 1 else [text_table.head()]), text_table.line(row)]), flush=True)
+                print(
+                    "\n".join(
+                        [*([] if len(rows) > 1 else [text_table.format_writing_head()]), text_table.format_writing(row)]
+                    ),
+                    flush=True,
+                )
         facts: dict[str, object] = {"samples": flags.samples, "seed": flags.seed, "judge": str(flags.judge)}
         if here.is_main:
-            text_table.write(rows, out, facts, here)
+            text_table.write_writing(rows, out, facts, here)
             print(f"\nwrote into {out}: writing.md, writing.csv, frontier.png, samples.md")

@@ -1,4 +1,4 @@
-"""`unmask train-tokenizer`, `tokenize` and `evaluate-tokenizer`: from pictures to codes."""
+"""`unmask train-tokenizer` and `tokenize`: from images to tokens."""
 
 import re
 import sys
@@ -8,26 +8,20 @@ from typing import Annotated, Literal
 
 import tyro
 
+from unmask.cli.flags import Device, WeightsFlags
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.cli.published import WeightsFlags, located_once
-from unmask.data.shards.tokenizing import CENTER, FLIP, View
 from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, Shards, Source
 from unmask.decoding.names import named
-from unmask.errors import CheckpointError, ConfigError
-from unmask.experiments import coded
+from unmask.errors import ConfigError
 from unmask.experiments import tokenizer as experiment
-from unmask.metrics.features import ClassifierConfig
-from unmask.pretrained import lone_tokenizer
-from unmask.pretrained.networks import LearnedConfig, LearnedModel
-from unmask.published.store import described, is_catalogued
-from unmask.published.store import located as existing
+from unmask.experiments.training import prepare_tokenizer_data, tokenize, train_tokenizer
+from unmask.pretrained.networks import LearnedConfig
+from unmask.published.opening import MODEL_NAMES, open_model
 from unmask.recipes import TokenizerRecipe, reading
-from unmask.runtime.distributed import World, barrier, world
-from unmask.runtime.progress import progress_bar
-from unmask.storage.config import dump_json, load_json
-from unmask.storage.layout import TOKENIZER
-from unmask.tokenizers.base import open_tokenizer
-from unmask.tokenizers.pixels import Pixels
+from unmask.runtime.devices import is_main_process
+from unmask.storage.cache import cache_dir
+from unmask.storage.config import dump_json
+from unmask.storage.layout import MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,52 +31,34 @@ class TrainTokenizerFlags:
     """The run folder: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
     resume: Literal["auto", "never"] = "auto"
     """Continue from the newest checkpoint in the run folder, or refuse a folder that has one."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     dry_run: bool = False
     """Print the resolved configuration and the sizes, and stop."""
 
 
-def train_tokenizer(arguments: list[str]) -> None:
+def run_train_tokenizer(arguments: list[str]) -> None:
     """train a tokenizer (a name, a .py file, or a run's config.json); the same command again continues it"""
-    known = ", ".join(reading.names(TokenizerRecipe))
+    known = ", ".join(reading.list_recipes(TokenizerRecipe))
     usage = f"train-tokenizer RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: unmask {usage}; the flags depend on it: unmask train-tokenizer cifar10-tokenizer --help")
         return
     name, rest = positional(arguments, usage)
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
-    default = TrainTokenizerFlags(recipe=reading.find(name, TokenizerRecipe), out=run)
+    default = TrainTokenizerFlags(recipe=reading.find_recipe(name, TokenizerRecipe), out=run)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     flags = parse(TrainTokenizerFlags, rest, f"train-tokenizer {name}", default)
     if flags.dry_run:
         return _describe(flags.recipe)
-    if flags.resume == "never" and (flags.out / "checkpoints").exists():
-        raise CheckpointError(f"{flags.out} holds a run: give another --out, or let --resume auto continue it")
-    device = None if flags.device == "auto" else flags.device
-    with value_errors(), disk_errors(flags.out), world(device) as here:
-        for turn in (True, False):  # the main process downloads and caches first
-            if here.is_main == turn:
-                ready = _prepare(flags.recipe, here.is_main)
-            barrier(here)
-        first = ready.recipe.perceptual
-        if here.is_main and isinstance(first, ClassifierConfig) and not (flags.out / experiment.PERCEPTUAL).exists():
-            print(f"first a classifier for the perceptual loss: {first.steps:,} steps (--perceptual.steps)", flush=True)
-        experiment.run(ready, flags.out, here)
-        if here.is_main:
-            print(f"wrote {flags.out / 'model.safetensors'}; next: unmask evaluate-tokenizer {flags.out}")
-
-
-def _prepare(recipe: TokenizerRecipe, speak: bool) -> experiment.TokenizerExperiment:
-    with progress_bar(shown=speak) as progress:
-        ready = experiment.prepare(recipe, progress)
-    for bad in ready.split.bad if speak else ():
-        print(f"left out {bad}", file=sys.stderr)
-    return ready
+    with value_errors(), disk_errors(flags.out):
+        run = train_tokenizer(flags.recipe, flags.out, resume=flags.resume, device=flags.device, say=say_aside)
+    if is_main_process():
+        print(f"wrote {run / MODEL}; next: unmask evaluate-tokenizer {run}")
 
 
 def _describe(recipe: TokenizerRecipe) -> None:
-    ready = _prepare(recipe, True)
-    model, discriminator = experiment.build(ready.recipe)
+    ready = prepare_tokenizer_data(recipe, shown=True, say=say_aside)
+    model, discriminator = experiment.build_networks(ready.recipe)
     height, width = model.grid
     print(dump_json(ready.recipe))
     for name, network in (("tokenizer", model), ("discriminator", discriminator)):
@@ -120,75 +96,55 @@ class TokenizeFlags:
     """Pictures per file."""
     seed: int = 0
     """Where the random crops lie."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
 
-def tokenize(arguments: list[str]) -> None:
-    """turn pictures into codes once, with a trained tokenizer, so that training reads codes only"""
-    usage = "tokenize RUN --out DIR [--source NAME] [--data PATH], where RUN is a tokenizer or one of unmask models"
+def run_tokenize(arguments: list[str]) -> None:
+    """turn images into a token dataset once, with a trained tokenizer, so that training reads tokens only"""
+    usage = (
+        f"tokenize MODEL --out DIR [--source NAME] [--data PATH], where MODEL is a tokenizer's run, or {MODEL_NAMES}"
+    )
     name, rest = positional(arguments, usage)
     if rest == ["--help"]:
-        parse(TokenizeFlags, rest, "tokenize RUN", TokenizeFlags(data=Folder(path=""), out=Path("codes/RUN")))
-    config, own = described_tokenizer(name)
-    data, rest = chosen_source(own, config, rest)
-    flags = parse(
-        TokenizeFlags, rest, f"tokenize {name}", TokenizeFlags(data=data, out=Path("codes") / Path(name).name)
-    )
-    device = None if flags.device == "auto" else flags.device
-    with value_errors(), disk_errors(flags.out), world(device) as here, progress_bar(shown=here.is_main) as progress:
-        meta, bad = coded.make_codes(
+        parse(TokenizeFlags, rest, "tokenize MODEL", TokenizeFlags(data=Folder(path=""), out=Path("codes/RUN")))
+    with disk_errors(cache_dir()):
+        opened = open_model(name, offline="--offline" in rest)
+    config = opened.require_tokenizer()
+    recipe = opened.config
+    own = recipe.data if isinstance(recipe, TokenizerRecipe) else None
+    data, rest = choose_source(own or Folder(path="", size=max(config.size), channels=config.channels), config, rest)
+    start = TokenizeFlags(data=data, out=Path("codes") / Path(name).name)
+    flags = parse(TokenizeFlags, rest, f"tokenize {name}", start)
+    if opened.folder is not None and flags.published.weights:
+        flags.published.open(name)  # which refuses other weights than its own
+    opened.weights, opened.offline = flags.published.weights, flags.published.offline
+    with value_errors(), disk_errors(flags.out):
+        meta = tokenize(
+            opened,
             flags.data,
-            opened_tokenizer(name, config, flags.published, here),
             flags.out,
-            views=views(flags),
+            flip=flags.flip,
+            crops=flags.crops,
+            processes=flags.processes,
+            batch=flags.batch,
             shard_size=flags.shard_size,
             seed=flags.seed,
-            batch=flags.batch,
-            processes=flags.processes,
-            world=here,
-            progress=progress,
+            device=flags.device,
+            say=say_aside,
         )
-    for one in bad:
-        print(f"left out {one}", file=sys.stderr)
-    if here.is_main:
+    if is_main_process():
         train, test = (sum(shard.rows for shard in part) for part in (meta.train, meta.test))
         shown = " x ".join(str(n) for n in meta.grid)
-        print(f"{train:,} pictures for training and {test:,} held out, {shown} codes in {len(meta.views)} views each")
+        print(f"{train:,} images for training and {test:,} held out, {shown} tokens in {len(meta.views)} views each")
         print(f"wrote {flags.out}; next: unmask train RECIPE --data {flags.out}")
 
 
-def described_tokenizer(name: str) -> tuple[LearnedConfig, Source]:
-    """A tokenizer's configuration, and where its pictures are: of its own run, alone, or beside its generator.
-
-    Of a published model nothing is fetched for it.
-    """
-    folder = Path(name) if is_catalogued(name) else existing(name)
-    config = folder / "config.json"
-    if not is_catalogued(name) and not config.is_file():
-        raise CheckpointError(f"{folder}: no config.json there; give the folder of a trained tokenizer")
-    data = None if is_catalogued(name) else load_json(config)
-    if isinstance(data, dict) and "loss" in data:
-        recipe = reading.read_recipe(config, TokenizerRecipe)
-        return recipe.tokenizer, recipe.data
-    if data is None or (isinstance(data, dict) and "model" in data):
-        theirs = described(name)
-        assert theirs is not None
-        if isinstance(theirs.tokenizer, Pixels):
-            raise ConfigError(f"{folder} has no tokenizer to run: its tokens are pixels")
-        own: LearnedConfig = theirs.tokenizer
-    else:
-        own = lone_tokenizer.read_tokenizer_config(folder)
-    return own, Folder(path="", size=max(own.size), channels=own.channels)
+def say_aside(line: str) -> None:
+    """Print what a person should know: files that were left out on stderr, the rest on stdout."""
+    print(line, file=sys.stderr if line.startswith("left out") else sys.stdout, flush=True)
 
 
-def opened_tokenizer(name: str, config: LearnedConfig, flags: WeightsFlags, here: World) -> LearnedModel:
-    """The tokenizer that `described_tokenizer` told of, with its weights."""
-    folder = located_once(name, flags, here)
-    beside = is_catalogued(name) or "model" in load_json(folder / "config.json")
-    return open_tokenizer(config, folder / (TOKENIZER if beside else lone_tokenizer.WEIGHTS))  # type: ignore[return-value]
-
-
-def chosen_source(own: Source, config: LearnedConfig, words: list[str]) -> tuple[Source, list[str]]:
+def choose_source(own: Source, config: LearnedConfig, words: list[str]) -> tuple[Source, list[str]]:
     """What `--source` names, or else what the tokenizer was trained on; and the other words."""
     data, rest = own, list(words)
     given = next((i for i, word in enumerate(rest) if re.match(r"--source(=|$)", word)), None)
@@ -199,18 +155,9 @@ def chosen_source(own: Source, config: LearnedConfig, words: list[str]) -> tuple
         stored = own.size if isinstance(own, Folder | HubImages | Shards) else config.size[0]
         table = sources(stored, config.channels)
         data = named(table, value or rest.pop(given), "source")
-    return data, [re.sub(r"^--data(?==|$)", place(data), word) for word in rest]
+    return data, [re.sub(r"^--data(?==|$)", place_of(data), word) for word in rest]
 
 
-def place(source: Source) -> str:
+def place_of(source: Source) -> str:
     """The flag that `--data` is short for."""
     return "--data.name" if isinstance(source, HubImages) else "--data.path"
-
-
-def views(flags: TokenizeFlags) -> tuple[View, ...]:
-    """The centre, and what else was asked for."""
-    if flags.crops < 0:
-        raise ConfigError(f"--crops {flags.crops}: at least 0")
-    crops = [View(name=f"crop{i}", random=True) for i in range(flags.crops)]
-    mirrored = [View(name=f"crop{i}-flip", random=True, flip=True) for i in range(flags.crops) if flags.flip]
-    return (CENTER, *((FLIP,) if flags.flip else ()), *crops, *mirrored)

@@ -1,7 +1,6 @@
 """`unmask train` and `unmask demo`."""
 
 import re
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,23 +9,23 @@ from typing import Annotated, Literal
 
 import tyro
 
+from unmask.cli.flags import Device, WeightsFlags, device_of
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.cli.published import WeightsFlags, check_text, located
-from unmask.cli.sampling import print_report
-from unmask.data.sources.choice import Codes
-from unmask.errors import CheckpointError, ConfigError
-from unmask.experiments import base as experiment
-from unmask.experiments import from_pictures
-from unmask.experiments import images as image_experiment
-from unmask.experiments import text as text_experiment
-from unmask.experiments.finetune import adopted
+from unmask.cli.sampling import EvaluateFlags, print_report
+from unmask.cli.tokenizers import say_aside
+from unmask.errors import ConfigError
+from unmask.experiments.base import build_model
+from unmask.experiments.finetune import adopt_network, find_start
+from unmask.experiments.from_pictures import on_codes
+from unmask.experiments.training import check_resume, describe_given, open_images, prepare_data, run_recipe
 from unmask.method.models.protocol import Generator
+from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes import Recipe, TextRecipe, reading
-from unmask.runtime.distributed import World, barrier, world
-from unmask.runtime.progress import progress_bar
+from unmask.runtime.distributed import world
+from unmask.storage.cache import cache_dir
 from unmask.storage.config import dump_json
+from unmask.storage.layout import MODEL
 from unmask.storage.weights import unfilled
-from unmask.training.runfolder import goes_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class RunFlags:
     """The run folder: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
     resume: Literal["auto", "never"] = "auto"
     """Continue from the newest checkpoint in the run folder, or refuse a folder that has one."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     dry_run: bool = False
     """Print the resolved configuration and the sizes, and stop."""
 
@@ -53,16 +52,16 @@ class TrainTextFlags(RunFlags):
     recipe: Annotated[TextRecipe, tyro.conf.arg(name="")]
 
 
-def train(arguments: list[str]) -> None:
+def run_train(arguments: list[str]) -> None:
     """train a recipe (a name, a .py file, or a run's config.json); the same command again continues it"""
-    known = ", ".join(reading.names())
+    known = ", ".join(reading.list_recipes())
     usage = f"train RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: unmask {usage}; the flags depend on it: unmask train digits --help")
         return
     name, rest = positional(arguments, usage)
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
-    recipe = reading.load(name)
+    recipe = reading.load_recipe(name)
     place = "--data.path" if hasattr(recipe.data, "path") else "--data.name"
     rest = [re.sub(r"^--data(?==|$)", place, word) for word in rest]
     flags: TrainFlags | TrainTextFlags
@@ -71,113 +70,62 @@ def train(arguments: list[str]) -> None:
             flags = parse(TrainTextFlags, rest, f"train {name}", TrainTextFlags(recipe=recipe, out=run))
         else:
             flags = parse(TrainFlags, rest, f"train {name}", TrainFlags(recipe=recipe, out=run))
+    check_start(flags)
+    check_resume(flags.out, "auto" if flags.dry_run else flags.resume)
+    with value_errors(), disk_errors(cache_dir()):
+        places = flags.published if isinstance(flags, TrainFlags) else WeightsFlags()
+        start = find_start(flags.recipe, flags.out, weights=places.weights, offline=places.offline)
     notes: list[str] = []
     if isinstance(flags, TrainTextFlags):
-        check_text(flags.recipe.init or "", f"train finetune --init {flags.recipe.init}")
+        if start is not None:
+            start.require_text_spec(f"train finetune --init {flags.recipe.init}")
     else:
-        check_start(flags)
         assert isinstance(recipe, Recipe)
         with value_errors():
             given = [word.split("=")[0][11:].replace("-", "_") for word in rest if word.startswith("--sampling.")]
-            made, notes = adopted(flags.recipe, flags.out, recipe, given)
-        flags = replace(flags, recipe=made)
+            adopted, notes = adopt_network(flags.recipe, start, recipe, given)
+        flags = replace(flags, recipe=adopted)
     if flags.dry_run:
         print("\n".join(notes), end="\n" if notes else "")
-        return _describe(flags)
-    if flags.resume == "never" and (flags.out / "checkpoints").exists():
-        raise CheckpointError(f"{flags.out} holds a run: give another --out, or let --resume auto continue it")
-    _train(flags, notes)
+        return _describe(flags, start)
+    _train(flags, start, notes)
 
 
-def check_start(flags: TrainFlags) -> None:
-    """ConfigError for flags about the model to start from where there is none."""
-    if flags.recipe.init is None and flags.published.weights:
+def check_start(flags: TrainFlags | TrainTextFlags) -> None:
+    """ConfigError for flags about the model to start from if there is none."""
+    if flags.recipe.init is not None or isinstance(flags, TrainTextFlags):
+        return
+    if flags.published.weights:
         raise ConfigError("--weights are those of the model to start from: give --init NAME as well")
-    if flags.recipe.init is None and flags.published.offline:
+    if flags.published.offline:
         raise ConfigError("--offline is about the model to start from: give --init NAME as well, or leave it out")
 
 
-def _train(flags: TrainFlags | TrainTextFlags, notes: Sequence[str] = ()) -> None:
+def _train(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None = None, notes: Sequence[str] = ()) -> None:
     run = flags.out
-    with value_errors(), disk_errors(run), world(None if flags.device == "auto" else flags.device) as here:
+    with value_errors(), disk_errors(run), world(device_of(flags.device)) as here:
         if here.is_main:
             print("\n".join(notes), end="\n" if notes else "", flush=True)
-            _have_start(flags, here)
-        if isinstance(flags, TrainFlags) and from_pictures.are_given(flags.recipe):
-            flags = replace(flags, recipe=from_pictures.on_codes(flags.recipe, run))
-        for turn in (True, False):  # the main process downloads and caches first
-            if here.is_main == turn:
-                ready = _prepare(flags, run, here.is_main)
-            barrier(here)
-        experiment.run(ready, run, here)
+        num_classes = flags.num_classes if isinstance(flags, TrainFlags) else None
+        run_recipe(flags.recipe, run, here, start=start, num_classes=num_classes, say=say_aside)
         if here.is_main:
             text = isinstance(flags, TrainTextFlags)
             first, second = ("generate", "score") if text else ("evaluate", "sample")
-            print(f"wrote {run / 'model.safetensors'}; next: unmask {first} {run}   or   unmask {second} {run}")
+            print(f"wrote {run / MODEL}; next: unmask {first} {run}   or   unmask {second} {run}")
 
 
-def _have_start(flags: TrainFlags | TrainTextFlags, here: World) -> None:
-    """The model to start from, which a run that goes on needs no more, and with its tokenizer codes of given pictures.
-
-    Only the main process does it; the others wait.
-    """
-    init, run = flags.recipe.init, flags.out
-    if isinstance(flags, TrainTextFlags) or init is None:
-        return
-    given = _given(flags)
-    if not goes_on(run):
-        located(init, flags.published)
-    if given is None:
-        return
-    print(f"tokenizing {_told(given, run)}", flush=True)
-    with progress_bar(shown=True) as progress:
-        left_out = from_pictures.tokenize_given(given, run, here, progress)
-    for bad in left_out:
-        print(f"left out {bad}", file=sys.stderr)
-
-
-def _given(flags: TrainFlags) -> from_pictures.Given | None:
-    """The pictures that stand in the place of codes, if any do."""
-    if not from_pictures.are_given(flags.recipe):
-        return None
-    with progress_bar(shown=True) as progress:
-        return from_pictures.open_given(flags.recipe, flags.out, flags.num_classes, progress)
-
-
-def _told(given: from_pictures.Given, run: Path) -> str:
-    num, classes = len(given.split.train) + len(given.split.test), len(given.recipe.classes)
-    return (
-        f"{num:,} pictures of {classes} classes in {given.source.path} with the tokenizer of {given.init} into "
-        f"{run / from_pictures.CODES}"
-    )
-
-
-def _prepare(
-    flags: TrainFlags | TrainTextFlags, into: Path, speak: bool
-) -> image_experiment.Experiment | text_experiment.TextExperiment:
-    """Read the data, and name every file that was left out."""
-    with progress_bar(shown=speak) as progress:
-        if isinstance(flags, TrainTextFlags):
-            return text_experiment.prepare(flags.recipe, into / text_experiment.TOKENS, progress)
-        ready = image_experiment.prepare(flags.recipe, progress)
-    for bad in ready.loaded.bad if speak and ready.loaded else ():
-        print(f"left out {bad}", file=sys.stderr)
-    where = flags.recipe.data.path if isinstance(flags.recipe.data, Codes) else "the data"
-    image_experiment.check_classes(ready.classes, flags.num_classes, where)
-    return ready
-
-
-def _describe(flags: TrainFlags | TrainTextFlags) -> None:
-    given = _given(flags) if isinstance(flags, TrainFlags) else None
+def _describe(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None) -> None:
+    given = open_images(flags.recipe, start, flags.num_classes) if isinstance(flags, TrainFlags) else None
     if given is not None:
-        print(f"would tokenize {_told(given, flags.out)}")
-        recipe = from_pictures.on_codes(given.recipe, flags.out)
+        print(f"would tokenize {describe_given(given, flags.out)}")
+        recipe = on_codes(given.recipe, flags.out)
         with unfilled():
             model: Generator = recipe.model.build(recipe.tokenizer.vocab_size, recipe.tokenizer.grid)  # type: ignore
         return _show(recipe, model, len(given.split.train), len(given.split.test))
+    num_classes = flags.num_classes if isinstance(flags, TrainFlags) else None
     with tempfile.TemporaryDirectory() as aside:  # text becomes tokens on the disk: a dry run leaves none behind
-        ready = _prepare(flags, Path(aside), True)
-        _show(ready.recipe, experiment.build(ready), len(ready.train), len(ready.test))
+        ready = prepare_data(flags.recipe, Path(aside), num_classes=num_classes, shown=True, say=say_aside)
+        _show(ready.recipe, build_model(ready), len(ready.train), len(ready.test))
 
 
 def _show(recipe: Recipe | TextRecipe, model: Generator, train: int, test: int) -> None:
@@ -201,10 +149,10 @@ class DemoFlags:
     seed: int = 0
 
 
-def demo(arguments: list[str]) -> None:
+def run_demo(arguments: list[str]) -> None:
     """learn real handwritten digits in a few minutes, draw some, repair some, and measure how good they are"""
     flags = parse(DemoFlags, arguments, "demo")
-    recipe = reading.find("digits", Recipe)
+    recipe = reading.find_recipe("digits", Recipe)
     steps = recipe.training.steps if flags.steps is None else flags.steps
     judge = recipe.classifier.steps if flags.classifier_steps is None else flags.classifier_steps
     every = max(1, steps // 5)
@@ -213,7 +161,9 @@ def demo(arguments: list[str]) -> None:
         classifier = replace(recipe.classifier, steps=judge)
     _train(TrainFlags(recipe=replace(recipe, training=training, classifier=classifier), out=flags.out))
     with world() as here:
-        print_report(flags.out, flags.samples, flags.seed, recipe.sampling, here)
+        opened = open_model(flags.out)
+        measure = EvaluateFlags(samples=flags.samples, seed=flags.seed)
+        print_report(opened, here, measure, opened.require_image_spec().sampling)
     print(
         "\ntry next\n"
         f"  unmask sample {flags.out} --labels 3 --num 20 --steps 4     twenty threes in four steps\n"

@@ -10,14 +10,14 @@ from PIL import Image
 from unmask.data.holes import holes
 from unmask.data.pictures import spread
 from unmask.decoding.sampling import Sampling
-from unmask.experiments.base import expected_first_loss
+from unmask.experiments.base import predict_first_loss
 from unmask.experiments.images import Experiment
 from unmask.figures import images as figures
 from unmask.method.sampling.decode import State
 from unmask.pipelines.image import Pipeline
 
 
-def draw(run: Path, experiment: Experiment, pipeline: Pipeline, sampling: Sampling, seed: int) -> None:
+def draw_pictures(run: Path, experiment: Experiment, pipeline: Pipeline, sampling: Sampling, seed: int) -> None:
     """samples.png, decode.gif, decode.png, order.png, inpaint.png and loss.png; of a row of tokens, and of a training
     that was elsewhere, those that there can be."""
     classes = max(1, pipeline.num_classes)
@@ -26,20 +26,20 @@ def draw(run: Path, experiment: Experiment, pipeline: Pipeline, sampling: Sampli
     scale = figures.readable_scale(images)
     figures.write(figures.grid(images, 10, scale=scale), run / "samples.png")
     if (run / "metrics.jsonl").exists():
-        loss_curve(run, experiment)
+        draw_loss_curve(run, experiment)
     if len(pipeline.tokenizer.grid) != 2:
         return
     states = pipeline.history(num=30, seed=seed, sampling=sampling)
-    figures.animate(decode_frames(pipeline, states, scale), run / "decode.gif")
-    figures.write(decode_strip(pipeline, states, 10, scale), run / "decode.png")
+    figures.animate(draw_decoding(pipeline, states, scale), run / "decode.gif")
+    figures.write(draw_decoding_strip(pipeline, states, 10, scale), run / "decode.png")
     when = torch.stack([s.revealed.long() * s.step for s in states]).sum(0).cpu()
     height, width = pipeline.cells
     map_ = figures.reveal_order(when, (height, width), states[-1].step, 10, scale=max(4, 56 // width))
     figures.write(map_, run / "order.png")
-    figures.write(repairs(experiment, pipeline, sampling, seed, scale), run / "inpaint.png")
+    figures.write(draw_inpainting(experiment, pipeline, sampling, seed, scale), run / "inpaint.png")
 
 
-def decode_frames(pipeline: Pipeline, states: Sequence[State], scale: int) -> list[Image.Image]:
+def draw_decoding(pipeline: Pipeline, states: Sequence[State], scale: int) -> list[Image.Image]:
     """One picture per state, masked cells hatched."""
     tokens = [state.tokens.cpu() for state in states]
     masked = [t == pipeline.model.mask_id for t in tokens]
@@ -47,7 +47,7 @@ def decode_frames(pipeline: Pipeline, states: Sequence[State], scale: int) -> li
     return figures.decode_frames(tokens, masked, pipeline.tokenizer.decode, (height, width), 10, scale=scale)
 
 
-def decode_strip(pipeline: Pipeline, states: Sequence[State], num: int, scale: int) -> Image.Image:
+def draw_decoding_strip(pipeline: Pipeline, states: Sequence[State], num: int, scale: int) -> Image.Image:
     """A row per step, a column per sample: the same as `decode_frames`, at one glance."""
     rows = []
     height, width = pipeline.cells
@@ -59,7 +59,7 @@ def decode_strip(pipeline: Pipeline, states: Sequence[State], num: int, scale: i
     return figures.triptych(rows, [f"step {state.step}" for state in states], scale=scale)
 
 
-def repairs(
+def draw_inpainting(
     experiment: Experiment, pipeline: Pipeline, sampling: Sampling, seed: int, scale: int, num: int = 12
 ) -> Image.Image:
     """Held-out images: original, with a hole, repaired."""
@@ -69,15 +69,15 @@ def repairs(
     truth = pictures.pictures.labels
     labels = truth[index[places]] if pipeline.num_classes and truth is not None else None
     hole = holes(len(images), *images.shape[2:])
-    repaired = pipeline.inpaint(images, hole, labels, seed=seed, sampling=sampling)
-    _, masked = pipeline.with_hole(images, hole)
+    repaired = pipeline.fill(images, hole, labels, seed=seed, sampling=sampling)
+    _, masked = pipeline.mask_images(images, hole)
     height, width = pipeline.cells
     shown = figures.masked_overlay(images, masked, (height, width))
     grey = [rows.expand_as(shown) for rows in (images, shown, repaired)]
     return figures.triptych(grey, ["original", "hole", "repaired"], scale=scale)
 
 
-def loss_curve(run: Path, experiment: Experiment) -> None:
+def draw_loss_curve(run: Path, experiment: Experiment) -> None:
     """loss.png from metrics.jsonl, with the loss expected before the first step."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     series = {
@@ -91,5 +91,5 @@ def loss_curve(run: Path, experiment: Experiment) -> None:
         xlabel="step",
         ylabel="nats per masked token",
         title="Masked-token cross-entropy",
-        references={f"before training: {expected}": expected_first_loss(experiment)},
+        references={f"before training: {expected}": predict_first_loss(experiment)},
     )

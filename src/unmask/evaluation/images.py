@@ -19,9 +19,10 @@ from unmask.data.shards.tokenizing import Part
 from unmask.data.tokens import TokenSet
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
-from unmask.evaluation.gallery import draw
-from unmask.evaluation.reference import Reference, check_judge, embed_real, gather, open_reference, unread
-from unmask.experiments.images import Experiment, prepare
+from unmask.evaluation.gallery import draw_pictures
+from unmask.evaluation.reference import Reference, check_judge, embed_real, gather_rows, list_unread, open_reference
+from unmask.evaluation.runs import OpenedRun
+from unmask.experiments.images import Experiment
 from unmask.metrics.classes import inception_score
 from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import fit_gaussian, frechet_distance, frechet_infinity
@@ -30,28 +31,22 @@ from unmask.metrics.kernel import kernel_distance
 from unmask.metrics.manifold import prdc
 from unmask.metrics.neighbours import nearest_train
 from unmask.pipelines.image import Pipeline
-from unmask.recipes.reading import read_recipe
-from unmask.recipes.schema import Recipe
 from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import environment
 from unmask.storage.config import write_json
+from unmask.storage.layout import CLASSIFIER, REPORT
 from unmask.tokenizers.pixels import Pixels
 
 Bank = Float64[Tensor, "n d"]
 """Features, a row per picture."""
-Measure = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b d"]]
-
-
-def opened(run: Path, world: World) -> tuple[Experiment, Pipeline]:
-    """A finished run, with its data, on this rank's device."""
-    return prepare(read_recipe(run / "config.json", Recipe)), Pipeline.from_pretrained(run, device=str(world.device))
+BankMeasure = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b d"]]
 
 
 def sample_banks(
     pipeline: Pipeline,
     num: int,
-    measures: Sequence[tuple[int, Measure]],
+    measures: Sequence[tuple[int, BankMeasure]],
     world: World,
     *,
     seed: int,
@@ -63,14 +58,14 @@ def sample_banks(
         return []
 
     def compute(block: slice) -> Tensor:
-        images = pipeline.samples(block.start, block.stop, seed=seed, sampling=sampling).to(world.device)
-        return torch.cat([measure(images).double() for _, measure in measures], dim=1)
+        images = pipeline.sample_range(block.start, block.stop, seed=seed, sampling=sampling).to(world.device)
+        return torch.cat([measure_bank(images).double() for _, measure_bank in measures], dim=1)
 
     dims = [dim for dim, _ in measures]
-    return list(gather(num, sum(dims), compute, world, progress).split(dims, dim=1))
+    return list(gather_rows(num, sum(dims), compute, world, progress).split(dims, dim=1))
 
 
-def rebuilt_bank(
+def rebuild_bank(
     experiment: Experiment, pipeline: Pipeline, features: Features, part: Part, index: Int[Tensor, "n"], world: World
 ) -> Bank:
     """The features of real pictures after the tokenizer has encoded and decoded them."""
@@ -80,10 +75,10 @@ def rebuilt_bank(
         images, _ = pictures.rows(index[block], world.device)
         return features(tokenizer.decode(tokenizer.encode(images)))
 
-    return gather(len(index), features.dim, compute, world)
+    return gather_rows(len(index), features.dim, compute, world)
 
 
-def measure(bank: Bank, features: Features, real: Reference) -> tuple[dict[str, float], dict[str, str]]:
+def measure_bank(bank: Bank, features: Features, real: Reference) -> tuple[dict[str, float], dict[str, str]]:
     """Every figure that needs no labels, and the ones left out, with what they would need."""
     fit = fit_gaussian(real.test)
     figures = {"frechet": frechet_distance(fit_gaussian(bank), fit)}
@@ -107,7 +102,7 @@ def measure(bank: Bank, features: Features, real: Reference) -> tuple[dict[str, 
     return figures, left_out
 
 
-def pixels_of_tokens(experiment: Experiment) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+def decode_pixels(experiment: Experiment) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
     """Training and held-out pictures as the tokenizer shows them, for tokens that lie in memory."""
     train, test, tokenizer = experiment.train, experiment.test, experiment.recipe.tokenizer
     assert isinstance(train, TokenSet)
@@ -116,13 +111,13 @@ def pixels_of_tokens(experiment: Experiment) -> tuple[Float[Tensor, "n d"], Floa
     return tokenizer.decode(train.tokens).flatten(1), tokenizer.decode(test.tokens).flatten(1)
 
 
-def class_accuracy(judge: ClassifierFeatures, bank: Bank, labels: Int[Tensor, "n"]) -> float:
+def measure_accuracy(judge: ClassifierFeatures, bank: Bank, labels: Int[Tensor, "n"]) -> float:
     """The share of pictures whose likeliest class is their own; `bank` is of the judge's features."""
     return float((judge.classify(bank).argmax(1) == labels.to(bank.device)).double().mean())
 
 
-def report(
-    run: Path,
+def measure_run(
+    run: OpenedRun,
     *,
     num: int,
     seed: int,
@@ -138,18 +133,18 @@ def report(
     Without `features` they are the judge's own, and the judge is trained once and kept in the run. Without classes and
     features there is nothing to measure in: the report then holds what needs none.
     """
-    curve = read_curve(run)
+    folder, experiment, pipeline = run.folder, run.experiment, run.pipeline
+    curve = read_curve(folder)
     facts = environment(world.device)  # of the code as it is now: the checkout may change in the minutes of work below
-    experiment, pipeline = opened(run, world)
     sampling = sampling or pipeline.sampling
     if judge is None and experiment.classes:
-        path = run / "classifier.safetensors"
+        path = folder / CLASSIFIER
         judge = in_domain(experiment.real("train"), experiment.recipe.classifier, path, world, progress)
     check_judge(judge, experiment.classes)
     features = features or judge
     numbers: dict[str, object] = {}
     networks = [network for network in dict.fromkeys((features, judge)) if network is not None]
-    measures: list[tuple[int, Measure]] = [(network.dim, network) for network in networks]
+    measures: list[tuple[int, BankMeasure]] = [(network.dim, network) for network in networks]
     exact = isinstance(experiment.train, TokenSet)  # small pictures, made of their tokens: copies are equal pixels
     if exact:
         measures.append((experiment.real("test").dim, lambda images: images.flatten(1)))
@@ -158,15 +153,15 @@ def report(
         reason = "without classes there is no classifier to measure in: give --features inception or dinov2"
         numbers["left_out"] = {"distances": reason}
     else:
-        real = open_reference(experiment, features, reference or run, world, progress)
-        numbers |= compared(experiment, pipeline, features, real, banks[0], world)
+        real = open_reference(experiment, features, reference or folder, world, progress)
+        numbers |= compare_to_real(experiment, pipeline, features, real, banks[0], world)
         if not exact:
             numbers["nearest_train"] = nearest_train(banks[0], real.train, real.test)
     if exact:
-        numbers["nearest_train"] = nearest_train(banks[-1].float().cpu(), *pixels_of_tokens(experiment))
+        numbers["nearest_train"] = nearest_train(banks[-1].float().cpu(), *decode_pixels(experiment))
     if judge is not None and pipeline.num_classes:
         own = banks[networks.index(judge)]
-        numbers |= judged(experiment, pipeline, judge, own, world, sampling, seed)
+        numbers |= measure_classes(experiment, pipeline, judge, own, world, sampling, seed)
     numbers |= {
         **curve,
         "num_parameters": sum(p.numel() for p in pipeline.model.parameters()),
@@ -178,37 +173,42 @@ def report(
         **facts,
     }
     if world.is_main:
-        write_json(run / "report.json", numbers)
-        draw(run, experiment, pipeline, sampling, seed)
+        write_json(folder / REPORT, numbers)
+        draw_pictures(folder, experiment, pipeline, sampling, seed)
     return numbers
 
 
-def compared(
+def compare_to_real(
     experiment: Experiment, pipeline: Pipeline, features: Features, real: Reference, bank: Bank, world: World
 ) -> dict[str, object]:
     """The figures of the samples, of as many real training pictures, and of these through the tokenizer."""
     num = min(len(bank), len(real.train))
     index = torch.randperm(len(real.train), generator=torch.Generator().manual_seed(0))[:num]
     chosen = real.train_index[index]
-    rebuilt = rebuilt_bank(experiment, pipeline, features, "train", chosen, world)
-    again = rebuilt_bank(experiment, pipeline, features, "test", real.test_index, world)
-    figures, left_out = measure(bank, features, real)
+    rebuilt = rebuild_bank(experiment, pipeline, features, "train", chosen, world)
+    again = rebuild_bank(experiment, pipeline, features, "test", real.test_index, world)
+    figures, left_out = measure_bank(bank, features, real)
     numbers: dict[str, object] = {
         **figures,
         "frechet_train": frechet_distance(fit_gaussian(bank), fit_gaussian(real.train)),
-        **{f"{name}_floor": x for name, x in measure(real.train[index.to(bank.device)], features, real)[0].items()},
-        **{f"{name}_limit": x for name, x in measure(rebuilt, features, real)[0].items()},
+        **{
+            f"{name}_floor": x for name, x in measure_bank(real.train[index.to(bank.device)], features, real)[0].items()
+        },
+        **{f"{name}_limit": x for name, x in measure_bank(rebuilt, features, real)[0].items()},
         "frechet_tokenizer": frechet_distance(fit_gaussian(again), fit_gaussian(real.test)),
         "features": str(real.key.features),
         "num_reference": len(real.test),
         "num_floor": num,
     }
-    bad = [*unread(experiment.real("train"), real.train_index), *unread(experiment.real("test"), real.test_index)]
+    bad = [
+        *list_unread(experiment.real("train"), real.train_index),
+        *list_unread(experiment.real("test"), real.test_index),
+    ]
     numbers |= {"unreadable": [str(one) for one in bad]} if bad else {}
     return numbers | ({"left_out": left_out} if left_out else {})
 
 
-def judged(
+def measure_classes(
     experiment: Experiment,
     pipeline: Pipeline,
     judge: ClassifierFeatures,
@@ -218,14 +218,14 @@ def judged(
     seed: int,
 ) -> dict[str, object]:
     """Class accuracy of samples, of real held-out pictures, and of those after a hole in them was filled."""
-    labels, pictures = pipeline.labels(len(bank)), experiment.real("test")
+    labels, pictures = pipeline.cycle_labels(len(bank)), experiment.real("test")
     truth = experiment.split.test.labels
     assert labels is not None
     assert truth is not None
     real, every = embed_real(pictures, judge, spread(len(pictures)), world)
     figures: dict[str, object] = {
-        "class_accuracy": class_accuracy(judge, bank, labels),
-        "classifier_test_accuracy": class_accuracy(judge, real, truth[every]),
+        "class_accuracy": measure_accuracy(judge, bank, labels),
+        "classifier_test_accuracy": measure_accuracy(judge, real, truth[every]),
         "judge": judge.sha256,
     }
     if len(pipeline.tokenizer.grid) != 2:
@@ -233,14 +233,14 @@ def judged(
     some = every[spread(len(every), 300)]
     images, _ = pictures.rows(some, world.device)
     hole = holes(len(images), *images.shape[2:]).to(images.device)
-    repaired = pipeline.inpaint(images, hole, truth[some], seed=seed, sampling=sampling)
-    return figures | {"inpaint_class_accuracy": class_accuracy(judge, judge(repaired), truth[some])}
+    repaired = pipeline.fill(images, hole, truth[some], seed=seed, sampling=sampling)
+    return figures | {"inpaint_class_accuracy": measure_accuracy(judge, judge(repaired), truth[some])}
 
 
 def read_curve(run: Path, name: str = "validation_loss") -> dict[str, float]:
     """Where a training ended: the figure of that name, seconds and steps; CheckpointError if it did not get there.
 
-    Nothing of an export, which has no curve, nor of a model that was trained elsewhere, to which `linked.as_run` links.
+    {} for an export, which has no curve, and for a model trained elsewhere, to which `runs.link_weights` links.
     """
     path = run / "metrics.jsonl"
     if (run / "model.safetensors").is_symlink() or not path.is_file():

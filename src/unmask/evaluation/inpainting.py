@@ -23,19 +23,19 @@ from unmask.method.guidance import Condition
 from unmask.method.schedules import Cosine, Power, Shape
 from unmask.metrics.embedders import ClassifierFeatures, Features, embed_all, identity
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
-from unmask.pipelines.editing import repair
+from unmask.pipelines.editing import inpaint_images
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.provenance import environment
 from unmask.storage.config import write_json
 
-Measure = Callable[[Tensor, Tensor, Tensor], dict[str, float]]
+InpaintingMeasure = Callable[[Tensor, Tensor, Tensor], dict[str, float]]
 """`measure(repaired, truth, hole)` gives named figures."""
 
 SHAPES: Mapping[str, Shape] = {"cosine": Cosine(), "linear": Power(1.0), "square": Power(2.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class InpaintingRow:
     """One way to fill the holes: `stop` of `steps` forward passes along `schedule`, and its figures.
 
     Two ways without a model frame the others, at 0 steps: "smooth fill" of the surroundings, below which no model
@@ -48,20 +48,20 @@ class Row:
     figures: dict[str, float]
 
 
-def compare(
+def compare_schedules(
     pipeline: Pipeline,
     images: Float[Tensor, "n c h w"],
     holes: Bool[Tensor, "n h w"],
     labels: Condition = None,
     *,
-    measure: Measure,
+    measure: InpaintingMeasure,
     schedules: Mapping[str, Shape] = SHAPES,
     steps: int = 20,
     stops: Sequence[int] | None = None,
     seed: int = 0,
     sampling: Sampling | None = None,
     cells: Cells = ANY,
-) -> Iterator[Row]:
+) -> Iterator[InpaintingRow]:
     """A row for each schedule and early stop (none by default), after the two without a model; as `editing.history`.
 
     All settings but the steps and the schedule are those of `sampling`, by default the pipeline's own.
@@ -75,15 +75,19 @@ def compare(
     rebuilt = pipeline.tokenizer.decode(pipeline.tokenizer.encode(images)).to(images)
     for name, filled in (("smooth fill", blank(images, holes)), ("tokenizer", rebuilt)):
         repaired = paste(images, filled[:, None], holes)[:, 0]
-        yield Row(schedule=name, steps=0, stop=0, figures=measure(repaired, images, holes))
+        yield InpaintingRow(schedule=name, steps=0, stop=0, figures=measure(repaired, images, holes))
     for name, shape in schedules.items():
         for stop in stops:
             with_shape = replace(base, schedule=shape)
-            repaired = repair(pipeline, images, holes, labels, seed=seed, sampling=with_shape, cells=cells, stop=stop)
-            yield Row(schedule=name, steps=steps, stop=stop, figures=measure(repaired[:, 0], images, holes))
+            repaired = inpaint_images(
+                pipeline, images, holes, labels, seed=seed, sampling=with_shape, cells=cells, stop=stop
+            )
+            yield InpaintingRow(schedule=name, steps=steps, stop=stop, figures=measure(repaired[:, 0], images, holes))
 
 
-def measure_with(features: Callable[[Tensor], Tensor], accuracy: Callable[[Tensor], float] | None = None) -> Measure:
+def measure_with(
+    features: Callable[[Tensor], Tensor], accuracy: Callable[[Tensor], float] | None = None
+) -> InpaintingMeasure:
     """L1 over the pixels of the holes (images span [-1, 1]), Frechet distances of `features` [n, d] over whole images
     and over the holes alone, and `accuracy(repaired)` where there is one."""
 
@@ -104,7 +108,7 @@ def _distance(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
     return frechet_distance(fit_gaussian(a), fit_gaussian(b))
 
 
-def run(
+def measure_inpainting(
     experiment: Experiment,
     pipeline: Pipeline,
     features: Features | None,
@@ -118,7 +122,7 @@ def run(
     labelled: bool,
     cells: Cells,
     seed: int,
-) -> list[Row]:
+) -> list[InpaintingRow]:
     """`compare` on at most `num` held-out pictures with the holes of `gallery.holes`; the table and a picture to `out`.
 
     ConfigError without features to measure in.
@@ -132,9 +136,9 @@ def run(
     images, truth = pictures.rows(spread(len(pictures), num), torch.device("cpu"))
     hole = holes(len(images), *images.shape[2:])
     labels = truth if labelled and pipeline.num_classes else None
-    measure = measure_with(lambda x: embed_all(features, x), judging(judge, truth))
+    measure = measure_with(lambda x: embed_all(features, x), make_accuracy(judge, truth))
     rows = list(
-        compare(
+        compare_schedules(
             pipeline,
             images,
             hole,
@@ -161,19 +165,19 @@ def run(
     write_table(rows, facts, out)
     shown = slice(0, 12)
     some = None if labels is None else labels[shown]
-    repaired = repair(pipeline, images[shown], hole[shown], some, seed=seed, sampling=sampling, cells=cells)
-    figures.write(picture(images[shown], hole[shown], repaired[:, 0]), out / "repaired.png")
+    repaired = inpaint_images(pipeline, images[shown], hole[shown], some, seed=seed, sampling=sampling, cells=cells)
+    figures.write(draw_comparison(images[shown], hole[shown], repaired[:, 0]), out / "repaired.png")
     return rows
 
 
-def judging(judge: ClassifierFeatures | None, truth: Condition) -> Callable[[Tensor], float] | None:
+def make_accuracy(judge: ClassifierFeatures | None, truth: Condition) -> Callable[[Tensor], float] | None:
     """The share of repaired images whose likeliest class is the true one, as a function of them."""
     if judge is None or truth is None:
         return None
     return lambda repaired: float((judge.classify(embed_all(judge, repaired)).argmax(1).cpu() == truth).double().mean())
 
 
-def write_table(rows: Sequence[Row], facts: Mapping[str, object], out: Path) -> None:
+def write_table(rows: Sequence[InpaintingRow], facts: Mapping[str, object], out: Path) -> None:
     """table.md, table.csv, and report.json with `facts`, which say what the figures are of."""
     caption = (
         f"{facts['num_pictures']} held-out pictures with holes, in turn the right half, the lower half and the middle, "
@@ -181,12 +185,12 @@ def write_table(rows: Sequence[Row], facts: Mapping[str, object], out: Path) -> 
         f"{facts['features']}."
     )
     out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(f"{markdown(rows)}\n{caption}\n")
-    (out / "table.csv").write_text(csv(rows))
+    (out / "table.md").write_text(f"{format_markdown(rows)}\n{caption}\n")
+    (out / "table.csv").write_text(format_csv(rows))
     write_json(out / "report.json", {"rows": [asdict(row) for row in rows], **facts})
 
 
-def picture(
+def draw_comparison(
     truth: Float[Tensor, "n c h w"], hole: Bool[Tensor, "n h w"], repaired: Float[Tensor, "n c h w"]
 ) -> Image.Image:
     """Masked, repaired and true images below each other."""
@@ -196,19 +200,19 @@ def picture(
     return figures.triptych(rows, ["masked", "repaired", "truth"], scale=figures.readable_scale(truth))
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def format_markdown(rows: Sequence[InpaintingRow]) -> str:
     """The rows as a Markdown table."""
     head, *body = _cells(rows)
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *body))
 
 
-def csv(rows: Sequence[Row]) -> str:
+def format_csv(rows: Sequence[InpaintingRow]) -> str:
     """The rows as comma-separated values."""
     return "".join(",".join(line) + "\n" for line in _cells(rows))
 
 
-def _cells(rows: Sequence[Row]) -> list[list[str]]:
+def _cells(rows: Sequence[InpaintingRow]) -> list[list[str]]:
     """Names first; a figure to five digits."""
     names = list(rows[0].figures) if rows else []
     if not rows or any(list(row.figures) != names for row in rows):

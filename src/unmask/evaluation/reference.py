@@ -25,11 +25,11 @@ from unmask.runtime.progress import Progress
 from unmask.storage.config import differences, dump_json, from_json, to_json
 from unmask.storage.weights import write_weights
 
-BATCH = 256
+PICTURES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Key:
+class ReferenceKey:
     """What the features of real pictures depend on; `source` is JSON text, `pictures` the digest of both parts."""
 
     features: Identity
@@ -49,7 +49,7 @@ class Key:
 class Reference:
     """The features of real pictures, of the training set and held out; the indices say which of each part they are."""
 
-    key: Key
+    key: ReferenceKey
     train: Float64[Tensor, "n d"]
     test: Float64[Tensor, "m d"]
     train_index: Int[Tensor, "n"]
@@ -61,13 +61,13 @@ class Reference:
         return sum(map(len, (spread(self.key.train), spread(self.key.test)))) - len(self.train) - len(self.test)
 
 
-def blocks(num: int, world: World) -> Iterator[slice]:
+def split_blocks(num: int, world: World) -> Iterator[slice]:
     """This rank's share of 0..num-1, BATCH at a time; the cut is the same for any number of ranks."""
-    for first in range(world.rank * BATCH, num, world.size * BATCH):
-        yield slice(first, min(first + BATCH, num))
+    for first in range(world.rank * PICTURES_AT_ONCE, num, world.size * PICTURES_AT_ONCE):
+        yield slice(first, min(first + PICTURES_AT_ONCE, num))
 
 
-def gather(
+def gather_rows(
     num: int,
     dim: int,
     compute: Callable[[slice], Float[Tensor, "b d"]],
@@ -79,9 +79,11 @@ def gather(
     report = progress or _silent
     rows = torch.zeros(num, dim, dtype=torch.float64, device=world.device)
     report(what, 0, num)
-    for block in blocks(num, world):
+    for block in split_blocks(num, world):
         rows[block] = compute(block).double()
-        report(what, min(num, block.stop + (world.size - 1) * BATCH), num)  # the other ranks are about as far
+        report(
+            what, min(num, block.stop + (world.size - 1) * PICTURES_AT_ONCE), num
+        )  # the other ranks are about as far
     return sum_over_ranks(rows, world)
 
 
@@ -106,7 +108,7 @@ def embed_real(
             rows[places.to(world.device)] = torch.cat([read, features(images).to(world.device)], dim=1)
         return rows
 
-    rows = gather(len(index), 1 + features.dim, compute, world, progress, "real pictures")
+    rows = gather_rows(len(index), 1 + features.dim, compute, world, progress, "real pictures")
     read = rows[:, 0] == 1
     if len(index) and not read.any():
         first = pictures.pictures.try_at(index[:1])[2]
@@ -114,7 +116,7 @@ def embed_real(
     return rows[read, 1:], index[read.cpu()]
 
 
-def unread(pictures: PictureSet, read: Int[Tensor, "m"]) -> list[Bad]:
+def list_unread(pictures: PictureSet, read: Int[Tensor, "m"]) -> list[Bad]:
     """What keeps the other pictures of a part from being read, of all that are looked at."""
     every = spread(len(pictures))
     return pictures.pictures.try_at(every[~torch.isin(every, read)])[2]
@@ -129,7 +131,7 @@ def open_reference(
     """
     split = experiment.split
     check_held_out(split.train, split.test)
-    key = Key(
+    key = ReferenceKey(
         features=identity(features),
         source=dump_json(to_json(experiment.source)),
         size=experiment.recipe.tokenizer.size,
@@ -151,10 +153,10 @@ def open_reference(
     return Reference(key=key, train=train, test=test, train_index=train_index, test_index=test_index)
 
 
-def _read(path: Path, key: Key, world: World) -> Reference:
+def _read(path: Path, key: ReferenceKey, world: World) -> Reference:
     try:
         with safe_open(path, framework="pt") as file:
-            found = from_json(Key, json.loads((file.metadata() or {})["key"]), "key")
+            found = from_json(ReferenceKey, json.loads((file.metadata() or {})["key"]), "key")
             train, test = (file.get_tensor(name).to(world.device) for name in ("train", "test"))
             train_index, test_index = (file.get_tensor(f"{name}_index") for name in ("train", "test"))
     except (OSError, SafetensorError, KeyError, ValueError, ConfigError) as error:

@@ -28,15 +28,15 @@ from unmask.runtime.provenance import environment
 from unmask.storage.config import write_json
 from unmask.storage.files import write_text
 
-Measure = Callable[[Predict, Tensor, Rand], Tensor]
+NatsMeasure = Callable[[Predict, Tensor, Rand], Tensor]
 """What some rows cost under a `predict`, in nats."""
 
-BATCH = 64
+SCORED_ROWS = 64
 BOUND = "bound"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class ScoredSubject:
     """What is scored: a model as a `predict` for given classes, and held-out rows that it never saw.
 
     `plain` is the same without a memory of earlier passes, which the bound must not have: its passes mask anew.
@@ -51,7 +51,7 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class OrderScore:
     """Nats per token of one setting, its standard error over the rows, and the paired difference to the first order."""
 
     order: str
@@ -62,8 +62,8 @@ class Score:
     difference_error: float = 0.0
 
 
-def score(
-    subject: Subject,
+def score_subject(
+    subject: ScoredSubject,
     orders: Sequence[tuple[str, Order]],
     sampling: Sampling,
     steps: Sequence[int],
@@ -72,7 +72,7 @@ def score(
     passes: int,
     seed: int,
     world: World,
-) -> Iterator[Score]:
+) -> Iterator[OrderScore]:
     """The likelihood bound, then each order at each number of steps, on `num` held-out rows spread over all there are.
 
     ConfigError if there are too few rows for a standard error.
@@ -85,13 +85,13 @@ def score(
         )
     index = torch.arange(num) * len(subject.rows) // num
 
-    def under(make: Callable[[Condition], Predict], measure: Measure) -> tuple[Tensor, Tensor]:
+    def under(make: Callable[[Condition], Predict], measure: NatsMeasure) -> tuple[Tensor, Tensor]:
         return _nats(subject, make, index, measure, seed, world)
 
     free, num_tokens = under(
         subject.plain, lambda p, x, r: bound(p, x, mask_id=subject.mask_id, rand=r, passes=passes).mean(1)
     )
-    yield Score(order=BOUND, steps=0, nats=_mean(free, num_tokens), error=_error(free, num_tokens))
+    yield OrderScore(order=BOUND, steps=0, nats=_mean(free, num_tokens), error=_error(free, num_tokens))
     length = subject.rows.rows(index[:1], world.device)[0].shape[1]
     for budget in dict.fromkeys(min(budget, length) for budget in steps):
         first: Tensor | None = None
@@ -99,7 +99,7 @@ def score(
             nats, _ = under(subject.predict, _given(subject, order, sampling, budget))
             first = nats if first is None else first
             apart = nats - first
-            yield Score(
+            yield OrderScore(
                 order=name,
                 steps=budget,
                 nats=_mean(nats, num_tokens),
@@ -109,7 +109,7 @@ def score(
             )
 
 
-def _given(subject: Subject, order: Order, sampling: Sampling, steps: int) -> Measure:
+def _given(subject: ScoredSubject, order: Order, sampling: Sampling, steps: int) -> NatsMeasure:
     def measure(predict: Predict, tokens: Tensor, rand: Rand) -> Tensor:
         plan = Sampling(steps=steps, schedule=sampling.schedule).ratios(tokens.shape[1])
         return exact(predict, tokens, plan, mask_id=subject.mask_id, rand=rand, priority=order).sum(1)
@@ -118,10 +118,10 @@ def _given(subject: Subject, order: Order, sampling: Sampling, steps: int) -> Me
 
 
 def _nats(
-    subject: Subject,
+    subject: ScoredSubject,
     make: Callable[[Condition], Predict],
     index: Int[Tensor, "n"],
-    measure: Measure,
+    measure: NatsMeasure,
     seed: int,
     world: World,
 ) -> tuple[Float64[Tensor, "n"], Float64[Tensor, "n"]]:
@@ -129,7 +129,7 @@ def _nats(
     out = torch.zeros(2, len(index), dtype=torch.float64, device=world.device)
     mine = torch.arange(world.rank, len(index), world.size)
     length = subject.rows.rows(index[:1], world.device)[0].shape[1]
-    for part in mine.split(rows_at_once(BATCH, length, subject.mask_id, world.device)):
+    for part in mine.split(rows_at_once(SCORED_ROWS, length, subject.mask_id, world.device)):
         tokens, condition = subject.rows.rows(index[part], world.device)
         rand = Rand(seed, index[part].to(world.device), len(subject.rows))
         nats = measure(make(condition), tokens, rand)
@@ -152,13 +152,13 @@ def _error(nats: Float64[Tensor, "n"], num_tokens: Float64[Tensor, "n"]) -> floa
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def head(units: Sequence[tuple[str, float]], first: str) -> str:
+def format_score_head(units: Sequence[tuple[str, float]], first: str) -> str:
     """The first two lines of the Markdown table."""
     cells = ["order", "steps", "nats per token", *(name for name, _ in units), f"difference to {first}"]
     return f"| {' | '.join(cells)} |\n| --- |{' ---: |' * (len(cells) - 1)}"
 
 
-def line(row: Score, units: Sequence[tuple[str, float]], first: str) -> str:
+def format_score(row: OrderScore, units: Sequence[tuple[str, float]], first: str) -> str:
     """A setting as a line of it; the standard error follows ±."""
     others = [f"{row.nats / math.log(2) / per:.4f}" for _, per in units]
     apart = "–" if row.order in (BOUND, first) else f"{row.difference:+.4f} ± {row.difference_error:.4f}"
@@ -166,15 +166,16 @@ def line(row: Score, units: Sequence[tuple[str, float]], first: str) -> str:
     return f"| {' | '.join([name, str(row.steps or '–'), f'{row.nats:.4f} ± {row.error:.4f}', *others, apart])} |"
 
 
-def write(
-    rows: Sequence[Score], units: Sequence[tuple[str, float]], out: Path, facts: dict[str, object], world: World
+def write_scores(
+    rows: Sequence[OrderScore], units: Sequence[tuple[str, float]], out: Path, facts: dict[str, object], world: World
 ) -> None:
     """score.md, score.csv, score.json and score.png in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     first = next(row.order for row in rows if row.order != BOUND)
     said = ", ".join(f"{name} {value}" for name, value in facts.items())
     here = environment(world.device)
-    lines = [head(units, first), *(line(row, units, first) for row in rows), "", f"{said}. `{here['command']}`, commit "
+    table = [format_score_head(units, first), *(format_score(row, units, first) for row in rows)]
+    lines = [*table, "", f"{said}. `{here['command']}`, commit "
              f"{here['commit']}, {here['hardware']}."]  # fmt: skip
     write_text("\n".join(lines) + "\n", out / "score.md")
     table = io.StringIO()

@@ -12,7 +12,7 @@ from unmask.errors import ConfigError
 from unmask.figures import images as figures
 from unmask.method.guidance import CosineRamp, Interval, LinearRamp
 
-Ramp = Interval | LinearRamp | CosineRamp
+GuidanceRamp = Interval | LinearRamp | CosineRamp
 RAMPS: Mapping[str, type[Interval] | type[LinearRamp] | type[CosineRamp]] = MappingProxyType(
     {"constant": Interval, "linear": LinearRamp, "cosine": CosineRamp}
 )
@@ -20,7 +20,7 @@ RAMPS: Mapping[str, type[Interval] | type[LinearRamp] | type[CosineRamp]] = Mapp
 SETTING = ("order", "schedule", "steps", "noise", "scale", "ramp", "top_k", "top_p", "temperatures")
 KEY = ("kind", *SETTING, "tune", "samples", "seed")
 ORIGIN = ("weights", "features", "judge", "pictures")
-FIGURES = (
+SWEEP_METRICS = (
     "temperature",
     "frechet",
     "frechet_infinity",
@@ -36,14 +36,14 @@ FIGURES = (
     "border",
     "inside",
 )
-COLUMNS = (*KEY, *ORIGIN, "commit", *FIGURES)
+COLUMNS = (*KEY, *ORIGIN, "commit", *SWEEP_METRICS)
 
-NAMES = {
+COLUMN_TITLES = {
     "floor": "real training pictures (floor)",
     "limit": "these through the tokenizer (limit)",
     "again": "best, again with a fresh seed: ",
 }
-SHOWN = {
+SHOWN_COLUMNS = {
     "temperature": ("temperature", "{:.12g}"),
     "FD": ("frechet", "{:.3f}"),
     "FD∞": ("frechet_infinity", "{:.3f}"),
@@ -58,15 +58,15 @@ SHOWN = {
     "inside t": ("inside", "{:.2f}"),
 }
 HEAD = (
-    f"| order | schedule | steps | noise | scale | {' | '.join(SHOWN)} |",
-    "| --- | --- | ---: | ---: | ---: " + "| ---: " * len(SHOWN) + "|",
+    f"| order | schedule | steps | noise | scale | {' | '.join(SHOWN_COLUMNS)} |",
+    "| --- | --- | ---: | ---: | ---: " + "| ---: " * len(SHOWN_COLUMNS) + "|",
 )
 AXES = {"steps": "steps", "noise": "noise", "scale": "guidance scale", "temperatures": "temperature"}
 PANELS = {"frechet": "Frechet distance", "inception_score": "Inception score"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SweepRow:
     """One line: `cells` as they stand under KEY, and the figures; those that cannot be measured are not there.
 
     Its kind is floor or limit, which frame the others; setting; or again, the best setting with a fresh seed.
@@ -76,12 +76,12 @@ class Row:
     figures: Mapping[str, float]
 
 
-def number(value: float | int | None) -> str:
+def format_number(value: float | int | None) -> str:
     """As the table writes it."""
     return "" if value is None else f"{value:.12g}"
 
 
-class Table:
+class SweepTable:
     """The finished rows in a sweep.csv, all of one origin (see ORIGIN). Only `begin` and `add` write."""
 
     def __init__(self, path: Path, origin: Mapping[str, str], commit: str):
@@ -103,18 +103,18 @@ class Table:
 
     def add(self, cells: Mapping[str, str], found: Mapping[str, float], *, write: bool) -> Mapping[str, float]:
         """Keep a finished row, on the disk too if this process writes; returns the figures that a table has."""
-        kept = {name: float(found[name]) for name in FIGURES if name in found}
+        kept = {name: float(found[name]) for name in SWEEP_METRICS if name in found}
         self.rows[_key(cells)] = kept
         if write:
-            values = [repr(kept[name]) if name in kept else "" for name in FIGURES]
+            values = [repr(kept[name]) if name in kept else "" for name in SWEEP_METRICS]
             self._append([*_key(cells), *(self.origin[name] for name in ORIGIN), self.commit, *values])
         return kept
 
     def _append(self, values: Sequence[str]) -> None:
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(values)
+        format_row = io.StringIO()
+        csv.writer(format_row, lineterminator="\n").writerow(values)
         with open(self.path, "a", encoding="utf-8", newline="") as file:
-            file.write(line.getvalue())
+            file.write(format_row.getvalue())
             file.flush()
             os.fsync(file.fileno())
 
@@ -124,8 +124,8 @@ class Table:
             head, *lines = list(csv.reader(io.StringIO(_whole(self.path.read_bytes()).decode()), strict=True)) or [[]]
             if head and tuple(head) != COLUMNS:
                 raise ConfigError(f"{self.path} is no table of this version's sweep: {remedy}")
-            rows = [dict(zip(COLUMNS, line, strict=True)) for line in lines]
-            found = [({name: float(row[name]) for name in FIGURES if row[name]}, row) for row in rows]
+            rows = [dict(zip(COLUMNS, format_row, strict=True)) for format_row in lines]
+            found = [({name: float(row[name]) for name in SWEEP_METRICS if row[name]}, row) for row in rows]
         except (csv.Error, ValueError) as error:
             raise ConfigError(f"{self.path} is damaged ({error}): {remedy}") from error
         for row in rows:
@@ -148,18 +148,18 @@ def _key(cells: Mapping[str, str]) -> tuple[str, ...]:
 # -- Markdown ----------------------------------------------------------------------------------------------------------
 
 
-def line(row: Row) -> str:
+def format_row(row: SweepRow) -> str:
     """A row of the Markdown table."""
     c = row.cells
     scale = c["scale"] if c["ramp"] in ("", "constant") else f"{c['scale']} ({c['ramp']})"
-    cells = [NAMES.get(c["kind"], "") + c["order"], c["schedule"], c["steps"], c["noise"], scale]
-    cells += [form.format(row.figures[name]) if name in row.figures else "" for name, form in SHOWN.values()]
+    cells = [COLUMN_TITLES.get(c["kind"], "") + c["order"], c["schedule"], c["steps"], c["noise"], scale]
+    cells += [form.format(row.figures[name]) if name in row.figures else "" for name, form in SHOWN_COLUMNS.values()]
     return f"| {' | '.join(cell or '–' for cell in cells)} |"
 
 
-def page(rows: Sequence[Row], caption: str, made: Mapping[str, object]) -> str:
+def format_page(rows: Sequence[SweepRow], caption: str, made: Mapping[str, object]) -> str:
     """The whole of sweep.md."""
-    lines = [*HEAD, *map(line, rows), "", caption, ""]
+    lines = [*HEAD, *map(format_row, rows), "", caption, ""]
     if not all("kid" in row.figures and "frechet_infinity" in row.figures for row in rows):
         lines += ["–: there is nothing to tell, or there are too few samples for this figure.", ""]
     by = f"`{made['command']}`, commit {made['commit']}, torch {made['torch']}, {made['hardware']}"
@@ -169,7 +169,7 @@ def page(rows: Sequence[Row], caption: str, made: Mapping[str, object]) -> str:
 # -- plots -------------------------------------------------------------------------------------------------------------
 
 
-def draw(rows: Sequence[Row], out: Path) -> None:
+def draw_sweep(rows: Sequence[SweepRow], out: Path) -> None:
     """Frechet distance and Inception score against each number that was swept over, as `steps-frechet.png`.
 
     A line per combination of the other settings, the best if there are many. A plot of an earlier sweep goes.
@@ -198,17 +198,17 @@ def draw(rows: Sequence[Row], out: Path) -> None:
                 title=f"{ylabel} over {xlabel}{many}",
                 logx=axis == "steps",
                 logy=0 < 10 * min(ys) < max(ys),
-                references={NAMES[kind]: found[name] for kind, found in frame.items() if name in found},
+                references={COLUMN_TITLES[kind]: found[name] for kind, found in frame.items() if name in found},
             )
 
 
-def _lines(rows: Sequence[Row], axis: str) -> dict[str, list[Row]]:
+def _lines(rows: Sequence[SweepRow], axis: str) -> dict[str, list[SweepRow]]:
     """The rows that differ in the axis alone, from left to right; the line with the least distance comes first.
 
     Lines are named by the settings in which they differ.
     """
     others = [name for name in SETTING if name != axis]
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    groups: dict[tuple[str, ...], list[SweepRow]] = {}
     for row in rows:
         if row.cells[axis]:
             groups.setdefault(tuple(row.cells[name] for name in others), []).append(row)

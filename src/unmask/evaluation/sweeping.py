@@ -16,9 +16,10 @@ from torch import Tensor
 from unmask.data.pictures import digest
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
-from unmask.evaluation.images import class_accuracy, measure, opened, rebuilt_bank, sample_banks
-from unmask.evaluation.reference import Reference, gather, open_reference
-from unmask.evaluation.sweep_table import RAMPS, Row, Table, draw, number, page
+from unmask.evaluation.images import measure_accuracy, measure_bank, rebuild_bank, sample_banks
+from unmask.evaluation.reference import Reference, gather_rows, open_reference
+from unmask.evaluation.runs import OpenedRun
+from unmask.evaluation.sweep_table import RAMPS, SweepRow, SweepTable, draw_sweep, format_number, format_page
 from unmask.experiments.images import Experiment
 from unmask.method.sampling.priorities import Confidence
 from unmask.metrics.embedders import ClassifierFeatures, Features
@@ -29,11 +30,12 @@ from unmask.runtime.distributed import World, agree, barrier
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import environment
 from unmask.storage.files import sha256_of, write_text
+from unmask.storage.layout import CLASSIFIER, MODEL
 from unmask.storage.lock import lock
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class SweepSetting:
     """A way to sample, with the names that its order and its schedule go by; its temperature is left to the plan."""
 
     order: str
@@ -42,14 +44,14 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SweepPlan:
     """What to compare, on `samples` samples of `seed` for each row.
 
     Of several temperatures each setting gets the one that is best for it on `tune` samples of the next seed, against
     the real *training* pictures, so that the choice does not flatter the figures; with tune = 0 each has its own row.
     """
 
-    settings: tuple[Setting, ...]
+    settings: tuple[SweepSetting, ...]
     temperatures: tuple[float, ...]
     samples: int = 5000
     tune: int = 1000
@@ -73,14 +75,14 @@ class Plan:
         """Whether there is a temperature to choose."""
         return self.tune > 0 and len(self.temperatures) > 1
 
-    def choices(self) -> list[tuple[Setting, tuple[float, ...]]]:
+    def list_choices(self) -> list[tuple[SweepSetting, tuple[float, ...]]]:
         """A setting and its candidate temperatures for each row, in the order of the table."""
         sets = [self.temperatures] if self.tuned else [(temperature,) for temperature in self.temperatures]
         return list(dict.fromkeys((setting, candidates) for setting in self.settings for candidates in sets))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class SweepBench:
     """What every row is measured with."""
 
     experiment: Experiment
@@ -92,9 +94,9 @@ class Bench:
     progress: Progress | None = None
 
 
-def sweep(
-    run: Path,
-    plan: Plan,
+def sweep_run(
+    run: OpenedRun,
+    plan: SweepPlan,
     out: Path,
     *,
     world: World,
@@ -102,36 +104,36 @@ def sweep(
     judge: ClassifierFeatures | None = None,
     reference: Path | None = None,
     progress: Progress | None = None,
-) -> Iterator[Row]:
+) -> Iterator[SweepRow]:
     """A row for as many real pictures, for these through the tokenizer, for each setting, and for the best once more.
 
     Writes `sweep.csv`, `sweep.md` and, where numbers were swept over, plots into `out`. ConfigError if the table there
     is of other weights, features or pictures. Without `features` they are the judge's, by default the run's own.
     """
-    experiment, pipeline = opened(run, world)
+    folder, experiment, pipeline = run.folder, run.experiment, run.pipeline
     if judge is None and experiment.classes:
-        path = run / "classifier.safetensors"
+        path = folder / CLASSIFIER
         judge = in_domain(experiment.real("train"), experiment.recipe.classifier, path, world, progress)
     features = features or judge
     if features is None:
-        raise ConfigError(f"{run} has no classes to train a classifier on: give --features inception or dinov2")
+        raise ConfigError(f"{folder} has no classes to train a classifier on: give --features inception or dinov2")
     judge = judge if pipeline.num_classes else None
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
     with lock(out) if world.is_main else nullcontext():
         origin = {
-            "weights": sha256_of(run / "model.safetensors"),
+            "weights": sha256_of(folder / MODEL),
             "features": features.sha256,
             "judge": judge.sha256 if judge else "",
             "pictures": digest(experiment.split.train, experiment.split.test),
         }
         made = environment(world.device)
-        table = Table(out / "sweep.csv", origin, str(made["commit"]))
+        table = SweepTable(out / "sweep.csv", origin, str(made["commit"]))
         barrier(world)  # all ranks have read the same rows before the first is added
         if world.is_main:
             table.begin()
-        real = open_reference(experiment, features, reference or run, world, progress)
-        bench = Bench(
+        real = open_reference(experiment, features, reference or folder, world, progress)
+        bench = SweepBench(
             experiment=experiment,
             pipeline=pipeline,
             features=features,
@@ -140,47 +142,47 @@ def sweep(
             world=world,
             progress=progress,
         )
-        rows: list[Row] = []
+        rows: list[SweepRow] = []
         for row in _rows(bench, plan, table):
             rows.append(row)
             if world.is_main:
-                write_text(page(rows, caption(bench, plan), made), out / "sweep.md")
+                write_text(format_page(rows, write_caption(bench, plan), made), out / "sweep.md")
             yield row
         if world.is_main:
-            draw(rows, out)
+            draw_sweep(rows, out)
 
 
-def _rows(bench: Bench, plan: Plan, table: Table) -> Iterator[Row]:
+def _rows(bench: SweepBench, plan: SweepPlan, table: SweepTable) -> Iterator[SweepRow]:
     """The rows in the table's order, each computed unless it is there."""
-    world, choices = bench.world, plan.choices()
+    world, choices = bench.world, plan.list_choices()
 
-    def row(cells: dict[str, str], compute: Callable[[], dict[str, float]]) -> Row:
+    def row(cells: dict[str, str], compute: Callable[[], dict[str, float]]) -> SweepRow:
         if (figures := table.find(cells)) is None:
             figures = table.add(cells, compute(), write=world.is_main)
-        return Row(cells=cells, figures=figures)
+        return SweepRow(cells=cells, figures=figures)
 
-    yield row(cells_of("floor", plan), lambda: floor(bench, plan.samples))
-    yield row(cells_of("limit", plan), lambda: limit(bench, plan.samples))
+    yield row(describe_row("floor", plan), lambda: measure_floor(bench, plan.samples))
+    yield row(describe_row("limit", plan), lambda: measure_limit(bench, plan.samples))
     rows = []
     for setting, candidates in choices:
 
-        def compute(setting: Setting = setting, candidates: Sequence[float] = candidates) -> dict[str, float]:
-            temperature = best_temperature(bench, setting.sampling, candidates, plan.tune, plan.seed + 1)
-            return measured(bench, setting.sampling, temperature, plan.samples, plan.seed)
+        def compute(setting: SweepSetting = setting, candidates: Sequence[float] = candidates) -> dict[str, float]:
+            temperature = choose_temperature(bench, setting.sampling, candidates, plan.tune, plan.seed + 1)
+            return measure_setting(bench, setting.sampling, temperature, plan.samples, plan.seed)
 
-        rows.append(row(cells_of("setting", plan, setting, candidates, plan.seed), compute))
+        rows.append(row(describe_row("setting", plan, setting, candidates, plan.seed), compute))
         yield rows[-1]
     # Rank 0 decides: figures of other hardware may differ in their last digit, and two ranks must not draw two things.
     best = int(agree(str(min(range(len(rows)), key=lambda i: rows[i].figures["frechet"])), world))
     setting, temperature = choices[best][0], rows[best].figures["temperature"]
-    cells = cells_of("again", plan, setting, (temperature,), plan.seed + 2)
-    yield row(cells, lambda: measured(bench, setting.sampling, temperature, plan.samples, plan.seed + 2))
+    cells = describe_row("again", plan, setting, (temperature,), plan.seed + 2)
+    yield row(cells, lambda: measure_setting(bench, setting.sampling, temperature, plan.samples, plan.seed + 2))
 
 
-def cells_of(
+def describe_row(
     kind: str,
-    plan: Plan,
-    setting: Setting | None = None,
+    plan: SweepPlan,
+    setting: SweepSetting | None = None,
     temperatures: Sequence[float] = (),
     seed: int | None = None,
 ) -> dict[str, str]:
@@ -192,40 +194,44 @@ def cells_of(
         cells = {
             "order": setting.order,
             "schedule": setting.schedule,
-            "steps": number(s.steps),
-            "noise": number(s.priority.noise) if isinstance(s.priority, Confidence) else "",
-            "scale": number(s.scale.scale),
+            "steps": format_number(s.steps),
+            "noise": format_number(s.priority.noise) if isinstance(s.priority, Confidence) else "",
+            "scale": format_number(s.scale.scale),
             "ramp": ramp,
-            "top_k": number(s.top_k),
-            "top_p": number(s.top_p),
+            "top_k": format_number(s.top_k),
+            "top_p": format_number(s.top_p),
         }
     return {
         "kind": kind,
         **cells,
-        "temperatures": " ".join(map(number, temperatures)),
-        "tune": number(plan.tune if len(temperatures) > 1 else 0),
-        "samples": number(plan.samples),
-        "seed": number(seed),
+        "temperatures": " ".join(map(format_number, temperatures)),
+        "tune": format_number(plan.tune if len(temperatures) > 1 else 0),
+        "samples": format_number(plan.samples),
+        "seed": format_number(seed),
     }
 
 
-def floor(bench: Bench, num: int) -> dict[str, float]:
+def measure_floor(bench: SweepBench, num: int) -> dict[str, float]:
     """The figures of as many real training pictures: samples cannot be expected to do better."""
-    return measure(bench.real.train[_some(bench, num).to(bench.real.train.device)], bench.features, bench.real)[0]
+    return measure_bank(
+        bench.real.train[_choose_real(bench, num).to(bench.real.train.device)], bench.features, bench.real
+    )[0]
 
 
-def limit(bench: Bench, num: int) -> dict[str, float]:
+def measure_limit(bench: SweepBench, num: int) -> dict[str, float]:
     """The figures of as many real training pictures after the tokenizer: the best that its tokens allow."""
-    index = bench.real.train_index[_some(bench, num)]
-    bank = rebuilt_bank(bench.experiment, bench.pipeline, bench.features, "train", index, bench.world)
-    return measure(bank, bench.features, bench.real)[0]
+    index = bench.real.train_index[_choose_real(bench, num)]
+    bank = rebuild_bank(bench.experiment, bench.pipeline, bench.features, "train", index, bench.world)
+    return measure_bank(bank, bench.features, bench.real)[0]
 
 
-def _some(bench: Bench, num: int) -> Tensor:
+def _choose_real(bench: SweepBench, num: int) -> Tensor:
     return torch.randperm(len(bench.real.train), generator=torch.Generator().manual_seed(0))[:num]
 
 
-def best_temperature(bench: Bench, sampling: Sampling, temperatures: Sequence[float], num: int, seed: int) -> float:
+def choose_temperature(
+    bench: SweepBench, sampling: Sampling, temperatures: Sequence[float], num: int, seed: int
+) -> float:
     """The one whose `num` samples are nearest to the real training pictures."""
     if len(temperatures) == 1:
         return temperatures[0]
@@ -243,7 +249,7 @@ def best_temperature(bench: Bench, sampling: Sampling, temperatures: Sequence[fl
     return temperatures[int(agree(str(distances.index(min(distances))), bench.world))]
 
 
-def measured(bench: Bench, sampling: Sampling, temperature: float, num: int, seed: int) -> dict[str, float]:
+def measure_setting(bench: SweepBench, sampling: Sampling, temperature: float, num: int, seed: int) -> dict[str, float]:
     """All figures of one way to sample, on samples number 0 to num - 1 of a seed."""
     sampling = replace(sampling, temperature=temperature)
     networks = [network for network in dict.fromkeys((bench.features, bench.judge)) if network is not None]
@@ -251,19 +257,21 @@ def measured(bench: Bench, sampling: Sampling, temperature: float, num: int, see
     banks = sample_banks(
         bench.pipeline, num, measures, bench.world, seed=seed, sampling=sampling, progress=bench.progress
     )
-    figures = {"temperature": temperature, **measure(banks[0], bench.features, bench.real)[0]}
-    labels = bench.pipeline.labels(num)
+    figures = {"temperature": temperature, **measure_bank(banks[0], bench.features, bench.real)[0]}
+    labels = bench.pipeline.cycle_labels(num)
     if bench.judge is not None and labels is not None:
-        figures["class_accuracy"] = class_accuracy(bench.judge, banks[-1], labels)
-    return figures | reveal_times(bench.pipeline, sampling, seed, bench.world)
+        figures["class_accuracy"] = measure_accuracy(bench.judge, banks[-1], labels)
+    return figures | measure_reveal_times(bench.pipeline, sampling, seed, bench.world)
 
 
-def reveal_times(pipeline: Pipeline, sampling: Sampling, seed: int, world: World, num: int = 200) -> dict[str, float]:
+def measure_reveal_times(
+    pipeline: Pipeline, sampling: Sampling, seed: int, world: World, num: int = 200
+) -> dict[str, float]:
     """The mean times t, in (0, 1], at which tokens on the rim of the grid appear ("border"), and all others ("inside").
 
     A grid that is all rim has no "inside".
     """
-    every = pipeline.labels(num)
+    every = pipeline.cycle_labels(num)
 
     def compute(block: slice) -> Tensor:
         canvas = pipeline.blank(block.stop - block.start)
@@ -274,14 +282,14 @@ def reveal_times(pipeline: Pipeline, sampling: Sampling, seed: int, world: World
             when += state.revealed.double() * state.t
         return when.to(world.device)
 
-    mean = gather(num, pipeline.model.length, compute, world).mean(0)
+    mean = gather_rows(num, pipeline.model.length, compute, world).mean(0)
     inner = torch.zeros(pipeline.tokenizer.grid, dtype=torch.bool, device=mean.device)
     inner[tuple(slice(1, -1) for _ in pipeline.tokenizer.grid)] = True
     parts = {"border": mean[~inner.flatten()], "inside": mean[inner.flatten()]}
     return {name: float(times.mean()) for name, times in parts.items() if len(times)}
 
 
-def caption(bench: Bench, plan: Plan) -> str:
+def write_caption(bench: SweepBench, plan: SweepPlan) -> str:
     """What the figures of the table are of."""
     lines = [
         f"Each row: {plan.samples:,} samples of seed {plan.seed}, against {len(bench.real.test):,} held-out pictures, "
@@ -293,7 +301,7 @@ def caption(bench: Bench, plan: Plan) -> str:
         lines.append(f"{bench.real.num_unread:,} pictures could not be read and are left out.")
     if plan.tuned:
         lines.append(
-            f"Its temperature is the best of {', '.join(map(number, plan.temperatures))}, by {plan.tune:,} samples of "
-            f"seed {plan.seed + 1} against training pictures."
+            f"Its temperature is the best of {', '.join(map(format_number, plan.temperatures))}, by {plan.tune:,} samples "
+            f"of seed {plan.seed + 1} against training pictures."
         )
     return " ".join([*lines, f"The fresh seed is {plan.seed + 2}."])

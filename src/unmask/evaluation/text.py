@@ -28,7 +28,7 @@ SIZES = (1, 2, 3)
 REPEATED = 4  # tokens or words; shorter repetitions are what language is made of
 
 
-def kept_judge(
+def open_judge(
     rows: Tokens,
     config: JudgeConfig,
     path: Path,
@@ -60,17 +60,17 @@ def _fits(path: Path, config: JudgeConfig, vocab_size: int, end_id: int, text: s
     return there == (config, vocab_size, end_id, text)
 
 
-def measure(samples: Rows, held_out: Rows, judge: Judge, decode: Decode | None = None) -> dict[str, float]:
+def measure_texts(samples: Rows, held_out: Rows, judge: Judge, decode: Decode | None = None) -> dict[str, float]:
     """Every figure of the samples, with `_floor` that of held-out rows; with `decode` also those of words.
 
     Nats, perplexity and entropy are per token of the judge's tokenizer. ConfigError for rows that do not compare.
     """
-    (line,) = frontier({1.0: samples}, held_out, judge, decode)
+    (line,) = find_frontier({1.0: samples}, held_out, judge, decode)
     del line["temperature"]
     return line
 
 
-def frontier(
+def find_frontier(
     samples: Mapping[float, Rows], held_out: Rows, judge: Judge, decode: Decode | None = None
 ) -> list[dict[str, float]]:
     """What `measure` says of the samples of each temperature, from the lowest on; `temperature` says which."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask.data.tokens import Tokens
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
-from unmask.evaluation.text import kept_judge, measure
+from unmask.evaluation.text import measure_texts, open_judge
 from unmask.experiments.text import TextExperiment
 from unmask.figures.images import curves
 from unmask.metrics.judge import JudgeConfig
@@ -23,7 +23,7 @@ from unmask.runtime.provenance import environment
 from unmask.storage.config import write_json
 from unmask.storage.files import write_text
 
-SHOWN = {
+WRITING_COLUMNS = {
     "perplexity": "{:.2f}",
     "entropy": "{:.3f}",
     "ngram_kl_1": "{:.3f}",
@@ -37,7 +37,7 @@ HELD_OUT, TRAINING = "held-out text (floor)", "training text"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class WritingRow:
     """A way to write and what it gave: its figures, and the first of its texts."""
 
     order: str
@@ -47,7 +47,7 @@ class Line:
     text: str
 
 
-def lines(
+def measure_writing(
     ready: TextExperiment,
     pipeline: TextPipeline,
     settings: Sequence[tuple[str, Sampling]],
@@ -57,7 +57,7 @@ def lines(
     seed: int,
     judge: JudgeConfig,
     world: World,
-) -> Iterator[Line]:
+) -> Iterator[WritingRow]:
     """The floor, training text, then `num` samples of each way to sample, by its name.
 
     The judge is trained on the training text once and kept in the run. ConfigError if there is too little text.
@@ -65,7 +65,7 @@ def lines(
     if num < 2 or not settings:
         raise ConfigError(f"{num} samples of {len(settings)} settings: 2 or more samples, and a setting")
     tokenizer = ready.tokenizer
-    reader = kept_judge(
+    reader = open_judge(
         ready.train,
         judge,
         run / "judge.safetensors",
@@ -76,17 +76,17 @@ def lines(
     )
     front = pipeline.canvas("").front  # a given end token is no part of what was written
     real = _spread(ready.test, 2 * num, world)[:, front:]
-    training = measure(_spread(ready.train, num, world)[:, front:], real, reader, tokenizer.decode)
+    training = measure_texts(_spread(ready.train, num, world)[:, front:], real, reader, tokenizer.decode)
     floor = {name.removesuffix("_floor"): value for name, value in training.items() if name.endswith("_floor")}
-    yield Line(order=HELD_OUT, steps=0, temperature=0.0, figures=floor, text=tokenizer.decode(real[0]))
-    yield Line(order=TRAINING, steps=0, temperature=0.0, figures=training, text="")
+    yield WritingRow(order=HELD_OUT, steps=0, temperature=0.0, figures=floor, text=tokenizer.decode(real[0]))
+    yield WritingRow(order=TRAINING, steps=0, temperature=0.0, figures=training, text="")
     for name, sampling in settings:
-        rows = written(pipeline, num, seed, sampling).to(world.device)[:, front:]
-        yield Line(
+        rows = sample_rows(pipeline, num, seed, sampling).to(world.device)[:, front:]
+        yield WritingRow(
             order=name,
             steps=sampling.steps,
             temperature=sampling.temperature if isinstance(sampling.temperature, float) else sampling.temperature[0],
-            figures=measure(rows, real, reader, tokenizer.decode),
+            figures=measure_texts(rows, real, reader, tokenizer.decode),
             text=tokenizer.decode(rows[0]),
         )
 
@@ -96,30 +96,30 @@ def _spread(rows: Tokens, num: int, world: World) -> Int[Tensor, "n l"]:
     return rows.rows(torch.arange(num) * len(rows) // num, world.device)[0]
 
 
-def written(pipeline: TextPipeline, num: int, seed: int, sampling: Sampling) -> Int[Tensor, "n l"]:
+def sample_rows(pipeline: TextPipeline, num: int, seed: int, sampling: Sampling) -> Int[Tensor, "n l"]:
     """`num` whole rows of tokens from nothing."""
-    return torch.stack([*pipeline.finished(pipeline.canvas(""), num, seed=seed, sampling=sampling)])
+    return torch.stack([*pipeline.finish(pipeline.canvas(""), num, seed=seed, sampling=sampling)])
 
 
-def head() -> str:
+def format_writing_head() -> str:
     """The first two lines of the Markdown table."""
-    names = [name.replace("_", " ") for name in SHOWN]
-    return f"| order | steps | temperature | {' | '.join(names)} |\n| --- |{' ---: |' * (len(SHOWN) + 2)}"
+    names = [name.replace("_", " ") for name in WRITING_COLUMNS]
+    return f"| order | steps | temperature | {' | '.join(names)} |\n| --- |{' ---: |' * (len(WRITING_COLUMNS) + 2)}"
 
 
-def line(row: Line) -> str:
-    cells = [form.format(row.figures[name]) for name, form in SHOWN.items()]
+def format_writing(row: WritingRow) -> str:
+    cells = [form.format(row.figures[name]) for name, form in WRITING_COLUMNS.items()]
     setting = [row.order, str(row.steps or "–"), f"{row.temperature:g}" if row.steps else "–"]
     return f"| {' | '.join([*setting, *cells])} |"
 
 
-def write(rows: Sequence[Line], out: Path, facts: dict[str, object], world: World) -> None:
+def write_writing(rows: Sequence[WritingRow], out: Path, facts: dict[str, object], world: World) -> None:
     """writing.md, writing.csv, writing.json, samples.md, and frontier.png: perplexity against entropy."""
     out.mkdir(parents=True, exist_ok=True)
     here = environment(world.device)
     said = ", ".join(f"{name} {value}" for name, value in facts.items())
     made = f"{said}. `{here['command']}`, commit {here['commit']}, {here['hardware']}."
-    write_text("\n".join([head(), *map(line, rows), "", made]) + "\n", out / "writing.md")
+    write_text("\n".join([format_writing_head(), *map(format_writing, rows), "", made]) + "\n", out / "writing.md")
     table = io.StringIO()
     names = sorted({name for row in rows for name in row.figures if not name.endswith("_floor")})
     writer = csv.writer(table, lineterminator="\n")
@@ -133,10 +133,10 @@ def write(rows: Sequence[Line], out: Path, facts: dict[str, object], world: Worl
         if r.steps
     ]
     write_text("\n".join(shown), out / "samples.md")
-    draw(rows, out / "frontier.png")
+    draw_frontier(rows, out / "frontier.png")
 
 
-def draw(rows: Sequence[Line], path: Path) -> None:
+def draw_frontier(rows: Sequence[WritingRow], path: Path) -> None:
     """Perplexity against entropy: a line over the temperatures of each setting, or over the steps of each order."""
     sampled = [row for row in rows if row.steps]
     several = len({row.temperature for row in sampled}) > 1

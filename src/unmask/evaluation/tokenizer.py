@@ -11,8 +11,8 @@ from torch import Tensor
 from unmask.data.augment import PictureSet
 from unmask.data.pictures import spread
 from unmask.evaluation.images import read_curve
-from unmask.evaluation.reference import check_held_out, check_judge, gather
-from unmask.experiments.tokenizer import open_run, prepare, side_by_side
+from unmask.evaluation.reference import check_held_out, check_judge, gather_rows
+from unmask.experiments.tokenizer import draw_reconstructions, open_tokenizer_run, prepare_tokenizer
 from unmask.figures.images import write
 from unmask.metrics.embedders import ClassifierFeatures, Features, identity
 from unmask.metrics.features import ClassifierConfig
@@ -27,7 +27,7 @@ from unmask.storage.config import write_json
 from unmask.storage.weights import fingerprint
 
 
-def report(
+def measure_tokenizer_run(
     folder: Path,
     *,
     world: World,
@@ -36,14 +36,14 @@ def report(
     progress: Progress | None = None,
 ) -> dict[str, object]:
     """`report_on` a trained tokenizer and its own pictures, into its run."""
-    recipe, model = open_run(folder)
-    experiment = prepare(recipe)
+    recipe, model = open_tokenizer_run(folder)
+    experiment = prepare_tokenizer(recipe)
     known: dict[str, object] = {
         "quantizer": str(recipe.tokenizer.quantizer),
         "seed": recipe.training.seed,
         **read_curve(folder, "validation_psnr"),
     }
-    return report_on(
+    return measure_tokenizer(
         model,
         (experiment.train, experiment.test),
         folder,
@@ -56,7 +56,7 @@ def report(
     )
 
 
-def report_on(
+def measure_tokenizer(
     model: LearnedModel,
     pictures: tuple[PictureSet, PictureSet],
     folder: Path,
@@ -85,7 +85,7 @@ def report_on(
         features = in_domain(train, classifier, folder / "classifier.safetensors", world, progress)
     index = spread(len(test), num)
     check_judge(features if isinstance(features, ClassifierFeatures) else None, classes)
-    numbers = measure(model, test, index, features, world)
+    numbers = measure_reconstructions(model, test, index, features, world)
     numbers |= {
         "num_pictures": len(index),
         "tokenizer": fingerprint(model, model.config),
@@ -95,11 +95,11 @@ def report_on(
     if world.is_main:
         write_json(folder / "report.json", numbers)
         images, _ = test.rows(index[:12], world.device)
-        write(side_by_side(images, model.decode(model.encode(images))), folder / "reconstructions.png")
+        write(draw_reconstructions(images, model.decode(model.encode(images))), folder / "reconstructions.png")
     return numbers
 
 
-def measure(
+def measure_reconstructions(
     model: LearnedModel, pictures: PictureSet, index: Int[Tensor, "n"], features: Features | None, world: World
 ) -> dict[str, object]:
     """The figures of the pictures of these numbers, computed in blocks over the ranks."""
@@ -115,7 +115,7 @@ def measure(
         return torch.cat([*(column.double() for column in columns), tokens.double()], dim=1)
 
     length = math.prod(model.grid)
-    rows = gather(len(index), 3 + 2 * dim + length, compute, world)
+    rows = gather_rows(len(index), 3 + 2 * dim + length, compute, world)
     near, real, made, tokens = rows.split([3, dim, dim, length], dim=1)
     decibels, likeness, error = near.mean(0).tolist()
     numbers: dict[str, object] = {

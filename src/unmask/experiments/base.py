@@ -21,17 +21,17 @@ from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.objectives import MaskGIT
 from unmask.pretrained.amused import Amused
-from unmask.published.store import located
-from unmask.recipes.reading import read_recipe
-from unmask.recipes.schema import AnyKind, Recipe, TextRecipe, TokenizerRecipe
+from unmask.published.opening import OpenedModel
+from unmask.recipes.reading import config_to_json, read_config, write_config
+from unmask.recipes.schema import AnyRecipe, Recipe, TextRecipe, TokenizerRecipe
 from unmask.runtime.distributed import World, barrier, distribute, resolve, whole
 from unmask.runtime.provenance import environment
-from unmask.storage.config import differences, to_json, write_json
+from unmask.storage.config import differences
 from unmask.storage.lock import lock
 from unmask.storage.weights import same_bytes, same_weights, write_weights
 from unmask.training.checkpoint import clean
 from unmask.training.loop import Evaluator, TrainConfig, train
-from unmask.training.runfolder import goes_on
+from unmask.training.runfolder import goes_on as has_checkpoints
 
 FREQUENCY_ROWS = 1 << 17
 
@@ -60,7 +60,7 @@ class Ready(Protocol):
         """What the training shows of itself; called once the tokenizer lies in the run folder."""
 
 
-def build(experiment: Ready) -> Generator:
+def build_model(experiment: Ready) -> Generator:
     """The model with its initial weights, a function of training.seed."""
     recipe = experiment.recipe
     with torch.random.fork_rng(devices=[]):  # layers draw their initial weights from the global generator
@@ -68,11 +68,11 @@ def build(experiment: Ready) -> Generator:
         assert not isinstance(recipe.model, Amused)  # `prepare` has refused it
         model = recipe.model.build(experiment.vocab_size, experiment.grid)
     if recipe.unigram and isinstance(model, MaskedTransformer):
-        model.set_unigram(frequencies(experiment))
+        model.set_unigram(count_frequencies(experiment))
     return model
 
 
-def frequencies(experiment: Ready) -> Float[Tensor, "k"]:
+def count_frequencies(experiment: Ready) -> Float[Tensor, "k"]:
     """How often each token occurs in the training set, or in some hundred thousand rows spread over a larger one."""
     num, vocab_size = len(experiment.train), experiment.vocab_size
     counts = torch.zeros(vocab_size, dtype=torch.long)
@@ -82,14 +82,14 @@ def frequencies(experiment: Ready) -> Float[Tensor, "k"]:
     return counts.float()
 
 
-def expected_first_loss(experiment: Ready) -> float:
+def predict_first_loss(experiment: Ready) -> float:
     """The cross-entropy, in nats, of the head's initial distribution with the data: log K, or the unigram entropy.
 
     NaN where it is not known: of a training that starts from another, or of a published network.
     """
     if experiment.recipe.init or not isinstance(experiment.recipe.model, TransformerConfig):
         return math.nan
-    counts = frequencies(experiment).double()
+    counts = count_frequencies(experiment).double()
     objective, k, fooled = experiment.recipe.objective, len(counts), 0.0
     if isinstance(objective, WithCritic):
         fooled = objective.weight * math.log(2)  # the loss of a critic that knows nothing
@@ -102,31 +102,31 @@ def expected_first_loss(experiment: Ready) -> float:
     return float(-(target * log_q).sum()) + fooled
 
 
-def run(experiment: Ready, folder: Path, world: World) -> None:
+def run_experiment(experiment: Ready, folder: Path, world: World, start: OpenedModel | None = None) -> None:
     """Train in `folder`, from its newest checkpoint on, and leave config.json and model.safetensors there.
 
+    `start` is the model to start from, unless there is a checkpoint.
     Raises the errors of `train`, and CheckpointError if the folder is in use or holds another experiment.
     """
-    core, notes = begin(experiment, folder)
+    core, notes = build_start(experiment, folder, start)
     if world.is_main:
         with lock(folder):
-            claim(experiment.recipe, folder)
+            claim_run(experiment.recipe, folder)
             _keep_tokenizer(experiment, folder)
             _run(experiment, core, notes, folder, world)
     else:
         _run(experiment, core, notes, folder, world)
 
 
-def begin(experiment: Ready, folder: Path) -> tuple[Generator, list[str]]:
-    """The model to train, and what to say of the run it starts from, which is not read once there are checkpoints."""
-    core, init = build(experiment), experiment.recipe.init
-    if init is None or goes_on(folder):
+def build_start(experiment: Ready, folder: Path, start: OpenedModel | None) -> tuple[Generator, list[str]]:
+    """Build the model to train, with the weights of `start` unless a checkpoint has them; return it and what to say."""
+    core = build_model(experiment)
+    if start is None or has_checkpoints(folder):
         return core, []
-    start = located(init)
-    theirs = start / experiment.kept
+    theirs = start.fetch() / experiment.kept
     if experiment.weights is not None and theirs.exists() and not same_weights(theirs, experiment.weights):
-        raise ConfigError(f"--init {init} was trained with another tokenizer: its tokens mean other things")
-    return core, [f"starting from {init}", *start_from(core, start)]
+        raise ConfigError(f"--init {start.name} was trained with another tokenizer: its tokens mean other things")
+    return core, [f"starting from {start.name}", *start_from(core, start)]
 
 
 def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, world: World) -> None:
@@ -142,9 +142,9 @@ def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, wor
         folder,
         world=world,
         evaluators=experiment.evaluators(model, folder, world),
-        expected_loss=expected_first_loss(experiment),
+        expected_loss=predict_first_loss(experiment),
         notes=notes,
-        meta={"recipe": to_json(recipe), "environment": environment(world.device)},
+        meta={"recipe": config_to_json(recipe), "environment": environment(world.device)},
     )
     weights = {name: whole(average).cpu().contiguous() for name, average in ema.average.items()}
     if world.is_main:
@@ -165,22 +165,22 @@ def _keep_tokenizer(experiment: Ready, folder: Path) -> None:
         raise CheckpointError(f"{folder} was trained with another tokenizer: give another --out")
 
 
-def claim(recipe: AnyKind, folder: Path) -> None:
+def claim_run(recipe: AnyRecipe, folder: Path) -> None:
     """Write config.json, or check that the one there is of the same experiment."""
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     clean(folder / "checkpoints")
     path = folder / "config.json"
     if path.exists():
-        changed = differences(_lasting(read_recipe(path, type(recipe))), _lasting(recipe))
+        changed = differences(_drop_changeable(read_config(path, type(recipe))), _drop_changeable(recipe))
         if changed:
             raise CheckpointError(
                 f"{folder} holds another experiment ({changed[0]}): give another --out, or delete the folder"
             )
-    write_json(path, to_json(recipe))
+    write_config(recipe, folder)
 
 
-def _lasting(recipe: AnyKind) -> AnyKind:
-    """The recipe without what a continued run may change: how it is computed, watched, sampled and judged."""
+def _drop_changeable(recipe: AnyRecipe) -> AnyRecipe:
+    """Return the recipe without what a resumed run may change: how it computes, logs, samples and evaluates."""
     plain = TrainConfig()
     free = ("accumulate", "precision", "strategy", "log_every", "evaluate_every", "save_every", "keep", "tracker")
     training = replace(recipe.training, **{name: getattr(plain, name) for name in free})
@@ -189,7 +189,7 @@ def _lasting(recipe: AnyKind) -> AnyKind:
         data = settled(recipe.data)
         return replace(recipe, data=data, training=training, classifier=TokenizerRecipe.classifier)
     if isinstance(recipe, TextRecipe):
-        return replace(recipe, data=settled(recipe.data), training=training, sampling=Sampling())
+        return replace(recipe, data=settled(recipe.data), training=training, sampling=Sampling(), trained_on=None)
     return replace(
         recipe,
         data=settled(recipe.data),
@@ -197,4 +197,5 @@ def _lasting(recipe: AnyKind) -> AnyKind:
         sampling=Sampling(),
         classifier=Recipe.classifier,
         classes=(),
+        trained_on=None,
     )

@@ -14,11 +14,12 @@ from unmask.data.shards.workers import tokenize_parallel
 from unmask.data.sources.choice import Source, settled
 from unmask.data.tokens import Tokens
 from unmask.errors import ConfigError, DataError
-from unmask.pretrained.lone_tokenizer import WEIGHTS, read_tokenizer, write_tokenizer
+from unmask.pretrained.lone_tokenizer import read_lone_tokenizer, write_lone_tokenizer
 from unmask.pretrained.networks import LearnedConfig, LearnedModel
 from unmask.runtime.distributed import World, barrier, fast_dtype
 from unmask.runtime.progress import Progress
 from unmask.storage.config import dump_json, from_json, read_json
+from unmask.storage.layout import MODEL
 from unmask.storage.weights import fingerprint
 
 
@@ -43,7 +44,7 @@ class Coded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder:
+class TokenizerEncoder:
     """Builds `encode` anew in each process: the tokenizer from its folder, in bfloat16 where that is fast."""
 
     folder: Path
@@ -51,7 +52,7 @@ class Encoder:
 
     def __call__(self) -> Encode:
         device = torch.device(self.device)
-        return read_tokenizer(self.folder).to(device, fast_dtype(device)).encode
+        return read_lone_tokenizer(self.folder).to(device, fast_dtype(device)).encode
 
 
 def open_coded(folder: str | Path) -> Coded:
@@ -60,10 +61,10 @@ def open_coded(folder: str | Path) -> Coded:
     meta, train, test = open_codes(folder)
     if test is None:
         raise DataError(f"{folder} holds no codes to validate on: tokenize a source that holds some pictures out")
-    model = read_tokenizer(folder / "tokenizer")
+    model = read_lone_tokenizer(folder / "tokenizer")
     check_tokenizer(meta, fingerprint(model, model.config))
     source = from_json(Origin, json.loads(meta.source), "source").data
-    weights = folder / "tokenizer" / WEIGHTS
+    weights = folder / "tokenizer" / MODEL
     plan = read_json(folder / PLAN, Plan, MAX_JSON)
     counted = (plan.train, plan.test)
     return Coded(
@@ -114,8 +115,8 @@ def make_codes(
         return meta, [*split.bad, *bad] if world.is_main else bad
     bad = []
     with claim(out, plan):
-        write_tokenizer(model, out / "tokenizer")
-        encoder = Encoder(folder=(out / "tokenizer").resolve(), device=str(world.device))
+        write_lone_tokenizer(model, out / "tokenizer")
+        encoder = TokenizerEncoder(folder=(out / "tokenizer").resolve(), device=str(world.device))
         for part, pictures in _parts(split.train, split.test):
             bad += tokenize_parallel(
                 pictures, encoder, out, part, plan, batch=batch, processes=processes, progress=progress
@@ -144,7 +145,7 @@ def _by_ranks(
 
     def work() -> None:
         barrier(world)  # the tokenizer is there, and so is the plan
-        encode = Encoder(folder=out / "tokenizer", device=str(world.device))()
+        encode = TokenizerEncoder(folder=out / "tokenizer", device=str(world.device))()
         for part, pictures in _parts(train, test):
             bad.extend(
                 tokenize(pictures, encode, out, part, plan, batch=batch, rank=world.rank, size=world.size,
@@ -156,7 +157,7 @@ def _by_ranks(
         work()
         return collect(out, plan), bad
     with claim(out, plan):
-        write_tokenizer(model, out / "tokenizer")
+        write_lone_tokenizer(model, out / "tokenizer")
         work()
         meta = collect(out, plan)
         finish(out, meta)

@@ -2,7 +2,7 @@
 model is its 256x256 one, trained on (arXiv 2310.14400, section 2). What cannot be carried over exactly is resized or
 started anew, and said; everything else has to fit."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,40 +11,54 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import TypedDict, Unpack
 
+from unmask.data.text.shards import TOKENIZER as TEXT_TOKENIZER
 from unmask.decoding.rules import stretched
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import TransformerConfig
 from unmask.pretrained.google import GoogleMaskGIT
-from unmask.published.store import described
-from unmask.recipes.reading import read_recipe
+from unmask.pretrained.lone_tokenizer import LoneTokenizer
+from unmask.published.opening import OpenedModel, open_model
+from unmask.recipes.reading import has_config, read_config
 from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
+from unmask.recipes.spec import ModelSpec, TextModelSpec
+from unmask.storage.layout import CONFIG, MODEL
 from unmask.storage.weights import load_weights, unfilled
 from unmask.tokenizers.text import open_text_tokenizer
-from unmask.training.runfolder import goes_on
+from unmask.training.runfolder import goes_on as has_checkpoints
 
 CELLS = {"position": "positions", "cell_bias": "biases"}
 """Parameters of which every cell of the grid has its own; a critic has them too."""
-CLASSES = "classes.table.weight"
+CLASS_TABLE = "classes.table.weight"
 
 
-def start_from(model: Generator, run: Path) -> list[str]:
-    """`load_compatible` from a run folder or an export; CheckpointError or ConfigError names what does not fit."""
-    if not (run / "config.json").is_file():
-        raise CheckpointError(f"{run}: no config.json there; give the folder of a finished run, or an export")
-    recipe = read_recipe(run / "config.json", None)
-    if isinstance(recipe, TokenizerRecipe):
-        raise ConfigError(f"{run} is a tokenizer's run: a generator starts from a generator")
-    if isinstance(recipe, TextRecipe):
-        known = open_text_tokenizer(run / "tokenizer.json", recipe.tokenizer.context)
+class Places(TypedDict, total=False):
+    """Where the files of a published model are; see `open_model`."""
+
+    weights: Sequence[str | Path]
+    offline: bool
+
+
+def start_from(model: Generator, start: OpenedModel) -> list[str]:
+    """Fill `model` with the weights of an earlier one (`load_compatible`); return what was changed.
+
+    CheckpointError or ConfigError names what does not fit.
+    """
+    if isinstance(start.config, TokenizerRecipe | LoneTokenizer):
+        raise ConfigError(f"{start.name} is a tokenizer: a generator starts from a generator")
+    folder = start.fetch()
+    spec = start.config
+    if isinstance(spec, TextModelSpec):
+        known = open_text_tokenizer(folder / TEXT_TOKENIZER, spec.tokenizer.context)
         vocab_size, grid = known.vocab_size, known.grid
     else:
-        vocab_size, grid = recipe.tokenizer.vocab_size, recipe.tokenizer.grid
+        vocab_size, grid = spec.tokenizer.vocab_size, spec.tokenizer.grid
     with unfilled():
-        earlier = recipe.model.build(vocab_size, grid)
-    load_weights(earlier, run / "model.safetensors")
+        earlier = spec.model.build(vocab_size, grid)
+    load_weights(earlier, folder / MODEL)
     return load_compatible(model, dict(earlier.named_parameters()), earlier.grid)
 
 
@@ -65,13 +79,13 @@ def load_compatible(model: Generator, weights: Mapping[str, Tensor], grid: tuple
     if celled and grid != model.grid:
         what = " and ".join(dict.fromkeys(celled.values()))
         notes.append(f"{what} of a grid of {_times(grid)} resized to {_times(model.grid)}")
-    there, here = (len(table[CLASSES]) - 1 if CLASSES in table else 0 for table in (weights, own))
+    there, here = (len(table[CLASS_TABLE]) - 1 if CLASS_TABLE in table else 0 for table in (weights, own))
     if there != here:
-        chosen.pop(CLASSES, None)
+        chosen.pop(CLASS_TABLE, None)
         if here:
-            chosen[CLASSES] = own[CLASSES].detach().clone()
-        if here and there and own[CLASSES].shape[1] == weights[CLASSES].shape[1]:
-            chosen[CLASSES][0] = weights[CLASSES][0]  # of NULL
+            chosen[CLASS_TABLE] = own[CLASS_TABLE].detach().clone()
+        if here and there and own[CLASS_TABLE].shape[1] == weights[CLASS_TABLE].shape[1]:
+            chosen[CLASS_TABLE][0] = weights[CLASS_TABLE][0]  # of NULL
         new = f"new class table of {here} classes, {there} there; the rest loaded"
         notes.append(new if here else f"the table of {there} classes left out")
     wrong = [n for n in sorted(own.keys() | chosen.keys()) if _shape(own, n) != _shape(chosen, n)]
@@ -118,30 +132,44 @@ def _times(grid: tuple[int, ...]) -> str:
     return "x".join(map(str, grid))
 
 
-def origin(init: str, run: Path | None = None) -> Recipe | None:
-    """The recipe of a model to start from, as `described` has it.
+def find_start(recipe: Recipe | TextRecipe, run: Path, **places: Unpack[Places]) -> OpenedModel | None:
+    """Return the model that a recipe starts from (`init`), found by its name; None if there is none.
 
-    Of a training from it that goes on in `run`, the one there: the model itself is needed no more.
+    A run that resumes needs that model no more: its own config.json then says what it was.
     """
-    config = None if run is None or not goes_on(run) else run / "config.json"
-    there = read_recipe(config, None) if config is not None and config.is_file() else None
-    return there if isinstance(there, Recipe) and there.init == init else described(init)
-
-
-def adopted(
-    recipe: Recipe, run: Path | None = None, written: Recipe | None = None, given: Collection[str] = ()
-) -> tuple[Recipe, list[str]]:
-    """A recipe that starts from a published or converted model has its network, whatever it had; and what to say.
-
-    So has one of a published network that starts from ours. `written`: the recipe before flags changed it. Where its
-    sampling is the plain one, the model's takes its place, with these changes; those of the network are refused.
-    `given`: fields of the sampling that flags set, maybe to what is plain.
-    """
-    written = recipe if written is None else written
+    if recipe.init is None:
+        return None
     if recipe.init == "":
         raise ConfigError("which model to start from? Give --init NAME, one of unmask models, or the folder of a run")
-    theirs = None if recipe.init is None else origin(recipe.init, run)
-    if theirs is None or (isinstance(theirs.model, TransformerConfig) and isinstance(recipe.model, TransformerConfig)):
+    if has_checkpoints(run) and has_config(run):
+        here = read_config(run / CONFIG)
+        if isinstance(here, Recipe | TextRecipe) and here.init == recipe.init:
+            return OpenedModel(name=recipe.init, config=here, folder=run)
+    return open_model(recipe.init, **places)
+
+
+def adopt_network(
+    recipe: Recipe, start: OpenedModel | None, written: Recipe | None = None, given: Collection[str] = ()
+) -> tuple[Recipe, list[str]]:
+    """Give a recipe that starts from a published network that network; return it and what to say.
+
+    The same holds for a recipe of a published network that starts from ours.
+
+    Args:
+        recipe: The recipe, with flags applied.
+        start: The model that it starts from.
+        written: The recipe before flags changed it. If its sampling is the default one, the model's replaces it, with
+            the changes by flags. Changes to the network are refused.
+        given: Fields of the sampling that flags set, maybe to their defaults.
+
+    Raises:
+        ConfigError: Flags change the network or tokenizer of the model.
+    """
+    written = recipe if written is None else written
+    theirs = None if start is None else start.config
+    if not isinstance(theirs, ModelSpec):
+        return recipe, []
+    if isinstance(theirs.model, TransformerConfig) and isinstance(recipe.model, TransformerConfig):
         return recipe, []
     if (recipe.model, recipe.tokenizer) != (written.model, written.tokenizer):
         raise ConfigError(
@@ -151,15 +179,15 @@ def adopted(
     if isinstance(network, GoogleMaskGIT):
         network = replace(network, null_class=True)
     if written.sampling == Sampling():
-        sampling = _changed(theirs.sampling, sampling, given)
-        but = "" if sampling == theirs.sampling else ", but for what flags say"
+        sampling = _merge_sampling(theirs.sampling, sampling, given)
+        but = "" if sampling == theirs.sampling else ", except for what flags say"
         notes = [f"it is sampled as {recipe.init} is{but}"]
     recipe = replace(recipe, model=network, sampling=sampling)
     return recipe, [f"the network is that of {recipe.init}: {network}", *notes]
 
 
-def _changed(theirs: Sampling, own: Sampling, given: Collection[str]) -> Sampling:
-    """`theirs` with what of `own` is not plain, or was given."""
+def _merge_sampling(theirs: Sampling, own: Sampling, given: Collection[str]) -> Sampling:
+    """Return `theirs` with the fields of `own` that differ from the defaults, or were given."""
     values = {field.name: (getattr(own, field.name), field.default) for field in fields(Sampling)}
     changes: dict[str, Any] = {name: x for name, (x, plain) in values.items() if x != plain or name in given}
     if isinstance(theirs.temperature, tuple):

@@ -11,35 +11,31 @@ from unmask.data.shards.tokenizing import CENTER, FLIP, PLAN
 from unmask.data.sources.choice import Codes, Folder, settled
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.coded import make_codes
-from unmask.experiments.finetune import origin
-from unmask.experiments.images import check_classes, fitted
-from unmask.pretrained.lone_tokenizer import read_tokenizer
+from unmask.experiments.images import check_classes, fit_to_data
+from unmask.pretrained.lone_tokenizer import read_lone_tokenizer
 from unmask.pretrained.networks import LearnedModel
-from unmask.published.store import located
-from unmask.recipes.reading import read_recipe
+from unmask.published.opening import OpenedModel
+from unmask.recipes.reading import read_config
 from unmask.recipes.schema import Recipe
+from unmask.recipes.spec import ModelSpec
 from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
-from unmask.storage.layout import TOKENIZER
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.pixels import Pixels
-from unmask.training.runfolder import goes_on
+from unmask.training.runfolder import goes_on as has_checkpoints
 
 CODES = "codes"
 """In a run: the codes of the pictures that it was given."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """Pictures that were opened, and the recipe with what follows from them filled in; its tokenizer is to make codes.
-
-    `init` is the model that this tokenizer is of.
-    """
+class GivenImages:
+    """Opened images, the recipe with what follows from them filled in, and the model whose tokenizer to use."""
 
     recipe: Recipe
     source: Folder
     split: Split
-    init: str
+    start: OpenedModel
 
 
 def are_given(recipe: Recipe) -> bool:
@@ -55,40 +51,41 @@ def on_codes(recipe: Recipe, run: Path) -> Recipe:
     return replace(recipe, data=Codes(path=str(run / CODES)))
 
 
-def open_given(recipe: Recipe, run: Path, num_classes: int | None, progress: Progress | None = None) -> Given:
-    """Open the pictures; ConfigError where they, the model and the number of classes that was stated do not fit.
+def open_given(
+    recipe: Recipe, start: OpenedModel, num_classes: int | None, progress: Progress | None = None
+) -> GivenImages:
+    """Open the images; ConfigError if they, the model and the stated number of classes do not fit.
 
-    Nothing is fetched or written for it. `run` is where they are to be trained on.
+    Nothing is downloaded or written.
     """
     assert isinstance(recipe.data, Codes)
-    assert recipe.init is not None
-    theirs = origin(recipe.init, run)
-    if theirs is None or isinstance(theirs.tokenizer, Pixels):
+    theirs = start.config
+    if not isinstance(theirs, ModelSpec) or isinstance(theirs.tokenizer, Pixels):
         raise ConfigError(
-            f"{recipe.data.path} holds no codes, and {recipe.init} has no tokenizer to make them with: give a folder "
-            "that unmask tokenize made"
+            f"{recipe.data.path} is no token dataset, and {start.name} has no tokenizer to make one with: give a "
+            "folder that unmask tokenize made"
         )
     config = theirs.tokenizer
     source = Folder(path=recipe.data.path, size=max(config.size), channels=config.channels)
     split = source.load(progress)
     check_classes(split.train.classes, num_classes, recipe.data.path)
-    made = fitted(replace(recipe, tokenizer=config), split.train.classes)
-    return Given(recipe=made, source=source, split=split, init=recipe.init)
+    fitted = fit_to_data(replace(recipe, tokenizer=config), split.train.classes)
+    return GivenImages(recipe=fitted, source=source, split=split, start=start)
 
 
-def tokenize_given(given: Given, run: Path, world: World, progress: Progress | None = None) -> list[Bad]:
+def tokenize_given(given: GivenImages, run: Path, world: World, progress: Progress | None = None) -> list[Bad]:
     """Make `run`/codes, or see that they are there and of these pictures; returns the pictures left out.
 
     By this process alone. Raises DataError if there are other codes, CheckpointError for another experiment in the run.
     """
     codes, config = run / CODES, run / "config.json"
     if config.exists():
-        there = read_recipe(config, None)
+        there = read_config(config)
         if not isinstance(there, Recipe) or settled(there.data) != settled(Codes(path=str(codes))):
             raise CheckpointError(f"{run} holds another experiment: give another --out, or delete the folder")
     _, bad = make_codes(
         given.source,
-        _tokenizer(given, run),
+        _open_tokenizer(given, run),
         codes,
         views=(CENTER, FLIP),
         shard_size=4096,
@@ -102,8 +99,9 @@ def tokenize_given(given: Given, run: Path, world: World, progress: Progress | N
     return bad
 
 
-def _tokenizer(given: Given, run: Path) -> LearnedModel:
-    """That of the model to start from, which a run that goes on needs no more."""
-    if goes_on(run):
-        return read_tokenizer(run / CODES / "tokenizer")
-    return open_tokenizer(given.recipe.tokenizer, located(given.init) / TOKENIZER)  # type: ignore[return-value]
+def _open_tokenizer(given: GivenImages, run: Path) -> LearnedModel:
+    """Open the tokenizer of the model to start from; a run that resumes has a copy."""
+    if has_checkpoints(run):
+        return read_lone_tokenizer(run / CODES / "tokenizer")
+    weights = given.start.tokenizer_weights()
+    return open_tokenizer(given.recipe.tokenizer, weights)  # type: ignore[return-value]

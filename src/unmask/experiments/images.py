@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
@@ -11,15 +12,15 @@ from unmask.data.augment import PictureSet
 from unmask.data.pictures import Pictures, Split
 from unmask.data.shards.tokenizing import Part
 from unmask.data.sources.choice import Codes, Source
+from unmask.data.sources.description import describe_images
 from unmask.data.tokens import Tokens, TokenSet, Unlabelled
 from unmask.errors import ConfigError, DataError
 from unmask.experiments.coded import open_coded
-from unmask.experiments.validation import samples, validation
+from unmask.experiments.validation import sample_evaluator, validate_generator
 from unmask.method.models.transformer import TransformerConfig
 from unmask.pipelines.image import Pipeline
 from unmask.pretrained.amused import Amused
-from unmask.recipes.reading import read_recipe
-from unmask.recipes.schema import Recipe
+from unmask.recipes.schema import MeasuredModel, Recipe
 from unmask.runtime.distributed import World, unwrapped
 from unmask.runtime.progress import Progress
 from unmask.storage.layout import TOKENIZER
@@ -27,16 +28,18 @@ from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.loop import Evaluator
 
+Fitted = TypeVar("Fitted", bound=Recipe | MeasuredModel)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
+class Experiment(Generic[Fitted]):
     """A recipe with its data open, its open numbers filled in, and its images as tokens.
 
     `weights` is the file of a learned tokenizer. `loaded` holds the pictures, if they had to be read for the tokens;
     `counted` says how many there were to train on and held out, when codes were made of them.
     """
 
-    recipe: Recipe
+    recipe: Fitted
     train: Tokens
     test: Tokens
     source: Source
@@ -60,10 +63,11 @@ class Experiment:
         if isinstance(tokenizer, nn.Module):
             tokenizer = tokenizer.to(world.device)
         pipeline = Pipeline(unwrapped(model), tokenizer, self.recipe.sampling)  # type: ignore[arg-type]
+        assert isinstance(self.recipe, Recipe)
         training = self.recipe.training
         return [
-            validation(self.recipe.objective, training.precision, self.test, model, world),
-            samples(pipeline, training.precision, world),
+            validate_generator(self.recipe.objective, training.precision, self.test, model, world),
+            sample_evaluator(pipeline, training.precision, world),
         ]
 
     @cached_property
@@ -87,7 +91,7 @@ class Experiment:
         return PictureSet(pictures=pictures, size=self.recipe.tokenizer.size, flip=False)
 
 
-def prepare(recipe: Recipe, progress: Progress | None = None) -> Experiment:
+def prepare_images(recipe: Fitted, progress: Progress | None = None) -> Experiment[Fitted]:
     """Read the data, tokenize it, and fill in what follows from it; ConfigError where data and recipe do not fit.
 
     The data decides the number of classes and channels, the tokenizer the grid of a Halton order, and codes the
@@ -110,8 +114,9 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Experiment:
             f"the images are {channels} x {height} x {width} but the tokenizer takes {recipe.tokenizer.channels} x "
             f"{recipe.tokenizer.size[0]} x {recipe.tokenizer.size[1]}: set --tokenizer.size and --tokenizer.channels"
         )
-    recipe = fitted(recipe, split.train.classes)
-    train, test = (tokenize(part, tokenizer, recipe.conditional) for part in (split.train, split.test))
+    recipe = fit_to_data(recipe, split.train.classes)
+    recipe = fill_training_data(recipe, describe_images(source, len(split.train), recipe.classes))
+    train, test = (encode_pictures(part, tokenizer, recipe.conditional) for part in (split.train, split.test))
     return Experiment(
         recipe=recipe,
         train=train,
@@ -122,7 +127,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Experiment:
     )
 
 
-def _prepare_codes(recipe: Recipe, data: Codes) -> Experiment:
+def _prepare_codes(recipe: Fitted, data: Codes) -> Experiment[Fitted]:
     if not data.path:
         raise ConfigError(
             "which data? Give --data DIR, codes that unmask tokenize made, or with --init a folder of pictures"
@@ -130,8 +135,9 @@ def _prepare_codes(recipe: Recipe, data: Codes) -> Experiment:
     coded = open_coded(data.path)
     classes = coded.meta.classes
     train, test = (part if recipe.conditional else Unlabelled(part) for part in (coded.train, coded.test))
+    recipe = fit_to_data(replace(recipe, tokenizer=coded.tokenizer, tokenizer_sha256=coded.meta.tokenizer), classes)
     return Experiment(
-        recipe=fitted(replace(recipe, tokenizer=coded.tokenizer, tokenizer_sha256=coded.meta.tokenizer), classes),
+        recipe=fill_training_data(recipe, describe_images(coded.source, coded.counted[0], recipe.classes)),
         train=train,
         test=test,
         source=coded.source,
@@ -141,8 +147,8 @@ def _prepare_codes(recipe: Recipe, data: Codes) -> Experiment:
     )
 
 
-def fitted(recipe: Recipe, classes: tuple[str, ...]) -> Recipe:
-    """With the numbers that the data and the tokenizer decide."""
+def fit_to_data(recipe: Fitted, classes: tuple[str, ...]) -> Fitted:
+    """Return the recipe with the numbers that the data and the tokenizer decide."""
     if isinstance(recipe.model, Amused):
         raise ConfigError("aMUSEd draws from texts, and can be sampled here but not trained: take a recipe of classes")
     if not isinstance(recipe.model, TransformerConfig) and not (recipe.conditional and classes):
@@ -156,20 +162,19 @@ def fitted(recipe: Recipe, classes: tuple[str, ...]) -> Recipe:
     )
 
 
+def fill_training_data(recipe: Fitted, sentence: str) -> Fitted:
+    """Return a recipe with the sentence on its data; a model that was trained elsewhere keeps its own."""
+    return replace(recipe, trained_on=sentence) if isinstance(recipe, Recipe) else recipe
+
+
 def check_classes(classes: tuple[str, ...], asked: int | None, where: str) -> None:
     """ConfigError if there are others than the `asked` number of classes, where one was asked for."""
     if asked is not None and len(classes) != asked:
         raise ConfigError(f"{where} has {len(classes) or 'no'} classes, and --num-classes says {asked}: correct one")
 
 
-def tokenize(images: Pictures, tokenizer: Pixels, labelled: bool) -> TokenSet:
+def encode_pictures(images: Pictures, tokenizer: Pixels, labelled: bool) -> TokenSet:
     """All images as tokens, a few thousand at a time, with their classes if asked for."""
     parts = torch.arange(len(images)).split(4096)
     tokens = torch.cat([tokenizer.encode(images.as_float(index)) for index in parts])
     return TokenSet(tokens=tokens, condition=images.labels if labelled else None)
-
-
-def export(run: Path, out: Path) -> None:
-    """Copy what `Pipeline.from_pretrained` needs, after loading it once to see that it is whole."""
-    texts = ("",) if isinstance(read_recipe(run / "config.json", Recipe).model, Amused) else ()
-    Pipeline.from_pretrained(run, device="cpu", dtype=torch.float32, prompts=texts).save_pretrained(out)

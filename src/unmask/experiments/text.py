@@ -3,27 +3,24 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import settled
+from unmask.data.sources.description import describe_texts
 from unmask.data.text.shards import TOKENIZER, TextMeta, TextSet, open_text, write_text
 from unmask.data.text.sources import TextFile
 from unmask.errors import CheckpointError, ConfigError
-from unmask.experiments.validation import validation
+from unmask.experiments.validation import validate_generator
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.pipelines.text import TextPipeline
-from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import TextRecipe
 from unmask.runtime.distributed import World, autocast, unwrapped
 from unmask.runtime.progress import Progress
-from unmask.storage.config import to_json, write_json
-from unmask.storage.weights import write_weights
 from unmask.tokenizers.text import TextTokenizer, build_tokenizer
 from unmask.training.loop import Evaluator
 
-TOKENS = "tokens"
+TEXT_TOKENS = "tokens"
 """The folder of a run that holds its text as tokens."""
 
 
@@ -57,10 +54,10 @@ class TextExperiment:
             with autocast(precision, world):
                 return [("sample", pipeline.generate(num=1)[0])]
 
-        return [validation(self.recipe.objective, precision, self.test, model, world), write]
+        return [validate_generator(self.recipe.objective, precision, self.test, model, world), write]
 
 
-def prepare(recipe: TextRecipe, shards: Path, progress: Progress | None = None) -> TextExperiment:
+def prepare_text(recipe: TextRecipe, shards: Path, progress: Progress | None = None) -> TextExperiment:
     """Tokenize the corpus into the folder `shards`, or open what is there; ConfigError where things do not fit.
 
     `data.path` may itself be such a folder: its tokenizer then is the recipe's, and nothing is written.
@@ -76,24 +73,15 @@ def prepare(recipe: TextRecipe, shards: Path, progress: Progress | None = None) 
     return _opened(recipe, shards)
 
 
-def reopened(recipe: TextRecipe, run: Path) -> TextExperiment:
+def reopen_text(recipe: TextRecipe, run: Path) -> TextExperiment:
     """The experiment of a finished run, from the tokens in its folder if they are there: the text is not needed."""
-    shards = run / TOKENS
-    ready = _opened(recipe, shards) if (shards / META).is_file() else prepare(recipe, shards)
+    shards = run / TEXT_TOKENS
+    ready = _opened(recipe, shards) if (shards / META).is_file() else prepare_text(recipe, shards)
     for name in ("tokenizer_sha256", "documents", "text_sha256"):
         there, here = getattr(recipe, name), getattr(ready.recipe, name)
         if there not in (None, here):
             raise CheckpointError(f"{ready.weights.parent} holds other tokens than {run} was trained on: restore them")
     return ready
-
-
-def export(run: Path, out: Path) -> None:
-    """Copy what `TextPipeline.from_pretrained` needs, after loading it once to see that it is whole."""
-    pipeline = TextPipeline.from_pretrained(run, device="cpu", dtype=torch.float32)
-    out.mkdir(parents=True, exist_ok=True)
-    write_weights(dict(pipeline.model.named_parameters()), out / "model.safetensors")
-    (out / TOKENIZER).write_bytes(pipeline.tokenizer.to_bytes())
-    write_json(out / "config.json", to_json(read_recipe(run / "config.json", TextRecipe)))
 
 
 def _opened(recipe: TextRecipe, shards: Path) -> TextExperiment:
@@ -102,7 +90,11 @@ def _opened(recipe: TextRecipe, shards: Path) -> TextExperiment:
         raise ConfigError(f"{shards} holds no text to validate on: raise --data.held-out, or give --data.test FILE")
     return TextExperiment(
         recipe=replace(
-            recipe, documents=meta.train.documents, text_sha256=meta.train.sha256, tokenizer_sha256=meta.tokenizer
+            recipe,
+            documents=meta.train.documents,
+            text_sha256=meta.train.sha256,
+            tokenizer_sha256=meta.tokenizer,
+            trained_on=describe_texts(recipe.data, meta.train.documents, meta.train.tokens),
         ),
         train=train,
         test=test,

@@ -14,16 +14,15 @@ from unmask.data.augment import PictureSet
 from unmask.data.pictures import Split
 from unmask.data.tokens import Batches
 from unmask.errors import CheckpointError, ConfigError
-from unmask.experiments.base import claim
+from unmask.experiments.base import claim_run
 from unmask.figures.images import readable_scale, triptych
 from unmask.metrics.features import Classifier, ClassifierConfig
 from unmask.metrics.in_domain import in_domain
-from unmask.recipes.reading import read_recipe
+from unmask.recipes.reading import config_to_json, read_config
 from unmask.recipes.schema import TokenizerRecipe
 from unmask.runtime.distributed import World, autocast, barrier, distribute, resolve, sum_over_ranks, unwrapped
 from unmask.runtime.progress import Progress, progress_bar
 from unmask.runtime.provenance import environment
-from unmask.storage.config import to_json
 from unmask.storage.lock import lock
 from unmask.storage.weights import write_weights
 from unmask.tokenizers.base import open_tokenizer
@@ -48,7 +47,7 @@ class TokenizerExperiment:
     test: PictureSet
 
 
-def prepare(recipe: TokenizerRecipe, progress: Progress | None = None) -> TokenizerExperiment:
+def prepare_tokenizer(recipe: TokenizerRecipe, progress: Progress | None = None) -> TokenizerExperiment:
     """Open the pictures; ConfigError where they and the tokenizer do not fit. Classes and channels follow the data."""
     split = recipe.data.load(progress)
     if not len(split.test):
@@ -75,7 +74,7 @@ def prepare(recipe: TokenizerRecipe, progress: Progress | None = None) -> Tokeni
     )
 
 
-def build(recipe: TokenizerRecipe) -> tuple[Autoencoder, nn.Sequential]:
+def build_networks(recipe: TokenizerRecipe) -> tuple[Autoencoder, nn.Sequential]:
     """The tokenizer and its discriminator with their initial weights, functions of training.seed."""
     with torch.random.fork_rng(devices=[]):  # layers draw their initial weights from the global generator
         torch.manual_seed(recipe.training.seed)
@@ -83,11 +82,11 @@ def build(recipe: TokenizerRecipe) -> tuple[Autoencoder, nn.Sequential]:
         return model, recipe.loss.discriminator.build(recipe.tokenizer.channels)
 
 
-def run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
+def run_tokenizer(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
     """Train in `folder`, from its newest checkpoint on, and leave config.json and model.safetensors there."""
     if world.is_main:
         with lock(folder):
-            claim(experiment.recipe, folder)
+            claim_run(experiment.recipe, folder)
             _run(experiment, folder, world)
     else:
         _run(experiment, folder, world)
@@ -96,11 +95,11 @@ def run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
 def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
     recipe, training = experiment.recipe, experiment.recipe.training
     with progress_bar(shown=world.is_main) as progress:
-        stages = features(experiment, folder, world, progress)
+        stages = open_perceptual(experiment, folder, world, progress)
     strategy = resolve(training.strategy, world)
     model, discriminator = (
         distribute(x.to(memory_format=torch.channels_last), strategy, world)  # type: ignore[call-overload]
-        for x in build(recipe)
+        for x in build_networks(recipe)
     )
     ema = train_tokenizer(
         Networks(model, discriminator, stages),
@@ -109,15 +108,15 @@ def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
         training,
         folder,
         world=world,
-        evaluators=[validation(experiment, unwrapped(model), world)],  # type: ignore[arg-type]
-        meta={"recipe": to_json(recipe), "environment": environment(world.device)},
+        evaluators=[validate_tokenizer(experiment, unwrapped(model), world)],  # type: ignore[arg-type]
+        meta={"recipe": config_to_json(recipe), "environment": environment(world.device)},
     )
     if world.is_main:
         write_weights(ema.average, folder / "model.safetensors")
     barrier(world)
 
 
-def features(
+def open_perceptual(
     experiment: TokenizerExperiment, folder: Path, world: World, progress: Progress | None = None
 ) -> Stages | None:
     """The frozen network of the perceptual term: published, or a classifier trained once and kept in the run."""
@@ -128,10 +127,10 @@ def features(
         return config.load().to(world.device)
     if experiment.train.pictures.labels is None:
         return None
-    return stages_of(in_domain(experiment.train, config, folder / PERCEPTUAL, world, progress).classifier)
+    return split_stages(in_domain(experiment.train, config, folder / PERCEPTUAL, world, progress).classifier)
 
 
-def stages_of(classifier: Classifier) -> Stages:
+def split_stages(classifier: Classifier) -> Stages:
     """What each stage of a frozen classifier makes of images, each cell scaled to length 1: LPIPS, equally weighted."""
     classifier.requires_grad_(False).eval()
 
@@ -145,7 +144,7 @@ def stages_of(classifier: Classifier) -> Stages:
     return stages
 
 
-def validation(experiment: TokenizerExperiment, model: Autoencoder, world: World) -> Evaluator:
+def validate_tokenizer(experiment: TokenizerExperiment, model: Autoencoder, world: World) -> Evaluator:
     """Mean absolute error and PSNR on held-out pictures, split over ranks, and a row of them above their likeness."""
     num = min(len(experiment.test), VALIDATION_IMAGES)
     chosen = torch.arange(num) * len(experiment.test) // num
@@ -169,21 +168,21 @@ def validation(experiment: TokenizerExperiment, model: Autoencoder, world: World
         total, decibels, count = sum_over_ranks(sums, world).tolist()
         yield "validation_pixel", total / count
         yield "validation_psnr", decibels / count
-        yield "reconstructions", side_by_side(*likeness(chosen[:12]))
+        yield "reconstructions", draw_reconstructions(*likeness(chosen[:12]))
 
     return evaluate
 
 
-def side_by_side(images: Float[Tensor, "n c h w"], made: Float[Tensor, "n c h w"]) -> Image.Image:
+def draw_reconstructions(images: Float[Tensor, "n c h w"], made: Float[Tensor, "n c h w"]) -> Image.Image:
     """Pictures above their reconstructions."""
     return triptych([images.cpu(), made.cpu()], ["picture", "tokens"], scale=readable_scale(images))
 
 
-def open_run(folder: Path) -> tuple[TokenizerRecipe, Autoencoder]:
+def open_tokenizer_run(folder: Path) -> tuple[TokenizerRecipe, Autoencoder]:
     """A trained tokenizer and its recipe; CheckpointError or ConfigError names what is missing."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json there; give the folder of a trained tokenizer")
-    recipe = read_recipe(folder / "config.json", TokenizerRecipe)
+    recipe = read_config(folder / "config.json", TokenizerRecipe)
     model = open_tokenizer(recipe.tokenizer, folder / "model.safetensors")
     assert isinstance(model, Autoencoder)
     return recipe, model

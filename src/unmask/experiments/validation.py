@@ -19,13 +19,13 @@ from unmask.pipelines.image import Pipeline
 from unmask.runtime.distributed import Precision, World, autocast, sum_over_ranks, unwrapped
 from unmask.training.loop import Evaluator
 
-BATCH = 512
+VALIDATION_ROWS = 512
 IMAGES = 2048
 FEW_TOKENS = 64
 ACCURACY_RATIOS = (0.25, 0.5, 0.75, 1.0)
 
 
-def validation(
+def validate_generator(
     objective: Objective | WithCritic, precision: Precision, data: Tokens, model: nn.Module, world: World
 ) -> Evaluator:
     """Loss on held-out rows and accuracy at fixed mask ratios, with the same noise every time, split over ranks."""
@@ -38,7 +38,7 @@ def validation(
 
     def parts() -> Iterator[Tensor]:
         # As many parts on each rank: sharded models need all ranks in every forward.
-        each = -(-num // (rows_at_once(BATCH, core.length, mask_id, world.device) * world.size))
+        each = -(-num // (rows_at_once(VALIDATION_ROWS, core.length, mask_id, world.device) * world.size))
         yield from chosen.tensor_split(each * world.size)[world.rank :: world.size]
 
     def scores(index: Int[Tensor, "b"]) -> list[Tensor]:
@@ -68,7 +68,7 @@ def validation(
     return evaluate
 
 
-def samples(pipeline: Pipeline, precision: Precision, world: World) -> Evaluator:
+def sample_evaluator(pipeline: Pipeline, precision: Precision, world: World) -> Evaluator:
     """A grid of samples, always of the same seed, so that one sees them improve; of many tokens each, a row alone."""
     num = 50 if pipeline.model.length <= FEW_TOKENS else 10
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
-from unmask.data.holes import ANY, Cells, blank, paste, token_mask
+from unmask.data.holes import ANY, Cells, paste
 from unmask.data.image_files import MAX_PIXELS
 from unmask.data.masks import check_hole
 from unmask.data.tokens import rows_at_once
@@ -33,7 +33,7 @@ LEAST = 0.25  # a window inside the photo must leave this share to see around th
 
 
 @torch.no_grad()
-def history(
+def stream_inpainting(
     pipeline: Pipeline,
     images: Float[Tensor, "b c h w"],
     hole: Bool[Tensor, "b h w"],
@@ -56,14 +56,12 @@ def history(
     _check(images, hole, s, variants, stop)
     labels = None if labels is None else torch.as_tensor(labels).to(pipeline.device)
     if labels is not None:
-        pipeline.check(labels, len(images))
+        pipeline.check_labels(labels, len(images))
         labels = labels.repeat_interleave(variants)
-    height, width = pipeline.cells
-    tokens = pipeline.tokenizer.encode(blank(images, hole))
-    tokens = tokens.masked_fill(token_mask(hole, (height, width), cells).to(tokens.device), pipeline.model.mask_id)
+    tokens, _ = pipeline.mask_images(images, hole, cells)
     predict, order = pipeline.predict(labels, s), ordered(s.priority, pipeline.model, labels)
 
-    tokens = tokens.repeat_interleave(variants, 0).to(pipeline.device)
+    tokens = tokens.repeat_interleave(variants, 0)
     rows = torch.arange(first, first + len(images))[:, None] + torch.arange(variants) * VARIANT
     rand = Rand(seed, rows.flatten().to(pipeline.device), rows.numel())
     mask_id, full = pipeline.model.mask_id, s.ratios(pipeline.model.length)
@@ -99,7 +97,7 @@ def _check(
 
 
 @torch.no_grad()
-def repair(
+def inpaint_images(
     pipeline: Pipeline,
     images: Float[Tensor, "b c h w"],
     hole: Bool[Tensor, "b h w"],
@@ -122,14 +120,14 @@ def repair(
         raise ConfigError(f"feather {feather} must be at least 0, batch {batch} and images {len(images)} at least 1")
     if labels is not None:
         labels = torch.as_tensor(labels).to(pipeline.device)
-        pipeline.check(labels, len(images))
+        pipeline.check_labels(labels, len(images))
     model = pipeline.model
     size = max(1, rows_at_once(batch, model.length, model.vocab_size, pipeline.device) // max(1, variants))
     done = []
     for at in range(0, len(images), size):
         part = slice(at, at + size)
         shown, holes, classes = images[part], hole[part], None if labels is None else labels[part]
-        for state in history(
+        for state in stream_inpainting(
             pipeline,
             shown,
             holes,
@@ -192,31 +190,23 @@ def choose_window(hole: Bool[Tensor, "H W"], size: tuple[int, int], context: flo
     return Window(top=corner[0], left=corner[1], height=extent[0], width=extent[1])
 
 
-def look(
+def view_window(
     pipeline: Pipeline, photo: UInt8[Tensor, "c H W"], hole: Bool[Tensor, "H W"], window: Window
 ) -> tuple[Float[Tensor, "1 _ h w"], Bool[Tensor, "1 h w"]]:
     """What the model sees of a photo: the window at the model's size, and which of its pixels touch the hole.
 
     The shrinking averages visible pixels only, so nothing of the hole's content spreads over its border.
     """
-    channels, *size = model_shape(pipeline)
+    channels, size = pipeline.tokenizer.channels, pipeline.tokenizer.size
     hidden = window.cut(hole)[None, None]
     seen = (~hidden).float()
-    colours = with_channels(window.cut(photo).float()[None] / 127.5 - 1, channels)
+    colours = convert_channels(window.cut(photo).float()[None] / 127.5 - 1, channels)
     scaled = [F.interpolate(x, size, mode="bilinear", antialias=True) for x in (colours * seen, seen)]
     images = torch.where(scaled[1] > 1e-6, scaled[0] / scaled[1].clamp(min=1e-6), 0.0).clamp(-1, 1)
     return images, F.adaptive_max_pool2d(hidden.float(), size)[:, 0] > 0
 
 
-def model_shape(pipeline: Pipeline) -> tuple[int, int, int]:
-    """Channels, height and width of the model's images."""
-    channels, height, width = pipeline.tokenizer.decode(torch.zeros(1, pipeline.model.length, dtype=torch.int64)).shape[
-        1:
-    ]
-    return channels, height, width
-
-
-def with_channels(images: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b _ h w"]:
+def convert_channels(images: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b _ h w"]:
     """Grey repeated into colour, or colour weighted into grey (ITU-R BT.601)."""
     if images.shape[1] == channels:
         return images
@@ -249,10 +239,10 @@ def edit_photo(
         found = f"the photo is {tuple(photo.shape)}, the hole {tuple(hole.shape)}, feather {feather}"
         raise ConfigError(f"{found}: needs 1 or 3 channels, one mask of the same size, and feather of at least 0")
     check_hole(hole)
-    window = choose_window(hole, model_shape(pipeline)[1:], context)
-    images, hidden = look(pipeline, photo, hole, window)
+    window = choose_window(hole, pipeline.tokenizer.size, context)
+    images, hidden = view_window(pipeline, photo, hole, window)
     labels = None if label is None else torch.tensor([label])
-    drawn = repair(
+    drawn = inpaint_images(
         pipeline, images, hidden, labels, seed=seed, sampling=sampling, cells=cells, variants=variants, stop=stop
     )
     # One by one: a large photo as floats is many times its bytes.
@@ -271,7 +261,7 @@ def _put_back(
     large = filled[None]
     if large.shape[2:] != size:
         large = F.interpolate(large, size, mode="bicubic", antialias=True).clamp(-1, 1)
-    large = with_channels(large, len(photo))
+    large = convert_channels(large, len(photo))
     if feather:
         around = window.cut(photo).float()[None] / 127.5 - 1
         large = paste(around, large[:, None], hidden[None], feather)[:, 0]

@@ -1,4 +1,4 @@
-"""Tokenizer + model + sampler in one object: generate images, or repair holes in given ones."""
+"""Image models ready to use: generate, watch and inpaint. Tokenizer, network and sampler in one object."""
 
 import os
 import shutil
@@ -6,40 +6,54 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from unmask.data.holes import blank, token_mask
+from unmask.data.holes import Cells, blank, token_mask
 from unmask.data.tokens import rows_at_once
 from unmask.decoding.sampling import Sampling, ordered
+from unmask.decoding.settings import SamplingSettings, change_sampling
 from unmask.errors import CheckpointError, ConfigError
+from unmask.figures import images as figures
 from unmask.method.guidance import Condition, Predict, guided, remembering
 from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import State
-from unmask.pipelines.labels import Labels, class_ids
-from unmask.pretrained.amused import Amused, UVit2D
-from unmask.pretrained.clip import read_clip, write_clip
-from unmask.pretrained.google import check_null
-from unmask.pretrained.prompts import Prompted, load_text_reader
-from unmask.published.card import model_card
-from unmask.published.hub import HUB, upload
-from unmask.recipes.reading import read_recipe
-from unmask.recipes.schema import Recipe
+from unmask.pipelines.labels import Labels, resolve_label, resolve_labels
+from unmask.pipelines.pictures import to_mask, to_photo, to_pil
+from unmask.pretrained.conditions import attach_prompts, check_guidance, read_extras, takes_prompts, write_extras
+from unmask.published.card import write_model_card
+from unmask.published.hub import HUB, upload_model
+from unmask.recipes.reading import has_config, read_config, write_config
+from unmask.recipes.spec import ModelSpec
+from unmask.runtime.devices import pick_device
 from unmask.runtime.distributed import fast_dtype
 from unmask.runtime.packed import pack, unpack
 from unmask.runtime.progress import Progress
-from unmask.storage.config import to_json, write_json
-from unmask.storage.layout import TOKENIZER
+from unmask.storage.layout import CARD, CONFIG, MODEL, TOKENIZER
 from unmask.storage.weights import fingerprint, load_weights, unfilled, write_weights
 from unmask.tokenizers.base import Tokenizer, open_tokenizer, verify_tokenizer
 
+Output = Literal["pil", "tensor", "tokens"]
+"""What to return: PIL images, a tensor of images in [-1, 1], or token ids."""
+
 
 class Pipeline:
-    """A trained model with its tokenizer; `sampling` holds the defaults that every call may replace."""
+    """An image model ready to use.
+
+    Every call takes settings as keywords, by the names of the command line: steps, order, schedule, temperature,
+    guidance, noise, sampler, block, top_k, top_p, preset. What is left out is as the model has it.
+
+    Example:
+        pipe = unmask.load("runs/cifar10")
+        images = pipe(["cat", "ship"], steps=8, seed=0)
+    """
 
     def __init__(self, model: Generator, tokenizer: Tokenizer, sampling: Sampling, classes: tuple[str, ...] = ()):
         if (model.vocab_size, model.grid) != (tokenizer.vocab_size, tokenizer.grid):
@@ -50,96 +64,223 @@ class Pipeline:
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.device = next(model.parameters()).device
         self.num_classes, self.classes = model.config.num_classes, classes
-        self.recipe: Recipe | None = None
+        self.spec: ModelSpec | None = None
         self.folder: Path | None = None
+
+    # -- load and save -------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
         cls,
         folder: str | Path,
         *,
-        device: str | None = None,
+        device: str = "auto",
         dtype: torch.dtype | None = None,
         prompts: Sequence[str] = (),
+        spec: ModelSpec | None = None,
     ) -> "Pipeline":
-        """Load `config.json` and `model.safetensors` from a run or an export, in bfloat16 where that is fast.
+        """Load a run or an export, in bfloat16 where that is fast.
 
-        `prompts`: the texts that a model of texts is to draw; text i is its class i, and no text its "no class".
-        Raises CheckpointError or ConfigError, naming what is missing or does not fit.
+        Args:
+            folder: It holds config.json, model.safetensors and, for a learned tokenizer, tokenizer.safetensors.
+            device: "auto" (cuda, mps or cpu, whichever is there first), or the name of one.
+            dtype: The type of the weights in memory.
+            prompts: For a text-to-image model: the texts to sample; text i is its class i.
+            spec: What config.json holds, if it was read before.
+
+        Raises:
+            CheckpointError: A file is missing or damaged.
+            ConfigError: config.json does not fit.
         """
         folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder}: no config.json there; give a run, an export or one of unmask models")
-        recipe = read_recipe(folder / "config.json", Recipe)
-        if isinstance(recipe.model, Amused) != bool(prompts):
-            needed = "draws from texts: give prompts" if not prompts else "knows classes and no texts: give labels"
+        if spec is None:
+            if not has_config(folder):
+                raise CheckpointError(f"{folder}: no {CONFIG} there; give a run, an export or one of unmask models")
+            spec = read_config(folder / CONFIG, ModelSpec)
+        if takes_prompts(spec.model) != bool(prompts):
+            needed = "takes prompts: give some" if not prompts else "takes classes, not prompts: give labels"
             raise ConfigError(f"the model {folder.name} {needed}")
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = pick_device(device)
         kind = dtype or fast_dtype(where)
-        verify_tokenizer(recipe.tokenizer, folder / TOKENIZER, recipe.tokenizer_sha256)
+        verify_tokenizer(spec.tokenizer, folder / TOKENIZER, spec.tokenizer_sha256)
         with unfilled(kind):
-            model: nn.Module = recipe.model.build(recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
-        model = pack(model.to(where, kind).eval())
-        load_weights(model, folder / "model.safetensors")
-        tokenizer = open_tokenizer(recipe.tokenizer, folder / TOKENIZER, device=where, dtype=kind, packed=True)
-        network: Generator = model  # type: ignore[assignment]
-        if isinstance(model, UVit2D):
-            reader = load_text_reader(folder)
-            texts, empty = (reader(list(x), recipe.tokenizer.size) for x in (prompts, [""]))
-            network = Prompted(model, texts, empty)
-        made = cls(network, tokenizer, recipe.sampling, tuple(prompts) or recipe.classes)
-        made.recipe, made.folder = recipe, folder
-        return made
+            network: nn.Module = spec.model.build(spec.tokenizer.vocab_size, spec.tokenizer.grid)
+        network = pack(network.to(where, kind).eval())
+        load_weights(network, folder / MODEL)
+        tokenizer = open_tokenizer(spec.tokenizer, folder / TOKENIZER, device=where, dtype=kind, packed=True)
+        model = attach_prompts(network, folder, prompts, spec.tokenizer.size)
+        pipeline = cls(model, tokenizer, spec.sampling, tuple(prompts) or spec.classes)
+        pipeline.spec, pipeline.folder = spec.spec, folder
+        return pipeline
 
     def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
         """Write what `from_pretrained` reads, in the type that the weights have here, and a model card.
 
-        ConfigError for a pipeline that was not loaded, as its recipe is not known; DiskError.
+        No path, host or user name is written. ConfigError for a pipeline put together by hand; DiskError.
         """
         self._save(Path(folder), licence, "FOLDER")
 
     def _save(self, out: Path, licence: str | None, name: str) -> None:
-        if self.recipe is None or self.folder is None:
+        if self.spec is None or self.folder is None:
             raise ConfigError("this pipeline was put together by hand: only one that was loaded can be saved")
-        recipe = replace(self.recipe, sampling=self.sampling)
-        card = model_card(recipe, self.folder, licence, name)
-        texts = read_clip(self.folder) if isinstance(recipe.model, Amused) else None  # before anything is written
+        spec = replace(self.spec, sampling=self.sampling)
+        card = write_model_card(spec, name=name, licence=licence, measured=self.folder)
+        extras = read_extras(spec.model, self.folder)  # before anything is written
         out.mkdir(parents=True, exist_ok=True)
-        write_weights(dict(self.model.named_parameters()), out / "model.safetensors")
+        write_weights(dict(self.model.named_parameters()), out / MODEL)
         if isinstance(self.tokenizer, nn.Module):
             write_weights(dict(self.tokenizer.named_parameters()), out / TOKENIZER)
-            recipe = replace(recipe, tokenizer_sha256=fingerprint(self.tokenizer, self.tokenizer.config))
-        if texts is not None:
-            write_clip(texts, out)
-        (out / "README.md").write_text(card, encoding="utf-8")
-        write_json(out / "config.json", to_json(recipe))
+            spec = replace(spec, tokenizer_sha256=fingerprint(self.tokenizer, self.tokenizer.config))
+        write_extras(extras, out)
+        (out / CARD).write_text(card, encoding="utf-8")
+        write_config(spec, out)
 
     def push_to_hub(
         self, repo: str, *, licence: str | None = None, private: bool = False, token: str | None = None
     ) -> str:
-        """Save, and upload to a model repository of the Hugging Face hub, which is made if needed; gives its address.
+        """Upload to a model repository of the Hugging Face Hub, created if needed, and return its address.
 
-        By the name hf-hub:OWNER/NAME it can be loaded from there. ConfigError without huggingface_hub, or where the hub
-        refuses.
+        It loads by the name hf-hub:OWNER/NAME. ConfigError without huggingface_hub, or if the Hub refuses.
         """
         with tempfile.TemporaryDirectory() as folder:
             self._save(Path(folder), licence, f"{HUB}{repo}")
-            return upload(Path(folder), repo, private=private, token=token)
+            return upload_model(Path(folder), repo, private=private, token=token)
 
     def compile(self) -> None:
-        """Let torch.compile make the network faster, from its next call on; that one then takes a minute or more.
+        """Compile the network with torch.compile: the next call takes a minute or more, later ones are faster.
 
         ConfigError on a CPU without a C++ compiler.
         """
         if self.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-            raise ConfigError("to compile for a CPU takes a C++ compiler: install g++, or leave it out")
-        network = self.model.network if isinstance(self.model, Prompted) else self.model
+            raise ConfigError("compiling for a CPU needs a C++ compiler: install g++, or do not compile")
+        network = getattr(self.model, "network", self.model)
         assert isinstance(network, nn.Module)
         unpack(network).compile()
 
-    def labels(self, num: int) -> Condition:
-        """`num` class ids that run through all classes in turn; None for an unconditional model."""
-        return torch.arange(num, device=self.device) % self.num_classes if self.num_classes else None
+    # -- generate, watch, inpaint --------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        labels: str | int | Labels = None,
+        *,
+        num: int | None = None,
+        seed: int = 0,
+        **settings: Unpack[SamplingSettings],
+    ) -> list[Image.Image]:
+        """Generate PIL images: one per label, or `num` that cycle through the classes (1 by default)."""
+        return self.generate(labels, num=num, seed=seed, output="pil", **settings)
+
+    def generate(
+        self,
+        labels: str | int | Labels = None,
+        *,
+        num: int | None = None,
+        seed: int = 0,
+        output: Output = "tensor",
+        batch: int = 256,
+        progress: Progress | None = None,
+        sampling: Sampling | None = None,
+        **settings: Unpack[SamplingSettings],
+    ) -> Any:
+        """Generate images.
+
+        Args:
+            labels: Classes by name or number, one image each; None cycles through all classes.
+            num: Without labels, how many images; 1 by default.
+            seed: Image i of a seed is the same whatever the batch.
+            output: "tensor" for [b, c, h, w] in [-1, 1], "pil" for a list of PIL images, "tokens" for ids [b, l].
+            batch: Images sampled together, at most.
+            progress: Called with ("steps", done, total).
+            sampling: All settings at once, in place of the model's own.
+            settings: See `SamplingSettings`; an unknown one is refused with the nearest name.
+
+        Raises:
+            ConfigError: A label, number or setting that this model cannot use.
+        """
+        sampling = self._choose_sampling(sampling, settings)
+        ids, total = self._choose_labels(labels, num)
+        if batch < 1:
+            raise ConfigError(f"batch {batch}: at least 1")
+        batch = rows_at_once(batch, self.model.length, self.model.vocab_size, self.device)
+        parts = []
+        for first in range(0, total, batch):
+            part = None if ids is None else ids[first : first + batch]
+            canvas = self.blank(min(batch, total - first))
+            states = self.states(canvas, part, seed=seed, first=first, sampling=sampling)
+            if progress is not None:
+                done = first // batch * sampling.steps
+                states = report_steps(states, done, -(-total // batch) * sampling.steps, progress)
+            parts.append(_last_tokens(states) if output == "tokens" else self._decode_last(states))
+        return self._convert(torch.cat(parts), output)
+
+    def stream(
+        self,
+        labels: str | int | Labels = None,
+        *,
+        num: int | None = None,
+        seed: int = 0,
+        **settings: Unpack[SamplingSettings],
+    ) -> Iterator[Image.Image]:
+        """Yield a PIL image per step, the all-masked canvas first; masked cells are hatched. See `generate`."""
+        sampling = self._choose_sampling(None, settings)
+        ids, total = self._choose_labels(labels, num)
+        height, width = self.cells
+        scale = None
+        for state in self.states(self.blank(total), ids, seed=seed, sampling=sampling):
+            tokens = state.tokens.cpu()
+            masked = tokens == self.model.mask_id
+            images = self.tokenizer.decode(tokens.masked_fill(masked, 0))
+            scale = scale or figures.readable_scale(images)
+            hatched = figures.masked_overlay(images, masked, (height, width))
+            yield figures.grid(hatched, min(10, total), scale=scale)
+
+    def inpaint(
+        self,
+        photo: Image.Image,
+        mask: Image.Image,
+        label: str | int | None = None,
+        *,
+        variants: int = 1,
+        seed: int = 0,
+        feather: int = 0,
+        cells: Cells | None = None,
+        context: float = 0.5,
+        **settings: Unpack[SamplingSettings],
+    ) -> list[Image.Image]:
+        """Fill the masked region of a photo of any size, `variants` times; every other pixel stays identical.
+
+        Args:
+            photo: The photo; transparency is put over white.
+            mask: An image of the same size, white where to fill.
+            label: The class to fill in; None for no class.
+            variants: How many results.
+            seed: Variant v of a seed is the same however many are asked for.
+            feather: Pixels inside the border over which the result blends into its surroundings.
+            cells: Which tokens to fill; by default those with any pixel in the region.
+            context: What the model sees on each side of the region, in sizes of the region.
+            settings: See `SamplingSettings`.
+
+        Raises:
+            ConfigError: Sizes that differ, an empty mask, or a setting that this model cannot use.
+        """
+        from unmask.pipelines.editing import edit_photo  # it builds on this class
+
+        pixels = to_photo(photo)
+        drawn = edit_photo(
+            self,
+            pixels,
+            to_mask(mask, (photo.height, photo.width)),
+            None if label is None else resolve_label(label, self.classes),
+            seed=seed,
+            sampling=self._choose_sampling(None, settings),
+            cells=cells or Cells(),
+            feather=feather,
+            variants=variants,
+            context=context,
+        )
+        return [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in drawn]
+
+    # -- in tensors, for those who build on it -------------------------------------------------------------------------
 
     def states(
         self,
@@ -150,13 +291,13 @@ class Pipeline:
         first: int = 0,
         sampling: Sampling | None = None,
     ) -> Iterator[State]:
-        """Decode step by step; row i draws the noise of sample number `first + i`, whatever the batch.
+        """Decode step by step; row i has the noise of sample number `first + i`, whatever the batch.
 
-        Without labels the model runs unconditionally, and there is nothing to guide towards.
+        Without labels the model runs unconditionally, and without guidance.
         """
         s = sampling or self.sampling
         if labels is not None:
-            self.check(labels, len(tokens))
+            self.check_labels(labels, len(tokens))
         return s.run(
             self.predict(labels, s),
             tokens,
@@ -166,109 +307,82 @@ class Pipeline:
         )
 
     def predict(self, labels: Condition, sampling: Sampling) -> Predict:
-        """The guided model for these labels; made anew for each batch, as a self-conditioned model remembers it."""
-        check_null(self.model.config, labelled=labels is not None, guided=not sampling.unguided)
+        """Return the guided model for these labels. A self-conditioned model needs a new one for each batch."""
+        check_guidance(self.model.config, labelled=labels is not None, guided=not sampling.unguided)
         remembers = isinstance(self.model, MaskedTransformer) and self.model.config.self_condition
         make = remembering if remembers else guided
         return make(self.model, labels, scale=1.0 if labels is None else sampling.scale)
 
     def blank(self, num: int) -> Int[Tensor, "b l"]:
-        """A canvas with nothing known."""
+        """Return an all-masked canvas."""
         return torch.full((num, self.model.length), self.model.mask_id, device=self.device)
 
-    def generate(
-        self,
-        labels: Labels = None,
-        *,
-        num: int = 0,
-        seed: int = 0,
-        sampling: Sampling | None = None,
-        batch: int = 256,
-        progress: Progress | None = None,
-    ) -> Float[Tensor, "b c h w"]:
-        """One image in [-1, 1] per label, or `num` that run through the classes; at most `batch` are drawn together."""
-        labels, total = self._asked(labels, num)
-        if batch < 1:
-            raise ConfigError(f"{batch} images at once: at least 1")
-        batch = rows_at_once(batch, self.model.length, self.model.vocab_size, self.device)
-        steps, images = (sampling or self.sampling).steps, []
-        for first in range(0, total, batch):
-            part = None if labels is None else labels[first : first + batch]
-            canvas = self.blank(min(batch, total - first))
-            states = self.states(canvas, part, seed=seed, first=first, sampling=sampling)
-            if progress is not None:
-                states = told(states, first // batch * steps, -(-total // batch) * steps, progress)
-            images.append(self._finish(states))
-        return torch.cat(images)
+    def cycle_labels(self, num: int) -> Condition:
+        """Return `num` class ids that cycle through all classes; None for an unconditional model."""
+        return torch.arange(num, device=self.device) % self.num_classes if self.num_classes else None
 
-    def samples(
+    def sample_range(
         self, first: int, stop: int, *, seed: int = 0, sampling: Sampling | None = None
     ) -> Float[Tensor, "b c h w"]:
-        """Samples number `first` to `stop` - 1 of the endless row that `generate(num=...)` begins; at least one."""
+        """Return samples number `first` to `stop` - 1 of the endless row that `generate(num=...)` begins."""
         if not 0 <= first < stop:
             raise ConfigError(f"samples {first} to {stop - 1}: give a first of at least 0, and a stop after it")
         batch = rows_at_once(stop - first, self.model.length, self.model.vocab_size, self.device)
         images = []
         for part in torch.arange(first, stop, device=self.device).split(batch):
             labels = part % self.num_classes if self.num_classes else None
-            canvas = self.blank(len(part))
-            images.append(self._finish(self.states(canvas, labels, seed=seed, first=int(part[0]), sampling=sampling)))
+            states = self.states(self.blank(len(part)), labels, seed=seed, first=int(part[0]), sampling=sampling)
+            images.append(self._decode_last(states))
         return torch.cat(images)
 
     def history(
-        self, labels: Labels = None, *, num: int = 0, seed: int = 0, sampling: Sampling | None = None
+        self, labels: Labels = None, *, num: int | None = None, seed: int = 0, sampling: Sampling | None = None
     ) -> list[State]:
-        """Every step of generating one batch, the blank canvas first. ConfigError for a batch of none."""
-        labels, total = self._asked(labels, num)
-        return list(self.states(self.blank(total), labels, seed=seed, sampling=sampling))
+        """Return every step of generating one batch, the all-masked canvas first."""
+        ids, total = self._choose_labels(labels, num)
+        return list(self.states(self.blank(total), ids, seed=seed, sampling=sampling))
 
-    def _asked(self, labels: Labels, num: int) -> tuple[Condition, int]:
-        """Class ids, which run through all classes where none were given, and how many images that is."""
-        labels = self.labels(num) if labels is None else class_ids(labels, self.classes).to(self.device)
-        total = num if labels is None else len(labels)
-        if total < 1:
-            raise ConfigError(f"{total} images asked for: give labels, or num of at least 1")
-        return labels, total
-
-    def inpaint(
+    def fill(
         self,
         images: Float[Tensor, "b c h w"],
-        hole: Bool[Tensor, "b h w"],
+        mask: Bool[Tensor, "b h w"],
         labels: Labels = None,
         *,
         seed: int = 0,
         sampling: Sampling | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Fill the hole of each image; a token with any pixel in the hole is drawn anew.
+        """Fill the masked region of images of the model's size; a token with any pixel in it is sampled.
 
-        Pixels outside the hole come back identical, whatever the tokenizer would have made of them.
+        Pixels outside come back identical, whatever the tokenizer makes of them.
         """
-        tokens, _ = self.with_hole(images, hole)
-        labels = None if labels is None else class_ids(labels, self.classes).to(self.device)
-        filled = self._finish(self.states(tokens, labels, seed=seed, sampling=sampling)).to(images)
-        return torch.where(hole[:, None], filled, images)
+        tokens, _ = self.mask_images(images, mask)
+        ids = None if labels is None else resolve_labels(labels, self.classes).to(self.device)
+        filled = self._decode_last(self.states(tokens, ids, seed=seed, sampling=sampling)).to(images)
+        return torch.where(mask[:, None], filled, images)
 
     @property
     def cells(self) -> tuple[int, int]:
-        """Rows and columns of the tokens; ConfigError where they are no places of the picture, as TiTok's are none."""
+        """Rows and columns of the tokens; ConfigError if tokens have no place in the image, as TiTok's."""
         if len(self.tokenizer.grid) != 2:
             raise ConfigError(
                 f"this tokenizer makes a row of {self.tokenizer.grid[0]} tokens of the whole picture, and none is a "
-                "place in it, so that no hole can be filled and no cell shown: take a model with a grid"
+                "place in it, so nothing can be inpainted and no cell shown: take a model with a grid"
             )
         height, width = self.tokenizer.grid
         return height, width
 
-    def with_hole(
-        self, images: Float[Tensor, "b c h w"], hole: Bool[Tensor, "b h w"]
+    def mask_images(
+        self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b h w"], cells: Cells | None = None
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
-        """The images' tokens with those masked that have a pixel in the hole, and that mask; the hole is not seen."""
+        """Return the tokens of images, masked where a pixel is, and that mask; the masked pixels are never seen."""
         height, width = self.cells
-        masked = token_mask(hole, (height, width))
-        tokens = self.tokenizer.encode(blank(images, hole)).masked_fill(masked, self.model.mask_id)
-        return tokens.to(self.device), masked
+        masked = token_mask(mask, (height, width), cells or Cells())
+        tokens = self.tokenizer.encode(blank(images, mask))
+        masked = masked.to(tokens.device)
+        return tokens.masked_fill(masked, self.model.mask_id).to(self.device), masked
 
-    def check(self, labels: Int[Tensor, "n"], num: int) -> None:
+    def check_labels(self, labels: Int[Tensor, "n"], num: int) -> None:
+        """ConfigError unless there is one class id of this model for each of `num` images."""
         if len(labels) != num:
             raise ConfigError(f"{len(labels)} labels for {num} images: give one each")
         if not self.num_classes:
@@ -278,14 +392,71 @@ class Pipeline:
             wrong = low if low < 0 else high
             raise ConfigError(f"no class {wrong}: this model's labels go from 0 to {self.num_classes - 1}")
 
-    def _finish(self, states: Iterator[State]) -> Float[Tensor, "b c h w"]:
-        for state in states:
-            tokens = state.tokens
-        return self.tokenizer.decode(tokens.cpu())
+    # -- as text -------------------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, str]:
+        """Return what the model is, in a few words each."""
+        height, width = self.tokenizer.size
+        size = sum(p.numel() for p in self.model.parameters())
+        named = f" ({', '.join(self.classes[:10])}{', ...' if len(self.classes) > 10 else ''})" if self.classes else ""
+        return {
+            "model": "by hand" if self.folder is None else self.folder.name,
+            "images": f"{height}x{width}",
+            "tokens": f"{'x'.join(map(str, self.model.grid))} of {self.model.vocab_size:,}",
+            "network": f"{type(getattr(self.model, 'network', self.model)).__name__}, {size:,} parameters",
+            "classes": f"{self.num_classes}{named}" if self.num_classes else "none",
+            "sampling": f"{self.sampling.steps} steps, {type(self.sampling.priority).__name__}",
+            "device": f"{self.device}, {str(next(self.model.parameters()).dtype).removeprefix('torch.')}",
+        }
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}: {value}" for name, value in self.describe().items())
+        return f"Pipeline({facts})"
+
+    def _repr_html_(self) -> str:
+        return describe_as_html("Pipeline", self.describe())
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _choose_sampling(self, sampling: Sampling | None, settings: Any) -> Sampling:
+        return change_sampling(sampling or self.sampling, self.model.grid, settings)
+
+    def _choose_labels(self, labels: str | int | Labels, num: int | None) -> tuple[Condition, int]:
+        if isinstance(labels, str | int):
+            labels = [labels]
+        if labels is None:
+            num = 1 if num is None else num
+            ids = self.cycle_labels(num)
+        else:
+            ids = resolve_labels(labels, self.classes).to(self.device)
+            num = len(ids)
+        if num < 1:
+            raise ConfigError("num must be at least 1 (or pass labels)")
+        return ids, num
+
+    def _decode_last(self, states: Iterator[State]) -> Float[Tensor, "b c h w"]:
+        return self.tokenizer.decode(_last_tokens(states).cpu())
+
+    def _convert(self, found: Tensor, output: Output) -> Any:
+        return to_pil(found) if output == "pil" else found
 
 
-def told(states: Iterator[State], before: int, total: int, progress: Progress) -> Iterator[State]:
-    """The same states, each reported as so many steps of all."""
+def _last_tokens(states: Iterator[State]) -> Int[Tensor, "b l"]:
     for state in states:
-        progress("steps", before + state.step, total)
+        tokens = state.tokens
+    return tokens
+
+
+def report_steps(states: Iterator[State], done: int, total: int, progress: Progress) -> Iterator[State]:
+    """Yield the same states, and report each to `progress`."""
+    for state in states:
+        progress("steps", done + state.step, total)
         yield state
+
+
+def describe_as_html(title: str, facts: dict[str, str]) -> str:
+    """Return facts as a small table, for notebooks."""
+    import html
+
+    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
+    return f"<table><caption>unmask {html.escape(title)}</caption>{rows}</table>"

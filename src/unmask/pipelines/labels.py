@@ -16,16 +16,16 @@ Labels = Condition | Iterable[int | str]
 """Ids or names, a row each; or None for no class."""
 
 
-def class_ids(labels: Int[Tensor, "n"] | Iterable[object], classes: Sequence[str]) -> Int[Tensor, "n"]:
+def resolve_labels(labels: Int[Tensor, "n"] | Iterable[object], classes: Sequence[str]) -> Int[Tensor, "n"]:
     """The ids, of whatever range; ConfigError for a name that is none, and for what is neither."""
     if isinstance(labels, Tensor):
         return labels
     if isinstance(labels, str):
         raise ConfigError(f"labels {labels!r}: give a list, such as [{labels!r}]")
-    return torch.tensor([class_id(label, classes) for label in labels], dtype=torch.int64)
+    return torch.tensor([resolve_label(label, classes) for label in labels], dtype=torch.int64)
 
 
-def class_id(label: object, classes: Sequence[str]) -> int:
+def resolve_label(label: object, classes: Sequence[str]) -> int:
     """The number of a class, given as such or by its name; a name wins, as digits are called "0" to "9"."""
     if label in classes:
         return list(classes).index(str(label))

@@ -1,4 +1,4 @@
-"""Open a run, an export, a published model or one of the hub, ready to sample."""
+"""Open a run, an export, a published model or one of the Hub, ready to use."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,24 +6,65 @@ from pathlib import Path
 import torch
 
 from unmask.pipelines.image import Pipeline
-from unmask.published.store import located
+from unmask.pipelines.text import TextPipeline
+from unmask.pretrained.conditions import takes_prompts
+from unmask.published.opening import OpenedModel, open_model
+from unmask.recipes.spec import ModelSpec, TextModelSpec
 from unmask.runtime.progress import Progress
 
 
 def load(
     name: str | Path,
     *,
-    weights: Sequence[str | Path] = (),
-    prompts: Sequence[str] = (),
-    offline: bool = False,
-    device: str | None = None,
+    device: str = "auto",
     dtype: torch.dtype | None = None,
+    prompts: Sequence[str] = (),
+    weights: Sequence[str | Path] = (),
+    offline: bool = False,
     progress: Progress | None = None,
-) -> Pipeline:
-    """A published model by its name, a run or an export by its folder, or hf-hub:OWNER/NAME[@REVISION], ready to draw.
+) -> Pipeline | TextPipeline:
+    """Load a model by its name.
 
-    `weights` are published files, or folders that hold them, to take instead of a download. `prompts` are the texts
-    that a model of texts draws; text i is its class i. Raises ConfigError, CheckpointError and DiskError.
+    Args:
+        name: A run's or an export's folder, a published model such as "besnier-256", or hf-hub:OWNER/NAME[@REVISION].
+        device: "auto" (cuda, mps or cpu, whichever is there first), or the name of one.
+        dtype: The type of the weights in memory; by default bfloat16 where that is fast.
+        prompts: For a text-to-image model: the texts to sample; text i is its class i.
+        weights: Published files, or folders that hold them, to use instead of a download.
+        offline: Use what is in the cache, and ask no server.
+        progress: Called with (what, done, total) during a download.
+
+    Returns:
+        A `Pipeline` for images or a `TextPipeline`, by what the model is.
+
+    Raises:
+        CheckpointError: There is no such model, or a file is missing or damaged.
+        ConfigError: Its configuration, or an argument, does not fit.
+        DiskError: The cache cannot be written.
     """
-    folder = located(name, weights=weights, offline=offline, progress=progress)
-    return Pipeline.from_pretrained(folder, device=device, dtype=dtype, prompts=prompts)
+    opened = open_model(name, weights=weights, offline=offline)
+    opened.fetch(progress)
+    return load_pipeline(opened, device=device, dtype=dtype, prompts=prompts)
+
+
+def load_pipeline(
+    opened: OpenedModel, *, device: str = "auto", dtype: torch.dtype | None = None, prompts: Sequence[str] = ()
+) -> Pipeline | TextPipeline:
+    """Load the weights of a model that `open_model` found, into a pipeline of its kind."""
+    if isinstance(opened.config, TextModelSpec):
+        return TextPipeline.from_pretrained(opened.fetch(), device=device, dtype=dtype, spec=opened.config)
+    return load_image_pipeline(opened, device=device, dtype=dtype, prompts=prompts)
+
+
+def load_image_pipeline(
+    opened: OpenedModel, *, device: str = "auto", dtype: torch.dtype | None = None, prompts: Sequence[str] = ()
+) -> Pipeline:
+    """Load the weights of an image model; ConfigError if it is another kind."""
+    spec = opened.require_image_spec()
+    return Pipeline.from_pretrained(opened.fetch(), device=device, dtype=dtype, prompts=prompts, spec=spec)
+
+
+def export_model(opened: OpenedModel, out: Path) -> None:
+    """Write what a pipeline needs into `out`, after loading it once in float32 to see that it is whole."""
+    prompts = ("",) if isinstance(opened.config, ModelSpec) and takes_prompts(opened.config.model) else ()
+    load_pipeline(opened, device="cpu", dtype=torch.float32, prompts=prompts).save_pretrained(out)

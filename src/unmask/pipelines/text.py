@@ -1,17 +1,21 @@
 """Text model + tokenizer + sampler in one object: write, go on from a prompt, or fill the holes of a text."""
 
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import Unpack
 
 from unmask.data.text.shards import TOKENIZER
 from unmask.data.tokens import rows_at_once
 from unmask.decoding.sampling import FromCritic, Sampling
+from unmask.decoding.settings import SamplingSettings, change_sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.critic import CriticScore
 from unmask.method.guidance import Predict, guided, remembering
@@ -20,33 +24,44 @@ from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
 from unmask.method.sampling.blocks import filled_up
 from unmask.method.sampling.decode import State
-from unmask.recipes.reading import read_recipe
-from unmask.recipes.schema import TextRecipe
+from unmask.pipelines.image import describe_as_html
+from unmask.published.card import write_model_card
+from unmask.published.hub import HUB, upload_model
+from unmask.recipes.reading import has_config, read_config, write_config
+from unmask.recipes.spec import TextModelSpec
+from unmask.runtime.devices import pick_device
 from unmask.runtime.distributed import fast_dtype
-from unmask.runtime.packed import pack
-from unmask.storage.weights import load_weights, unfilled
+from unmask.runtime.packed import pack, unpack
+from unmask.storage.layout import CARD, CONFIG, MODEL
+from unmask.storage.weights import load_weights, unfilled, write_weights
 from unmask.tokenizers.text import BPETokenizer, TextTokenizer, open_text_tokenizer
 
-HOLE = re.compile(r"\[MASK(?::(\d+))?\]")
-MARK = "[MASK:12]"
-WRONG = re.compile(r"\[\s*mask[^\]]{0,40}\]", re.IGNORECASE)
+MASK_PATTERN = re.compile(r"\[MASK(?::(\d+))?\]")
+MASK_EXAMPLE = "[MASK:12]"
+WRONG_MASK = re.compile(r"\[\s*mask[^\]]{0,40}\]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Holed:
-    """A text as tokens, holes being masked: what `infill` works on; `front` tokens stand before its first."""
+class MaskedText:
+    """A text as tokens, some of them masked; the first `front` tokens are no text."""
 
     tokens: Int[Tensor, "l"]
     front: int
 
 
 class TextPipeline:
-    """A trained model with its tokenizer; `sampling` holds the defaults that every call may replace.
+    """A text model ready to use.
 
-    `opens`: texts begin after an end token, as they do in a stream of many documents.
+    Every call takes settings as keywords, by the names of the command line: steps, order, schedule, temperature, noise,
+    sampler, block, top_k, top_p. What is left out is as the model has it.
+
+    Example:
+        pipe = unmask.load("runs/shakespeare")
+        texts = pipe("ROMEO:", num=2, steps=32)
     """
 
     def __init__(self, model: MaskedTransformer, tokenizer: TextTokenizer, sampling: Sampling, *, opens: bool):
+        """`opens`: texts begin after an end token, as in a stream of many documents."""
         if (model.vocab_size, model.grid) != (tokenizer.vocab_size, tokenizer.grid):
             raise ConfigError(
                 f"the model has {model.vocab_size} tokens on {model.grid}, the tokenizer {tokenizer.vocab_size} on "
@@ -54,31 +69,151 @@ class TextPipeline:
             )
         self.model, self.tokenizer, self.sampling, self.opens = model, tokenizer, sampling, opens
         self.device = next(model.parameters()).device
+        self.spec: TextModelSpec | None = None
+        self.folder: Path | None = None
         self._unused = torch.tensor(tokenizer.unused, dtype=torch.long, device=self.device)
         self._front = [tokenizer.end_id] if opens else []
 
+    # -- load and save -------------------------------------------------------------------------------------------------
+
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None
+        cls,
+        folder: str | Path,
+        *,
+        device: str = "auto",
+        dtype: torch.dtype | None = None,
+        spec: TextModelSpec | None = None,
     ) -> "TextPipeline":
-        """Load `config.json`, `model.safetensors` and `tokenizer.json` of a run, in bfloat16 where that is fast.
+        """Load a run or an export, in bfloat16 where that is fast.
 
-        Raises CheckpointError, ConfigError or DataError, naming what is missing or does not fit.
+        Args:
+            folder: It holds config.json, model.safetensors and tokenizer.json.
+            device: "auto" (cuda, mps or cpu, whichever is there first), or the name of one.
+            dtype: The type of the weights in memory.
+            spec: What config.json holds, if it was read before.
+
+        Raises:
+            CheckpointError: A file is missing or damaged.
+            ConfigError: config.json does not fit.
+            DataError: The tokenizer's file is not one.
         """
         folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder}: no config.json there; give a run folder or an export")
-        recipe = read_recipe(folder / "config.json", TextRecipe)
-        tokenizer = open_text_tokenizer(folder / TOKENIZER, recipe.tokenizer.context)
-        if recipe.tokenizer_sha256 not in (None, tokenizer.sha256):
+        if spec is None:
+            if not has_config(folder):
+                raise CheckpointError(f"{folder}: no {CONFIG} there; give a run or an export")
+            spec = read_config(folder / CONFIG, TextModelSpec)
+        tokenizer = open_text_tokenizer(folder / TOKENIZER, spec.tokenizer.context)
+        if spec.tokenizer_sha256 not in (None, tokenizer.sha256):
             raise CheckpointError(f"{folder / TOKENIZER} is another tokenizer than the model was trained with")
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = pick_device(device)
         kind = dtype or fast_dtype(where)
         with unfilled(kind):
-            model = recipe.model.build(tokenizer.vocab_size, tokenizer.grid)
+            model = spec.model.build(tokenizer.vocab_size, tokenizer.grid)
         model = pack(model.to(where, kind).eval())
-        load_weights(model, folder / "model.safetensors")
-        return cls(model, tokenizer, recipe.sampling, opens=recipe.opens)
+        load_weights(model, folder / MODEL)
+        pipeline = cls(model, tokenizer, spec.sampling, opens=spec.opens)
+        pipeline.spec, pipeline.folder = spec.spec, folder
+        return pipeline
+
+    def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
+        """Write what `from_pretrained` reads, in the type that the weights have here, and a model card.
+
+        No path, host or user name is written. ConfigError for a pipeline put together by hand; DiskError.
+        """
+        self._save(Path(folder), licence, "FOLDER")
+
+    def _save(self, out: Path, licence: str | None, name: str) -> None:
+        if self.spec is None or self.folder is None:
+            raise ConfigError("this pipeline was put together by hand: only one that was loaded can be saved")
+        spec = replace(self.spec, sampling=self.sampling, tokenizer_sha256=self.tokenizer.sha256)
+        out.mkdir(parents=True, exist_ok=True)
+        write_weights(dict(self.model.named_parameters()), out / MODEL)
+        (out / TOKENIZER).write_bytes(self.tokenizer.to_bytes())
+        card = write_model_card(spec, name=name, licence=licence, measured=self.folder)
+        (out / CARD).write_text(card, encoding="utf-8")
+        write_config(spec, out)
+
+    def push_to_hub(
+        self, repo: str, *, licence: str | None = None, private: bool = False, token: str | None = None
+    ) -> str:
+        """Upload to a model repository of the Hugging Face Hub, created if needed, and return its address.
+
+        It loads by the name hf-hub:OWNER/NAME. ConfigError without huggingface_hub, or if the Hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(Path(folder), licence, f"{HUB}{repo}")
+            return upload_model(Path(folder), repo, private=private, token=token)
+
+    def compile(self) -> None:
+        """Compile the network with torch.compile: the next call takes a minute or more, later ones are faster."""
+        unpack(self.model).compile()
+
+    # -- generate, watch, infill ---------------------------------------------------------------------------------------
+
+    def __call__(
+        self, prompt: str = "", *, num: int = 1, seed: int = 0, **settings: Unpack[SamplingSettings]
+    ) -> list[str]:
+        """Generate `num` texts that begin with `prompt`."""
+        return self.generate(prompt, num=num, seed=seed, **settings)
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        num: int = 1,
+        seed: int = 0,
+        length: int | None = None,
+        batch: int = 64,
+        sampling: Sampling | None = None,
+        **settings: Unpack[SamplingSettings],
+    ) -> list[str]:
+        """Generate texts, each up to its end token.
+
+        Args:
+            prompt: The text to continue; it stays as it is.
+            num: How many texts.
+            seed: Text i of a seed is the same whatever the batch.
+            length: Tokens at most, with the prompt; by default the model's context.
+            batch: Texts sampled together, at most.
+            sampling: All settings at once, in place of the model's own.
+            settings: See `SamplingSettings`; an unknown one is refused with the nearest name.
+
+        Raises:
+            ConfigError: A prompt, number or setting that this model cannot use.
+        """
+        canvas = self.canvas(prompt, length)
+        chosen = self._choose_sampling(sampling, settings)
+        rows = self.finish(canvas, num, seed=seed, sampling=chosen, batch=batch)
+        return [self.decode_row(row, canvas.front) for row in rows]
+
+    def stream(self, prompt: str = "", *, seed: int = 0, **settings: Unpack[SamplingSettings]) -> Iterator[str]:
+        """Yield the text after each step, the masked canvas first; "░" stands for a masked token."""
+        canvas = self.canvas(prompt)
+        sampling = self._choose_sampling(None, settings)
+        for state in self.states(canvas.tokens[None], seed=seed, sampling=sampling):
+            yield self._decode_masked(state.tokens[0, canvas.front :])
+
+    def infill(
+        self,
+        text: str,
+        *,
+        num: int = 1,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        **settings: Unpack[SamplingSettings],
+    ) -> list[str]:
+        """Return `num` versions of `text` with each "[MASK:12]" filled by 12 tokens; "[MASK]" is one token.
+
+        The given text stays as it is. With a byte-pair tokenizer a word includes the space before it, so a space before
+        a mask is left to the mask. ConfigError for a text without masks, an empty mask, or one beyond the context.
+        """
+        masked = self.mask_text(text)
+        chosen = self._choose_sampling(sampling, settings)
+        rows = self.finish(masked, num, seed=seed, sampling=chosen, ends=False)
+        return [self.tokenizer.decode(row[masked.front :]) for row in rows]
+
+    # -- in tensors, for those who build on it -------------------------------------------------------------------------
 
     def predict(self, *, remember: bool = True, ends: bool = True) -> Predict:
         """The model's logits, with what no text is made of ruled out; a shorter canvas ends where its text does.
@@ -92,7 +227,7 @@ class TextPipeline:
         banned = torch.cat([self._unused, end])
         return lambda tokens, t: whole(tokens, t).float().index_fill(-1, banned, -torch.inf)
 
-    def judge(self, canvas: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+    def score_tokens(self, canvas: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
         """The critic's logit that a token is right."""
         rest = canvas.new_full((len(canvas), self.model.length - canvas.shape[1]), self._beyond)
         return self.model(torch.cat([canvas, rest], 1), judge=True)[:, : canvas.shape[1]]
@@ -116,7 +251,7 @@ class TextPipeline:
         Without `ends` no end token is drawn, as inside of a given text.
         """
         s = (sampling or self.sampling).on((tokens.shape[1],))
-        critic = CriticScore(self.judge, s.priority.noise) if isinstance(s.priority, FromCritic) else s.priority
+        critic = CriticScore(self.score_tokens, s.priority.noise) if isinstance(s.priority, FromCritic) else s.priority
         return s.run(
             self.predict(ends=ends),
             tokens.to(self.device),
@@ -125,24 +260,9 @@ class TextPipeline:
             priority=critic,
         )
 
-    def generate(
+    def finish(
         self,
-        prompt: str = "",
-        *,
-        num: int = 1,
-        length: int | None = None,
-        seed: int = 0,
-        sampling: Sampling | None = None,
-        batch: int = 64,
-    ) -> list[str]:
-        """`num` texts that begin with `prompt`, each up to its end token, of at most `length` tokens (the context)."""
-        canvas = self.canvas(prompt, length)
-        rows = self.finished(canvas, num, seed=seed, sampling=sampling, batch=batch)
-        return [self.text(row, canvas.front) for row in rows]
-
-    def finished(
-        self,
-        canvas: Holed,
+        canvas: MaskedText,
         num: int,
         *,
         seed: int = 0,
@@ -158,7 +278,7 @@ class TextPipeline:
                 tokens = state.tokens
             yield from tokens
 
-    def canvas(self, prompt: str, length: int | None = None) -> Holed:
+    def canvas(self, prompt: str, length: int | None = None) -> MaskedText:
         """The prompt and, after it, as many masked tokens as there is room for."""
         length = self.model.length if length is None else length
         known = [*self._front, *self.tokenizer.encode(prompt).tolist()]
@@ -171,50 +291,86 @@ class TextPipeline:
             )
         tokens = torch.full((length,), self.model.mask_id, device=self.device)
         tokens[: len(known)] = torch.tensor(known, dtype=torch.long)
-        return Holed(tokens, len(self._front))
+        return MaskedText(tokens, len(self._front))
 
-    def infill(self, text: str, *, num: int = 1, seed: int = 0, sampling: Sampling | None = None) -> list[str]:
-        """`num` versions of `text` with each "[MASK:12]" filled by 12 tokens; "[MASK]" is one token.
-
-        What is given stays as it is. Of a byte-pair tokenizer a word brings its own space, so one before a hole is left
-        to the hole. Raises ConfigError for a text without holes, an empty hole, or one beyond the context.
-        """
-        holed = self.holed(text)
-        rows = self.finished(holed, num, seed=seed, sampling=sampling, ends=False)
-        return [self.tokenizer.decode(row[holed.front :]) for row in rows]
-
-    def holed(self, text: str) -> Holed:
-        """A text with holes as tokens."""
-        parts = HOLE.split(text)  # text, count, text, count, ..., text
+    def mask_text(self, text: str) -> MaskedText:
+        """Return a text with masks as tokens."""
+        parts = MASK_PATTERN.split(text)  # text, count, text, count, ..., text
         if len(parts) == 1:
-            raise ConfigError(f"there is no hole to fill: write {MARK} where 12 tokens are missing")
+            raise ConfigError(f"there is no hole to fill: write {MASK_EXAMPLE} where 12 tokens are missing")
         ids: list[int] = list(self._front)
         for i, part in enumerate(parts):
-            ids += self._known(part, before_hole=i + 1 < len(parts)) if i % 2 == 0 else self._hole(part)
+            ids += self._encode_known(part, before_mask=i + 1 < len(parts)) if i % 2 == 0 else self._encode_mask(part)
         if len(ids) > self.model.length:
             raise ConfigError(
                 f"text and holes take {len(ids)} tokens, but this model's context is {self.model.length}: shorten them"
             )
         if self.opens and len(ids) < self.model.length:
             ids.append(self.tokenizer.end_id)
-        return Holed(torch.tensor(ids, device=self.device), len(self._front))
+        return MaskedText(torch.tensor(ids, device=self.device), len(self._front))
 
-    def _known(self, text: str, before_hole: bool) -> list[int]:
-        if WRONG.search(text):
-            raise ConfigError(f"{WRONG.search(text)[0]} is no hole: write [MASK] or {MARK}")  # type: ignore[index]
-        if before_hole and isinstance(self.tokenizer, BPETokenizer) and text.endswith(" "):
+    def _encode_known(self, text: str, before_mask: bool) -> list[int]:
+        if WRONG_MASK.search(text):
+            raise ConfigError(f"{WRONG_MASK.search(text)[0]} is no hole: write [MASK] or {MASK_EXAMPLE}")  # type: ignore[index]
+        if before_mask and isinstance(self.tokenizer, BPETokenizer) and text.endswith(" "):
             text = text[:-1]
         return self.tokenizer.encode(text).tolist()
 
-    def _hole(self, count: str | None) -> list[int]:
+    def _encode_mask(self, count: str | None) -> list[int]:
         if count is not None and not count.strip("0"):
-            raise ConfigError(f"[MASK:{count}] is an empty hole: give the number of missing tokens, as in {MARK}")
+            raise ConfigError(
+                f"[MASK:{count}] is an empty hole: give the number of missing tokens, as in {MASK_EXAMPLE}"
+            )
         if count is not None and (len(count) > 9 or int(count) > self.model.length):
             raise ConfigError(f"[MASK:{count}] is longer than this model's context of {self.model.length} tokens")
         return [self.model.mask_id] * (1 if count is None else int(count))
 
-    def text(self, tokens: Int[Tensor, "l"], front: int) -> str:
+    def decode_row(self, tokens: Int[Tensor, "l"], front: int) -> str:
         """The text of a row, from after its front up to its end token."""
         row: Sequence[int] = tokens[front:].tolist()
         end = row.index(self.tokenizer.end_id) if self.tokenizer.end_id in row else len(row)
         return self.tokenizer.decode(row[:end])
+
+    # -- as text -------------------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, str]:
+        """Return what the model is, in a few words each."""
+        size = sum(p.numel() for p in self.model.parameters())
+        return {
+            "model": "by hand" if self.folder is None else self.folder.name,
+            "context": f"{self.model.length} tokens of {self.model.vocab_size:,}",
+            "network": f"{type(self.model).__name__}, {size:,} parameters",
+            "sampling": f"{self.sampling.steps} steps, {type(self.sampling.priority).__name__}",
+            "device": f"{self.device}, {str(next(self.model.parameters()).dtype).removeprefix('torch.')}",
+        }
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}: {value}" for name, value in self.describe().items())
+        return f"TextPipeline({facts})"
+
+    def _repr_html_(self) -> str:
+        return describe_as_html("TextPipeline", self.describe())
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _choose_sampling(self, sampling: Sampling | None, settings: Any) -> Sampling:
+        for name, kind in (("guidance", "nothing to guide towards"), ("preset", "no published presets")):
+            if settings.get(name) is not None:
+                raise ConfigError(f"{name} {settings[name]}: a text model has {kind}; leave it out")
+        return change_sampling(sampling or self.sampling, self.model.grid, settings)
+
+    def _decode_masked(self, tokens: Int[Tensor, "l"]) -> str:
+        """Return the text of a row, a "░" for each masked token, up to the end token."""
+        row: list[int] = tokens.tolist()
+        parts: list[str] = []
+        known: list[int] = []
+        for token in [*row, None]:
+            if token is None or token in (self.model.mask_id, self.tokenizer.end_id):
+                parts.append(self.tokenizer.decode(known) if known else "")
+                known = []
+                if token != self.model.mask_id:
+                    break
+                parts.append("░")
+            else:
+                known.append(token)
+        return "".join(parts)

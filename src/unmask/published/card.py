@@ -1,78 +1,85 @@
-"""A model card: what a saved model is, what it learned from, how it is sampled and what was measured, as README.md."""
+"""Model cards: what a saved model is, what it learned from, how it is sampled and how it scored, as README.md."""
 
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
-from unmask.data.sources.choice import Codes
 from unmask.pretrained.amused import Amused
 from unmask.published.catalogue import MODELS
-from unmask.recipes.schema import Recipe
+from unmask.recipes.spec import ModelSpec, TextModelSpec
 from unmask.storage.config import load_json
+from unmask.storage.layout import REPORT
 
-FIGURES = ("frechet", "frechet_floor", "frechet_limit", "precision", "recall", "density", "coverage", "class_accuracy",
-           "num_samples", "num_reference", "features", "seed", "commit")  # fmt: skip
-"""What of a report.json goes onto the card."""
+CARD_METRICS = (
+    "frechet", "frechet_floor", "frechet_limit", "precision", "recall", "density", "coverage", "class_accuracy",
+    "num_samples", "num_reference", "features", "seed", "commit",
+)  # fmt: skip
+"""The entries of a report.json that go onto the card."""
 
 
-def model_card(recipe: Recipe, source: Path | None, licence: str | None, name: str) -> str:
-    """Markdown with the front matter that the Hugging Face hub reads; `source` is the folder that the model was of.
+def write_model_card(spec: ModelSpec | TextModelSpec, *, name: str, licence: str | None, measured: Path | None) -> str:
+    """Return a model card in Markdown, with the front matter that the Hugging Face Hub reads.
 
-    `name` is what to load it by. Without a `licence` that of the published model of this network and tokenizer, if
-    there is one.
+    Args:
+        spec: What the model is.
+        name: What to load it by.
+        licence: Its licence; by default that of the published model with this network and tokenizer, if there is one.
+        measured: The folder that may hold a report.json on it.
     """
-    theirs = (
-        m.licence for m in MODELS.values() if (m.size.model, m.size.tokenizer) == (recipe.model, recipe.tokenizer)
-    )
-    licence = licence or next(theirs, None)
-    texts = isinstance(recipe.model, Amused)
-    task, call = ("text-to-image", ', prompts=["a cat"]') if texts else ("unconditional-image-generation", "")
-    front = ["---", "library_name: unmask", f"pipeline_tag: {task}", "tags:", "- maskgit"]
-    front += [f"license: {licence}"] if licence else []
-    height, width = recipe.tokenizer.size
+    if isinstance(spec, TextModelSpec):
+        task, call = "text-generation", f'print(unmask.load("{name}").generate("Once", num=1)[0])'
+        title = "A masked generative transformer for text"
+    else:
+        theirs = (
+            m.licence for m in MODELS.values() if (m.size.model, m.size.tokenizer) == (spec.model, spec.tokenizer)
+        )
+        licence = licence or next(theirs, None)
+        prompts = isinstance(spec.model, Amused)
+        task = "text-to-image" if prompts else "unconditional-image-generation"
+        example = '["a cat"]' if prompts else "num=4"
+        call = f'images = unmask.load("{name}")({example})  # PIL images'
+        title = "A masked generative transformer for {}x{} images".format(*spec.tokenizer.size)
     lines = [
-        *front,
-        "---",
-        "",
-        f"# A masked generative transformer for pictures of {height}x{width}",
-        "",
-        "```python",
-        "import unmask",
-        f'images = unmask.load("{name}"{call}).generate(num=4)',
-        "```",
-        "",
-        f"* Network: `{recipe.model}`",
-        f"* Tokenizer: `{recipe.tokenizer}`",
-        f"* Training data: {_data(recipe, source)}",
-        f"* Classes: {', '.join(recipe.classes) if recipe.classes else 'by number'}",
-        f"* Training: {_training(recipe)}",
-        f"* Sampling: `{recipe.sampling}`",
-        f"* Licence: {licence or 'not stated'}",
+        *("---", "library_name: unmask", f"pipeline_tag: {task}", "tags:", "- maskgit"),
+        *([f"license: {licence}"] if licence else []),
+        *("---", "", f"# {title}", "", "```python", "import unmask", "", call, "```", ""),
+        f"* Network: {describe_config(spec.model)}",
+        f"* Tokenizer: {describe_config(spec.tokenizer)}",
+        f"* Training data: {spec.trained_on or 'not stated'}",
     ]
-    figures = _measured(source)
-    if figures:
-        lines += ["", "| measured | |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in figures.items())]
+    if isinstance(spec, ModelSpec):
+        lines.append(f"* Classes: {', '.join(spec.classes) if spec.classes else 'by number'}")
+    lines += [f"* Sampling: {describe_config(spec.sampling)}", f"* Licence: {licence or 'not stated'}"]
+    metrics = _read_metrics(measured)
+    if metrics:
+        lines += ["", "| metric | value |", "| --- | ---: |"]
+        lines += [f"| {metric} | {_format_value(value)} |" for metric, value in metrics.items()]
     return "\n".join(lines) + "\n"
 
 
-def _training(recipe: Recipe) -> str:
-    if recipe.data == Codes(path=""):
-        return "elsewhere; see its publisher"
-    return f"`{recipe.objective}`, {recipe.training.steps:,} steps of {recipe.training.batch_size}"
+def describe_config(config: Any) -> str:
+    """Return a configuration in words: its type, and the fields that differ from their defaults."""
+    parts = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            parts.append(f"{field.name.replace('_', ' ')} {_format_value(value)}")
+    return f"{type(config).__name__} ({', '.join(parts)})" if parts else type(config).__name__
 
 
-def _data(recipe: Recipe, source: Path | None) -> str:
-    """The pictures' source; of a converted model, where it came from."""
-    if isinstance(recipe.data, Codes) and not recipe.data.path:
-        report = None if source is None else source / "model-conversion.txt"
-        if report is not None and report.is_file():
-            first = (report.read_text(encoding="utf-8").splitlines() or [""])[0]
-            return f"see its publisher; converted from {Path(first.removeprefix('source: ')).name}"
-        return "see its publisher"
-    return f"`{recipe.data}`"
+def _format_value(value: Any) -> str:
+    if is_dataclass(value):
+        return describe_config(value)
+    if isinstance(value, tuple):
+        shown = value if len(value) <= 4 else (value[0], "...", value[-1])
+        return "x".join(map(_format_value, shown)) if all(isinstance(x, int) for x in value) and len(value) <= 3 else (
+            ", ".join(x if isinstance(x, str) else _format_value(x) for x in shown)
+        )  # fmt: skip
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _measured(source: Path | None) -> dict[str, object]:
-    report = None if source is None else source / "report.json"
-    if report is None or not report.is_file():
+def _read_metrics(folder: Path | None) -> dict[str, object]:
+    if folder is None or not (folder / REPORT).is_file():
         return {}
-    numbers = load_json(report)
-    return {name: numbers[name] for name in FIGURES if name in numbers}
+    numbers = load_json(folder / REPORT)
+    return {name: numbers[name] for name in CARD_METRICS if name in numbers}

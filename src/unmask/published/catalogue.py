@@ -9,6 +9,7 @@ from unmask.decoding import presets
 from unmask.decoding.presets import Preset
 from unmask.decoding.sampling import Sampling
 from unmask.pretrained.families import AMUSED, FAMILIES, GOOGLE, TITOK, VALEOAI, Size
+from unmask.recipes.spec import ModelSpec
 from unmask.storage.download import Source
 
 
@@ -37,6 +38,14 @@ class Published:
     tokenizer: File
     sampling: Sampling
     preset: Preset | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is."""
+        assert self.size.model is not None
+        return ModelSpec(
+            tokenizer=self.size.tokenizer, model=self.size.model, sampling=self.sampling, trained_on=self.data
+        )
 
     @property
     def parameters(self) -> tuple[int, int]:

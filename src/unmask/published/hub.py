@@ -22,7 +22,7 @@ def is_on_hub(name: str | Path) -> bool:
     return str(name).startswith(HUB)
 
 
-def upload(folder: Path, repo: str, *, private: bool, token: str | None) -> str:
+def upload_model(folder: Path, repo: str, *, private: bool, token: str | None) -> str:
     """A saved model to a repository of the hub, which is made if needed; gives its address. ConfigError if refused."""
     with _refusals(f"cannot upload to {repo}"):
         from huggingface_hub import HfApi
@@ -33,7 +33,7 @@ def upload(folder: Path, repo: str, *, private: bool, token: str | None) -> str:
     return str(address)
 
 
-def download(name: str, *, offline: bool = False) -> Path:
+def download_model(name: str, *, offline: bool = False) -> Path:
     """A saved model of the hub, of which only weights and configurations are asked for, as a folder in our cache.
 
     `offline`: what is there already. ConfigError if it cannot be had.

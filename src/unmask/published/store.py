@@ -1,110 +1,72 @@
-"""Published models by name. The first use of one fetches its files, or takes those at hand, and converts them once into
-a folder of ours in the cache; from then on it is like any export."""
+"""Published models in the cache: the first use of one downloads its files, or takes local ones, and converts them.
+
+The result is a folder like any export.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from unmask.data.sources.choice import Codes
-from unmask.decoding.sampling import Sampling
-from unmask.errors import CheckpointError, ConfigError
+from unmask.errors import CheckpointError
 from unmask.pretrained.clip import read_clip, write_clip
 from unmask.pretrained.conversion import Converted
 from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
-from unmask.pretrained.lone_tokenizer import write_tokenizer_config
+from unmask.pretrained.lone_tokenizer import write_lone_tokenizer_config
 from unmask.published.catalogue import MODELS, File, Published
-from unmask.published.hub import download, is_on_hub
-from unmask.recipes.reading import read_recipe
-from unmask.recipes.schema import Recipe
+from unmask.recipes.reading import read_config, write_config
+from unmask.recipes.spec import ModelSpec
 from unmask.runtime.progress import Progress
 from unmask.storage.cache import cache_dir
-from unmask.storage.config import load_json, to_json, write_json
+from unmask.storage.config import load_json
 from unmask.storage.download import alone, fetch, mismatch
 from unmask.storage.files import one_line
-from unmask.storage.layout import MODEL, TOKENIZER
+from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
 
 REPORT = "conversion.txt"
+"""The end of the name of the report on a converted file."""
 
 
-def located(
-    name: str | Path, *, weights: Sequence[str | Path] = (), offline: bool = False, progress: Progress | None = None
-) -> Path:
-    """The folder of a run or of an export; that of a published model is made first, if it is not there.
-
-    One that `push_to_hub` saved is fetched from the hub, or without asking it if `offline`.
-    """
-    path = Path(name)
-    if is_on_hub(name):
-        if weights:
-            raise ConfigError(f"{name} is on the hub with its weights: --weights is for a published model")
-        return download(str(name), offline=offline)
-    if not is_catalogued(name):
-        if not path.exists() and len(path.parts) == 1:
-            near = get_close_matches(str(name), MODELS, 1)
-            hint = f"did you mean the published {near[0]}?" if near else "unmask models lists the published ones"
-            raise CheckpointError(f"{one_line(str(name))}: no such run, and no published model: {hint}")
-        if weights:
-            raise ConfigError(f"{name} is a folder of its own: weights are for a published model")
-        return path
-    return made(str(name), weights=weights, offline=offline, progress=progress)
-
-
-def is_catalogued(name: str | Path) -> bool:
-    """Whether a published model is meant, and no folder of that name."""
-    return str(name) in MODELS and not (Path(name) / "config.json").is_file()
-
-
-def described(name: str | Path) -> Recipe | None:
-    """The recipe of a run or an export, or of a published model, of which nothing is fetched for it.
-
-    None of a folder without one of an image generator.
-    """
-    if is_catalogued(name):
-        return as_recipe(MODELS[str(name)].size, MODELS[str(name)].sampling)
-    config = located(name) / "config.json"
-    theirs = read_recipe(config, None) if config.is_file() else None
-    return theirs if isinstance(theirs, Recipe) else None
-
-
-def made(
+def fetch_published(
     name: str, *, weights: Sequence[str | Path] = (), offline: bool = False, progress: Progress | None = None
 ) -> Path:
-    """A published model, converted in the cache; CheckpointError or DiskError says what is missing or differs."""
+    """Return the folder of a published model in the cache, converting it at its first use.
+
+    CheckpointError or DiskError says what is missing or differs.
+    """
     folder = cache_dir() / "models" / name
     given = [Path(place).expanduser() for place in weights]
-    if (folder / "config.json").is_file() and not given:
+    if (folder / CONFIG).is_file() and not given:
         return folder
-    files = _files(name, given, offline, progress)
+    files = _find_files(name, given, offline, progress)
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
-        if not (folder / "config.json").is_file() or given:  # another process may just have made it
-            _make(MODELS[name], files, folder)
+        if not (folder / CONFIG).is_file() or given:  # another process may just have made it
+            _convert_files(MODELS[name], files, folder)
     return folder
 
 
-def _make(model: Published, files: Mapping[File, Path], folder: Path) -> None:
+def _convert_files(model: Published, files: Mapping[File, Path], folder: Path) -> None:
     # What reads texts lies beside the transformer's folder, in a cache as links. It is written as it was read, and so
     # nothing comes along that is no text model, wherever a link leads.
     texts = read_clip(files[model.model].parent.parent) if model.preset is None else None
-    (folder / "config.json").unlink(missing_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
     if texts is not None:
         write_clip(texts, folder)
     for part, path in files.items():
         _, done = convert_file(path, part.family, like=_own(model.size, part.family))
         into = folder / (TOKENIZER if part is model.tokenizer else MODEL)
-        save(done, into, folder / f"{into.stem}-{REPORT}")
-    write_recipe(model.size, folder, model.sampling)  # last: a folder that has it is whole
+        write_converted(done, into, folder / f"{into.stem}-{REPORT}")
+    write_config(model.spec, folder)  # last: a folder that has it is whole
 
 
-def _files(name: str, given: Sequence[Path], offline: bool, progress: Progress | None) -> dict[File, Path]:
+def _find_files(name: str, given: Sequence[Path], offline: bool, progress: Progress | None) -> dict[File, Path]:
     """The published files: among those given, or fetched once it is clear that all can be had."""
     parts = (MODELS[name].model, MODELS[name].tokenizer)
     for place in given:
         if not place.exists():
             raise CheckpointError(f"{one_line(str(place))}: no such file or folder")
-    found = {part: _at_hand(part, given, parts) for part in parts}
+    found = {part: _find_given(part, given, parts) for part in parts}
     for place in given:
         if not any(path is not None and place in (path, *path.parents) for path in found.values()):
             names = " or ".join(part.name for part in parts)
@@ -115,14 +77,14 @@ def _files(name: str, given: Sequence[Path], offline: bool, progress: Progress |
                 f"{name} needs {part.name} of {part.page}, of which no hash is known to check a download by: get it "
                 f"there, then unmask fetch {name} --weights FILE"
             )
-    return {part: path or _fetched(part, offline, progress) for part, path in found.items()}
+    return {part: path or _fetch_file(part, offline, progress) for part, path in found.items()}
 
 
 def _own(size: Size, family: str) -> Size:
     return Size(tokenizer=size.tokenizer) if FAMILIES[family].is_tokenizer else size
 
 
-def _at_hand(part: File, given: Sequence[Path], parts: Sequence[File]) -> Path | None:
+def _find_given(part: File, given: Sequence[Path], parts: Sequence[File]) -> Path | None:
     """The published file among those given, or in their folders; CheckpointError if it is not as published."""
     short = Path(part.name).name
     alike = sum(Path(other.name).name == short for other in parts) > 1  # then the folder tells
@@ -143,7 +105,7 @@ def _is_named(place: Path, ending: str) -> bool:
     return any(path.as_posix().endswith(f"/{ending}") for path in (Path(os.path.abspath(place)), place.resolve()))
 
 
-def _fetched(part: File, offline: bool, progress: Progress | None) -> Path:
+def _fetch_file(part: File, offline: bool, progress: Progress | None) -> Path:
     assert part.source is not None
     try:
         return fetch(part.source, cache_dir() / "downloads", offline=offline, progress=progress)
@@ -151,21 +113,10 @@ def _fetched(part: File, offline: bool, progress: Progress | None) -> Path:
         raise CheckpointError(f"{error}, or name a copy of it with --weights") from error
 
 
-def save(done: Converted, into: Path, report: Path) -> None:
+def write_converted(done: Converted, into: Path, report: Path) -> None:
     """The converted parameters, and beside them what became of every tensor."""
     done.write(into, {"source": done.report.source})
     report.write_text(done.report.text, encoding="utf-8")
-
-
-def as_recipe(size: Size, sampling: Sampling) -> Recipe:
-    """What there is to say of a model that was trained elsewhere."""
-    assert size.model is not None
-    return Recipe(data=Codes(path=""), tokenizer=size.tokenizer, model=size.model, sampling=sampling, unigram=False)
-
-
-def write_recipe(size: Size, folder: Path, sampling: Sampling) -> None:
-    """config.json, with which a folder of converted weights is like an export."""
-    write_json(folder / "config.json", to_json(as_recipe(size, sampling)))
 
 
 def convert_into(path: Path, family: str, out: Path) -> Converted:
@@ -173,36 +124,38 @@ def convert_into(path: Path, family: str, out: Path) -> Converted:
 
     Raises CheckpointError for a file that does not fit, or a folder that holds something else.
     """
-    rules, config = FAMILIES[family], out / "config.json"
+    rules, config = FAMILIES[family], out / CONFIG
     joins = rules.is_tokenizer and _lacks_tokenizer(out)
     if config.exists() and not joins:
         raise CheckpointError(f"{out} holds a model already: give another --out")
-    like = _likeness(read_recipe(config, Recipe), rules, out) if joins else None
+    like = _find_size(read_config(config, ModelSpec), rules, out) if joins else None
     size, done = convert_file(path, family, like=like)
     out.mkdir(parents=True, exist_ok=True)
     into = out / (TOKENIZER if joins else MODEL)
-    save(done, into, out / f"{into.stem}-{REPORT}")
+    write_converted(done, into, out / f"{into.stem}-{REPORT}")
     if not rules.is_tokenizer:
-        write_recipe(size, out, _sampling(size))
+        write_config(_find_spec(size), out)
     elif not joins:
-        write_tokenizer_config(size.tokenizer, out)
+        write_lone_tokenizer_config(size.tokenizer, out)
     return done
 
 
 def _lacks_tokenizer(folder: Path) -> bool:
     """Whether there is a generator without one."""
-    if not (folder / MODEL).exists() or not (folder / "config.json").exists():
+    if not (folder / MODEL).exists() or not (folder / CONFIG).exists():
         return False
-    return "model" in load_json(folder / "config.json") and not (folder / TOKENIZER).exists()
+    return "model" in load_json(folder / CONFIG) and not (folder / TOKENIZER).exists()
 
 
-def _likeness(beside: Recipe, rules: Family, out: Path) -> Size:
+def _find_size(beside: ModelSpec, rules: Family, out: Path) -> Size:
     same: list[Any] = [size for size in rules.sizes if size.tokenizer == beside.tokenizer]
     if not same:
         raise CheckpointError(f"{out} holds a generator with another kind of tokenizer: give another --out")
     return same[0]
 
 
-def _sampling(size: Size) -> Sampling:
-    """That of the published model of this size, or the plain one."""
-    return next((model.sampling for model in MODELS.values() if model.size == size), Sampling())
+def _find_spec(size: Size) -> ModelSpec:
+    """Return the spec of the published model of this size, or one with the default sampling."""
+    assert size.model is not None
+    published = next((model.spec for model in MODELS.values() if model.size == size), None)
+    return published or ModelSpec(tokenizer=size.tokenizer, model=size.model)

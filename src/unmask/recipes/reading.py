@@ -7,106 +7,153 @@ import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar, overload
+from types import UnionType
+from typing import Any, TypeVar, overload
 
 from unmask import recipes
+from unmask.data.sources.choice import Codes
 from unmask.errors import ConfigError
-from unmask.recipes.schema import AnyKind, Recipe, TextRecipe, TokenizerRecipe
-from unmask.storage.config import from_json, load_json
+from unmask.pretrained.lone_tokenizer import LoneTokenizer, parse_lone_tokenizer
+from unmask.recipes.schema import AnyRecipe, MeasuredModel, Recipe, TextRecipe, TokenizerRecipe
+from unmask.recipes.spec import ModelSpec, TextModelSpec
+from unmask.storage.config import from_json, load_json, to_json, write_json
+from unmask.storage.layout import CONFIG
 
-AnyRecipe = TypeVar("AnyRecipe", bound=AnyKind)
-COMMAND: dict[type, str] = {
-    Recipe: "train",
-    TextRecipe: "train (or, of a run, generate, infill, score or evaluate-text)",
-    TokenizerRecipe: "train-tokenizer",
+AnyConfig = Recipe | TextRecipe | TokenizerRecipe | MeasuredModel | ModelSpec | TextModelSpec | LoneTokenizer
+"""What a config.json may hold."""
+Wanted = TypeVar("Wanted", bound=AnyConfig)
+WantedRecipe = TypeVar("WantedRecipe", bound=AnyRecipe)
+KINDS: dict[str, type[AnyConfig]] = {
+    "image-recipe": Recipe,
+    "text-recipe": TextRecipe,
+    "tokenizer-recipe": TokenizerRecipe,
+    "measured-model": MeasuredModel,
+    "image-model": ModelSpec,
+    "text-model": TextModelSpec,
 }
-MARK = {"loss": TokenizerRecipe, "packing": TextRecipe}
-"""The field by which a kind is told in config.json."""
-WHOSE: dict[type, str] = {
-    Recipe: "an image generator's",
-    TextRecipe: "a text model's",
-    TokenizerRecipe: "a tokenizer's",
+"""The field "kind" of a config.json."""
+EARLIER_KINDS: dict[str, type[AnyConfig]] = {"loss": TokenizerRecipe, "packing": TextRecipe, "data": Recipe}
+"""The field that tells the kind in files written before there was a "kind"."""
+COMMANDS: dict[type, tuple[str, str]] = {
+    Recipe: ("the recipe of an image model", "train"),
+    TextRecipe: ("the recipe of a text model", "train (or, for a run, generate, infill, score or evaluate-text)"),
+    TokenizerRecipe: ("the recipe of a tokenizer", "train-tokenizer"),
+    MeasuredModel: ("an image model trained elsewhere", "evaluate"),
+    ModelSpec: ("an image model", "sample"),
+    TextModelSpec: ("a text model", "generate"),
+    LoneTokenizer: (
+        "a tokenizer alone",
+        "tokenize, or convert a generator into a new folder, then its tokenizer into it",
+    ),
 }
-ONCE: dict[type, dict[str, str]] = {
-    TextRecipe: {},
+"""What each kind is called, and the command that takes it."""
+EARLIER_TYPES: dict[type, dict[str, str]] = {
     Recipe: {"tokenizer": "Pixels", "objective": "MaskGIT", "model": "TransformerConfig"},
     TokenizerRecipe: {"perceptual": "ClassifierConfig"},
 }
-"""What these fields held before they had a choice, in files that do not say."""
+"""The types of fields that had no choice when older files were written."""
 
 
-def names(kind: type = Recipe) -> list[str]:
-    """The recipes that come with the package and that the command of this kind takes: tokenizers' end in -tokenizer."""
-    found = sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(recipes.__path__))
+def list_recipes(kind: type = Recipe) -> list[str]:
+    """Return the names of the recipes in the package that the command of this kind takes."""
+    modules = (module.name for module in pkgutil.iter_modules(recipes.__path__))
+    found = sorted(name.replace("_", "-") for name in modules if name not in ("reading", "schema", "spec"))
     return [name for name in found if name.endswith("-tokenizer") == (kind is TokenizerRecipe)]
 
 
-def load(name: str) -> Recipe | TextRecipe:
-    """A generator's recipe, of images or of text; see `find`."""
-    found = find(name, None)
-    if isinstance(found, TokenizerRecipe):
-        _refuse(found, name)
-    return found  # type: ignore[return-value]
+def load_recipe(name: str) -> Recipe | TextRecipe:
+    """Return the recipe of an image or text model; see `find_recipe`."""
+    return find_recipe(name, Recipe | TextRecipe)
 
 
 @overload
-def find(name: str, kind: type[AnyRecipe]) -> AnyRecipe: ...
+def find_recipe(name: str, kind: type[WantedRecipe]) -> WantedRecipe: ...
 @overload
-def find(name: str, kind: None) -> AnyKind: ...
-def find(name: str, kind: type | None) -> AnyKind:
-    """A recipe by name, by the path of a Python file with `recipe()`, or by the `config.json` of an earlier run.
+def find_recipe(name: str, kind: UnionType) -> Any: ...
+def find_recipe(name: str, kind: type | UnionType = AnyRecipe) -> Any:
+    """Return a recipe by name, by the path of a .py file with `recipe()`, or by the config.json of an earlier run.
 
-    A Python file is run: only give one that you trust. Raises ConfigError with the nearest name, or, where the recipe
-    is not of the `kind` asked for, the command that takes it.
+    A .py file is executed: only give one that you trust.
+
+    Raises:
+        ConfigError: There is no such recipe (with the nearest name), or it is of another kind (with the command that
+            takes it).
     """
     path = Path(name)
     if path.suffix == ".json":
-        return read_recipe(path, kind)
+        return read_config(path, kind)
     if path.suffix == ".py":
-        return _right(_from_file(path), kind, name)
-    known = [*names(Recipe), *names(TokenizerRecipe)]
+        return _check_kind(_from_file(path), kind, name)
+    known = [*list_recipes(Recipe), *list_recipes(TokenizerRecipe)]
     if name not in known:
-        near = get_close_matches(name, names(kind or Recipe), 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names(kind or Recipe))}."
+        fitting = list_recipes(TokenizerRecipe if kind is TokenizerRecipe else Recipe)
+        near = get_close_matches(name, fitting, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(fitting)}."
         raise ConfigError(f"no recipe {name}: {hint} Or give the path of a .py recipe or of a run's config.json")
     module = importlib.import_module(f"{recipes.__name__}.{name.replace('-', '_')}")
-    build: Callable[[], AnyKind] = module.recipe
-    return _right(build(), kind, name)
+    build: Callable[[], AnyRecipe] = module.recipe
+    return _check_kind(build(), kind, name)
+
+
+def config_to_json(config: AnyConfig) -> dict[str, Any]:
+    """Return the JSON form of a recipe or spec, with its kind. `read_config` reads it."""
+    if isinstance(config, LoneTokenizer):
+        return to_json(config)["tokenizer"]
+    kind = next(name for name, cls in KINDS.items() if type(config) is cls)
+    return {"kind": kind, **to_json(config)}
+
+
+def write_config(config: AnyConfig, folder: Path) -> None:
+    """Write `folder`/config.json."""
+    write_json(folder / CONFIG, config_to_json(config))
+
+
+def has_config(folder: Path) -> bool:
+    """Return whether `folder` is a run, an export or a converted model."""
+    return (folder / CONFIG).is_file()
 
 
 @overload
-def read_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe: ...
+def read_config(path: Path, kind: type[Wanted]) -> Wanted: ...
 @overload
-def read_recipe(path: Path, kind: None) -> AnyKind: ...
-def read_recipe(path: Path, kind: type | None) -> AnyKind:
-    """The recipe in a run's config.json, of any kind or of the one asked for."""
+def read_config(path: Path, kind: UnionType = AnyConfig) -> Any: ...
+def read_config(path: Path, kind: type | UnionType = AnyConfig) -> Any:
+    """Read a config.json: that of a run, an export, a published model or a lone tokenizer.
+
+    Args:
+        path: The file.
+        kind: The class, or union of classes, to accept. A recipe is accepted where its spec is asked for.
+
+    Raises:
+        ConfigError: The file is missing or wrong, or holds another kind; the message names the command that takes it.
+    """
     data = load_json(path)
-    if isinstance(data, dict) and "type" in data:
-        raise ConfigError(
-            f"{path} is of a tokenizer alone: take unmask tokenize, or convert a generator into a new folder, and then "
-            "its tokenizer into that"
-        )
-    here = next((of for field, of in MARK.items() if isinstance(data, dict) and field in data), Recipe)
-    if isinstance(data, dict):
-        data = data | {
-            name: {"type": only} | data[name]
-            for name, only in ONCE[here].items()
-            if isinstance(data.get(name), dict) and "type" not in data[name]
-        }
-    return _right(from_json(here, data, path.name), kind, str(path))
+    if (isinstance(data, dict) and "type" in data) or not isinstance(data, dict):
+        return _check_kind(parse_lone_tokenizer(data), kind, str(path))
+    name = data.pop("kind", None)
+    if name is not None and name not in KINDS:
+        raise ConfigError(f"{path.name}: kind {name!r} is unknown here: it was written by a newer version of unmask")
+    known = (cls for field, cls in EARLIER_KINDS.items() if field in data)
+    here = KINDS[name] if name is not None else next(known, Recipe)
+    for field, only in EARLIER_TYPES.get(here, {}).items():
+        if isinstance(data.get(field), dict) and "type" not in data[field]:
+            data[field] = {"type": only} | data[field]
+    found: Any = from_json(here, data, path.name)
+    if isinstance(found, Recipe) and found.data == Codes(path=""):  # how a model without a training was once written
+        found = found.spec
+    return _check_kind(found, kind, str(path))
 
 
-def _right(made: AnyKind, kind: type | None, name: str) -> AnyKind:
-    if kind is not None and not isinstance(made, kind):
-        _refuse(made, name)
-    return made
+def _check_kind(found: AnyConfig, kind: type | UnionType, name: str) -> AnyConfig:
+    if isinstance(found, kind):
+        return found
+    what, command = COMMANDS[type(found)]
+    if isinstance(kind, type) and type(found) in kind.__bases__:
+        raise ConfigError(f"{name} is {what} without its training recipe: give the run that trained it")
+    raise ConfigError(f"{name} is {what}: use unmask {command}")
 
 
-def _refuse(made: AnyKind, name: str) -> None:
-    raise ConfigError(f"{name} is {WHOSE[type(made)]} recipe: take unmask {COMMAND[type(made)]}")
-
-
-def _from_file(path: Path) -> AnyKind:
+def _from_file(path: Path) -> AnyRecipe:
     spec = importlib.util.spec_from_file_location("user_recipe", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"{path}: no such recipe file")
@@ -118,6 +165,6 @@ def _from_file(path: Path) -> AnyKind:
         made = build() if callable(build) else None
     except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(made, AnyKind):
-        raise ConfigError(f"{path}: a recipe file needs a function recipe() that returns unmask.recipes.Recipe")
+    if not isinstance(made, AnyRecipe):
+        raise ConfigError(f"{path}: a recipe file needs a function recipe() that returns a Recipe of unmask.recipes")
     return made

@@ -1,7 +1,7 @@
 """Recipes as data: what an experiment on pictures, on text, or of a tokenizer consists of."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -13,43 +13,56 @@ from unmask.method.models.transformer import TransformerConfig
 from unmask.method.objectives import MaskedDiffusion, MaskGIT, Objective
 from unmask.metrics.features import ClassifierConfig
 from unmask.pretrained.amused import Amused
-from unmask.pretrained.networks import GeneratorConfig, LearnedConfig
+from unmask.pretrained.networks import GeneratorConfig
+from unmask.recipes.spec import ModelSpec, TextModelSpec
 from unmask.tokenizers.losses import TokenizerLoss
 from unmask.tokenizers.lpips import LpipsFiles
-from unmask.tokenizers.pixels import Pixels
-from unmask.tokenizers.text import BPE, Bytes, Characters
 from unmask.tokenizers.vqgan import VQGAN
 from unmask.training.loop import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything about an experiment. With `conditional`, model.num_classes is taken from the data set's classes.
+class Recipe(ModelSpec):
+    """An experiment on images: a model spec plus data and training.
 
-    Pictures are tokenized as the run starts, by Pixels; Codes were made before, and bring their tokenizer with them.
-    `unigram` starts the head at the tokens' own frequencies, so the first loss is their entropy instead of log K.
-    `classes` are the names of the data set's, `tokenizer_sha256` tells a learned tokenizer: both are filled in from it.
-    `init`: a run, an export or a published model to start from; "" is one that has to be named.
+    With `conditional`, model.num_classes is taken from the classes of the data. Images are tokenized as the run starts
+    if the tokenizer is Pixels; a token dataset (`Codes`) brings its tokenizer with it.
     """
 
     data: Source | Codes
-    tokenizer: Pixels | LearnedConfig
+    """Where the images are."""
     model: GeneratorConfig | Amused = TransformerConfig()
+    """The network."""
     objective: Objective | WithCritic = MaskGIT()
+    """What training minimizes."""
     training: TrainConfig = TrainConfig()
-    sampling: Sampling = Sampling()
+    """Steps, batch, optimizer and checkpoints."""
     classifier: ClassifierConfig = ClassifierConfig(channels=1, num_classes=10)
+    """The classifier that measures the samples."""
     conditional: bool = True
     """Whether to learn classes, where the data has some."""
     unigram: bool = True
-    """Whether the head starts at the tokens' own frequencies."""
-    classes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    tokenizer_sha256: Annotated[str | None, tyro.conf.Suppress] = None
+    """Whether the head starts at the frequencies of the tokens: the first loss is then their entropy, not log K."""
     init: str | None = None
-    """A run, an export, one of unmask models or hf-hub:OWNER/NAME to start from."""
+    """A run, an export, one of unmask models or hf-hub:OWNER/NAME to start from; "" must be replaced by --init."""
 
     def __post_init__(self) -> None:
         _check_parts(self.objective, self.model, self.sampling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredModel(ModelSpec):
+    """A model that was not trained here, with the data to measure it against."""
+
+    data: Source | Codes
+    """Where the images are."""
+    classifier: ClassifierConfig = Recipe.classifier
+    """The classifier that measures the samples."""
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it knows classes."""
+        return not isinstance(self.model, Amused) and self.model.num_classes > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,38 +83,25 @@ class TokenizerRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextRecipe:
-    """Everything about an experiment on text, which becomes rows of `tokenizer.context` tokens.
-
-    `packing`: a "stream" of documents, one after another with an end token between, cut into rows; or "documents", one
-    a row, which needs a `padded` model. `documents` counts those of the corpus, `text_sha256` tells its tokens and
-    `tokenizer_sha256` the tokenizer: all are filled in from the data. `unigram` and `init` as in Recipe.
-    """
+class TextRecipe(TextModelSpec):
+    """An experiment on text: a text model spec plus data and training."""
 
     data: TextFile | HubText
-    tokenizer: Characters | Bytes | BPE
-    packing: Literal["stream", "documents"] = "stream"
-    model: TransformerConfig = TransformerConfig()
+    """Where the text is."""
     objective: Objective | WithCritic = MaskedDiffusion()
+    """What training minimizes."""
     training: TrainConfig = TrainConfig()
-    sampling: Sampling = Sampling()
+    """Steps, batch, optimizer and checkpoints."""
     unigram: bool = True
-    documents: Annotated[int, tyro.conf.Suppress] = 0
+    """Whether the head starts at the frequencies of the tokens."""
     text_sha256: Annotated[str | None, tyro.conf.Suppress] = None
-    tokenizer_sha256: Annotated[str | None, tyro.conf.Suppress] = None
+    """Digest of the tokenized corpus, filled in from the data."""
     init: str | None = None
+    """A run or an export to start from."""
 
     def __post_init__(self) -> None:
-        if self.packing == "documents" and not self.model.padded:
-            raise ValueError("packing documents: rows end early, so --model.padded is needed")
-        if self.model.num_classes:
-            raise ValueError(f"model.num_classes {self.model.num_classes}: text has no classes; leave it at 0")
+        super().__post_init__()
         _check_parts(self.objective, self.model, self.sampling)
-
-    @property
-    def opens(self) -> bool:
-        """Whether a text begins after an end token: so in a stream of many documents."""
-        return self.packing == "stream" and self.documents > 1
 
 
 def _check_parts(objective: Objective | WithCritic, model: GeneratorConfig | Amused, sampling: Sampling) -> None:
@@ -125,4 +125,4 @@ def _check_parts(objective: Objective | WithCritic, model: GeneratorConfig | Amu
         raise ValueError("sampling.priority FromCritic: this model has no critic; train it with WithCritic")
 
 
-AnyKind = Recipe | TokenizerRecipe | TextRecipe
+AnyRecipe = Recipe | TokenizerRecipe | TextRecipe

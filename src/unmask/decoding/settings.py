@@ -1,0 +1,110 @@
+"""Sampling settings by names and numbers, as a flag or a keyword gives them: the one place that reads them.
+
+`--order halton` on the command line and `pipe(order="halton")` in Python both come here.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from unmask.decoding.names import SAMPLERS, SAMPLINGS, named, orders, schedules
+from unmask.decoding.rules import DrawnLogit, StepConfidence, stretched
+from unmask.decoding.sampling import Adaptive, Ancestral, FromCritic, Order, Parallel, ReMDM, Sampling
+from unmask.errors import ConfigError
+from unmask.method.guidance import Interval
+from unmask.method.sampling.priorities import Confidence, Moment
+
+
+class SamplingSettings(TypedDict, total=False):
+    """What a call may change of a model's sampling; what is left out, or None, stays as the model has it."""
+
+    preset: str | None
+    """A published way to sample, such as "besnier-256-8"; `decoding/names.py` has them."""
+    steps: int | None
+    """Forward passes."""
+    order: str | None
+    """Which tokens are revealed first, such as "confidence" or "halton"."""
+    noise: float | None
+    """Factor of the Gumbel noise on log-confidence, for the confidence and moment orders."""
+    schedule: str | None
+    """Fraction still masked over time, such as "cosine"."""
+    temperature: float | None
+    """Divides the logits: below 1 is sharper, 0 is greedy."""
+    guidance: float | None
+    """Guidance scale s: null + s (conditional - null); 1 is none."""
+    sampler: str | None
+    """The sampling algorithm, such as "parallel" or "entropy-bound"."""
+    block: int | None
+    """Tokens per block, from left to right."""
+    top_k: int | None
+    """Sample from this many of the likeliest tokens only."""
+    top_p: float | None
+    """Sample from the smallest set of tokens with this much probability only."""
+
+
+def change_sampling(base: Sampling, grid: tuple[int, ...], settings: Mapping[str, Any]) -> Sampling:
+    """Return `base` with these settings put in.
+
+    Args:
+        base: The model's own sampling, which `preset` replaces.
+        grid: The canvas of the model, for orders and schedules that depend on it.
+        settings: Of `SamplingSettings`; None counts as not given.
+
+    Raises:
+        ConfigError: An unknown setting or name (the nearest one is given), or a setting that nothing would read.
+        ValueError: A number that sampling cannot use.
+    """
+    check_settings(settings)
+    given = {name: value for name, value in settings.items() if value is not None}
+    base = named(SAMPLINGS, given["preset"], "preset") if "preset" in given else base
+    base = base.on(grid)
+    changes: dict[str, Any] = {
+        name: given[name] for name in ("steps", "temperature", "top_k", "top_p", "block") if name in given
+    }
+    if isinstance(base.temperature, tuple) and "steps" in given and "temperature" not in given:
+        changes["temperature"] = stretched(base.temperature, given["steps"])
+    if "sampler" in given:
+        changes |= {"sampler": named(SAMPLERS, given["sampler"], "sampler"), "remask": given["sampler"] == "remask"}
+    _check_read(given, changes.get("sampler", base.sampler))
+    priority = base.priority
+    if "order" in given and not (given["order"] == "confidence" and isinstance(priority, Confidence)):
+        priority = named(orders(grid), given["order"], "order")
+    if "noise" in given:
+        priority = _change_noise(priority, given["noise"])
+    if "schedule" in given:
+        changes["schedule"] = named(schedules(math.prod(grid)), given["schedule"], "schedule")
+    if "guidance" in given:
+        changes["scale"] = Interval(given["guidance"])
+    return replace(base, priority=priority, **changes)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """ConfigError with the nearest name for a setting that there is not."""
+    known = list(SamplingSettings.__annotations__)
+    for name in settings:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ConfigError(f"no setting {name}: {hint}")
+
+
+def _change_noise(priority: Order | FromCritic, noise: float) -> Order | FromCritic:
+    """Return the same order with another factor of noise: of a list of factors, the first."""
+    if isinstance(priority, StepConfidence | DrawnLogit) and priority.noises[0] > 0:
+        return replace(priority, noises=tuple(noise * (factor / priority.noises[0]) for factor in priority.noises))
+    if not isinstance(priority, Confidence | Moment | FromCritic):
+        raise ConfigError(f"--noise {noise} is for --order confidence or moment; this order has none")
+    return replace(priority, noise=noise)
+
+
+def _check_read(given: Mapping[str, Any], sampler: Parallel | Ancestral | ReMDM | Adaptive) -> None:
+    """ConfigError for a setting that the chosen sampler would not read."""
+    ordered, planned = isinstance(sampler, Parallel), not isinstance(sampler, Adaptive)
+    for name, read in (("order", ordered), ("noise", ordered), ("schedule", planned)):
+        if name in given and not read:
+            kind = type(sampler).__name__
+            raise ConfigError(f"--{name} {given[name]}: the sampler {kind} ignores it: add --sampler parallel")

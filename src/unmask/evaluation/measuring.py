@@ -1,0 +1,241 @@
+"""Measure from Python: what `unmask evaluate`, `sweep` and `score` do, as functions."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from typing_extensions import Unpack
+
+from unmask.decoding.names import named
+from unmask.decoding.names import orders as orders_of
+from unmask.decoding.sampling import Sampling
+from unmask.decoding.settings import SamplingSettings, change_sampling
+from unmask.errors import ConfigError
+from unmask.evaluation.images import measure_run
+from unmask.evaluation.networks import open_networks
+from unmask.evaluation.plans import SweepChoices, plan_sweep
+from unmask.evaluation.runs import open_run
+from unmask.evaluation.scoring import OrderScore, ScoredSubject, score_subject, write_scores
+from unmask.evaluation.sweep_table import SweepRow
+from unmask.evaluation.sweeping import sweep_run
+from unmask.experiments.text import reopen_text
+from unmask.method.guidance import Condition, Interval, Predict, guided
+from unmask.pipelines.text import TextPipeline
+from unmask.pretrained.conditions import check_guidance
+from unmask.published.opening import OpenedModel, open_model
+from unmask.recipes.schema import TextRecipe
+from unmask.recipes.spec import ModelSpec
+from unmask.runtime.distributed import World, world
+from unmask.runtime.progress import Progress
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    samples: int = 1500,
+    seed: int = 0,
+    features: str = "classifier",
+    classifier: str | Path | None = None,
+    reference: str | Path | None = None,
+    data: str | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+    **settings: Unpack[SamplingSettings],
+) -> dict[str, object]:
+    """Generate images and measure them, as `unmask evaluate` does; writes report.json and the pictures of the run.
+
+    Args:
+        run: A run, an export, a published model or hf-hub:OWNER/NAME.
+        samples: How many images to generate and measure.
+        seed: The seed of the samples.
+        features: "classifier", "inception" or "dinov2"; the latter two may be kind=PATH of their weights.
+        classifier: A folder that unmask train-features made; by default one is trained and kept in the run.
+        reference: The file that keeps the features of the real images; by default in the run.
+        data: For a model that is no run: what to measure it against.
+        out: For a model that is no run: the folder for the results; runs/NAME by default.
+        device: "auto", "cuda" or "cpu".
+        progress: Called with (what, done, total).
+        settings: How to sample, as in `Pipeline.generate`.
+
+    Returns:
+        The metrics, as in report.json.
+    """
+    with world(None if device == "auto" else device) as here:
+        opened = open_model(run, world=here)
+        sampling = check_sampling(opened.require_image_spec(), settings)
+        return evaluate_opened(
+            opened,
+            here,
+            samples=samples,
+            seed=seed,
+            sampling=sampling,
+            features=features,
+            classifier=classifier,
+            reference=None if reference is None else Path(reference),
+            data=data,
+            out=None if out is None else Path(out),
+            progress=progress,
+        )
+
+
+def evaluate_opened(
+    opened: OpenedModel,
+    here: World,
+    *,
+    samples: int,
+    seed: int,
+    sampling: Sampling,
+    features: str = "classifier",
+    classifier: str | Path | None = None,
+    reference: Path | None = None,
+    data: str | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, object]:
+    """Measure a model whose configuration is read; see `evaluate`."""
+    if samples < 2:
+        raise ConfigError(f"--samples {samples}: at least 2, to have a covariance")
+    extractor, judge = open_networks(features, classifier, here)
+    return measure_run(
+        open_run(opened, here, data=data, out=out, progress=progress),
+        num=samples,
+        seed=seed,
+        world=here,
+        sampling=sampling,
+        features=extractor,
+        judge=judge,
+        reference=reference,
+        progress=progress,
+    )
+
+
+def check_sampling(spec: ModelSpec, settings: Any) -> Sampling:
+    """Return the model's sampling with these settings; ConfigError, before weights are read, if it cannot be."""
+    sampling = change_sampling(spec.sampling, spec.grid, settings)
+    has_classes = getattr(spec.model, "num_classes", 1) > 0
+    check_guidance(spec.model, labelled=has_classes, guided=has_classes and not sampling.unguided)
+    return sampling
+
+
+def sweep(
+    run: str | Path,
+    choices: SweepChoices,
+    out: str | Path | None = None,
+    *,
+    features: str = "classifier",
+    classifier: str | Path | None = None,
+    reference: str | Path | None = None,
+    data: str | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> list[SweepRow]:
+    """Compare ways to sample in one table with plots, as `unmask sweep` does; the same call again resumes it.
+
+    Args:
+        run: A run, an export, a published model or hf-hub:OWNER/NAME.
+        choices: What to compare.
+        out: The folder for sweep.md, sweep.csv and the plots; RUN/sweep by default.
+        features, classifier, reference, data, device, progress: As in `evaluate`.
+
+    Returns:
+        The rows: the real-data baseline, the tokenizer bound, each setting, and the best one with a fresh seed.
+    """
+    with world(None if device == "auto" else device) as here:
+        opened = open_model(run, world=here)
+        plan = plan_sweep(opened.require_image_spec(), choices, opened.name)
+        extractor, judge = open_networks(features, classifier, here)
+        subject = open_run(opened, here, data=data, out=None if out is None else Path(out), progress=progress)
+        folder = subject.folder / "sweep" if out is None else Path(out)
+        return list(
+            sweep_run(
+                subject,
+                plan,
+                folder,
+                world=here,
+                features=extractor,
+                judge=judge,
+                reference=None if reference is None else Path(reference),
+                progress=progress,
+            )
+        )
+
+
+def score(
+    run: str | Path,
+    *,
+    orders: Sequence[str] = ("halton", "margin-repulsion", "margin", "entropy", "confidence-without-noise", "raster"),
+    steps: Sequence[int] = (1, 4, 16, 64),
+    schedule: str | None = None,
+    rows: int = 256,
+    passes: int = 16,
+    seed: int = 0,
+    data: str | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> list[OrderScore]:
+    """Rank unmasking orders by the exact likelihood of held-out data, as `unmask score` does.
+
+    Args:
+        run: A run of images or text, an export, a published model or hf-hub:OWNER/NAME.
+        orders: Names of orders; the others are compared with the first.
+        steps: Numbers of forward passes.
+        schedule: The schedule; by default the run's own.
+        rows: Held-out rows, spread over all there are.
+        passes: Masks of each row behind the likelihood bound.
+        seed: The seed of the masks.
+        data, out, device: As in `evaluate`; the table goes to RUN/score by default.
+
+    Returns:
+        The bound, then a score for each order and number of steps.
+    """
+    with world(None if device == "auto" else device) as here:
+        opened = open_model(run, world=here)
+        subject, sampling, grid, folder = open_subject(opened, here, data, None if out is None else Path(out))
+        if schedule is not None:
+            sampling = Sampling(schedule=change_sampling(Sampling(), grid, {"schedule": schedule}).schedule)
+        chosen = [(order, named(orders_of(grid), order, "order")) for order in dict.fromkeys(orders)]
+        scores = list(score_subject(subject, chosen, sampling, steps, num=rows, passes=passes, seed=seed, world=here))
+        if here.is_main:
+            facts: dict[str, object] = {"rows": min(rows, len(subject.rows)), "passes": passes, "seed": seed}
+            write_scores(scores, subject.units, folder / "score" if out is None else Path(out), facts, here)
+    return scores
+
+
+def open_subject(
+    opened: OpenedModel, here: World, data: str | None = None, out: Path | None = None
+) -> tuple[ScoredSubject, Sampling, tuple[int, ...], Path]:
+    """Open a model of images or text to score; return it, its sampling, its grid and the folder for the results."""
+    if isinstance(opened.config, TextRecipe):
+        return _open_text_subject(opened, opened.config, here)
+    run = open_run(opened, here, data=data, out=out, dtype=torch.float32)
+    pipeline = run.pipeline
+
+    def predict(condition: Condition) -> Predict:
+        return pipeline.predict(condition, replace(pipeline.sampling, scale=Interval(1.0)))
+
+    def plain(condition: Condition) -> Predict:
+        return guided(pipeline.model, condition)
+
+    rows, mask_id = run.experiment.test, pipeline.model.mask_id
+    subject = ScoredSubject(predict=predict, plain=plain, rows=rows, mask_id=mask_id)
+    return subject, pipeline.sampling, pipeline.model.grid, run.folder
+
+
+def _open_text_subject(
+    opened: OpenedModel, recipe: TextRecipe, here: World
+) -> tuple[ScoredSubject, Sampling, tuple[int, ...], Path]:
+    folder = opened.fetch()
+    ready = reopen_text(recipe, folder)
+    pipeline = TextPipeline.from_pretrained(folder, device=str(here.device), dtype=torch.float32, spec=recipe)
+    held_out = ready.meta.test
+    subject = ScoredSubject(
+        predict=lambda condition: pipeline.predict(),
+        plain=lambda condition: pipeline.predict(remember=False),
+        rows=ready.test,
+        mask_id=pipeline.model.mask_id,
+        units=(("bits per character", held_out.characters / held_out.tokens),),
+    )
+    return subject, pipeline.sampling, pipeline.model.grid, folder

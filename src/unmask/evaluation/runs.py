@@ -1,0 +1,171 @@
+"""Open a run to measure: its data, its weights, and the folder for the results.
+
+A model without a training of ours (published, converted, exported) is measured against data that the caller names. Its
+results go into a folder of their own, with links to the weights, so that nothing is written beside the weights.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from unmask.data.shards.dataset import META
+from unmask.data.sources.choice import Cifar10, Codes, Digits, Folder, Mnist, Source, settled
+from unmask.errors import CheckpointError, ConfigError
+from unmask.experiments.coded import open_coded
+from unmask.experiments.images import Experiment, prepare_images
+from unmask.pipelines.image import Pipeline
+from unmask.pipelines.load import load_image_pipeline
+from unmask.pretrained.conditions import takes_prompts
+from unmask.published.hub import HUB, is_on_hub
+from unmask.published.opening import OpenedModel, open_model
+from unmask.recipes.reading import has_config, read_config, write_config
+from unmask.recipes.schema import MeasuredModel, Recipe
+from unmask.recipes.spec import ModelSpec
+from unmask.runtime.distributed import World, barrier
+from unmask.runtime.progress import Progress
+from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
+from unmask.storage.weights import same_weights
+from unmask.tokenizers.base import verify_tokenizer
+from unmask.tokenizers.pixels import Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedRun:
+    """A finished run with its data, on this rank's device; `folder` keeps the results."""
+
+    folder: Path
+    experiment: Experiment
+    pipeline: Pipeline
+
+
+def open_run(
+    model: OpenedModel | str | Path,
+    world: World,
+    *,
+    data: str | None = None,
+    out: Path | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> OpenedRun:
+    """Open a model with its data, reading its configuration and its weights once.
+
+    Args:
+        model: The model, or its name.
+        world: The processes of torchrun; the main one writes.
+        data: For a model that is no run: what to measure it against (`find_data`).
+        out: For a model that is no run: the folder for the results; runs/NAME by default.
+        dtype: The type of the weights in memory.
+        progress: Called with (what, done, total).
+
+    Raises:
+        ConfigError: The data does not fit the model, or `data` is given for a run.
+        CheckpointError: `out` holds something else.
+    """
+    opened = model if isinstance(model, OpenedModel) else open_model(model, world=world)
+    recipe, folder = choose_folder(opened, world, data=data, out=out, progress=progress)
+    experiment = prepare_images(recipe, progress)
+    pipeline = load_image_pipeline(opened, device=str(world.device), dtype=dtype)
+    return OpenedRun(folder=folder, experiment=experiment, pipeline=pipeline)
+
+
+def choose_folder(
+    opened: OpenedModel,
+    world: World,
+    *,
+    data: str | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Recipe | MeasuredModel, Path]:
+    """Return a model's recipe, and the folder for its results. See `open_run`."""
+    spec = opened.require_image_spec()
+    folder = opened.fetch(progress, world)
+    if isinstance(spec, Recipe | MeasuredModel) and not is_on_hub(opened.name):
+        if data is not None:
+            raise ConfigError("--data is for published and exported models: a run knows its images")
+        return spec, folder
+    into = out or Path("runs") / shorten_name(opened.name)
+    measured = measure_against(spec, folder, opened.name, data, into)
+    if world.is_main:
+        link_weights(measured, folder, into)
+    barrier(world)
+    return measured, into
+
+
+def shorten_name(name: str) -> str:
+    """Return the name of a folder for the results of a model: that of its folder, or OWNER--NAME for the Hub."""
+    return name.removeprefix(HUB).replace("/", "--") if is_on_hub(name) else Path(os.path.abspath(name)).name
+
+
+def find_data(spec: ModelSpec, data: str) -> Source | Codes:
+    """Return what `--data` means for a model: a token dataset, or for a model of pixels a folder of images.
+
+    "digits", "mnist" and "cifar10" are the datasets of these names. ConfigError for anything else.
+    """
+    path = Path(data).expanduser()
+    if (path / META).is_file():
+        return settled(Codes(path=data))
+    if not isinstance(spec.tokenizer, Pixels):
+        raise ConfigError(f"{data} is no token dataset: make one with unmask tokenize NAME")
+    height, width = spec.tokenizer.size
+    named: dict[str, Source] = {"digits": Digits(), "cifar10": Cifar10(), "mnist": Mnist(size=min(height, 28))}
+    if data in named:
+        return named[data]
+    if not path.is_dir():
+        raise ConfigError(f"--data {data}: no such folder; give a folder of images, or {', '.join(named)}")
+    return settled(Folder(path=data, size=max(height, width), channels=spec.tokenizer.channels))
+
+
+def measure_against(spec: ModelSpec, folder: Path, name: str, data: str | None, out: Path) -> MeasuredModel:
+    """Return the model with the data to measure it against; ConfigError if they do not fit."""
+    if takes_prompts(spec.model):
+        raise ConfigError(f"{name} takes prompts, and a dataset has none: it cannot be measured here")
+    if data is None:
+        example = "DIR, a folder of images" if isinstance(spec.tokenizer, Pixels) else "CODES from unmask tokenize NAME"
+        raise ConfigError(f"measured against which images? {name} is no run, so give --data {example}")
+    if out.resolve() == folder.resolve():
+        raise ConfigError(f"{out} holds the model itself, and no results go into it: give another --out")
+    verify_tokenizer(spec.tokenizer, folder / TOKENIZER, None)
+    source = find_data(spec, data)
+    sha256 = spec.tokenizer_sha256
+    if isinstance(source, Codes):
+        coded = open_coded(source.path)
+        sha256, classes = coded.meta.tokenizer, coded.meta.classes
+        assert not takes_prompts(spec.model)
+        num_classes = spec.model.num_classes  # type: ignore[union-attr]
+        if len(classes) != num_classes:
+            raise ConfigError(
+                f"{data} has {len(classes) or 'no'} classes and the model {num_classes}: their numbers mean other "
+                "things"
+            )
+        if not same_weights(folder / TOKENIZER, coded.weights):
+            raise ConfigError(f"{data} was made by another tokenizer than the model's: use unmask tokenize NAME")
+    fields = {name: getattr(spec.spec, name) for name in ModelSpec.__dataclass_fields__}
+    return MeasuredModel(**{**fields, "tokenizer_sha256": sha256}, data=source)
+
+
+def link_weights(measured: MeasuredModel, folder: Path, out: Path) -> None:
+    """Write config.json into `out`, and links to the weights; CheckpointError if something else is there."""
+    if has_config(out):
+        there = read_config(out / CONFIG)
+        data = settled(there.data) if isinstance(there, Recipe | MeasuredModel) else None
+        if not isinstance(there, ModelSpec) or data != measured.data or there.model != measured.model:
+            raise CheckpointError(f"{out} holds something else: give another --out")
+    names = [MODEL] if isinstance(measured.tokenizer, Pixels) else [MODEL, TOKENIZER]
+    links = [out / name for name in names]
+    if any(link.exists() and not link.is_symlink() for link in links):
+        raise CheckpointError(f"{out} holds weights of its own: give another --out")
+    if any(link.exists() and not _leads_to(link, folder) for link in links):
+        raise CheckpointError(f"{out} is of another model: give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    for link in links:
+        link.unlink(missing_ok=True)
+        link.symlink_to((folder / link.name).resolve())
+    write_config(measured, out)
+
+
+def _leads_to(link: Path, folder: Path) -> bool:
+    """Return whether a link leads to the file in `folder`, or to the same weights elsewhere."""
+    theirs = folder / link.name
+    return link.resolve() == theirs.resolve() or same_weights(link.resolve(), theirs.resolve())

@@ -1,0 +1,251 @@
+"""Train from Python: what `unmask train`, `train-tokenizer` and `tokenize` do, as functions."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from unmask.data.shards.dataset import Meta
+from unmask.data.shards.tokenizing import CENTER, FLIP, View
+from unmask.data.sources.choice import Codes, Source
+from unmask.errors import CheckpointError, ConfigError
+from unmask.experiments import images as image_experiment
+from unmask.experiments import text as text_experiment
+from unmask.experiments import tokenizer as tokenizer_experiment
+from unmask.experiments.base import run_experiment
+from unmask.experiments.coded import make_codes
+from unmask.experiments.finetune import adopt_network, find_start
+from unmask.experiments.from_pictures import CODES, GivenImages, are_given, on_codes, open_given, tokenize_given
+from unmask.metrics.features import ClassifierConfig
+from unmask.published.opening import OpenedModel, open_model
+from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
+from unmask.runtime.distributed import World, barrier, world
+from unmask.runtime.progress import progress_bar
+from unmask.storage.layout import CHECKPOINTS
+from unmask.tokenizers.base import open_tokenizer
+from unmask.training.runfolder import goes_on as has_checkpoints
+
+Say = Callable[[str], None]
+"""Called with each line for the person who watches."""
+
+
+def train(
+    recipe: Recipe | TextRecipe,
+    out: str | Path,
+    *,
+    resume: Literal["auto", "never"] = "auto",
+    device: str = "auto",
+    weights: Sequence[str | Path] = (),
+    offline: bool = False,
+    say: Say | None = None,
+) -> Path:
+    """Train a recipe in the run directory `out`, as `unmask train` does; the same call again resumes it.
+
+    Args:
+        recipe: As `unmask.recipe(NAME)` returns it; change fields with dataclasses.replace.
+        out: The run directory: checkpoints, config.json, metrics.jsonl, samples and, at the end, model.safetensors.
+        resume: "auto" continues from the newest checkpoint; "never" refuses a folder that has one.
+        device: "auto", "cuda" or "cpu".
+        weights: For a recipe that starts from a published model: its files, to use instead of a download.
+        offline: Ask no server for that model.
+        say: Called with lines on what is done and which files were left out; by default they are dropped.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, NonFiniteError, Preempted, DiskError: See `unmask.errors`.
+    """
+    run, say = Path(out), say or _ignore
+    check_resume(run, resume)
+    start = find_start(recipe, run, weights=weights, offline=offline)
+    if isinstance(recipe, Recipe):
+        recipe, notes = adopt_network(recipe, start)
+        for note in notes:
+            say(note)
+    with world(None if device == "auto" else device) as here:
+        run_recipe(recipe, run, here, start=start, say=say)
+    return run
+
+
+def run_recipe(
+    recipe: Recipe | TextRecipe,
+    run: Path,
+    here: World,
+    *,
+    start: OpenedModel | None = None,
+    num_classes: int | None = None,
+    say: Say,
+) -> None:
+    """Prepare the data of a recipe and train it; the main process downloads and caches first."""
+    if here.is_main:
+        fetch_start(recipe, run, here, start, num_classes, say)
+    if isinstance(recipe, Recipe) and are_given(recipe):
+        recipe = on_codes(recipe, run)
+    for turn in (True, False):
+        if here.is_main == turn:
+            ready = prepare_data(recipe, run, num_classes=num_classes, shown=here.is_main, say=say)
+        barrier(here)
+    run_experiment(ready, run, here, start)
+
+
+def prepare_data(
+    recipe: Recipe | TextRecipe, into: Path, *, num_classes: int | None = None, shown: bool, say: Say
+) -> image_experiment.Experiment | text_experiment.TextExperiment:
+    """Read the data, and name every file that was left out. Text becomes tokens in the folder `into`."""
+    with progress_bar(shown=shown) as progress:
+        if isinstance(recipe, TextRecipe):
+            return text_experiment.prepare_text(recipe, into / text_experiment.TEXT_TOKENS, progress)
+        ready = image_experiment.prepare_images(recipe, progress)
+    for bad in ready.loaded.bad if shown and ready.loaded else ():
+        say(f"left out {bad}")
+    where = recipe.data.path if isinstance(recipe.data, Codes) else "the data"
+    image_experiment.check_classes(ready.classes, num_classes, where)
+    return ready
+
+
+def fetch_start(
+    recipe: Recipe | TextRecipe, run: Path, here: World, start: OpenedModel | None, num_classes: int | None, say: Say
+) -> None:
+    """Fetch the model to start from, and tokenize given images with its tokenizer; a resumed run needs no model."""
+    if start is None or isinstance(recipe, TextRecipe):
+        return
+    given = open_images(recipe, start, num_classes)
+    if not has_checkpoints(run):
+        with progress_bar(shown=True) as progress:
+            start.fetch(progress)
+    if given is None:
+        return
+    say(f"tokenizing {describe_given(given, run)}")
+    with progress_bar(shown=True) as progress:
+        left_out = tokenize_given(given, run, here, progress)
+    for bad in left_out:
+        say(f"left out {bad}")
+
+
+def open_images(recipe: Recipe, start: OpenedModel | None, num_classes: int | None) -> GivenImages | None:
+    """Open the images that were given in place of a token dataset, if any were."""
+    if start is None or not are_given(recipe):
+        return None
+    with progress_bar(shown=True) as progress:
+        return open_given(recipe, start, num_classes, progress)
+
+
+def describe_given(given: GivenImages, run: Path) -> str:
+    """Return in words which images become tokens where."""
+    num, classes = len(given.split.train) + len(given.split.test), len(given.recipe.classes)
+    return (
+        f"{num:,} images of {classes} classes in {given.source.path} with the tokenizer of {given.start.name} into "
+        f"{run / CODES}"
+    )
+
+
+def check_resume(run: Path, resume: Literal["auto", "never"]) -> None:
+    """CheckpointError for a run directory with checkpoints if it must not be resumed."""
+    if resume == "never" and (run / CHECKPOINTS).exists():
+        raise CheckpointError(f"{run} holds a run: give another --out, or let --resume auto continue it")
+
+
+def train_tokenizer(
+    recipe: TokenizerRecipe,
+    out: str | Path,
+    *,
+    resume: Literal["auto", "never"] = "auto",
+    device: str = "auto",
+    say: Say | None = None,
+) -> Path:
+    """Train an image tokenizer in the run directory `out`, as `unmask train-tokenizer` does.
+
+    Arguments, return value and errors are those of `train`.
+    """
+    run, say = Path(out), say or _ignore
+    check_resume(run, resume)
+    with world(None if device == "auto" else device) as here:
+        for turn in (True, False):
+            if here.is_main == turn:
+                ready = prepare_tokenizer_data(recipe, shown=here.is_main, say=say)
+            barrier(here)
+        first = ready.recipe.perceptual
+        missing = not (run / tokenizer_experiment.PERCEPTUAL).exists()
+        if here.is_main and isinstance(first, ClassifierConfig) and missing:
+            say(f"first a classifier for the perceptual loss: {first.steps:,} steps (--perceptual.steps)")
+        tokenizer_experiment.run_tokenizer(ready, run, here)
+    return run
+
+
+def prepare_tokenizer_data(
+    recipe: TokenizerRecipe, *, shown: bool, say: Say
+) -> tokenizer_experiment.TokenizerExperiment:
+    """Read the images of a tokenizer's recipe, and name every file that was left out."""
+    with progress_bar(shown=shown) as progress:
+        ready = tokenizer_experiment.prepare_tokenizer(recipe, progress)
+    for bad in ready.split.bad if shown else ():
+        say(f"left out {bad}")
+    return ready
+
+
+def tokenize(
+    model: str | Path | OpenedModel,
+    data: Source,
+    out: str | Path,
+    *,
+    flip: bool = True,
+    crops: int = 0,
+    processes: int = 1,
+    batch: int = 64,
+    shard_size: int = 4096,
+    seed: int = 0,
+    device: str = "auto",
+    say: Say | None = None,
+) -> Meta:
+    """Turn images into a token dataset in `out`, as `unmask tokenize` does; the same call again resumes it.
+
+    Args:
+        model: The run of a tokenizer, or any model with a learned tokenizer, by its name.
+        data: Where the images are, such as `Folder(path=...)` of `unmask.data.sources`.
+        out: The folder of the token dataset; give it as `data=Codes(path=out)` to a recipe.
+        flip: Also tokenize each mirror image.
+        crops: Also tokenize this many random crops of each image.
+        processes: Worker processes.
+        batch: Images tokenized together.
+        shard_size: Images per file.
+        seed: Where the random crops lie.
+        device: "auto", "cuda" or "cpu".
+        say: Called with a line for each image that was left out.
+
+    Returns:
+        What the dataset holds.
+    """
+    folder, say = Path(out), say or _ignore
+    views = choose_views(flip, crops)
+    with world(None if device == "auto" else device) as here, progress_bar(shown=here.is_main) as progress:
+        opened = model if isinstance(model, OpenedModel) else open_model(model, world=here)
+        config = opened.require_tokenizer()
+        opened.fetch(progress, here)
+        meta, bad = make_codes(
+            data,
+            open_tokenizer(config, opened.tokenizer_weights()),  # type: ignore[arg-type]
+            folder,
+            views=views,
+            shard_size=shard_size,
+            seed=seed,
+            batch=batch,
+            processes=processes,
+            world=here,
+            progress=progress,
+        )
+    for one in bad:
+        say(f"left out {one}")
+    return meta
+
+
+def choose_views(flip: bool, crops: int) -> tuple[View, ...]:
+    """Return the views of each image: the centre, its mirror image, and random crops."""
+    if crops < 0:
+        raise ConfigError(f"--crops {crops}: at least 0")
+    random = [View(name=f"crop{i}", random=True) for i in range(crops)]
+    mirrored = [View(name=f"crop{i}-flip", random=True, flip=True) for i in range(crops) if flip]
+    return (CENTER, *((FLIP,) if flip else ()), *random, *mirrored)
+
+
+def _ignore(line: str) -> None:
+    pass

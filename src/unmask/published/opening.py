@@ -1,0 +1,145 @@
+"""Find a model by its name: a run, an export, a published model, or hf-hub:OWNER/NAME.
+
+The one place that resolves names. `open_model` reads the configuration once and no weights. `fetch` gives the folder
+with the weights; it downloads and converts a published model at its first use.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from unmask.errors import CheckpointError, ConfigError
+from unmask.pretrained.lone_tokenizer import LoneTokenizer
+from unmask.pretrained.networks import LearnedConfig
+from unmask.published.catalogue import MODELS
+from unmask.published.hub import download_model, is_on_hub
+from unmask.published.store import fetch_published
+from unmask.recipes.reading import AnyConfig, has_config, read_config
+from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
+from unmask.recipes.spec import ModelSpec, TextModelSpec
+from unmask.runtime.distributed import World, barrier
+from unmask.runtime.progress import Progress
+from unmask.storage.files import one_line
+from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
+from unmask.tokenizers.pixels import Pixels
+
+MODEL_NAMES = "a run, an export, one of unmask models or hf-hub:OWNER/NAME"
+"""What the name of a model may be."""
+
+
+@dataclass(kw_only=True)
+class OpenedModel:
+    """A model whose name is resolved and whose configuration is read; its weights are not.
+
+    `config` is a spec, a recipe (of a run) or a lone tokenizer. `folder` is None until a published model is fetched.
+    """
+
+    name: str
+    config: AnyConfig
+    folder: Path | None
+    weights: Sequence[str | Path] = ()
+    offline: bool = False
+
+    @property
+    def is_run(self) -> bool:
+        """Whether its data and training are known: it is a run, or an export made by an early version."""
+        return isinstance(self.config, Recipe | TextRecipe | TokenizerRecipe)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a text model."""
+        return isinstance(self.config, TextModelSpec)
+
+    def require_image_spec(self) -> ModelSpec:
+        """Return the spec of an image model (of a run: its recipe); ConfigError if it is something else."""
+        if isinstance(self.config, ModelSpec):
+            return self.config
+        if isinstance(self.config, TextModelSpec):
+            raise ConfigError(f"{self.name} is a text model: use unmask generate, infill, score or evaluate-text")
+        raise ConfigError(f"{self.name} is a tokenizer, not an image model: use unmask tokenize")
+
+    def require_text_spec(self, instead: str) -> TextModelSpec:
+        """Return the spec of a text model; else ConfigError suggests the command `instead`."""
+        if isinstance(self.config, TextModelSpec):
+            return self.config
+        raise ConfigError(f"{self.name} makes images and no text: use unmask {instead}")
+
+    def require_tokenizer(self) -> LearnedConfig:
+        """Return the configuration of its learned image tokenizer; ConfigError if it has none."""
+        if isinstance(self.config, TextModelSpec):
+            raise ConfigError(f"{self.name} is a text model: it has no image tokenizer")
+        if isinstance(self.config.tokenizer, Pixels):
+            raise ConfigError(f"{self.name} has no tokenizer to run: its tokens are pixels")
+        return self.config.tokenizer
+
+    def tokenizer_weights(self) -> Path:
+        """Return the weight file of its learned tokenizer, after `fetch`."""
+        alone = isinstance(self.config, TokenizerRecipe | LoneTokenizer)
+        return self.fetch() / (MODEL if alone else TOKENIZER)
+
+    def fetch(self, progress: Progress | None = None, world: World | None = None) -> Path:
+        """Return the folder of its weights. A published model is downloaded and converted at its first use.
+
+        Under several processes (`world`) the main one does the work, and the others wait.
+        Raises CheckpointError, ConfigError or DiskError.
+        """
+        if self.folder is None:
+            waits = world is not None and not world.is_main
+            if world is not None and waits:
+                barrier(world)
+            weights = () if waits else self.weights
+            self.folder = fetch_published(self.name, weights=weights, offline=self.offline, progress=progress)
+            if world is not None and not waits:
+                barrier(world)
+        return self.folder
+
+
+def open_model(
+    name: str | Path, *, weights: Sequence[str | Path] = (), offline: bool = False, world: World | None = None
+) -> OpenedModel:
+    """Resolve a name and read its configuration.
+
+    Args:
+        name: The folder of a run or an export, a published model, or hf-hub:OWNER/NAME[@REVISION].
+        weights: Published files, or folders that hold them, to use instead of a download.
+        offline: Use what is in the cache, and ask no server.
+        world: The processes of torchrun: the main one downloads, and the others wait.
+
+    Raises:
+        CheckpointError: There is no such model.
+        ConfigError: Its configuration is wrong, or `weights` are given for a model that has its own.
+    """
+    if is_published(name):
+        model = MODELS[str(name)]
+        return OpenedModel(name=str(name), config=model.spec, folder=None, weights=weights, offline=offline)
+    if is_on_hub(name):
+        if weights:
+            raise ConfigError(f"{name} is on the hub with its weights: --weights is for a published model")
+        if world is not None and not world.is_main:
+            barrier(world)
+            folder = download_model(str(name), offline=True)
+        else:
+            folder = download_model(str(name), offline=offline)
+            if world is not None:
+                barrier(world)
+    else:
+        folder = _find_folder(Path(name), weights)
+    if not has_config(folder):
+        raise CheckpointError(f"{one_line(str(folder))}: no {CONFIG} there; give {MODEL_NAMES}")
+    return OpenedModel(name=str(name), config=read_config(folder / CONFIG), folder=folder)
+
+
+def is_published(name: str | Path) -> bool:
+    """Return whether `name` is a published model, and not a folder of that name."""
+    return str(name) in MODELS and not has_config(Path(name))
+
+
+def _find_folder(path: Path, weights: Sequence[str | Path]) -> Path:
+    if not path.exists() and len(path.parts) == 1:
+        near = get_close_matches(str(path), MODELS, 1)
+        hint = f"did you mean the published {near[0]}?" if near else "unmask models lists the published ones"
+        raise CheckpointError(f"{one_line(str(path))}: no such run, and no published model: {hint}")
+    if weights:
+        raise ConfigError(f"{path} is a folder with its own weights: --weights is for a published model")
+    return path
