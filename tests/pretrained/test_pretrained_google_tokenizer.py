@@ -15,7 +15,7 @@ from unmask.method.rand import Rand
 from unmask.method.sampling.decode import decode
 from unmask.method.schedules import Cosine, ratios
 from unmask.pretrained.google import translate_tokenizer
-from unmask.pretrained.maskgit_vqgan import VQGAN_256, MaskGITVQGAN
+from unmask.pretrained.maskgit_vqgan import MASKGIT_VQGAN_256, MaskGITVQGAN
 
 VQ = MaskGITVQGAN(size=(8, 12), width=32, multipliers=(1, 2, 2), blocks=2, codes=K, dim=6)
 Tensors = dict[str, Tensor]
@@ -56,9 +56,9 @@ def as_flax(config: MaskGITVQGAN, p: Tensors) -> dict:
     return tree
 
 
-@pytest.mark.parametrize("config", [VQ, replace(VQ, multipliers=(1, 1, 2), blocks=1), VQGAN_256])
+@pytest.mark.parametrize("config", [VQ, replace(VQ, multipliers=(1, 1, 2), blocks=1), MASKGIT_VQGAN_256])
 def test_both_formats_of_the_tokenizer_are_the_same(config, tmp_path):
-    small = config is not VQGAN_256
+    small = config is not MASKGIT_VQGAN_256
     shapes = published(config)
     p = {k: t.float() for k, t in random_weights(shapes).items()} if small else {}
     with torch.device("meta"):

@@ -16,18 +16,18 @@ from unmask.method.rand import seeded
 from unmask.method.sampling.decode import decode
 from unmask.method.schedules import Arccos, ratios
 from unmask.pretrained import halton_maskgit as halton
-from unmask.pretrained.conversion import convert
+from unmask.pretrained.conversion import convert_tensors
 from unmask.pretrained.halton_maskgit import HaltonMaskGIT, HaltonTransformer, translate
 from unmask.pretrained.llamagen import LLAMAGEN_VQ16
 from unmask.tokenizers.quantizers import VQ
 
 LISTS = Path(__file__).parents[3] / "shared/reference/checkpoint_keys"
 VALUES = {  # published, in millions, for 256 and 384 pixels
-    "tiny": (halton.TINY, 23.031, 23.154),
-    "small": (halton.SMALL, 69.345, 69.509),
-    "base": (halton.BASE, 142.225, 142.470),
-    "large": (halton.LARGE, 479.657, 479.985),
-    "xlarge": (halton.XLARGE, 692.118, 692.487),
+    "tiny": (halton.HALTON_TINY, 23.031, 23.154),
+    "small": (halton.HALTON_SMALL, 69.345, 69.509),
+    "base": (halton.HALTON_BASE, 142.225, 142.470),
+    "large": (halton.HALTON_LARGE, 479.657, 479.985),
+    "xlarge": (halton.HALTON_XLARGE, 692.118, 692.487),
 }
 NETWORK = HaltonMaskGIT(dim=14, depth=2, heads=4, hidden=10, num_classes=5)  # heads 3 wide: 12 of 14, as 510 of 512
 GRID, K = (3, 4), 11
@@ -173,11 +173,11 @@ def test_wrong_shapes_reach_the_strict_comparison(name, shape):
 
 def test_a_head_of_its_own_is_refused():
     weights, model = published(dtype=torch.float32), NETWORK.build(K, GRID)
-    done = convert(weights, partial(translate, NETWORK), model, source="a.pth")
+    done = convert_tensors(weights, partial(translate, NETWORK), model, source="a.pth")
     assert done.report.same == ("embedding.weight (from tok_emb.weight and head.weight)",)
     weights["head.weight"] = weights["head.weight"] + 1e-3
     with pytest.raises(CheckpointError, match="there twice and not equal"):
-        convert(weights, partial(translate, NETWORK), model, source="a.pth")
+        convert_tensors(weights, partial(translate, NETWORK), model, source="a.pth")
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_impossible_sizes(wrong):
 
 def test_impossible_canvases():
     for vocab_size, grid in ((0, (2, 2)), (4, ()), (4, (2, 0))):
-        with pytest.raises(ValueError, match="need a token or more"):
+        with pytest.raises(ValueError, match="give at least 1 token"):
             NETWORK.build(vocab_size, grid)
 
 

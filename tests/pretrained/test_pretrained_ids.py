@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unmask.method.guidance import NULL
-from unmask.pretrained.ids import check_classes, check_ids, check_rows, readable
+from unmask.pretrained.ids import can_read, check_class_ids, check_ids, check_rows
 
 
 def test_the_ends_of_the_range_are_inside_and_nothing_beyond():
@@ -24,15 +24,15 @@ def test_rows_and_classes():
         check_rows(torch.tensor([[0, 7]]), (2, 2), 7)
     with pytest.raises(ValueError, match=r"tokens span 0\.\.8, not 0\.\.7 \(7 is the mask\)"):
         check_rows(torch.tensor([[0, 8]]), (1, 2), 7)
-    check_classes(None, 3)
-    check_classes(torch.tensor([NULL, 2]), 3)
+    check_class_ids(None, 3)
+    check_class_ids(torch.tensor([NULL, 2]), 3)
     with pytest.raises(ValueError, match=r"classes span 3\.\.3, not -1\.\.2 \(-1 is no class\)"):
-        check_classes(torch.tensor([3]), 3)
+        check_class_ids(torch.tensor([3]), 3)
 
 
 def test_another_device_is_not_waited_for():
     there = torch.zeros(2, 3, dtype=torch.int64, device="meta")  # has no values: to look at one raises
-    assert not readable(there)
+    assert not can_read(there)
     check_ids("codes", there, 5, 6, "")
     check_rows(there, (3,), 1)
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from unmask.errors import ConfigError
 from unmask.pretrained.maskgit_vqgan import (
-    VQGAN_256,
-    VQGAN_512,
-    Decoder,
+    MASKGIT_VQGAN_256,
+    MASKGIT_VQGAN_512,
     MaskGITAutoencoder,
+    MaskGITDecoder,
     MaskGITVQGAN,
-    decoder_name,
+    rename_layer,
     translate,
 )
 from unmask.tokenizers.base import Tokenizer
@@ -153,7 +153,9 @@ def codes(p: Tensors, z: Tensor) -> Tensor:
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [VQGAN_256, VQGAN_512, SMALL, replace(SMALL, multipliers=(2, 1), blocks=3)])
+@pytest.mark.parametrize(
+    "config", [MASKGIT_VQGAN_256, MASKGIT_VQGAN_512, SMALL, replace(SMALL, multipliers=(2, 1), blocks=3)]
+)
 def test_every_published_tensor_has_its_place(config):
     with torch.device("meta"):
         own = {name: tuple(t.shape) for name, t in config.build().state_dict().items()}
@@ -164,7 +166,7 @@ def test_every_published_tensor_has_its_place(config):
 
 
 def test_the_published_size():
-    shapes = published(VQGAN_256)
+    shapes = published(MASKGIT_VQGAN_256)
     assert (len(shapes), sum(map(math.prod, shapes.values()))) == (168, 54_515_587)
 
 
@@ -172,7 +174,7 @@ def test_the_list_of_the_published_file():
     if not LIST.is_file():
         pytest.skip(f"{LIST.name} is not there")
     rows = re.findall(r"^([a-z]\S+) \(([\d, ]*)\)", LIST.read_text(), re.MULTILINE)
-    assert {n: tuple(int(i) for i in s.split(",") if i.strip()) for n, s in rows} == published(VQGAN_256)
+    assert {n: tuple(int(i) for i in s.split(",") if i.strip()) for n, s in rows} == published(MASKGIT_VQGAN_256)
 
 
 def test_an_unknown_name_stays():
@@ -218,9 +220,9 @@ def test_what_is_peculiar_matters(other):
 
 
 def test_the_decoder_alone_takes_any_grid():
-    alone = Decoder(SMALL).double()
+    alone = MaskGITDecoder(SMALL).double()
     own = {name.removeprefix("decoder."): t for name, t in WEIGHTS.items() if name.startswith("decoder.")}
-    alone.load_state_dict({decoder_name(name): t for name, t in own.items()}, strict=True)
+    alone.load_state_dict({rename_layer(name): t for name, t in own.items()}, strict=True)
     z = uniform(1, 6, 3, 5)
     assert torch.allclose(alone(z), decoder(WEIGHTS, SMALL, z), rtol=0, atol=1e-10)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.guidance import guided
 from unmask.pretrained.amused import Amused
-from unmask.pretrained.clip import NEEDED, read_clip, write_clip
+from unmask.pretrained.clip import NEEDED_FILES, read_clip, write_clip
 from unmask.pretrained.prompts import Prompted, load_text_reader
 
 transformers = pytest.importorskip("transformers", reason="prompts: no transformers")
@@ -235,7 +235,7 @@ def broken(folder, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", *NEEDED])
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", *NEEDED_FILES])
 def test_a_missing_part_is_named(copied, part):
     gone = copied / part
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()

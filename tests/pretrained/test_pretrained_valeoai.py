@@ -10,16 +10,23 @@ from torch import Tensor
 from unmask.method.guidance import NULL, guided
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import decode
-from unmask.pretrained.valeoai import BASE_256, BASE_512, BIG_256, HUGE_256, ValeoaiMaskGIT, translate
+from unmask.pretrained.valeoai import (
+    VALEOAI_BASE_256,
+    VALEOAI_BASE_512,
+    VALEOAI_BIG_256,
+    VALEOAI_HUGE_256,
+    ValeoaiMaskGIT,
+    translate,
+)
 from unmask.tokenizers.quantizers import VQ
 from unmask.tokenizers.vqgan import VQGAN
 
 LISTS = Path(__file__).parents[3] / "shared/reference/checkpoint_keys"
 SIZES = {
-    "valeoai_v1_base_256": (BASE_256, 16, 174_160_874),
-    "valeoai_v1_base_512": (BASE_512, 32, 176_306_666),
-    "valeoai_v1_big_256": (BIG_256, 16, 341_953_002),
-    "valeoai_v1_huge_256": (HUGE_256, 16, 509_921_770),
+    "valeoai_v1_base_256": (VALEOAI_BASE_256, 16, 174_160_874),
+    "valeoai_v1_base_512": (VALEOAI_BASE_512, 32, 176_306_666),
+    "valeoai_v1_big_256": (VALEOAI_BIG_256, 16, 341_953_002),
+    "valeoai_v1_huge_256": (VALEOAI_HUGE_256, 16, 509_921_770),
 }
 EACH_SIZE = pytest.mark.parametrize("name", SIZES)
 SMALL = ValeoaiMaskGIT(dim=24, depth=2, heads=3, mlp_dim=40, num_classes=5)

@@ -185,7 +185,7 @@ def opened_tokenizer(name: str, config: LearnedConfig, flags: WeightsFlags, here
     """The tokenizer that `described_tokenizer` told of, with its weights."""
     folder = located_once(name, flags, here)
     beside = is_catalogued(name) or "model" in load_json(folder / "config.json")
-    return open_tokenizer(config, folder / (TOKENIZER if beside else lone_tokenizer.WEIGHTS))  # type: ignore[return-value]
+    return open_tokenizer(config, folder / (TOKENIZER if beside else lone_tokenizer.TOKENIZER_WEIGHTS))  # type: ignore[return-value]
 
 
 def chosen_source(own: Source, config: LearnedConfig, words: list[str]) -> tuple[Source, list[str]]:

@@ -14,7 +14,7 @@ from unmask.data.shards.workers import tokenize_parallel
 from unmask.data.sources.choice import Source, settled
 from unmask.data.tokens import Tokens
 from unmask.errors import ConfigError, DataError
-from unmask.pretrained.lone_tokenizer import WEIGHTS, read_tokenizer, write_tokenizer
+from unmask.pretrained.lone_tokenizer import TOKENIZER_WEIGHTS, read_tokenizer, write_tokenizer
 from unmask.pretrained.networks import LearnedConfig, LearnedModel
 from unmask.runtime.distributed import World, barrier, fast_dtype
 from unmask.runtime.progress import Progress
@@ -63,7 +63,7 @@ def open_coded(folder: str | Path) -> Coded:
     model = read_tokenizer(folder / "tokenizer")
     check_tokenizer(meta, fingerprint(model, model.config))
     source = from_json(Origin, json.loads(meta.source), "source").data
-    weights = folder / "tokenizer" / WEIGHTS
+    weights = folder / "tokenizer" / TOKENIZER_WEIGHTS
     plan = read_json(folder / PLAN, Plan, MAX_JSON)
     counted = (plan.train, plan.test)
     return Coded(

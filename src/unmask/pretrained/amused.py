@@ -17,10 +17,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unmask.method.models.layers import RMSNorm
-from unmask.pretrained.amused_blocks import EPS, ConvBlock, Layer, Resize, linear
+from unmask.pretrained.amused_blocks import AMUSED_EPS, AmusedLayer, ConvBlock, Resize, make_linear
 from unmask.pretrained.ids import check_rows
 
-FACTS = 5
+NUM_FACTS = 5
 """Numbers about a picture: width, height, the two crop coordinates, and how pretty it is by LAION's judge (about 6)."""
 
 
@@ -92,19 +92,25 @@ class UVit2D(nn.Module):
         self.config, self.vocab_size, self.grid = config, vocab_size, grid
         self.length = grid[0] * grid[1]
         dim, block_dim = config.dim, config.block_dim
-        self.text_in, self.text_norm = linear(config.text_dim, dim), RMSNorm(dim, eps=EPS)
-        self.facts_in, self.facts_out = linear(config.pooled_dim + FACTS * config.micro_dim, dim), linear(dim, dim)
-        self.embedding, self.embedding_norm = nn.Embedding(vocab_size + 1, block_dim), RMSNorm(block_dim, eps=EPS)
-        self.embedding_out = linear(block_dim, block_dim)
+        self.text_in, self.text_norm = make_linear(config.text_dim, dim), RMSNorm(dim, eps=AMUSED_EPS)
+        self.facts_in, self.facts_out = (
+            make_linear(config.pooled_dim + NUM_FACTS * config.micro_dim, dim),
+            make_linear(dim, dim),
+        )
+        self.embedding, self.embedding_norm = (
+            nn.Embedding(vocab_size + 1, block_dim),
+            RMSNorm(block_dim, eps=AMUSED_EPS),
+        )
+        self.embedding_out = make_linear(block_dim, block_dim)
         self.shrink = Resize(block_dim, nn.Conv2d) if config.halved else nn.Identity()
         self.before = nn.ModuleList(ConvBlock(block_dim, config.block_heads, dim) for _ in range(config.blocks))
-        self.widen_norm, self.widen = RMSNorm(block_dim, eps=EPS), linear(block_dim, dim)
-        self.layers = nn.ModuleList(Layer(dim, config.heads, config.mlp_dim) for _ in range(config.depth))
-        self.narrow_norm, self.narrow = RMSNorm(dim, eps=EPS), linear(dim, block_dim)
+        self.widen_norm, self.widen = RMSNorm(block_dim, eps=AMUSED_EPS), make_linear(block_dim, dim)
+        self.layers = nn.ModuleList(AmusedLayer(dim, config.heads, config.mlp_dim) for _ in range(config.depth))
+        self.narrow_norm, self.narrow = RMSNorm(dim, eps=AMUSED_EPS), make_linear(dim, block_dim)
         self.after = nn.ModuleList(ConvBlock(block_dim, config.block_heads, dim) for _ in range(config.blocks))
         self.grow = Resize(block_dim, nn.ConvTranspose2d) if config.halved else nn.Identity()
-        self.head_in, self.head_norm = linear(block_dim, block_dim), RMSNorm(block_dim, eps=EPS)
-        self.head = linear(block_dim, vocab_size)
+        self.head_in, self.head_norm = make_linear(block_dim, block_dim), RMSNorm(block_dim, eps=AMUSED_EPS)
+        self.head = make_linear(block_dim, vocab_size)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     @property
@@ -154,7 +160,7 @@ class UVit2D(nn.Module):
 
 # -- the published names -----------------------------------------------------------------------------------------------
 
-LAYERS = {
+AMUSED_LAYERS = {
     "encoder_proj": "text_in",
     "encoder_proj_layer_norm": "text_norm",
     "cond_embed.linear_1": "facts_in",
@@ -173,34 +179,34 @@ LAYERS = {
     "mlm_layer.layer_norm": "head_norm",
     "mlm_layer.conv2": "head",
 }
-ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
-TRANSFORMER = {
+AMUSED_ATTENTION_LAYERS = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
+AMUSED_TRANSFORMER_LAYERS = {
     **{f"norm{i}.norm": f"norm{i}.norm" for i in (1, 2, 3)},
     **{f"norm{i}.linear": f"norm{i}.modulation" for i in (1, 2, 3)},
-    **{f"attn1.{theirs}": f"attention.{ours}" for theirs, ours in ATTENTION.items()},
-    **{f"attn2.{theirs}": f"reading.{ours}" for theirs, ours in ATTENTION.items()},
+    **{f"attn1.{theirs}": f"attention.{ours}" for theirs, ours in AMUSED_ATTENTION_LAYERS.items()},
+    **{f"attn2.{theirs}": f"reading.{ours}" for theirs, ours in AMUSED_ATTENTION_LAYERS.items()},
     "ff.net.0.proj": "up",
     "ff.net.2": "down",
 }
-CONV = {
+AMUSED_CONV_LAYERS = {
     "depthwise": "depthwise",
     "norm": "norm",
     "channelwise_linear_1": "up",
     "channelwise_linear_2": "down",
     "cond_embeds_mapper": "modulation",
 }
-READING = {
+AMUSED_READING_LAYERS = {
     "kv_mapper": "text_in",
     "norm1": "norm1",
     "norm2": "norm2",
-    **{f"attn{i}.{theirs}": f"reading{i}.{ours}" for i in (1, 2) for theirs, ours in ATTENTION.items()},
+    **{f"attn{i}.{theirs}": f"reading{i}.{ours}" for i in (1, 2) for theirs, ours in AMUSED_ATTENTION_LAYERS.items()},
 }
-BLOCKS = {
-    "transformer_layers": ("layers", TRANSFORMER),
-    "down_block.res_blocks": ("before", CONV),
-    "up_block.res_blocks": ("after", CONV),
-    "down_block.attention_blocks": ("before", READING),
-    "up_block.attention_blocks": ("after", READING),
+AMUSED_BLOCKS = {
+    "transformer_layers": ("layers", AMUSED_TRANSFORMER_LAYERS),
+    "down_block.res_blocks": ("before", AMUSED_CONV_LAYERS),
+    "up_block.res_blocks": ("after", AMUSED_CONV_LAYERS),
+    "down_block.attention_blocks": ("before", AMUSED_READING_LAYERS),
+    "up_block.attention_blocks": ("after", AMUSED_READING_LAYERS),
 }
 
 
@@ -213,14 +219,14 @@ def translate(config: Amused, name: str, tensor: Tensor) -> dict[str, Tensor]:
         codes = len(tensor) - config.spare - 1 if tensor.ndim else 0
         return {"embedding.weight": torch.cat([tensor[:codes], tensor[-1:]]) if codes > 0 else tensor}
     block = re.fullmatch(r"(.+_(?:layers|blocks))\.(\d+)\.(.+)\.(weight|gamma|beta)", name)
-    if block and block[1] in BLOCKS:
-        stage, parts = BLOCKS[block[1]]
-        if parts is CONV and block[3] == "channelwise_norm" and block[4] != "weight":
+    if block and block[1] in AMUSED_BLOCKS:
+        stage, parts = AMUSED_BLOCKS[block[1]]
+        if parts is AMUSED_CONV_LAYERS and block[3] == "channelwise_norm" and block[4] != "weight":
             return {f"{stage}.{block[2]}.{block[4]}": tensor[0, 0, 0] if tensor.shape[:-1] == (1, 1, 1) else tensor}
         if block[3] in parts and block[4] == "weight":
             return {f"{stage}.{block[2]}.{parts[block[3]]}.weight": tensor}
     layer, _, kind = name.rpartition(".")
-    if layer in LAYERS and kind == "weight":
+    if layer in AMUSED_LAYERS and kind == "weight":
         pointwise = tensor.ndim == 4 and tensor.shape[2:] == (1, 1)  # a convolution of one cell is a linear layer
-        return {f"{LAYERS[layer]}.weight": tensor[:, :, 0, 0] if pointwise else tensor}
+        return {f"{AMUSED_LAYERS[layer]}.weight": tensor[:, :, 0, 0] if pointwise else tensor}
     return {name: tensor}

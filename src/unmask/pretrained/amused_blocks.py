@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from unmask.method.models.layers import RMSNorm
 
-EPS = 1e-6
+AMUSED_EPS = 1e-6
 
 
-def linear(dim_in: int, dim_out: int) -> nn.Linear:
+def make_linear(dim_in: int, dim_out: int) -> nn.Linear:
     return nn.Linear(dim_in, dim_out, bias=False)
 
 
-class Attention(nn.Module):
+class AmusedAttention(nn.Module):
     """Multi-head attention of x to a context of the same width."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v, self.out = (linear(dim, dim) for _ in range(4))
+        self.q, self.k, self.v, self.out = (make_linear(dim, dim) for _ in range(4))
 
     def forward(self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
         q, k, v = (
@@ -33,29 +33,29 @@ class Attention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class Modulated(nn.Module):
+class ModulatedNorm(nn.Module):
     """norm(x) (1 + scale) + shift, both from the condition; the norm has a scale of its own as well."""
 
     def __init__(self, norm: nn.Module, dim: int):
         super().__init__()
         self.norm = norm
-        self.modulation = linear(dim, 2 * dim)
+        self.modulation = make_linear(dim, 2 * dim)
 
     def forward(self, x: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
         scale, shift = self.modulation(c)[:, None].chunk(2, dim=-1)
         return torch.addcmul(shift, self.norm(x), 1 + scale)
 
 
-class Layer(nn.Module):
+class AmusedLayer(nn.Module):
     """Attention to the picture, to the text, then a gated GELU MLP, each of a modulated norm. The last norm subtracts
     the mean, the others do not."""
 
     def __init__(self, dim: int, heads: int, mlp_dim: int):
         super().__init__()
-        self.norm1, self.norm2 = (Modulated(RMSNorm(dim, eps=EPS), dim) for _ in range(2))
-        self.norm3 = Modulated(nn.LayerNorm(dim, eps=EPS, bias=False), dim)
-        self.attention, self.reading = Attention(dim, heads), Attention(dim, heads)
-        self.up, self.down = linear(dim, 2 * mlp_dim), linear(mlp_dim, dim)
+        self.norm1, self.norm2 = (ModulatedNorm(RMSNorm(dim, eps=AMUSED_EPS), dim) for _ in range(2))
+        self.norm3 = ModulatedNorm(nn.LayerNorm(dim, eps=AMUSED_EPS, bias=False), dim)
+        self.attention, self.reading = AmusedAttention(dim, heads), AmusedAttention(dim, heads)
+        self.up, self.down = make_linear(dim, 2 * mlp_dim), make_linear(mlp_dim, dim)
 
     def forward(
         self, x: Float[Tensor, "b n d"], text: Float[Tensor, "b m d"], c: Float[Tensor, "b d"]
@@ -75,18 +75,18 @@ class ConvBlock(nn.Module):
         super().__init__()
         wide = 4 * dim
         self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
-        self.norm = RMSNorm(dim, eps=EPS)
-        self.up, self.down = linear(dim, wide), linear(wide, dim)
+        self.norm = RMSNorm(dim, eps=AMUSED_EPS)
+        self.up, self.down = make_linear(dim, wide), make_linear(wide, dim)
         self.gamma, self.beta = nn.Parameter(torch.zeros(wide)), nn.Parameter(torch.zeros(wide))
-        self.modulation = linear(text_dim, 2 * dim)
-        self.text_in = linear(text_dim, dim)
-        self.norm1, self.norm2 = (RMSNorm(dim, eps=EPS) for _ in range(2))
-        self.reading1, self.reading2 = (Attention(dim, heads) for _ in range(2))
+        self.modulation = make_linear(text_dim, 2 * dim)
+        self.text_in = make_linear(text_dim, dim)
+        self.norm1, self.norm2 = (RMSNorm(dim, eps=AMUSED_EPS) for _ in range(2))
+        self.reading1, self.reading2 = (AmusedAttention(dim, heads) for _ in range(2))
 
     def respond(self, y: Float[Tensor, "b h w k"]) -> Float[Tensor, "b h w k"]:
         """Global response normalisation: each channel by its norm over the picture, relative to the mean channel's."""
         length = torch.linalg.vector_norm(y, dim=(1, 2), keepdim=True)
-        relative = length / (length.mean(-1, keepdim=True) + EPS)
+        relative = length / (length.mean(-1, keepdim=True) + AMUSED_EPS)
         return torch.addcmul(self.beta, y, 1 + self.gamma * relative)
 
     def forward(
@@ -107,7 +107,7 @@ class Resize(nn.Module):
 
     def __init__(self, dim: int, kind: type[nn.Conv2d] | type[nn.ConvTranspose2d]):
         super().__init__()
-        self.norm = RMSNorm(dim, eps=EPS)
+        self.norm = RMSNorm(dim, eps=AMUSED_EPS)
         self.conv = kind(dim, dim, 2, stride=2, bias=False)
 
     def forward(self, x: Float[Tensor, "b h w k"]) -> Float[Tensor, "b _ _ k"]:

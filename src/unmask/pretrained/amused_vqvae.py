@@ -37,7 +37,7 @@ AMUSED_VQ_512 = AmusedVQ(size=(512, 512))
 """Of amused/amused-512: the same network on a grid of 32x32."""
 
 
-class Signed(nn.Module):
+class ToSigned(nn.Module):
     """[0, 1] to [-1, 1]."""
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -49,7 +49,7 @@ class AmusedAutoencoder(Autoencoder):
 
     def __init__(self, config: AmusedVQ):
         super().__init__(config)
-        self.decoder.append(Signed())
+        self.decoder.append(ToSigned())
 
     def latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d _ _"]:
         self._refuse_float16()
@@ -67,7 +67,7 @@ class AmusedAutoencoder(Autoencoder):
 
 # -- the published names -----------------------------------------------------------------------------------------------
 
-RENAMED = (
+AMUSED_VQ_PATTERNS = (
     (r"\.(down|up|mid|norm_out|nin_shortcut)\.", r".not.\1."),  # taming's own names are none of this file
     (r"(en|de)coder\.mid_block\.resnets\.0\.", r"\1coder.mid.block_1."),
     (r"(en|de)coder\.mid_block\.resnets\.1\.", r"\1coder.mid.block_2."),
@@ -83,4 +83,4 @@ RENAMED = (
 
 def translate(config: AmusedVQ, name: str, tensor: Tensor) -> dict[str, Tensor]:
     """One tensor of the published file by our names, by way of taming's; an unknown name is returned unchanged."""
-    return taming.translate_renamed(config, name, tensor, RENAMED)
+    return taming.translate_renamed(config, name, tensor, AMUSED_VQ_PATTERNS)

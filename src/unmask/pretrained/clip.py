@@ -15,27 +15,27 @@ import torch
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError, DiskError
-from unmask.pretrained.conversion import convert
+from unmask.pretrained.conversion import convert_tensors
 from unmask.storage.config import from_json, load_json, to_json, write_json
 from unmask.storage.files import one_line, sync
 from unmask.storage.foreign.reader import read_tensors
 from unmask.storage.weights import write_weights
 
-CONFIG, WEIGHTS = "text_encoder/config.json", "text_encoder/model.safetensors"
+TEXT_CONFIG, TEXT_WEIGHTS = "text_encoder/config.json", "text_encoder/model.safetensors"
 VOCABULARY, MERGES = "tokenizer/vocab.json", "tokenizer/merges.txt"
-SPECIAL, OLDER_SPECIAL = "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json"
-NEEDED = (CONFIG, WEIGHTS, VOCABULARY, MERGES)
-FILES = (*NEEDED, SPECIAL, OLDER_SPECIAL)
+SPECIAL_TOKENS, OLDER_SPECIAL_TOKENS = "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json"
+NEEDED_FILES = (TEXT_CONFIG, TEXT_WEIGHTS, VOCABULARY, MERGES)
+FILES = (*NEEDED_FILES, SPECIAL_TOKENS, OLDER_SPECIAL_TOKENS)
 """All that is read of a folder; the last two may be missing."""
 
-LONGEST = 8 << 20
+MAX_VOCABULARY_BYTES = 8 << 20
 """Bytes of a vocabulary or of its merges; CLIP's have about one million and half of that."""
-MOST = {
+MAX_TEXT_SIZES = {
     "vocab_size": 1 << 18, "hidden_size": 1 << 13, "intermediate_size": 1 << 15, "num_attention_heads": 1 << 8,
     "num_hidden_layers": 64, "max_position_embeddings": 1 << 12, "projection_dim": 1 << 13,
 }  # fmt: skip
 """That of ViT-L/14 has 49408, 768, 3072, 12, 12, 77 and 768."""
-POSITIONS = "text_model.embeddings.position_ids"
+POSITION_IDS = "text_model.embeddings.position_ids"
 """0, 1, 2, ..., which older files hold beside the weights."""
 
 
@@ -55,7 +55,7 @@ class TextSizes:
     eos_token_id: int = 49407
 
     def __post_init__(self) -> None:
-        for name, most in MOST.items():
+        for name, most in MAX_TEXT_SIZES.items():
             if not 1 <= getattr(self, name) <= most:
                 raise ConfigError(f"{name} is {_short(getattr(self, name))}, and 1 to {most} are possible")
         if self.hidden_size % self.num_attention_heads:
@@ -96,11 +96,11 @@ def read_clip(folder: Path) -> Clip:
     CheckpointError for a missing file, another network's weights, or a tokenizer of another vocabulary.
     """
     shown = one_line(str(folder))
-    for part in NEEDED:
+    for part in NEEDED_FILES:
         if not os.path.isfile(folder / part):  # nor a pipe or device, which could be read for ever
             raise CheckpointError(f"{shown}: no {part} there; name a local copy of amused/amused-256 or -512")
     try:
-        sizes = _read_sizes(folder / CONFIG)
+        sizes = _read_sizes(folder / TEXT_CONFIG)
         vocabulary = _read_vocabulary(folder)
     except ConfigError as error:
         raise CheckpointError(f"{shown}: no CLIP text model ({one_line(str(error))}); copy the folder anew") from error
@@ -111,12 +111,12 @@ def read_clip(folder: Path) -> Clip:
             f"{shown}/tokenizer knows {theirs[0]} tokens and ends with {theirs[1]}, the text model {own[0]} and "
             f"{own[1]}: copy vocab.json and merges.txt of the same model there"
         )
-    tensors = read_tensors(folder / WEIGHTS, "that of amused/amused-256 or -512")
-    done = convert(
+    tensors = read_tensors(folder / TEXT_WEIGHTS, "that of amused/amused-256 or -512")
+    done = convert_tensors(
         tensors,
-        lambda name, tensor: {} if name == POSITIONS else {name: tensor},
-        skeleton(sizes),
-        source=one_line(str(folder / WEIGHTS)),
+        lambda name, tensor: {} if name == POSITION_IDS else {name: tensor},
+        build_skeleton(sizes),
+        source=one_line(str(folder / TEXT_WEIGHTS)),
         family="CLIP's text model of its config.json",
     )
     return Clip(sizes=sizes, weights=done.weights, vocabulary=vocabulary)
@@ -124,10 +124,10 @@ def read_clip(folder: Path) -> Clip:
 
 def write_clip(clip: Clip, folder: Path) -> None:
     """What `read_clip` reads, each file whole or not at all; older ones make way. Raises DiskError."""
-    (folder / CONFIG).parent.mkdir(parents=True, exist_ok=True)
+    (folder / TEXT_CONFIG).parent.mkdir(parents=True, exist_ok=True)
     named = {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model"}
-    write_weights(clip.weights, folder / WEIGHTS)
-    write_json(folder / CONFIG, {**named, **to_json(clip.sizes)})
+    write_weights(clip.weights, folder / TEXT_WEIGHTS)
+    write_json(folder / TEXT_CONFIG, {**named, **to_json(clip.sizes)})
     write_vocabulary(clip.vocabulary, folder)
 
 
@@ -135,11 +135,11 @@ def write_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
     """The folder `tokenizer`, as transformers reads it."""
     (folder / VOCABULARY).parent.mkdir(parents=True, exist_ok=True)
     write_json(folder / VOCABULARY, vocabulary.ids)
-    write_json(folder / SPECIAL, {"tokenizer_class": "CLIPTokenizer", **vocabulary.special})
+    write_json(folder / SPECIAL_TOKENS, {"tokenizer_class": "CLIPTokenizer", **vocabulary.special})
     merges = folder / MERGES
     part = merges.with_name(f".merges.tmp-{secrets.token_hex(8)}")
     try:
-        (folder / OLDER_SPECIAL).unlink(missing_ok=True)  # as it would count for more
+        (folder / OLDER_SPECIAL_TOKENS).unlink(missing_ok=True)  # as it would count for more
         part.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in vocabulary.merges), encoding="utf-8")
         sync(part)
         part.replace(merges)
@@ -149,7 +149,7 @@ def write_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def skeleton(sizes: TextSizes) -> nn.Module:
+def build_skeleton(sizes: TextSizes) -> nn.Module:
     """The names and shapes of the published weights, without memory for them; it computes nothing."""
     width = sizes.hidden_size
 
@@ -182,7 +182,7 @@ def _read_sizes(path: Path) -> TextSizes:
 
 def _read_vocabulary(folder: Path) -> Vocabulary:
     path = folder / VOCABULARY
-    ids = _table(path, load_json(path, LONGEST))
+    ids = _table(path, load_json(path, MAX_VOCABULARY_BYTES))
     if any(type(number) is not int for number in ids.values()) or sorted(ids.values()) != list(range(len(ids))):
         raise ConfigError(f"{path}: the tokens are not numbered from 0, each once")
     for word in ids:
@@ -194,12 +194,12 @@ def _read_vocabulary(folder: Path) -> Vocabulary:
 def _read_merges(path: Path, ids: dict[str, int]) -> tuple[tuple[str, str], ...]:
     try:
         with open(path, "rb") as file:
-            data = file.read(LONGEST + 1)
+            data = file.read(MAX_VOCABULARY_BYTES + 1)
         lines = data.decode().replace("\r\n", "\n").split("\n")
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    if len(data) > LONGEST:
-        raise ConfigError(f"{path} is longer than {LONGEST} bytes")
+    if len(data) > MAX_VOCABULARY_BYTES:
+        raise ConfigError(f"{path} is longer than {MAX_VOCABULARY_BYTES} bytes")
     merges = []
     for number, line in enumerate(lines):
         if not line or line.startswith("#version"):
@@ -217,7 +217,7 @@ def _read_special(folder: Path, ids: dict[str, int]) -> dict[str, str]:
     """The tokens of start, end, unknown and padding; as with transformers, the older file counts if both are old."""
     found, older = (
         _table(folder / name, load_json(folder / name)) if os.path.isfile(folder / name) else {}
-        for name in (SPECIAL, OLDER_SPECIAL)
+        for name in (SPECIAL_TOKENS, OLDER_SPECIAL_TOKENS)
     )
     if "added_tokens_decoder" not in found:
         found = {**found, **older}
@@ -227,7 +227,7 @@ def _read_special(folder: Path, ids: dict[str, int]) -> dict[str, str]:
         said = found.get(name, special[name])
         word = said.get("content") if isinstance(said, dict) else said
         if not isinstance(word, str) or word not in ids:
-            raise ConfigError(f"{folder / SPECIAL}: the {name} {_short(word)} is not in vocab.json")
+            raise ConfigError(f"{folder / SPECIAL_TOKENS}: the {name} {_short(word)} is not in vocab.json")
         special[name] = word
     return special
 

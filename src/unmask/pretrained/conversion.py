@@ -77,7 +77,7 @@ class Converted:
         write_weights(self.weights, path, facts)
 
 
-def convert(
+def convert_tensors(
     tensors: Mapping[str, Tensor],
     translate: Translate,
     model: nn.Module,

@@ -23,7 +23,7 @@ from unmask.pretrained import (
     titok_uvit,
     valeoai,
 )
-from unmask.pretrained.conversion import Converted, convert
+from unmask.pretrained.conversion import Converted, convert_tensors
 from unmask.pretrained.networks import GeneratorConfig, LearnedConfig
 from unmask.storage.files import one_line
 from unmask.storage.foreign.reader import open_foreign
@@ -64,59 +64,61 @@ class Family:
 
 def _halton() -> tuple[Size, ...]:
     models = (
-        halton_maskgit.TINY,
-        halton_maskgit.SMALL,
-        halton_maskgit.BASE,
-        halton_maskgit.LARGE,
-        halton_maskgit.XLARGE,
+        halton_maskgit.HALTON_TINY,
+        halton_maskgit.HALTON_SMALL,
+        halton_maskgit.HALTON_BASE,
+        halton_maskgit.HALTON_LARGE,
+        halton_maskgit.HALTON_XLARGE,
     )
     tokenizers = (llamagen.LLAMAGEN_VQ16, llamagen.LLAMAGEN_VQ16_384)
     return tuple(Size(model=model, tokenizer=tokenizer) for tokenizer in tokenizers for model in models)
 
 
-VALEOAI = (
-    Size(model=valeoai.BASE_256, tokenizer=taming.TAMING_F16_1024),
-    Size(model=valeoai.BASE_512, tokenizer=taming.TAMING_F16_1024_512),
-    Size(model=valeoai.BIG_256, tokenizer=taming.TAMING_F16_1024),
-    Size(model=valeoai.HUGE_256, tokenizer=taming.TAMING_F16_1024),
+VALEOAI_SIZES = (
+    Size(model=valeoai.VALEOAI_BASE_256, tokenizer=taming.TAMING_F16_1024),
+    Size(model=valeoai.VALEOAI_BASE_512, tokenizer=taming.TAMING_F16_1024_512),
+    Size(model=valeoai.VALEOAI_BIG_256, tokenizer=taming.TAMING_F16_1024),
+    Size(model=valeoai.VALEOAI_HUGE_256, tokenizer=taming.TAMING_F16_1024),
 )
-GOOGLE = (
-    Size(model=google.BASE_256, tokenizer=maskgit_vqgan.VQGAN_256),
-    Size(model=google.BASE_512, tokenizer=maskgit_vqgan.VQGAN_512),
+GOOGLE_SIZES = (
+    Size(model=google.GOOGLE_BASE_256, tokenizer=maskgit_vqgan.MASKGIT_VQGAN_256),
+    Size(model=google.GOOGLE_BASE_512, tokenizer=maskgit_vqgan.MASKGIT_VQGAN_512),
 )
-TITOK = (
-    Size(model=titok_bert.TITOK_BERT, tokenizer=titok.TITOK_L32),
-    Size(model=titok_bert.TITOK_BERT, tokenizer=titok.TITOK_B64),
-    Size(model=titok_uvit.TITOK_UVIT, tokenizer=titok.TITOK_S128),
+TITOK_SIZES = (
+    Size(model=titok_bert.TITOK_BERT_SIZE, tokenizer=titok.TITOK_L32_TOKENIZER),
+    Size(model=titok_bert.TITOK_BERT_SIZE, tokenizer=titok.TITOK_B64_TOKENIZER),
+    Size(model=titok_uvit.TITOK_UVIT_SIZE, tokenizer=titok.TITOK_S128_TOKENIZER),
 )
-AMUSED = (
+AMUSED_SIZES = (
     Size(model=amused.AMUSED_256, tokenizer=amused_vqvae.AMUSED_VQ_256),
     Size(model=amused.AMUSED_512, tokenizer=amused_vqvae.AMUSED_VQ_512),
 )
 
 
-def alone(sizes: tuple[Size, ...]) -> tuple[Size, ...]:
+def keep_tokenizers(sizes: tuple[Size, ...]) -> tuple[Size, ...]:
     """Their tokenizers."""
     return tuple(replace(size, model=None) for size in sizes)
 
 
 FAMILIES: dict[str, Family] = {
-    "valeoai-v1": Family(sizes=VALEOAI, translate=valeoai.translate, container="model_state_dict"),
-    "taming-vqgan": Family(sizes=alone(VALEOAI[:2]), translate=taming.translate, container="state_dict"),
+    "valeoai-v1": Family(sizes=VALEOAI_SIZES, translate=valeoai.translate, container="model_state_dict"),
+    "taming-vqgan": Family(
+        sizes=keep_tokenizers(VALEOAI_SIZES[:2]), translate=taming.translate, container="state_dict"
+    ),
     "halton-maskgit": Family(sizes=_halton(), translate=halton_maskgit.translate, container="model_state_dict"),
     "llamagen-vq16": Family(
         sizes=(Size(tokenizer=llamagen.LLAMAGEN_VQ16), Size(tokenizer=llamagen.LLAMAGEN_VQ16_384)),
         translate=llamagen.translate,
         container="model",
     ),
-    "google-maskgit": Family(sizes=GOOGLE, translate=google.translate),
-    "google-vqgan": Family(sizes=alone(GOOGLE), translate=google.translate_tokenizer),
-    "maskgit-vqgan": Family(sizes=alone(GOOGLE), translate=maskgit_vqgan.translate),
-    "titok-bert": Family(sizes=TITOK[:2], translate=titok_bert.translate),
-    "titok-uvit": Family(sizes=TITOK[2:], translate=titok_uvit.translate),
-    "titok-tokenizer": Family(sizes=alone(TITOK), translate=titok.translate),
-    "amused": Family(sizes=AMUSED, translate=amused.translate),
-    "amused-vqvae": Family(sizes=alone(AMUSED), translate=amused_vqvae.translate),
+    "google-maskgit": Family(sizes=GOOGLE_SIZES, translate=google.translate),
+    "google-vqgan": Family(sizes=keep_tokenizers(GOOGLE_SIZES), translate=google.translate_tokenizer),
+    "maskgit-vqgan": Family(sizes=keep_tokenizers(GOOGLE_SIZES), translate=maskgit_vqgan.translate),
+    "titok-bert": Family(sizes=TITOK_SIZES[:2], translate=titok_bert.translate),
+    "titok-uvit": Family(sizes=TITOK_SIZES[2:], translate=titok_uvit.translate),
+    "titok-tokenizer": Family(sizes=keep_tokenizers(TITOK_SIZES), translate=titok.translate),
+    "amused": Family(sizes=AMUSED_SIZES, translate=amused.translate),
+    "amused-vqvae": Family(sizes=keep_tokenizers(AMUSED_SIZES), translate=amused_vqvae.translate),
 }
 
 
@@ -134,9 +136,9 @@ def convert_file(
     size = min(sizes, key=lambda one: _differences(one, rules, shapes))
     with torch.device("meta"):
         model = size.build()
-    done = convert(
+    done = convert_tensors(
         tensors, partial(rules.translate, size.config), model, source=one_line(str(path)), dtype=dtype, family=family,
-        families=known_names(),
+        families=list_known_names(),
     )  # fmt: skip
     parameters = {name for name, _ in model.named_parameters()}  # all that our files hold
     return size, replace(done, weights={name: value for name, value in done.weights.items() if name in parameters})
@@ -155,7 +157,7 @@ def _differences(size: Size, rules: Family, shapes: Mapping[str, Tensor]) -> int
     return len(wanted ^ found)
 
 
-def known_names() -> dict[str, tuple[str, ...]]:
+def list_known_names() -> dict[str, tuple[str, ...]]:
     """A few names by which the files of each family are told."""
     return {
         "valeoai-v1": ("tok_emb.weight", "pos_emb", "bias", "first_layer.0.weight", "last_layer.4.weight"),

@@ -30,7 +30,7 @@ LLAMAGEN_VQ16 = VQGAN(
 LLAMAGEN_VQ16_384 = replace(LLAMAGEN_VQ16, size=(384, 384), attention=(24,))
 """The same weights on images of 384x384: attention is part of the coarsest level, which is 24 cells high here."""
 
-RENAMED = (
+LLAMAGEN_PATTERNS = (
     (r"\.(down|up|block|block_1|attn_1|block_2)\.", r".not.\1."),  # taming's own names are none of this file
     (r"^encoder\.conv_blocks\.", "encoder.down."),
     (r"^decoder\.conv_blocks\.", "decoder.up."),
@@ -44,4 +44,4 @@ RENAMED = (
 
 def translate(config: VQGAN, name: str, tensor: Tensor) -> dict[str, Tensor]:
     """One tensor of the published `model` by our names, by way of taming's: {} for the log of used codes."""
-    return {} if name == "quantize.codebook_used" else taming.translate_renamed(config, name, tensor, RENAMED)
+    return {} if name == "quantize.codebook_used" else taming.translate_renamed(config, name, tensor, LLAMAGEN_PATTERNS)

@@ -8,11 +8,11 @@ from unmask.storage.config import from_json, load_json, to_json, write_json
 from unmask.storage.weights import write_weights
 from unmask.tokenizers.base import open_tokenizer
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+TOKENIZER_CONFIG, TOKENIZER_WEIGHTS = "config.json", "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class TokenizerFolder:
     """The tokenizer beside codes."""
 
     tokenizer: LearnedConfig
@@ -20,24 +20,24 @@ class Kept:
 
 def read_tokenizer(folder: Path) -> LearnedModel:
     """The tokenizer beside codes: config.json is that of the network alone."""
-    return open_tokenizer(read_tokenizer_config(folder), folder / WEIGHTS)  # type: ignore[return-value]
+    return open_tokenizer(read_tokenizer_config(folder), folder / TOKENIZER_WEIGHTS)  # type: ignore[return-value]
 
 
 def read_tokenizer_config(folder: Path) -> LearnedConfig:
     """What `write_tokenizer_config` wrote."""
-    data = load_json(folder / CONFIG)
+    data = load_json(folder / TOKENIZER_CONFIG)
     if isinstance(data, dict):
         data = {"type": "VQGAN"} | data  # as older files do not say
-    return from_json(Kept, {"tokenizer": data}, CONFIG).tokenizer
+    return from_json(TokenizerFolder, {"tokenizer": data}, TOKENIZER_CONFIG).tokenizer
 
 
 def write_tokenizer(model: LearnedModel, folder: Path) -> None:
     """What `read_tokenizer` takes."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_weights(dict(model.named_parameters()), folder / WEIGHTS)
+    write_weights(dict(model.named_parameters()), folder / TOKENIZER_WEIGHTS)
     write_tokenizer_config(model.config, folder)
 
 
 def write_tokenizer_config(config: LearnedConfig, folder: Path) -> None:
     """config.json beside the weights of a tokenizer alone."""
-    write_json(folder / CONFIG, to_json(Kept(tokenizer=config))["tokenizer"])
+    write_json(folder / TOKENIZER_CONFIG, to_json(TokenizerFolder(tokenizer=config))["tokenizer"])

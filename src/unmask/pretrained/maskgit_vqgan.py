@@ -15,7 +15,7 @@ from unmask.tokenizers.base import decode_in_parts, encode_in_parts, images_at_o
 from unmask.tokenizers.quantizers import full_precision
 from unmask.tokenizers.vqgan import doubled
 
-GROUPS = 32
+NUM_GROUPS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,9 @@ class MaskGITVQGAN:
     def __post_init__(self) -> None:
         if not self.multipliers or min(*self.size, *self.multipliers, self.blocks, self.codes, self.dim) < 1:
             raise ValueError(f"{self}: sizes and counts must be at least 1")
-        if self.width < 1 or self.width % GROUPS:
+        if self.width < 1 or self.width % NUM_GROUPS:
             raise ValueError(
-                f"MaskGITVQGAN(width={self.width}): must be a multiple of the {GROUPS} groups of its norms"
+                f"MaskGITVQGAN(width={self.width}): must be a multiple of the {NUM_GROUPS} groups of its norms"
             )
         if any(n % self.factor for n in self.size):
             raise ValueError(
@@ -67,14 +67,14 @@ class MaskGITVQGAN:
         return MaskGITAutoencoder(self)
 
 
-VQGAN_256 = MaskGITVQGAN()
+MASKGIT_VQGAN_256 = MaskGITVQGAN()
 """54,515,587 parameters in 168 tensors; rFID 2.28 on ImageNet at 256x256 as published."""
 
-VQGAN_512 = MaskGITVQGAN(size=(512, 512))
+MASKGIT_VQGAN_512 = MaskGITVQGAN(size=(512, 512))
 """The same sizes for 512x512, with weights of its own in Google's files; rFID 1.97 as published."""
 
 
-class ResidualBlock(nn.Module):
+class MaskGITResidualBlock(nn.Module):
     """x + h, where h = conv(silu(norm(conv(silu(norm(x)))))); where channels change, shortcut(h) + h.
 
     Differs from the paper: as published, the 1x1 shortcut sees the block's own output and x is lost.
@@ -82,7 +82,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int):
         super().__init__()
-        self.norm1, self.norm2 = (nn.GroupNorm(GROUPS, dim, eps=1e-6) for dim in (dim_in, dim_out))
+        self.norm1, self.norm2 = (nn.GroupNorm(NUM_GROUPS, dim, eps=1e-6) for dim in (dim_in, dim_out))
         self.conv1 = nn.Conv2d(dim_in, dim_out, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(dim_out, dim_out, 3, padding=1, bias=False)
         self.shortcut = nn.Conv2d(dim_out, dim_out, 1, bias=False) if dim_in != dim_out else None
@@ -93,12 +93,12 @@ class ResidualBlock(nn.Module):
         return h + (x if self.shortcut is None else self.shortcut(h))
 
 
-class Level(nn.Module):
+class MaskGITLevel(nn.Module):
     """The residual blocks of one resolution; `upsample_conv` follows a nearest-neighbour doubling."""
 
     def __init__(self, dim_in: int, dim_out: int, blocks: int, *, double: bool):
         super().__init__()
-        self.block = nn.Sequential(*(ResidualBlock(dim_out if i else dim_in, dim_out) for i in range(blocks)))
+        self.block = nn.Sequential(*(MaskGITResidualBlock(dim_out if i else dim_in, dim_out) for i in range(blocks)))
         self.upsample_conv = nn.Conv2d(dim_out, dim_out, 3, padding=1) if double else None
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ _ _"]:
@@ -107,10 +107,10 @@ class Level(nn.Module):
 
 
 def _middle(dim: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(*(ResidualBlock(dim, dim) for _ in range(blocks)))
+    return nn.Sequential(*(MaskGITResidualBlock(dim, dim) for _ in range(blocks)))
 
 
-class Encoder(nn.Module):
+class MaskGITEncoder(nn.Module):
     """Images in [0, 1] to latents, one per cell."""
 
     def __init__(self, config: MaskGITVQGAN):
@@ -118,9 +118,9 @@ class Encoder(nn.Module):
         dims = [config.width * m for m in config.multipliers]
         self.conv_in = nn.Conv2d(config.channels, config.width, 3, padding=1, bias=False)
         pairs = zip([config.width, *dims[:-1]], dims, strict=True)
-        self.down = nn.ModuleList(Level(a, b, config.blocks, double=False) for a, b in pairs)
+        self.down = nn.ModuleList(MaskGITLevel(a, b, config.blocks, double=False) for a, b in pairs)
         self.mid = _middle(dims[-1], config.blocks)
-        self.norm_out = nn.GroupNorm(GROUPS, dims[-1], eps=1e-6)
+        self.norm_out = nn.GroupNorm(NUM_GROUPS, dims[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(dims[-1], config.dim, 1)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
@@ -130,7 +130,7 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
-class Decoder(nn.Module):
+class MaskGITDecoder(nn.Module):
     """Latents of any grid to images in [0, 1], before clamping."""
 
     def __init__(self, config: MaskGITVQGAN):
@@ -140,8 +140,8 @@ class Decoder(nn.Module):
         self.mid = _middle(dims[-1], config.blocks)
         # As published the last level is the coarsest and runs first.
         pairs = zip([*dims[1:], dims[-1]], dims, strict=True)
-        self.up = nn.ModuleList(Level(a, b, config.blocks, double=i > 0) for i, (a, b) in enumerate(pairs))
-        self.norm_out = nn.GroupNorm(GROUPS, dims[0], eps=1e-6)
+        self.up = nn.ModuleList(MaskGITLevel(a, b, config.blocks, double=i > 0) for i, (a, b) in enumerate(pairs))
+        self.norm_out = nn.GroupNorm(NUM_GROUPS, dims[0], eps=1e-6)
         self.conv_out = nn.Conv2d(dims[0], config.channels, 3, padding=1)
 
     def forward(self, latents: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 H W"]:
@@ -157,7 +157,7 @@ class MaskGITAutoencoder(nn.Module):
     def __init__(self, config: MaskGITVQGAN):
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.encoder, self.decoder = MaskGITEncoder(config), MaskGITDecoder(config)
         self.codebook = nn.Embedding(config.codes, config.dim)
         nn.init.uniform_(self.codebook.weight, -1 / config.codes, 1 / config.codes)
 
@@ -206,7 +206,7 @@ class MaskGITAutoencoder(nn.Module):
         return decode_in_parts(convert, tokens, self.config, self.at_once)
 
 
-def decoder_name(name: str) -> str:
+def rename_layer(name: str) -> str:
     """A published name of the encoder or decoder ("up.4.block.0.nin_shortcut.weight") by ours."""
     return name.replace("nin_shortcut", "shortcut")
 
@@ -215,4 +215,4 @@ def translate(config: MaskGITVQGAN, name: str, tensor: Tensor) -> dict[str, Tens
     """One tensor of the published torch file by our names; an unknown name is returned unchanged."""
     if name == "quantize.embedding.weight":
         return {"codebook.weight": tensor}
-    return {decoder_name(name): tensor}
+    return {rename_layer(name): tensor}

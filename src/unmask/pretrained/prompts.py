@@ -22,10 +22,19 @@ from unmask.storage.config import to_json
 from unmask.storage.files import one_line
 from unmask.storage.weights import unfilled
 
-AT_ONCE = 64  # texts; of these the 13 states of all layers fill 200 MiB
-FIXED: dict[str, Any] = {"attn_implementation": "sdpa", "bos_token_id": None, "pad_token_id": None}
+TEXTS_AT_ONCE = 64  # texts; of these the 13 states of all layers fill 200 MiB
+TEXT_MODEL_SETTINGS: dict[str, Any] = {"attn_implementation": "sdpa", "bos_token_id": None, "pad_token_id": None}
 """What no file decides: attention is torch's own, and the network needs the number of no token but the end."""
-FAILURES = (OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RuntimeError)
+TRANSFORMERS_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+)
 """What transformers may still raise; which of them, differs with its version."""
 
 
@@ -129,7 +138,7 @@ class TextReader:
                     f"{one_line(text)!r} has {len(row)} tokens with start and end, and {self.longest} fit: shorten it"
                 )
         ids = torch.tensor(rows, device=self.encoder.device)
-        parts = [self.encoder(part, output_hidden_states=True) for part in ids.split(AT_ONCE)]
+        parts = [self.encoder(part, output_hidden_states=True) for part in ids.split(TEXTS_AT_ONCE)]
         facts = torch.tensor([size[1], size[0], *crop, aesthetic], dtype=torch.float32, device=ids.device)
         return Prompt(
             hidden=torch.cat([part.hidden_states[-2] for part in parts]),
@@ -150,14 +159,14 @@ def load_text_reader(folder: Path) -> TextReader:
         raise ConfigError("prompts need transformers: pip install 'unmask[prompts]'") from error
     found = read_clip(folder)
     try:
-        config = CLIPTextConfig(**to_json(found.sizes), **FIXED)
+        config = CLIPTextConfig(**to_json(found.sizes), **TEXT_MODEL_SETTINGS)
         with unfilled(torch.float32):
             encoder: Any = CLIPTextModelWithProjection(config)
         encoder.load_state_dict(found.weights)
         with tempfile.TemporaryDirectory(prefix="unmask-words-") as own:
             write_vocabulary(found.vocabulary, Path(own))
             tokenizer: Any = CLIPTokenizer.from_pretrained(Path(own) / "tokenizer", local_files_only=True)
-    except FAILURES as error:
+    except TRANSFORMERS_ERRORS as error:
         reason = one_line((str(error).strip() or type(error).__name__).splitlines()[0])
         raise CheckpointError(
             f"{one_line(str(folder))}: transformers makes no CLIP text model of it ({reason}); copy the folder anew"

@@ -32,7 +32,7 @@ TAMING_F16_1024_512 = replace(TAMING_F16_1024, size=(512, 512), attention=(32,))
 """The same weights on images of 512x512: attention is part of the coarsest level, which is 32 cells high here."""
 
 
-PARTS = {"nin_shortcut": "shortcut", "proj_out": "out"}
+TAMING_PARTS = {"nin_shortcut": "shortcut", "proj_out": "out"}
 """Parts of a layer that have another name here."""
 
 
@@ -52,7 +52,7 @@ def translate(config: VQGAN, name: str, tensor: Tensor) -> dict[str, Tensor]:
         return {f"{places[layer]}.{rest}": tensor}
     layer, _, part = layer.rpartition(".")
     if layer in places:
-        return {f"{places[layer]}.{PARTS.get(part, part)}.{rest}": tensor}
+        return {f"{places[layer]}.{TAMING_PARTS.get(part, part)}.{rest}": tensor}
     return {name: tensor}
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.pretrained.maskgit_vqgan import Decoder, MaskGITVQGAN, decoder_name
+from unmask.pretrained.maskgit_vqgan import MaskGITDecoder, MaskGITVQGAN, rename_layer
 from unmask.pretrained.vit import ViTBlock
 from unmask.tokenizers.base import decode_in_parts, encode_in_parts, images_at_once
 from unmask.tokenizers.quantizers import full_precision
@@ -56,11 +56,11 @@ class TiTok:
         return TiTokModel(self)
 
 
-TITOK_L32 = TiTok()
+TITOK_L32_TOKENIZER = TiTok()
 """641.1 M parameters."""
-TITOK_B64 = TiTok(num_latents=64, width=768, depth=12, heads=12)
+TITOK_B64_TOKENIZER = TiTok(num_latents=64, width=768, depth=12, heads=12)
 """204.8 M parameters."""
-TITOK_S128 = TiTok(num_latents=128, width=512, depth=8, heads=8)
+TITOK_S128_TOKENIZER = TiTok(num_latents=128, width=512, depth=8, heads=8)
 """83.7 M parameters."""
 
 
@@ -103,7 +103,7 @@ class TiTokModel(nn.Module):
         self.mask = nn.Parameter(torch.randn(width) * width**-0.5)
         self.hidden, self.to_pixel_code = nn.Linear(width, 2 * width), nn.Linear(2 * width, pixels.vocab_size)
         self.pixel_codes = nn.Parameter(torch.randn(pixels.vocab_size, pixels.dim))
-        self.pixel_decoder = Decoder(pixels)
+        self.pixel_decoder = MaskGITDecoder(pixels)
 
     @property
     def vocab_size(self) -> int:
@@ -166,7 +166,7 @@ def _precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-NAMES = {
+TITOK_LAYERS = {
     "latent_tokens": "latents",
     "encoder.patch_embed": "patches",
     "encoder.conv_out": "to_code",
@@ -179,10 +179,10 @@ NAMES = {
 }
 """Published parts of the tokenizer that are no part of its two transformers, and ours."""
 
-CONVOLUTIONS = ("encoder.conv_out.weight", "decoder.ffn.0.weight", "decoder.ffn.2.weight")
+TITOK_CONVOLUTIONS = ("encoder.conv_out.weight", "decoder.ffn.0.weight", "decoder.ffn.2.weight")
 """Published as convolutions of single cells; here they are linear layers."""
 
-VIT = {
+TITOK_VIT_PARTS = {
     "class_embedding": "class_token",
     "positional_embedding": "position",
     "latent_token_positional_embedding": "latent_position",
@@ -191,7 +191,7 @@ VIT = {
 }
 """Published parts of a transformer, and ours."""
 
-BLOCK = {
+TITOK_BLOCK_LAYERS = {
     "ln_1": "norm1",
     "attn.in_proj": "attention.qkv",
     "attn.out_proj": "attention.out",
@@ -205,22 +205,22 @@ BLOCK = {
 def translate(config: TiTok, name: str, tensor: Tensor) -> dict[str, Tensor]:
     """One tensor of the published file by our names; an unknown name is returned unchanged."""
     if name.startswith("pixel_decoder."):
-        return {f"pixel_decoder.{decoder_name(name.removeprefix('pixel_decoder.'))}": tensor}
+        return {f"pixel_decoder.{rename_layer(name.removeprefix('pixel_decoder.'))}": tensor}
     if name == "decoder.mask_token" and tensor.shape[:-1] == (1, 1):
         tensor = tensor[0, 0]
-    elif name in CONVOLUTIONS and tensor.shape[2:] == (1, 1):
+    elif name in TITOK_CONVOLUTIONS and tensor.shape[2:] == (1, 1):
         tensor = tensor[..., 0, 0]
-    if name in NAMES:
-        return {NAMES[name]: tensor}
+    if name in TITOK_LAYERS:
+        return {TITOK_LAYERS[name]: tensor}
     part, _, kind = name.rpartition(".")
-    if part in NAMES:
-        return {f"{NAMES[part]}.{kind}": tensor}
+    if part in TITOK_LAYERS:
+        return {f"{TITOK_LAYERS[part]}.{kind}": tensor}
     side, _, rest = name.partition(".")
     if side in ("encoder", "decoder"):
         block = re.fullmatch(r"transformer\.(\d+)\.(.+)[._](weight|bias)", rest)
-        if block and block[2] in BLOCK:
-            return {f"{side}.blocks.{block[1]}.{BLOCK[block[2]]}.{block[3]}": tensor}
+        if block and block[2] in TITOK_BLOCK_LAYERS:
+            return {f"{side}.blocks.{block[1]}.{TITOK_BLOCK_LAYERS[block[2]]}.{block[3]}": tensor}
         outer = re.fullmatch(r"(.+?)((?:\.(?:weight|bias))?)", rest)
-        if outer and outer[1] in VIT:
-            return {f"{side}.{VIT[outer[1]]}{outer[2]}": tensor}
+        if outer and outer[1] in TITOK_VIT_PARTS:
+            return {f"{side}.{TITOK_VIT_PARTS[outer[1]]}{outer[2]}": tensor}
     return {name: tensor}
