@@ -224,7 +224,7 @@ def test_it_is_a_tokenizer_in_bfloat16_but_not_in_float16():
     assert 0 < (drawn - single.decode(tokens)).abs().mean() < 0.05
     poor = small(torch.float16)
     for call in (lambda: poor.encode(images), lambda: poor.decode(tokens), lambda: poor(images.half())):
-        with pytest.raises(ConfigError, match="overflows in float16: take bfloat16 or float32"):
+        with pytest.raises(ConfigError, match="overflows in float16: use bfloat16 or float32"):
             call()
 
 

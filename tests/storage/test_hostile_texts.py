@@ -272,7 +272,7 @@ def test_weights_that_are_none(copied):  # noqa: F811
 def test_whatever_transformers_raises_is_one_line(copied, monkeypatch):  # noqa: F811
     for error in (KeyError("x"), TypeError("two\nlines"), ZeroDivisionError(), ImportError("no\x1b[2J")):
         monkeypatch.setattr("transformers.CLIPTextModelWithProjection", raising(error))
-        assert "transformers makes no CLIP text model of it (" in refuse(copied)
+        assert "transformers cannot build a CLIP text model from it (" in refuse(copied)
 
 
 def raising(error):

@@ -1,4 +1,4 @@
-"""The post-norm transformer block of BERT (arXiv 1810.04805), which Google's MaskGIT and TiTok's generator share."""
+"""The post-norm transformer block of BERT (arXiv 1810.04805), for Google's MaskGIT and TiTok's generator."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ BERT_EPS = 1e-12
 
 
 class PostNormBlock(nn.Module):
-    """norm(x + attention(x)), then norm(x + mlp(x)), with the exact GELU or its approximation."""
+    """norm(x + attention(x)), then norm(x + mlp(x)), with the exact GELU or its tanh approximation."""
 
     def __init__(self, dim: int, heads: int, mlp_dim: int, gelu: GELU = "none"):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The published code bases whose weight files can be converted, by the names that `unmask convert --family` takes."""
+"""The families of published weight files, by the names that `unmask convert --family` takes, and their conversion."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,23 +24,27 @@ from unmask.pretrained import (
     valeoai,
 )
 from unmask.pretrained.conversion import Converted, convert_tensors
-from unmask.pretrained.networks import GeneratorConfig, LearnedConfig
+from unmask.pretrained.networks import AnyGeneratorConfig, LearnedConfig
 from unmask.storage.files import one_line
 from unmask.storage.foreign.reader import open_foreign
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """One published size. The tokenizer decides a generator's vocabulary and grid; without a `model` it is the one."""
+    """One published size: a generator with its tokenizer, or only a tokenizer."""
 
     tokenizer: LearnedConfig
-    model: GeneratorConfig | amused.Amused | None = None
+    """The tokenizer; it decides vocabulary and grid of the generator."""
+    model: AnyGeneratorConfig | None = None
+    """The generator, or None for a tokenizer alone."""
 
     @property
-    def config(self) -> GeneratorConfig | amused.Amused | LearnedConfig:
+    def config(self) -> AnyGeneratorConfig | LearnedConfig:
+        """The configuration of the network whose weights the file holds."""
         return self.tokenizer if self.model is None else self.model
 
     def build(self) -> nn.Module:
+        """Build the network whose weights the file holds, with random weights."""
         if self.model is None:
             return self.tokenizer.build()
         return self.model.build(self.tokenizer.vocab_size, self.tokenizer.grid)
@@ -48,21 +52,22 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How the files of one code base are read: the sizes there are, and each tensor by our names.
-
-    `container` is the entry of the file that holds the weights, where there are several.
-    """
+    """How to read the weight files of one code base."""
 
     sizes: tuple[Size, ...]
+    """The published sizes."""
     translate: Callable[[Any, str, Tensor], dict[str, Tensor]]
+    """Translates one tensor of the file to our names, given the size's `config`."""
     container: str | None = None
+    """The entry of the file that holds the weights, if the file has several entries."""
 
     @property
     def is_tokenizer(self) -> bool:
+        """True if the files hold tokenizers, not generators."""
         return self.sizes[0].model is None
 
 
-def _halton() -> tuple[Size, ...]:
+def _list_halton_sizes() -> tuple[Size, ...]:
     models = (
         halton_maskgit.HALTON_TINY,
         halton_maskgit.HALTON_SMALL,
@@ -96,7 +101,7 @@ AMUSED_SIZES = (
 
 
 def keep_tokenizers(sizes: tuple[Size, ...]) -> tuple[Size, ...]:
-    """Their tokenizers."""
+    """Return the same sizes without their generators."""
     return tuple(replace(size, model=None) for size in sizes)
 
 
@@ -105,7 +110,9 @@ FAMILIES: dict[str, Family] = {
     "taming-vqgan": Family(
         sizes=keep_tokenizers(VALEOAI_SIZES[:2]), translate=taming.translate, container="state_dict"
     ),
-    "halton-maskgit": Family(sizes=_halton(), translate=halton_maskgit.translate, container="model_state_dict"),
+    "halton-maskgit": Family(
+        sizes=_list_halton_sizes(), translate=halton_maskgit.translate, container="model_state_dict"
+    ),
     "llamagen-vq16": Family(
         sizes=(Size(tokenizer=llamagen.LLAMAGEN_VQ16), Size(tokenizer=llamagen.LLAMAGEN_VQ16_384)),
         translate=llamagen.translate,
@@ -125,7 +132,10 @@ FAMILIES: dict[str, Family] = {
 def convert_file(
     path: Path, family: str, *, dtype: torch.dtype = torch.float32, like: Size | None = None
 ) -> tuple[Size, Converted]:
-    """Read a foreign file as the size of its family that it fits, or as the one given; else CheckpointError."""
+    """Convert a foreign file as the size `like`, or as the size of its family that it fits best.
+
+    Raises CheckpointError if the file is damaged or does not fit exactly.
+    """
     rules = FAMILIES[family]
     try:
         tensors = open_foreign(path, container=rules.container)
@@ -133,19 +143,19 @@ def convert_file(
         raise CheckpointError(f"{error} (wanted: the weights of {family})") from error
     shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
     sizes = (like,) if like is not None else rules.sizes
-    size = min(sizes, key=lambda one: _differences(one, rules, shapes))
+    size = min(sizes, key=lambda one: _count_differences(one, rules, shapes))
     with torch.device("meta"):
         model = size.build()
     done = convert_tensors(
         tensors, partial(rules.translate, size.config), model, source=one_line(str(path)), dtype=dtype, family=family,
         families=list_known_names(),
     )  # fmt: skip
-    parameters = {name for name, _ in model.named_parameters()}  # all that our files hold
+    parameters = {name for name, _ in model.named_parameters()}  # our files hold only these
     return size, replace(done, weights={name: value for name, value in done.weights.items() if name in parameters})
 
 
-def _differences(size: Size, rules: Family, shapes: Mapping[str, Tensor]) -> int:
-    """How many names or shapes of the file, translated, are not the network's."""
+def _count_differences(size: Size, rules: Family, shapes: Mapping[str, Tensor]) -> int:
+    """Count the names and shapes in which the translated file and the network differ."""
     with torch.device("meta"):
         wanted = {(name, tuple(tensor.shape)) for name, tensor in size.build().state_dict().items()}
     found: set[tuple[str, tuple[int, ...]]] = set()
@@ -158,7 +168,7 @@ def _differences(size: Size, rules: Family, shapes: Mapping[str, Tensor]) -> int
 
 
 def list_known_names() -> dict[str, tuple[str, ...]]:
-    """A few names by which the files of each family are told."""
+    """Return, for each family, a few tensor names that tell its files from others."""
     return {
         "valeoai-v1": ("tok_emb.weight", "pos_emb", "bias", "first_layer.0.weight", "last_layer.4.weight"),
         "taming-vqgan": ("encoder.down.0.block.0.norm1.weight", "decoder.up.4.attn.0.q.weight", "quant_conv.weight"),

@@ -1,5 +1,4 @@
-"""The network of Halton-MaskGIT, and the translation of its published weights (Besnier et al., ICLR 2025, arXiv
-2503.17076).
+"""Halton-MaskGIT (Besnier et al., ICLR 2025, arXiv 2503.17076), and the translation of its published weights.
 
 A DiT-like transformer over LlamaGen's codes (`llamagen`). The class modulates every block, one register token stands at
 the end of the row, and the head is the token embedding with a bias. Weights: llvictorll/Halton-MaskGIT (MIT). The

@@ -1,4 +1,4 @@
-"""A folder with a tokenizer alone: config.json of the network, and its weights."""
+"""Read and write a folder that holds only a tokenizer: config.json of the network, and its weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,31 +13,31 @@ TOKENIZER_CONFIG, TOKENIZER_WEIGHTS = "config.json", "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFolder:
-    """The tokenizer beside codes."""
+    """What such a config.json holds."""
 
     tokenizer: LearnedConfig
 
 
 def read_tokenizer(folder: Path) -> LearnedModel:
-    """The tokenizer beside codes: config.json is that of the network alone."""
+    """Load the tokenizer of a folder that `write_tokenizer` wrote."""
     return open_tokenizer(read_tokenizer_config(folder), folder / TOKENIZER_WEIGHTS)  # type: ignore[return-value]
 
 
 def read_tokenizer_config(folder: Path) -> LearnedConfig:
-    """What `write_tokenizer_config` wrote."""
+    """Read the configuration that `write_tokenizer_config` wrote."""
     data = load_json(folder / TOKENIZER_CONFIG)
     if isinstance(data, dict):
-        data = {"type": "VQGAN"} | data  # as older files do not say
+        data = {"type": "VQGAN"} | data  # older files do not name the type
     return from_json(TokenizerFolder, {"tokenizer": data}, TOKENIZER_CONFIG).tokenizer
 
 
 def write_tokenizer(model: LearnedModel, folder: Path) -> None:
-    """What `read_tokenizer` takes."""
+    """Write a folder that `read_tokenizer` loads: config.json and weights. Raises DiskError."""
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(dict(model.named_parameters()), folder / TOKENIZER_WEIGHTS)
     write_tokenizer_config(model.config, folder)
 
 
 def write_tokenizer_config(config: LearnedConfig, folder: Path) -> None:
-    """config.json beside the weights of a tokenizer alone."""
+    """Write config.json for a folder that holds only a tokenizer. Raises DiskError."""
     write_json(folder / TOKENIZER_CONFIG, to_json(TokenizerFolder(tokenizer=config))["tokenizer"])

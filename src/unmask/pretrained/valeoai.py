@@ -1,4 +1,4 @@
-"""The network of valeoai's reproduction of MaskGIT, and the translation of its published weights (arXiv 2310.14400).
+"""valeoai's reproduction of MaskGIT (arXiv 2310.14400), and the translation of its published weights.
 
 A pre-norm transformer over codes. The class is one more token, in the last place. The head is the token embedding with
 one bias per cell and code. Weights: `MaskGIT_ImageNet_{256,512}.pth` of llvictorll/Maskgit-pytorch (MIT).

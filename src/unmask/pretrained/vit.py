@@ -1,4 +1,4 @@
-"""The pre-norm transformer block of ViT (arXiv 2010.11929), which TiTok's tokenizer and its U-ViT generator share."""
+"""The pre-norm transformer block of ViT (arXiv 2010.11929), for valeoai's MaskGIT, TiTok's tokenizer and its U-ViT."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from unmask.runtime.packed import LinearGELU
 
 
 class ViTAttention(nn.Module):
-    """Bidirectional multi-head self-attention; `qkv` makes queries, keys and values, in that order."""
+    """Bidirectional multi-head self-attention. `qkv` returns queries, keys and values, in that order."""
 
     def __init__(self, dim: int, heads: int, *, bias: bool):
         super().__init__()
