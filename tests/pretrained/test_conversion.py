@@ -1,4 +1,4 @@
-"""Published tensors become exactly a model's, or one line says what does not fit."""
+"""Published tensors convert to exactly the tensors of a model, or one line says what does not fit."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ FAMILY = {"other": {"cls_emb.weight", "reg_tokens.weight"}, "this": {"emb.weight
 
 
 class Model(nn.Module):
-    """A tied head, a split matrix, and buffers of which one is kept."""
+    """A model with a tied head, a split matrix, and two buffers, one of them persistent."""
 
     def __init__(self):
         super().__init__()
@@ -161,7 +161,7 @@ def test_the_family_that_a_file_is_of_is_named():
 
 
 def test_tensors_that_share_memory_are_written_apart(tmp_path):
-    """Two of ours from one of theirs, permuted and cut: safetensors cannot say that memory is shared."""
+    """One published tensor becomes several, permuted and cut; safetensors cannot express shared memory."""
     own = nn.ParameterDict(
         {"a": torch.empty(3, 2), "b": torch.empty(2, 3), "c": torch.empty(3), "d": torch.empty(2, 3)}
     )

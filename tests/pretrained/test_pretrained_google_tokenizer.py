@@ -1,4 +1,4 @@
-"""Google's flax files: the tokenizer is the one of the torch file, and both files together make pictures."""
+"""Google's flax files: the tokenizer equals the one in the torch file, and both files together generate images."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ Tensors = dict[str, Tensor]
 
 
 def execution_order(config: MaskGITVQGAN, half: str) -> list[str]:
-    """The layers of the torch file in the order in which flax meets, and counts, them."""
+    """Return the layers of the torch file in the order in which flax runs and counts them."""
     levels = len(config.multipliers)
     if half == "encoder":
         blocks = [f"down.{i}.block.{j}" for i in range(levels) for j in range(config.blocks)]
@@ -36,7 +36,7 @@ def execution_order(config: MaskGITVQGAN, half: str) -> list[str]:
 
 
 def as_flax(config: MaskGITVQGAN, p: Tensors) -> dict:
-    """The torch file's weights as flax would have stored them, as a tree."""
+    """Return the weights of the torch file as the tree that flax would store."""
     tree: dict = {"quantizer": {"codebook": p["quantize.embedding.weight"]}}
     parts = {"norm1": "GroupNorm_0", "norm2": "GroupNorm_1", "conv1": "Conv_0", "conv2": "Conv_1",
              "nin_shortcut": "Conv_2"}  # fmt: skip
@@ -70,7 +70,7 @@ def test_both_formats_of_the_tokenizer_are_the_same(config, tmp_path):
         found |= translate_tokenizer(config, name, tensor)
     with torch.device("meta"):
         model = config.build()
-    model.load_state_dict(found, strict=True, assign=True)  # which compares all names and shapes
+    model.load_state_dict(found, strict=True, assign=True)  # compares all names and shapes
     if small:
         other, images = (
             loaded_vqgan(config, p),

@@ -1,4 +1,4 @@
-"""Ids that no table has: refused in words on a CPU, not looked at on other devices or while a graph is captured."""
+"""Ids out of range raise a clear error on a CPU. Other devices and graph capture do not read the ids."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def test_rows_and_classes():
 
 
 def test_another_device_is_not_waited_for():
-    there = torch.zeros(2, 3, dtype=torch.int64, device="meta")  # has no values: to look at one raises
+    there = torch.zeros(2, 3, dtype=torch.int64, device="meta")  # has no values, so reading one raises
     assert not can_read(there)
     check_ids("codes", there, 5, 6, "")
     check_rows(there, (3,), 1)
@@ -53,6 +53,6 @@ for kind in kinds:
 
 
 def test_a_network_is_one_graph():
-    """A look at values would cut it, and `fullgraph` refuses that; in a process where types are not watched."""
+    """Reading values would cut the graph, which `fullgraph` refuses. A new process has no type checks."""
     done = subprocess.run([sys.executable, "-c", GRAPHS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""MaskGIT's VQGAN: the published list of tensors, and the published formulas written out on plain tensors."""
+"""MaskGIT's VQGAN: the published list of tensors, and the published formulas on plain tensors."""
 
 import math
 import re
@@ -36,7 +36,7 @@ def _block(name: str, dim_in: int, dim_out: int) -> Shapes:
 
 
 def published(config: MaskGITVQGAN) -> Shapes:
-    """The names and shapes of the published file."""
+    """Return names and shapes of the published file."""
     dims = [config.width * m for m in config.multipliers]
     last, top = len(dims) - 1, dims[-1]
     shapes: Shapes = {"encoder.conv_in.weight": (config.width, 3, 3, 3)}
@@ -59,7 +59,7 @@ def published(config: MaskGITVQGAN) -> Shapes:
 
 
 def random_weights(shapes: Shapes, seed: int = 0) -> Tensors:
-    """All far from trivial: norms around 1, biases not 0, and convolutions that keep the size of their input."""
+    """Draw weights without trivial values: norms around 1, biases not 0, convolutions that keep the scale."""
     generator, found = torch.Generator().manual_seed(seed), {}
     for name, shape in shapes.items():
         noise = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -93,7 +93,7 @@ def group_norm(p: Tensors, name: str, x: Tensor, eps: float, groups: int) -> Ten
 
 
 def conv(p: Tensors, name: str, x: Tensor) -> Tensor:
-    """ "SAME", as a sum over the window's offsets."""
+    """Convolve with "SAME" padding, as a sum over the offsets of the window."""
     weight, bias = p[f"{name}.weight"], p.get(f"{name}.bias")
     n, (h, w) = weight.shape[-1], x.shape[-2:]
     padded = F.pad(x, (n // 2,) * 4)
@@ -205,7 +205,7 @@ def test_latents_and_images_are_those_of_the_formulas():
 
 @pytest.mark.parametrize("other", [{"ordinary": True}, {"groups": 16}, {"eps": 1e-5}])
 def test_what_is_peculiar_matters(other):
-    """The shortcut of the block's own output, and the norms; a small input shows their eps."""
+    """The shortcut reads the block's own output; a small input shows the eps of the norms."""
     p = dict(WEIGHTS)
     if "eps" in other:
         p["encoder.conv_in.weight"] = p["encoder.conv_in.weight"] * 1e-3
@@ -231,7 +231,7 @@ def test_the_decoder_alone_takes_any_grid():
 
 
 def sensible() -> Tensors:
-    """Weights whose latents have codes of their own: the codebook is of latents."""
+    """Return weights whose codebook holds latents, so that each latent has its code."""
     x = uniform(4, 3, 16, 24, seed=5)
     rows = encoder(WEIGHTS, SMALL, x).transpose(0, 1).flatten(1).T
     return WEIGHTS | {"quantize.embedding.weight": rows[:: len(rows) // 20][:20].clone()}
@@ -257,7 +257,7 @@ def test_decode_clamps_from_0_to_1_and_gives_images_from_minus_1_to_1():
     p["decoder.conv_out.weight"] = p["decoder.conv_out.weight"] * 0
     p["decoder.conv_out.bias"] = torch.tensor([1.0, 0.5, -3.0]).double()
     white = loaded(SMALL, p).decode(tokens)
-    assert torch.equal(white[0, :, 0, 0], torch.tensor([1.0, 0.0, -1.0]))  # white, grey, and below black
+    assert torch.equal(white[0, :, 0, 0], torch.tensor([1.0, 0.0, -1.0]))  # white, grey, and darker than black
 
 
 def test_it_is_a_tokenizer_in_bfloat16_and_in_parts(monkeypatch):

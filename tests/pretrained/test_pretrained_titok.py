@@ -1,4 +1,4 @@
-"""TiTok's tokenizer: its published layout, its formulas on plain tensors, and the promises of a tokenizer."""
+"""TiTok's tokenizer: its published layout, its formulas on plain tensors, and the contract of a tokenizer."""
 
 import re
 from pathlib import Path
@@ -38,7 +38,7 @@ SIZES = {
 
 
 def published(config: TiTok) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the published file, from the pattern that they follow."""
+    """Return names and shapes of the published file, from their pattern."""
     k, w, p = config.num_latents, config.width, config.pixels
     cells, patch = p.grid[0] * p.grid[1], p.factor
     shapes: dict[str, tuple[int, ...]] = {"latent_tokens": (k, w)}

@@ -1,4 +1,4 @@
-"""TiTok's generators: published layouts, transformers' BERT and a plain-tensor U-ViT as oracles, and what users do."""
+"""TiTok's generators: published layouts, transformers' BERT and a plain-tensor U-ViT as oracles, and typical use."""
 
 import math
 import re
@@ -25,7 +25,7 @@ LISTS = Path(__file__).parents[3] / "shared/reference/checkpoint_keys"
 K, LENGTH, CLASSES = 13, 5, 4
 BERT = TiTokBert(dim=12, depth=2, heads=3, mlp_dim=20, num_classes=CLASSES)
 UVIT = TiTokUViT(dim=12, depth=4, heads=3, mlp_dim=20, num_classes=CLASSES)
-# BERT's second token type is never used, which makes 768 numbers of its files superfluous.
+# BERT's second token type is never used, so 768 numbers of its files are superfluous.
 SIZES = {
     "l32": (TITOK_BERT_SIZE, 32, 177_202_432, 768),
     "b64": (TITOK_BERT_SIZE, 64, 177_227_008, 768),
@@ -93,13 +93,13 @@ def converted(config: TiTokBert | TiTokUViT, dtype: torch.dtype = torch.float64)
 
 
 def sequence(tokens: Tensor, condition: Tensor) -> Tensor:
-    """The published one: class y is K + 1 + y, no class is K + 1 + CLASSES, and it comes first."""
+    """Return the published sequence: the class comes first; class y is K + 1 + y, no class is K + 1 + CLASSES."""
     condition = torch.where(condition == NULL, CLASSES, condition)
     return torch.cat([K + 1 + condition[:, None], tokens], 1)
 
 
 def bert(tokens: Tensor, condition: Tensor, *, eps: float = 1e-12, act: str = "gelu") -> Tensor:
-    """transformers' BERT under the published head."""
+    """Return the logits of transformers' BERT with the published head."""
     transformers = pytest.importorskip("transformers", reason="BERT: no transformers")
     w = weights_of(BERT)
     sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}

@@ -1,7 +1,7 @@
-"""What a generator is conditioned on: the only place that knows which families need more than a class.
+"""Handle what some families need beyond a class, so that no caller needs to know a family.
 
 aMUSEd takes texts instead of classes, and its text encoder lies in the model's folder. Google's MaskGIT may lack NULL
-("no class"). Callers use these functions and need to know neither.
+("no class"). No module outside of this folder knows either of them.
 """
 
 from collections.abc import Sequence

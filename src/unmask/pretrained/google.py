@@ -31,6 +31,7 @@ class GoogleMaskGIT(GeneratorSizes):
 
     @property
     def has_null_class(self) -> bool:
+        """True if the network accepts NULL: the published one does not."""
         return self.null_class
 
     def build(self, vocab_size: int, grid: tuple[int, ...]) -> "GoogleTransformer":

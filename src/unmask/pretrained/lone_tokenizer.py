@@ -13,7 +13,7 @@ TOKENIZER_CONFIG, TOKENIZER_WEIGHTS = "config.json", "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFolder:
-    """What such a config.json holds."""
+    """The content of such a config.json."""
 
     tokenizer: LearnedConfig
 

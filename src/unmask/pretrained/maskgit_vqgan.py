@@ -44,8 +44,8 @@ class MaskGITVQGAN:
             )
         if any(n % self.factor for n in self.size):
             raise ValueError(
-                f"MaskGITVQGAN(size={self.size}): must be a multiple of {self.factor}, which is 2 for each of "
-                f"{len(self.multipliers)} levels but one"
+                f"MaskGITVQGAN(size={self.size}): must be a multiple of {self.factor}: each of the "
+                f"{len(self.multipliers)} levels except one halves height and width"
             )
 
     @property

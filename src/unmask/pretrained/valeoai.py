@@ -93,7 +93,7 @@ VALEOAI_BLOCK_LAYERS = {
 def translate(config: ValeoaiMaskGIT, name: str, tensor: Tensor) -> dict[str, Tensor]:
     """Translate one tensor of the published file to our names; return an unknown name or shape unchanged.
 
-    The one published table holds the codes, the mask, the classes and "no class". The published head also has biases
+    A single published table holds the codes, the mask, the classes and "no class". The published head also has biases
     for tokens that are no codes and for the place of the class. Nobody reads those logits, so the biases are dropped.
     """
     foreign = config.num_classes + 1
