@@ -32,7 +32,7 @@ from unmask.method.rand import seeded
 from unmask.method.sampling.decode import State
 from unmask.pipelines.image import Pipeline
 from unmask.pretrained.taming import TAMING_F16_1024
-from unmask.pretrained.valeoai import BASE_256, translate
+from unmask.pretrained.valeoai import VALEOAI_BASE_256, translate
 from unmask.recipes.schema import Recipe
 from unmask.runtime.packed import PackedLinear
 from unmask.runtime.provenance import environment
@@ -83,7 +83,7 @@ class PeerLayers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.ModuleList([PreNorm(PeerAttention()), PreNorm(PeerMLP())]) for _ in range(BASE_256.depth)
+            nn.ModuleList([PreNorm(PeerAttention()), PreNorm(PeerMLP())]) for _ in range(VALEOAI_BASE_256.depth)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,10 +164,12 @@ def files(folder: Path, peer: Peer, vqgan: Autoencoder) -> None:
     """What `unmask convert` would make of such weights."""
     ours: dict[str, Tensor] = {}
     for name, tensor in peer.state_dict().items():
-        ours |= translate(BASE_256, name, tensor)
+        ours |= translate(VALEOAI_BASE_256, name, tensor)
     write_weights(ours, folder / "model.safetensors")
     write_weights(dict(vqgan.named_parameters()), folder / "tokenizer.safetensors")
-    recipe = Recipe(data=Codes(path=""), tokenizer=TAMING_F16_1024, model=BASE_256, sampling=REPORT_256.sampling)
+    recipe = Recipe(
+        data=Codes(path=""), tokenizer=TAMING_F16_1024, model=VALEOAI_BASE_256, sampling=REPORT_256.sampling
+    )
     write_json(folder / "config.json", to_json(recipe))
 
 

@@ -16,14 +16,14 @@ from unmask.errors import CheckpointError
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.load import load
 from unmask.pretrained.amused import Amused
-from unmask.pretrained.clip import NEEDED, TextSizes, skeleton
+from unmask.pretrained.clip import NEEDED_FILES, TextSizes, build_skeleton
 from unmask.pretrained.families import Size
 from unmask.published.catalogue import MODELS
 from unmask.published.store import located, write_recipe
 from unmask.storage.weights import same_weights, write_weights
 
 WORDS = ["a", "b", "ab</w>", "a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"]
-TEXTS = sorted([*NEEDED, "tokenizer/tokenizer_config.json"])
+TEXTS = sorted([*NEEDED_FILES, "tokenizer/tokenizer_config.json"])
 WEIGHTS = "text_encoder/model.safetensors"
 
 
@@ -35,7 +35,7 @@ def write_texts(folder, seed=0):
     for part in ("text_encoder", "tokenizer"):
         (folder / part).mkdir(exist_ok=True)
     (folder / "text_encoder/config.json").write_text(json.dumps({**sizes, "_name_or_path": "theirs"}))
-    shapes = {name: tuple(value.shape) for name, value in skeleton(TextSizes(**sizes)).named_parameters()}
+    shapes = {name: tuple(value.shape) for name, value in build_skeleton(TextSizes(**sizes)).named_parameters()}
     (folder / WEIGHTS).unlink(missing_ok=True)
     save_file(random(shapes, seed), folder / WEIGHTS)
     (folder / "tokenizer/vocab.json").write_text(json.dumps({word: i for i, word in enumerate(WORDS)}))
@@ -109,7 +109,7 @@ def test_a_link_of_another_name_is_told_by_its_file(files, toys, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["missing", "lost link", "passwd", "pipe"])
-@pytest.mark.parametrize("name", NEEDED)
+@pytest.mark.parametrize("name", NEEDED_FILES)
 def test_a_model_without_a_sound_text_encoder_is_not_whole(mine, toys, name, how, capsys):
     path = mine / name
     path.unlink()
@@ -171,7 +171,7 @@ def test_a_saved_model_reads_texts_as_before(drawing, tmp_path):
     assert torch.equal(after.generate(num=2), before.generate(num=2))
 
 
-@pytest.mark.parametrize("name", NEEDED)
+@pytest.mark.parametrize("name", NEEDED_FILES)
 def test_nothing_that_a_link_leads_to_is_uploaded(drawing, tmp_path, name, monkeypatch):
     model = Pipeline.from_pretrained(drawing, prompts=["a"], device="cpu", dtype=torch.float32)
     (drawing / name).unlink()

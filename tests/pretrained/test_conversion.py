@@ -1,4 +1,4 @@
-"""Published tensors become exactly a model's, or one line says what does not fit."""
+"""Published tensors convert to exactly the tensors of a model, or one line says what does not fit."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError, DiskError
-from unmask.pretrained.conversion import convert
+from unmask.pretrained.conversion import convert_tensors
 from unmask.storage.foreign.reader import open_foreign
 from unmask.storage.weights import load_weights
 
@@ -16,7 +16,7 @@ FAMILY = {"other": {"cls_emb.weight", "reg_tokens.weight"}, "this": {"emb.weight
 
 
 class Model(nn.Module):
-    """A tied head, a split matrix, and buffers of which one is kept."""
+    """A model with a tied head, a split matrix, and two buffers, one of them persistent."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ def translate(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def run(tensors: dict[str, Tensor], **options: object):
-    return convert(tensors, translate, model(), source="x.pth", **options)
+    return convert_tensors(tensors, translate, model(), source="x.pth", **options)
 
 
 def test_what_fits_is_converted_and_reported(tmp_path):
@@ -82,7 +82,7 @@ def test_what_fits_is_converted_and_reported(tmp_path):
 
 def test_the_file_written_is_one_that_load_weights_takes(tmp_path):
     own = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    convert(dict(own.state_dict()), lambda n, t: {n: t}, own, source="x").write(tmp_path / "x.safetensors")
+    convert_tensors(dict(own.state_dict()), lambda n, t: {n: t}, own, source="x").write(tmp_path / "x.safetensors")
     other = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     load_weights(other, tmp_path / "x.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(own.parameters(), other.parameters(), strict=True))
@@ -161,7 +161,7 @@ def test_the_family_that_a_file_is_of_is_named():
 
 
 def test_tensors_that_share_memory_are_written_apart(tmp_path):
-    """Two of ours from one of theirs, permuted and cut: safetensors cannot say that memory is shared."""
+    """One published tensor becomes several, permuted and cut; safetensors cannot express shared memory."""
     own = nn.ParameterDict(
         {"a": torch.empty(3, 2), "b": torch.empty(2, 3), "c": torch.empty(3), "d": torch.empty(2, 3)}
     )
@@ -170,7 +170,7 @@ def test_tensors_that_share_memory_are_written_apart(tmp_path):
     def split(name: str, tensor: Tensor) -> dict[str, Tensor]:
         return {"a": tensor.T, "b": tensor, "c": tensor[1], "d": tensor}
 
-    convert({"x": whole}, split, own, source="x").write(tmp_path / "x.safetensors")
+    convert_tensors({"x": whole}, split, own, source="x").write(tmp_path / "x.safetensors")
     found = load_file(tmp_path / "x.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in split("x", whole).items())
 

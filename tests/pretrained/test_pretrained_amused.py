@@ -1,4 +1,4 @@
-"""aMUSEd's network: its published layout, its formulas on plain tensors, and how samplers see it."""
+"""aMUSEd's network: its published layout, its formulas on plain tensors, and its use by samplers."""
 
 import ast
 import re
@@ -30,7 +30,7 @@ both = pytest.mark.parametrize("config", [SMALL, HALVED], ids=["whole", "halved"
 
 
 def weights(config: Amused, seed: int = 0) -> dict[str, Tensor]:
-    """A random checkpoint, float64, in which nothing is trivial; embeddings so small that the norm's constant shows."""
+    """Draw a random float64 checkpoint without trivial values. The embeddings are so small that eps matters."""
     g, found = torch.Generator().manual_seed(seed), {}
     for name, shape in published(config, K).items():
         x = torch.randn(shape, generator=g, dtype=torch.float64)
@@ -126,7 +126,7 @@ def test_the_network_is_the_published_formula(config):
     assert exact.std() > 0.3
     ours = network(config, table)(tokens, prompt)
     assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-6)  # as float32, the type of logits
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-6)  # in float32, the type of the logits
     single = network(config, {name: tensor.float() for name, tensor in table.items()})
     with torch.no_grad():
         logits = single(tokens, prompt)
@@ -149,7 +149,7 @@ def test_before_rounding_the_formula_is_the_same_to_ten_digits(config):
      "sines first", "mask row K"],
 )  # fmt: skip
 def test_every_peculiarity_shows(but):
-    """The ordinary choice in its place gives other logits, so agreement above means that it was followed."""
+    """The usual choice gives other logits, so agreement in the test above proves the published choice."""
     table = weights(SMALL)
     tokens, prompt = inputs(torch.float64)
     with_it, without = (reference(table, SMALL, GRID, tokens, prompt, but=b) for b in ("", but))
@@ -177,7 +177,7 @@ def test_bfloat16_weights_give_float32_logits(config):
         logits = model(tokens, prompt)
     assert logits.dtype == torch.float32
     assert 1e-4 < (logits - exact).abs().mean() < 0.05
-    # Widths that bfloat16 cannot tell apart.
+    # bfloat16 cannot distinguish these widths.
     facts = [replace(prompt, micro=prompt.micro + torch.tensor([more, 0, 0, 0, 0])) for more in (0, 1)]
     assert not torch.equal(*(model.describe(fact)[1] for fact in facts))
 

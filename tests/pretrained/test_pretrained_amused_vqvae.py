@@ -1,4 +1,4 @@
-"""aMUSEd's tokenizer: its published layout, its formulas on plain tensors, and the promises of a tokenizer."""
+"""aMUSEd's tokenizer: its published layout, its formulas on plain tensors, and the contract of a tokenizer."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ DIMS = [4, 8, 8, 16, 24]
 
 
 def published(dims: list[int], latent: int, codes: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the published file, from the pattern that they follow; decoding goes from the last width."""
+    """Return names and shapes of the published file, from their pattern. Decoding starts at the last width."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def block(name: str, there: int, here: int) -> None:
@@ -50,7 +50,7 @@ def published(dims: list[int], latent: int, codes: int) -> dict[str, tuple[int, 
 
 
 def weights() -> dict[str, Tensor]:
-    """A random checkpoint, float64, in which nothing is trivial, and whose pictures mostly lie within [0, 1]."""
+    """Draw a random float64 checkpoint without trivial values, whose images mostly lie in [0, 1]."""
     g, found = torch.Generator().manual_seed(0), {}
     for name, shape in published(DIMS, 5, 23).items():
         x = torch.randn(shape, generator=g, dtype=torch.float64)
@@ -74,7 +74,7 @@ def network(table: dict[str, Tensor], config: AmusedVQ = SMALL) -> AmusedAutoenc
 
 
 def pictures(count: int = 3) -> Tensor:
-    """In [0, 1], as published."""
+    """Return images in [0, 1], as published."""
     g = torch.Generator().manual_seed(1)
     coarse = torch.rand(count, 3, 8, 12, generator=g, dtype=torch.float64)
     return F.interpolate(coarse, SMALL.size, mode="bilinear")
@@ -88,7 +88,7 @@ def conv(w: dict[str, Tensor], name: str, x: Tensor, stride: int = 1, padding: i
 
 
 def activated(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    """Group norm, each with its scale and shift, then x sigmoid(x)."""
+    """Apply group norm with scale and shift, then x sigmoid(x)."""
     parts = x.unflatten(1, (SMALL.groups, -1))
     centred = parts - parts.mean((2, 3, 4), keepdim=True)
     y = (centred / (centred.square().mean((2, 3, 4), keepdim=True) + 1e-6).sqrt()).flatten(1, 2)
@@ -181,13 +181,13 @@ def test_the_network_is_the_published_formula(kind, atol):
     exact = latents(table, images)
     torch.testing.assert_close(model.latents((images * 2 - 1).to(kind)).double(), exact, rtol=0, atol=atol)
     near = exact.transpose(0, 1).flatten(1).T.repeat(2, 1)[:23] + 0.01 * torch.arange(23)[:, None] * exact.std()
-    table["quantize.embedding.weight"] = near.float().double()  # codes are looked up in float32
+    table["quantize.embedding.weight"] = near.float().double()  # codes are compared in float32
     model = network({name: tensor.to(kind) for name, tensor in table.items()})
     tokens = model.encode((images * 2 - 1).to(kind))
     assert torch.equal(tokens, nearest(table, exact))
     assert len(tokens.unique()) > 8
     raw = decoded(table, tokens)
-    assert 0.1 < ((raw > 0) & (raw < 1)).double().mean() < 1  # both what is clipped and what is not
+    assert 0.1 < ((raw > 0) & (raw < 1)).double().mean() < 1  # some values are clipped, some are not
     ours = model.decode(tokens)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), raw.clamp(0, 1) * 2 - 1, rtol=0, atol=max(atol, 1e-6))
@@ -196,7 +196,7 @@ def test_the_network_is_the_published_formula(kind, atol):
 
 
 def test_the_range_is_part_of_the_network():
-    """Beyond the border lies black of [0, 1], not grey: read as [-1, 1], the same pictures have other latents."""
+    """The padding is black in [0, 1], not grey, so the same images in [-1, 1] have other latents."""
     table, images = weights(), pictures()
     assert (latents(table, images) - latents(table, images * 2 - 1)).abs().max() > 1e-2
     flat = {name: tensor * (name != "decoder.conv_out.weight") for name, tensor in table.items()}
@@ -224,7 +224,7 @@ def test_it_is_a_tokenizer_in_bfloat16_but_not_in_float16():
     assert 0 < (drawn - single.decode(tokens)).abs().mean() < 0.05
     poor = small(torch.float16)
     for call in (lambda: poor.encode(images), lambda: poor.decode(tokens), lambda: poor(images.half())):
-        with pytest.raises(ConfigError, match="overflows in float16: take bfloat16 or float32"):
+        with pytest.raises(ConfigError, match="overflows in float16: use bfloat16 or float32"):
             call()
 
 

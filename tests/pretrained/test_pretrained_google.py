@@ -1,4 +1,4 @@
-"""Google's MaskGIT: its tree of weights, and the published formulas written out on plain tensors."""
+"""Google's MaskGIT: its tree of weights, and the published formulas on plain tensors."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unmask.errors import CheckpointError
 from unmask.method.guidance import NULL
-from unmask.pretrained.google import BASE_256, BASE_512, GoogleMaskGIT, GoogleTransformer, translate
+from unmask.pretrained.google import GOOGLE_BASE_256, GOOGLE_BASE_512, GoogleMaskGIT, GoogleTransformer, translate
 
 SMALL = GoogleMaskGIT(dim=12, depth=2, heads=3, mlp_dim=20, num_classes=5)
 K, GRID = 7, (2, 3)
@@ -17,7 +17,7 @@ Tensors = dict[str, Tensor]
 
 
 def published(config: GoogleMaskGIT, codes: int, cells: int) -> dict[str, tuple[int, ...]]:
-    """The tree of the published file, flattened."""
+    """Return the flattened tree of the published file."""
     dim, heads, width = config.dim, config.heads, config.dim // config.heads
     rows = codes + config.num_classes + 1
     shapes: dict[str, tuple[int, ...]] = {
@@ -81,7 +81,7 @@ def dense(p: Tensors, name: str, x: Tensor) -> Tensor:
 def reference(
     p: Tensors, tokens: Tensor, labels: Tensor, *, eps=1e-12, exact=False, last=False, mask=-1, pre=False
 ) -> Tensor:
-    """Logits [b, l, K]. By default as published; the options undo one peculiarity each."""
+    """Return logits [b, l, K] of the published network. Each option replaces one peculiarity."""
     table = p["Embed_0/word_embeddings/embedding"]
     words = table[torch.where(tokens == K, mask % len(table), tokens)]
     label = table[labels + K][:, None]
@@ -116,7 +116,8 @@ LABELS = torch.tensor([0, 4, 2])
 
 
 @pytest.mark.parametrize(
-    ("config", "codes", "grid"), [(BASE_256, 1024, (16, 16)), (BASE_512, 1024, (32, 32)), (SMALL, K, GRID)]
+    ("config", "codes", "grid"),
+    [(GOOGLE_BASE_256, 1024, (16, 16)), (GOOGLE_BASE_512, 1024, (32, 32)), (SMALL, K, GRID)],
 )
 def test_every_published_tensor_has_its_place(config, codes, grid):
     with torch.device("meta"):
@@ -129,18 +130,18 @@ def test_every_published_tensor_has_its_place(config, codes, grid):
 
 @pytest.mark.parametrize(("grid", "count"), [((16, 16), 172_457_193), ((32, 32), 173_047_017)])
 def test_the_published_sizes(grid, count):
-    shapes = published(BASE_256, 1024, math.prod(grid))
+    shapes = published(GOOGLE_BASE_256, 1024, math.prod(grid))
     assert sum(map(math.prod, shapes.values())) == count
     with torch.device("meta"):
-        own = sum(p.numel() for p in BASE_256.build(1024, grid).parameters())
-    assert own == count + 768 - 1001  # the row of NULL; and the outputs of classes and mask
+        own = sum(p.numel() for p in GOOGLE_BASE_256.build(1024, grid).parameters())
+    assert own == count + 768 - 1001  # the row of NULL, and the outputs for classes and mask
 
 
 def test_unknown_names_stay_and_wrong_shapes_are_named():
     assert list(translate(SMALL, "Embed_1/x", torch.zeros(2))) == ["Embed_1/x"]
     kernel = "TransformerLayer_0/Attention_0/self_attention/query/kernel"
     wrong = {
-        kernel: (12, 4, 3),  # as many numbers, of other heads
+        kernel: (12, 4, 3),  # the same number of values, with other heads
         "TransformerLayer_1/Attention_0/self_attention/out/kernel": (4, 3, 12),
         "TransformerLayer_1/Attention_0/self_attention/key/bias": (12,),
         "Embed_0/word_embeddings/embedding": (6, 12),
@@ -150,7 +151,7 @@ def test_unknown_names_stay_and_wrong_shapes_are_named():
     for name, shape in wrong.items():
         with pytest.raises(CheckpointError, match=name):
             translate(SMALL, name, torch.zeros(shape))
-    for name in published(SMALL, K, 6):  # whatever else is odd goes on to the strict comparison
+    for name in published(SMALL, K, 6):  # the strict comparison finds all other faults
         for odd in (torch.zeros(()), torch.zeros(2, 2, 2, 2, 2), torch.zeros(30, 12, dtype=torch.int32)):
             try:
                 translate(SMALL, name, odd)
@@ -181,7 +182,7 @@ def test_logits_are_those_of_the_formulas():
 )
 def test_what_is_peculiar_matters(other):
     p = weights()
-    if "eps" in other:  # small numbers show it
+    if "eps" in other:  # eps matters for small numbers
         p |= {name: p[name] * 1e-3 for name in p if name.startswith("Embed_0") and name.endswith("embedding")}
     with torch.no_grad():
         assert (loaded(SMALL, p)(TOKENS, LABELS) - reference(p, TOKENS, LABELS, **other)).abs().max() > 1e-3
@@ -192,7 +193,7 @@ def test_the_head_is_the_embedding():
     assert not [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == K]
     with torch.no_grad():
         before = model(TOKENS[2:], LABELS[2:])
-        model.embedding.weight[6] += 1  # no input of this row
+        model.embedding.weight[6] += 1  # no input uses this row
         after = model(TOKENS[2:], LABELS[2:])
     assert (before != after).any((0, 1)).tolist() == [False] * 6 + [True]
 
@@ -224,7 +225,7 @@ def test_errors_are_one_line():
     with pytest.raises(ValueError, match=r"tokens span 1\.\.8, not 0\.\.7 \(7 is the mask\)"):
         model(TOKENS + 1, LABELS)
     for sizes in ({"dim": 13}, {"depth": 0}, {"num_classes": 0}):
-        with pytest.raises(ValueError, match="at least 1 and dim a multiple of heads"):
+        with pytest.raises(ValueError, match="must be a multiple of heads"):
             replace(SMALL, **sizes)
     with pytest.raises(ValueError, match="1 to 3 axes"):
         SMALL.build(K, ())

@@ -1,4 +1,4 @@
-"""Google's flax files: the tokenizer is the one of the torch file, and both files together make pictures."""
+"""Google's flax files: the tokenizer equals the one in the torch file, and both files together generate images."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from unmask.method.rand import Rand
 from unmask.method.sampling.decode import decode
 from unmask.method.schedules import Cosine, ratios
 from unmask.pretrained.google import translate_tokenizer
-from unmask.pretrained.maskgit_vqgan import VQGAN_256, MaskGITVQGAN
+from unmask.pretrained.maskgit_vqgan import MASKGIT_VQGAN_256, MaskGITVQGAN
 
 VQ = MaskGITVQGAN(size=(8, 12), width=32, multipliers=(1, 2, 2), blocks=2, codes=K, dim=6)
 Tensors = dict[str, Tensor]
@@ -24,7 +24,7 @@ Tensors = dict[str, Tensor]
 
 
 def execution_order(config: MaskGITVQGAN, half: str) -> list[str]:
-    """The layers of the torch file in the order in which flax meets, and counts, them."""
+    """Return the layers of the torch file in the order in which flax runs and counts them."""
     levels = len(config.multipliers)
     if half == "encoder":
         blocks = [f"down.{i}.block.{j}" for i in range(levels) for j in range(config.blocks)]
@@ -36,7 +36,7 @@ def execution_order(config: MaskGITVQGAN, half: str) -> list[str]:
 
 
 def as_flax(config: MaskGITVQGAN, p: Tensors) -> dict:
-    """The torch file's weights as flax would have stored them, as a tree."""
+    """Return the weights of the torch file as the tree that flax would store."""
     tree: dict = {"quantizer": {"codebook": p["quantize.embedding.weight"]}}
     parts = {"norm1": "GroupNorm_0", "norm2": "GroupNorm_1", "conv1": "Conv_0", "conv2": "Conv_1",
              "nin_shortcut": "Conv_2"}  # fmt: skip
@@ -56,9 +56,9 @@ def as_flax(config: MaskGITVQGAN, p: Tensors) -> dict:
     return tree
 
 
-@pytest.mark.parametrize("config", [VQ, replace(VQ, multipliers=(1, 1, 2), blocks=1), VQGAN_256])
+@pytest.mark.parametrize("config", [VQ, replace(VQ, multipliers=(1, 1, 2), blocks=1), MASKGIT_VQGAN_256])
 def test_both_formats_of_the_tokenizer_are_the_same(config, tmp_path):
-    small = config is not VQGAN_256
+    small = config is not MASKGIT_VQGAN_256
     shapes = published(config)
     p = {k: t.float() for k, t in random_weights(shapes).items()} if small else {}
     with torch.device("meta"):
@@ -70,7 +70,7 @@ def test_both_formats_of_the_tokenizer_are_the_same(config, tmp_path):
         found |= translate_tokenizer(config, name, tensor)
     with torch.device("meta"):
         model = config.build()
-    model.load_state_dict(found, strict=True, assign=True)  # which compares all names and shapes
+    model.load_state_dict(found, strict=True, assign=True)  # compares all names and shapes
     if small:
         other, images = (
             loaded_vqgan(config, p),

@@ -16,27 +16,29 @@ from unmask.method.rand import seeded
 from unmask.method.sampling.decode import decode
 from unmask.method.schedules import Arccos, ratios
 from unmask.pretrained import halton_maskgit as halton
-from unmask.pretrained.conversion import convert
+from unmask.pretrained.conversion import convert_tensors
 from unmask.pretrained.halton_maskgit import HaltonMaskGIT, HaltonTransformer, translate
 from unmask.pretrained.llamagen import LLAMAGEN_VQ16
 from unmask.tokenizers.quantizers import VQ
 
 LISTS = Path(__file__).parents[3] / "shared/reference/checkpoint_keys"
 VALUES = {  # published, in millions, for 256 and 384 pixels
-    "tiny": (halton.TINY, 23.031, 23.154),
-    "small": (halton.SMALL, 69.345, 69.509),
-    "base": (halton.BASE, 142.225, 142.470),
-    "large": (halton.LARGE, 479.657, 479.985),
-    "xlarge": (halton.XLARGE, 692.118, 692.487),
+    "tiny": (halton.HALTON_TINY, 23.031, 23.154),
+    "small": (halton.HALTON_SMALL, 69.345, 69.509),
+    "base": (halton.HALTON_BASE, 142.225, 142.470),
+    "large": (halton.HALTON_LARGE, 479.657, 479.985),
+    "xlarge": (halton.HALTON_XLARGE, 692.118, 692.487),
 }
-NETWORK = HaltonMaskGIT(dim=14, depth=2, heads=4, hidden=10, num_classes=5)  # heads 3 wide: 12 of 14, as 510 of 512
+NETWORK = HaltonMaskGIT(
+    dim=14, depth=2, heads=4, hidden=10, num_classes=5
+)  # heads 3 wide cover 12 of 14, like 510 of 512
 GRID, K = (3, 4), 11
 TOKENS = torch.tensor([[11] * 12, [0, 10, 3, 11, 5, 11, 11, 7, 8, 9, 1, 2], [4] * 12])
 CLASSES = torch.tensor([3, NULL, 0])
 
 
 def layout(config: HaltonMaskGIT, length: int, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the published file."""
+    """Return names and shapes of the published file."""
     d, inner, hidden = config.dim, config.heads * (config.dim // config.heads), config.hidden
     shapes: dict[str, tuple[int, ...]] = {"cls_emb.weight": (config.num_classes + 1, d), "pos_emb.weight": (length, d)}
     shapes |= {"tok_emb.weight": (vocab_size + 1, d), "reg_tokens.weight": (1, d)}
@@ -54,7 +56,7 @@ def layout(config: HaltonMaskGIT, length: int, vocab_size: int) -> dict[str, tup
 
 
 def published(seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """A small file in the published layout, nothing in it neutral."""
+    """Draw a small file in the published layout, without neutral values."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in layout(NETWORK, 12, K).items():
@@ -78,7 +80,7 @@ def rms(x: Tensor, weight: Tensor | float, eps: float = 1e-5) -> Tensor:
 
 
 def reference(w: dict[str, Tensor], tokens: Tensor, classes: Tensor, **ordinary) -> Tensor:
-    """The published formulas, with the mask's logit; each of `ordinary` makes them another, more usual network."""
+    """Return the published logits, with the mask's. Each option makes it another, more usual network."""
     eps, heads = ordinary.get("eps", 1e-5), ordinary.get("heads", NETWORK.heads)
     d, length = w["pos_emb.weight"].shape[1], tokens.shape[1]
     y = w["cls_emb.weight"][classes.where(classes >= 0, ordinary.get("null", 5))]
@@ -120,7 +122,7 @@ def reference(w: dict[str, Tensor], tokens: Tensor, classes: Tensor, **ordinary)
 @pytest.mark.parametrize("size", VALUES)
 @pytest.mark.parametrize("pixels", [256, 384])
 def test_published_files_fit(size, pixels):
-    """The published names and shapes give exactly ours."""
+    """The published names and shapes translate to exactly ours."""
     config, cells = VALUES[size][0], pixels // 16
     with torch.device("meta"):
         model = config.build(16384, (cells, cells))
@@ -173,11 +175,11 @@ def test_wrong_shapes_reach_the_strict_comparison(name, shape):
 
 def test_a_head_of_its_own_is_refused():
     weights, model = published(dtype=torch.float32), NETWORK.build(K, GRID)
-    done = convert(weights, partial(translate, NETWORK), model, source="a.pth")
+    done = convert_tensors(weights, partial(translate, NETWORK), model, source="a.pth")
     assert done.report.same == ("embedding.weight (from tok_emb.weight and head.weight)",)
     weights["head.weight"] = weights["head.weight"] + 1e-3
     with pytest.raises(CheckpointError, match="there twice and not equal"):
-        convert(weights, partial(translate, NETWORK), model, source="a.pth")
+        convert_tensors(weights, partial(translate, NETWORK), model, source="a.pth")
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -274,7 +276,7 @@ def test_impossible_sizes(wrong):
 
 def test_impossible_canvases():
     for vocab_size, grid in ((0, (2, 2)), (4, ()), (4, (2, 0))):
-        with pytest.raises(ValueError, match="need a token or more"):
+        with pytest.raises(ValueError, match="give at least 1 token"):
             NETWORK.build(vocab_size, grid)
 
 

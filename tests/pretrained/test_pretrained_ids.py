@@ -1,4 +1,4 @@
-"""Ids that no table has: refused in words on a CPU, not looked at on other devices or while a graph is captured."""
+"""Ids out of range raise a clear error on a CPU. Other devices and graph capture do not read the ids."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unmask.method.guidance import NULL
-from unmask.pretrained.ids import check_classes, check_ids, check_rows, readable
+from unmask.pretrained.ids import can_read, check_class_ids, check_ids, check_rows
 
 
 def test_the_ends_of_the_range_are_inside_and_nothing_beyond():
@@ -24,15 +24,15 @@ def test_rows_and_classes():
         check_rows(torch.tensor([[0, 7]]), (2, 2), 7)
     with pytest.raises(ValueError, match=r"tokens span 0\.\.8, not 0\.\.7 \(7 is the mask\)"):
         check_rows(torch.tensor([[0, 8]]), (1, 2), 7)
-    check_classes(None, 3)
-    check_classes(torch.tensor([NULL, 2]), 3)
+    check_class_ids(None, 3)
+    check_class_ids(torch.tensor([NULL, 2]), 3)
     with pytest.raises(ValueError, match=r"classes span 3\.\.3, not -1\.\.2 \(-1 is no class\)"):
-        check_classes(torch.tensor([3]), 3)
+        check_class_ids(torch.tensor([3]), 3)
 
 
 def test_another_device_is_not_waited_for():
-    there = torch.zeros(2, 3, dtype=torch.int64, device="meta")  # has no values: to look at one raises
-    assert not readable(there)
+    there = torch.zeros(2, 3, dtype=torch.int64, device="meta")  # has no values, so reading one raises
+    assert not can_read(there)
     check_ids("codes", there, 5, 6, "")
     check_rows(there, (3,), 1)
 
@@ -53,6 +53,6 @@ for kind in kinds:
 
 
 def test_a_network_is_one_graph():
-    """A look at values would cut it, and `fullgraph` refuses that; in a process where types are not watched."""
+    """Reading values would cut the graph, which `fullgraph` refuses. A new process has no type checks."""
     done = subprocess.run([sys.executable, "-c", GRAPHS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -30,7 +30,7 @@ SMALL = replace(
 
 
 def layout(config: VQGAN) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the published file."""
+    """Return names and shapes of the published file."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def layer(name: str, *shape: int) -> None:
@@ -76,13 +76,13 @@ def layout(config: VQGAN) -> dict[str, tuple[int, ...]]:
 
 
 def published(seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """A small file in the published layout, nothing in it neutral, its codes of any length."""
+    """Draw a small file in the published layout, without neutral values, with codes of any length."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in layout(SMALL).items():
         fan = 0.5 if len(shape) < 4 else (shape[1] * shape[2] * shape[3]) ** -0.5
         weights[name] = torch.randn(shape, generator=generator, dtype=torch.float64) * fan
-    weights["quant_conv.bias"] -= latents(weights, pictures(8)).mean((0, 2, 3))  # so that they meet many codes
+    weights["quant_conv.bias"] -= latents(weights, pictures(8)).mean((0, 2, 3))  # so that they hit many codes
     return {name: tensor.to(dtype) for name, tensor in weights.items()}
 
 
@@ -186,7 +186,7 @@ def images_of(w: dict[str, Tensor], tokens: Tensor, *, normalized: bool = True) 
     ids=["256", "384", "VQ-8"],
 )
 def test_published_files_fit(config, values, grid):
-    """The published names and shapes give exactly ours."""
+    """The published names and shapes translate to exactly ours."""
     with torch.device("meta"):
         model = config.build()
     assert model.grid == grid
@@ -239,7 +239,7 @@ def test_training_goes_on_from_the_published_codes():
     before = codebook.table.detach().clone()
     codebook.count.zero_()
     codebook.update(torch.zeros(40, 4), torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))
-    assert torch.equal(codebook.table, before)  # gradients alone move it, and no code is revived
+    assert torch.equal(codebook.table, before)  # only gradients move it, and no code is revived
     assert codebook.table.requires_grad
 
 
@@ -275,7 +275,7 @@ def test_codes_are_normalized_on_both_sides():
 
 
 def test_attention_stays_in_the_coarsest_level():
-    """On a larger image too, by the same weights, whatever the height of that level is."""
+    """This also holds for a larger image with the same weights, at any height of that level."""
     weights = published()
     larger = replace(SMALL, size=(16, 24), attention=(4,))
     model, images = converted(weights, larger), pictures(2, larger.size)

@@ -1,4 +1,4 @@
-"""MaskGIT's VQGAN: the published list of tensors, and the published formulas written out on plain tensors."""
+"""MaskGIT's VQGAN: the published list of tensors, and the published formulas on plain tensors."""
 
 import math
 import re
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from unmask.errors import ConfigError
 from unmask.pretrained.maskgit_vqgan import (
-    VQGAN_256,
-    VQGAN_512,
-    Decoder,
+    MASKGIT_VQGAN_256,
+    MASKGIT_VQGAN_512,
     MaskGITAutoencoder,
+    MaskGITDecoder,
     MaskGITVQGAN,
-    decoder_name,
+    rename_layer,
     translate,
 )
 from unmask.tokenizers.base import Tokenizer
@@ -36,7 +36,7 @@ def _block(name: str, dim_in: int, dim_out: int) -> Shapes:
 
 
 def published(config: MaskGITVQGAN) -> Shapes:
-    """The names and shapes of the published file."""
+    """Return names and shapes of the published file."""
     dims = [config.width * m for m in config.multipliers]
     last, top = len(dims) - 1, dims[-1]
     shapes: Shapes = {"encoder.conv_in.weight": (config.width, 3, 3, 3)}
@@ -59,7 +59,7 @@ def published(config: MaskGITVQGAN) -> Shapes:
 
 
 def random_weights(shapes: Shapes, seed: int = 0) -> Tensors:
-    """All far from trivial: norms around 1, biases not 0, and convolutions that keep the size of their input."""
+    """Draw weights without trivial values: norms around 1, biases not 0, convolutions that keep the scale."""
     generator, found = torch.Generator().manual_seed(seed), {}
     for name, shape in shapes.items():
         noise = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -93,7 +93,7 @@ def group_norm(p: Tensors, name: str, x: Tensor, eps: float, groups: int) -> Ten
 
 
 def conv(p: Tensors, name: str, x: Tensor) -> Tensor:
-    """ "SAME", as a sum over the window's offsets."""
+    """Convolve with "SAME" padding, as a sum over the offsets of the window."""
     weight, bias = p[f"{name}.weight"], p.get(f"{name}.bias")
     n, (h, w) = weight.shape[-1], x.shape[-2:]
     padded = F.pad(x, (n // 2,) * 4)
@@ -153,7 +153,9 @@ def codes(p: Tensors, z: Tensor) -> Tensor:
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [VQGAN_256, VQGAN_512, SMALL, replace(SMALL, multipliers=(2, 1), blocks=3)])
+@pytest.mark.parametrize(
+    "config", [MASKGIT_VQGAN_256, MASKGIT_VQGAN_512, SMALL, replace(SMALL, multipliers=(2, 1), blocks=3)]
+)
 def test_every_published_tensor_has_its_place(config):
     with torch.device("meta"):
         own = {name: tuple(t.shape) for name, t in config.build().state_dict().items()}
@@ -164,7 +166,7 @@ def test_every_published_tensor_has_its_place(config):
 
 
 def test_the_published_size():
-    shapes = published(VQGAN_256)
+    shapes = published(MASKGIT_VQGAN_256)
     assert (len(shapes), sum(map(math.prod, shapes.values()))) == (168, 54_515_587)
 
 
@@ -172,7 +174,7 @@ def test_the_list_of_the_published_file():
     if not LIST.is_file():
         pytest.skip(f"{LIST.name} is not there")
     rows = re.findall(r"^([a-z]\S+) \(([\d, ]*)\)", LIST.read_text(), re.MULTILINE)
-    assert {n: tuple(int(i) for i in s.split(",") if i.strip()) for n, s in rows} == published(VQGAN_256)
+    assert {n: tuple(int(i) for i in s.split(",") if i.strip()) for n, s in rows} == published(MASKGIT_VQGAN_256)
 
 
 def test_an_unknown_name_stays():
@@ -203,7 +205,7 @@ def test_latents_and_images_are_those_of_the_formulas():
 
 @pytest.mark.parametrize("other", [{"ordinary": True}, {"groups": 16}, {"eps": 1e-5}])
 def test_what_is_peculiar_matters(other):
-    """The shortcut of the block's own output, and the norms; a small input shows their eps."""
+    """The shortcut reads the block's own output; a small input shows the eps of the norms."""
     p = dict(WEIGHTS)
     if "eps" in other:
         p["encoder.conv_in.weight"] = p["encoder.conv_in.weight"] * 1e-3
@@ -218,9 +220,9 @@ def test_what_is_peculiar_matters(other):
 
 
 def test_the_decoder_alone_takes_any_grid():
-    alone = Decoder(SMALL).double()
+    alone = MaskGITDecoder(SMALL).double()
     own = {name.removeprefix("decoder."): t for name, t in WEIGHTS.items() if name.startswith("decoder.")}
-    alone.load_state_dict({decoder_name(name): t for name, t in own.items()}, strict=True)
+    alone.load_state_dict({rename_layer(name): t for name, t in own.items()}, strict=True)
     z = uniform(1, 6, 3, 5)
     assert torch.allclose(alone(z), decoder(WEIGHTS, SMALL, z), rtol=0, atol=1e-10)
 
@@ -229,7 +231,7 @@ def test_the_decoder_alone_takes_any_grid():
 
 
 def sensible() -> Tensors:
-    """Weights whose latents have codes of their own: the codebook is of latents."""
+    """Return weights whose codebook holds latents, so that each latent has its code."""
     x = uniform(4, 3, 16, 24, seed=5)
     rows = encoder(WEIGHTS, SMALL, x).transpose(0, 1).flatten(1).T
     return WEIGHTS | {"quantize.embedding.weight": rows[:: len(rows) // 20][:20].clone()}
@@ -255,7 +257,7 @@ def test_decode_clamps_from_0_to_1_and_gives_images_from_minus_1_to_1():
     p["decoder.conv_out.weight"] = p["decoder.conv_out.weight"] * 0
     p["decoder.conv_out.bias"] = torch.tensor([1.0, 0.5, -3.0]).double()
     white = loaded(SMALL, p).decode(tokens)
-    assert torch.equal(white[0, :, 0, 0], torch.tensor([1.0, 0.0, -1.0]))  # white, grey, and below black
+    assert torch.equal(white[0, :, 0, 0], torch.tensor([1.0, 0.0, -1.0]))  # white, grey, and darker than black
 
 
 def test_it_is_a_tokenizer_in_bfloat16_and_in_parts(monkeypatch):

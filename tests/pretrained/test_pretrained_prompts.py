@@ -1,4 +1,4 @@
-"""Texts to prompts: a tiny random CLIP against its formulas on plain tensors, and folders that are not one."""
+"""Texts to prompts: a tiny random CLIP against its formulas on plain tensors, and damaged folders."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.guidance import guided
 from unmask.pretrained.amused import Amused
-from unmask.pretrained.clip import NEEDED, read_clip, write_clip
+from unmask.pretrained.clip import NEEDED_FILES, read_clip, write_clip
 from unmask.pretrained.prompts import Prompted, load_text_reader
 
 transformers = pytest.importorskip("transformers", reason="prompts: no transformers")
@@ -51,13 +51,13 @@ def reader(folder):
 
 
 def spelled(*words: str) -> list[int]:
-    """Token numbers of words that are in the vocabulary, between start and end and padded."""
+    """Return token numbers of words in the vocabulary, with start, end and padding."""
     ids = [START, *(WORDS.index(word) for word in words), END]
     return ids + [PAD] * (77 - len(ids))
 
 
 def reference(w: dict[str, Tensor], ids: Tensor) -> tuple[Tensor, Tensor]:
-    """States before the last layer, without the final norm, and the projected state of the end."""
+    """Return the states before the last layer, without the final norm, and the projected state of the end."""
 
     def norm(name: str, x: Tensor) -> Tensor:
         x = x - x.mean(-1, keepdim=True)
@@ -192,7 +192,7 @@ def test_the_other_gelu_is_another_network(copied, reader):
 
 
 def test_every_byte_is_a_token_and_a_merge_may_begin_with_a_hash(copied):
-    """As in CLIP's own files, whose tokens are made of a letter for each byte."""
+    """CLIP's own files are like this: each byte is one letter of their tokens."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(byte) for byte in kept] + [chr(256 + i) for i in range(256 - len(kept))]
     words = [*letters, *(letter + "</w>" for letter in letters), "##", "##</w>", "<|startoftext|>", "<|endoftext|>"]
@@ -235,7 +235,7 @@ def broken(folder, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", *NEEDED])
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", *NEEDED_FILES])
 def test_a_missing_part_is_named(copied, part):
     gone = copied / part
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
@@ -288,7 +288,7 @@ def test_a_text_model_that_waits_for_another_end(copied, reader):
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "eos_token_id": END - 1}))
     broken(copied, f"ends with {END}, the text model {len(WORDS)} and {END - 1}")
-    path.write_text(json.dumps({**config, "eos_token_id": 2}))  # as in older files: the highest id ends a text
+    path.write_text(json.dumps({**config, "eos_token_id": 2}))  # older files: the highest id ends a text
     assert torch.equal(load_text_reader(copied)(["a"], (1, 1)).pooled, reader(["a"], (1, 1)).pooled)
 
 

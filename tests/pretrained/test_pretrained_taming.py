@@ -1,4 +1,4 @@
-"""The published f16 VQGAN: its layout at full size, its formulas as plain tensors, and the promises of a tokenizer."""
+"""The published f16 VQGAN: its layout at full size, its formulas on plain tensors, and a tokenizer's contract."""
 
 import re
 from dataclasses import replace
@@ -15,7 +15,7 @@ from unmask.tokenizers.quantizers import VQ
 from unmask.tokenizers.vqgan import VQGAN, Autoencoder
 
 LIST = Path(__file__).parents[3] / "shared/reference/checkpoint_keys/taming_vqgan_f16_1024.txt"
-# The two finer levels are alike, so that no shape would tell if they were exchanged; the coarsest one is wider.
+# The two finer levels have equal shapes, so no shape would reveal an exchange; the coarsest level is wider.
 SMALL = VQGAN(size=(16, 16), width=4, multipliers=(1, 1, 2), blocks=2, decoder_blocks=3, attention=(4,), z_channels=6,
               groups=2, quantizer=VQ(vocab_size=17, dim=5, normalize=False, decay=0.0))  # fmt: skip
 LARGER = replace(SMALL, size=(32, 32), attention=(8,))
@@ -41,7 +41,7 @@ def middle(part: str, dim: int) -> Shapes:
 
 
 def published(c: VQGAN) -> Shapes:
-    """Names and shapes of the published file, from the pattern of its documentation: attention is in the last level."""
+    """Return names and shapes of the published file, from its documentation: attention is in the last level."""
     dims, top, z, code = [c.width * m for m in c.multipliers], len(c.multipliers) - 1, c.z_channels, c.quantizer.dim
     layers: Shapes = {"encoder.conv_in": (c.width, c.channels, 3, 3), "encoder.norm_out": (dims[-1],)}
     layers |= {"encoder.conv_out": (z, dims[-1], 3, 3), "decoder.conv_in": (dims[-1], z, 3, 3)}
@@ -63,7 +63,7 @@ def published(c: VQGAN) -> Shapes:
 
 
 def weights(c: VQGAN, seed: int = 0) -> dict[str, Tensor]:
-    """A random file; inputs of a layer add up to about 1, and nothing is trivial."""
+    """Draw a random file without trivial values; the weights of a layer's inputs add up to about 1."""
     generator, file = torch.Generator().manual_seed(seed), {}
     for name, shape in sorted(published(c).items()):
         inputs = torch.Size(shape[1:]).numel()
@@ -90,7 +90,7 @@ def loaded(c: VQGAN, file: dict[str, Tensor], dtype: torch.dtype) -> Autoencoder
 
 
 def conv(x: Tensor, p: dict[str, Tensor], name: str, stride: int = 1, pad: tuple[int, int] = (1, 1)) -> Tensor:
-    """The sum over windows, written out; `pad` is that before and behind, on both axes."""
+    """Convolve as an explicit sum over windows; `pad` is the padding before and behind, on both axes."""
     weight = p[f"{name}.weight"]
     if weight.shape[-1] > 1:
         x = torch.nn.functional.pad(x, (*pad, *pad))
@@ -122,7 +122,7 @@ def attend(x: Tensor, p: dict[str, Tensor], name: str) -> Tensor:
 
 
 def level(x: Tensor, p: dict[str, Tensor], name: str) -> Tensor:
-    """As many blocks as the file has, and attention behind each of them where the file has it, whatever the size."""
+    """Run the blocks of the file, each with attention if the file has it, at any size."""
     i = 0
     while f"{name}.block.{i}.conv1.weight" in p:
         x = residual(x, p, f"{name}.block.{i}")
@@ -156,7 +156,7 @@ def codes(p: dict[str, Tensor], z: Tensor) -> Tensor:
 def decoded(p: dict[str, Tensor], tokens: Tensor, side: int) -> Tensor:
     z = p["quantize.embedding.weight"][tokens].transpose(1, 2).unflatten(2, (side, side))
     x = centre(conv(conv(z, p, "post_quant_conv"), p, "decoder.conv_in"), p, "decoder")
-    for i in (2, 1, 0):  # the coarsest has the highest number
+    for i in (2, 1, 0):  # the coarsest level has the highest number
         x = level(x, p, f"decoder.up.{i}")
         if i > 0:
             x = conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3), p, f"decoder.up.{i}.upsample.conv")
@@ -207,7 +207,7 @@ def test_both_ways_are_the_published_formulas(config, dtype, close):
     assert len(codes(file, z).unique()) > 3
     pictures = model.decode(tokens(config))
     assert pictures.dtype == torch.float32
-    assert want.abs().max() > 1  # the network's output is raw: what is beyond black and white is cut off
+    assert want.abs().max() > 1  # the network's output is raw: decode clips values beyond black and white
     torch.testing.assert_close(pictures.double(), want.clamp(-1, 1), rtol=0, atol=2e-5)
 
 
@@ -216,7 +216,7 @@ def exchanged(file: dict[str, Tensor], one: str, other: str) -> dict[str, Tensor
 
 
 def test_each_published_peculiarity_counts():
-    """Padding behind and not before, queries that are not keys, and levels of equal shapes in their order."""
+    """Padding comes behind, not before; queries are not keys; levels of equal shapes keep their order."""
     file = weights(SMALL)
     z, want = encoded(file, images(SMALL)), decoded(file, tokens(SMALL), 4)
     assert (encoded(file, images(SMALL), pad=(1, 0)) - z).abs().max() > 1e-3
@@ -237,7 +237,7 @@ def test_what_is_not_needed_or_not_known():
 
 
 def test_the_codebook_counts_as_started():
-    """Training goes on from the published codes: they are not replaced by the centres of the first batch."""
+    """Training continues from the published codes; the centres of the first batch do not replace them."""
     codebook = loaded(SMALL, weights(SMALL), torch.float32).quantizer
     assert codebook.started == 1
     assert torch.equal(codebook.count, torch.ones(17))

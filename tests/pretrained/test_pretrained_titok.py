@@ -1,4 +1,4 @@
-"""TiTok's tokenizer: its published layout, its formulas on plain tensors, and the promises of a tokenizer."""
+"""TiTok's tokenizer: its published layout, its formulas on plain tensors, and the contract of a tokenizer."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,14 @@ from torch import Tensor
 
 from unmask.errors import ConfigError
 from unmask.pretrained.maskgit_vqgan import MaskGITVQGAN
-from unmask.pretrained.titok import TITOK_B64, TITOK_L32, TITOK_S128, TiTok, TiTokModel, translate
+from unmask.pretrained.titok import (
+    TITOK_B64_TOKENIZER,
+    TITOK_L32_TOKENIZER,
+    TITOK_S128_TOKENIZER,
+    TiTok,
+    TiTokModel,
+    translate,
+)
 from unmask.tokenizers.base import Tokenizer
 
 LISTS = Path(__file__).parents[3] / "shared/reference/checkpoint_keys"
@@ -23,11 +30,15 @@ SMALL = TiTok(
     token_dim=3,
     pixels=MaskGITVQGAN(size=(8, 4), width=32, multipliers=(1, 2), blocks=1, codes=11, dim=5),
 )
-SIZES = {"l32": (TITOK_L32, 641_054_735), "b64": (TITOK_B64, 204_814_095), "s128": (TITOK_S128, 83_674_639)}
+SIZES = {
+    "l32": (TITOK_L32_TOKENIZER, 641_054_735),
+    "b64": (TITOK_B64_TOKENIZER, 204_814_095),
+    "s128": (TITOK_S128_TOKENIZER, 83_674_639),
+}
 
 
 def published(config: TiTok) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the published file, from the pattern that they follow."""
+    """Return names and shapes of the published file, from their pattern."""
     k, w, p = config.num_latents, config.width, config.pixels
     cells, patch = p.grid[0] * p.grid[1], p.factor
     shapes: dict[str, tuple[int, ...]] = {"latent_tokens": (k, w)}
@@ -245,8 +256,8 @@ def test_it_is_a_tokenizer_that_works_in_parts_of_any_size(monkeypatch):
 
 def test_published_sizes_take_images_of_256_in_bounded_parts():
     with torch.device("meta"):
-        model = TITOK_S128.build()
-    assert (TITOK_S128.size, model.grid, model.at_once) == ((256, 256), (128,), 8)
+        model = TITOK_S128_TOKENIZER.build()
+    assert (TITOK_S128_TOKENIZER.size, model.grid, model.at_once) == ((256, 256), (128,), 8)
 
 
 def test_bfloat16_weights_give_nearly_the_same():

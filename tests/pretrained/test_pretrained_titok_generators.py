@@ -1,4 +1,4 @@
-"""TiTok's generators: published layouts, transformers' BERT and a plain-tensor U-ViT as oracles, and what users do."""
+"""TiTok's generators: published layouts, transformers' BERT and a plain-tensor U-ViT as oracles, and typical use."""
 
 import math
 import re
@@ -18,18 +18,18 @@ from unmask.method.sampling.decode import decode
 from unmask.pretrained import titok_bert, titok_uvit
 from unmask.pretrained.maskgit_vqgan import MaskGITVQGAN
 from unmask.pretrained.titok import TiTok
-from unmask.pretrained.titok_bert import TITOK_BERT, TiTokBert
-from unmask.pretrained.titok_uvit import TITOK_UVIT, TiTokUViT
+from unmask.pretrained.titok_bert import TITOK_BERT_SIZE, TiTokBert
+from unmask.pretrained.titok_uvit import TITOK_UVIT_SIZE, TiTokUViT
 
 LISTS = Path(__file__).parents[3] / "shared/reference/checkpoint_keys"
 K, LENGTH, CLASSES = 13, 5, 4
 BERT = TiTokBert(dim=12, depth=2, heads=3, mlp_dim=20, num_classes=CLASSES)
 UVIT = TiTokUViT(dim=12, depth=4, heads=3, mlp_dim=20, num_classes=CLASSES)
-# BERT's second token type is never used, which makes 768 numbers of its files superfluous.
+# BERT's second token type is never used, so 768 numbers of its files are superfluous.
 SIZES = {
-    "l32": (TITOK_BERT, 32, 177_202_432, 768),
-    "b64": (TITOK_BERT, 64, 177_227_008, 768),
-    "s128": (TITOK_UVIT, 128, 294_990_848, 0),
+    "l32": (TITOK_BERT_SIZE, 32, 177_202_432, 768),
+    "b64": (TITOK_BERT_SIZE, 64, 177_227_008, 768),
+    "s128": (TITOK_UVIT_SIZE, 128, 294_990_848, 0),
 }
 Shapes = dict[str, tuple[int, ...]]
 
@@ -93,13 +93,13 @@ def converted(config: TiTokBert | TiTokUViT, dtype: torch.dtype = torch.float64)
 
 
 def sequence(tokens: Tensor, condition: Tensor) -> Tensor:
-    """The published one: class y is K + 1 + y, no class is K + 1 + CLASSES, and it comes first."""
+    """Return the published sequence: the class comes first; class y is K + 1 + y, no class is K + 1 + CLASSES."""
     condition = torch.where(condition == NULL, CLASSES, condition)
     return torch.cat([K + 1 + condition[:, None], tokens], 1)
 
 
 def bert(tokens: Tensor, condition: Tensor, *, eps: float = 1e-12, act: str = "gelu") -> Tensor:
-    """transformers' BERT under the published head."""
+    """Return the logits of transformers' BERT with the published head."""
     transformers = pytest.importorskip("transformers", reason="BERT: no transformers")
     w = weights_of(BERT)
     sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
@@ -219,7 +219,7 @@ def test_what_it_cannot_take_is_one_line(config):
             model(tokens, condition)
     with pytest.raises(ValueError, match="multiple of heads"):
         type(config)(dim=10, heads=3)
-    with pytest.raises(ValueError, match="need a token or more"):
+    with pytest.raises(ValueError, match="give at least 1 token"):
         config.build(0, (4,))
 
 

@@ -1,4 +1,4 @@
-"""valeoai's network: its published layout at full size, its formulas as plain tensors, and what users do with it."""
+"""valeoai's network: its published layout at full size, its formulas on plain tensors, and typical use."""
 
 import re
 from pathlib import Path
@@ -10,16 +10,23 @@ from torch import Tensor
 from unmask.method.guidance import NULL, guided
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import decode
-from unmask.pretrained.valeoai import BASE_256, BASE_512, BIG_256, HUGE_256, ValeoaiMaskGIT, translate
+from unmask.pretrained.valeoai import (
+    VALEOAI_BASE_256,
+    VALEOAI_BASE_512,
+    VALEOAI_BIG_256,
+    VALEOAI_HUGE_256,
+    ValeoaiMaskGIT,
+    translate,
+)
 from unmask.tokenizers.quantizers import VQ
 from unmask.tokenizers.vqgan import VQGAN
 
 LISTS = Path(__file__).parents[3] / "shared/reference/checkpoint_keys"
 SIZES = {
-    "valeoai_v1_base_256": (BASE_256, 16, 174_160_874),
-    "valeoai_v1_base_512": (BASE_512, 32, 176_306_666),
-    "valeoai_v1_big_256": (BIG_256, 16, 341_953_002),
-    "valeoai_v1_huge_256": (HUGE_256, 16, 509_921_770),
+    "valeoai_v1_base_256": (VALEOAI_BASE_256, 16, 174_160_874),
+    "valeoai_v1_base_512": (VALEOAI_BASE_512, 32, 176_306_666),
+    "valeoai_v1_big_256": (VALEOAI_BIG_256, 16, 341_953_002),
+    "valeoai_v1_huge_256": (VALEOAI_HUGE_256, 16, 509_921_770),
 }
 EACH_SIZE = pytest.mark.parametrize("name", SIZES)
 SMALL = ValeoaiMaskGIT(dim=24, depth=2, heads=3, mlp_dim=40, num_classes=5)
@@ -28,7 +35,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def published(c: ValeoaiMaskGIT, k: int, length: int) -> Shapes:
-    """Names and shapes of the published file, from the pattern of its documentation."""
+    """Return names and shapes of the published file, from its documentation."""
     d, m, words = c.dim, c.mlp_dim, k + 1 + c.num_classes + 1
     shapes: Shapes = {"pos_emb": (1, length + 1, d), "bias": (length + 1, words), "tok_emb.weight": (words, d)}
     layers: Shapes = {f"first_layer.{i}": (d,) for i in (0, 4)} | {f"first_layer.{i}": (d, d) for i in (2, 6)}
@@ -43,7 +50,7 @@ def published(c: ValeoaiMaskGIT, k: int, length: int) -> Shapes:
 
 
 def weights(c: ValeoaiMaskGIT, k: int = K, length: int = 6, seed: int = 0) -> dict[str, Tensor]:
-    """A random file in which nothing is trivial: every scale, bias and position counts."""
+    """Draw a random file without trivial values: every scale, bias and position matters."""
     generator = torch.Generator().manual_seed(seed)
     shapes = published(c, k, length)
     return {n: torch.randn(s, generator=generator, dtype=torch.float64) * 0.8 for n, s in sorted(shapes.items())}
@@ -95,7 +102,7 @@ def reference(
     p: dict[str, Tensor], tokens: Tensor, labels: Tensor, c: ValeoaiMaskGIT, *, k=K, act=gelu, first=False,
     outer=1e-12, inner=1e-5,
 ) -> Tensor:  # fmt: skip
-    """Logits of codes and mask at every cell, [b, l, K+1], as published; label NULL is the last row of the table."""
+    """Return the published logits of codes and mask at every cell, [b, l, K+1]; NULL is the table's last row."""
     rows = torch.where(labels == NULL, k + 1 + c.num_classes, k + 1 + labels)[:, None]
     x = p["tok_emb.weight"][torch.cat([rows, tokens] if first else [tokens, rows], dim=1)] + p["pos_emb"]
     x = act(linear(norm(x, p, "first_layer.0", outer), p, "first_layer.2"))
@@ -157,12 +164,12 @@ def test_the_network_is_the_published_formula(dtype, close):
 
 
 def test_each_published_peculiarity_counts():
-    """The ordinary choice in its place would be another network: class in front, tanh GELU, one eps for all norms."""
+    """The usual choice would be another network: class in front, tanh GELU, one eps for all norms."""
     file = weights(SMALL)
     want = reference(file, TOKENS, LABELS, SMALL)
 
     def differs(other: Tensor) -> bool:
-        return float((other - want).abs().max()) > 3e-4  # the two GELUs are no further apart
+        return float((other - want).abs().max()) > 3e-4  # the two GELUs differ by no more
 
     assert differs(reference(file, TOKENS, LABELS, SMALL, first=True))
     assert differs(reference(file, TOKENS, LABELS, SMALL, act=tanh_gelu))
@@ -173,10 +180,10 @@ def test_each_published_peculiarity_counts():
 
 
 def test_norms_have_two_kinds_of_eps():
-    """With activations so small that eps is felt, in the outer layers and then in the blocks."""
+    """Activations are so small that eps matters, in the outer layers and then in the blocks."""
     file = weights(SMALL)
     tiny = {n: t * 1e-4 for n, t in file.items() if n in ("tok_emb.weight", "pos_emb")}
-    tiny["bias"] = torch.zeros_like(file["bias"])  # else it would hide the logits, which are as tiny
+    tiny["bias"] = torch.zeros_like(file["bias"])  # otherwise it would hide the logits, which are tiny too
     faint = {n: t * 1e-3 for n, t in file.items() if n.startswith("first_layer.6")}
     for change, wrong in (({**file, **tiny}, {"outer": 1e-5}), ({**file, **faint}, {"inner": 1e-12})):
         want = reference(change, TOKENS, LABELS, SMALL)[..., :K]
@@ -197,12 +204,12 @@ def test_bfloat16_weights_give_float32_logits():
 
 
 def test_the_head_is_the_embedding():
-    """Tied, and without rows for the mask: 2 (K + 1) numbers a cell fewer than published, and a gradient from both."""
+    """It has no rows for the mask: 2 (K + 1) numbers a cell fewer than published. Both of its uses give a gradient."""
     model = loaded(SMALL, weights(SMALL), torch.float32)
     assert not [n for n, _ in model.named_parameters() if n.startswith("head")]
     assert model.cell_bias.shape == (6, K)
     model(torch.zeros(1, 6, dtype=torch.int64))[..., 3].sum().backward()
-    assert model.embedding.weight.grad[3].abs().max() > 0  # only read off, where 0 is also read in
+    assert model.embedding.weight.grad[3].abs().max() > 0  # used only as output; token 0 is used as input too
     assert model.embedding.weight.grad[K].abs().max() == 0
 
 
@@ -240,7 +247,7 @@ def test_what_does_not_fit_is_passed_on_to_be_refused():
 
 
 def test_generates_and_paints_in():
-    """A file becomes a network that decodes with guidance; tokens known at the start stay, and pictures come out."""
+    """A file becomes a network that decodes with guidance, keeps known tokens, and generates images."""
     pixels = VQGAN(size=(4, 6), width=8, multipliers=(1, 1), blocks=1, decoder_blocks=1, attention=(), groups=2,
                    z_channels=8, quantizer=VQ(vocab_size=K, dim=4, normalize=False, decay=0.0))  # fmt: skip
     tokenizer = pixels.build()

@@ -189,7 +189,7 @@ def test_a_file_of_another_family_is_told_by_its_names(toys, files, tmp_path, ca
     torch.save({"model_state_dict": random(tokenizer_shapes(PIXELS))}, mine / FILES["valeoai-v1"])
     names = {"taming-vqgan": ("encoder.mid.attn_1.q.weight", "quant_conv.weight"), "valeoai-v1": ("tok_emb.weight",)}
     with pytest.MonkeyPatch.context() as patch:  # the true ones are of five levels
-        patch.setattr("unmask.pretrained.families.known_names", lambda: names)
+        patch.setattr("unmask.pretrained.families.list_known_names", lambda: names)
         said, code = refused(capsys, "fetch", "toy-32", "--weights", mine)
     assert code == 4
     assert "does not fit valeoai-v1" in said

@@ -16,8 +16,8 @@ from test_pretrained_maskgit_vqgan import published as vqgan_names
 
 from unmask.errors import ConfigError
 from unmask.pretrained.families import FAMILIES
-from unmask.pretrained.google import BASE_256
-from unmask.pretrained.maskgit_vqgan import VQGAN_256
+from unmask.pretrained.google import GOOGLE_BASE_256
+from unmask.pretrained.maskgit_vqgan import MASKGIT_VQGAN_256
 from unmask.published import catalogue
 from unmask.published import store as published
 
@@ -118,10 +118,10 @@ def test_a_published_model_runs_from_a_file_with_its_names(name, tmp_path, monke
 def test_google_s_model_runs_from_a_flax_file(tmp_path, monkeypatch):
     model, folder = catalogue.MODELS["maskgit-256"], tmp_path / "files"
     folder.mkdir()
-    flat = {name: numbers(shape, name) for name, shape in google_names(BASE_256, 1024, 256).items()}
-    torch_names = {name: numbers(shape, name) for name, shape in vqgan_names(VQGAN_256).items()}
+    flat = {name: numbers(shape, name) for name, shape in google_names(GOOGLE_BASE_256, 1024, 256).items()}
+    torch_names = {name: numbers(shape, name) for name, shape in vqgan_names(MASKGIT_VQGAN_256).items()}
     (folder / model.model.name).write_bytes(flax_bytes({"params": unflattened(flat)}))
-    (folder / model.tokenizer.name).write_bytes(flax_bytes(as_flax(VQGAN_256, torch_names)))
+    (folder / model.tokenizer.name).write_bytes(flax_bytes(as_flax(MASKGIT_VQGAN_256, torch_names)))
     check("maskgit-256", folder, monkeypatch, tmp_path)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load, save_file
 from test_pretrained_prompts import END, SIZES, WORDS, copied, folder, reader  # noqa: F401
 
 from unmask.errors import CheckpointError
-from unmask.pretrained.clip import NEEDED
+from unmask.pretrained.clip import NEEDED_FILES
 from unmask.pretrained.prompts import load_text_reader
 
 transformers = pytest.importorskip("transformers", reason="prompts: no transformers")
@@ -238,7 +238,7 @@ def test_merges_that_are_none(copied):  # noqa: F811
 # -- files --
 
 
-@pytest.mark.parametrize("part", NEEDED)
+@pytest.mark.parametrize("part", NEEDED_FILES)
 def test_what_is_no_file_or_leads_elsewhere(copied, part):  # noqa: F811
     path = copied / part
     sound = path.rename(copied / "sound")
@@ -272,7 +272,7 @@ def test_weights_that_are_none(copied):  # noqa: F811
 def test_whatever_transformers_raises_is_one_line(copied, monkeypatch):  # noqa: F811
     for error in (KeyError("x"), TypeError("two\nlines"), ZeroDivisionError(), ImportError("no\x1b[2J")):
         monkeypatch.setattr("transformers.CLIPTextModelWithProjection", raising(error))
-        assert "transformers makes no CLIP text model of it (" in refuse(copied)
+        assert "transformers cannot build a CLIP text model from it (" in refuse(copied)
 
 
 def raising(error):

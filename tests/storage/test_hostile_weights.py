@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from unmask.errors import CheckpointError
-from unmask.pretrained.conversion import convert
+from unmask.pretrained.conversion import convert_tensors
 from unmask.storage.foreign import reader as foreign
 from unmask.storage.foreign.reader import open_foreign
 
@@ -206,7 +206,7 @@ def test_sound_files_of_the_wrong_weights_get_no_further(campaign):
         torch.save({"model": weights}, buffer)
         found = campaign.open(buffer.getvalue())
         with pytest.raises(CheckpointError) as caught:
-            convert(
+            convert_tensors(
                 found, lambda name, tensor: {name: tensor}, model, source="x", families={"theirs": ["cls_emb.weight"]}
             )
         return str(caught.value)

@@ -1,10 +1,10 @@
-"""aMUSEd (Patil et al. 2024, arXiv 2401.01808): a U-ViT that predicts a picture's 16x16 or 32x32 codes from a text.
+"""aMUSEd (Patil et al. 2024, arXiv 2401.01808): a U-ViT that predicts an image's 16x16 or 32x32 codes from a text.
 
-Convolutional blocks around a transformer, as in Muse (arXiv 2301.00704) and simple diffusion (arXiv 2301.11093). Text
-enters by cross-attention, its pooled embedding and five numbers about the picture by modulation. No cell has a learned
-position: the borders of the convolutions are all that tells one from another, so any grid of two axes will do.
-Published: 12 steps, cosine schedule, guidance 10, log-confidence plus Gumbel noise of 2 in the first step and 0 in the
-last, which is `Confidence(noise=2 * steps / (steps - 1))`.
+Convolutional blocks surround a transformer, as in Muse (arXiv 2301.00704) and simple diffusion (arXiv 2301.11093). The
+text enters by cross-attention. Its pooled embedding and five numbers about the image enter by modulation. No cell has a
+learned position: only the borders of the convolutions tell cells apart, so any grid of two axes works. The published
+sampler takes 12 steps with a cosine schedule and guidance 10. It orders by log-confidence plus Gumbel noise, which
+falls from 2 in the first step to 0 in the last: `Confidence(noise=2 * steps / (steps - 1))`.
 """
 
 import math
@@ -16,38 +16,47 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.method.models.layers import RMSNorm
-from unmask.pretrained.amused_blocks import EPS, ConvBlock, Layer, Resize, linear
+from unmask.pretrained.amused_blocks import AmusedLayer, ConvBlock, Resize, make_linear, make_norm
+from unmask.pretrained.generators import GridGenerator
 from unmask.pretrained.ids import check_rows
 
-FACTS = 5
-"""Numbers about a picture: width, height, the two crop coordinates, and how pretty it is by LAION's judge (about 6)."""
+NUM_FACTS = 5
+"""Numbers about an image: width, height, two crop coordinates, and LAION's aesthetic score (about 6)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Amused:
-    """`dim`, `depth`, `heads` and `mlp_dim` are of the transformer, `block_dim`, `blocks` and `block_heads` of either
-    convolutional stage around it. `micro_dim` is the width of a number's sinusoids. `halved`: the transformer sees a
-    grid of half the height and width. `spare`: rows of the published table between its last code and its mask.
-    """
+    """Sizes of the network: a transformer with one convolutional stage before it and one after it."""
 
     dim: int = 1024
+    """Width of the transformer."""
     depth: int = 22
+    """Number of transformer layers."""
     heads: int = 16
+    """Number of attention heads of the transformer; dim must be a multiple of it."""
     mlp_dim: int = 2816
+    """Hidden width of the transformer's gated MLPs."""
     block_dim: int = 768
+    """Width of the convolutional blocks."""
     blocks: int = 3
+    """Number of blocks of each convolutional stage."""
     block_heads: int = 12
+    """Number of attention heads of the convolutional blocks; block_dim must be a multiple of it."""
     text_dim: int = 768
+    """Width of the text encoder's hidden states."""
     pooled_dim: int = 768
+    """Width of the text encoder's pooled embedding."""
     micro_dim: int = 256
+    """Number of sinusoids for each number about the image; it must be even."""
     halved: bool = False
+    """Halve the grid's height and width for the transformer."""
     spare: int = 63
+    """Rows of the published token table between its last code and its mask."""
 
     def __post_init__(self) -> None:
         counts = (self.dim, self.depth, self.heads, self.mlp_dim, self.block_dim, self.blocks, self.block_heads)
         if min(*counts, self.text_dim, self.pooled_dim, self.micro_dim) < 1 or self.spare < 0:
-            raise ValueError(f"{self}: sizes and counts must be at least 1, and spare at least 0")
+            raise ValueError(f"{self}: sizes and counts must be at least 1, and spare must be at least 0")
         if self.dim % self.heads or self.block_dim % self.block_heads:
             raise ValueError(
                 f"Amused(dim={self.dim}, heads={self.heads}, block_dim={self.block_dim}, "
@@ -57,6 +66,7 @@ class Amused:
             raise ValueError(f"Amused(micro_dim={self.micro_dim}): must be even, half cosines and half sines")
 
     def build(self, vocab_size: int, grid: tuple[int, ...]) -> "UVit2D":
+        """Build the network with random weights."""
         return UVit2D(self, vocab_size, grid)
 
 
@@ -69,53 +79,50 @@ AMUSED_512 = Amused(halved=True)
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What texts, one per row, say to the network: CLIP's states of all tokens, padding too, one layer before the last;
-    its projected embedding of the whole; and width, height, crop, crop, aesthetic score of the picture (`FACTS`)."""
+    """Encoded texts, one per row, as the network reads them."""
 
     hidden: Float[Tensor, "b n d"]
+    """CLIP's states of all tokens, padding included, from the layer before the last."""
     pooled: Float[Tensor, "b p"]
+    """CLIP's projected embedding of the whole text."""
     micro: Float[Tensor, "b 5"]
+    """Width, height, crop, crop and aesthetic score of the image."""
 
 
-class UVit2D(nn.Module):
-    """`model(tokens, prompt)` gives logits [b, l, K]; with a bool `at` [b, l], only those rows, [n, K].
+class UVit2D(GridGenerator):
+    """The network: `model(tokens, prompt)` returns logits [b, l, K]; with a bool `at` [b, l] only those rows, [n, K].
 
-    For inference and fine-tuning: no dropout, as published.
+    It serves inference and fine-tuning, and has no dropout, as published.
     """
 
     def __init__(self, config: Amused, vocab_size: int, grid: tuple[int, ...]):
-        super().__init__()
-        if vocab_size < 1 or len(grid) != 2 or min(grid) < 1:
-            raise ValueError(f"vocab_size {vocab_size} and grid {grid}: aMUSEd needs a code or more and two axes")
+        super().__init__(vocab_size, grid)
+        if len(grid) != 2:
+            raise ValueError(f"grid {grid}: aMUSEd needs two axes, height and width")
         if config.halved and any(cells % 2 for cells in grid):
             raise ValueError(f"grid {grid}: Amused(halved=True) needs an even number of cells on each axis")
-        self.config, self.vocab_size, self.grid = config, vocab_size, grid
-        self.length = grid[0] * grid[1]
+        self.config = config
         dim, block_dim = config.dim, config.block_dim
-        self.text_in, self.text_norm = linear(config.text_dim, dim), RMSNorm(dim, eps=EPS)
-        self.facts_in, self.facts_out = linear(config.pooled_dim + FACTS * config.micro_dim, dim), linear(dim, dim)
-        self.embedding, self.embedding_norm = nn.Embedding(vocab_size + 1, block_dim), RMSNorm(block_dim, eps=EPS)
-        self.embedding_out = linear(block_dim, block_dim)
+        facts_dim = config.pooled_dim + NUM_FACTS * config.micro_dim
+        self.text_in, self.text_norm = make_linear(config.text_dim, dim), make_norm(dim)
+        self.facts_in, self.facts_out = make_linear(facts_dim, dim), make_linear(dim, dim)
+        self.embedding, self.embedding_norm = nn.Embedding(vocab_size + 1, block_dim), make_norm(block_dim)
+        self.embedding_out = make_linear(block_dim, block_dim)
         self.shrink = Resize(block_dim, nn.Conv2d) if config.halved else nn.Identity()
         self.before = nn.ModuleList(ConvBlock(block_dim, config.block_heads, dim) for _ in range(config.blocks))
-        self.widen_norm, self.widen = RMSNorm(block_dim, eps=EPS), linear(block_dim, dim)
-        self.layers = nn.ModuleList(Layer(dim, config.heads, config.mlp_dim) for _ in range(config.depth))
-        self.narrow_norm, self.narrow = RMSNorm(dim, eps=EPS), linear(dim, block_dim)
+        self.widen_norm, self.widen = make_norm(block_dim), make_linear(block_dim, dim)
+        self.layers = nn.ModuleList(AmusedLayer(dim, config.heads, config.mlp_dim) for _ in range(config.depth))
+        self.narrow_norm, self.narrow = make_norm(dim), make_linear(dim, block_dim)
         self.after = nn.ModuleList(ConvBlock(block_dim, config.block_heads, dim) for _ in range(config.blocks))
         self.grow = Resize(block_dim, nn.ConvTranspose2d) if config.halved else nn.Identity()
-        self.head_in, self.head_norm = linear(block_dim, block_dim), RMSNorm(block_dim, eps=EPS)
-        self.head = linear(block_dim, vocab_size)
+        self.head_in, self.head_norm = make_linear(block_dim, block_dim), make_norm(block_dim)
+        self.head = make_linear(block_dim, vocab_size)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
-    @property
-    def mask_id(self) -> int:
-        """The input row of a masked token: K, one past the last value."""
-        return self.vocab_size
-
     def describe(self, prompt: Prompt) -> Float[Tensor, "b d"]:
-        """What modulates, after its SiLU: the pooled text and the cosines, then sines, of each number."""
+        """Return the modulating vector after its SiLU: from pooled text and cosines, then sines, of each number."""
         at = self.facts_in.weight
-        kind = torch.promote_types(at.dtype, torch.float32)  # in bfloat16 a width of 511 would be one of 512
+        kind = torch.promote_types(at.dtype, torch.float32)  # bfloat16 rounds a width of 511 to 512
         half = self.config.micro_dim // 2
         frequency = torch.exp(-math.log(10_000) * torch.arange(half, dtype=kind, device=at.device) / half)
         angles = prompt.micro.to(at.device, kind)[..., None] * frequency
@@ -144,17 +151,18 @@ class UVit2D(nn.Module):
 
     def _check(self, tokens: Tensor, prompt: Prompt) -> None:
         check_rows(tokens, self.grid, self.mask_id)
-        widths, own = (prompt.hidden.shape[-1], prompt.pooled.shape[-1]), (self.config.text_dim, self.config.pooled_dim)
-        if len(tokens) != len(prompt.hidden) or widths != own:
+        widths = prompt.hidden.shape[-1], prompt.pooled.shape[-1]
+        wanted = self.config.text_dim, self.config.pooled_dim
+        if len(tokens) != len(prompt.hidden) or widths != wanted:
             raise ValueError(
                 f"got {len(prompt.hidden)} prompts of widths {widths} for {len(tokens)} rows; "
-                f"this model takes one a row, of widths {own} (text, pooled)"
+                f"this model takes one prompt per row, of widths {wanted} (text, pooled)"
             )
 
 
 # -- the published names -----------------------------------------------------------------------------------------------
 
-LAYERS = {
+AMUSED_LAYERS = {
     "encoder_proj": "text_in",
     "encoder_proj_layer_norm": "text_norm",
     "cond_embed.linear_1": "facts_in",
@@ -173,54 +181,56 @@ LAYERS = {
     "mlm_layer.layer_norm": "head_norm",
     "mlm_layer.conv2": "head",
 }
-ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
-TRANSFORMER = {
+"""Published layers outside of the blocks, and ours. The tables below hold the layers of one block."""
+
+AMUSED_ATTENTION_LAYERS = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
+AMUSED_TRANSFORMER_LAYERS = {
     **{f"norm{i}.norm": f"norm{i}.norm" for i in (1, 2, 3)},
     **{f"norm{i}.linear": f"norm{i}.modulation" for i in (1, 2, 3)},
-    **{f"attn1.{theirs}": f"attention.{ours}" for theirs, ours in ATTENTION.items()},
-    **{f"attn2.{theirs}": f"reading.{ours}" for theirs, ours in ATTENTION.items()},
+    **{f"attn1.{theirs}": f"attention.{ours}" for theirs, ours in AMUSED_ATTENTION_LAYERS.items()},
+    **{f"attn2.{theirs}": f"reading.{ours}" for theirs, ours in AMUSED_ATTENTION_LAYERS.items()},
     "ff.net.0.proj": "up",
     "ff.net.2": "down",
 }
-CONV = {
+AMUSED_CONV_LAYERS = {
     "depthwise": "depthwise",
     "norm": "norm",
     "channelwise_linear_1": "up",
     "channelwise_linear_2": "down",
     "cond_embeds_mapper": "modulation",
 }
-READING = {
+AMUSED_READING_LAYERS = {
     "kv_mapper": "text_in",
     "norm1": "norm1",
     "norm2": "norm2",
-    **{f"attn{i}.{theirs}": f"reading{i}.{ours}" for i in (1, 2) for theirs, ours in ATTENTION.items()},
+    **{f"attn{i}.{theirs}": f"reading{i}.{ours}" for i in (1, 2) for theirs, ours in AMUSED_ATTENTION_LAYERS.items()},
 }
-BLOCKS = {
-    "transformer_layers": ("layers", TRANSFORMER),
-    "down_block.res_blocks": ("before", CONV),
-    "up_block.res_blocks": ("after", CONV),
-    "down_block.attention_blocks": ("before", READING),
-    "up_block.attention_blocks": ("after", READING),
+AMUSED_BLOCKS = {
+    "transformer_layers": ("layers", AMUSED_TRANSFORMER_LAYERS),
+    "down_block.res_blocks": ("before", AMUSED_CONV_LAYERS),
+    "up_block.res_blocks": ("after", AMUSED_CONV_LAYERS),
+    "down_block.attention_blocks": ("before", AMUSED_READING_LAYERS),
+    "up_block.attention_blocks": ("after", AMUSED_READING_LAYERS),
 }
 
 
 def translate(config: Amused, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One tensor of the published file by our names; an unknown name is returned unchanged.
+    """Translate one tensor of the published file to our names; return an unknown name unchanged.
 
-    Of the table of tokens the `spare` rows go: it was rounded up to a multiple of 64, with the mask last.
+    The published token table is rounded up to a multiple of 64 and has the mask last. Its `spare` rows are dropped.
     """
     if name == "embed.embeddings.weight":
         codes = len(tensor) - config.spare - 1 if tensor.ndim else 0
         return {"embedding.weight": torch.cat([tensor[:codes], tensor[-1:]]) if codes > 0 else tensor}
     block = re.fullmatch(r"(.+_(?:layers|blocks))\.(\d+)\.(.+)\.(weight|gamma|beta)", name)
-    if block and block[1] in BLOCKS:
-        stage, parts = BLOCKS[block[1]]
-        if parts is CONV and block[3] == "channelwise_norm" and block[4] != "weight":
+    if block and block[1] in AMUSED_BLOCKS:
+        stage, parts = AMUSED_BLOCKS[block[1]]
+        if parts is AMUSED_CONV_LAYERS and block[3] == "channelwise_norm" and block[4] != "weight":
             return {f"{stage}.{block[2]}.{block[4]}": tensor[0, 0, 0] if tensor.shape[:-1] == (1, 1, 1) else tensor}
         if block[3] in parts and block[4] == "weight":
             return {f"{stage}.{block[2]}.{parts[block[3]]}.weight": tensor}
     layer, _, kind = name.rpartition(".")
-    if layer in LAYERS and kind == "weight":
-        pointwise = tensor.ndim == 4 and tensor.shape[2:] == (1, 1)  # a convolution of one cell is a linear layer
-        return {f"{LAYERS[layer]}.weight": tensor[:, :, 0, 0] if pointwise else tensor}
+    if layer in AMUSED_LAYERS and kind == "weight":
+        pointwise = tensor.ndim == 4 and tensor.shape[2:] == (1, 1)  # a 1x1 convolution is a linear layer
+        return {f"{AMUSED_LAYERS[layer]}.weight": tensor[:, :, 0, 0] if pointwise else tensor}
     return {name: tensor}

@@ -1,6 +1,6 @@
-"""What aMUSEd's U-ViT is made of (arXiv 2401.01808): convolutional block, transformer layer and change of size.
+"""The parts of aMUSEd's U-ViT (arXiv 2401.01808): convolutional block, transformer layer and change of size.
 
-Nothing here has a bias, and every norm the same small constant.
+No part has a bias, and every norm has the same eps.
 """
 
 import torch
@@ -10,20 +10,26 @@ from torch import Tensor, nn
 
 from unmask.method.models.layers import RMSNorm
 
-EPS = 1e-6
+AMUSED_EPS = 1e-6
 
 
-def linear(dim_in: int, dim_out: int) -> nn.Linear:
+def make_linear(dim_in: int, dim_out: int) -> nn.Linear:
+    """Build a linear layer without bias."""
     return nn.Linear(dim_in, dim_out, bias=False)
 
 
-class Attention(nn.Module):
-    """Multi-head attention of x to a context of the same width."""
+def make_norm(dim: int) -> RMSNorm:
+    """Build an RMS norm with aMUSEd's eps."""
+    return RMSNorm(dim, eps=AMUSED_EPS)
+
+
+class AmusedAttention(nn.Module):
+    """Multi-head attention from x to a context of the same width."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v, self.out = (linear(dim, dim) for _ in range(4))
+        self.q, self.k, self.v, self.out = (make_linear(dim, dim) for _ in range(4))
 
     def forward(self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m d"]) -> Float[Tensor, "b n d"]:
         q, k, v = (
@@ -33,29 +39,31 @@ class Attention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class Modulated(nn.Module):
-    """norm(x) (1 + scale) + shift, both from the condition; the norm has a scale of its own as well."""
+class ModulatedNorm(nn.Module):
+    """norm(x) (1 + scale) + shift, with scale and shift from the condition. The norm has a learned scale too."""
 
     def __init__(self, norm: nn.Module, dim: int):
         super().__init__()
         self.norm = norm
-        self.modulation = linear(dim, 2 * dim)
+        self.modulation = make_linear(dim, 2 * dim)
 
     def forward(self, x: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
         scale, shift = self.modulation(c)[:, None].chunk(2, dim=-1)
         return torch.addcmul(shift, self.norm(x), 1 + scale)
 
 
-class Layer(nn.Module):
-    """Attention to the picture, to the text, then a gated GELU MLP, each of a modulated norm. The last norm subtracts
-    the mean, the others do not."""
+class AmusedLayer(nn.Module):
+    """Attention to the image, attention to the text, then a gated GELU MLP, each after a modulated norm.
+
+    Only the last norm subtracts the mean.
+    """
 
     def __init__(self, dim: int, heads: int, mlp_dim: int):
         super().__init__()
-        self.norm1, self.norm2 = (Modulated(RMSNorm(dim, eps=EPS), dim) for _ in range(2))
-        self.norm3 = Modulated(nn.LayerNorm(dim, eps=EPS, bias=False), dim)
-        self.attention, self.reading = Attention(dim, heads), Attention(dim, heads)
-        self.up, self.down = linear(dim, 2 * mlp_dim), linear(mlp_dim, dim)
+        self.norm1, self.norm2 = (ModulatedNorm(make_norm(dim), dim) for _ in range(2))
+        self.norm3 = ModulatedNorm(nn.LayerNorm(dim, eps=AMUSED_EPS, bias=False), dim)
+        self.attention, self.reading = AmusedAttention(dim, heads), AmusedAttention(dim, heads)
+        self.up, self.down = make_linear(dim, 2 * mlp_dim), make_linear(mlp_dim, dim)
 
     def forward(
         self, x: Float[Tensor, "b n d"], text: Float[Tensor, "b m d"], c: Float[Tensor, "b d"]
@@ -68,32 +76,34 @@ class Layer(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """ConvNeXt V2's block (arXiv 2301.00808), of which the sum, not the branch, is modulated; then the text is read
-    twice, and the picture itself never."""
+    """ConvNeXt V2's block (arXiv 2301.00808), then two attentions to the text; there is none to the image.
+
+    The condition modulates the sum, not the branch.
+    """
 
     def __init__(self, dim: int, heads: int, text_dim: int):
         super().__init__()
         wide = 4 * dim
         self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
-        self.norm = RMSNorm(dim, eps=EPS)
-        self.up, self.down = linear(dim, wide), linear(wide, dim)
+        self.norm = make_norm(dim)
+        self.up, self.down = make_linear(dim, wide), make_linear(wide, dim)
         self.gamma, self.beta = nn.Parameter(torch.zeros(wide)), nn.Parameter(torch.zeros(wide))
-        self.modulation = linear(text_dim, 2 * dim)
-        self.text_in = linear(text_dim, dim)
-        self.norm1, self.norm2 = (RMSNorm(dim, eps=EPS) for _ in range(2))
-        self.reading1, self.reading2 = (Attention(dim, heads) for _ in range(2))
+        self.modulation = make_linear(text_dim, 2 * dim)
+        self.text_in = make_linear(text_dim, dim)
+        self.norm1, self.norm2 = (make_norm(dim) for _ in range(2))
+        self.reading1, self.reading2 = (AmusedAttention(dim, heads) for _ in range(2))
 
-    def respond(self, y: Float[Tensor, "b h w k"]) -> Float[Tensor, "b h w k"]:
-        """Global response normalisation: each channel by its norm over the picture, relative to the mean channel's."""
+    def normalize_response(self, y: Float[Tensor, "b h w k"]) -> Float[Tensor, "b h w k"]:
+        """Apply global response normalization: scale each channel by its norm over the image, over the mean norm."""
         length = torch.linalg.vector_norm(y, dim=(1, 2), keepdim=True)
-        relative = length / (length.mean(-1, keepdim=True) + EPS)
+        relative = length / (length.mean(-1, keepdim=True) + AMUSED_EPS)
         return torch.addcmul(self.beta, y, 1 + self.gamma * relative)
 
     def forward(
         self, x: Float[Tensor, "b h w k"], text: Float[Tensor, "b m d"], c: Float[Tensor, "b d"]
     ) -> Float[Tensor, "b h w k"]:
         y = self.norm(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        y = x + self.down(self.respond(F.gelu(self.up(y))))
+        y = x + self.down(self.normalize_response(F.gelu(self.up(y))))
         scale, shift = self.modulation(c)[:, None, None].chunk(2, dim=-1)
         cells = torch.addcmul(shift, y, 1 + scale).flatten(1, 2)
         context = self.text_in(F.silu(text))
@@ -103,11 +113,11 @@ class ConvBlock(nn.Module):
 
 
 class Resize(nn.Module):
-    """A norm, then a 2x2 convolution of stride 2, or its transpose: half as high and wide, or twice."""
+    """A norm, then a 2x2 convolution of stride 2 that halves height and width, or its transpose, which doubles them."""
 
     def __init__(self, dim: int, kind: type[nn.Conv2d] | type[nn.ConvTranspose2d]):
         super().__init__()
-        self.norm = RMSNorm(dim, eps=EPS)
+        self.norm = make_norm(dim)
         self.conv = kind(dim, dim, 2, stride=2, bias=False)
 
     def forward(self, x: Float[Tensor, "b h w k"]) -> Float[Tensor, "b _ _ k"]:

@@ -1,4 +1,4 @@
-"""The published code bases whose weight files can be converted, by the names that `unmask convert --family` takes."""
+"""The families of published weight files, by the names that `unmask convert --family` takes, and their conversion."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,24 +23,28 @@ from unmask.pretrained import (
     titok_uvit,
     valeoai,
 )
-from unmask.pretrained.conversion import Converted, convert
-from unmask.pretrained.networks import GeneratorConfig, LearnedConfig
+from unmask.pretrained.conversion import Converted, convert_tensors
+from unmask.pretrained.networks import AnyGeneratorConfig, LearnedConfig
 from unmask.storage.files import one_line
 from unmask.storage.foreign.reader import open_foreign
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """One published size. The tokenizer decides a generator's vocabulary and grid; without a `model` it is the one."""
+    """One published size: a generator with its tokenizer, or only a tokenizer."""
 
     tokenizer: LearnedConfig
-    model: GeneratorConfig | amused.Amused | None = None
+    """The tokenizer; it decides vocabulary and grid of the generator."""
+    model: AnyGeneratorConfig | None = None
+    """The generator, or None for a tokenizer alone."""
 
     @property
-    def config(self) -> GeneratorConfig | amused.Amused | LearnedConfig:
+    def config(self) -> AnyGeneratorConfig | LearnedConfig:
+        """The configuration of the network whose weights the file holds."""
         return self.tokenizer if self.model is None else self.model
 
     def build(self) -> nn.Module:
+        """Build the network whose weights the file holds, with random weights."""
         if self.model is None:
             return self.tokenizer.build()
         return self.model.build(self.tokenizer.vocab_size, self.tokenizer.grid)
@@ -48,82 +52,90 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How the files of one code base are read: the sizes there are, and each tensor by our names.
-
-    `container` is the entry of the file that holds the weights, where there are several.
-    """
+    """How to read the weight files of one code base."""
 
     sizes: tuple[Size, ...]
+    """The published sizes."""
     translate: Callable[[Any, str, Tensor], dict[str, Tensor]]
+    """Translates one tensor of the file to our names, given the size's `config`."""
     container: str | None = None
+    """The entry of the file that holds the weights, if the file has several entries."""
 
     @property
     def is_tokenizer(self) -> bool:
+        """True if the files hold tokenizers, not generators."""
         return self.sizes[0].model is None
 
 
-def _halton() -> tuple[Size, ...]:
+def _list_halton_sizes() -> tuple[Size, ...]:
     models = (
-        halton_maskgit.TINY,
-        halton_maskgit.SMALL,
-        halton_maskgit.BASE,
-        halton_maskgit.LARGE,
-        halton_maskgit.XLARGE,
+        halton_maskgit.HALTON_TINY,
+        halton_maskgit.HALTON_SMALL,
+        halton_maskgit.HALTON_BASE,
+        halton_maskgit.HALTON_LARGE,
+        halton_maskgit.HALTON_XLARGE,
     )
     tokenizers = (llamagen.LLAMAGEN_VQ16, llamagen.LLAMAGEN_VQ16_384)
     return tuple(Size(model=model, tokenizer=tokenizer) for tokenizer in tokenizers for model in models)
 
 
-VALEOAI = (
-    Size(model=valeoai.BASE_256, tokenizer=taming.TAMING_F16_1024),
-    Size(model=valeoai.BASE_512, tokenizer=taming.TAMING_F16_1024_512),
-    Size(model=valeoai.BIG_256, tokenizer=taming.TAMING_F16_1024),
-    Size(model=valeoai.HUGE_256, tokenizer=taming.TAMING_F16_1024),
+VALEOAI_SIZES = (
+    Size(model=valeoai.VALEOAI_BASE_256, tokenizer=taming.TAMING_F16_1024),
+    Size(model=valeoai.VALEOAI_BASE_512, tokenizer=taming.TAMING_F16_1024_512),
+    Size(model=valeoai.VALEOAI_BIG_256, tokenizer=taming.TAMING_F16_1024),
+    Size(model=valeoai.VALEOAI_HUGE_256, tokenizer=taming.TAMING_F16_1024),
 )
-GOOGLE = (
-    Size(model=google.BASE_256, tokenizer=maskgit_vqgan.VQGAN_256),
-    Size(model=google.BASE_512, tokenizer=maskgit_vqgan.VQGAN_512),
+GOOGLE_SIZES = (
+    Size(model=google.GOOGLE_BASE_256, tokenizer=maskgit_vqgan.MASKGIT_VQGAN_256),
+    Size(model=google.GOOGLE_BASE_512, tokenizer=maskgit_vqgan.MASKGIT_VQGAN_512),
 )
-TITOK = (
-    Size(model=titok_bert.TITOK_BERT, tokenizer=titok.TITOK_L32),
-    Size(model=titok_bert.TITOK_BERT, tokenizer=titok.TITOK_B64),
-    Size(model=titok_uvit.TITOK_UVIT, tokenizer=titok.TITOK_S128),
+TITOK_SIZES = (
+    Size(model=titok_bert.TITOK_BERT_SIZE, tokenizer=titok.TITOK_L32_TOKENIZER),
+    Size(model=titok_bert.TITOK_BERT_SIZE, tokenizer=titok.TITOK_B64_TOKENIZER),
+    Size(model=titok_uvit.TITOK_UVIT_SIZE, tokenizer=titok.TITOK_S128_TOKENIZER),
 )
-AMUSED = (
+AMUSED_SIZES = (
     Size(model=amused.AMUSED_256, tokenizer=amused_vqvae.AMUSED_VQ_256),
     Size(model=amused.AMUSED_512, tokenizer=amused_vqvae.AMUSED_VQ_512),
 )
 
 
-def alone(sizes: tuple[Size, ...]) -> tuple[Size, ...]:
-    """Their tokenizers."""
+def keep_tokenizers(sizes: tuple[Size, ...]) -> tuple[Size, ...]:
+    """Return the same sizes without their generators."""
     return tuple(replace(size, model=None) for size in sizes)
 
 
 FAMILIES: dict[str, Family] = {
-    "valeoai-v1": Family(sizes=VALEOAI, translate=valeoai.translate, container="model_state_dict"),
-    "taming-vqgan": Family(sizes=alone(VALEOAI[:2]), translate=taming.translate, container="state_dict"),
-    "halton-maskgit": Family(sizes=_halton(), translate=halton_maskgit.translate, container="model_state_dict"),
+    "valeoai-v1": Family(sizes=VALEOAI_SIZES, translate=valeoai.translate, container="model_state_dict"),
+    "taming-vqgan": Family(
+        sizes=keep_tokenizers(VALEOAI_SIZES[:2]), translate=taming.translate, container="state_dict"
+    ),
+    "halton-maskgit": Family(
+        sizes=_list_halton_sizes(), translate=halton_maskgit.translate, container="model_state_dict"
+    ),
     "llamagen-vq16": Family(
         sizes=(Size(tokenizer=llamagen.LLAMAGEN_VQ16), Size(tokenizer=llamagen.LLAMAGEN_VQ16_384)),
         translate=llamagen.translate,
         container="model",
     ),
-    "google-maskgit": Family(sizes=GOOGLE, translate=google.translate),
-    "google-vqgan": Family(sizes=alone(GOOGLE), translate=google.translate_tokenizer),
-    "maskgit-vqgan": Family(sizes=alone(GOOGLE), translate=maskgit_vqgan.translate),
-    "titok-bert": Family(sizes=TITOK[:2], translate=titok_bert.translate),
-    "titok-uvit": Family(sizes=TITOK[2:], translate=titok_uvit.translate),
-    "titok-tokenizer": Family(sizes=alone(TITOK), translate=titok.translate),
-    "amused": Family(sizes=AMUSED, translate=amused.translate),
-    "amused-vqvae": Family(sizes=alone(AMUSED), translate=amused_vqvae.translate),
+    "google-maskgit": Family(sizes=GOOGLE_SIZES, translate=google.translate),
+    "google-vqgan": Family(sizes=keep_tokenizers(GOOGLE_SIZES), translate=google.translate_tokenizer),
+    "maskgit-vqgan": Family(sizes=keep_tokenizers(GOOGLE_SIZES), translate=maskgit_vqgan.translate),
+    "titok-bert": Family(sizes=TITOK_SIZES[:2], translate=titok_bert.translate),
+    "titok-uvit": Family(sizes=TITOK_SIZES[2:], translate=titok_uvit.translate),
+    "titok-tokenizer": Family(sizes=keep_tokenizers(TITOK_SIZES), translate=titok.translate),
+    "amused": Family(sizes=AMUSED_SIZES, translate=amused.translate),
+    "amused-vqvae": Family(sizes=keep_tokenizers(AMUSED_SIZES), translate=amused_vqvae.translate),
 }
 
 
 def convert_file(
     path: Path, family: str, *, dtype: torch.dtype = torch.float32, like: Size | None = None
 ) -> tuple[Size, Converted]:
-    """Read a foreign file as the size of its family that it fits, or as the one given; else CheckpointError."""
+    """Convert a foreign file as the size `like`, or as the size of its family that it fits best.
+
+    Raises CheckpointError if the file is damaged or does not fit exactly.
+    """
     rules = FAMILIES[family]
     try:
         tensors = open_foreign(path, container=rules.container)
@@ -131,19 +143,19 @@ def convert_file(
         raise CheckpointError(f"{error} (wanted: the weights of {family})") from error
     shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
     sizes = (like,) if like is not None else rules.sizes
-    size = min(sizes, key=lambda one: _differences(one, rules, shapes))
+    size = min(sizes, key=lambda one: _count_differences(one, rules, shapes))
     with torch.device("meta"):
         model = size.build()
-    done = convert(
+    done = convert_tensors(
         tensors, partial(rules.translate, size.config), model, source=one_line(str(path)), dtype=dtype, family=family,
-        families=known_names(),
+        families=list_known_names(),
     )  # fmt: skip
-    parameters = {name for name, _ in model.named_parameters()}  # all that our files hold
+    parameters = {name for name, _ in model.named_parameters()}  # our files hold only these
     return size, replace(done, weights={name: value for name, value in done.weights.items() if name in parameters})
 
 
-def _differences(size: Size, rules: Family, shapes: Mapping[str, Tensor]) -> int:
-    """How many names or shapes of the file, translated, are not the network's."""
+def _count_differences(size: Size, rules: Family, shapes: Mapping[str, Tensor]) -> int:
+    """Count the names and shapes in which the translated file and the network differ."""
     with torch.device("meta"):
         wanted = {(name, tuple(tensor.shape)) for name, tensor in size.build().state_dict().items()}
     found: set[tuple[str, tuple[int, ...]]] = set()
@@ -155,8 +167,8 @@ def _differences(size: Size, rules: Family, shapes: Mapping[str, Tensor]) -> int
     return len(wanted ^ found)
 
 
-def known_names() -> dict[str, tuple[str, ...]]:
-    """A few names by which the files of each family are told."""
+def list_known_names() -> dict[str, tuple[str, ...]]:
+    """Return, for each family, a few tensor names that tell its files from others."""
     return {
         "valeoai-v1": ("tok_emb.weight", "pos_emb", "bias", "first_layer.0.weight", "last_layer.4.weight"),
         "taming-vqgan": ("encoder.down.0.block.0.norm1.weight", "decoder.up.4.attn.0.q.weight", "quant_conv.weight"),

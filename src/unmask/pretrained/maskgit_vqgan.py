@@ -1,7 +1,7 @@
 """MaskGIT's own VQGAN (Chang et al. 2022, arXiv 2202.04200): the autoencoder of arXiv 2012.09841 without attention.
 
-The weights in torch are openMUSE/maskgit-vqgan-imagenet-f16-256 and fun-research/TiTok/maskgit-vqgan-imagenet-f16-256
-(Apache-2.0); those of Google's flax files are read by `unmask.pretrained.google`. The decoder is also that of TiTok.
+Weights in torch: openMUSE/maskgit-vqgan-imagenet-f16-256 and fun-research/TiTok/maskgit-vqgan-imagenet-f16-256
+(Apache-2.0). `unmask.pretrained.google` translates Google's flax files. TiTok uses the same decoder.
 """
 
 from dataclasses import dataclass
@@ -15,40 +15,42 @@ from unmask.tokenizers.base import decode_in_parts, encode_in_parts, images_at_o
 from unmask.tokenizers.quantizers import full_precision
 from unmask.tokenizers.vqgan import doubled
 
-GROUPS = 32
+NUM_GROUPS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskGITVQGAN:
-    """RGB images of `size`; `width` times a level's multiplier is its number of channels.
-
-    Every level has `blocks` residual blocks in the encoder and in the decoder, and so has the middle of both.
-    `codes` vectors of `dim` numbers are the codebook.
-    """
+    """Sizes of the tokenizer, which takes RGB images."""
 
     size: tuple[int, int] = (256, 256)
+    """Height and width of the images in pixels."""
     width: int = 128
+    """Number of channels of a level with multiplier 1; it must be a multiple of 32."""
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """For each level, its number of channels as a multiple of width."""
     blocks: int = 2
+    """Number of residual blocks per level and in the middle, in encoder and decoder."""
     codes: int = 1024
+    """Number of codes."""
     dim: int = 256
+    """Numbers per code."""
 
     def __post_init__(self) -> None:
         if not self.multipliers or min(*self.size, *self.multipliers, self.blocks, self.codes, self.dim) < 1:
             raise ValueError(f"{self}: sizes and counts must be at least 1")
-        if self.width < 1 or self.width % GROUPS:
+        if self.width < 1 or self.width % NUM_GROUPS:
             raise ValueError(
-                f"MaskGITVQGAN(width={self.width}): must be a multiple of the {GROUPS} groups of its norms"
+                f"MaskGITVQGAN(width={self.width}): must be a multiple of the {NUM_GROUPS} groups of its norms"
             )
         if any(n % self.factor for n in self.size):
             raise ValueError(
-                f"MaskGITVQGAN(size={self.size}): must be a multiple of {self.factor}, which is 2 for each of "
-                f"{len(self.multipliers)} levels but one"
+                f"MaskGITVQGAN(size={self.size}): must be a multiple of {self.factor}: each of the "
+                f"{len(self.multipliers)} levels except one halves height and width"
             )
 
     @property
     def factor(self) -> int:
-        """Pixels per side of a cell."""
+        """Side of a cell in pixels."""
         return 1 << (len(self.multipliers) - 1)
 
     @property
@@ -64,25 +66,26 @@ class MaskGITVQGAN:
         return self.size[0] // self.factor, self.size[1] // self.factor
 
     def build(self) -> "MaskGITAutoencoder":
+        """Build the network with random weights."""
         return MaskGITAutoencoder(self)
 
 
-VQGAN_256 = MaskGITVQGAN()
+MASKGIT_VQGAN_256 = MaskGITVQGAN()
 """54,515,587 parameters in 168 tensors; rFID 2.28 on ImageNet at 256x256 as published."""
 
-VQGAN_512 = MaskGITVQGAN(size=(512, 512))
-"""The same sizes for 512x512, with weights of its own in Google's files; rFID 1.97 as published."""
+MASKGIT_VQGAN_512 = MaskGITVQGAN(size=(512, 512))
+"""The same network for 512x512, with other weights in Google's files; rFID 1.97 as published."""
 
 
-class ResidualBlock(nn.Module):
-    """x + h, where h = conv(silu(norm(conv(silu(norm(x)))))); where channels change, shortcut(h) + h.
+class MaskGITResidualBlock(nn.Module):
+    """x + h with h = conv(silu(norm(conv(silu(norm(x)))))), or shortcut(h) + h where the number of channels changes.
 
-    Differs from the paper: as published, the 1x1 shortcut sees the block's own output and x is lost.
+    Differs from the paper: in the published code the 1x1 shortcut reads the block's own output, and x is lost.
     """
 
     def __init__(self, dim_in: int, dim_out: int):
         super().__init__()
-        self.norm1, self.norm2 = (nn.GroupNorm(GROUPS, dim, eps=1e-6) for dim in (dim_in, dim_out))
+        self.norm1, self.norm2 = (nn.GroupNorm(NUM_GROUPS, dim, eps=1e-6) for dim in (dim_in, dim_out))
         self.conv1 = nn.Conv2d(dim_in, dim_out, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(dim_out, dim_out, 3, padding=1, bias=False)
         self.shortcut = nn.Conv2d(dim_out, dim_out, 1, bias=False) if dim_in != dim_out else None
@@ -93,12 +96,12 @@ class ResidualBlock(nn.Module):
         return h + (x if self.shortcut is None else self.shortcut(h))
 
 
-class Level(nn.Module):
-    """The residual blocks of one resolution; `upsample_conv` follows a nearest-neighbour doubling."""
+class MaskGITLevel(nn.Module):
+    """The residual blocks of one resolution. `upsample_conv` follows a nearest-neighbour upsampling by 2."""
 
     def __init__(self, dim_in: int, dim_out: int, blocks: int, *, double: bool):
         super().__init__()
-        self.block = nn.Sequential(*(ResidualBlock(dim_out if i else dim_in, dim_out) for i in range(blocks)))
+        self.block = nn.Sequential(*(MaskGITResidualBlock(dim_out if i else dim_in, dim_out) for i in range(blocks)))
         self.upsample_conv = nn.Conv2d(dim_out, dim_out, 3, padding=1) if double else None
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ _ _"]:
@@ -106,21 +109,21 @@ class Level(nn.Module):
         return x if self.upsample_conv is None else doubled(x, self.upsample_conv)
 
 
-def _middle(dim: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(*(ResidualBlock(dim, dim) for _ in range(blocks)))
+def _build_middle(dim: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(MaskGITResidualBlock(dim, dim) for _ in range(blocks)))
 
 
-class Encoder(nn.Module):
-    """Images in [0, 1] to latents, one per cell."""
+class MaskGITEncoder(nn.Module):
+    """Map images in [0, 1] to latents, one per cell."""
 
     def __init__(self, config: MaskGITVQGAN):
         super().__init__()
         dims = [config.width * m for m in config.multipliers]
         self.conv_in = nn.Conv2d(config.channels, config.width, 3, padding=1, bias=False)
         pairs = zip([config.width, *dims[:-1]], dims, strict=True)
-        self.down = nn.ModuleList(Level(a, b, config.blocks, double=False) for a, b in pairs)
-        self.mid = _middle(dims[-1], config.blocks)
-        self.norm_out = nn.GroupNorm(GROUPS, dims[-1], eps=1e-6)
+        self.down = nn.ModuleList(MaskGITLevel(a, b, config.blocks, double=False) for a, b in pairs)
+        self.mid = _build_middle(dims[-1], config.blocks)
+        self.norm_out = nn.GroupNorm(NUM_GROUPS, dims[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(dims[-1], config.dim, 1)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
@@ -130,18 +133,18 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
-class Decoder(nn.Module):
-    """Latents of any grid to images in [0, 1], before clamping."""
+class MaskGITDecoder(nn.Module):
+    """Map latents of any grid to images in about [0, 1], not yet clamped."""
 
     def __init__(self, config: MaskGITVQGAN):
         super().__init__()
         dims = [config.width * m for m in config.multipliers]
         self.conv_in = nn.Conv2d(config.dim, dims[-1], 3, padding=1)
-        self.mid = _middle(dims[-1], config.blocks)
-        # As published the last level is the coarsest and runs first.
+        self.mid = _build_middle(dims[-1], config.blocks)
+        # In the published code the last level is the coarsest and runs first.
         pairs = zip([*dims[1:], dims[-1]], dims, strict=True)
-        self.up = nn.ModuleList(Level(a, b, config.blocks, double=i > 0) for i, (a, b) in enumerate(pairs))
-        self.norm_out = nn.GroupNorm(GROUPS, dims[0], eps=1e-6)
+        self.up = nn.ModuleList(MaskGITLevel(a, b, config.blocks, double=i > 0) for i, (a, b) in enumerate(pairs))
+        self.norm_out = nn.GroupNorm(NUM_GROUPS, dims[0], eps=1e-6)
         self.conv_out = nn.Conv2d(dims[0], config.channels, 3, padding=1)
 
     def forward(self, latents: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 H W"]:
@@ -152,12 +155,12 @@ class Decoder(nn.Module):
 
 
 class MaskGITAutoencoder(nn.Module):
-    """The tokenizer. Its images are in [-1, 1] like all of ours; those of the weights, inside, in [0, 1]."""
+    """The tokenizer network. It takes and returns images in [-1, 1] and works in [0, 1] inside, as published."""
 
     def __init__(self, config: MaskGITVQGAN):
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.encoder, self.decoder = MaskGITEncoder(config), MaskGITDecoder(config)
         self.codebook = nn.Embedding(config.codes, config.dim)
         nn.init.uniform_(self.codebook.weight, -1 / config.codes, 1 / config.codes)
 
@@ -171,12 +174,12 @@ class MaskGITAutoencoder(nn.Module):
 
     @property
     def at_once(self) -> int:
-        """Images that `encode` and `decode` take at a time: one activation of all pixels fills 256 MiB at most."""
+        """Number of images per batch in `encode` and `decode`: one activation of all pixels takes at most 256 MiB."""
         height, width = self.config.size
         return images_at_once(height * width * self.config.width)
 
-    def nearest(self, latents: Float[Tensor, "b d h w"]) -> Int[Tensor, "b l"]:
-        """The code at the smallest Euclidean distance from each latent, in float32 or wider."""
+    def find_nearest(self, latents: Float[Tensor, "b d h w"]) -> Int[Tensor, "b l"]:
+        """Return the code at the smallest Euclidean distance from each latent, computed in float32 or wider."""
         dtype = torch.promote_types(latents.dtype, torch.float32)
         table, x = self.codebook.weight.to(dtype), latents.flatten(2).transpose(1, 2).to(dtype)
         offset = table.square().sum(1) / 2  # |x - c|^2 is least where x c - |c|^2 / 2 is largest
@@ -186,33 +189,36 @@ class MaskGITAutoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]:
-        """Tokens of images in [-1, 1], on the images' device; ConfigError for another size."""
+        """Return tokens of images in [-1, 1], on the images' device. Raises ConfigError for another image size."""
 
         def convert(part: Tensor) -> Tensor:
             part = ((part + 1) / 2).to(self.codebook.weight).contiguous(memory_format=torch.channels_last)
-            return self.nearest(self.encoder(part))
+            return self.find_nearest(self.encoder(part))
 
         return encode_in_parts(convert, images, self.config, self.at_once)
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]:
-        """Images in [-1, 1], float32, on the tokens' device; ConfigError for another length or a token out of range."""
+        """Return float32 images in [-1, 1], on the tokens' device.
+
+        Raises ConfigError for another row length or a token out of range.
+        """
 
         def convert(part: Tensor) -> Tensor:
             codes = self.codebook(part.to(self.codebook.weight.device))
-            z = codes.unflatten(1, self.grid).permute(0, 3, 1, 2)  # in memory, channels come last
+            z = codes.unflatten(1, self.grid).permute(0, 3, 1, 2)  # channels come last in memory
             return self.decoder(z).float().clamp(0, 1) * 2 - 1
 
         return decode_in_parts(convert, tokens, self.config, self.at_once)
 
 
-def decoder_name(name: str) -> str:
-    """A published name of the encoder or decoder ("up.4.block.0.nin_shortcut.weight") by ours."""
+def rename_layer(name: str) -> str:
+    """Translate a published name of the encoder or decoder, such as "up.4.block.0.nin_shortcut.weight", to ours."""
     return name.replace("nin_shortcut", "shortcut")
 
 
 def translate(config: MaskGITVQGAN, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One tensor of the published torch file by our names; an unknown name is returned unchanged."""
+    """Translate one tensor of the published torch file to our names; return an unknown name unchanged."""
     if name == "quantize.embedding.weight":
         return {"codebook.weight": tensor}
-    return {decoder_name(name): tensor}
+    return {rename_layer(name): tensor}

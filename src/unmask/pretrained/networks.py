@@ -1,6 +1,7 @@
-"""Everything that can stand in a recipe for the generator or the tokenizer: ours, and those of published weights."""
+"""All networks that a recipe can name as generator or tokenizer: our own and the published ones."""
 
 from unmask.method.models.transformer import TransformerConfig
+from unmask.pretrained.amused import Amused
 from unmask.pretrained.amused_vqvae import AmusedVQ
 from unmask.pretrained.google import GoogleMaskGIT
 from unmask.pretrained.halton_maskgit import HaltonMaskGIT
@@ -12,11 +13,13 @@ from unmask.pretrained.valeoai import ValeoaiMaskGIT
 from unmask.tokenizers.vqgan import VQGAN, Autoencoder
 
 GeneratorConfig = TransformerConfig | ValeoaiMaskGIT | HaltonMaskGIT | GoogleMaskGIT | TiTokBert | TiTokUViT
-"""Networks of classes; each has `num_classes` and `build(vocab_size, grid)`. Amused is of texts, and has the latter."""
+"""Generators conditioned on classes. Each has `num_classes` and `build(vocab_size, grid)`."""
+
+AnyGeneratorConfig = GeneratorConfig | Amused
+"""All generators, including those conditioned on prompts. Each has `build(vocab_size, grid)`."""
 
 LearnedConfig = VQGAN | AmusedVQ | MaskGITVQGAN | TiTok
-"""Tokenizers with weights; each has `vocab_size, grid, size, channels` and `build()`."""
-
+"""Tokenizers with weights. Each has `vocab_size, grid, size, channels` and `build()`."""
 
 LearnedModel = Autoencoder | MaskGITAutoencoder | TiTokModel
-"""What they build."""
+"""The networks that a `LearnedConfig` builds."""

@@ -1,6 +1,7 @@
-"""Texts as aMUSEd's network reads them (arXiv 2401.01808): CLIP ViT-L/14's text model with its projection.
+"""Encode texts for aMUSEd's network (arXiv 2401.01808) with CLIP ViT-L/14's text model and its projection.
 
-From the folders `text_encoder` and `tokenizer` of amused/amused-256 or amused/amused-512, by way of transformers.
+The text model comes from the folders `text_encoder` and `tokenizer` of amused/amused-256 or amused/amused-512, and runs
+in transformers.
 """
 
 import tempfile
@@ -22,29 +23,42 @@ from unmask.storage.config import to_json
 from unmask.storage.files import one_line
 from unmask.storage.weights import unfilled
 
-AT_ONCE = 64  # texts; of these the 13 states of all layers fill 200 MiB
-FIXED: dict[str, Any] = {"attn_implementation": "sdpa", "bos_token_id": None, "pad_token_id": None}
-"""What no file decides: attention is torch's own, and the network needs the number of no token but the end."""
-FAILURES = (OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RuntimeError)
-"""What transformers may still raise; which of them, differs with its version."""
+TEXTS_AT_ONCE = 64
+"""Texts per batch; the 13 states of all layers of one batch take 200 MiB."""
+TEXT_MODEL_SETTINGS: dict[str, Any] = {"attn_implementation": "sdpa", "bos_token_id": None, "pad_token_id": None}
+"""Settings that no file decides: torch's own attention, and no token number except the end, the only one needed."""
+TRANSFORMERS_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+)
+"""Errors that transformers may still raise; they differ between its versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """What a `Prompted` network has for classes: so many texts."""
+    """The configuration of a `Prompted` network: its classes are texts."""
 
     num_classes: int
+    """Number of texts."""
 
 
 class Prompted:
-    """The network as `guided` takes it, `(tokens, ids) -> logits`: id i is text i, and NULL (-1), as None, the
-    empty text, or a negative one."""
+    """A network with fixed prompts, which `guided` can call as `(tokens, ids) -> logits`: id i is prompt i.
+
+    NULL (-1) and None are the prompt `empty`: the empty text, or a negative prompt.
+    """
 
     def __init__(self, network: UVit2D, texts: Prompt, empty: Prompt):
         if len(empty.hidden) != 1 or texts.hidden.shape[1:] != empty.hidden.shape[1:]:
             raise ValueError(
                 f"texts of shape {tuple(texts.hidden.shape)} and an empty one of {tuple(empty.hidden.shape)}: it must "
-                "be one text, encoded as the others are"
+                "be one text, encoded like the others"
             )
         self.network = network
         device = network.head.weight.device
@@ -59,7 +73,7 @@ class Prompted:
         return self.network.vocab_size
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> tuple[int, ...]:
         return self.network.grid
 
     @property
@@ -89,7 +103,7 @@ class Prompted:
         if condition is None:
             condition = tokens.new_full((len(tokens),), NULL)
         check_ids("texts", condition, NULL, self.config.num_classes - 1, f"{NULL} is no text")
-        # `index_select`, as plain indexing would take an id of -2 for the last text.
+        # `index_select`, because plain indexing would read an id of -2 as the last text.
         hidden, pooled, micro = (
             table.index_select(0, (condition - NULL).to(table.device))
             for table in (self.prompts.hidden, self.prompts.pooled, self.prompts.micro)
@@ -98,7 +112,10 @@ class Prompted:
 
 
 class TextReader:
-    """Texts to `Prompt`s. `encoder` is a transformers.CLIPTextModelWithProjection, `tokenizer` its CLIPTokenizer."""
+    """Encode texts as a `Prompt`.
+
+    `encoder` is a transformers.CLIPTextModelWithProjection, and `tokenizer` is its CLIPTokenizer.
+    """
 
     def __init__(self, tokenizer: Any, encoder: Any):
         self.tokenizer, self.encoder = tokenizer, encoder
@@ -113,15 +130,21 @@ class TextReader:
         aesthetic: float = 6.0,
         crop: tuple[int, int] = (0, 0),
     ) -> Prompt:
-        """One row per text, for pictures of `size` (height, width), on the encoder's device.
+        """Return one row per text, on the encoder's device.
 
-        `aesthetic`, of about 1 to 10, and `crop`, in pixels from the upper left corner, are what the training pictures
-        were labelled with. ConfigError for no text, or for one of more than 77 tokens with start and end: where
-        diffusers cuts it off, half a sentence would be drawn without a word.
+        Args:
+            texts: At least one text; "" is the empty text.
+            size: Height and width of the images in pixels.
+            aesthetic: Aesthetic score that the images should have, about 1 to 10, as the training images were labelled.
+            crop: Upper left corner of the crop in pixels, as the training images were labelled.
+
+        Raises:
+            ConfigError: There is no text, or one has more than 77 tokens, start and end included. diffusers cuts such
+                a text off silently.
         """
         if not texts:
-            raise ConfigError("no text to encode; the empty text is ''")
-        # To pad is as published: without a mask, so the network reads the padding as well.
+            raise ConfigError("no text to encode: give at least one (the empty text is '')")
+        # As published, padding has no attention mask, so the network reads the padding too.
         rows = self.tokenizer(list(texts), padding="max_length", max_length=self.longest).input_ids
         for text, row in zip(texts, rows, strict=True):
             if len(row) > self.longest:
@@ -129,7 +152,7 @@ class TextReader:
                     f"{one_line(text)!r} has {len(row)} tokens with start and end, and {self.longest} fit: shorten it"
                 )
         ids = torch.tensor(rows, device=self.encoder.device)
-        parts = [self.encoder(part, output_hidden_states=True) for part in ids.split(AT_ONCE)]
+        parts = [self.encoder(part, output_hidden_states=True) for part in ids.split(TEXTS_AT_ONCE)]
         facts = torch.tensor([size[1], size[0], *crop, aesthetic], dtype=torch.float32, device=ids.device)
         return Prompt(
             hidden=torch.cat([part.hidden_states[-2] for part in parts]),
@@ -139,10 +162,14 @@ class TextReader:
 
 
 def load_text_reader(folder: Path) -> TextReader:
-    """From a folder that holds `text_encoder` and `tokenizer`; nothing is downloaded and no code in there is run.
+    """Load the text encoder of a folder that holds `text_encoder` and `tokenizer`.
 
-    transformers sees what `read_clip` read, and not the folder. CheckpointError for a folder without them, for another
-    network's weights, or for a tokenizer of another vocabulary.
+    This downloads nothing and runs no code of the folder: transformers gets what `read_clip` read, not the folder.
+
+    Raises:
+        ConfigError: transformers is not installed.
+        CheckpointError: The folder lacks a file, or holds weights of another network or a tokenizer of another
+            vocabulary.
     """
     try:
         from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
@@ -150,16 +177,17 @@ def load_text_reader(folder: Path) -> TextReader:
         raise ConfigError("prompts need transformers: pip install 'unmask[prompts]'") from error
     found = read_clip(folder)
     try:
-        config = CLIPTextConfig(**to_json(found.sizes), **FIXED)
+        config = CLIPTextConfig(**to_json(found.sizes), **TEXT_MODEL_SETTINGS)
         with unfilled(torch.float32):
             encoder: Any = CLIPTextModelWithProjection(config)
         encoder.load_state_dict(found.weights)
         with tempfile.TemporaryDirectory(prefix="unmask-words-") as own:
             write_vocabulary(found.vocabulary, Path(own))
             tokenizer: Any = CLIPTokenizer.from_pretrained(Path(own) / "tokenizer", local_files_only=True)
-    except FAILURES as error:
+    except TRANSFORMERS_ERRORS as error:
         reason = one_line((str(error).strip() or type(error).__name__).splitlines()[0])
         raise CheckpointError(
-            f"{one_line(str(folder))}: transformers makes no CLIP text model of it ({reason}); copy the folder anew"
+            f"{one_line(str(folder))}: transformers cannot build a CLIP text model from it ({reason}): "
+            "copy the folder again"
         ) from error
     return TextReader(tokenizer, encoder.requires_grad_(False).eval())

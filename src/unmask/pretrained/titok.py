@@ -1,9 +1,9 @@
-"""TiTok, which writes an image as a row of 32 to 128 tokens (Yu et al. 2024, arXiv 2406.07550).
+"""TiTok, a tokenizer that encodes an image as a row of 32 to 128 tokens (Yu et al. 2024, arXiv 2406.07550).
 
-A transformer reads the patches of the image and K latent tokens, and the latents it gives become the nearest of 4096
-unit vectors. A second one reads them and a canvas of mask tokens; what it gives there is, for each cell, a distribution
-over the codes of the MaskGIT-VQGAN, whose mean code that tokenizer's decoder, fine-tuned, turns into pixels.
-Published as `tokenizer_titok_{l32,b64,s128}` (Apache-2.0).
+A transformer reads the patches of the image and K latent tokens. Each latent that it returns becomes the nearest of
+4096 unit vectors. A second transformer reads these vectors and a canvas of mask tokens. For each cell it predicts a
+distribution over the codes of the MaskGIT-VQGAN. The mean code of that distribution goes into the decoder of the
+MaskGIT-VQGAN, fine-tuned, which makes the pixels. Published as `tokenizer_titok_{l32,b64,s128}` (Apache-2.0).
 """
 
 import re
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.pretrained.maskgit_vqgan import Decoder, MaskGITVQGAN, decoder_name
+from unmask.pretrained.generators import widen
+from unmask.pretrained.maskgit_vqgan import MaskGITDecoder, MaskGITVQGAN, rename_layer
 from unmask.pretrained.vit import ViTBlock
 from unmask.tokenizers.base import decode_in_parts, encode_in_parts, images_at_once
 from unmask.tokenizers.quantizers import full_precision
@@ -22,23 +23,27 @@ from unmask.tokenizers.quantizers import full_precision
 
 @dataclass(frozen=True, kw_only=True)
 class TiTok:
-    """Sizes of the two transformers, the codebook, and the tokenizer `pixels` whose decoder makes the image.
-
-    The image, and the cells that both transformers cut it into, are those of `pixels`.
-    """
+    """Sizes of the two transformers, of the codebook and of the pixel decoder."""
 
     num_latents: int = 32
+    """Number of tokens per image."""
     width: int = 1024
+    """Width of both transformers."""
     depth: int = 24
+    """Number of blocks of each transformer."""
     heads: int = 16
+    """Number of attention heads; width must be a multiple of it."""
     vocab_size: int = 4096
+    """Number of codes."""
     token_dim: int = 12
+    """Numbers per code."""
     pixels: MaskGITVQGAN = MaskGITVQGAN()
+    """The tokenizer whose decoder makes the image; it also decides the image size and the cells."""
 
     def __post_init__(self) -> None:
         counts = (self.num_latents, self.width, self.depth, self.heads, self.vocab_size, self.token_dim)
         if min(counts) < 1 or self.width % self.heads:
-            raise ValueError(f"{self}: counts must be at least 1 and width a multiple of heads")
+            raise ValueError(f"{self}: counts must be at least 1, and width must be a multiple of heads")
 
     @property
     def grid(self) -> tuple[int]:
@@ -53,19 +58,20 @@ class TiTok:
         return self.pixels.channels
 
     def build(self) -> "TiTokModel":
+        """Build the network with random weights."""
         return TiTokModel(self)
 
 
-TITOK_L32 = TiTok()
-"""641.1 M parameters."""
-TITOK_B64 = TiTok(num_latents=64, width=768, depth=12, heads=12)
-"""204.8 M parameters."""
-TITOK_S128 = TiTok(num_latents=128, width=512, depth=8, heads=8)
-"""83.7 M parameters."""
+TITOK_L32_TOKENIZER = TiTok()
+"""TiTok-L-32: 641.1 M parameters."""
+TITOK_B64_TOKENIZER = TiTok(num_latents=64, width=768, depth=12, heads=12)
+"""TiTok-B-64: 204.8 M parameters."""
+TITOK_S128_TOKENIZER = TiTok(num_latents=128, width=512, depth=8, heads=8)
+"""TiTok-S-128: 83.7 M parameters."""
 
 
 class ViT(nn.Module):
-    """A transformer over a class token, the cells of an image and the latents; `norm_out` is left to its reader."""
+    """A transformer over a class token, the cells of an image and the latents. The caller applies `norm_out`."""
 
     def __init__(self, config: TiTok):
         super().__init__()
@@ -89,7 +95,7 @@ class ViT(nn.Module):
 
 
 class TiTokModel(nn.Module):
-    """The tokenizer itself."""
+    """The tokenizer network; its images are in [-1, 1]."""
 
     def __init__(self, config: TiTok):
         super().__init__()
@@ -103,7 +109,7 @@ class TiTokModel(nn.Module):
         self.mask = nn.Parameter(torch.randn(width) * width**-0.5)
         self.hidden, self.to_pixel_code = nn.Linear(width, 2 * width), nn.Linear(2 * width, pixels.vocab_size)
         self.pixel_codes = nn.Parameter(torch.randn(pixels.vocab_size, pixels.dim))
-        self.pixel_decoder = Decoder(pixels)
+        self.pixel_decoder = MaskGITDecoder(pixels)
 
     @property
     def vocab_size(self) -> int:
@@ -114,59 +120,60 @@ class TiTokModel(nn.Module):
         return self.config.grid
 
     def read(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b l d"]:
-        """Latents, not yet quantized, of images in [0, 1]."""
+        """Return the latents of images in [0, 1], before quantization."""
         cells = self.patches(images.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
         x = self.encoder(cells, self.latents.expand(len(images), -1, -1))
         x = self.encoder.norm_out(x[:, 1 + cells.shape[1] :])
-        # As published: the numbers of [l, width] are taken for [width, l] as they lie in memory, so that a code sees
-        # every l-th number of all latents and not all numbers of its own. The weights were trained that way.
+        # As published: the code reads the memory of [l, width] as [width, l]. So a code sees every l-th number of all
+        # latents, and not all numbers of its own latent. The weights were trained that way.
         return self.to_code(x.reshape(len(x), x.shape[2], x.shape[1]).transpose(1, 2))
 
-    def nearest(self, z: Float[Tensor, "b l d"]) -> Int[Tensor, "b l"]:
-        """The code at the smallest distance, with both on the unit sphere: the one of the smallest angle."""
+    def find_nearest(self, z: Float[Tensor, "b l d"]) -> Int[Tensor, "b l"]:
+        """Return the code at the smallest angle: the nearest one, as both latents and codes are on the unit sphere."""
         with full_precision(z):
-            table = F.normalize(_precise(self.codes), dim=-1)
-            return (_precise(z) @ table.T).argmax(-1)  # whatever the length of z
+            table = F.normalize(widen(self.codes), dim=-1)
+            return (widen(z) @ table.T).argmax(-1)  # the length of z makes no difference
 
     def paint(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]:
-        """Images as the network gives them: about [0, 1]."""
-        codes = F.normalize(F.embedding(tokens, _precise(self.codes)), dim=-1).to(self.codes.dtype)
+        """Return the images as the network makes them, in about [0, 1]."""
+        codes = F.normalize(F.embedding(tokens, widen(self.codes)), dim=-1).to(self.codes.dtype)
         num_cells = len(self.decoder.position) - 1
         x = self.decoder(self.mask.expand(len(tokens), num_cells, -1), self.from_code(codes))
         x = self.decoder.norm_out(x[:, 1 : 1 + num_cells])
         logits = self.to_pixel_code(self.hidden(x).tanh())
-        z = _precise(logits).softmax(-1).to(self.pixel_codes.dtype) @ self.pixel_codes
-        # In memory, channels come last.
+        z = widen(logits).softmax(-1).to(self.pixel_codes.dtype) @ self.pixel_codes
+        # Channels come last in memory.
         return self.pixel_decoder(z.unflatten(1, self.config.pixels.grid).permute(0, 3, 1, 2))
 
     @property
     def at_once(self) -> int:
-        """Images that `encode` and `decode` take at a time: one activation of all pixels fills 256 MiB at most."""
+        """Number of images per batch in `encode` and `decode`: one activation of all pixels takes at most 256 MiB."""
         height, width = self.config.size
         return images_at_once(height * width * self.config.pixels.width)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]:
-        """Tokens of images in [-1, 1], on the images' device; ConfigError for another size."""
+        """Return tokens of images in [-1, 1], on the images' device. Raises ConfigError for another image size."""
         return encode_in_parts(
-            lambda part: self.nearest(self.read(((part + 1) / 2).to(self.codes))), images, self.config, self.at_once
+            lambda part: self.find_nearest(self.read(((part + 1) / 2).to(self.codes))),
+            images,
+            self.config,
+            self.at_once,
         )
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]:
-        """Images in [-1, 1], float32, on the tokens' device; ConfigError for another length or a token out of range."""
+        """Return float32 images in [-1, 1], on the tokens' device.
+
+        Raises ConfigError for another row length or a token out of range.
+        """
         at = self.codes.device
         return decode_in_parts(
             lambda part: self.paint(part.to(at)).clamp(0, 1).float() * 2 - 1, tokens, self.config, self.at_once
         )
 
 
-def _precise(x: Tensor) -> Tensor:
-    """In float32, unless it is more precise already."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-NAMES = {
+TITOK_LAYERS = {
     "latent_tokens": "latents",
     "encoder.patch_embed": "patches",
     "encoder.conv_out": "to_code",
@@ -177,21 +184,21 @@ NAMES = {
     "decoder.ffn.2": "to_pixel_code",
     "pixel_quantize.embedding.weight": "pixel_codes",
 }
-"""Published parts of the tokenizer that are no part of its two transformers, and ours."""
+"""Published layers and parameters outside of the two transformers, and ours."""
 
-CONVOLUTIONS = ("encoder.conv_out.weight", "decoder.ffn.0.weight", "decoder.ffn.2.weight")
-"""Published as convolutions of single cells; here they are linear layers."""
+TITOK_CONVOLUTIONS = ("encoder.conv_out.weight", "decoder.ffn.0.weight", "decoder.ffn.2.weight")
+"""Published as 1x1 convolutions; here they are linear layers."""
 
-VIT = {
+TITOK_VIT_PARTS = {
     "class_embedding": "class_token",
     "positional_embedding": "position",
     "latent_token_positional_embedding": "latent_position",
     "ln_pre": "norm_in",
     "ln_post": "norm_out",
 }
-"""Published parts of a transformer, and ours."""
+"""Published parts of a transformer outside of its blocks, and ours."""
 
-BLOCK = {
+TITOK_BLOCK_LAYERS = {
     "ln_1": "norm1",
     "attn.in_proj": "attention.qkv",
     "attn.out_proj": "attention.out",
@@ -199,28 +206,28 @@ BLOCK = {
     "mlp.c_fc": "up",
     "mlp.c_proj": "down",
 }
-"""Published parts of a block, and ours."""
+"""Published layers of one block, and ours."""
 
 
 def translate(config: TiTok, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One tensor of the published file by our names; an unknown name is returned unchanged."""
+    """Translate one tensor of the published file to our names; return an unknown name unchanged."""
     if name.startswith("pixel_decoder."):
-        return {f"pixel_decoder.{decoder_name(name.removeprefix('pixel_decoder.'))}": tensor}
+        return {f"pixel_decoder.{rename_layer(name.removeprefix('pixel_decoder.'))}": tensor}
     if name == "decoder.mask_token" and tensor.shape[:-1] == (1, 1):
         tensor = tensor[0, 0]
-    elif name in CONVOLUTIONS and tensor.shape[2:] == (1, 1):
+    elif name in TITOK_CONVOLUTIONS and tensor.shape[2:] == (1, 1):
         tensor = tensor[..., 0, 0]
-    if name in NAMES:
-        return {NAMES[name]: tensor}
+    if name in TITOK_LAYERS:
+        return {TITOK_LAYERS[name]: tensor}
     part, _, kind = name.rpartition(".")
-    if part in NAMES:
-        return {f"{NAMES[part]}.{kind}": tensor}
+    if part in TITOK_LAYERS:
+        return {f"{TITOK_LAYERS[part]}.{kind}": tensor}
     side, _, rest = name.partition(".")
     if side in ("encoder", "decoder"):
         block = re.fullmatch(r"transformer\.(\d+)\.(.+)[._](weight|bias)", rest)
-        if block and block[2] in BLOCK:
-            return {f"{side}.blocks.{block[1]}.{BLOCK[block[2]]}.{block[3]}": tensor}
+        if block and block[2] in TITOK_BLOCK_LAYERS:
+            return {f"{side}.blocks.{block[1]}.{TITOK_BLOCK_LAYERS[block[2]]}.{block[3]}": tensor}
         outer = re.fullmatch(r"(.+?)((?:\.(?:weight|bias))?)", rest)
-        if outer and outer[1] in VIT:
-            return {f"{side}.{VIT[outer[1]]}{outer[2]}": tensor}
+        if outer and outer[1] in TITOK_VIT_PARTS:
+            return {f"{side}.{TITOK_VIT_PARTS[outer[1]]}{outer[2]}": tensor}
     return {name: tensor}

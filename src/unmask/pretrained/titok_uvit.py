@@ -1,7 +1,7 @@
 """TiTok's generator for 128 tokens: U-ViT (Bao et al. 2022, arXiv 2209.12152) over class and tokens.
 
-Published as `generator_titok_s128` (Yu et al. 2024, arXiv 2406.07550; Apache-2.0). No dropout anywhere, as published:
-its configuration names one of 0.1, but its blocks are made without.
+Published as `generator_titok_s128` (Yu et al. 2024, arXiv 2406.07550; Apache-2.0). It has no dropout, as published: its
+configuration names a dropout of 0.1, but the published code builds the blocks without it.
 """
 
 import re
@@ -12,12 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unmask.pretrained.class_first import ClassFirst, split_positions, split_vocabulary
+from unmask.pretrained.generators import GeneratorSizes
 from unmask.pretrained.vit import ViTBlock
 
-STAGES = {"in_blocks": "first", "mid_block": "middle", "out_blocks": "last"}
+TITOK_UVIT_STAGES = {"in_blocks": "first", "mid_block": "middle", "out_blocks": "last"}
 """Published stages, and ours."""
 
-NAMES = {
+TITOK_UVIT_LAYERS = {
     "norm1": "norm1",
     "attn.qkv": "attention.qkv",
     "attn.proj": "attention.out",
@@ -25,43 +26,43 @@ NAMES = {
     "mlp.fc1": "up",
     "mlp.fc2": "down",
 }
-"""Published parts of a block, and ours."""
+"""Published layers of one block, and ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TiTokUViT:
-    """Sizes of the network: `depth` / 2 blocks, one in the middle, `depth` / 2 more; `mlp_dim` is the MLP's width."""
+class TiTokUViT(GeneratorSizes):
+    """Sizes of the network."""
 
     dim: int = 1024
+    """Width of the network."""
     depth: int = 20
-    heads: int = 16
+    """Number of blocks before and after the middle block together; it must be even."""
     mlp_dim: int = 4096
-    num_classes: int = 1000
+    """Hidden width of the MLPs."""
 
     def __post_init__(self) -> None:
-        if min(self.dim, self.depth, self.heads, self.mlp_dim, self.num_classes) < 1 or self.dim % self.heads:
-            raise ValueError(f"{self}: all must be at least 1 and dim a multiple of heads")
+        super().__post_init__()
         if self.depth % 2:
             raise ValueError(f"TiTokUViT(depth={self.depth}): must be even, as half of the blocks skip to the others")
 
     def build(self, vocab_size: int, grid: tuple[int, ...]) -> "TiTokUViTModel":
+        """Build the network with random weights."""
         return TiTokUViTModel(self, vocab_size, grid)
 
 
-TITOK_UVIT = TiTokUViT()
-"""Of S-128: 295.0 M parameters with 4096 codes on a grid of 128."""
+TITOK_UVIT_SIZE = TiTokUViT()
+"""The generator of S-128: 295.0 M parameters with 4096 codes on a grid of 128."""
 
 
 class TiTokUViTModel(ClassFirst):
-    """`model(tokens, condition)` gives logits [b, l, K]; with a bool `at` [b, l], only those rows, [n, K].
+    """The network; see `ClassGenerator` for how to call it.
 
-    Condition is class ids, NULL (-1), or None. What the first blocks give, the last ones read, the last given first,
-    through one of the `skips` each.
+    Each of the last blocks also reads the output of one of the first blocks, through one of the `skips`. The first of
+    the last blocks reads the last of the first ones.
     """
 
     def __init__(self, config: TiTokUViT, vocab_size: int, grid: tuple[int, ...]):
-        super().__init__(config.dim, config.num_classes, vocab_size, grid)
-        self.config = config
+        super().__init__(config, vocab_size, grid)
         half, sizes = config.depth // 2, (config.dim, config.heads, config.mlp_dim)
         self.first = nn.ModuleList(ViTBlock(*sizes, qkv_bias=False) for _ in range(half))
         self.middle = ViTBlock(*sizes, qkv_bias=False)
@@ -69,25 +70,22 @@ class TiTokUViTModel(ClassFirst):
         self.last = nn.ModuleList(ViTBlock(*sizes, qkv_bias=False) for _ in range(half))
         self.norm = nn.LayerNorm(config.dim)
 
-    def forward(
-        self,
-        tokens: Int[Tensor, "b l"],
-        condition: Int[Tensor, "b"] | None = None,
-        at: Bool[Tensor, "b l"] | None = None,
+    def predict(
+        self, tokens: Int[Tensor, "b l"], label: Float[Tensor, "b dim"], at: Bool[Tensor, "b l"] | None
     ) -> Float[Tensor, "..."]:
-        x = self.embed(tokens, condition)
-        given = []
+        x = self.embed(tokens, label)
+        outputs = []
         for block in self.first:
             x = block(x)
-            given.append(x)
+            outputs.append(x)
         x = self.middle(x)
         for skip, block in zip(self.skips, self.last, strict=True):
-            x = block(skip(torch.cat([x, given.pop()], dim=-1)))
+            x = block(skip(torch.cat([x, outputs.pop()], dim=-1)))
         return self.read(self.norm(x), at)
 
 
 def translate(config: TiTokUViT, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One tensor of the published file by our names; an unknown name is returned unchanged."""
+    """Translate one tensor of the published file to our names; return an unknown name unchanged."""
     if name == "embeddings.weight":
         return split_vocabulary(name, tensor, config.num_classes)
     if name == "pos_embed":
@@ -97,6 +95,6 @@ def translate(config: TiTokUViT, name: str, tensor: Tensor) -> dict[str, Tensor]
     if skip := re.fullmatch(r"out_blocks\.(\d+)\.skip_linear\.(weight|bias)", name):
         return {f"skips.{skip[1]}.{skip[2]}": tensor}
     block = re.fullmatch(r"((?:in|out)_blocks|mid_block)((?:\.\d+)?)\.(.+)\.(weight|bias)", name)
-    if block and block[3] in NAMES:
-        return {f"{STAGES[block[1]]}{block[2]}.{NAMES[block[3]]}.{block[4]}": tensor}
+    if block and block[3] in TITOK_UVIT_LAYERS:
+        return {f"{TITOK_UVIT_STAGES[block[1]]}{block[2]}.{TITOK_UVIT_LAYERS[block[3]]}.{block[4]}": tensor}
     return {name: tensor}

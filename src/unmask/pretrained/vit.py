@@ -1,4 +1,4 @@
-"""The pre-norm transformer block of ViT (arXiv 2010.11929), which TiTok's tokenizer and its U-ViT generator share."""
+"""The pre-norm transformer block of ViT (arXiv 2010.11929), for valeoai's MaskGIT, TiTok's tokenizer and its U-ViT."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -7,8 +7,8 @@ from unmask.method.models.layers import attend
 from unmask.runtime.packed import LinearGELU
 
 
-class Attention(nn.Module):
-    """Bidirectional multi-head self-attention; `qkv` makes queries, keys and values, in that order."""
+class ViTAttention(nn.Module):
+    """Bidirectional multi-head self-attention. `qkv` returns queries, keys and values, in that order."""
 
     def __init__(self, dim: int, heads: int, *, bias: bool):
         super().__init__()
@@ -27,7 +27,7 @@ class ViTBlock(nn.Module):
     def __init__(self, dim: int, heads: int, mlp_dim: int, *, qkv_bias: bool):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads, bias=qkv_bias)
+        self.attention = ViTAttention(dim, heads, bias=qkv_bias)
         self.up, self.down = LinearGELU(dim, mlp_dim), nn.Linear(mlp_dim, dim)
 
     def forward(self, x: Float[Tensor, "b n dim"]) -> Float[Tensor, "b n dim"]:

@@ -8,7 +8,7 @@ import torch
 from unmask.decoding import presets
 from unmask.decoding.presets import Preset
 from unmask.decoding.sampling import Sampling
-from unmask.pretrained.families import AMUSED, FAMILIES, GOOGLE, TITOK, VALEOAI, Size
+from unmask.pretrained.families import AMUSED_SIZES, FAMILIES, GOOGLE_SIZES, TITOK_SIZES, VALEOAI_SIZES, Size
 from unmask.recipes.spec import ModelSpec
 from unmask.storage.download import Source
 
@@ -88,7 +88,7 @@ def _halton(name: str, pixels: int, preset: Preset) -> Published:
 def _titok(name: str, place: int, preset: Preset) -> Published:
     return Published(
         about=f"TiTok {name.upper()} (Yu et al. 2024, arXiv 2406.07550), 256x256 as a row of tokens",
-        licence="Apache-2.0", data="ImageNet", size=TITOK[place], preset=preset, sampling=preset.sampling,
+        licence="Apache-2.0", data="ImageNet", size=TITOK_SIZES[place], preset=preset, sampling=preset.sampling,
         model=_hub("titok-uvit" if place == 2 else "titok-bert", "fun-research/TiTok", f"generator_titok_{name}.bin"),
         tokenizer=_hub("titok-tokenizer", "fun-research/TiTok", f"tokenizer_titok_{name}.bin"),
     )  # fmt: skip
@@ -97,7 +97,7 @@ def _titok(name: str, place: int, preset: Preset) -> Published:
 def _maskgit(place: int, pixels: int, preset: Preset) -> Published:
     return Published(
         about=f"Google's MaskGIT (Chang et al. 2022, arXiv 2202.04200), {pixels}x{pixels}",
-        licence="Apache-2.0", data="ImageNet", size=GOOGLE[place], preset=preset, sampling=preset.sampling,
+        licence="Apache-2.0", data="ImageNet", size=GOOGLE_SIZES[place], preset=preset, sampling=preset.sampling,
         model=_google("google-maskgit", f"maskgit_imagenet{pixels}_checkpoint"),
         tokenizer=_google("google-vqgan", f"tokenizer_imagenet{pixels}_checkpoint"),
     )  # fmt: skip
@@ -107,7 +107,7 @@ def _amused(place: int, pixels: int) -> Published:
     repo, file = f"amused/amused-{pixels}", "diffusion_pytorch_model.safetensors"
     return Published(
         about=f"aMUSEd (Patil et al. 2024, arXiv 2401.01808), {pixels}x{pixels} from texts",
-        licence="openrail++", data="LAION (see its page)", size=AMUSED[place], sampling=presets.AMUSED,
+        licence="openrail++", data="LAION (see its page)", size=AMUSED_SIZES[place], sampling=presets.AMUSED,
         model=_hub("amused", repo, f"transformer/{file}"), tokenizer=_hub("amused-vqvae", repo, f"vqvae/{file}"),
     )  # fmt: skip
 
@@ -115,13 +115,13 @@ def _amused(place: int, pixels: int) -> Published:
 _WEIGHTS = partial(_hub, "valeoai-v1", "llvictorll/Maskgit-pytorch")
 MODELS: dict[str, Published] = {
     "besnier-256": _valeoai(
-        VALEOAI[0],
+        VALEOAI_SIZES[0],
         _WEIGHTS("pretrained_maskgit/MaskGIT/MaskGIT_ImageNet_256.pth", 2_090_306_069, "74b38fa1"),
         presets.REPORT_256,
         256,
     ),
     "besnier-512": _valeoai(
-        VALEOAI[1],
+        VALEOAI_SIZES[1],
         _WEIGHTS("pretrained_maskgit/MaskGIT/MaskGIT_ImageNet_512.pth", 2_116_055_573, "fa1e1286"),
         presets.REPORT_512,
         512,

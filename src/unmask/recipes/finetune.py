@@ -15,7 +15,7 @@ from unmask.method.objectives import MaskGIT
 from unmask.method.schedules import Arccos
 from unmask.metrics.features import ClassifierConfig
 from unmask.pretrained.taming import TAMING_F16_1024
-from unmask.pretrained.valeoai import BASE_256
+from unmask.pretrained.valeoai import VALEOAI_BASE_256
 from unmask.recipes.schema import Recipe
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import AdamW, CosineDecay
@@ -26,7 +26,7 @@ def recipe() -> Recipe:
         init="",
         data=Codes(path=""),
         tokenizer=TAMING_F16_1024,
-        model=BASE_256,
+        model=VALEOAI_BASE_256,
         objective=MaskGIT(schedule=Arccos(), label_smoothing=0.1, drop=0.1),
         training=TrainConfig(
             steps=20_000,
