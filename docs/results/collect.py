@@ -1,4 +1,4 @@
-"""Take a finished, evaluated run into these pages: no figure in them is typed by hand.
+"""Add a finished, evaluated run to these pages. Every number in them comes from a report, and none is typed by hand.
 
     python docs/results/collect.py runs/demo demo "make demo"
     python docs/results/collect.py runs/cifar10 cifar10 "unmask train cifar10 --data codes/cifar10" \\
@@ -6,10 +6,10 @@
         --part "Guidance" "unmask sweep runs/cifar10 --scales 1 2 3" runs/cifar10/sweep-scale
     python docs/results/collect.py - text "" --part "Orders" "" runs/shakespeare/score
 
-Copies report.json and the pictures to docs/results/NAME/, writes the page docs/results/NAME.md, and puts one row per
-collected run into the table of README.md. A part is a heading, the command ("" where its tables name it), and folders:
-those of tokenizers become one table, and of others the tables (*.md) and pictures are shown. Without a run ("-") the
-page has its notes and parts only, and no row in the README.
+The script copies report.json and the images to docs/results/NAME/, writes the page docs/results/NAME.md, and puts one
+row per collected run into the table of README.md. A part is a heading, the command ("" if its tables name it), and
+folders. Folders of tokenizers become one table. For other folders the page shows the tables (*.md) and images. Without
+a run ("-") the page has its notes and parts only, and no row in the README.
 """
 
 import json
@@ -40,7 +40,7 @@ def main(run: str, name: str, command: str, *rest: str) -> None:
 
 
 def collect_parts(folder: Path, words: list[str]) -> None:
-    """Copy what each part shows to `parts/`, with a list of them; nothing given leaves the parts there as they are."""
+    """Copy the content of each part to `parts/`, with a list of the parts; without words, change nothing."""
     if not words:
         return
     shutil.rmtree(folder / "parts", ignore_errors=True)
@@ -58,13 +58,13 @@ def collect_parts(folder: Path, words: list[str]) -> None:
 
 
 def split_parts(words: list[str]) -> list[list[str]]:
-    """The words after each --part."""
+    """Return the words after each --part."""
     starts = [i for i, word in enumerate(words) if word == "--part"]
     return [words[a + 1 : b] for a, b in zip(starts, [*starts[1:], len(words)], strict=True)]
 
 
 def show_parts(folder: Path) -> list[str]:
-    """The Markdown of all parts."""
+    """Return the Markdown of all parts."""
     lines = []
     path = folder / "parts" / "parts.json"
     for part in json.loads(path.read_text()) if path.exists() else []:
@@ -81,13 +81,13 @@ def show_parts(folder: Path) -> list[str]:
 
 
 def read_report(folder: Path) -> dict:
-    """The folder's report.json, or nothing."""
+    """Read the folder's report.json, or return an empty dictionary."""
     path = folder / "report.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def tokenizer_table(folders: list[Path]) -> list[str]:
-    """A row per tokenizer."""
+    """Return a table with a row per tokenizer."""
     columns = ("rfid", "psnr", "ssim", "usage", "perplexity", "bits_per_image", "train_steps", "train_seconds")
     lines = [
         f"| tokenizer | quantizer | {' | '.join(columns)} | seed | commit |",
@@ -101,12 +101,12 @@ def tokenizer_table(folders: list[Path]) -> list[str]:
 
 
 def reports() -> dict[str, dict]:
-    """The report of every collected run."""
+    """Read the report of every collected run."""
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(HERE.glob("*/report.json"))}
 
 
 def results_table() -> str:
-    """The table of the README."""
+    """Return the table of the README."""
     rows = [
         "| run | class accuracy of samples (of real held-out images) | Frechet distance (floor) | steps | made by |",
         "| --- | ---: | ---: | ---: | --- |",
@@ -120,7 +120,7 @@ def results_table() -> str:
 
 
 def page(name: str) -> str:
-    """The page of one run: what was done, every figure, the pictures, the sweep and the notes."""
+    """Return the page of one run: its command, notes, images, parts, sweep and metrics."""
     folder = HERE / name
     notes = folder / "notes.md"
     said = [notes.read_text()] if notes.exists() else []
@@ -131,12 +131,12 @@ def page(name: str) -> str:
     figures |= {f"{group}.{k}": v for group in ("nearest_train", "left_out") for k, v in r.get(group, {}).items()}
     figures.pop("left_out", None)
     lines = [f"# {name}", "", "```bash", *r["made_by"].split("; "), "```", ""]
-    lines += [*said, "## Pictures", ""]
+    lines += [*said, "## Images", ""]
     lines += [f"![{picture}]({name}/{picture})\n" for picture in PICTURES]
     lines += show_parts(folder)
     if (folder / "sweep.md").exists():
         lines += ["## Orders and steps, each at its best temperature", "", (folder / "sweep.md").read_text()]
-    lines += ["## Figures", "", "| | |", "| --- | --- |"]
+    lines += ["## Metrics", "", "| | |", "| --- | --- |"]
     lines += [f"| {k} | {v:.4f} |" if isinstance(v, float) else f"| {k} | {v} |" for k, v in figures.items()]
     return "\n".join(lines) + "\n"
 

@@ -1,11 +1,11 @@
-"""Orders of revealing, over several trainings: by exact likelihood, and by the Frechet distance of what they make.
+"""Compare unmasking orders over several trainings: by exact likelihood, and by the Frechet distance of their samples.
 
     python docs/results/orders.py runs/small-0 runs/small-1 runs/small-2 runs/mnist-0 ...
     python docs/results/orders.py
 
-Copies what the page needs of each run folder (score/score.csv, sweep/sweep.csv and their origin) to
-docs/results/orders/, and writes orders.md and orders/orders.png from there. Without a run they are made again from what
-is there.
+The script copies what the page needs from each run directory (score/score.csv, sweep/sweep.csv and their origin) to
+docs/results/orders/, and writes orders.md and orders/orders.png from these copies. Without a run, it makes both again
+from the copies.
 """
 
 import csv
@@ -22,19 +22,19 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "orders"
-DATA = {  # the first part of a run's name: what it was trained on
+DATA = {  # the first part of a run's name: its training data
     "small": "Characters of Shakespeare",
     "mnist": "MNIST",
     "cifar-small": "CIFAR-10",
     "cifar10": "CIFAR-10, full training",
 }
-FIRST, AT = "halton", 8  # what the others are compared with, and the passes of the table of ranks
+FIRST, AT = "halton", 8  # the order that others are compared with, and the passes of the table of ranks
 COLOURS = {
     "halton": "#000000", "margin-repulsion": "#3366cc", "random": "#888888", "margin": "#109618", "entropy": "#ff9900",
     "confidence-without-noise": "#dd4477", "confidence": "#990099", "raster": "#dc3912",
 }  # fmt: skip
 Settings = dict[tuple[int, float], dict[str, list[float]]]
-"""(passes, guidance; 0 of a likelihood) -> order -> a figure per training."""
+"""(passes, guidance; 0 for a likelihood) -> order -> a number per training."""
 
 
 def main(*runs: str) -> None:
@@ -52,7 +52,7 @@ def named(run: str) -> str:
 
 
 def gather(run: Path) -> None:
-    """Copy the finished tables of a run, and what is quoted of its training."""
+    """Copy the finished tables of a run, and the facts of its training that the page quotes."""
     to = FOLDER / run.name
     to.mkdir(parents=True, exist_ok=True)
     for name in ("score/score.csv", "score/score.json", "sweep/sweep.csv", "sweep-temperature/sweep.csv"):
@@ -71,7 +71,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def read_nats(folders: list[Path]) -> Settings:
-    """Nats per token; the bound stands at 0 passes."""
+    """Read nats per token; the bound has 0 passes."""
     out: Settings = {}
     for row in (row for folder in folders for row in rows(folder / "score.csv")):
         out.setdefault((int(row["steps"]), 0.0), {}).setdefault(row["order"], []).append(float(row["nats"]))
@@ -79,7 +79,7 @@ def read_nats(folders: list[Path]) -> Settings:
 
 
 def read_sweep(folders: list[Path], figure: str = "frechet") -> Settings:
-    """Frechet distances, or another figure of the sweeps; those of floor and limit stand at 0 passes."""
+    """Read Frechet distances, or another metric of the sweeps; baseline and tokenizer bound have 0 passes."""
     out: Settings = {}
     for row in (row for folder in folders for row in rows(folder / "sweep.csv") if row["kind"] != "again"):
         setting = row["kind"] == "setting"
@@ -89,19 +89,19 @@ def read_sweep(folders: list[Path], figure: str = "frechet") -> Settings:
 
 
 def apart(orders: dict[str, list[float]], order: str) -> list[float]:
-    """The differences to the first order, each within its training."""
+    """Return the differences to the first order, each within its training."""
     return [a - b for a, b in zip(orders[order], orders[FIRST], strict=True)]
 
 
 def said(values: list[float], form: str) -> str:
-    """Mean and its standard error over the trainings."""
+    """Format the mean and its standard error over the trainings."""
     if len(values) < 2:
         return format(values[0], form)
     return f"{mean(values):{form}} ± {stdev(values) / len(values) ** 0.5:{form.lstrip('+')}}"
 
 
 def ranks(orders: dict[str, list[float]]) -> dict[str, float]:
-    """The mean over trainings of an order's place, from 1."""
+    """Return the mean rank of each order over the trainings, from 1."""
     places: dict[str, list[int]] = {order: [] for order in orders}
     for i in range(len(orders[FIRST])):
         for place, order in enumerate(sorted(orders, key=lambda order: orders[order][i]), 1):
@@ -111,14 +111,14 @@ def ranks(orders: dict[str, list[float]]) -> dict[str, float]:
 
 def page(groups: dict[str, list[Path]], nats: dict[str, Settings], frechet: dict[str, Settings]) -> list[str]:
     out = ["# orders", "", (FOLDER / "notes.md").read_text(), "![orders](orders/orders.png)", ""]
-    out += [f"## Places at {AT} passes", "", *rank_table(nats, frechet), "", "## By likelihood", ""]
+    out += [f"## Ranks at {AT} passes", "", *rank_table(nats, frechet), "", "## By likelihood", ""]
     for prefix, settings in nats.items():
         seeds = count(settings)
         out += [f"### {DATA[prefix]}: nats per token, n = {seeds}", "", *table(settings, ".4f"), ""]
         if seeds == 1:
             bars = [float(row["difference_error"]) for row in rows(groups[prefix][0] / "score.csv")]
             out += [
-                f"One training: the differences have standard errors over held-out rows of up to {max(bars):.4f}.",
+                f"One training: the standard errors of the differences, over held-out rows, reach {max(bars):.4f}.",
                 "",
             ]
     out += ["## By Frechet distance", ""]
@@ -136,7 +136,7 @@ def count(settings: Settings) -> int:
 
 
 def rank_table(nats: dict[str, Settings], frechet: dict[str, Settings]) -> list[str]:
-    """The mean place of every order where all data have been measured."""
+    """Return the mean rank of every order where all data have been measured."""
     columns = {f"{DATA[p]}: likelihood": s[AT, 0.0] for p, s in nats.items() if (AT, 0.0) in s}
     for p, settings in frechet.items():
         columns |= {f"{DATA[p]}: FD, guidance {g:g}": o for (n, g), o in settings.items() if n == AT}
@@ -149,7 +149,7 @@ def rank_table(nats: dict[str, Settings], frechet: dict[str, Settings]) -> list[
 
 
 def table(settings: Settings, form: str) -> list[str]:
-    """A row per order, a column per setting: the first order's figure, and what the others add to it."""
+    """Return a row per order and a column per setting: the first order's value, and the difference of the others."""
     frame, columns = settings[0, 0.0], [where for where in settings if where[0]]
     names = [f"{n} passes" + (f", guidance {g:g}" if g else "") for n, g in columns]
     lines = [f"| order | {' | '.join(names)} |", "| --- " + "| ---: " * len(names) + "|"]
@@ -161,7 +161,7 @@ def table(settings: Settings, form: str) -> list[str]:
 
 
 def judged(folders: list[Path]) -> list[str]:
-    """In whose features, from how many samples, and how far a fresh seed of the samples moves the best."""
+    """Say which features and how many samples were used, and how far a fresh sampling seed moves the best."""
     found = [rows(folder / "sweep.csv") for folder in folders]
     judges = sorted({row["judge"][:12] for sweep in found for row in sweep})
     samples = sorted({row["samples"] for sweep in found for row in sweep})
@@ -171,14 +171,14 @@ def judged(folders: list[Path]) -> list[str]:
         moved += [
             float(a["frechet"]) - min(float(row["frechet"]) for row in best) for a in sweep if a["kind"] == "again"
         ]
-    one = "one judge, so that all compare" if len(judges) == 1 else "they compare within one training only"
+    one = "one classifier, so all are comparable" if len(judges) == 1 else "comparable within one training only"
     fresh = ", ".join(f"{x:+.3f}" for x in moved)
     return [f"{' and '.join(samples)} samples each, in the features of {', '.join(judges)}: {one}. "
             f"A fresh seed moves the best of each training by {fresh}."]  # fmt: skip
 
 
 def beside(folders: list[Path], settings: Settings) -> list[str]:
-    """Other figures of the same samples: what a lower distance was paid with."""
+    """Return other metrics of the same samples: the price of a lower distance."""
     figures = ("precision", "recall", "coverage", "class_accuracy", "border", "inside")
     others = {figure: read_sweep(folders, figure) for figure in figures}
     lines = [f"| at {AT} passes | guidance | {' | '.join(figures).replace('_', ' ')} |"]
@@ -190,7 +190,7 @@ def beside(folders: list[Path], settings: Settings) -> list[str]:
 
 
 def temperature_table(folder: Path) -> list[str]:
-    """The full training again, at other temperatures than 1."""
+    """Return the full training again, at temperatures other than 1."""
     found = [
         row for name in ("sweep", "temperature") for row in rows(folder / f"{name}.csv") if row["kind"] == "setting"
     ]
@@ -207,7 +207,7 @@ def temperature_table(folder: Path) -> list[str]:
 
 
 def origin(groups: dict[str, list[Path]]) -> list[str]:
-    """Where every figure comes from."""
+    """Return a table of the origin of every number."""
     lines = ["| run | seed | training steps | validation loss | rows | scored by commit | swept by commit | hardware |",
              "| --- | ---: | ---: | ---: | ---: | --- | --- | --- |"]  # fmt: skip
     for folder in [folder for folders in groups.values() for folder in folders]:
@@ -222,7 +222,7 @@ def origin(groups: dict[str, list[Path]]) -> list[str]:
 
 
 def draw(nats: dict[str, Settings], frechet: dict[str, Settings]) -> None:
-    """The differences to the first order: likelihoods above, Frechet distances below."""
+    """Plot the differences to the first order: likelihoods above, Frechet distances below."""
     figure, axes = plt.subplots(2, 3, figsize=(14, 8), dpi=110, layout="constrained")
     for ax, prefix in zip(axes[0], ("small", "mnist", "cifar-small"), strict=True):
         settings = nats[prefix]
@@ -249,7 +249,7 @@ def draw(nats: dict[str, Settings], frechet: dict[str, Settings]) -> None:
 
 
 def lines(ax: plt.Axes, columns: dict[str, dict[str, list[float]]]) -> None:
-    """One line per order, with the standard error over trainings; a column alone has its points beside one another."""
+    """Plot one line per order, with the standard error over trainings (side by side in a single column)."""
     orders = [order for order in COLOURS if order in next(iter(columns.values()))]
     start = len(ax.get_xticklabels()) if ax.has_data() else 0
     for i, order in enumerate(orders):

@@ -7,7 +7,7 @@ for s in 0 1 2; do
 
   unmask train mnist --data mnist --training.steps 1200 --training.batch-size 128 --training.seed $s --out runs/mnist-$s
   unmask score runs/mnist-$s --orders $orders --steps 4 8 16 --rows 256
-  # seed 0, the first, without --classifier: it trains the one that all use
+  # seed 0 runs first, without --classifier: it trains the classifier that all use
   unmask sweep runs/mnist-$s $sweep --steps 4 8 16 --samples 2000 --classifier runs/mnist-0/classifier.safetensors
 
   unmask train cifar10 --data codes/cifar10 --model.dim 192 --model.depth 4 --training.steps 1500 \
@@ -15,7 +15,7 @@ for s in 0 1 2; do
   unmask score runs/cifar-small-$s --orders $orders --steps 4 8 16 --rows 256
   unmask sweep runs/cifar-small-$s $sweep --steps 8 --scales 1 6 --ramp linear --samples 1000 --classifier runs/cifar10-features
 done
-# the run of cifar10.md, trained in full
+# the fully trained run of cifar10.md
 unmask score runs/cifar10 --orders $orders --steps 4 8 16 --rows 96 --passes 8
 unmask sweep runs/cifar10 $sweep --steps 8 --scales 6 --ramp linear --samples 1000 --classifier runs/cifar10-features
 unmask sweep runs/cifar10 --orders halton margin-repulsion --temperatures 0.9 --steps 8 --scales 6 --ramp linear \

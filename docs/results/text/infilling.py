@@ -1,9 +1,9 @@
-"""Holes in held-out text, filled by a trained model; and which places a model that chooses for itself reveals first.
+"""Infill masked spans of held-out text, and record which positions a model unmasks first if it chooses the order.
 
     python docs/results/text/infilling.py runs/shakespeare runs/shakespeare/infilling
 
-Writes infilling.md, infilling.csv, reveal-order.md, reveal-order.csv and reveal-order.png. Made for characters: of
-larger tokens a hole is so many tokens.
+The script writes infilling.md, infilling.csv, reveal-order.md, reveal-order.csv and reveal-order.png. It is made for
+characters. With larger tokens, the size of a span counts tokens.
 """
 
 import csv
@@ -61,7 +61,7 @@ def main(run: str, out: str) -> None:
 
 
 def holes(pipeline: TextPipeline, run: Path) -> tuple[Int[Tensor, "n l"], Int[Tensor, "n"]]:
-    """Held-out rows spread over all there are, and where the hole of each begins, whatever its size."""
+    """Return evenly spaced held-out rows, and the position where the span of each begins, for all sizes."""
     length = pipeline.model.length
     test = open_text(run / "tokens", length).test
     rows, _ = test.rows(torch.arange(ROWS) * len(test) // ROWS, pipeline.device)
@@ -73,7 +73,7 @@ def holes(pipeline: TextPipeline, run: Path) -> tuple[Int[Tensor, "n l"], Int[Te
 def filled(
     pipeline: TextPipeline, rows: Int[Tensor, "n l"], starts: Int[Tensor, "n"]
 ) -> Iterator[dict[str, str | int | float]]:
-    """What was right of each size of hole, order, number of passes and temperature, after a line of a blind guess."""
+    """Yield the accuracy for each span size, order, number of passes and temperature, after that of a blind guess."""
     places, space = torch.arange(rows.shape[1]), int(pipeline.tokenizer.encode(" ")[0])
     for size, budgets in STEPS.items():
         hole = (places >= starts[:, None]) & (places < starts[:, None] + size)
@@ -99,7 +99,7 @@ def fill(pipeline: TextPipeline, canvas: Int[Tensor, "n l"], sampling: Sampling)
 def measured(
     rows: Int[Tensor, "n l"], filling: Int[Tensor, "n l"], hidden: Bool[Tensor, "n l"], **setting: str | int | float
 ) -> dict[str, str | int | float]:
-    """The share of holes that are right as a whole, and of their characters, with standard errors over the rows."""
+    """Return the share of whole spans and of characters that are right, with standard errors over the rows."""
     right = (((filling == rows) & hidden).sum(1) / hidden.sum(1)).double()
     whole = (right == 1).double()
     figures = {"exact": whole, "characters": right}
@@ -124,7 +124,7 @@ def filled_table(rows: list[dict[str, str | int | float]]) -> str:
 
 
 def watched(pipeline: TextPipeline) -> Iterator[dict]:
-    """Texts written from nothing by each order: when each place is revealed, and beside what."""
+    """Yield when each position is unmasked, and beside which, in texts that each order writes from nothing."""
     length, size = pipeline.model.length, pipeline.model.vocab_size
     kinds = torch.tensor([KINDS.index(kind(pipeline.tokenizer.decode([i]))) for i in range(size - 1)] + [len(KINDS)])
 
@@ -147,7 +147,7 @@ def watched(pipeline: TextPipeline) -> Iterator[dict]:
 def reveal(
     pipeline: TextPipeline, sampling: Sampling, make: Callable[[], Predict]
 ) -> tuple[Float[Tensor, "n l"], Int[Tensor, "n l"], float, float]:
-    """The time t of each place, the texts, and the shares drawn together with a neighbour, and beside a known one."""
+    """Return the time t of each position, the texts, and the shares unmasked with and beside a neighbour."""
     mask_id, length = pipeline.model.mask_id, pipeline.model.length
     sampling, times, texts, together, beside = sampling.on((length,)), [], [], 0, 0
     for first in range(0, ROWS, BATCH):
@@ -167,7 +167,7 @@ def reveal(
 
 
 def touching(places: Bool[Tensor, "n l"]) -> Bool[Tensor, "n l"]:
-    """Those that have one of these places to the left or right of them."""
+    """Return the positions that have one of these positions to their left or right."""
     out = torch.zeros_like(places)
     out[:, 1:] |= places[:, :-1]
     out[:, :-1] |= places[:, 1:]
@@ -183,7 +183,7 @@ def kind(character: str) -> str:
 
 
 def letters(kinds: Int[Tensor, "n l"]) -> Int[Tensor, "n l"]:
-    """The number of a letter in its word from 1, up to 8; 0 for what is no letter."""
+    """Return the index of a letter in its word, from 1 up to 8; 0 for other characters."""
     letter, count = kinds >= KINDS.index("capital"), torch.zeros(len(kinds), dtype=torch.long)
     out = torch.zeros_like(kinds)
     for place in range(kinds.shape[1]):

@@ -1,4 +1,4 @@
-"""A small model of characters with a token critic as a head on itself: what docs/results/text.md compares.
+"""A small character model with a token critic as an extra head: one of the variants in docs/results/text.md.
 
 unmask train docs/results/text/small_critic.py --data tinyshakespeare.txt --out runs/small-critic
 """

@@ -1,10 +1,11 @@
-"""Variants of a training at about the same cost, side by side: what they learn, and what they write.
+"""Compare variants of a training at about the same cost: their validation loss, and the texts that they write.
 
     python docs/results/text/variants.py OUT runs/small-0 runs/self-0 runs/critic-0 runs/small-1 ...
     python docs/results/text/variants.py OUT
 
-Reads metrics.jsonl and writing/ of the runs, named by variant and seed, the first being what the others are compared
-with, and writes training.csv and writing.csv into OUT; from these variants.md and variants.png, without a run as well.
+The script reads metrics.jsonl and writing/ of the runs, which are named by variant and seed. It compares the other
+variants with the first. It writes training.csv and writing.csv into OUT and makes variants.md and variants.png from
+them. Without runs, it uses the two CSV files in OUT.
 """
 
 import csv
@@ -43,7 +44,7 @@ def variant(run: Path) -> Row:
 
 
 def trained(run: Path) -> Row:
-    """What the training took, and the validation loss at its end."""
+    """Return the cost of the training, and the validation loss at its end."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert json.loads((run / "config.json").read_text())["training"]["seed"] == int(variant(run)["seed"])
@@ -60,7 +61,7 @@ def trained(run: Path) -> Row:
 
 
 def written(run: Path) -> list[Row]:
-    """What the run wrote; its own way has the name of the order that the recipe has."""
+    """Return the metrics of the texts of a run; "own" is replaced by the name of the recipe's order."""
     order = json.loads((run / "config.json").read_text())["sampling"]["priority"]["type"]
     own = {"FromCritic": "critic's order"}.get(order, order.lower())
     return [
@@ -80,7 +81,7 @@ def write(path: Path, rows: list[Row]) -> None:
 
 
 def said(values: list[float], form: str) -> str:
-    """Mean and its standard error over the trainings."""
+    """Format the mean and its standard error over the trainings."""
     if len(values) < 2:
         return format(values[0], form)
     return f"{mean(values):{form}} ± {stdev(values) / len(values) ** 0.5:{form.lstrip('+')}}"
@@ -96,22 +97,22 @@ def page(training: list[Row], writing: list[Row]) -> list[str]:
             " and ".join(r["seconds"] for r in mine),
         )
         lines.append(f"| {name} | {len(mine)} | {mine[0]['steps']} | {seconds} | {loss} |")
-    lines += ["", "### What they write, at equal numbers of steps", "", *written_table(names, writing), ""]
+    lines += ["", "### Metrics of their texts, at equal numbers of steps", "", *written_table(names, writing), ""]
     lines += ["### Difference to plain, within each seed", "", *apart_table(names, writing), ""]
     commits, hardware = (", ".join(sorted({row[key] for row in training})) for key in ("commit", "hardware"))
     command = training[0]["command"].replace(training[0]["command"].split()[2], "RUN")
-    samples = f"{training[0]['samples']} texts of each training, temperature 1, one judge for all"
+    samples = f"{training[0]['samples']} texts of each training, temperature 1, scored by the same LSTM"
     return [*lines, f"{samples}. `{command}`, commit {commits}, {hardware}."]
 
 
 def settings(writing: list[Row]) -> list[tuple[str, str]]:
-    """(order, steps), fewer steps first."""
+    """Return (order, steps), fewer steps first."""
     found = dict.fromkeys((row["order"], row["steps"]) for row in writing if row["order"] not in REAL)
     return sorted(found, key=lambda setting: int(setting[1]))
 
 
 def of(writing: list[Row], name: str, order: str, steps: str, figure: str) -> dict[str, float]:
-    """seed -> figure."""
+    """Return seed -> value."""
     wanted = (name, order, steps)
     return {r["seed"]: float(r[figure]) for r in writing if (r["variant"], r["order"], r["steps"]) == wanted}
 
@@ -130,7 +131,7 @@ def written_table(names: list[str], writing: list[Row]) -> list[str]:
 
 
 def apart_table(names: list[str], writing: list[Row]) -> list[str]:
-    """Where a variant and the first write in the same way."""
+    """Return the differences where a variant and the first have the same order and steps."""
     lines = [f"| way | steps | variant | {' | '.join(FIGURES).replace('_', ' ')} |"]
     lines.append("| --- | ---: | --- " + "| ---: " * len(FIGURES) + "|")
     for order, steps in settings(writing):
@@ -145,7 +146,7 @@ def apart_table(names: list[str], writing: list[Row]) -> list[str]:
 
 
 def draw(writing: list[Row], path: Path) -> None:
-    """Perplexity against entropy: a colour per variant, a marker per way."""
+    """Plot perplexity against entropy: a colour per variant, a marker per order."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.6), dpi=110, layout="constrained", sharex=True, sharey=True)
     orders = list(dict.fromkeys(order for order, _ in settings(writing)))
     marks = dict(zip(orders, "osDv^<>P*Xhp", strict=False))

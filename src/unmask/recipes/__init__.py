@@ -1,7 +1,7 @@
 """Recipes: one Python file per experiment, each with a function `recipe()` that returns the full configuration.
 
-The docstring of a recipe holds its command, hardware, time and expected result. A recipe is plain data: saved as
-`config.json` it rebuilds the model and repeats the run.
+The docstring of a recipe states its command, hardware, time and expected result. A recipe is plain data: saved as
+`config.json`, it rebuilds the model and repeats the run.
 """
 
 from unmask.decoding.sampling import Sampling

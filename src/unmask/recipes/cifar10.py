@@ -1,14 +1,14 @@
-"""CIFAR-10 from codes: 64 tokens of 2,048, class-conditional; 8.1 M parameters.
+"""Train CIFAR-10 on tokens: 64 tokens with a codebook of 2,048, class-conditional; 8.1 M parameters.
 
-The CPU preset; tokenizer and generator together stay below 2 hours on two cores with bfloat16 instructions:
+This is the CPU preset. Tokenizer and generator together take less than 2 hours on two cores with bfloat16 instructions:
 
     unmask train-tokenizer cifar10-tokenizer --data DIR
     unmask tokenize runs/cifar10-tokenizer --out codes/cifar10
     unmask train cifar10 --data codes/cifar10
     unmask evaluate runs/cifar10 --samples 10000
 
-Expect nine samples in ten to be of their class in 8 steps, as many as the judge knows of real photos. The guidance was
-chosen by docs/results/cifar10.md, which has the run and says what its distances mean.
+Expect the classifier to recognise the class of nine samples in ten, in 8 steps, as often as for real photos.
+docs/results/cifar10.md has the run, explains its distances, and is the source of the guidance scale.
 """
 
 from unmask.data.sources.choice import Codes

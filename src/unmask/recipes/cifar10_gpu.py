@@ -1,10 +1,10 @@
-"""The `cifar10` recipe for one modern GPU: 40 M parameters, 400 epochs.
+"""Train the `cifar10` recipe on one modern GPU: 40 M parameters, 400 epochs.
 
     unmask train-tokenizer cifar10-gpu-tokenizer --data DIR
     unmask tokenize runs/cifar10-gpu-tokenizer --out codes/cifar10-gpu
     unmask train cifar10-gpu --data codes/cifar10-gpu
 
-Not run yet: expect better than docs/results/cifar10.md tells of the CPU preset.
+Not run yet. Expect better results than the CPU preset has in docs/results/cifar10.md.
 """
 
 from dataclasses import replace

@@ -1,8 +1,8 @@
-"""The `cifar10-tokenizer` recipe for one modern GPU: a wider network, 100 epochs, the same 64 tokens of 2,048.
+"""Train the `cifar10-tokenizer` recipe on one modern GPU: a wider network, 100 epochs, the same 64 tokens of 2,048.
 
     unmask train-tokenizer cifar10-gpu-tokenizer --data DIR
 
-Not run yet: expect a lower rFID than docs/results/cifar10.md tells of the CPU preset.
+Not run yet. Expect a lower rFID than the CPU preset has in docs/results/cifar10.md.
 """
 
 from dataclasses import replace

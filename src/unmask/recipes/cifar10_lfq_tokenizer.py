@@ -1,4 +1,4 @@
-"""The `cifar10-tokenizer` recipe with lookup-free bits in place of finite scalars, for comparison.
+"""Train the `cifar10-tokenizer` recipe with lookup-free bits (LFQ) instead of finite scalars, for comparison.
 
 unmask train-tokenizer cifar10-lfq-tokenizer --data DIR
 """

@@ -1,11 +1,11 @@
-"""A tokenizer for CIFAR-10: 32x32 colour photos as 8x8 = 64 tokens of 2,048; 2.9 M parameters.
+"""Train a tokenizer for CIFAR-10: 32x32 colour photos as 8x8 = 64 tokens of 2,048; 2.9 M parameters.
 
-The CPU preset, 25 minutes on two cores with bfloat16 instructions:
+This is the CPU preset, 25 minutes on two cores with bfloat16 instructions:
 
     unmask train-tokenizer cifar10-tokenizer --data DIR
     unmask evaluate-tokenizer runs/cifar10-tokenizer
 
-Expect all codes in use and a PSNR of 25 dB; docs/results/cifar10.md has the run.
+Expect the whole codebook to be in use and a PSNR of 25 dB. docs/results/cifar10.md has the run.
 """
 
 from unmask.data.sources.cifar import Cifar10

@@ -1,4 +1,4 @@
-"""The `cifar10-tokenizer` recipe with a learned codebook in place of finite scalars, for comparison.
+"""Train the `cifar10-tokenizer` recipe with a learned codebook (VQ) instead of finite scalars, for comparison.
 
 unmask train-tokenizer cifar10-vq-tokenizer --data DIR
 """

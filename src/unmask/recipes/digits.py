@@ -1,9 +1,10 @@
-"""The demo: scikit-learn's 1,797 real 8x8 digits, 2x2 patches of 4 grey levels, that is 16 tokens of 256.
+"""Train the demo: scikit-learn's 1,797 real 8x8 digits as 2x2 patches of 4 grey levels, which gives 16 tokens of 256.
 
     unmask demo            (or: unmask train digits, then unmask evaluate runs/digits)
 
-A minute in all on two cores with bfloat16 instructions. Expect 99 % of samples to be of their class, where the judge
-knows 99.7 % of real ones, and a Frechet distance of about the floor; docs/results/demo.md has the run.
+It takes a minute in all on two cores with bfloat16 instructions. Expect the classifier to recognise the class of 99 %
+of samples, where it recognises 99.7 % of real digits, and a Frechet distance near the real-data baseline.
+docs/results/demo.md has the run.
 """
 
 from unmask.data.sources.choice import Digits

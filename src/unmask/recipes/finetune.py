@@ -1,13 +1,15 @@
-"""A published model taught your own classes: a short training from its weights, on a folder of pictures for each class.
+"""Fine-tune a published model on your own classes: a short training from its weights, one image folder per class.
 
     unmask train finetune --init besnier-256 --data my_folder --num-classes 12
     unmask evaluate runs/finetune
 
-`--init` is needed: network, tokenizer and sampling are those of that model, whatever stands here. Meant for the models
-at 256x256 on one GPU; `--training.accumulate 4` takes less of its memory for the same curve. Not run yet.
+`--init` is required. Network, tokenizer and sampling come from that model and override the values here. The recipe is
+meant for the models at 256x256 on one GPU. `--training.accumulate 4` uses less GPU memory for the same curve. Not run
+yet.
 
-20,000 steps of 64 see 1.28 million pictures, as many as an epoch of ImageNet; the `imagenet256` recipe has 302. The
-rate is half of that recipe's for an eighth of its batch, and rises slowly, since the table of classes starts anew.
+20,000 steps of batch size 64 see 1.28 million images, as many as one epoch of ImageNet; the `imagenet256` recipe has
+302 epochs. The learning rate is half of that recipe's, for an eighth of its batch. It rises slowly, because the class
+table is initialized from scratch.
 """
 
 from unmask.data.sources.choice import Codes

@@ -1,12 +1,12 @@
-"""Your own photos, from codes: a class per sub-folder, or none.
+"""Train on your own photos as tokens: one class per sub-folder, or no classes.
 
     unmask train-tokenizer folder-tokenizer --data DIR
     unmask tokenize runs/folder-tokenizer --crops 2
     unmask train folder --data codes/folder-tokenizer
     unmask evaluate runs/folder
 
-Model, training and time are those of the `cifar10` recipe. What to expect depends on the photos; below a few thousand,
-expect the training photos back (report.json tells: nearest_train).
+Model, training and time are those of the `cifar10` recipe. The result depends on the photos. With fewer than a few
+thousand, expect copies of the training photos (`nearest_train` in report.json shows them).
 """
 
 from dataclasses import replace

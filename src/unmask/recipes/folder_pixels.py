@@ -1,9 +1,9 @@
-"""Your own pictures in one command: a folder, with one sub-folder per class or none, as small grey images of pixels.
+"""Train on your own images in one command, as small grey images: a folder with one sub-folder per class, or no classes.
 
     unmask train folder-pixels --data DIR
 
-The hardware and time are those of the `mnist` recipe; what to expect depends on the pictures.
-16x16 in 2x2 patches of 4 grey levels, 64 tokens of 256. Pictures that cannot be read are named, the others all used.
+Hardware and time are those of the `mnist` recipe. The result depends on the images. They become 16x16 pixels in 2x2
+patches of 4 grey levels, 64 tokens of 256. Unreadable images are listed, and all others are used.
 """
 
 from unmask.data.sources.choice import Folder

@@ -1,14 +1,14 @@
-"""A tokenizer for your own photos: any sizes, one sub-folder per class or none; 64x64 colour as 8x8 = 64 tokens.
+"""Train a tokenizer on your own photos of any size: one sub-folder per class or none; 64x64 colour as 8x8 = 64 tokens.
 
     unmask train-tokenizer folder-tokenizer --data DIR
     unmask evaluate-tokenizer runs/folder-tokenizer
 
-Photos are resized and cut to 72x72, and a random 64x64 of that is shown at a time. It takes four times as long as
+Photos are resized and cropped to 72x72, and training sees random 64x64 crops of them. It takes four times as long as
 cifar10-tokenizer, about 1.5 hours on two cores. For 256x256 photos as 16x16 tokens, on a GPU:
 
     --data.size 288 --tokenizer.size 256 256 --tokenizer.multipliers 1 1 2 4
 
-Without classes there is no perceptual term, unless a recipe of your own names the files of LPIPS for it.
+Without classes there is no perceptual term, unless you write a recipe that names the files of LPIPS.
 """
 
 from dataclasses import replace

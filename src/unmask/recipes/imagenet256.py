@@ -1,15 +1,19 @@
-"""ImageNet at 256x256 as the PyTorch reproduction of MaskGIT trains it (arXiv 2310.14400, table 1 and section 2).
+"""Train ImageNet at 256x256 like the PyTorch reproduction of MaskGIT (arXiv 2310.14400, table 1 and section 2).
 
-    unmask train imagenet256 --data CODES      (codes of the tokenizer that imagenet256-tokenizer trains)
+    unmask train imagenet256 --data CODES      (tokens of the tokenizer that imagenet256-tokenizer trains)
 
-There it took 96 hours on 8 A100 GPUs, and 50,000 samples have a FID of 6.80 (`decoding/presets.py`). Not run
-yet. What the report does not say is from its code (github.com/valeoai/Maskgit-pytorch, Trainer/vit.py): each token
-is masked by its own coin, visible ones count in the loss as well, gradients are clipped at 1, nothing is averaged.
+The report trained for 96 hours on 8 A100 GPUs, and 50,000 samples have a FID of 6.80 (`decoding/presets.py`). Not run
+yet. Details that the report does not state come from its code (github.com/valeoai/Maskgit-pytorch, Trainer/vit.py):
+each token is masked by its own coin, visible tokens count in the loss as well, gradients are clipped at 1, and weights
+are not averaged.
 
-Differs from the report: no dropout (there 0.1), whose noise would cost about as much as the layers do if it is to be
-the same for any number of processes. The network is that of this package, with 172.447 M parameters where the report
-has 174.161 M: no layers before and after the blocks, no biases, RMSNorm, a head of its own, the class in front. Weight
-decay leaves vectors out.
+Differs from the report:
+
+* There is no dropout (there 0.1). Dropout noise that is the same for any number of processes would cost about as much
+  as the layers do.
+* The network is the one of this package, with 172.447 M parameters where the report has 174.161 M: no layers before
+  and after the blocks, no biases, RMSNorm, a separate head, the class in front.
+* Weight decay leaves vectors out.
 """
 
 from unmask.data.sources.choice import Codes

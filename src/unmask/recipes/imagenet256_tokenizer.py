@@ -1,17 +1,21 @@
-"""The tokenizer of the ImageNet recipes: taming-transformers' VQGAN f16-1024, 256x256 photos as 16x16 tokens of 1024.
+"""Train the tokenizer of the ImageNet recipes: taming-transformers' VQGAN f16-1024, 256x256 to 16x16 tokens of 1024.
 
     unmask train-tokenizer imagenet256-tokenizer --data DIR --perceptual.vgg FILE --perceptual.linear FILE
 
-DIR holds `train` and `val` with one folder per class, and the files are those of unmask.tokenizers.lpips. Network,
-losses and optimizer are those of imagenet_vqgan.yaml in github.com/CompVis/taming-transformers, whose result has 72.142
-M parameters, as here, and a reconstruction FID of 7.94. It is meant for 8 GPUs; not run yet.
+DIR holds `train` and `val` with one folder per class. The two files are those of unmask.tokenizers.lpips. Network,
+losses and optimizer follow imagenet_vqgan.yaml in github.com/CompVis/taming-transformers. Its result has 72.142 M
+parameters, as here, and a reconstruction FID of 7.94. The recipe is meant for 8 GPUs. Not run yet.
 
-The source gives a batch of 3 per GPU, a learning rate of 4.5e-6 times the whole batch, here of 8 GPUs, and no number of
-steps. Its codebook loss weighs the encoder by 1 and the codes by 0.25, and to the latter Adam is blind.
+The source states a batch of 3 per GPU, a learning rate of 4.5e-6 times the whole batch (here: of 8 GPUs), and no number
+of steps. Its codebook loss weighs the encoder by 1 and the codebook by 0.25. Adam is insensitive to the second weight.
 
-Differs from the source: photos are shrunk to 288 pixels and their centre before a random crop, where it shrinks to 256
-and crops along the longer side; they are mirrored; the codebook starts from k-means; and the discriminator as PatchGAN
-says.
+Differs from the source:
+
+* Photos are shrunk to cover 288 pixels and centre-cropped before a random crop. The source shrinks to 256 and crops
+  along the longer side.
+* Photos are mirrored.
+* The codebook starts from k-means.
+* The discriminator differs as PatchGAN states.
 """
 
 from unmask.data.sources.choice import Folder

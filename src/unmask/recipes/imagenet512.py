@@ -1,11 +1,11 @@
-"""ImageNet at 512x512 as the PyTorch reproduction of MaskGIT trains it (arXiv 2310.14400): its 256x256 model, tuned.
+"""Train ImageNet at 512x512 like the PyTorch reproduction of MaskGIT (arXiv 2310.14400): fine-tune its 256x256 model.
 
     unmask train imagenet512 --data CODES      (1024 tokens per image, of the tokenizer of imagenet256)
 
-There it took 384 hours of A100 GPUs from the weights of the `imagenet256` recipe, and 50,000 samples have a FID of
+The report took 384 hours of A100 GPUs from the weights of the `imagenet256` recipe, and 50,000 samples have a FID of
 7.26; `decoding/presets.py` has all of its scores. Not run yet. `experiments/finetune.py` carries those weights over,
- with the positions resized from 16x16 to 32x32; the report does not say how it did. 173.037 M parameters, and
-176.307 M there.
+with the positions resized from 16x16 to 32x32. The report does not say how it did this. The network has 173.037 M
+parameters; the report has 176.307 M.
 
 The tokenizer is the same network, with attention at its coarsest level, which now has 32x32 cells.
 """

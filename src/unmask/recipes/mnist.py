@@ -1,11 +1,11 @@
-"""MNIST as the nanoMaskGIT exercise has it: 14x14 binarised, 2x2 patches, 49 tokens of 16, class-conditional.
+"""Train MNIST as in the nanoMaskGIT exercise: 14x14 binarised, 2x2 patches, 49 tokens of 16, class-conditional.
 
     unmask train mnist --data DIR      (without --data it is downloaded once)
     unmask evaluate runs/mnist --samples 5000
 
-The CPU preset: 1.2 M parameters, 25 minutes on two cores with bfloat16 instructions, more than twice that without.
-Expect 98 % of 5,000 samples to be of their class in 8 steps, as many as the judge knows of real test digits, and a
-Frechet distance within 3 times the floor; docs/results/mnist.md has the run.
+This is the CPU preset: 1.2 M parameters, 25 minutes on two cores with bfloat16 instructions, more than twice that
+without. Expect the classifier to recognise the class of 98 % of 5,000 samples, in 8 steps, as often as for real test
+digits. Expect a Frechet distance within 3 times the real-data baseline. docs/results/mnist.md has the run.
 The order, temperature and guidance were chosen on an earlier run, by 5,000 samples against the test images.
 """
 

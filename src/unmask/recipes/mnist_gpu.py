@@ -1,10 +1,10 @@
-"""The nanoMaskGIT exercise's own configuration: dim 512, depth 8, 500 M tokens of 14x14 binarised MNIST.
+"""Train the configuration of the nanoMaskGIT exercise: dim 512, depth 8, 500 M tokens of 14x14 binarised MNIST.
 
     unmask train mnist-gpu --data DIR
 
-Meant for one modern GPU, in bfloat16; on 2 CPU cores it would take days. Not run yet: expect at least what the `mnist`
-recipe reaches (docs/results/mnist.md). Differs from the exercise in the transformer
-block, the optimizer (Muon) and the mask ratios, which are those of the `mnist` recipe.
+It is meant for one modern GPU, in bfloat16; on 2 CPU cores it would take days. Not run yet. Expect at least the result
+of the `mnist` recipe (docs/results/mnist.md). Differs from the exercise in the transformer block, the optimizer (Muon)
+and the mask ratios, which are those of the `mnist` recipe.
 """
 
 from dataclasses import replace

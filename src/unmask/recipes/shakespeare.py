@@ -1,10 +1,11 @@
-"""Tiny Shakespeare by characters: one text of 1.1 million, in rows of 256.
+"""Train Tiny Shakespeare by characters: one text of 1.1 million characters, in rows of 256.
 
     unmask train shakespeare --data tinyshakespeare.txt
     unmask generate runs/shakespeare --prompt "ROMEO:"
     unmask score runs/shakespeare
 
-The CPU preset: 50 minutes on two cores with bfloat16 instructions. The order was chosen by docs/results/text.md.
+This is the CPU preset: 50 minutes on two cores with bfloat16 instructions. docs/results/text.md is the source of the
+unmasking order.
 """
 
 from unmask.data.text.sources import TextFile

@@ -1,11 +1,11 @@
-"""TinyStories in rows of 256 tokens, as the nanoMaskGIT exercise has them, but small: 4,096 tokens, 6.9 M parameters.
+"""Train TinyStories in rows of 256 tokens, as in the nanoMaskGIT exercise but small: 4,096 tokens, 6.9 M parameters.
 
     unmask train tinystories --data stories.txt --data.test held-out.txt
     unmask generate runs/tinystories --prompt "Once upon a time"
     unmask infill runs/tinystories "The [MASK:12] dog ran to the [MASK:3]."
 
-The CPU preset. Stories stand between lines of <|endoftext|>; the byte-pair tokenizer is trained on them, or given by
---tokenizer.file FILE --tokenizer.vocab-size 0.
+This is the CPU preset. Stories stand between lines of <|endoftext|>. The byte-pair tokenizer is trained on them, unless
+you give one with --tokenizer.file FILE --tokenizer.vocab-size 0.
 """
 
 from unmask.data.text.sources import TextFile

@@ -1,9 +1,9 @@
-"""TinyStories as the nanoMaskGIT exercise trains them: GPT-2's tokens in 50,304 rows, dim 512, depth 8, 1,000 M tokens.
+"""Train TinyStories like the nanoMaskGIT exercise: GPT-2's tokens in 50,304 rows, dim 512, depth 8, 1,000 M tokens.
 
     unmask train tinystories-gpu --tokenizer.file GPT2_FOLDER
     unmask generate runs/tinystories-gpu --prompt "Once upon a time"
 
-The GPU preset; it has not been run yet. The stories come from the Hugging Face hub (extra `data`).
+This is the GPU preset. Not run yet. The stories come from the Hugging Face Hub (extra `data`).
 """
 
 from unmask.data.text.sources import HubText
