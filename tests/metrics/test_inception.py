@@ -13,7 +13,15 @@ from safetensors.torch import save_file
 
 from unmask.errors import CheckpointError, ConfigError
 from unmask.metrics import inception
-from unmask.metrics.inception import BlockA, BlockE, CleanResize, Inception, PlainResize, find_weights, load_inception
+from unmask.metrics.inception import (
+    BlockA,
+    BlockE,
+    CleanResize,
+    Inception,
+    PlainResize,
+    find_inception_weights,
+    load_inception,
+)
 
 
 def chain(*steps):
@@ -320,18 +328,18 @@ def site(monkeypatch, tmp_path):
 def test_weights_are_downloaded_once(site, monkeypatch):
     monkeypatch.setattr(inception, "BYTES", len(Answer.body))
     monkeypatch.setattr(inception, "SHA256", hashlib.sha256(Answer.body).hexdigest())
-    assert find_weights() == site
+    assert find_inception_weights() == site
     assert site.read_bytes() == Answer.body
     monkeypatch.setattr(inception, "URLS", ())
-    assert find_weights() == site
+    assert find_inception_weights() == site
 
 
 def test_a_failed_download_says_which_file_to_put_where(site, monkeypatch):
     with pytest.raises(ConfigError, match=f"{inception.FILE}.*put it at .*inception.*--features classifier") as caught:
-        find_weights()
+        find_inception_weights()
     assert "\n" not in str(caught.value)
     assert not site.exists()
     assert inception.SHA256.startswith(inception.FILE[-12:-4])
     monkeypatch.setattr(inception, "URLS", ("http://127.0.0.1:9/",))
     with pytest.raises(ConfigError, match=r"127\.0\.0\.1:9"):
-        find_weights()
+        find_inception_weights()

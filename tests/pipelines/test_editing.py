@@ -20,7 +20,7 @@ from unmask.evaluation import inpainting as lab
 from unmask.figures import images as figures
 from unmask.method.guidance import CosineRamp
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
-from unmask.metrics.frechet import fit_gaussian, frechet_distance
+from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
 from unmask.pipelines.editing import choose_window, edit_photo, extend_canvas, history, look, repair
 from unmask.pipelines.image import Pipeline
 from unmask.tokenizers.pixels import Pixels
@@ -515,7 +515,7 @@ def test_measures_of_holes_see_holes_only():
     inside = (repaired - truth)[hole[:, None]]
     assert figures["l1_holes"] == pytest.approx(float(inside.abs().mean()), rel=1e-5)
     a, b = (torch.where(hole[:, None], x, 0.0).flatten(1)[:, ::3] for x in (repaired, truth))
-    assert figures["frechet_holes"] == pytest.approx(frechet_distance(fit_gaussian(a), fit_gaussian(b)))
+    assert figures["frechet_holes"] == pytest.approx(compute_frechet_distance(fit_gaussian(a), fit_gaussian(b)))
     assert measure(truth, truth, hole)["frechet_holes"] == pytest.approx(0, abs=1e-6)
     elsewhere = torch.where(hole[:, None], repaired, 0.5)
     assert measure(elsewhere, truth, hole)["frechet_holes"] == figures["frechet_holes"]
@@ -538,6 +538,6 @@ def test_tables_and_the_picture():
             lab.markdown(bad)
     images, hole = pictures(3), some_holes()[1:4]
     page = lab.picture(images, hole, -images)
-    scale = figures.readable_scale(images)
+    scale = figures.choose_scale(images)
     assert page.height == (3 * (images.shape[2] + 1) + 1) * scale
     assert page.width > (3 * (images.shape[3] + 1) + 1) * scale

@@ -32,9 +32,9 @@ from unmask.recipes.schema import Recipe
 from unmask.runtime.distributed import World, distribute, unwrapped, whole, world
 from unmask.storage.lock import lock
 from unmask.tokenizers.pixels import Pixels
-from unmask.training.checkpoint import clean
 from unmask.training.loop import TrainConfig, train
 from unmask.training.optim import AdamW, CosineDecay, Muon
+from unmask.training.runfolder import remove_leftovers
 
 ALONE = World(0, 1, torch.device("cpu"))
 VOCABULARY, GRID, CLASSES, BATCH = 16, (2, 3), 3, 16
@@ -297,7 +297,7 @@ def locked_run(run: Path, syncs: int = 0) -> None:
     if syncs:
         killed_at_sync(syncs)
     with lock(run):
-        clean(run / "checkpoints")
+        remove_leftovers(run / "checkpoints")
         toy_train(run, toy_config(steps=40, save_every=2, optimizer=MUON))
 
 

@@ -39,7 +39,7 @@ from unmask.method.rand import seeded
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.distributed import World
 from unmask.runtime.signals import stop_on_signal
-from unmask.training.log import Log
+from unmask.training.log import TrainLog
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import CosineDecay
 
@@ -104,7 +104,7 @@ def test_another_seed_gives_other_bits(tmp_path):
 def test_a_run_without_its_optimizer_state_would_be_seen(tmp_path, monkeypatch):
     config = toy_config(save_every=6)
     toy_train(tmp_path / "whole", config)
-    monkeypatch.setattr("unmask.training.loop.state_tensors", lambda optimizers, model: {})
+    monkeypatch.setattr("unmask.training.loop.collect_optimizer_state", lambda optimizers, model: {})
     cut_at(tmp_path / "cut", config, 8)
     model, _ = toy_train(tmp_path / "cut", config)
     monkeypatch.undo()
@@ -369,7 +369,7 @@ def test_a_line_cut_short_by_a_kill_goes_with_all_after_the_start(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": s, "seconds": s / 10, "loss": 1.0} for s in (1, 2, 3)]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"step": 4, "sec')
-    with Log(tmp_path, steps=9, start=2) as log:
+    with TrainLog(tmp_path, steps=9, start=2) as log:
         log.record(3, {"loss": 2.0})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(r["step"], r["loss"]) for r in lines] == [(1, 1.0), (2, 1.0), (3, 2.0)]
@@ -378,9 +378,9 @@ def test_a_line_cut_short_by_a_kill_goes_with_all_after_the_start(tmp_path):
 
 def test_a_silent_log_writes_and_says_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with Log(None, steps=3) as log:
+    with TrainLog(None, steps=3) as log:
         log.say("hello")
         log.record(1, {"loss": 1.0})
-        log.picture(1, "x", Image.new("L", (2, 2)))
+        log.save_picture(1, "x", Image.new("L", (2, 2)))
     assert capsys.readouterr().out == ""
     assert not list(tmp_path.iterdir())

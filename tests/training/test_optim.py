@@ -18,10 +18,10 @@ from unmask.training.optim import (
     Muon,
     MuonOptimizer,
     WarmupStableDecay,
+    collect_optimizer_state,
+    create_optimizer_state,
     orthogonalize,
-    prime,
     set_learning_rate,
-    state_tensors,
 )
 
 BOTH = pytest.mark.parametrize("config", [AdamW(), Muon()], ids=["adamw", "muon"])
@@ -126,11 +126,11 @@ def test_prime_moves_no_weight_and_leaves_the_state_of_a_fresh_optimizer(config)
     fresh, primed = toy_model(), toy_model()
     start = [p.detach().clone() for p in primed.parameters()]
     optimizers = {model: config.build(model) for model in (fresh, primed)}
-    prime(optimizers[primed])
+    create_optimizer_state(optimizers[primed])
     assert all(torch.equal(p, s) for p, s in zip(primed.parameters(), start, strict=True))
     assert all(p.grad is None for p in primed.parameters())
-    assert state_tensors(optimizers[primed], primed)
-    assert not any(t.any() for t in state_tensors(optimizers[primed], primed).values())
+    assert collect_optimizer_state(optimizers[primed], primed)
+    assert not any(t.any() for t in collect_optimizer_state(optimizers[primed], primed).values())
     for seed in range(3):
         for model in (fresh, primed):
             gradients(model, seed)
@@ -139,7 +139,7 @@ def test_prime_moves_no_weight_and_leaves_the_state_of_a_fresh_optimizer(config)
     assert not any(torch.equal(p, s) for p, s in zip(primed.parameters(), start, strict=True))
     for a, b in zip(fresh.parameters(), primed.parameters(), strict=True):
         assert torch.equal(a, b)
-    first, second = (state_tensors(optimizers[model], model) for model in (fresh, primed))
+    first, second = (collect_optimizer_state(optimizers[model], model) for model in (fresh, primed))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[n], second[n]) for n in first)
 
@@ -149,8 +149,8 @@ def test_state_tensors_are_the_optimizers_own(config):
     """Loading a checkpoint writes into them, so they must be views and not copies."""
     model = toy_model()
     optimizers = config.build(model)
-    prime(optimizers)
-    tensors = state_tensors(optimizers, model)
+    create_optimizer_state(optimizers)
+    tensors = collect_optimizer_state(optimizers, model)
     named = {n.removeprefix("optimizer.").rpartition(".")[0] for n in tensors}
     assert named == {n for n, _ in model.named_parameters()}
     for tensor in tensors.values():
@@ -274,7 +274,7 @@ def test_swap_puts_the_average_in_and_the_weights_back_also_after_an_exception()
     averages = [a.clone() for a in ema.average.values()]
 
     def body():
-        with ema.swapped():
+        with ema.swap_weights():
             assert all(torch.equal(p, a) for p, a in zip(model.parameters(), averages, strict=True))
             assert not torch.equal(next(model.parameters()), raw[0])
             raise ZeroDivisionError

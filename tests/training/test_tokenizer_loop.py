@@ -31,9 +31,11 @@ from unmask.errors import CheckpointError, ConfigError, NonFiniteError, Preempte
 from unmask.runtime.distributed import World
 from unmask.tokenizers.losses import PatchGAN, TokenizerLoss, hinge, per_image, perceptual_distance
 from unmask.tokenizers.quantizers import Codebook
+from unmask.training.checkpoint import load_checkpoint
 from unmask.training.optim import Constant, Muon
-from unmask.training.tokenizer_loop import Networks, code_use, start_codebook
-from unmask.training.tokenizer_step import backward, blame, rows_of_rank
+from unmask.training.steps import split_rows
+from unmask.training.tokenizer_loop import Networks, measure_code_use, start_codebook
+from unmask.training.tokenizer_step import compute_gradients, find_cause
 
 TWO = World(1, 2, torch.device("cpu"))
 EACH = pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -82,7 +84,7 @@ def test_gradients_are_those_of_the_whole_loss_in_one_graph(quantizer, accumulat
         pytest.skip("LFQ's diversity is that of a micro-batch")
     start_codebook(networks, toy_batches(), toy_config(), ALONE)
     expected, pull, push = direct(networks, 0.3, loss)
-    sums = backward(0, networks, loss, 0.3, toy_batches(), toy_config(accumulate=accumulate), ALONE)
+    sums = compute_gradients(0, networks, loss, 0.3, toy_batches(), toy_config(accumulate=accumulate), ALONE)
     found = {
         f"{type(network).__name__}.{n}": p.grad
         for network in (networks.core, networks.critic)
@@ -97,7 +99,7 @@ def test_gradients_are_those_of_the_whole_loss_in_one_graph(quantizer, accumulat
 
 def test_without_the_adversary_the_discriminator_is_left_alone():
     networks = toy_networks()
-    sums = backward(0, networks, LOSS, None, toy_batches(), toy_config(), ALONE)
+    sums = compute_gradients(0, networks, LOSS, None, toy_batches(), toy_config(), ALONE)
     assert all(p.grad is None for p in networks.critic.parameters())
     assert not sums.pulls.any()
     assert sums.terms[3:5].tolist() == [0, 0]
@@ -106,7 +108,7 @@ def test_without_the_adversary_the_discriminator_is_left_alone():
 @EACH
 def test_sums_of_a_step(quantizer):
     networks = toy_networks(quantizer)
-    sums = backward(0, networks, LOSS, 0.3, toy_batches(), toy_config(accumulate=2), ALONE)
+    sums = compute_gradients(0, networks, LOSS, 0.3, toy_batches(), toy_config(accumulate=2), ALONE)
     images = toy_batches()(0, torch.arange(BATCH))[0]
     with torch.no_grad():
         made, quantized, z = networks.core(images)
@@ -130,7 +132,7 @@ def test_every_row_is_taken_once(ranks, accumulate):
     taken = [
         row
         for r in range(ranks)
-        for rows in rows_of_rank(config, World(r, ranks, ALONE.device))
+        for rows in split_rows(config.batch_size, config.accumulate, World(r, ranks, ALONE.device))
         for row in rows.tolist()
     ]
     assert sorted(taken) == list(range(BATCH))
@@ -194,8 +196,8 @@ def test_lines_are_means_over_all_images_since_the_last(tmp_path):
 
 
 def test_code_use():
-    assert code_use(torch.tensor([3.0, 3, 3, 3])) == {"usage": 1.0, "perplexity": pytest.approx(4.0)}
-    assert code_use(torch.tensor([0.0, 5, 0, 0])) == {"usage": 0.25, "perplexity": pytest.approx(1.0)}
+    assert measure_code_use(torch.tensor([3.0, 3, 3, 3])) == {"usage": 1.0, "perplexity": pytest.approx(4.0)}
+    assert measure_code_use(torch.tensor([0.0, 5, 0, 0])) == {"usage": 0.25, "perplexity": pytest.approx(1.0)}
 
 
 def test_a_codebook_starts_at_the_first_batch():
@@ -223,7 +225,7 @@ def test_it_learns(tmp_path, quantizer):
     first, *_, last = toy_metrics(tmp_path)
     assert last["pixel"] < 0.6 * first["pixel"]
     assert last["usage"] > 0.4
-    with ema.swapped(), torch.no_grad():
+    with ema.swap_weights(), torch.no_grad():
         images = toy_pictures().rows(torch.arange(40), ALONE.device)[0]
         made = networks.core.decode(networks.core.encode(images))
     spread = (images - images.mean(0)).abs().mean()
@@ -260,16 +262,13 @@ def test_a_checkpoint_without_any_of_its_parts_would_be_seen(tmp_path, lost, mon
     toy_train(tmp_path / "whole", config, toy_networks("vq"))
     with pytest.raises(Cut):
         toy_train(tmp_path / "cut", config, toy_networks("vq"), batches=stopping(8, cut))
-    from unmask.training import tokenizer_loop
-
-    load = tokenizer_loop.checkpoint.load
 
     def forgetful(found, tensors, *, sharded):
         before = tensors[lost].clone()
-        load(found, tensors, sharded=sharded)
+        load_checkpoint(found, tensors, sharded=sharded)
         tensors[lost].copy_(before)
 
-    monkeypatch.setattr(tokenizer_loop.checkpoint, "load", forgetful)
+    monkeypatch.setattr("unmask.training.steps.load_checkpoint", forgetful)
     toy_train(tmp_path / "cut", config, toy_networks("vq"))
     same = state(tmp_path / "cut", STEPS) == state(tmp_path / "whole", STEPS)
     assert not (same and toy_metrics(tmp_path / "cut") == toy_metrics(tmp_path / "whole"))
@@ -326,11 +325,11 @@ def test_nothing_non_finite_reaches_the_weights(tmp_path, quantizer, step):
 def test_a_sick_network_is_not_blamed_on_a_row():
     networks = toy_networks()
     batches, config = toy_batches(), toy_config()
-    assert blame(0, networks, LOSS, 0.1, batches, config, ALONE).startswith("no single row")
+    assert find_cause(0, networks, LOSS, 0.1, batches, config, ALONE).startswith("no single row")
     with torch.no_grad():
         next(networks.critic.parameters()).fill_(torch.inf)
-    assert blame(0, networks, LOSS, None, batches, config, ALONE).startswith("no single row")
-    assert blame(0, networks, LOSS, 0.1, batches, config, ALONE).startswith("every row")
+    assert find_cause(0, networks, LOSS, None, batches, config, ALONE).startswith("no single row")
+    assert find_cause(0, networks, LOSS, 0.1, batches, config, ALONE).startswith("every row")
 
 
 def test_a_collapse_is_said_once(tmp_path, capsys):

@@ -72,9 +72,9 @@ def inpaint(arguments: list[str]) -> None:
     cells = policy(flags.cells, flags.dilate)
     if flags.label is not None and flags.prompt is not None:
         raise ConfigError("--label and --prompt: a model draws classes or texts, so leave one of them out")
-    figures.image_format(flags.out)
+    figures.find_image_format(flags.out)
     if flags.gif is not None:
-        figures.image_format(flags.gif, animated=True)
+        figures.find_image_format(flags.gif, animated=True)
     texts = () if flags.prompt is None else (flags.prompt,)
     check_prompts(name, texts)
     pipeline = Pipeline.from_pretrained(located(name, flags.published), prompts=texts)
@@ -99,7 +99,7 @@ def inpaint(arguments: list[str]) -> None:
             save(Image.fromarray(one.permute(1, 2, 0).numpy()), flags.out, f"-{number}" if len(edited) > 1 else "")
         save(comparison(photo, hole, edited), flags.out, "-compare")
         if flags.gif is not None:
-            figures.animate(frames(pipeline, photo, hole, label, sampling, cells, flags), flags.gif)
+            figures.write_animation(frames(pipeline, photo, hole, label, sampling, cells, flags), flags.gif)
             print(f"wrote {flags.gif}")
 
 
@@ -133,7 +133,7 @@ def policy(cells: str, dilate: int) -> Cells:
 def save(picture: Image.Image, out: Path, suffix: str) -> None:
     """Written beside `out`, and said."""
     path = out.with_name(f"{out.stem}{suffix}{out.suffix}")
-    figures.write(picture, path)
+    figures.write_picture(picture, path)
     print(f"wrote {path}")
 
 
@@ -147,11 +147,13 @@ def comparison(
     pictures = [F.interpolate(x[None].float(), size, mode="area") for x in (photo, *edited)]
     hidden = F.interpolate(hole[None, None].float(), size, mode="area")[0] >= 0.5
     images = torch.cat(pictures) / 127.5 - 1
-    shown = figures.masked_overlay(images[:1], hidden.flatten(1), size)
+    shown = figures.overlay_mask(images[:1], hidden.flatten(1), size)
     titles = ["photo", "hole", *([f"{i}" for i in range(1, len(edited) + 1)] if len(edited) > 1 else ["filled"])]
     scale = max(1, 112 // size[1])
     gap = -(-4 // scale)
-    return figures.grid(torch.cat([images[:1], shown, images[1:]]), len(titles), scale=scale, gap=gap, labels=titles)
+    return figures.draw_grid(
+        torch.cat([images[:1], shown, images[1:]]), len(titles), scale=scale, gap=gap, labels=titles
+    )
 
 
 def frames(
@@ -177,4 +179,4 @@ def frames(
         variants=flags.variants,
         stop=flags.stop,
     )
-    return gallery.decode_frames(pipeline, list(states), figures.readable_scale(images))
+    return gallery.decode_frames(pipeline, list(states), figures.choose_scale(images))

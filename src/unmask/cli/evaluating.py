@@ -23,7 +23,7 @@ from unmask.evaluation import inpainting
 from unmask.evaluation import tokenizer as evaluation
 from unmask.evaluation.images import opened
 from unmask.evaluation.reference import check_judge
-from unmask.metrics.in_domain import in_domain
+from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.pretrained.networks import LearnedConfig
 from unmask.runtime.distributed import World, world
 from unmask.runtime.progress import progress_bar
@@ -139,7 +139,7 @@ def _fill(flags: EvaluateInpaintFlags, run: Path, out: Path, here: World) -> Non
         check_judge(judge, experiment.classes)
         if judge is None and experiment.classes:
             config = experiment.recipe.classifier
-            judge = in_domain(experiment.real("train"), config, run / "classifier.safetensors", here)
+            judge = prepare_classifier_features(experiment.real("train"), config, run / "classifier.safetensors", here)
         if not here.is_main:
             return  # one process does it: the pictures are few
         rows = inpainting.run(

@@ -17,8 +17,8 @@ from unmask.errors import ConfigError
 from unmask.evaluation.reference import embed_real
 from unmask.metrics.embedders import ClassifierFeatures, Features, InceptionFeatures, load_dinov2
 from unmask.metrics.features import ClassifierConfig, load_classifier
-from unmask.metrics.in_domain import in_domain
-from unmask.metrics.inception import find_weights, load_inception
+from unmask.metrics.in_domain import prepare_classifier_features
+from unmask.metrics.inception import find_inception_weights, load_inception
 from unmask.recipes import cifar10
 from unmask.runtime.distributed import World, world
 from unmask.runtime.progress import progress_bar
@@ -60,7 +60,7 @@ def open_networks(flags: NetworkFlags, here: World) -> tuple[Features | None, Cl
 
 
 def _inception(path: str | None, here: World) -> Features:
-    return InceptionFeatures(load_inception(path or find_weights()).to(here.device))
+    return InceptionFeatures(load_inception(path or find_inception_weights()).to(here.device))
 
 
 def _dinov2(path: str | None, here: World) -> Features:
@@ -95,7 +95,7 @@ def train_features(arguments: list[str]) -> None:
         train, test = (
             PictureSet(pictures=part, size=(height, width), flip=False) for part in (split.train, split.test)
         )
-        features = in_domain(train, config, flags.out / CLASSIFIER, here, progress)
+        features = prepare_classifier_features(train, config, flags.out / CLASSIFIER, here, progress)
         right = math.nan
         if split.test.labels is not None and len(split.test):
             bank, read = embed_real(test, features, torch.arange(len(test)), here)

@@ -77,15 +77,15 @@ def sample(arguments: list[str]) -> None:
             print(expected(flags.sampling.preset))
         with progress_bar(shown=True) as progress:
             images = pipeline.generate(labels, num=num, seed=flags.seed, sampling=sampling, progress=progress)
-        scale = figures.readable_scale(images)
-        figures.write(figures.grid(images, flags.columns, scale=scale), flags.out)
+        scale = figures.choose_scale(images)
+        figures.write_picture(figures.draw_grid(images, flags.columns, scale=scale), flags.out)
         print(f"wrote {flags.out}")
         if flags.gif is not None:
             shown = min(30, num)
             states = pipeline.history(
                 None if labels is None else labels[:shown], num=shown, seed=flags.seed, sampling=sampling
             )
-            figures.animate(gallery.decode_frames(pipeline, states, scale), flags.gif)
+            figures.write_animation(gallery.decode_frames(pipeline, states, scale), flags.gif)
             print(f"wrote {flags.gif}")
 
 
@@ -94,9 +94,9 @@ def _check(flags: SampleFlags) -> None:
     for name, number in (("num", flags.num), ("columns", flags.columns)):
         if number is not None and not 1 <= number <= MOST:
             raise ConfigError(f"--{name} {number}: from 1 to {MOST:,} on one picture; unmask evaluate draws more")
-    figures.image_format(flags.out)
+    figures.find_image_format(flags.out)
     if flags.gif is not None:
-        figures.image_format(flags.gif, animated=True)
+        figures.find_image_format(flags.gif, animated=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,7 @@ def _write(pipeline: TextPipeline, canvas: Holed, flags: WritingFlags, *, whole:
         rows = canvas.tokens.expand(shown, -1)
         states = list(pipeline.states(rows, seed=flags.seed, sampling=sampling, ends=not whole))
     if flags.frames:
-        for number, frame in enumerate(text_figures.frames(states, pipeline.tokenizer, canvas.front)):
+        for number, frame in enumerate(text_figures.render_frames(states, pipeline.tokenizer, canvas.front)):
             print(f"--- step {number} of {len(states) - 1} ---\n{frame}\n")
     for row in pipeline.finished(canvas, flags.num, seed=flags.seed, sampling=sampling, ends=not whole):
         tokens = row[canvas.front :]
@@ -121,7 +121,7 @@ def _write(pipeline: TextPipeline, canvas: Holed, flags: WritingFlags, *, whole:
             print("-" * 50)
     if flags.html is not None:
         with disk_errors(flags.html.parent):
-            text = text_figures.page(states, pipeline.tokenizer, canvas.front, "unmask", shown)
+            text = text_figures.render_page(states, pipeline.tokenizer, canvas.front, "unmask", shown)
             flags.html.write_text(text, encoding="utf-8")
         print(f"wrote {flags.html}", file=sys.stderr)
 

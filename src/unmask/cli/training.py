@@ -26,7 +26,7 @@ from unmask.runtime.distributed import World, barrier, world
 from unmask.runtime.progress import progress_bar
 from unmask.storage.config import dump_json
 from unmask.storage.weights import unfilled
-from unmask.training.runfolder import goes_on
+from unmask.training.runfolder import has_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def _have_start(flags: TrainFlags | TrainTextFlags, here: World) -> None:
     if isinstance(flags, TrainTextFlags) or init is None:
         return
     given = _given(flags)
-    if not goes_on(run):
+    if not has_checkpoint(run):
         located(init, flags.published)
     if given is None:
         return

@@ -18,7 +18,7 @@ from torch import Tensor
 from unmask.data.tokens import Tokens, rows_at_once
 from unmask.decoding.sampling import Order, Sampling
 from unmask.errors import ConfigError
-from unmask.figures.images import curves
+from unmask.figures.images import plot_curves
 from unmask.method.guidance import Condition, Predict
 from unmask.method.likelihood import bound, exact
 from unmask.method.masking import ABSENT
@@ -188,7 +188,7 @@ def write(
         order: ([row.steps for row in rows if row.order == order], [row.nats for row in rows if row.order == order])
         for order in dict.fromkeys(row.order for row in rows if row.order != BOUND)
     }
-    curves(
+    plot_curves(
         series,
         out / "score.png",
         xlabel="steps",

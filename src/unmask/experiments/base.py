@@ -29,9 +29,8 @@ from unmask.runtime.provenance import environment
 from unmask.storage.config import differences, to_json, write_json
 from unmask.storage.lock import lock
 from unmask.storage.weights import same_bytes, same_weights, write_weights
-from unmask.training.checkpoint import clean
 from unmask.training.loop import Evaluator, TrainConfig, train
-from unmask.training.runfolder import goes_on
+from unmask.training.runfolder import has_checkpoint, remove_leftovers
 
 FREQUENCY_ROWS = 1 << 17
 
@@ -120,7 +119,7 @@ def run(experiment: Ready, folder: Path, world: World) -> None:
 def begin(experiment: Ready, folder: Path) -> tuple[Generator, list[str]]:
     """The model to train, and what to say of the run it starts from, which is not read once there are checkpoints."""
     core, init = build(experiment), experiment.recipe.init
-    if init is None or goes_on(folder):
+    if init is None or has_checkpoint(folder):
         return core, []
     start = located(init)
     theirs = start / experiment.kept
@@ -168,7 +167,7 @@ def _keep_tokenizer(experiment: Ready, folder: Path) -> None:
 def claim(recipe: AnyKind, folder: Path) -> None:
     """Write config.json, or check that the one there is of the same experiment."""
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    clean(folder / "checkpoints")
+    remove_leftovers(folder / "checkpoints")
     path = folder / "config.json"
     if path.exists():
         changed = differences(_lasting(read_recipe(path, type(recipe))), _lasting(recipe))

@@ -23,7 +23,7 @@ from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
 from unmask.storage.weights import load_weights, unfilled
 from unmask.tokenizers.text import open_text_tokenizer
-from unmask.training.runfolder import goes_on
+from unmask.training.runfolder import has_checkpoint
 
 CELLS = {"position": "positions", "cell_bias": "biases"}
 """Parameters of which every cell of the grid has its own; a critic has them too."""
@@ -123,7 +123,7 @@ def origin(init: str, run: Path | None = None) -> Recipe | None:
 
     Of a training from it that goes on in `run`, the one there: the model itself is needed no more.
     """
-    config = None if run is None or not goes_on(run) else run / "config.json"
+    config = None if run is None or not has_checkpoint(run) else run / "config.json"
     there = read_recipe(config, None) if config is not None and config.is_file() else None
     return there if isinstance(there, Recipe) and there.init == init else described(init)
 

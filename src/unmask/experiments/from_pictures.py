@@ -23,7 +23,7 @@ from unmask.runtime.progress import Progress
 from unmask.storage.layout import TOKENIZER
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.pixels import Pixels
-from unmask.training.runfolder import goes_on
+from unmask.training.runfolder import has_checkpoint
 
 CODES = "codes"
 """In a run: the codes of the pictures that it was given."""
@@ -104,6 +104,6 @@ def tokenize_given(given: Given, run: Path, world: World, progress: Progress | N
 
 def _tokenizer(given: Given, run: Path) -> LearnedModel:
     """That of the model to start from, which a run that goes on needs no more."""
-    if goes_on(run):
+    if has_checkpoint(run):
         return read_tokenizer(run / CODES / "tokenizer")
     return open_tokenizer(given.recipe.tokenizer, located(given.init) / TOKENIZER)  # type: ignore[return-value]

@@ -15,9 +15,9 @@ from unmask.data.pictures import Split
 from unmask.data.tokens import Batches
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.base import claim
-from unmask.figures.images import readable_scale, triptych
+from unmask.figures.images import choose_scale, draw_triptych
 from unmask.metrics.features import Classifier, ClassifierConfig
-from unmask.metrics.in_domain import in_domain
+from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import TokenizerRecipe
 from unmask.runtime.distributed import World, autocast, barrier, distribute, resolve, sum_over_ranks, unwrapped
@@ -128,7 +128,9 @@ def features(
         return config.load().to(world.device)
     if experiment.train.pictures.labels is None:
         return None
-    return stages_of(in_domain(experiment.train, config, folder / PERCEPTUAL, world, progress).classifier)
+    return stages_of(
+        prepare_classifier_features(experiment.train, config, folder / PERCEPTUAL, world, progress).classifier
+    )
 
 
 def stages_of(classifier: Classifier) -> Stages:
@@ -176,7 +178,7 @@ def validation(experiment: TokenizerExperiment, model: Autoencoder, world: World
 
 def side_by_side(images: Float[Tensor, "n c h w"], made: Float[Tensor, "n c h w"]) -> Image.Image:
     """Pictures above their reconstructions."""
-    return triptych([images.cpu(), made.cpu()], ["picture", "tokens"], scale=readable_scale(images))
+    return draw_triptych([images.cpu(), made.cpu()], ["picture", "tokens"], scale=choose_scale(images))
 
 
 def open_run(folder: Path) -> tuple[TokenizerRecipe, Autoencoder]:

@@ -23,14 +23,14 @@ KNOWN = (190, 190, 190)  # tokens that were never masked: grey, which viridis do
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
-def grid(
+def draw_grid(
     images: Float[Tensor, "n c h w"], columns: int, *, scale: int = 4, gap: int = 1, labels: Sequence[str] | None = None
 ) -> Image.Image:
     """Images row by row, each pixel a square of `scale` pixels, `gap` image pixels apart, labels centred below."""
-    return _tile(_pixels(images), columns, scale, gap, labels)
+    return _tile(_convert_pixels(images), columns, scale, gap, labels)
 
 
-def _pixels(images: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w 3"]:
+def _convert_pixels(images: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w 3"]:
     """[-1, 1] to 0..255, rounded; values outside are clipped, grey becomes RGB."""
     if len(images) == 0 or images.shape[1] not in (1, 3):
         raise ConfigError(f"a picture needs at least 1 image of 1 or 3 channels, got shape {tuple(images.shape)}")
@@ -50,7 +50,7 @@ def _tile(
         raise ConfigError(f"columns {columns} and scale {scale} must be at least 1, gap {gap} at least 0")
     if labels is not None and len(labels) != num:
         raise ConfigError(f"got {len(labels)} labels for {num} images; give one each")
-    font, size = _font(height * scale // 5)
+    font, size = _load_font(height * scale // 5)
     below = 0 if labels is None else round(size * 1.6)
     columns, rows = min(columns, num), -(-num // min(columns, num))
     step_x, step_y = (width + gap) * scale, (height + gap) * scale + below
@@ -66,13 +66,13 @@ def _tile(
     return page
 
 
-def _font(size: int) -> tuple[ImageFont.FreeTypeFont, int]:
+def _load_font(size: int) -> tuple[ImageFont.FreeTypeFont, int]:
     """DejaVu Sans, which comes with matplotlib, and its size, kept between 13 and 28 pixels."""
     size = min(max(size, 13), 28)
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size), size
 
 
-def masked_overlay(
+def overlay_mask(
     images: Float[Tensor, "n c h w"],
     masked: Bool[Tensor, "n l"],
     token_grid: tuple[int, int],
@@ -96,7 +96,7 @@ def masked_overlay(
     return torch.where(covered, torch.where(light, light_tone, dark_tone), images.expand(-1, 3, -1, -1))
 
 
-def decode_frames(
+def draw_decode_frames(
     states: Sequence[Int[Tensor, "n l"]],
     masked: Sequence[Bool[Tensor, "n l"]],
     to_images: Callable[[Tensor], Tensor],
@@ -116,15 +116,15 @@ def decode_frames(
         )
     frames = []
     for step, (tokens, hidden) in enumerate(zip(states, masked, strict=True)):
-        images = masked_overlay(to_images(tokens.masked_fill(hidden, 0)), hidden, token_grid)
+        images = overlay_mask(to_images(tokens.masked_fill(hidden, 0)), hidden, token_grid)
         known = 1 - hidden.float().mean().item()
-        frames.append(_progress(grid(images, columns, scale=scale, gap=gap), step, len(states) - 1, known))
+        frames.append(_add_progress(draw_grid(images, columns, scale=scale, gap=gap), step, len(states) - 1, known))
     return frames
 
 
-def _progress(picture: Image.Image, step: int, last: int, known: float) -> Image.Image:
+def _add_progress(picture: Image.Image, step: int, last: int, known: float) -> Image.Image:
     """The picture with a bar below that is as long as the known share of the tokens, and the step beside it."""
-    font, size = _font(picture.width // 30)
+    font, size = _load_font(picture.width // 30)
     margin, strip = size // 2, size * 2
     text = f"step {step} / {last}"
     room = font.getlength(f"step {last} / {last}")
@@ -139,27 +139,29 @@ def _progress(picture: Image.Image, step: int, last: int, known: float) -> Image
     return page
 
 
-def animate(frames: Sequence[Image.Image], path: Path | str, *, milliseconds: int = 400, hold: int = 1500) -> None:
+def write_animation(
+    frames: Sequence[Image.Image], path: Path | str, *, milliseconds: int = 400, hold: int = 1500
+) -> None:
     """Writes an endless GIF or animated WebP, by suffix; the last frame stays for `hold` milliseconds."""
-    kind = image_format(path, animated=True)
+    kind = find_image_format(path, animated=True)
     if not frames or min(milliseconds, hold) < 20:
         raise ConfigError(f"{len(frames)} frames of {milliseconds} and {hold} ms; need 1 frame and 20 ms (GIF's least)")
     durations = [milliseconds] * (len(frames) - 1) + [hold]
     buffer = io.BytesIO()
-    first, *rest = [_palette(frame) for frame in frames] if kind == "GIF" else frames
+    first, *rest = [_quantize(frame) for frame in frames] if kind == "GIF" else frames
     exact = {"optimize": False} if kind == "GIF" else {"lossless": True}
     first.save(buffer, kind, save_all=True, append_images=rest, duration=durations, loop=0, **exact)
     _write_bytes(buffer.getvalue(), Path(path))
 
 
-def _palette(frame: Image.Image) -> Image.Image:
+def _quantize(frame: Image.Image) -> Image.Image:
     """256 colours: dithered where the frame has more, untouched where it has not."""
     few = frame.convert("RGB").getcolors(256) is not None
     dither = Image.Dither.NONE if few else Image.Dither.FLOYDSTEINBERG
     return frame.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=dither)
 
 
-def reveal_order(
+def draw_unmasking_order(
     step_of_token: Int[Tensor, "n l"], token_grid: tuple[int, int], num_steps: int, columns: int, *, scale: int = 12
 ) -> Image.Image:
     """Which cell was revealed at which step 1..num_steps, in viridis; step 0, known from the start, is grey."""
@@ -173,12 +175,12 @@ def reveal_order(
     shades = torch.tensor(matplotlib.colormaps["viridis"](torch.linspace(0, 1, num_steps).numpy(), bytes=True)[:, :3])
     colours = torch.cat([torch.tensor([KNOWN], dtype=torch.uint8), shades])
     cells = colours[step_of_token.cpu().reshape(-1, rows, width)]
-    return _colour_bar(_tile(cells, columns, scale, 1), shades, known=low == 0)
+    return _add_colour_bar(_tile(cells, columns, scale, 1), shades, known=low == 0)
 
 
-def _colour_bar(picture: Image.Image, shades: UInt8[Tensor, "t 3"], known: bool) -> Image.Image:
+def _add_colour_bar(picture: Image.Image, shades: UInt8[Tensor, "t 3"], known: bool) -> Image.Image:
     """The picture with a bar on its right, step 1 on top; below it the key to grey where tokens were known."""
-    font, size = _font(picture.height // 22)
+    font, size = _load_font(picture.height // 22)
     line, num_steps = round(size * 1.5), len(shades)
     page = Image.new("RGB", (picture.width + line * 5, max(picture.height, line * (11 if known else 9))), PAPER)
     page.paste(picture, (0, (page.height - picture.height) // 2))
@@ -199,16 +201,16 @@ def _colour_bar(picture: Image.Image, shades: UInt8[Tensor, "t 3"], known: bool)
     return page
 
 
-def triptych(rows: Sequence[Float[Tensor, "n _ h w"]], titles: Sequence[str], scale: int = 4) -> Image.Image:
+def draw_triptych(rows: Sequence[Float[Tensor, "n _ h w"]], titles: Sequence[str], scale: int = 4) -> Image.Image:
     """Batches below each other (original, hole, repaired): image i in column i, the title left of its row."""
     if not rows or len(rows) != len(titles):
         raise ConfigError(f"got {len(rows)} batches and {len(titles)} titles; give one title per batch, at least 1")
     sizes = {(len(row), *row.shape[2:]) for row in rows}
     if len(sizes) > 1:
         raise ConfigError(f"batches differ in number or size of images: {sorted(sizes)}; cut or resize them alike")
-    pictures = _tile(torch.cat([_pixels(row) for row in rows]), len(rows[0]), scale, 1)
+    pictures = _tile(torch.cat([_convert_pixels(row) for row in rows]), len(rows[0]), scale, 1)
     cell = (rows[0].shape[2] + 1) * scale
-    font, size = _font(cell // 6)
+    font, size = _load_font(cell // 6)
     left = round(max(font.getlength(title) for title in titles)) + size
     page = Image.new("RGB", (left + pictures.width, pictures.height), PAPER)
     page.paste(pictures, (left, 0))
@@ -218,7 +220,7 @@ def triptych(rows: Sequence[Float[Tensor, "n _ h w"]], titles: Sequence[str], sc
     return page
 
 
-def curves(
+def plot_curves(
     series: Mapping[str, tuple[Sequence[float | int], Sequence[float | int]]],
     path: Path | str,
     *,
@@ -266,15 +268,15 @@ def curves(
     _write_bytes(buffer.getvalue(), Path(path))
 
 
-def write(image: Image.Image, path: Path | str) -> None:
+def write_picture(image: Image.Image, path: Path | str) -> None:
     """Saves by suffix (png, webp, jpg...), WebP without loss; readers never see half a file."""
-    name = image_format(path)
+    name = find_image_format(path)
     buffer = io.BytesIO()
     image.save(buffer, name, **({"lossless": True} if name == "WEBP" else {}))
     _write_bytes(buffer.getvalue(), Path(path))
 
 
-def image_format(path: Path | str, *, animated: bool = False) -> str:
+def find_image_format(path: Path | str, *, animated: bool = False) -> str:
     """What a suffix stands for; ConfigError where that is no picture, or no animation, which one can ask early."""
     name = Image.registered_extensions().get(Path(path).suffix.lower(), "")
     if not name or (animated and name not in ("GIF", "WEBP")):
@@ -294,6 +296,6 @@ def _write_bytes(data: bytes, path: Path) -> None:
         raise DiskError(f"{path} could not be written ({error.strerror}); check space and permissions") from error
 
 
-def readable_scale(images: Float[Tensor, "n c h w"]) -> int:
+def choose_scale(images: Float[Tensor, "n c h w"]) -> int:
     """The whole factor that makes small images at least 56 pixels wide."""
     return -(-56 // images.shape[-1])

@@ -8,7 +8,7 @@ from torch import Tensor
 from unmask.errors import ConfigError, DataError
 
 
-def inception_score(probabilities: Float[Tensor, "n k"], splits: int = 10) -> tuple[float, float]:
+def compute_inception_score(probabilities: Float[Tensor, "n k"], splits: int = 10) -> tuple[float, float]:
     """exp of the mean KL divergence of p(class | image) from p(class): mean and standard deviation over splits.
 
     The deviation's divisor is `splits`. The score lies between 1 and k; more samples raise it. Splits are runs of rows
@@ -24,11 +24,14 @@ def inception_score(probabilities: Float[Tensor, "n k"], splits: int = 10) -> tu
         raise DataError(f"these are not probabilities ({found}); pass the softmax of the logits")
     # The mean of KL(p || q) with q the mean of all p is the entropy of q less the mean entropy of the p.
     scores = torch.stack(
-        [(_entropy(part.mean(dim=0)) - _entropy(part).mean()).exp() for part in probabilities.tensor_split(splits)]
+        [
+            (_compute_entropy(part.mean(dim=0)) - _compute_entropy(part).mean()).exp()
+            for part in probabilities.tensor_split(splits)
+        ]
     )
     return scores.mean().item(), scores.std(correction=0).item()
 
 
-def _entropy(probabilities: Float[Tensor, "*n k"]) -> Float[Tensor, "*n"]:
+def _compute_entropy(probabilities: Float[Tensor, "*n k"]) -> Float[Tensor, "*n"]:
     """In nats; a class of probability 0 adds none."""
     return -torch.xlogy(probabilities, probabilities).sum(dim=-1)

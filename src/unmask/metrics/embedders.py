@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unmask.errors import CheckpointError, ConfigError, DataError
-from unmask.metrics.features import Classifier, embed, fingerprint
+from unmask.metrics.features import Classifier, embed, hash_network
 from unmask.metrics.inception import CleanResize, Inception, PlainResize
 from unmask.storage.files import one_line
 
@@ -63,12 +63,12 @@ class Identity:
         return f"{self.name} ({self.sha256[:12]}; {self.preprocessing})"
 
 
-def identity(features: Features) -> Identity:
+def identify_features(features: Features) -> Identity:
     """Name, weights, preprocessing and size of a network of features."""
     return Identity(name=features.name, sha256=features.sha256, preprocessing=features.preprocessing, dim=features.dim)
 
 
-def check_same(found: Identity, wanted: Identity) -> None:
+def check_same_features(found: Identity, wanted: Identity) -> None:
     """ConfigError unless two statistics are of the same features."""
     if found != wanted:
         raise ConfigError(f"statistics from other features: {found}, not {wanted}; compute both with one network")
@@ -88,7 +88,7 @@ def embed_all(
     return torch.cat(found)
 
 
-def to_pixels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
+def convert_to_pixels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
     """[-1, 1] to the 0..255 of an image file, rounded; values outside are clipped, DataError if any is not finite."""
     bad = ~images.isfinite().flatten(1).all(dim=1)
     if bad.any():
@@ -96,10 +96,10 @@ def to_pixels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _to_colour(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b 3 h w"]:
+def _convert_to_colour(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b 3 h w"]:
     if images.shape[1] not in (1, 3):
         raise ConfigError(f"these features are of images with 1 or 3 channels, got {images.shape[1]}")
-    return to_pixels(images).expand(-1, 3, -1, -1)
+    return convert_to_pixels(images).expand(-1, 3, -1, -1)
 
 
 class ClassifierFeatures:
@@ -111,11 +111,11 @@ class ClassifierFeatures:
         self.preprocessing = f"{ROUNDED}, own size, [-1, 1]"
         self.dim = classifier.config.features
         self.num_classes: int | None = classifier.config.num_classes
-        self.sha256 = fingerprint(classifier)
+        self.sha256 = hash_network(classifier)
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b d"]:
-        return embed(self.classifier, to_pixels(images))
+        return embed(self.classifier, convert_to_pixels(images))
 
     @torch.no_grad()
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
@@ -133,11 +133,11 @@ class InceptionFeatures:
         self.preprocessing = f"{ROUNDED}, {GREY}, {resize.text}"
         self.dim = network.fc.in_features
         self.num_classes: int | None = network.fc.out_features
-        self.sha256 = fingerprint(network)
+        self.sha256 = hash_network(network)
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b d"]:
-        pixels = _to_colour(images).to(self.network.fc.weight.device)
+        pixels = _convert_to_colour(images).to(self.network.fc.weight.device)
         # On GPUs, convolutions would otherwise keep 10 bits of each number, and other GPUs give other distances.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self.network(self.resize(pixels)).double()
@@ -169,11 +169,11 @@ class Dinov2Features:
         self.preprocessing = (
             f"{ROUNDED}, {GREY}, antialiased bicubic resize to {size}, 8 bits, ImageNet mean and deviation"
         )
-        self.sha256 = fingerprint(network)
+        self.sha256 = hash_network(network)
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b d"]:
-        pixels = _to_colour(images).to(self.network.device).float()
+        pixels = _convert_to_colour(images).to(self.network.device).float()
         size = (DINOV2_SIZE, DINOV2_SIZE)
         resized = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).round().clamp(0, 255)
         mean, std = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (MEAN, STD))

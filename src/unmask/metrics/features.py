@@ -19,9 +19,9 @@ from unmask.runtime.distributed import Precision, World, autocast
 from unmask.runtime.progress import Progress
 from unmask.storage.weights import write_weights
 
-SMALLEST = 8  # pixels; two halvings leave 2x2, three leave 1x1
+SMALLEST_SIDE = 8  # pixels; two halvings leave 2x2, three leave 1x1
 
-Pictures = Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"]
+ClassifierImages = Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"]
 """Images in [-1, 1], or the 0..255 that stands for it, a quarter of the size."""
 
 
@@ -47,8 +47,8 @@ class ClassifierConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if not 0 <= self.shift < SMALLEST:
-            raise ConfigError(f"shift must be from 0 to {SMALLEST - 1} pixels, got {self.shift}")
+        if not 0 <= self.shift < SMALLEST_SIDE:
+            raise ConfigError(f"shift must be from 0 to {SMALLEST_SIDE - 1} pixels, got {self.shift}")
         for name in ("channels", "width", "features", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -58,7 +58,7 @@ class ClassifierConfig:
             raise ConfigError(f"learning_rate must be positive and finite, got {self.learning_rate}; try 2e-3")
 
 
-def _stage(dim_in: int, dim_out: int, stride: int) -> nn.Sequential:
+def _build_stage(dim_in: int, dim_out: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(dim_in, dim_out, 3, stride, padding=1, bias=False),
         nn.BatchNorm2d(dim_out),
@@ -73,29 +73,29 @@ class _Halving(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(dim_in, dim_out, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(dim_out)
-        self.residual = _stage(dim_out, dim_out, 1)
+        self.residual = _build_stage(dim_out, dim_out, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
         x = F.gelu(self.norm(F.max_pool2d(self.conv(x), 2)))
         return x + self.residual(x)
 
 
-def _plain(channels: int, width: int) -> nn.Sequential:
+def _build_plain(channels: int, width: int) -> nn.Sequential:
     """Six 3x3 convolutions, two of them with stride 2."""
     return nn.Sequential(
-        _stage(channels, width, 1),
-        _stage(width, width, 1),
-        _stage(width, 2 * width, 2),
-        _stage(2 * width, 2 * width, 1),
-        _stage(2 * width, 4 * width, 2),
-        _stage(4 * width, 4 * width, 1),
+        _build_stage(channels, width, 1),
+        _build_stage(width, width, 1),
+        _build_stage(width, 2 * width, 2),
+        _build_stage(2 * width, 2 * width, 1),
+        _build_stage(2 * width, 4 * width, 2),
+        _build_stage(4 * width, 4 * width, 1),
     )
 
 
-def _residual(channels: int, width: int) -> nn.Sequential:
+def _build_residual(channels: int, width: int) -> nn.Sequential:
     """Seven 3x3 convolutions; wide only where the image is small, since time goes where it is large."""
     return nn.Sequential(
-        _stage(channels, width, 1),
+        _build_stage(channels, width, 1),
         _Halving(width, width),
         _Halving(width, 4 * width),
         _Halving(4 * width, 4 * width),
@@ -108,15 +108,15 @@ class Classifier(nn.Module):
     def __init__(self, config: ClassifierConfig):
         super().__init__()
         self.config = config
-        self.trunk = (_residual if config.residual else _plain)(config.channels, config.width)
+        self.trunk = (_build_residual if config.residual else _build_plain)(config.channels, config.width)
         self.hidden = nn.Linear(4 * config.width, config.features)
         self.head = nn.Linear(config.features, config.num_classes)
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """Penultimate activations of images in [-1, 1]."""
         _, channels, height, width = images.shape
-        if channels != self.config.channels or min(height, width) < SMALLEST:
-            need = f"{self.config.channels} channels, {SMALLEST}x{SMALLEST} pixels or more"
+        if channels != self.config.channels or min(height, width) < SMALLEST_SIDE:
+            need = f"{self.config.channels} channels, {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels or more"
             raise ConfigError(f"the classifier needs {need}, got {channels} channels, {height}x{width}; resize them")
         return F.gelu(self.hidden(self.trunk(images).mean(dim=(2, 3))))
 
@@ -126,7 +126,7 @@ class Classifier(nn.Module):
 
 
 def train_classifier(
-    images: Pictures, labels: Int[Tensor, "n"], config: ClassifierConfig, progress: Progress | None = None
+    images: ClassifierImages, labels: Int[Tensor, "n"], config: ClassifierConfig, progress: Progress | None = None
 ) -> Classifier:
     """Trains where the images lie; AdamW, one-cycle rate, label smoothing 0.1, shifted and mirrored images.
 
@@ -146,10 +146,10 @@ def train_classifier(
     optimizer = torch.optim.AdamW(classifier.parameters(), config.learning_rate, weight_decay=0.01)
     for step in range(config.steps):
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _one_cycle(step / config.steps)
+            group["lr"] = config.learning_rate * _compute_rate_factor(step / config.steps)
         batch = torch.randint(len(images), (config.batch_size,), generator=rand).to(images.device)
         with half:
-            logits = classifier(_augment(_as_float(images[batch]), config, rand))
+            logits = classifier(_augment(_convert_to_float(images[batch]), config, rand))
         loss = F.cross_entropy(logits.float(), labels[batch], label_smoothing=0.1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -160,11 +160,11 @@ def train_classifier(
     return classifier.eval()
 
 
-def _as_float(images: Pictures) -> Float[Tensor, "n c h w"]:
+def _convert_to_float(images: ClassifierImages) -> Float[Tensor, "n c h w"]:
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
-def _check_labels(images: Pictures, labels: Int[Tensor, "n"], config: ClassifierConfig) -> None:
+def _check_labels(images: ClassifierImages, labels: Int[Tensor, "n"], config: ClassifierConfig) -> None:
     if len(images) == 0:
         raise ConfigError("0 images to train the classifier on; pass at least one")
     low, high = int(labels.min()), int(labels.max())
@@ -174,7 +174,7 @@ def _check_labels(images: Pictures, labels: Int[Tensor, "n"], config: Classifier
         )
 
 
-def _one_cycle(progress: float) -> float:
+def _compute_rate_factor(progress: float) -> float:
     """Learning-rate factor: linear up over the first tenth, cosine down to 0 over the rest."""
     if progress < 0.1:
         return (progress + 0.01) / 0.11
@@ -208,7 +208,7 @@ def _shift(images: Float[Tensor, "b c h w"], rand: torch.Generator, most: int = 
 
 
 @torch.no_grad()
-def embed(classifier: Classifier, images: Pictures, batch: int | None = None) -> Float64[Tensor, "n d"]:
+def embed(classifier: Classifier, images: ClassifierImages, batch: int | None = None) -> Float64[Tensor, "n d"]:
     """Penultimate features in evaluation mode, whatever mode the classifier is in; that mode is kept.
 
     `batch` images at a time, or as many as leave an activation below 256 MiB.
@@ -221,7 +221,7 @@ def embed(classifier: Classifier, images: Pictures, batch: int | None = None) ->
     batch = batch or min(512, max(1, (1 << 26) // (pixels * classifier.config.width)))
     features = torch.cat(
         [
-            classifier.features(_as_float(part.to(classifier.head.weight.device))).double()
+            classifier.features(_convert_to_float(part.to(classifier.head.weight.device))).double()
             for part in images.split(batch)
         ]
     )
@@ -229,7 +229,7 @@ def embed(classifier: Classifier, images: Pictures, batch: int | None = None) ->
     return features
 
 
-def fingerprint(network: nn.Module) -> str:
+def hash_network(network: nn.Module) -> str:
     """SHA-256 of names, shapes and weights: two reports with one fingerprint used the same features."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
@@ -245,7 +245,7 @@ def save_classifier(classifier: Classifier, path: Path | str, pictures: str = ""
     write_weights(classifier.state_dict(), Path(path), facts)
 
 
-def trained_on(path: Path | str) -> str:
+def read_picture_digest(path: Path | str) -> str:
     """The digest of the pictures that a saved classifier learned from, "" if its file does not say."""
     with safe_open(path, framework="pt") as file:
         return (file.metadata() or {}).get("pictures", "")

@@ -52,7 +52,7 @@ def check_finite(features: Float[Tensor, "n d"]) -> None:
         raise DataError(f"{found}, first row {int(bad.nonzero()[0])}; check the image it came from")
 
 
-def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+def compute_frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Squared Wasserstein-2 distance of two Gaussians, eq. 6 of arXiv 1706.08500; 0 exactly where both agree.
 
     |mu_a - mu_b|^2 + tr(Ca + Cb - 2 (Ca Cb)^(1/2)). With factors Ca = A A' and Cb = B B', the eigenvalues of Ca Cb are
@@ -62,19 +62,19 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     if len(a.mean) != len(b.mean):
         raise ConfigError(f"features have {len(a.mean)} and {len(b.mean)} dimensions; embed both with one classifier")
     shift = (a.mean - b.mean).square().sum()
-    overlap = torch.linalg.svdvals(_factor(a.covariance).T @ _factor(b.covariance)).sum()
+    overlap = torch.linalg.svdvals(_factorize(a.covariance).T @ _factorize(b.covariance)).sum()
     distance = shift + a.covariance.trace() + b.covariance.trace() - 2 * overlap
     return max(0.0, distance.item())  # rounding may leave -1e-15
 
 
-def _factor(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d r"]:
+def _factorize(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d r"]:
     """A with A A' = covariance: scaled eigenvectors, without those whose eigenvalue is rounding noise around 0."""
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
     return vectors[:, kept] * values[kept].sqrt()
 
 
-def frechet_infinity(
+def compute_frechet_infinity(
     features: Float[Tensor, "n d"],
     reference: Gaussian,
     *,
@@ -105,7 +105,7 @@ def frechet_infinity(
     distances = []
     for size in sizes:
         chosen = torch.randperm(count, generator=rand)[:size].to(features.device)
-        distances.append(frechet_distance(fit_gaussian(features[chosen]), reference))
+        distances.append(compute_frechet_distance(fit_gaussian(features[chosen]), reference))
     inverse, distance = (torch.tensor(v, dtype=torch.float64) for v in ([1 / size for size in sizes], distances))
     centred = inverse - inverse.mean()
     slope = centred @ distance / centred.square().sum()

@@ -12,20 +12,20 @@ from unmask.metrics.features import (
     Classifier,
     ClassifierConfig,
     load_classifier,
+    read_picture_digest,
     save_classifier,
     train_classifier,
-    trained_on,
 )
 from unmask.runtime.distributed import World, barrier
 from unmask.runtime.progress import Progress
 
-BATCH = 256
+READ_BATCH = 256
 
 
-MEMORY = 1 << 30  # bytes of pictures that a classifier learns from
+MAX_TRAINING_BYTES = 1 << 30  # bytes of pictures that a classifier learns from
 
 
-def in_domain(
+def prepare_classifier_features(
     pictures: PictureSet, config: ClassifierConfig, path: Path, world: World, progress: Progress | None = None
 ) -> ClassifierFeatures:
     """A classifier trained on these real pictures, once for them and per configuration, and kept in `path`."""
@@ -36,14 +36,14 @@ def in_domain(
     barrier(world)
     if world.is_main:
         found = digest(pictures.pictures)
-        if not (path.exists() and load_classifier(path).config == config and trained_on(path) == found):
+        if not (path.exists() and load_classifier(path).config == config and read_picture_digest(path) == found):
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_classifier(train_on(pictures, config, world, progress), path, found)
+            save_classifier(train_on_pictures(pictures, config, world, progress), path, found)
     barrier(world)
     return ClassifierFeatures(load_classifier(path).to(world.device))
 
 
-def train_on(
+def train_on_pictures(
     pictures: PictureSet, config: ClassifierConfig, world: World, progress: Progress | None = None
 ) -> Classifier:
     """The classifier of a configuration, trained on these pictures, as 8 bits in memory: MEMORY of them at most."""
@@ -51,7 +51,7 @@ def train_on(
     every, parts, labels = torch.arange(len(pictures)), [], []
     if isinstance(pictures.pictures, OnDemand):
         every = spread(len(pictures))  # as the reference has them, which names those that cannot be read
-    for index in every[spread(len(every), MEMORY // pictures.dim)].split(BATCH):
+    for index in every[spread(len(every), MAX_TRAINING_BYTES // pictures.dim)].split(READ_BATCH):
         images, places = pictures.readable(index, torch.device("cpu"))
         parts.append(((images + 1) * 127.5).round().to(torch.uint8))
         labels.append(pictures.pictures.labels[index[places]])

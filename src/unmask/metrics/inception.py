@@ -82,7 +82,7 @@ class Conv(nn.Module):
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
-def _average(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+def _average_pool(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     # Of the pixels that are there: TensorFlow leaves the padding out of the count.
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
@@ -104,7 +104,7 @@ class BlockA(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         five = self.branch5x5_2(self.branch5x5_1(x))
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch1x1(x), five, double, self.branch_pool(_average(x))], dim=1)
+        return torch.cat([self.branch1x1(x), five, double, self.branch_pool(_average_pool(x))], dim=1)
 
 
 class BlockB(nn.Module):
@@ -139,7 +139,7 @@ class BlockC(nn.Module):
         seven = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
-        return torch.cat([self.branch1x1(x), seven, double, self.branch_pool(_average(x))], dim=1)
+        return torch.cat([self.branch1x1(x), seven, double, self.branch_pool(_average_pool(x))], dim=1)
 
 
 class BlockD(nn.Module):
@@ -173,7 +173,7 @@ class BlockE(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2048 h w"]:
         three = self.branch3x3_1(x)
         double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.maximum else _average(x)
+        pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.maximum else _average_pool(x)
         parts = [self.branch1x1(x), self.branch3x3_2a(three), self.branch3x3_2b(three)]
         parts += [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double), self.branch_pool(pooled)]
         return torch.cat(parts, dim=1)
@@ -207,7 +207,7 @@ class Inception(nn.Module):
         return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean(dim=(2, 3))
 
 
-def find_weights(progress: Progress | None = None) -> Path:
+def find_inception_weights(progress: Progress | None = None) -> Path:
     """The published weights in the cache, downloaded there once; ConfigError says what to do where that fails."""
     path = cache_dir() / "inception" / FILE
     if path.is_file() and path.stat().st_size == BYTES:

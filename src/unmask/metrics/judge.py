@@ -19,7 +19,7 @@ from unmask.runtime.progress import Progress
 from unmask.storage.weights import write_weights
 from unmask.training.optim import AdamW, CosineDecay, set_learning_rate
 
-LOGITS = 1 << 24  # numbers in the largest table of logits that judging makes: 64 MiB
+LOGITS_PER_BLOCK = 1 << 24  # numbers in the largest table of logits that judging makes: 64 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def train_judge(
         start = config.context * int(torch.randint(math.ceil(tokens.shape[1] / config.context), (), generator=rand))
         piece = slice(start, start + config.context)
         logits = judge.head(judge.hidden(judge.shifted(tokens)[:, piece]))
-        loss = _nats(logits, tokens[:, piece]).sum() / (tokens[:, piece] >= 0).sum().clamp(min=1)
+        loss = _compute_nats(logits, tokens[:, piece]).sum() / (tokens[:, piece] >= 0).sum().clamp(min=1)
         set_learning_rate(optimizers, rate(step, config.steps))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -113,7 +113,7 @@ def train_judge(
     return judge.eval()
 
 
-def _nats(logits: Float[Tensor, "... k"], tokens: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+def _compute_nats(logits: Float[Tensor, "... k"], tokens: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
     """-log p(token) at each place, 0 where it is absent."""
     flat = F.cross_entropy(logits.flatten(0, -2).float(), tokens.flatten(), ignore_index=-1, reduction="none")
     return flat.view(tokens.shape)
@@ -129,7 +129,7 @@ def _check_range(rows: Int[Tensor, "b l"], vocab_size: int) -> None:
 
 
 @torch.no_grad()
-def surprise(judge: Judge, rows: Int[Tensor, "n l"], batch: int = 256) -> Float[Tensor, "n l"]:
+def measure_surprise(judge: Judge, rows: Int[Tensor, "n l"], batch: int = 256) -> Float[Tensor, "n l"]:
     """-log p(token | those before it) in nats, 0 at absent (-1) tokens, where the rows lie.
 
     The first tokens of rows cut out of a longer text surprise more than the others: compare rows cut alike.
@@ -138,16 +138,16 @@ def surprise(judge: Judge, rows: Int[Tensor, "n l"], batch: int = 256) -> Float[
         raise ConfigError(f"{rows.shape[0]} rows of {rows.shape[1]} tokens to judge; pass at least one token")
     _check_range(rows, judge.vocab_size)
     return torch.cat(
-        [_judge(judge, part.to(judge.head.weight.device).long()).to(rows.device) for part in rows.split(batch)]
+        [_score_rows(judge, part.to(judge.head.weight.device).long()).to(rows.device) for part in rows.split(batch)]
     )
 
 
-def _judge(judge: Judge, rows: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+def _score_rows(judge: Judge, rows: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
     """The states are small and made at once; their logits are as wide as the vocabulary, and made in blocks."""
     hidden = judge.hidden(judge.shifted(rows)).flatten(0, 1)
-    size = max(1, LOGITS // judge.vocab_size)
+    size = max(1, LOGITS_PER_BLOCK // judge.vocab_size)
     blocks = zip(hidden.split(size), rows.flatten().split(size), strict=True)
-    return torch.cat([_nats(judge.head(states), tokens) for states, tokens in blocks]).view(rows.shape)
+    return torch.cat([_compute_nats(judge.head(states), tokens) for states, tokens in blocks]).view(rows.shape)
 
 
 def save_judge(judge: Judge, path: Path | str, text: str = "") -> None:
@@ -157,7 +157,7 @@ def save_judge(judge: Judge, path: Path | str, text: str = "") -> None:
     write_weights(judge.state_dict(), Path(path), {"judge": json.dumps(config, sort_keys=True), "text": text})
 
 
-def learned_from(path: Path | str) -> str:
+def read_text_digest(path: Path | str) -> str:
     """The digest of the text that a saved judge learned from, "" if its file does not say."""
     with safe_open(path, framework="pt") as file:
         return (file.metadata() or {}).get("text", "")

@@ -10,7 +10,7 @@ from unmask.errors import ConfigError
 from unmask.metrics.frechet import check_finite
 
 
-def unbiased_mmd(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], block: int = 2048) -> float:
+def compute_unbiased_mmd(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], block: int = 2048) -> float:
     """Unbiased MMD^2 over all rows, eq. 4 of arXiv 1801.01401; memory is block^2."""
     if min(len(real), len(fake)) < 2 or block < 1:
         counts = f"{len(real)} and {len(fake)} samples with block {block}"
@@ -18,11 +18,11 @@ def unbiased_mmd(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], block: 
     check_finite(real)
     check_finite(fake)
     real, fake = real.double(), fake.double()
-    cross = _total(real, fake, block) / (len(real) * len(fake))
-    return (_mean_of_pairs(real, block) + _mean_of_pairs(fake, block) - 2 * cross).item()
+    cross = _sum_kernel(real, fake, block) / (len(real) * len(fake))
+    return (_average_pairs(real, block) + _average_pairs(fake, block) - 2 * cross).item()
 
 
-def kernel_distance(
+def compute_kernel_distance(
     real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """Mean and standard deviation (divisor `subsets`) of `unbiased_mmd` over random subsets of `size` rows of each.
@@ -39,25 +39,25 @@ def kernel_distance(
     values = []
     for _ in range(subsets):
         a, b = (part[torch.randperm(len(part), generator=rand)[:size].to(part.device)] for part in (real, fake))
-        values.append(unbiased_mmd(a, b))
+        values.append(compute_unbiased_mmd(a, b))
     distances = torch.tensor(values, dtype=torch.float64)
     return distances.mean().item(), distances.std(correction=0).item()
 
 
-def _kernel(dot: Float64[Tensor, "..."], dim: int) -> Float64[Tensor, "..."]:
+def _compute_kernel(dot: Float64[Tensor, "..."], dim: int) -> Float64[Tensor, "..."]:
     return (dot / dim + 1) ** 3
 
 
-def _total(a: Float64[Tensor, "n d"], b: Float64[Tensor, "m d"], block: int) -> Float64[Tensor, ""]:
+def _sum_kernel(a: Float64[Tensor, "n d"], b: Float64[Tensor, "m d"], block: int) -> Float64[Tensor, ""]:
     """The kernel summed over all pairs."""
     total = a.new_zeros(())
     for rows in a.split(block):
         for columns in b.split(block):
-            total += _kernel(rows @ columns.T, a.shape[1]).sum()
+            total += _compute_kernel(rows @ columns.T, a.shape[1]).sum()
     return total
 
 
-def _mean_of_pairs(a: Float64[Tensor, "n d"], block: int) -> Float64[Tensor, ""]:
+def _average_pairs(a: Float64[Tensor, "n d"], block: int) -> Float64[Tensor, ""]:
     """The kernel's mean over pairs of unlike rows: without the diagonal, which would be the bias."""
-    diagonal = _kernel(a.square().sum(dim=1), a.shape[1]).sum()
-    return (_total(a, a, block) - diagonal) / (len(a) * (len(a) - 1))
+    diagonal = _compute_kernel(a.square().sum(dim=1), a.shape[1]).sum()
+    return (_sum_kernel(a, a, block) - diagonal) / (len(a) * (len(a) - 1))

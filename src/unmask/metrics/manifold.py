@@ -11,7 +11,7 @@ from unmask.errors import ConfigError
 from unmask.metrics.frechet import check_finite
 
 
-def prdc(
+def compute_prdc(
     real: Float[Tensor, "n d"],
     fake: Float[Tensor, "m d"],
     *,
@@ -36,9 +36,9 @@ def prdc(
     check_finite(fake)
     centre = real.double().mean(dim=0)  # distances stay, and what rounding takes from them shrinks
     real, fake = real.double() - centre, fake.double() - centre
-    near_real, near_fake = _near(real, need - 1, block), _near(fake, k_precision, block)
-    precise_ball, dense_ball = (_ball(real, near_real[:, k - 1]) for k in (k_precision, k_density))
-    recall_ball = _ball(fake, near_fake[:, k_precision - 1])
+    near_real, near_fake = _find_near_squares(real, need - 1, block), _find_near_squares(fake, k_precision, block)
+    precise_ball, dense_ball = (_shrink_balls(real, near_real[:, k - 1]) for k in (k_precision, k_density))
+    recall_ball = _shrink_balls(fake, near_fake[:, k_precision - 1])
 
     precise = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
     recalled, covered = torch.zeros(2, len(real), dtype=torch.bool, device=real.device)
@@ -47,7 +47,7 @@ def prdc(
         rows = slice(row, row + block)
         for column in range(0, len(fake), block):
             columns = slice(column, column + block)
-            squares = _squares(real[rows], fake[columns])
+            squares = _compute_squares(real[rows], fake[columns])
             dense = squares < dense_ball[rows, None]
             inside += dense.sum()
             covered[rows] |= dense.any(dim=1)
@@ -61,18 +61,18 @@ def prdc(
     }
 
 
-def _squares(a: Float64[Tensor, "p d"], b: Float64[Tensor, "q d"]) -> Float64[Tensor, "p q"]:
+def _compute_squares(a: Float64[Tensor, "p d"], b: Float64[Tensor, "q d"]) -> Float64[Tensor, "p q"]:
     """Squared distances as |a|^2 + |b|^2 - 2 a.b: faster than differences; `_ball` bears the rounding."""
     return torch.addmm(b.square().sum(dim=1), a, b.T, alpha=-2).add_(a.square().sum(dim=1)[:, None]).clamp_(min=0)
 
 
-def _near(points: Float64[Tensor, "n d"], k: int, block: int) -> Float64[Tensor, "n k"]:
+def _find_near_squares(points: Float64[Tensor, "n d"], k: int, block: int) -> Float64[Tensor, "n k"]:
     """Squared distances to the k nearest other points, ascending."""
     best = points.new_full((len(points), k), float("inf"))
     for row in range(0, len(points), block):
         rows = slice(row, row + block)
         for column in range(0, len(points), block):
-            squares = _squares(points[rows], points[column : column + block])
+            squares = _compute_squares(points[rows], points[column : column + block])
             if column == row:
                 squares.fill_diagonal_(float("inf"))
             least = squares.topk(min(k, squares.shape[1]), dim=1, largest=False).values
@@ -80,7 +80,7 @@ def _near(points: Float64[Tensor, "n d"], k: int, block: int) -> Float64[Tensor,
     return best
 
 
-def _ball(centres: Float64[Tensor, "n d"], square: Float64[Tensor, "n"]) -> Float64[Tensor, "n"]:
+def _shrink_balls(centres: Float64[Tensor, "n d"], square: Float64[Tensor, "n"]) -> Float64[Tensor, "n"]:
     """The squared radius, less what rounding can do, so that what ties with it is outside, whatever the block.
 
     A squared distance from c is wrong by (d + 3) eps (|c|^2 + |b|^2) at most; a b on the sphere has

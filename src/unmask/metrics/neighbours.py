@@ -8,7 +8,7 @@ from torch import Tensor
 from unmask.errors import ConfigError, DataError
 
 
-def nearest(
+def find_nearest_neighbours(
     queries: Float[Tensor, "n d"], references: Float[Tensor, "m d"], chunk: int = 1024
 ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
     """Distance and index of each query's nearest reference; among equals the first. Memory is chunk^2, never n m."""
@@ -23,14 +23,14 @@ def nearest(
     for row in range(0, len(queries), chunk):
         rows = slice(row, row + chunk)
         for start in range(0, len(references), chunk):
-            near, where = _block(queries[rows], references[start : start + chunk])
+            near, where = _search_block(queries[rows], references[start : start + chunk])
             closer = near < distance[rows]
             index[rows] = torch.where(closer, where + start, index[rows])
             distance[rows] = torch.where(closer, near, distance[rows])
     return distance, index
 
 
-def _block(
+def _search_block(
     queries: Float[Tensor, "n d"], references: Float[Tensor, "m d"]
 ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
     # |q|^2 + |r|^2 - 2 q.r would be faster, but gives a copy a distance of 1e-3 instead of 0.
@@ -38,7 +38,7 @@ def _block(
     return distances.min(dim=1)
 
 
-def nearest_train(
+def compare_with_training_set(
     samples: Float[Tensor, "n d"], train: Float[Tensor, "m d"], held_out: Float[Tensor, "k d"]
 ) -> dict[str, float]:
     """Is the sample set memorised? Distances to the training set, of samples and of held-out real images.
@@ -49,8 +49,8 @@ def nearest_train(
     """
     if len(samples) == 0 or len(held_out) == 0:
         raise ConfigError(f"got {len(samples)} samples and {len(held_out)} held-out images; both need at least 1")
-    of_samples, _ = nearest(samples, train)
-    of_held_out, _ = nearest(held_out, train)
+    of_samples, _ = find_nearest_neighbours(samples, train)
+    of_held_out, _ = find_nearest_neighbours(held_out, train)
     median, held_out_median = of_samples.quantile(0.5), of_held_out.quantile(0.5)
     return {
         "samples": median.item(),

@@ -14,13 +14,13 @@ SIGMA = 1.5
 K1, K2 = 0.01, 0.03
 
 
-def psnr(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b"]:
+def compute_psnr(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b"]:
     """10 log10(peak^2 / mean squared error) in dB of each pair in [-1, 1], clamped to it; inf for equal images."""
-    a, b = _unit(a, b)
+    a, b = _scale_to_unit(a, b)
     return -10 * (a - b).square().mean(dim=(1, 2, 3)).log10()  # the peak is 1
 
 
-def ssim(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b"]:
+def compute_ssim(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b"]:
     """Structural similarity of each pair in [-1, 1], clamped to it: eq. 13 of the paper, 1 for equal images.
 
     The mean over channels and over every place where the whole window fits. Tools that pad the border differ a little.
@@ -29,7 +29,7 @@ def ssim(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float64[Te
     if min(a.shape[2:]) < WINDOW:
         height, width = a.shape[2:]
         raise ConfigError(f"SSIM needs images of {WINDOW}x{WINDOW} pixels or larger, got {height}x{width}; use PSNR")
-    a, b = _unit(a, b)
+    a, b = _scale_to_unit(a, b)
     mean_a, mean_b = _blur(a), _blur(b)
     spread_a, spread_b = _blur(a * a) - mean_a * mean_a, _blur(b * b) - mean_b * mean_b
     shared = _blur(a * b) - mean_a * mean_b
@@ -39,7 +39,7 @@ def ssim(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float64[Te
     return (light * structure).mean(dim=(1, 2, 3))
 
 
-def code_statistics(counts: Int[Tensor, "k"]) -> dict[str, float]:
+def compute_code_statistics(counts: Int[Tensor, "k"]) -> dict[str, float]:
     """From how often each code occurs: `usage`, the share of codes that do; `bits_per_token`, the entropy of one token
     on its own; and `perplexity`, 2 to that power: the size of an evenly used codebook with as much entropy."""
     total = counts.sum()
@@ -54,7 +54,7 @@ def code_statistics(counts: Int[Tensor, "k"]) -> dict[str, float]:
     }
 
 
-def _unit(
+def _scale_to_unit(
     a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]
 ) -> tuple[Float64[Tensor, "b c h w"], Float64[Tensor, "b c h w"]]:
     """Both on 0..1; a comparison of unlike shapes would broadcast in silence."""
@@ -66,10 +66,10 @@ def _unit(
 def _blur(images: Float64[Tensor, "b c h w"]) -> Float64[Tensor, "b c y x"]:
     """Means under the Gaussian window, where all of it lies inside."""
     height, width = images.shape[2:]
-    return _band(height, images) @ images @ _band(width, images).T
+    return _build_band(height, images) @ images @ _build_band(width, images).T
 
 
-def _band(size: int, like: Float64[Tensor, "..."]) -> Float64[Tensor, "p s"]:
+def _build_band(size: int, like: Float64[Tensor, "..."]) -> Float64[Tensor, "p s"]:
     """The window at each of its places, one row for each: as a product 3 to 9 times faster than a convolution."""
     place = torch.arange(WINDOW, dtype=like.dtype, device=like.device) - WINDOW // 2
     weight = torch.exp(-place.square() / (2 * SIGMA**2))

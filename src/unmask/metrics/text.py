@@ -19,13 +19,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unmask.errors import ConfigError, DataError
 
-Rows = Int[Tensor, "_ _"]
+TextRows = Int[Tensor, "_ _"]
 """One text each."""
 
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]+")
 
 
-def words(texts: Sequence[str]) -> Rows:
+def number_words(texts: Sequence[str]) -> TextRows:
     """The words of each text and the marks between them, case aside, by their numbers: equal where these are."""
     numbers: dict[str, int] = {}
     rows = [[numbers.setdefault(word, len(numbers)) for word in WORD.findall(text.casefold())] for text in texts]
@@ -34,14 +34,14 @@ def words(texts: Sequence[str]) -> Rows:
     return pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True, padding_value=-1)
 
 
-def ended(rows: Int[Tensor, "b l"], end_id: int, front: int = 0) -> Int[Tensor, "b l"]:
+def cut_after_end(rows: Int[Tensor, "b l"], end_id: int, front: int = 0) -> Int[Tensor, "b l"]:
     """Each row up to its first end token from the place `front` on, that one kept, and -1 after it."""
     ends = rows == end_id
     ends[:, :front] = False
     return rows.masked_fill(ends.cumsum(1) - ends.long() > 0, -1)
 
 
-def ngrams(rows: Int[Tensor, "b l"], n: int) -> Int[Tensor, "b _"]:
+def number_ngrams(rows: Int[Tensor, "b l"], n: int) -> Int[Tensor, "b _"]:
     """The number of the n-gram that begins at each place, equal where the n-grams are; -1 where there is none."""
     if n < 1:
         raise ConfigError(f"n is {n}; an n-gram has at least 1 token")
@@ -56,31 +56,31 @@ def ngrams(rows: Int[Tensor, "b l"], n: int) -> Int[Tensor, "b _"]:
     return grams
 
 
-def _found(rows: Rows, n: int) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"]]:
+def _list_ngrams(rows: TextRows, n: int) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"]]:
     """Every n-gram's row and number."""
-    grams = ngrams(rows, n)
+    grams = number_ngrams(rows, n)
     row, column = (grams >= 0).nonzero(as_tuple=True)
     return row, grams[row, column]
 
 
-def _within(row: Int[Tensor, "m"], grams: Int[Tensor, "m"]) -> Int[Tensor, "m"]:
+def _number_within_rows(row: Int[Tensor, "m"], grams: Int[Tensor, "m"]) -> Int[Tensor, "m"]:
     """A number for each pair of a row and an n-gram."""
     return row * (grams.max() + 1) + grams
 
 
-def distinct(rows: Rows, n: int) -> float:
+def compute_distinct(rows: TextRows, n: int) -> float:
     """How many different n-grams there are, as a share of all: distinct-n over all rows together."""
-    _, grams = _found(rows, n)
+    _, grams = _list_ngrams(rows, n)
     return grams.unique().numel() / len(grams) if len(grams) else math.nan
 
 
-def repetition(rows: Rows, n: int) -> float:
+def compute_repetition(rows: TextRows, n: int) -> float:
     """The share of n-grams that occur earlier in the same row."""
-    row, grams = _found(rows, n)
-    return 1 - _within(row, grams).unique().numel() / len(grams) if len(grams) else math.nan
+    row, grams = _list_ngrams(rows, n)
+    return 1 - _number_within_rows(row, grams).unique().numel() / len(grams) if len(grams) else math.nan
 
 
-def doubles(rows: Rows) -> float:
+def compute_doubles(rows: TextRows) -> float:
     """The share of tokens that equal their predecessor, of those that have one: "Max Max" among words."""
     before, after = rows[:, :-1], rows[:, 1:]
     pairs = (before >= 0) & (after >= 0)
@@ -89,19 +89,19 @@ def doubles(rows: Rows) -> float:
     return int((pairs & (before == after)).sum()) / int(pairs.sum())
 
 
-def entropy(rows: Int[Tensor, "b l"]) -> Float64[Tensor, "b"]:
+def compute_unigram_entropy(rows: Int[Tensor, "b l"]) -> Float64[Tensor, "b"]:
     """Of the frequencies of the tokens within each row, in nats; 0 for a row without tokens."""
     row, tokens = (rows >= 0).nonzero(as_tuple=True)
     out = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     if len(row) == 0:
         return out
-    _, kind, counts = _within(row, rows[row, tokens].long()).unique(return_inverse=True, return_counts=True)
+    _, kind, counts = _number_within_rows(row, rows[row, tokens].long()).unique(return_inverse=True, return_counts=True)
     length = row.bincount(minlength=len(rows))
     surprise = (length[row].double() / counts[kind]).log()
     return out.index_add(0, row, surprise / length[row])
 
 
-def ngram_kl(samples: Rows, held_out: Rows, n: int, *, smoothing: float = 0.5) -> float:
+def compute_ngram_kl(samples: TextRows, held_out: TextRows, n: int, *, smoothing: float = 0.5) -> float:
     """KL(samples || held-out) of the frequencies of n-grams, in nats.
 
     `smoothing` is added to the count of every n-gram that either has, in both, which keeps it finite: unseen ones cost
@@ -111,8 +111,8 @@ def ngram_kl(samples: Rows, held_out: Rows, n: int, *, smoothing: float = 0.5) -
     if not 0 < smoothing < float("inf"):
         raise ConfigError(f"smoothing is {smoothing}; it must be positive and finite, as 0.5 is")
     width = max(samples.shape[1], held_out.shape[1])
-    both = torch.cat([_widened(samples, width), _widened(held_out, width)])
-    row, grams = _found(both, n)
+    both = torch.cat([_widen(samples, width), _widen(held_out, width)])
+    row, grams = _list_ngrams(both, n)
     ours = row < len(samples)
     if not ours.any() or ours.all():
         return math.nan
@@ -123,5 +123,5 @@ def ngram_kl(samples: Rows, held_out: Rows, n: int, *, smoothing: float = 0.5) -
     return max(0.0, (p * (p / q).log()).sum().item())  # rounding may leave -1e-16
 
 
-def _widened(rows: Rows, width: int) -> Rows:
+def _widen(rows: TextRows, width: int) -> TextRows:
     return F.pad(rows.long(), (0, width - rows.shape[1]), value=-1)

@@ -32,7 +32,7 @@ class AdamW:
             raise ValueError(f"{self}: needs a positive learning rate, betas in [0, 1) and a weight decay >= 0")
 
     def build(self, model: nn.Module) -> Optimizers:
-        return [_adamw(self, list(model.parameters()))]
+        return [_build_adamw(self, list(model.parameters()))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Muon:
             momentum=self.momentum,
             weight_decay=self.weight_decay,
         )
-        return [muon, _adamw(self.rest, [p for p in model.parameters() if id(p) not in taken])]
+        return [muon, _build_adamw(self.rest, [p for p in model.parameters() if id(p) not in taken])]
 
 
 class MuonOptimizer(torch.optim.Optimizer):
@@ -114,7 +114,7 @@ def orthogonalize(matrices: Float[Tensor, "n a b"], dtype: torch.dtype) -> Float
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     if dtype == torch.float32 and 2 * x.shape[-1] > 3 * x.shape[-2]:
-        x = _product_of_steps(x @ x.mT) @ x
+        x = _multiply_steps(x @ x.mT) @ x
     else:
         for _ in range(NEWTON_SCHULZ_STEPS):
             gram = x @ x.mT
@@ -122,23 +122,23 @@ def orthogonalize(matrices: Float[Tensor, "n a b"], dtype: torch.dtype) -> Float
     return x.mT if tall else x
 
 
-def _product_of_steps(gram: Float[Tensor, "n m m"]) -> Float[Tensor, "n m m"]:
-    product = factor = _step_factor(gram)
+def _multiply_steps(gram: Float[Tensor, "n m m"]) -> Float[Tensor, "n m m"]:
+    product = factor = _compute_step_factor(gram)
     for _ in range(NEWTON_SCHULZ_STEPS - 1):
         gram = factor @ (factor @ gram)  # P A P, as all these matrices commute
-        factor = _step_factor(gram)
+        factor = _compute_step_factor(gram)
         product = factor @ product
     return product
 
 
-def _step_factor(gram: Float[Tensor, "n m m"]) -> Float[Tensor, "n m m"]:
+def _compute_step_factor(gram: Float[Tensor, "n m m"]) -> Float[Tensor, "n m m"]:
     a, b, c = NEWTON_SCHULZ
     factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     factor.diagonal(dim1=-2, dim2=-1).add_(a)
     return factor
 
 
-def _adamw(config: AdamW, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _build_adamw(config: AdamW, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     decay = {True: config.weight_decay, False: 0.0}
     groups = [
         {
@@ -162,7 +162,7 @@ class Constant:
         _check_curve(self.warmup)
 
     def __call__(self, step: int, steps: int) -> float:
-        return _warm(step, self.warmup)
+        return _warm_up(step, self.warmup)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ class CosineDecay:
 
     def __call__(self, step: int, steps: int) -> float:
         x = min(1.0, max(0, step - self.warmup) / max(1, steps - self.warmup))
-        return _warm(step, self.warmup) * (self.final + (1 - self.final) * (1 + math.cos(math.pi * x)) / 2)
+        return _warm_up(step, self.warmup) * (self.final + (1 - self.final) * (1 + math.cos(math.pi * x)) / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,7 @@ class WarmupStableDecay:
 
     def __call__(self, step: int, steps: int) -> float:
         left = (steps - step) / max(1.0, self.decay * steps)
-        return _warm(step, self.warmup) * (self.final + (1 - self.final) * min(1.0, left))
+        return _warm_up(step, self.warmup) * (self.final + (1 - self.final) * min(1.0, left))
 
 
 def _check_curve(warmup: int, final: float = 0.0) -> None:
@@ -203,7 +203,7 @@ def _check_curve(warmup: int, final: float = 0.0) -> None:
         raise ValueError(f"learning_rate: warmup {warmup} must be at least 0 steps, and final {final} lie in [0, 1]")
 
 
-def _warm(step: int, warmup: int) -> float:
+def _warm_up(step: int, warmup: int) -> float:
     return min(1.0, (step + 1) / (warmup + 1))
 
 
@@ -214,7 +214,7 @@ def set_learning_rate(optimizers: Optimizers, factor: float) -> None:
             group["lr"] = group["base"] * factor
 
 
-def prime(optimizers: Optimizers) -> None:
+def create_optimizer_state(optimizers: Optimizers) -> None:
     """Create all optimizer state without moving a weight, so a checkpoint has something to load into.
 
     One step with zero gradients at learning rate 0, after which the step counters go back to 0.
@@ -231,7 +231,7 @@ def prime(optimizers: Optimizers) -> None:
                 state["step"].zero_()
 
 
-def state_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, torch.Tensor]:
+def collect_optimizer_state(optimizers: Optimizers, model: nn.Module) -> dict[str, torch.Tensor]:
     """Every tensor of optimizer state under `optimizer.<parameter name>.<key>`."""
     names = {id(p): name for name, p in model.named_parameters()}
     return {
