@@ -159,7 +159,7 @@ def test_classifier_features_are_its_penultimate_layer(small):
     images = pixels.float() / 127.5 - 1
     found = features(images)
     assert found.shape == (5, features.dim)
-    torch.testing.assert_close(found, small.features(images).double())
+    torch.testing.assert_close(found, small.extract_features(images).double())
     expected = small(images).double().softmax(1)
     torch.testing.assert_close(features.classify(found), expected, atol=1e-6, rtol=1e-5)
     assert expected.shape == (5, features.num_classes)

@@ -230,7 +230,7 @@ def test_any_image_size_from_eight_up(size):
     model = Classifier(ClassifierConfig(channels=3, num_classes=5, width=4, features=6)).eval()
     images = normal(12, 2, 3, *size).float()
     assert model(images).shape == (2, 5)
-    assert model.features(images).shape == (2, 6)
+    assert model.extract_features(images).shape == (2, 6)
 
 
 def test_shift_is_one_of_nine_translations_and_meets_them_all():

@@ -1,4 +1,4 @@
-"""How a text came to be, token by token: coloured frames for a terminal, and one HTML page to step through."""
+"""Show how a text was sampled, token by token: coloured frames for a terminal, and one HTML page to step through."""
 
 import html
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ MASKED_CHARACTER, END_CHARACTER = "·", "⏹"
 
 
 def find_unmasking_steps(states: Sequence[State], row: int = 0) -> Int[Tensor, "l"]:
-    """The number of the state, from 1, that revealed each token for good; 0 if it was given."""
+    """Return the number of the state, from 1, that finally unmasked each token; 0 if the token was given."""
     when = torch.zeros(states[0].tokens.shape[1], dtype=torch.long)
     for number, state in enumerate(states):
         when[state.revealed[row].cpu()] = number
@@ -23,7 +23,7 @@ def find_unmasking_steps(states: Sequence[State], row: int = 0) -> Int[Tensor, "
 
 
 def choose_colour(when: int, last: int) -> tuple[int, int, int]:
-    """Red for what came first, over yellow and green, to blue for what came last."""
+    """Choose a colour for state number `when`: red for the first, over yellow and green, to blue for the last."""
     x = (when - 1) / max(1, last - 1)
     stops = [(214, 69, 65), (214, 158, 46), (56, 142, 60), (30, 100, 200)]
     place = min(2, int(x * 3))
@@ -35,7 +35,10 @@ def choose_colour(when: int, last: int) -> tuple[int, int, int]:
 def group_runs(
     tokens: Int[Tensor, "l"], when: Sequence[int], tokenizer: TextTokenizer, front: int
 ) -> Iterator[tuple[int | None, str]]:
-    """Neighbours of one state together, as (its number, text): a character may be several tokens. None is a hole."""
+    """Yield (state number, text) for adjacent tokens of one state; None as number means masked.
+
+    Tokens are decoded together, since one character may be several tokens.
+    """
     ids = tokens.tolist()
     kinds = [None if ids[place] >= tokenizer.vocab_size else when[place] for place in range(front, len(ids))]
     for kind, group in groupby(range(front, len(ids)), key=lambda place: kinds[place - front]):
@@ -56,7 +59,7 @@ def _decode_text(ids: list[int], places: list[int], tokenizer: TextTokenizer) ->
 
 
 def render_frames(states: Sequence[State], tokenizer: TextTokenizer, front: int, row: int = 0) -> Iterator[str]:
-    """One frame per state for a terminal of 24-bit colours: what was given is plain, holes are dots."""
+    """Yield one frame per state for a terminal with 24-bit colours. Given text is plain, masked tokens are dots."""
     when, last = find_unmasking_steps(states, row).tolist(), len(states) - 1
     for state in states:
         words = []
@@ -67,7 +70,7 @@ def render_frames(states: Sequence[State], tokenizer: TextTokenizer, front: int,
 
 
 def render_page(states: Sequence[State], tokenizer: TextTokenizer, front: int, title: str, rows: int) -> str:
-    """An HTML page without any script from elsewhere: a slider goes through the steps of `rows` texts."""
+    """Return a self-contained HTML page with a slider that steps through the sampling of `rows` texts."""
     last = len(states) - 1
     body = "\n".join(_render_row(states, tokenizer, front, row, last) for row in range(rows))
     return _PAGE.format(title=html.escape(title), body=body, last=last)
