@@ -1,4 +1,4 @@
-"""Pictures are checked pixel by pixel where their content is known, and for legible size where it is text."""
+"""Check pictures pixel by pixel where their content is known, and text for legible size."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Feature networks behind one protocol: 8-bit images, identities, and what each network does with them."""
+"""Check the feature extractors: 8-bit images, identities, and the features of each network."""
 
 import sys
 from dataclasses import replace
@@ -98,7 +98,7 @@ def test_pixels_of_what_is_not_finite_are_refused():
 
 
 class Mean:
-    """The mean of each channel; it notes the sizes of what it was given."""
+    """Features that are the mean of each channel; they record the batch sizes."""
 
     name, sha256, preprocessing, dim, num_classes = "mean", "0" * 64, "none", 3, None
 
@@ -224,10 +224,10 @@ def test_dinov2_is_the_class_token_of_what_pillow_resized(dinov2_folder):
     model = Dinov2Model.from_pretrained(dinov2_folder).eval()
     with torch.no_grad():
         inputs = torch.from_numpy(scaled).permute(0, 3, 1, 2).float()
-        expected = model(inputs).pooler_output.double()  # the class token after the last normalisation
+        expected = model(inputs).pooler_output.double()  # the class token after the last normalization
     found = features(pixels.float() / 127.5 - 1)
     assert (found.shape, features.dim, features.name) == ((2, 32), 32, "dinov2-32")
-    # Pillow rounds between its two passes: a level of difference in some pixels.
+    # Pillow rounds between its two passes, so some pixels differ by one level.
     apart = (expected[0] - expected[1]).abs().max().item()
     torch.testing.assert_close(found, expected, atol=0.01 * apart, rtol=0)
     assert apart > 0.1 * expected.std()
@@ -274,7 +274,7 @@ PHOTO = ClassifierConfig(
 
 @pytest.fixture(scope="module")
 def stripes():
-    """Three kinds of noisy stripes."""
+    """Return three kinds of noisy stripes, and labels."""
     rand = torch.Generator().manual_seed(8)
     labels = torch.arange(300) % 3
     wave = torch.arange(16).mul(2).sin().expand(16, 16)

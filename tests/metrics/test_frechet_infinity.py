@@ -1,4 +1,4 @@
-"""Streaming moments, the Fréchet distance extrapolated to endless samples, and feature statistics in files."""
+"""Check the Fréchet distance extrapolated to infinitely many samples."""
 
 import math
 
@@ -25,9 +25,10 @@ def close(a, b, rel):
 
 
 def known(dim, scale, shift):
-    """A Gaussian with a falling spectrum in rotated axes: exact reference, how to draw from it moved, and the distance.
+    """Return a Gaussian with a falling spectrum in rotated axes, a function that samples from a changed one, and their
+    exact distance.
 
-    Scaling every axis by `scale` and moving the mean by `shift` costs |shift|^2 + (scale - 1)^2 tr C.
+    Scaling every axis by `scale` and moving the mean by `shift` gives the distance |shift|^2 + (scale - 1)^2 tr C.
     """
     deviation = torch.arange(1, dim + 1).double() ** -0.5
     turn, _ = torch.linalg.qr(normal(dim, dim, dim))
@@ -46,7 +47,7 @@ def test_the_intercept_is_nearer_the_closed_form_than_the_plain_distance(dim, co
     extrapolated = np.array([compute_frechet_infinity(f, reference) for f in features]) - exact
     assert plain.mean() > 4 * plain.std() / math.sqrt(20)  # the bias is there
     assert abs(extrapolated.mean()) < plain.mean() / 3
-    if scale == 1:  # there the bias is larger than the noise, so that single runs gain too
+    if scale == 1:  # here the bias exceeds the noise, so single runs improve too
         assert (abs(extrapolated) < plain).mean() >= 0.9
 
 

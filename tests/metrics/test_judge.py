@@ -1,4 +1,4 @@
-"""The judge of text against chains whose entropy is known, against one token at a time, and against its own file."""
+"""Check the judge of text against chains of known entropy, against one token at a time, and against its file."""
 
 import math
 from pathlib import Path
@@ -28,7 +28,7 @@ SHORT = JudgeConfig(dim=8, steps=3, batch_size=4, context=8)
 
 
 def chain(seed, num, length):
-    """Each token is one of the two after its predecessor, modulo 6, the likelier with 0.9; the first is any."""
+    """Sample a chain: each token is one of the two after its predecessor (modulo 6), the likelier one with 0.9."""
     rand = torch.Generator().manual_seed(seed)
     steps = 1 + (torch.rand(num, length, generator=rand) < 0.1).long()
     return (torch.randint(6, (num, 1), generator=rand) + steps.cumsum(1)) % 6
@@ -71,7 +71,7 @@ def test_absent_tokens_and_the_cut_into_batches_change_nothing(random_judge, mon
     torch.testing.assert_close(measure_surprise(random_judge, wider)[:, :10], whole)
     torch.testing.assert_close(measure_surprise(random_judge, rows, batch=2), whole)
     torch.testing.assert_close(measure_surprise(random_judge, rows.to(torch.int32)), whole)
-    monkeypatch.setattr(module, "LOGITS_PER_BLOCK", 3 * random_judge.vocab_size)  # three places at once
+    monkeypatch.setattr(module, "LOGITS_PER_BLOCK", 3 * random_judge.vocab_size)  # three positions at once
     torch.testing.assert_close(measure_surprise(random_judge, rows), whole)
     assert torch.equal(wider[:, 10:], torch.full((7, 5), -1))
 
@@ -88,9 +88,9 @@ def test_logits_of_forward_are_those_of_surprise(random_judge):
 
 def test_it_learns_a_chain_to_its_entropy_beyond_the_length_of_its_pieces(trained):
     least = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)  # 0.325 nats
-    rows = chain(1, 400, 48)  # pieces of 16 of rows of 32 were learned
+    rows = chain(1, 400, 48)  # training used pieces of 16 from rows of 32
     nats = measure_surprise(trained, rows)
-    assert nats[:, 0].mean().item() == pytest.approx(math.log(6), abs=0.05)  # there is nothing to go by
+    assert nats[:, 0].mean().item() == pytest.approx(math.log(6), abs=0.05)  # the first token is unpredictable
     assert nats[:, 1:].mean().item() == pytest.approx(least, abs=0.03)
     assert nats[:, 40:].mean().item() == pytest.approx(least, abs=0.03)
 

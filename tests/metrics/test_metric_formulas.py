@@ -1,4 +1,4 @@
-"""Precision to coverage, kernel distance, Inception score and image quality against brute force and other libraries."""
+"""Check metrics of sets and of image pairs against brute force and other libraries."""
 
 import math
 
@@ -30,7 +30,7 @@ def uniform(seed, *shape):
 
 
 def by_loops(real, fake, k_precision, k_density):
-    """The definitions, sample by sample, in exact arithmetic: the features must be whole numbers."""
+    """Compute the definitions sample by sample in exact arithmetic. The features must be whole numbers."""
 
     def square(a, b):
         return sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
@@ -62,7 +62,7 @@ def by_loops(real, fake, k_precision, k_density):
     k=st.tuples(st.integers(1, 3), st.integers(1, 5)),
 )
 def test_prdc_is_its_definition_with_ties_and_copies_whatever_the_block(seed, n, m, dim, top, offset, block, k):
-    # Few whole numbers: most distances tie and many points are copies, also more of one than k.
+    # Few whole numbers: most distances tie, and many points are copies, some more than k times.
     real, fake = ((uniform(seed + i, size, dim) * top).floor() + offset for i, size in enumerate((n, m)))
     fake[: min(n, m) // 2] = real[: min(n, m) // 2]
     expected = by_loops(real, fake, *k)
@@ -84,7 +84,7 @@ def test_prdc_agrees_with_the_authors_package():
 def test_prdc_of_exact_copies():
     real = normal(2, 200, 64) + 50
     same = compute_prdc(real, real[torch.randperm(200, generator=torch.Generator().manual_seed(0))])
-    # Every ball holds its own copy and its k - 1 nearest; the k-th lies on the rim, which is outside.
+    # Every ball holds its own copy and its k - 1 nearest. The k-th lies on the surface, which is outside.
     assert same == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}
     far = compute_prdc(real, real + 1000)
     assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
@@ -215,7 +215,7 @@ def test_inception_score_agrees_with_torchmetrics():
     logits = 3 * normal(11, 120, 7)
     metric = module.InceptionScore(feature=nn.Identity(), splits=4)
     metric.update(logits)
-    with torch.random.fork_rng(devices=[]):  # it shuffles with the global generator; so do we, beforehand
+    with torch.random.fork_rng(devices=[]):  # it shuffles with the global generator, as done before here
         torch.manual_seed(0)
         mean, deviation = metric.compute()
         torch.manual_seed(0)
@@ -262,7 +262,7 @@ def test_psnr_agrees_with_torchmetrics():
 
 
 def ssim_by_scipy(a, b):
-    """One channel on 0..255 with the window as a whole, as the paper writes it down."""
+    """Compute SSIM of one channel in 0..255 with the whole 2-D window, as in the paper."""
     place = np.arange(-5, 6)
     window = np.exp(-(place[:, None] ** 2 + place**2) / (2 * 1.5**2))
     window /= window.sum()
@@ -288,7 +288,7 @@ def test_ssim_is_the_papers_formula():
 
 
 def test_ssim_agrees_with_torchmetrics_away_from_the_border():
-    # It pads by reflection and takes the mean over the padded rim too; the map inside is the same.
+    # It pads by reflection and averages over the padded border too. The map inside is the same.
     reason = "skipped: comparison with torchmetrics, which is not installed"
     module = pytest.importorskip("torchmetrics.functional.image.ssim", reason=reason)
     a, b = picture(16, 3, 2, 20, 16), picture(17, 3, 2, 20, 16)

@@ -1,4 +1,4 @@
-"""Metrics against closed forms, scipy and brute force; the classifier against a known accuracy on real digits."""
+"""Check metrics against closed forms, scipy and brute force, and the classifier's accuracy on real digits."""
 
 import math
 import warnings
@@ -39,7 +39,7 @@ def diagonal(mean, deviation):
 
 
 def by_scipy(a, b):
-    """The formula of the paper, word for word."""
+    """Compute the formula exactly as in the paper."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root = sqrtm((a.covariance @ b.covariance).numpy())
@@ -124,7 +124,7 @@ def test_nearest_agrees_with_scikit_learn_for_every_chunk(seed, n, m, chunk):
 
 
 def test_exact_copies_are_at_exactly_zero_and_the_first_wins():
-    # Far from the origin: |q|^2 + |r|^2 - 2 q.r in float32 gives about 1 here. The control shows it.
+    # Far from the origin, |q|^2 + |r|^2 - 2 q.r in float32 gives about 1, as the control shows.
     train = (normal(7, 300, 64) + 100).float()
     train[200] = train[20]
     distance, index = find_nearest_neighbours(train[[20, 7]], train, chunk=64)

@@ -1,4 +1,4 @@
-"""Figures of text against brute force on lists, scipy and closed forms; samples and held-out text side by side."""
+"""Check metrics of text against brute force on lists, scipy and closed forms, and samples beside held-out text."""
 
 import math
 from collections import Counter
@@ -76,7 +76,7 @@ def test_ngrams_have_one_number_if_and_only_if_they_are_equal(rows, n):
 def test_long_ngrams_of_a_large_vocabulary_do_not_overflow():
     rows = torch.randint(2**31 - 1, (20, 40), generator=torch.Generator().manual_seed(0))
     assert compute_distinct(torch.cat([rows, rows]), 12) == 0.5
-    assert compute_repetition(torch.cat([rows, rows], 1), 8) == pytest.approx(33 / 73)  # 7 of 80 - 7 lie over the seam
+    assert compute_repetition(torch.cat([rows, rows], 1), 8) == pytest.approx(33 / 73)  # 7 of 80 - 7 cross the seam
 
 
 @settings(max_examples=100, deadline=None)
@@ -189,7 +189,7 @@ def test_what_follows_an_end_token_is_absent_and_an_end_in_front_is_none():
 
 
 def draw(seed, num, length=32, kinds=30):
-    """A chain in which each token follows one of two."""
+    """Sample a chain in which each token is one of two after its predecessor."""
     rand = torch.Generator().manual_seed(seed)
     steps = torch.randint(1, 3, (num, length), generator=rand)
     return (torch.randint(kinds, (num, 1), generator=rand) + steps.cumsum(1)) % kinds
@@ -197,7 +197,7 @@ def draw(seed, num, length=32, kinds=30):
 
 @pytest.fixture(scope="module")
 def uniform():
-    """A judge to whom all 32 tokens are equally likely."""
+    """Return a judge that finds all 32 tokens equally likely."""
     judge = Judge(JudgeConfig(dim=4), 32, 31)
     torch.nn.init.zeros_(judge.head.weight)
     torch.nn.init.zeros_(judge.head.bias)
@@ -212,7 +212,7 @@ def test_every_figure_has_a_floor_and_samples_of_the_same_law_meet_it(uniform):
     assert found["perplexity"] == found["perplexity_floor"] == pytest.approx(32, rel=1e-5)
     assert found["nats_per_token"] == pytest.approx(math.log(32), rel=1e-5)
     for name in names:
-        ratio = 3.1 if "_kl_" in name else 1.2  # one of these is but noise, of either part
+        ratio = 3.1 if "_kl_" in name else 1.2  # n-gram KL is mostly noise here, for both parts
         assert found[name] <= ratio * found[f"{name}_floor"] <= ratio**2 * found[name], name
         if not name.startswith("word_") and f"word_{name}" in names:
             assert found[f"word_{name}"] == pytest.approx(found[name], abs=1e-9), name  # each token is a word here
@@ -232,7 +232,7 @@ def test_repetition_shows_whatever_the_perplexity_says(uniform):
 @pytest.mark.parametrize("num", [12, 5000])
 def test_both_sides_of_what_falls_with_the_number_of_rows_have_as_many(uniform, num):
     found = measure(draw(0, num), draw(1, 600), uniform)
-    for name in ("distinct_3", "ngram_kl_2"):  # of 12 rows and of 588 it would be 40 times apart
+    for name in ("distinct_3", "ngram_kl_2"):  # with 12 rows and 588 rows it would differ 40 times
         assert found[name] <= 3.1 * found[f"{name}_floor"] <= 3.1**2 * found[name], name
     plenty = measure(draw(0, 300), draw(1, 600), uniform)
     assert (found["ngram_kl_2_floor"] > 5 * plenty["ngram_kl_2_floor"]) == (num == 12)
@@ -282,7 +282,7 @@ def test_a_judge_is_trained_once_for_a_text_and_a_configuration(tmp_path, monkey
         keep(**other)
     assert len(trained) == 4
     assert keep() == first
-    save_judge(Judge(config, 8, 7), path)  # says nothing of its text
+    save_judge(Judge(config, 8, 7), path)  # without the digest of its text
     assert keep() == first
     path.write_bytes(b"no judge")
     with pytest.raises(CheckpointError, match="is not a saved judge"):

@@ -70,7 +70,7 @@ def silent(line: str) -> None:
 
 
 class Faults:
-    """Counts the file-system calls of a block of code, and lets `strike` happen at the k-th."""
+    """Count the file-system calls of a block of code, and run `strike` at call number k."""
 
     def __init__(self, at: int, strike: Callable[[], None], *, forever: bool = False) -> None:
         self.count, self.at, self.strike, self.forever = 0, at, strike, forever
@@ -308,10 +308,10 @@ def test_no_damage_goes_unnoticed(tmp_path: Path) -> None:
         assert lines or victim.name == "manifest.json"
         control += victim.name != "manifest.json" and silently_different(victim)
         victim.write_bytes(before)
-    # Negative control: safetensors alone takes most of the same damage without a word.
+    # Negative control: safetensors alone accepts most of the same damage silently.
     assert noticed > 300
     assert control > 100
-    # Only the layout of the manifest (blanks) may change without harm.
+    # Only blanks in the manifest may change without harm.
     assert harmless < 40
 
 
@@ -325,7 +325,7 @@ def silently_different(path: Path) -> bool:
 
 
 def forge(path: Path, **changes: object) -> None:
-    """A manifest that is changed and sealed anew, as by somebody who knows the format."""
+    """Change a manifest and its hash, as an attacker who knows the format would."""
     manifest = json.loads((path / "manifest.json").read_text())
     manifest |= changes
     del manifest["sha256"]
@@ -402,7 +402,7 @@ def test_a_fault_at_every_step_of_a_save(tmp_path: Path, forever: bool) -> None:
         number = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES)[at % 5]
         with Faults(at, fail_with(number), forever=forever):
             result = outcome(lambda root=root: put(root, 3))
-        # A step whose failure harms nothing, such as looking for more to prune, may pass.
+        # A call whose failure does no harm, such as listing what to prune, may pass.
         assert result["error"] in (None, "DiskError"), result
         assert "\n" not in result["message"]
         refused += result["error"] is not None
@@ -425,7 +425,7 @@ def check_after_fault(root: Path) -> None:
 
 
 def test_all_is_on_the_disk_before_the_name_and_the_name_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """kill -9 spares the page cache, so what a power cut would spare is read from the order of the calls."""
+    """kill -9 keeps the page cache, so the order of calls shows what would survive a power cut."""
     events: list[str] = []
     fsync, rename = os.fsync, os.rename
 
@@ -466,7 +466,7 @@ def test_the_lock_is_exclusive_and_released(tmp_path: Path) -> None:
 
 
 def test_another_process_is_kept_out_until_it_is_killed(tmp_path: Path) -> None:
-    # The child of the owner shares its lock, as a data worker does, and outlives it for a moment.
+    # The owner's child shares its lock, as a data worker does, and lives a moment longer.
     code = (
         "import fcntl, os, sys, time\n"
         "file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
@@ -519,7 +519,7 @@ def test_a_changed_or_foreign_metadata_is_never_unpickled(tmp_path: Path, monkey
     found = verify_checkpoint(tmp_path / "step-00000001")
     before = metadata.read_bytes()
     canary = tmp_path / "canary"
-    # The pickle of os.system("touch canary"), which plain DCP would run.
+    # This pickles os.system("touch canary"). Plain DCP would run it.
     metadata.write_bytes(b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
     with pytest.raises(CheckpointError, match=r"dcp/\.metadata has"):
         load_checkpoint(found, blank(payload(1)), sharded=False)
@@ -556,12 +556,12 @@ def run_rank(rank: int, folder: str) -> None:
         save_checkpoint(root / "sharded", step, shard(payload(step)), meta(step), **options)
     check(verify_checkpoint(root / "sharded" / "step-00000003"))
     check(verify_checkpoint(root / "whole" / "step-00000005"))
-    # Only one rank holds the bad number; both refuse.
+    # Only one rank holds the bad number, but both raise.
     bad = payload(4)
     bad["model.weight"][6, 0] = float("nan")
     with pytest.raises(NonFiniteError):
         save_checkpoint(root / "sharded", 4, shard(bad), {}, **options)
-    # Only main meets the fault, before the shards and after them; both stop.
+    # Only the main rank meets the fault, before or after the shards, but both stop.
     for name in ("_prepare", "_commit"):
         with (
             mock.patch.object(checkpoint, name, side_effect=OSError(errno.ENOSPC, "No space left on device")),
@@ -584,7 +584,7 @@ def test_two_processes_shard_and_reshard(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "sharded").iterdir()) == ["step-00000002", "step-00000003"]
 
 
-# -- the campaign, in a process of its own --
+# -- the campaign, in a separate process --
 
 
 def test_kill_9_at_random_times(campaign: dict) -> None:
@@ -629,7 +629,7 @@ def campaign() -> dict:
 
 
 def fork(action: Callable[[int], None]) -> tuple[int, int]:
-    """Run `action(pipe)` in a child; its pid and the pipe's reading end."""
+    """Run `action(pipe)` in a child; return its pid and the reading end of the pipe."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid:
@@ -674,7 +674,7 @@ def kill_often(root: Path, kills: int, rand: random.Random) -> list[dict]:
         pid, pipe = fork(train)
         time.sleep(rand.uniform(0.0, 0.12))
         os.kill(pid, signal.SIGKILL)
-        # What the child said it had saved has to be there.
+        # Every checkpoint that the child reported must exist.
         said = finish(pid, pipe).split()
         results.append({"promised": int(said[-1]) if said else 1} | look(root, rows))
     return results

@@ -123,6 +123,7 @@ class ClassifierFeatures:
 
     @torch.no_grad()
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
+        """Return class probabilities from features."""
         head = self.classifier.head
         return F.linear(features, head.weight.double(), head.bias.double()).softmax(dim=1)
 
@@ -148,6 +149,7 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
+        """Return probabilities of the 1008 classes from features, as in published Inception scores."""
         # Published Inception scores omit the bias of the last layer (code of Salimans et al. 2016).
         return F.linear(features, self.network.fc.weight.double()).softmax(dim=1)
 
@@ -184,6 +186,7 @@ class Dinov2Features:
         return self.network((resized / 255 - mean) / std).last_hidden_state[:, 0].double()
 
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
+        """Raise ConfigError, since DINOv2 has no classes."""
         raise ConfigError(
             f"{self.name} has no classes: compute the Inception score with inception or classifier features"
         )

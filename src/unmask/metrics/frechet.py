@@ -61,8 +61,8 @@ def compute_frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Compute the squared Wasserstein-2 distance of two Gaussians, eq. 6 of arXiv 1706.08500; 0 if both are equal.
 
     |mu_a - mu_b|^2 + tr(Ca + Cb - 2 (Ca Cb)^(1/2)). Let Ca = A A' and Cb = B B'. The eigenvalues of Ca Cb equal the
-    eigenvalues of the symmetric A' Cb A, which are the squared singular values of A' B. These are used directly, without
-    a root of rounding noise. So rank-deficient covariances (fewer samples than dimensions) are safe.
+    eigenvalues of the symmetric A' Cb A, which are the squared singular values of A' B. These are used directly,
+    without a root of rounding noise. So rank-deficient covariances (fewer samples than dimensions) are safe.
     """
     if len(a.mean) != len(b.mean):
         raise ConfigError(f"features have {len(a.mean)} and {len(b.mean)} dimensions; embed both with one classifier")
