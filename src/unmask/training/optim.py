@@ -23,13 +23,13 @@ class AdamW:
     """Adam with decoupled weight decay (arXiv 1711.05101)."""
 
     learning_rate: float = 1e-3
-    """Peak learning rate of AdamW. Default: torch's."""
+    """Peak learning rate of AdamW. torch's default is 0.001."""
     beta1: float = 0.9
-    """Decay per step of the mean gradient, in [0, 1). Default: the paper's."""
+    """Decay per step of the mean gradient, in [0, 1). The paper has 0.9."""
     beta2: float = 0.98
-    """Decay per step of the mean squared gradient, in [0, 1). Default: this library's (the paper has 0.999)."""
+    """Decay per step of the mean squared gradient, in [0, 1). The paper has 0.999; 0.98 is this library's."""
     weight_decay: float = 0.01
-    """Weight decay of matrices, per step and unit of learning rate. Default: torch's."""
+    """Weight decay of matrices, multiplied by the learning rate at each step. torch's default is 0.01."""
 
     def __post_init__(self) -> None:
         if not (self.learning_rate > 0 and 0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.weight_decay >= 0):
@@ -48,11 +48,11 @@ class Muon:
     """
 
     learning_rate: float = 3e-3
-    """Peak learning rate of Muon. Default: this library's."""
+    """Peak learning rate of Muon. 0.003 is this library's."""
     momentum: float = 0.95
-    """Decay per step of the mean gradient, in [0, 1). Default: Jordan's."""
+    """Decay per step of the mean gradient, in [0, 1). Jordan has 0.95."""
     weight_decay: float = 0.01
-    """Weight decay of Muon's matrices, per step and unit of learning rate. Default: this library's."""
+    """Weight decay of Muon's matrices, multiplied by the learning rate at each step. 0.01 is this library's."""
     rest: AdamW = AdamW()
     """AdamW settings for all other weights."""
 
@@ -169,7 +169,7 @@ class Constant:
     """Linear warm-up over `warmup` steps, then 1."""
 
     warmup: int = 0
-    """Steps of linear warm-up. Default: this library's."""
+    """Steps of linear warm-up."""
 
     def __post_init__(self) -> None:
         _check_curve(self.warmup)
@@ -183,9 +183,9 @@ class CosineDecay:
     """Linear warm-up, then half a cosine down to the fraction `final` at the last step."""
 
     warmup: int = 0
-    """Steps of linear warm-up. Default: this library's."""
+    """Steps of linear warm-up."""
     final: float = 0.0
-    """Fraction of the peak learning rate at the last step, in [0, 1]. Default: this library's."""
+    """Fraction of the peak learning rate at the last step, in [0, 1]."""
 
     def __post_init__(self) -> None:
         _check_curve(self.warmup, self.final)
@@ -200,11 +200,11 @@ class WarmupStableDecay:
     """Linear warm-up, a constant middle, and a linear fall to `final` over the last steps (WSD)."""
 
     warmup: int = 0
-    """Steps of linear warm-up. Default: this library's."""
+    """Steps of linear warm-up."""
     decay: float = 0.3
-    """Fraction of all steps over which the rate falls, in [0, 1]. Default: this library's."""
+    """Fraction of all steps over which the rate falls, in [0, 1]. 0.3 is this library's."""
     final: float = 0.0
-    """Fraction of the peak learning rate at the last step, in [0, 1]. Default: this library's."""
+    """Fraction of the peak learning rate at the last step, in [0, 1]."""
 
     def __post_init__(self) -> None:
         _check_curve(self.warmup, self.final)
