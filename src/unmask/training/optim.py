@@ -91,6 +91,8 @@ class MuonOptimizer(torch.optim.Optimizer):
         """Take one step. Every parameter needs a gradient, and `closure` is not called."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:  # such as in a tokenizer without attention
+                continue
             updates = self._update_momentum(parameters, group["momentum"])
             torch._foreach_mul_([local(p) for p in parameters], 1 - group["lr"] * group["weight_decay"])
             order = sorted(range(len(parameters)), key=lambda i: tuple(parameters[i].shape))
