@@ -16,8 +16,8 @@ from unmask.experiments.base import run_experiment
 from unmask.experiments.images import prepare_images
 from unmask.method.guidance import LinearRamp
 from unmask.method.sampling.priorities import Halton
-from unmask.metrics.features import Classifier, fingerprint, load_classifier, save_classifier
-from unmask.metrics.in_domain import in_domain
+from unmask.metrics.features import Classifier, hash_network, load_classifier, save_classifier
+from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.distributed import World
 
@@ -59,7 +59,11 @@ def test_a_folder_holds_one_experiment(finished, changes, named):
 def test_how_it_is_computed_and_watched_may_change(finished):
     recipe = recipe_of(finished)
     weights = (finished / "model.safetensors").read_bytes()
-    run_experiment(prepare_images(replace(recipe, training=replace(recipe.training, accumulate=2, log_every=3, keep=5))), finished, ALONE)
+    run_experiment(
+        prepare_images(replace(recipe, training=replace(recipe.training, accumulate=2, log_every=3, keep=5))),
+        finished,
+        ALONE,
+    )
     assert (finished / "model.safetensors").read_bytes() == weights
 
 
@@ -67,8 +71,8 @@ def test_a_classifier_of_another_configuration_is_trained_anew(finished, tmp_pat
     out = shutil.copytree(finished, tmp_path / "run")
     experiment, path = prepare_images(recipe_of(out)), out / "classifier.safetensors"
     config, pictures = experiment.recipe.classifier, experiment.real("train")
-    first, again = (in_domain(pictures, config, path, ALONE) for _ in range(2))
-    other = in_domain(pictures, replace(config, steps=6), path, ALONE)
+    first, again = (prepare_classifier_features(pictures, config, path, ALONE) for _ in range(2))
+    other = prepare_classifier_features(pictures, replace(config, steps=6), path, ALONE)
     assert first.sha256 == again.sha256 != other.sha256
 
 
@@ -76,7 +80,7 @@ def test_what_was_learned_of_other_pictures_is_made_anew(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
     experiment, path = prepare_images(recipe_of(out)), out / "classifier.safetensors"
     config, pictures = experiment.recipe.classifier, experiment.real("train")
-    first = in_domain(pictures, config, path, ALONE)
+    first = prepare_classifier_features(pictures, config, path, ALONE)
     pixels = pictures.pictures.pixels.clone()
     pixels[:50] = 255 - pixels[:50]
     split = replace(experiment.split, train=replace(experiment.split.train, pixels=pixels))
@@ -90,16 +94,16 @@ def test_what_was_learned_of_other_pictures_is_made_anew(finished, tmp_path):
     assert torch.equal(kept.train_index, torch.arange(1500))
     with pytest.raises(ConfigError, match=r"other pictures \(pictures"):
         open_reference(other, first, out / real.key.file, ALONE)
-    assert in_domain(other.real("train"), config, path, ALONE).sha256 != first.sha256
-    assert in_domain(pictures, config, path, ALONE).sha256 == first.sha256
+    assert prepare_classifier_features(other.real("train"), config, path, ALONE).sha256 != first.sha256
+    assert prepare_classifier_features(pictures, config, path, ALONE).sha256 == first.sha256
 
 
 def test_a_classifier_of_before_the_digest_is_trained_anew(finished, tmp_path):
     experiment, path = prepare_images(recipe_of(finished)), tmp_path / "classifier.safetensors"
     config = replace(experiment.recipe.classifier, steps=2)
     save_classifier(Classifier(config), path)
-    stale = fingerprint(load_classifier(path))
-    assert in_domain(experiment.real("train"), config, path, ALONE).sha256 != stale
+    stale = hash_network(load_classifier(path))
+    assert prepare_classifier_features(experiment.real("train"), config, path, ALONE).sha256 != stale
 
 
 def test_the_tokenizer_decides_the_grid_of_a_halton_order():

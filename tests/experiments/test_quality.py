@@ -9,8 +9,8 @@ from unmask.cli import main
 from unmask.evaluation.images import measure_accuracy, opened, sample_banks
 from unmask.evaluation.reference import Reference, open_reference
 from unmask.metrics.embedders import ClassifierFeatures
-from unmask.metrics.frechet import fit_gaussian, frechet_distance
-from unmask.metrics.in_domain import in_domain
+from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
+from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.distributed import World
 
@@ -36,7 +36,7 @@ def bench(tmp_path_factory):
     main(["train", "digits", "--out", str(folder), *steps, "--classifier.steps", "200", "--device", "cpu"])
     experiment, _ = opened(folder, ALONE)
     path = folder / "classifier.safetensors"
-    judge = in_domain(experiment.real("train"), experiment.recipe.classifier, path, ALONE)
+    judge = prepare_classifier_features(experiment.real("train"), experiment.recipe.classifier, path, ALONE)
     return Bench(
         judge=judge,
         real=open_reference(experiment, judge, folder, ALONE),
@@ -73,8 +73,8 @@ def test_samples_are_of_their_class_and_near_to_real_ones(bench, banks, dtype):
     """As trained here 98 %, and a distance of the floor's size; a norm with bfloat16's epsilon: 14 % and 27 floors."""
     assert accuracy(bench, banks, dtype) > 0.95
     test = fit_gaussian(bench.real.test)
-    floor = frechet_distance(fit_gaussian(bench.real.train), test)
-    assert frechet_distance(fit_gaussian(banks[dtype]), test) < 3 * floor
+    floor = compute_frechet_distance(fit_gaussian(bench.real.train), test)
+    assert compute_frechet_distance(fit_gaussian(banks[dtype]), test) < 3 * floor
 
 
 def test_bfloat16_samples_as_well_as_float32(bench, banks):

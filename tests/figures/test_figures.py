@@ -1,4 +1,4 @@
-"""Pictures are checked pixel by pixel where their content is known, and for legible size where it is text."""
+"""Check pictures pixel by pixel where their content is known, and text for legible size."""
 
 import errno
 import os
@@ -14,14 +14,14 @@ from PIL import Image
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.figures import images as figures
 from unmask.figures.images import (
-    animate,
-    curves,
-    decode_frames,
-    grid,
-    masked_overlay,
-    reveal_order,
-    triptych,
-    write,
+    draw_decode_frames,
+    draw_grid,
+    draw_triptych,
+    draw_unmasking_order,
+    overlay_mask,
+    plot_curves,
+    write_animation,
+    write_picture,
 )
 
 
@@ -55,7 +55,7 @@ def opened(path):
 )
 def test_grid_holds_every_image_enlarged_and_nothing_else(num, columns, size, channels, scale, gap):
     images = noise(num, num, channels, *size)
-    page = pixels(grid(images, columns, scale=scale, gap=gap))
+    page = pixels(draw_grid(images, columns, scale=scale, gap=gap))
     columns = min(columns, num)
     pitch_y, pitch_x = (size[0] + gap) * scale, (size[1] + gap) * scale
     rows = -(-num // columns)
@@ -71,9 +71,9 @@ def test_grid_holds_every_image_enlarged_and_nothing_else(num, columns, size, ch
 
 def test_grid_clips_and_labels():
     beyond = torch.tensor([-3.0, -1.0, 1.0, 3.0]).reshape(1, 1, 1, 4)
-    assert pixels(grid(beyond, 1, scale=1, gap=0))[0, :, 0].tolist() == [0, 0, 255, 255]
+    assert pixels(draw_grid(beyond, 1, scale=1, gap=0))[0, :, 0].tolist() == [0, 0, 255, 255]
     images = torch.ones(4, 1, 8, 8)
-    plain, named = grid(images, 2, scale=8), grid(images, 2, scale=8, labels=["a", "b", "c", "d"])
+    plain, named = draw_grid(images, 2, scale=8), draw_grid(images, 2, scale=8, labels=["a", "b", "c", "d"])
     assert named.height > plain.height
     assert named.width == plain.width
     assert (pixels(plain) == 255).all()
@@ -83,13 +83,13 @@ def test_grid_clips_and_labels():
 def test_grid_names_what_is_wrong():
     images = noise(0, 2, 1, 4, 4)
     with pytest.raises(ConfigError, match=r"2, 2, 4, 4"):
-        grid(noise(0, 2, 2, 4, 4), 1)
+        draw_grid(noise(0, 2, 2, 4, 4), 1)
     with pytest.raises(ConfigError, match="columns 0"):
-        grid(images, 0)
+        draw_grid(images, 0)
     with pytest.raises(ConfigError, match="1 labels for 2 images"):
-        grid(images, 1, labels=["one"])
+        draw_grid(images, 1, labels=["one"])
     with pytest.raises(DataError, match="32 pixels are not finite"):
-        grid(images * float("nan"), 1)
+        draw_grid(images * float("nan"), 1)
 
 
 @settings(max_examples=30, deadline=None)
@@ -104,7 +104,7 @@ def test_overlay_covers_masked_cells_and_leaves_the_rest(rows, columns, cell, ch
     images = noise(seed, 2, channels, rows * cell[0], columns * cell[1])
     masked = noise(seed + 1, 2, rows * columns) > 0
     before = images.clone()
-    painted = masked_overlay(images, masked, (rows, columns))
+    painted = overlay_mask(images, masked, (rows, columns))
     assert torch.equal(images, before)
     for n in range(2):
         for y in range(images.shape[2]):
@@ -119,7 +119,7 @@ def test_overlay_covers_masked_cells_and_leaves_the_rest(rows, columns, cell, ch
 
 @pytest.mark.parametrize("cell", [1, 2, 8, 16])
 def test_overlay_is_patterned_at_every_cell_size(cell):
-    painted = masked_overlay(torch.zeros(1, 1, 4 * cell, 4 * cell), torch.ones(1, 16, dtype=torch.bool), (4, 4))
+    painted = overlay_mask(torch.zeros(1, 1, 4 * cell, 4 * cell), torch.ones(1, 16, dtype=torch.bool), (4, 4))
     tones, counts = painted.flatten(2)[0].T.unique(dim=0, return_counts=True)
     assert len(tones) == 2
     assert counts[0] == counts[1]
@@ -133,7 +133,7 @@ def test_overlay_is_patterned_at_every_cell_size(cell):
 def test_overlay_refuses_a_grid_that_does_not_fit():
     for grid_shape, tokens in [((2, 2), 6), ((3, 2), 6)]:
         with pytest.raises(ConfigError, match="fits neither"):
-            masked_overlay(torch.zeros(1, 1, 8, 8), torch.ones(1, tokens, dtype=torch.bool), grid_shape)
+            overlay_mask(torch.zeros(1, 1, 8, 8), torch.ones(1, tokens, dtype=torch.bool), grid_shape)
 
 
 def decode_states():
@@ -150,11 +150,11 @@ def test_decode_frames_never_show_the_mask_id_to_the_tokenizer_and_end_clean():
         seen.append(int(tokens.max()))
         return tokens.reshape(-1, 1, 4, 4) / 7.5 - 1
 
-    frames = decode_frames(states, masked, to_images, (4, 4), 3, scale=8)
+    frames = draw_decode_frames(states, masked, to_images, (4, 4), 3, scale=8)
     assert seen == [0, 3, 8, 15]
     assert len(frames) == 4
     assert len({frame.size for frame in frames}) == 1
-    last = pixels(grid(to_images(states[-1]), 3, scale=8))
+    last = pixels(draw_grid(to_images(states[-1]), 3, scale=8))
     left = (frames[0].width - last.shape[1]) // 2
     assert (pixels(frames[-1])[: last.shape[0], left : left + last.shape[1]] == last).all()
     bars = [(pixels(frame)[last.shape[0] :] == (0, 114, 178)).all(2).sum() for frame in frames]
@@ -162,14 +162,14 @@ def test_decode_frames_never_show_the_mask_id_to_the_tokenizer_and_end_clean():
     assert bars == sorted(bars)
     assert len(set(bars)) == 4
     with pytest.raises(ConfigError, match="4 token states and 3 masks"):
-        decode_frames(states, masked[1:], to_images, (4, 4), 3)
+        draw_decode_frames(states, masked[1:], to_images, (4, 4), 3)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 def test_animation_keeps_frames_and_holds_the_last(tmp_path, suffix):
-    frames = [grid(noise(seed, 2, 1, 6, 6), 2, scale=3) for seed in range(4)]
+    frames = [draw_grid(noise(seed, 2, 1, 6, 6), 2, scale=3) for seed in range(4)]
     path = tmp_path / f"decode{suffix}"
-    animate(frames, path, milliseconds=120, hold=900)
+    write_animation(frames, path, milliseconds=120, hold=900)
     back, durations = opened(path)
     assert durations == [120, 120, 120, 900]
     for frame, read in zip(frames, back, strict=True):
@@ -178,26 +178,26 @@ def test_animation_keeps_frames_and_holds_the_last(tmp_path, suffix):
 
 
 def test_palette_is_exact_up_to_256_colours_and_close_beyond():
-    few = grid(noise(1, 1, 3, 15, 17), 1, scale=1, gap=0)
-    assert (pixels(figures._palette(few)) == pixels(few)).all()
+    few = draw_grid(noise(1, 1, 3, 15, 17), 1, scale=1, gap=0)
+    assert (pixels(figures._quantize(few)) == pixels(few)).all()
     many = Image.fromarray(np.indices((64, 64)).sum(0).astype(np.uint8)[..., None].repeat(3, 2) + np.uint8([0, 9, 99]))
-    assert abs(pixels(figures._palette(many)) - pixels(many)).mean() < 4
+    assert abs(pixels(figures._quantize(many)) - pixels(many)).mean() < 4
 
 
 def test_animation_refuses_other_suffixes_and_no_frames(tmp_path):
-    frame = grid(noise(0, 1, 1, 4, 4), 1)
+    frame = draw_grid(noise(0, 1, 1, 4, 4), 1)
     with pytest.raises(ConfigError, match=r"\.gif or a \.webp"):
-        animate([frame], tmp_path / "a.mp4")
+        write_animation([frame], tmp_path / "a.mp4")
     with pytest.raises(ConfigError, match="0 frames"):
-        animate([], tmp_path / "a.gif")
+        write_animation([], tmp_path / "a.gif")
     with pytest.raises(ConfigError, match="5 and"):
-        animate([frame], tmp_path / "a.gif", milliseconds=5)
+        write_animation([frame], tmp_path / "a.gif", milliseconds=5)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_reveal_order_colours_each_cell_by_its_step():
     steps = torch.tensor([[0, 1, 2, 3, 4, 5]])
-    page = pixels(reveal_order(steps, (2, 3), 5, 1, scale=10))
+    page = pixels(draw_unmasking_order(steps, (2, 3), 5, 1, scale=10))
     top = (page.shape[0] - 40) // 2
     wanted = [figures.KNOWN, *(colormaps["viridis"](i / 4, bytes=True)[:3] for i in range(5))]
     for place, colour in enumerate(wanted):
@@ -209,7 +209,7 @@ def test_reveal_order_colours_each_cell_by_its_step():
 
 
 def test_reveal_order_shows_the_grey_key_only_where_needed():
-    without = pixels(reveal_order(torch.tensor([[1, 2, 3, 4]]), (2, 2), 4, 1))
+    without = pixels(draw_unmasking_order(torch.tensor([[1, 2, 3, 4]]), (2, 2), 4, 1))
     assert not (without == figures.KNOWN).all(2).any()
     assert (without == figures.PAPER).all(2).any()
 
@@ -217,20 +217,20 @@ def test_reveal_order_shows_the_grey_key_only_where_needed():
 @pytest.mark.parametrize("num_steps", [1, 2, 8, 12, 64, 256])
 def test_reveal_order_draws_any_number_of_steps(num_steps):
     steps = torch.full((4, 16), num_steps)
-    assert reveal_order(steps, (4, 4), num_steps, 2).width > 100
+    assert draw_unmasking_order(steps, (4, 4), num_steps, 2).width > 100
 
 
 def test_reveal_order_names_what_is_wrong():
     for steps, shape in [([[1, 2, 3, 5]], (2, 2)), ([[-1, 2, 3, 4]], (2, 2)), ([[1, 2, 3, 4]], (2, 3))]:
         with pytest.raises(ConfigError, match="do not fit"):
-            reveal_order(torch.tensor(steps), shape, 4, 1)
+            draw_unmasking_order(torch.tensor(steps), shape, 4, 1)
 
 
 def test_triptych_sets_grey_and_colour_batches_in_titled_rows():
     original, repaired = noise(1, 3, 1, 8, 8), noise(2, 3, 1, 8, 8)
-    hole = masked_overlay(original, torch.ones(3, 4, dtype=torch.bool), (2, 2))
-    page = triptych([original, hole, repaired], ["original", "hole", "repaired"], 4)
-    body = pixels(grid(torch.cat([each.expand(-1, 3, -1, -1) for each in (original, hole, repaired)]), 3, scale=4))
+    hole = overlay_mask(original, torch.ones(3, 4, dtype=torch.bool), (2, 2))
+    page = draw_triptych([original, hole, repaired], ["original", "hole", "repaired"], 4)
+    body = pixels(draw_grid(torch.cat([each.expand(-1, 3, -1, -1) for each in (original, hole, repaired)]), 3, scale=4))
     assert (pixels(page)[:, -body.shape[1] :] == body).all()
     titles = pixels(page)[:, : -body.shape[1]]
     for row in range(3):
@@ -240,9 +240,9 @@ def test_triptych_sets_grey_and_colour_batches_in_titled_rows():
 
 def test_triptych_names_what_is_wrong():
     with pytest.raises(ConfigError, match="1 batches and 2 titles"):
-        triptych([noise(0, 1, 1, 4, 4)], ["a", "b"])
+        draw_triptych([noise(0, 1, 1, 4, 4)], ["a", "b"])
     with pytest.raises(ConfigError, match="differ"):
-        triptych([noise(0, 1, 1, 4, 4), noise(0, 2, 1, 4, 4)], ["a", "b"])
+        draw_triptych([noise(0, 1, 1, 4, 4), noise(0, 2, 1, 4, 4)], ["a", "b"])
 
 
 def test_curves_draw_every_series_and_reference(tmp_path):
@@ -250,7 +250,7 @@ def test_curves_draw_every_series_and_reference(tmp_path):
     words = {"xlabel": "step", "ylabel": "loss", "title": "Loss"}
 
     def drawn(name, chosen, **options):
-        curves(chosen, tmp_path / name, **words, **options)
+        plot_curves(chosen, tmp_path / name, **words, **options)
         return opened(tmp_path / name)[0][0]
 
     both = drawn("both.png", series)
@@ -271,18 +271,18 @@ def test_curves_draw_every_series_and_reference(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
 def test_write_is_exact_and_makes_its_folder(tmp_path, suffix):
-    picture = grid(noise(3, 4, 3, 9, 9), 2)
+    picture = draw_grid(noise(3, 4, 3, 9, 9), 2)
     path = tmp_path / "new" / f"picture{suffix}"
-    write(picture, path)
+    write_picture(picture, path)
     assert (opened(path)[0][0] == pixels(picture)).all()
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     with pytest.raises(ConfigError, match=r"\.xyz"):
-        write(picture, tmp_path / "picture.xyz")
+        write_picture(picture, tmp_path / "picture.xyz")
 
 
 def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
     path = tmp_path / "picture.png"
-    write(grid(torch.ones(1, 1, 4, 4), 1), path)
+    write_picture(draw_grid(torch.ones(1, 1, 4, 4), 1), path)
     old = path.read_bytes()
 
     def full(*_):
@@ -290,6 +290,6 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(DiskError, match=r"picture.png .*No space"):
-        write(grid(-torch.ones(1, 1, 4, 4), 1), path)
+        write_picture(draw_grid(-torch.ones(1, 1, 4, 4), 1), path)
     assert path.read_bytes() == old
     assert [entry.name for entry in tmp_path.iterdir()] == ["picture.png"]

@@ -1,4 +1,4 @@
-"""Feature networks behind one protocol: 8-bit images, identities, and what each network does with them."""
+"""Check the feature extractors: 8-bit images, identities, and the features of each network."""
 
 import sys
 from dataclasses import replace
@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 
 from unmask.errors import CheckpointError, ConfigError, DataError
-from unmask.figures.images import _pixels
+from unmask.figures.images import _convert_pixels
 from unmask.metrics.embedders import (
     ClassifierFeatures,
     Dinov2Features,
     Identity,
     InceptionFeatures,
-    check_same,
+    check_same_features,
+    convert_to_pixels,
     embed_all,
-    identity,
+    identify_features,
     load_dinov2,
-    to_pixels,
 )
 from unmask.metrics.features import (
     Classifier,
@@ -27,7 +27,7 @@ from unmask.metrics.features import (
     _augment,
     _shift,
     embed,
-    fingerprint,
+    hash_network,
     load_classifier,
     save_classifier,
     train_classifier,
@@ -76,10 +76,10 @@ def dinov2_folder(tmp_path_factory):
 
 def test_pixels_are_those_of_the_saved_png(small, tmp_path):
     images = normal(1, 4, 3, 9, 10) * 3
-    assert torch.equal(to_pixels(images).permute(0, 2, 3, 1), _pixels(images))
+    assert torch.equal(convert_to_pixels(images).permute(0, 2, 3, 1), _convert_pixels(images))
     features = ClassifierFeatures(small)
     read = []
-    for i, image in enumerate(to_pixels(images)):
+    for i, image in enumerate(convert_to_pixels(images)):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
         read.append(np.asarray(Image.open(tmp_path / f"{i}.png")))
     again = torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -91,14 +91,14 @@ def test_pixels_of_what_is_not_finite_are_refused():
     images = normal(1, 3, 1, 8, 8)
     images[1, 0, 2, 3], images[2, 0, 0, 0] = torch.nan, torch.inf
     with pytest.raises(DataError, match="2 of 3 images"):
-        to_pixels(images)
+        convert_to_pixels(images)
 
 
 # -- embed_all and identities --
 
 
 class Mean:
-    """The mean of each channel; it notes the sizes of what it was given."""
+    """Features that are the mean of each channel; they record the batch sizes."""
 
     name, sha256, preprocessing, dim, num_classes = "mean", "0" * 64, "none", 3, None
 
@@ -139,13 +139,13 @@ def test_embed_all_refuses_nothing_and_no_batch():
 
 
 def test_statistics_of_other_features_are_refused_with_both_names(small):
-    one = identity(ClassifierFeatures(small))
-    assert one == Identity(name="classifier-6", sha256=fingerprint(small), preprocessing=one.preprocessing, dim=6)
-    check_same(one, replace(one))
+    one = identify_features(ClassifierFeatures(small))
+    assert one == Identity(name="classifier-6", sha256=hash_network(small), preprocessing=one.preprocessing, dim=6)
+    check_same_features(one, replace(one))
     for field, value in {"name": "other", "sha256": "f" * 64, "preprocessing": "none", "dim": 7}.items():
         other = replace(one, **{field: value})
         with pytest.raises(ConfigError, match="statistics from other features") as caught:
-            check_same(other, one)
+            check_same_features(other, one)
         assert str(one) in str(caught.value)
         assert str(other) in str(caught.value)
 
@@ -159,7 +159,7 @@ def test_classifier_features_are_its_penultimate_layer(small):
     images = pixels.float() / 127.5 - 1
     found = features(images)
     assert found.shape == (5, features.dim)
-    torch.testing.assert_close(found, small.features(images).double())
+    torch.testing.assert_close(found, small.extract_features(images).double())
     expected = small(images).double().softmax(1)
     torch.testing.assert_close(features.classify(found), expected, atol=1e-6, rtol=1e-5)
     assert expected.shape == (5, features.num_classes)
@@ -175,7 +175,7 @@ def test_inception_features_and_the_classes_of_the_score(inception):
     found = features(images)
     assert (found.shape, found.dtype) == ((2, 2048), torch.float64)
     with torch.no_grad():
-        expected = inception(features.resize(to_pixels(images))).double()
+        expected = inception(features.resize(convert_to_pixels(images))).double()
     torch.testing.assert_close(found, expected)
     # As in the published scores, without the bias.
     shares = (found @ inception.fc.weight.double().T).softmax(1)
@@ -189,19 +189,22 @@ def test_inception_takes_grey_and_any_size_and_rounds_first(inception):
     features = InceptionFeatures(inception, PlainResize())
     grey = normal(5, 1, 1, 14, 20)
     assert torch.equal(features(grey), features(grey.expand(-1, 3, -1, -1)))
-    rounded = to_pixels(grey).float() / 127.5 - 1
+    rounded = convert_to_pixels(grey).float() / 127.5 - 1
     assert torch.equal(features(grey), features(rounded))
     with pytest.raises(ConfigError, match="got 4"):
         features(torch.zeros(1, 4, 14, 14))
 
 
 def test_the_resize_is_part_of_the_identity(inception):
-    clean, plain = identity(InceptionFeatures(inception)), identity(InceptionFeatures(inception, PlainResize()))
+    clean, plain = (
+        identify_features(InceptionFeatures(inception)),
+        identify_features(InceptionFeatures(inception, PlainResize())),
+    )
     assert clean.name == "inception-v3-fid-2048"
     assert clean.dim == 2048
-    assert clean.sha256 == plain.sha256 == fingerprint(inception)
+    assert clean.sha256 == plain.sha256 == hash_network(inception)
     with pytest.raises(ConfigError, match=r"clean-fid.*pytorch-fid"):
-        check_same(clean, plain)
+        check_same_features(clean, plain)
 
 
 # -- DINOv2 --
@@ -221,10 +224,10 @@ def test_dinov2_is_the_class_token_of_what_pillow_resized(dinov2_folder):
     model = Dinov2Model.from_pretrained(dinov2_folder).eval()
     with torch.no_grad():
         inputs = torch.from_numpy(scaled).permute(0, 3, 1, 2).float()
-        expected = model(inputs).pooler_output.double()  # the class token after the last normalisation
+        expected = model(inputs).pooler_output.double()  # the class token after the last normalization
     found = features(pixels.float() / 127.5 - 1)
     assert (found.shape, features.dim, features.name) == ((2, 32), 32, "dinov2-32")
-    # Pillow rounds between its two passes: a level of difference in some pixels.
+    # Pillow rounds between its two passes, so some pixels differ by one level.
     apart = (expected[0] - expected[1]).abs().max().item()
     torch.testing.assert_close(found, expected, atol=0.01 * apart, rtol=0)
     assert apart > 0.1 * expected.std()
@@ -271,13 +274,13 @@ PHOTO = ClassifierConfig(
 
 @pytest.fixture(scope="module")
 def stripes():
-    """Three kinds of noisy stripes."""
+    """Return three kinds of noisy stripes, and labels."""
     rand = torch.Generator().manual_seed(8)
     labels = torch.arange(300) % 3
     wave = torch.arange(16).mul(2).sin().expand(16, 16)
     patterns = torch.stack([wave, wave.T, torch.zeros(16, 16)])[labels]
     noise = torch.randn(300, 3, 16, 16, generator=rand) * 0.3
-    return to_pixels(0.5 * patterns[:, None] + noise), labels
+    return convert_to_pixels(0.5 * patterns[:, None] + noise), labels
 
 
 def test_bytes_and_floats_train_the_same_classifier_and_tell_how_far_it_is(stripes, tmp_path):
@@ -285,13 +288,13 @@ def test_bytes_and_floats_train_the_same_classifier_and_tell_how_far_it_is(strip
     told = []
     trained = train_classifier(pixels, labels, PHOTO, lambda *state: told.append(state))
     assert told == [("classifier", step, 40) for step in range(1, 41)]
-    assert fingerprint(train_classifier(pixels.float() / 127.5 - 1, labels, PHOTO)) == fingerprint(trained)
+    assert hash_network(train_classifier(pixels.float() / 127.5 - 1, labels, PHOTO)) == hash_network(trained)
     judge = ClassifierFeatures(trained)
     assert (judge.classify(embed(trained, pixels)).argmax(1) == labels).double().mean() > 0.95
     torch.testing.assert_close(embed(trained, pixels), embed(trained, pixels.float() / 127.5 - 1))
     assert all(p.dtype == torch.float32 and p.is_contiguous() for p in trained.parameters())
     save_classifier(trained, tmp_path / "it.safetensors")
-    assert fingerprint(load_classifier(tmp_path / "it.safetensors")) == fingerprint(trained)
+    assert hash_network(load_classifier(tmp_path / "it.safetensors")) == hash_network(trained)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +303,7 @@ def test_bytes_and_floats_train_the_same_classifier_and_tell_how_far_it_is(strip
 def test_every_option_of_the_training_changes_the_result(stripes, change):
     pixels, labels = stripes
     base = replace(PHOTO, steps=3)
-    assert fingerprint(train_classifier(pixels, labels, replace(base, **change))) != fingerprint(
+    assert hash_network(train_classifier(pixels, labels, replace(base, **change))) != hash_network(
         train_classifier(pixels, labels, base)
     )
 

@@ -1,4 +1,4 @@
-"""Streaming moments, the Fréchet distance extrapolated to endless samples, and feature statistics in files."""
+"""Check the Fréchet distance extrapolated to infinitely many samples."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unmask.errors import ConfigError
-from unmask.metrics.frechet import Gaussian, fit_gaussian, frechet_distance, frechet_infinity
+from unmask.metrics.frechet import Gaussian, compute_frechet_distance, compute_frechet_infinity, fit_gaussian
 
 
 def normal(seed, *shape):
@@ -25,9 +25,10 @@ def close(a, b, rel):
 
 
 def known(dim, scale, shift):
-    """A Gaussian with a falling spectrum in rotated axes: exact reference, how to draw from it moved, and the distance.
+    """Return a Gaussian with a falling spectrum in rotated axes, a function that samples from a changed one, and their
+    exact distance.
 
-    Scaling every axis by `scale` and moving the mean by `shift` costs |shift|^2 + (scale - 1)^2 tr C.
+    Scaling every axis by `scale` and moving the mean by `shift` gives the distance |shift|^2 + (scale - 1)^2 tr C.
     """
     deviation = torch.arange(1, dim + 1).double() ** -0.5
     turn, _ = torch.linalg.qr(normal(dim, dim, dim))
@@ -42,11 +43,11 @@ def known(dim, scale, shift):
 def test_the_intercept_is_nearer_the_closed_form_than_the_plain_distance(dim, count, scale, shift):
     reference, draw, exact = known(dim, scale, shift)
     features = [draw(seed, count) for seed in range(20)]
-    plain = np.array([frechet_distance(fit_gaussian(f), reference) for f in features]) - exact
-    extrapolated = np.array([frechet_infinity(f, reference) for f in features]) - exact
+    plain = np.array([compute_frechet_distance(fit_gaussian(f), reference) for f in features]) - exact
+    extrapolated = np.array([compute_frechet_infinity(f, reference) for f in features]) - exact
     assert plain.mean() > 4 * plain.std() / math.sqrt(20)  # the bias is there
     assert abs(extrapolated.mean()) < plain.mean() / 3
-    if scale == 1:  # there the bias is larger than the noise, so that single runs gain too
+    if scale == 1:  # here the bias exceeds the noise, so single runs improve too
         assert (abs(extrapolated) < plain).mean() >= 0.9
 
 
@@ -58,31 +59,31 @@ def test_a_distance_linear_in_one_over_n_is_extrapolated_exactly(monkeypatch):
         sizes.append(fit.count)
         return 7 + 30 / fit.count
 
-    monkeypatch.setattr("unmask.metrics.frechet.frechet_distance", distance)
-    assert frechet_infinity(draw(0, 200), reference) == pytest.approx(7, rel=1e-12)
+    monkeypatch.setattr("unmask.metrics.frechet.compute_frechet_distance", distance)
+    assert compute_frechet_infinity(draw(0, 200), reference) == pytest.approx(7, rel=1e-12)
     assert (len(sizes), sizes[0], sizes[-1]) == (15, 50, 200)  # n / 4 and n
     assert set(np.diff(sizes)) <= {10, 11}
     sizes.clear()
-    assert frechet_infinity(draw(0, 32), reference, points=3, smallest=10) == pytest.approx(7, rel=1e-12)
+    assert compute_frechet_infinity(draw(0, 32), reference, points=3, smallest=10) == pytest.approx(7, rel=1e-12)
     assert sizes == [10, 21, 32]
 
 
 def test_the_seed_chooses_the_subsets():
     reference, draw, _ = known(6, 1.0, 0.0)
     features = draw(1, 100)
-    first = frechet_infinity(features, reference)
-    assert frechet_infinity(features, reference) == first
-    assert frechet_infinity(features, reference, seed=1) != first
+    first = compute_frechet_infinity(features, reference)
+    assert compute_frechet_infinity(features, reference) == first
+    assert compute_frechet_infinity(features, reference, seed=1) != first
 
 
 def test_extrapolation_names_what_is_wrong():
     reference, draw, _ = known(10, 1.0, 0.0)
     with pytest.raises(ConfigError, match="need at least 40 samples, got 39"):
-        frechet_infinity(draw(0, 39), reference)
-    assert math.isfinite(frechet_infinity(draw(0, 40), reference))
+        compute_frechet_infinity(draw(0, 39), reference)
+    assert math.isfinite(compute_frechet_infinity(draw(0, 40), reference))
     with pytest.raises(ConfigError, match="need at least 33 samples, got 32"):
-        frechet_infinity(draw(0, 32), reference, points=30, smallest=4)
+        compute_frechet_infinity(draw(0, 32), reference, points=30, smallest=4)
     with pytest.raises(ConfigError, match="points 1"):
-        frechet_infinity(draw(0, 50), reference, points=1)
+        compute_frechet_infinity(draw(0, 50), reference, points=1)
     with pytest.raises(ConfigError, match="smallest 1"):
-        frechet_infinity(draw(0, 50), reference, smallest=1)
+        compute_frechet_infinity(draw(0, 50), reference, smallest=1)

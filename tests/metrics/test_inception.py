@@ -1,4 +1,4 @@
-"""The Inception of FID: against a second implementation in float64, the published names and shapes, and Pillow."""
+"""Check the Inception of FID against a second implementation in float64, published names and shapes, and Pillow."""
 
 import hashlib
 import http.server
@@ -13,11 +13,19 @@ from safetensors.torch import save_file
 
 from unmask.errors import CheckpointError, ConfigError
 from unmask.metrics import inception
-from unmask.metrics.inception import BlockA, BlockE, CleanResize, Inception, PlainResize, find_weights, load_inception
+from unmask.metrics.inception import (
+    BlockA,
+    BlockE,
+    CleanResize,
+    Inception,
+    PlainResize,
+    find_inception_weights,
+    load_inception,
+)
 
 
 def chain(*steps):
-    """(name, out, kernel) one after the other: {name: (out, in, kernel)}, where the first input is None."""
+    """Turn consecutive (name, out, kernel) into {name: (out, in, kernel)}; the first input is None."""
     return {
         name: (out, before, k) for (name, out, k), before in zip(steps, [None, *(s[1] for s in steps)], strict=False)
     }
@@ -76,7 +84,7 @@ HALVING = VALID - {"Conv2d_2a_3x3", "Conv2d_4a_3x3"}
 
 
 def published_shapes():
-    """Names and shapes of the published file, without its counters."""
+    """Return names and shapes of the published file, without its counters."""
     convolutions = dict(STEM)
     for block, (dim, parts) in BLOCKS.items():
         convolutions |= {f"{block}.{name}": (out, into or dim, k) for name, (out, into, k) in parts.items()}
@@ -89,7 +97,7 @@ def published_shapes():
 
 @pytest.fixture(scope="module")
 def weights():
-    """Random, at a scale that keeps activations alive to the last layer."""
+    """Return random weights, at a scale that keeps activations alive up to the last layer."""
     rand = torch.Generator().manual_seed(0)
     found = {}
     for name, shape in published_shapes().items():
@@ -130,7 +138,7 @@ def pooled(block, x):
 
 
 def mix(weights, block, x):
-    """A Mixed block by its names: branches in the order of the names, `_2a` and `_2b` side by side."""
+    """Run a Mixed block by its names: branches in the order of the names, `_2a` and `_2b` side by side."""
     outs, previous = [], {}
     for name in BLOCKS[block][1]:
         branch, _, step = name.partition("_") if name != "branch_pool" else (name, "", "")
@@ -171,7 +179,7 @@ def test_names_shapes_and_count_are_the_published_ones():
     # torchvision documents 27,161,264 parameters with an auxiliary head of 3,326,696 and 1000 classes.
     trained = sum(np.prod(s) for name, s in found.items() if "running" not in name)
     assert trained == 27_161_264 - 3_326_696 + 8 * 2049
-    # What the published file holds beside its tensors is less than 200 bytes for each.
+    # Besides its tensors, the published file holds less than 200 bytes for each.
     assert 0 < inception.BYTES - 4 * sum(np.prod(s) for s in found.values()) < 200 * len(found)
 
 
@@ -268,7 +276,7 @@ def test_a_file_that_does_not_fit_is_refused_by_name(weights, tmp_path):
 
 
 class Trap:
-    """Unpickled with care, it is refused; without, it leaves a file."""
+    """The safe reader refuses the file; a plain unpickler would run it and leave a file."""
 
     def __init__(self, path):
         self.path = path
@@ -320,18 +328,18 @@ def site(monkeypatch, tmp_path):
 def test_weights_are_downloaded_once(site, monkeypatch):
     monkeypatch.setattr(inception, "BYTES", len(Answer.body))
     monkeypatch.setattr(inception, "SHA256", hashlib.sha256(Answer.body).hexdigest())
-    assert find_weights() == site
+    assert find_inception_weights() == site
     assert site.read_bytes() == Answer.body
     monkeypatch.setattr(inception, "URLS", ())
-    assert find_weights() == site
+    assert find_inception_weights() == site
 
 
 def test_a_failed_download_says_which_file_to_put_where(site, monkeypatch):
     with pytest.raises(ConfigError, match=f"{inception.FILE}.*put it at .*inception.*--features classifier") as caught:
-        find_weights()
+        find_inception_weights()
     assert "\n" not in str(caught.value)
     assert not site.exists()
     assert inception.SHA256.startswith(inception.FILE[-12:-4])
     monkeypatch.setattr(inception, "URLS", ("http://127.0.0.1:9/",))
     with pytest.raises(ConfigError, match=r"127\.0\.0\.1:9"):
-        find_weights()
+        find_inception_weights()

@@ -1,4 +1,4 @@
-"""The judge of text against chains whose entropy is known, against one token at a time, and against its own file."""
+"""Check the judge of text against chains of known entropy, against one token at a time, and against its file."""
 
 import math
 from pathlib import Path
@@ -11,8 +11,16 @@ from torch.nn.functional import log_softmax
 from unmask.data.tokens import TokenSet
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.metrics import judge as module
-from unmask.metrics.features import fingerprint
-from unmask.metrics.judge import Judge, JudgeConfig, learned_from, load_judge, save_judge, surprise, train_judge
+from unmask.metrics.features import hash_network
+from unmask.metrics.judge import (
+    Judge,
+    JudgeConfig,
+    load_judge,
+    measure_surprise,
+    read_text_digest,
+    save_judge,
+    train_judge,
+)
 
 SHAKESPEARE = Path(__file__).parents[3] / "shared" / "data" / "text" / "tinyshakespeare.txt"
 END = 6
@@ -20,7 +28,7 @@ SHORT = JudgeConfig(dim=8, steps=3, batch_size=4, context=8)
 
 
 def chain(seed, num, length):
-    """Each token is one of the two after its predecessor, modulo 6, the likelier with 0.9; the first is any."""
+    """Sample a chain: each token is one of the two after its predecessor (modulo 6), the likelier one with 0.9."""
     rand = torch.Generator().manual_seed(seed)
     steps = 1 + (torch.rand(num, length, generator=rand) < 0.1).long()
     return (torch.randint(6, (num, 1), generator=rand) + steps.cumsum(1)) % 6
@@ -46,7 +54,7 @@ def test_surprise_is_that_of_one_token_at_a_time(random_judge):
     rows = chain(0, 5, 12)
     rows[1, 8:] = -1
     rows[2, 4] = END
-    found = surprise(random_judge, rows)
+    found = measure_surprise(random_judge, rows)
     with torch.no_grad():
         for i in range(5):
             for j in range(12 if i != 1 else 8):
@@ -58,13 +66,13 @@ def test_surprise_is_that_of_one_token_at_a_time(random_judge):
 
 def test_absent_tokens_and_the_cut_into_batches_change_nothing(random_judge, monkeypatch):
     rows = chain(1, 7, 10)
-    whole = surprise(random_judge, rows)
+    whole = measure_surprise(random_judge, rows)
     wider = torch.cat([rows, torch.full((7, 5), -1)], 1)
-    torch.testing.assert_close(surprise(random_judge, wider)[:, :10], whole)
-    torch.testing.assert_close(surprise(random_judge, rows, batch=2), whole)
-    torch.testing.assert_close(surprise(random_judge, rows.to(torch.int32)), whole)
-    monkeypatch.setattr(module, "LOGITS", 3 * random_judge.vocab_size)  # three places at once
-    torch.testing.assert_close(surprise(random_judge, rows), whole)
+    torch.testing.assert_close(measure_surprise(random_judge, wider)[:, :10], whole)
+    torch.testing.assert_close(measure_surprise(random_judge, rows, batch=2), whole)
+    torch.testing.assert_close(measure_surprise(random_judge, rows.to(torch.int32)), whole)
+    monkeypatch.setattr(module, "LOGITS_PER_BLOCK", 3 * random_judge.vocab_size)  # three positions at once
+    torch.testing.assert_close(measure_surprise(random_judge, rows), whole)
     assert torch.equal(wider[:, 10:], torch.full((7, 5), -1))
 
 
@@ -72,7 +80,7 @@ def test_logits_of_forward_are_those_of_surprise(random_judge):
     rows = chain(2, 3, 6)
     with torch.no_grad():
         nats = -log_softmax(random_judge(rows), -1).gather(2, rows[..., None])[..., 0]
-    torch.testing.assert_close(surprise(random_judge, rows), nats)
+    torch.testing.assert_close(measure_surprise(random_judge, rows), nats)
 
 
 # -- training --
@@ -80,19 +88,19 @@ def test_logits_of_forward_are_those_of_surprise(random_judge):
 
 def test_it_learns_a_chain_to_its_entropy_beyond_the_length_of_its_pieces(trained):
     least = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)  # 0.325 nats
-    rows = chain(1, 400, 48)  # pieces of 16 of rows of 32 were learned
-    nats = surprise(trained, rows)
-    assert nats[:, 0].mean().item() == pytest.approx(math.log(6), abs=0.05)  # there is nothing to go by
+    rows = chain(1, 400, 48)  # training used pieces of 16 from rows of 32
+    nats = measure_surprise(trained, rows)
+    assert nats[:, 0].mean().item() == pytest.approx(math.log(6), abs=0.05)  # the first token is unpredictable
     assert nats[:, 1:].mean().item() == pytest.approx(least, abs=0.03)
     assert nats[:, 40:].mean().item() == pytest.approx(least, abs=0.03)
 
 
 def test_it_tells_noise_and_flatters_repetition(trained):
-    nats = surprise(trained, chain(1, 100, 32)).mean()
+    nats = measure_surprise(trained, chain(1, 100, 32)).mean()
     noise = torch.randint(6, (100, 32), generator=torch.Generator().manual_seed(0))
-    assert surprise(trained, noise).mean() > 4 * nats
+    assert measure_surprise(trained, noise).mean() > 4 * nats
     stuck = (torch.arange(100)[:, None] + torch.arange(32)) % 6  # the likeliest token, always
-    assert surprise(trained, stuck)[:, 1:].mean() < 0.6 * nats
+    assert measure_surprise(trained, stuck)[:, 1:].mean() < 0.6 * nats
 
 
 def test_absent_tokens_are_not_learned():
@@ -118,13 +126,13 @@ def test_training_is_a_function_of_its_arguments_and_leaves_global_noise_alone()
     assert not first.training
     torch.rand(3)
     again = train_judge(data, SHORT, vocab_size=7, end_id=END)
-    assert fingerprint(again) == fingerprint(first)
+    assert hash_network(again) == hash_network(first)
     changed = {"dim": 9, "depth": 2, "steps": 4, "batch_size": 5, "context": 7, "learning_rate": 1e-3, "seed": 1}
     assert changed.keys() == SHORT.__dataclass_fields__.keys()
     for name, value in changed.items():
         other = JudgeConfig(**{**vars(SHORT), name: value})
         found = train_judge(data, other, vocab_size=7, end_id=END)
-        assert fingerprint(found) != fingerprint(first), name
+        assert hash_network(found) != hash_network(first), name
 
 
 @pytest.mark.skipif(not SHAKESPEARE.is_file(), reason="skipped: tinyshakespeare.txt is not there")
@@ -135,7 +143,7 @@ def test_shakespeare_surprises_less_after_a_little_training():
     end = int(ids.max()) + 1
     config = JudgeConfig(dim=96, steps=120, learning_rate=1e-2)
     judge = train_judge(TokenSet(tokens=rows[:3600]), config, vocab_size=end + 1, end_id=end)
-    nats = surprise(judge, rows[3600:]).mean().item()
+    nats = measure_surprise(judge, rows[3600:]).mean().item()
     assert 1.5 < nats < 2.4  # 4.1 for uniform characters, 3.3 by their frequencies
 
 
@@ -146,12 +154,12 @@ def test_save_and_load_keep_every_bit(random_judge, tmp_path):
     path = tmp_path / "judge.safetensors"
     save_judge(random_judge, path, "abc")
     loaded = load_judge(path)
-    assert fingerprint(loaded) == fingerprint(random_judge)
+    assert hash_network(loaded) == hash_network(random_judge)
     assert (loaded.config, loaded.vocab_size, loaded.end_id) == (random_judge.config, 7, END)
     assert not loaded.training
-    assert learned_from(path) == "abc"
+    assert read_text_digest(path) == "abc"
     rows = chain(0, 3, 9)
-    assert torch.equal(surprise(loaded, rows), surprise(random_judge, rows))
+    assert torch.equal(measure_surprise(loaded, rows), measure_surprise(random_judge, rows))
 
 
 @pytest.mark.parametrize("damage", ["missing", "bytes", "foreign", "weights", "config"])
@@ -198,11 +206,11 @@ def test_the_end_is_a_token(end_id):
 def test_tokens_of_another_vocabulary_and_masks_are_refused(random_judge, stray):
     rows = torch.tensor([[0, 1, stray]])
     with pytest.raises(DataError, match="a judge of 7 tokens reads 0 to 6"):
-        surprise(random_judge, rows)
+        measure_surprise(random_judge, rows)
     with pytest.raises(DataError, match="a judge of 7 tokens reads 0 to 6"):
         train_judge(TokenSet(tokens=rows), SHORT, vocab_size=7, end_id=END)
 
 
 def test_nothing_to_judge_is_refused(random_judge):
     with pytest.raises(ConfigError, match="0 rows of 4 tokens"):
-        surprise(random_judge, torch.zeros(0, 4, dtype=torch.long))
+        measure_surprise(random_judge, torch.zeros(0, 4, dtype=torch.long))

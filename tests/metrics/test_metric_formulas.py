@@ -1,4 +1,4 @@
-"""Precision to coverage, kernel distance, Inception score and image quality against brute force and other libraries."""
+"""Check metrics of sets and of image pairs against brute force and other libraries."""
 
 import math
 
@@ -12,10 +12,10 @@ from scipy.signal import convolve2d
 from torch import nn
 
 from unmask.errors import ConfigError, DataError
-from unmask.metrics.classes import inception_score
-from unmask.metrics.kernel import kernel_distance, unbiased_mmd
-from unmask.metrics.manifold import prdc
-from unmask.metrics.reconstruction import code_statistics, psnr, ssim
+from unmask.metrics.classes import compute_inception_score
+from unmask.metrics.kernel import compute_kernel_distance, compute_unbiased_mmd
+from unmask.metrics.manifold import compute_prdc
+from unmask.metrics.reconstruction import compute_code_statistics, compute_psnr, compute_ssim
 
 
 def normal(seed, *shape):
@@ -30,7 +30,7 @@ def uniform(seed, *shape):
 
 
 def by_loops(real, fake, k_precision, k_density):
-    """The definitions, sample by sample, in exact arithmetic: the features must be whole numbers."""
+    """Compute the definitions sample by sample in exact arithmetic. The features must be whole numbers."""
 
     def square(a, b):
         return sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
@@ -62,33 +62,33 @@ def by_loops(real, fake, k_precision, k_density):
     k=st.tuples(st.integers(1, 3), st.integers(1, 5)),
 )
 def test_prdc_is_its_definition_with_ties_and_copies_whatever_the_block(seed, n, m, dim, top, offset, block, k):
-    # Few whole numbers: most distances tie and many points are copies, also more of one than k.
+    # Few whole numbers: most distances tie, and many points are copies, some more than k times.
     real, fake = ((uniform(seed + i, size, dim) * top).floor() + offset for i, size in enumerate((n, m)))
     fake[: min(n, m) // 2] = real[: min(n, m) // 2]
     expected = by_loops(real, fake, *k)
-    assert prdc(real, fake, k_precision=k[0], k_density=k[1], block=block) == pytest.approx(expected, abs=1e-12)
+    assert compute_prdc(real, fake, k_precision=k[0], k_density=k[1], block=block) == pytest.approx(expected, abs=1e-12)
 
 
 def test_prdc_agrees_with_the_authors_package():
     package = pytest.importorskip("prdc", reason="skipped: comparison with the package prdc, which is not installed")
     real, fake = normal(0, 301, 8), normal(1, 250, 8) * 0.9 + 0.2
     for k in (3, 5):
-        ours = prdc(real, fake, k_precision=k, k_density=k, block=101)
+        ours = compute_prdc(real, fake, k_precision=k, k_density=k, block=101)
         assert ours == pytest.approx(package.compute_prdc(real.numpy(), fake.numpy(), k), abs=1e-12)
         assert 0.2 < ours["recall"] < ours["precision"] < 1  # neither number is trivial
-    mixed = prdc(real.float(), fake.float())
+    mixed = compute_prdc(real.float(), fake.float())
     assert mixed["coverage"] == ours["coverage"]
     assert mixed["precision"] != ours["precision"]
 
 
 def test_prdc_of_exact_copies():
     real = normal(2, 200, 64) + 50
-    same = prdc(real, real[torch.randperm(200, generator=torch.Generator().manual_seed(0))])
-    # Every ball holds its own copy and its k - 1 nearest; the k-th lies on the rim, which is outside.
+    same = compute_prdc(real, real[torch.randperm(200, generator=torch.Generator().manual_seed(0))])
+    # Every ball holds its own copy and its k - 1 nearest. The k-th lies on the surface, which is outside.
     assert same == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}
-    far = prdc(real, real + 1000)
+    far = compute_prdc(real, real + 1000)
     assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
-    one_mode = prdc(real, real[:1].repeat(50, 1))
+    one_mode = compute_prdc(real, real[:1].repeat(50, 1))
     assert one_mode["precision"] == 1
     assert one_mode["recall"] == 0
     assert one_mode["coverage"] < 0.1
@@ -96,17 +96,17 @@ def test_prdc_of_exact_copies():
 
 def test_prdc_names_what_is_wrong():
     points = normal(3, 6, 2)
-    assert set(prdc(points, points[:4])) == {"precision", "recall", "density", "coverage"}
+    assert set(compute_prdc(points, points[:4])) == {"precision", "recall", "density", "coverage"}
     with pytest.raises(ConfigError, match="at least 6 real and 4 fake samples, got 5 and 6"):
-        prdc(points[:5], points)
+        compute_prdc(points[:5], points)
     with pytest.raises(ConfigError, match="got 6 and 3"):
-        prdc(points, points[:3])
+        compute_prdc(points, points[:3])
     with pytest.raises(ConfigError, match="k_density 0"):
-        prdc(points, points, k_density=0)
+        compute_prdc(points, points, k_density=0)
     with pytest.raises(ConfigError, match="block 0"):
-        prdc(points, points, block=0)
+        compute_prdc(points, points, block=0)
     with pytest.raises(DataError, match="6 of 6 feature vectors"):
-        prdc(points, points / 0)
+        compute_prdc(points, points / 0)
 
 
 # -- kernel distance --
@@ -127,13 +127,13 @@ def mmd_by_loops(real, fake):
 @given(seed=st.integers(0, 2**31), n=st.integers(2, 20), m=st.integers(2, 20), block=st.integers(1, 25))
 def test_mmd_is_its_double_sum_whatever_the_block(seed, n, m, block):
     real, fake = normal(seed, n, 5), normal(seed + 1, m, 5) + 1
-    assert unbiased_mmd(real, fake, block) == pytest.approx(mmd_by_loops(real, fake), rel=1e-10, abs=1e-10)
+    assert compute_unbiased_mmd(real, fake, block) == pytest.approx(mmd_by_loops(real, fake), rel=1e-10, abs=1e-10)
 
 
 def test_mmd_agrees_with_torchmetrics():
     kid = pytest.importorskip("torchmetrics.image.kid", reason="skipped: comparison with torchmetrics, not installed")
     real, fake = normal(4, 70, 12), normal(5, 70, 12) * 1.3
-    assert unbiased_mmd(real, fake) == pytest.approx(kid.poly_mmd(real, fake).item(), rel=1e-10)
+    assert compute_unbiased_mmd(real, fake) == pytest.approx(kid.poly_mmd(real, fake).item(), rel=1e-10)
 
 
 def test_kernel_distance_is_the_mean_over_its_subsets():
@@ -144,15 +144,15 @@ def test_kernel_distance_is_the_mean_over_its_subsets():
         a = real[torch.randperm(90, generator=rand)[:40]]
         values.append(mmd_by_loops(a, fake[torch.randperm(80, generator=rand)[:40]]))
     expected = np.mean(values), np.std(values)
-    assert kernel_distance(real, fake, subsets=7, size=40, seed=3) == pytest.approx(expected, rel=1e-9)
-    assert kernel_distance(real, fake, subsets=7, size=40, seed=4)[0] != pytest.approx(expected[0], rel=1e-6)
-    whole = kernel_distance(real[:80], fake, subsets=2, size=80)  # all rows each time: only the order differs
-    assert whole == pytest.approx((unbiased_mmd(real[:80], fake), 0), abs=1e-10)
+    assert compute_kernel_distance(real, fake, subsets=7, size=40, seed=3) == pytest.approx(expected, rel=1e-9)
+    assert compute_kernel_distance(real, fake, subsets=7, size=40, seed=4)[0] != pytest.approx(expected[0], rel=1e-6)
+    whole = compute_kernel_distance(real[:80], fake, subsets=2, size=80)  # all rows each time: only the order differs
+    assert whole == pytest.approx((compute_unbiased_mmd(real[:80], fake), 0), abs=1e-10)
 
 
 def test_kernel_distance_has_no_bias_and_sees_a_change():
     # 100 pairs of sets of 30: with the diagonals left in, the mean would be 2 (11.5 - 1.75) / 30 = 0.65 and not 0.
-    pairs = [unbiased_mmd(normal(2 * i, 30, 4), normal(2 * i + 1, 30, 4)) for i in range(100)]
+    pairs = [compute_unbiased_mmd(normal(2 * i, 30, 4), normal(2 * i + 1, 30, 4)) for i in range(100)]
     assert abs(np.mean(pairs)) < 4 * np.std(pairs) / 10
     assert min(pairs) < 0
     # In one dimension E (1 + xy)^3 = 1 + 3 E[x] E[y] + 3 E[x^2] E[y^2] + E[x^3] E[y^3].
@@ -164,37 +164,37 @@ def test_kernel_distance_has_no_bias_and_sees_a_change():
         for b in moments
     }
     exact = terms["real", "real"] + terms["fake", "fake"] - 2 * terms["real", "fake"]
-    assert unbiased_mmd(real, fake) == pytest.approx(exact, rel=0.15)
+    assert compute_unbiased_mmd(real, fake) == pytest.approx(exact, rel=0.15)
 
 
 def test_kernel_distance_names_what_is_wrong():
     points = normal(10, 20, 2)
     with pytest.raises(ConfigError, match="at least 1000 samples of each, got 20 real"):
-        kernel_distance(points, points)
+        compute_kernel_distance(points, points)
     with pytest.raises(ConfigError, match="subsets 0, size 10"):
-        kernel_distance(points, points, subsets=0, size=10)
+        compute_kernel_distance(points, points, subsets=0, size=10)
     with pytest.raises(ConfigError, match="1 and 20 samples"):
-        unbiased_mmd(points[:1], points)
+        compute_unbiased_mmd(points[:1], points)
     with pytest.raises(ConfigError, match="block 0"):
-        unbiased_mmd(points, points, 0)
+        compute_unbiased_mmd(points, points, 0)
     with pytest.raises(DataError, match="not finite"):
-        unbiased_mmd(points, points / 0)
+        compute_unbiased_mmd(points, points / 0)
 
 
 # -- Inception score --
 
 
 def test_inception_score_has_closed_forms():
-    assert inception_score(torch.full((100, 8), 1 / 8)) == pytest.approx((1, 0), abs=1e-12)
+    assert compute_inception_score(torch.full((100, 8), 1 / 8)) == pytest.approx((1, 0), abs=1e-12)
     balanced = torch.eye(8).repeat(10, 1)
-    assert inception_score(balanced) == pytest.approx((8, 0), abs=1e-12)
+    assert compute_inception_score(balanced) == pytest.approx((8, 0), abs=1e-12)
     # Not shuffled: sorted by class, each of 8 splits sees one class; the whole still scores 8.
     by_class = torch.eye(8).repeat_interleave(10, 0)
-    assert inception_score(by_class, 8) == pytest.approx((1, 0), abs=1e-12)
-    assert inception_score(by_class, 1) == pytest.approx((8, 0), abs=1e-12)
+    assert compute_inception_score(by_class, 8) == pytest.approx((1, 0), abs=1e-12)
+    assert compute_inception_score(by_class, 1) == pytest.approx((8, 0), abs=1e-12)
     # Two splits of known scores 2 and 4: mean 3, deviation 1.
     halves = torch.cat([torch.eye(4)[:2].repeat(4, 1), torch.eye(4).repeat(2, 1)])
-    assert inception_score(halves, 2) == pytest.approx((3, 1), abs=1e-12)
+    assert compute_inception_score(halves, 2) == pytest.approx((3, 1), abs=1e-12)
 
 
 @settings(max_examples=20, deadline=None)
@@ -204,8 +204,8 @@ def test_inception_score_is_exp_of_the_mean_divergence(seed, n, splits, sharpnes
     scores = []
     for part in np.array_split(p.numpy(), splits):
         scores.append(np.exp(np.mean(np.sum(part * (np.log(part) - np.log(part.mean(0))), 1))))
-    assert inception_score(p, splits) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-9, abs=1e-9)
-    assert 1 - 1e-12 <= inception_score(p, splits)[0] <= 5
+    assert compute_inception_score(p, splits) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-9, abs=1e-9)
+    assert 1 - 1e-12 <= compute_inception_score(p, splits)[0] <= 5
 
 
 @pytest.mark.filterwarnings("ignore:Metric `InceptionScore`:UserWarning")
@@ -215,24 +215,24 @@ def test_inception_score_agrees_with_torchmetrics():
     logits = 3 * normal(11, 120, 7)
     metric = module.InceptionScore(feature=nn.Identity(), splits=4)
     metric.update(logits)
-    with torch.random.fork_rng(devices=[]):  # it shuffles with the global generator; so do we, beforehand
+    with torch.random.fork_rng(devices=[]):  # it shuffles with the global generator, as done before here
         torch.manual_seed(0)
         mean, deviation = metric.compute()
         torch.manual_seed(0)
         shuffled = logits[torch.randperm(120)]
-    ours = inception_score(shuffled.softmax(1), 4)
+    ours = compute_inception_score(shuffled.softmax(1), 4)
     assert ours[0] == pytest.approx(mean.item(), rel=1e-10)
     assert ours[1] == pytest.approx(deviation.item() * math.sqrt(3 / 4), rel=1e-8)  # its divisor is splits - 1
 
 
 def test_inception_score_names_what_is_wrong():
     with pytest.raises(ConfigError, match="10 splits of 9 samples"):
-        inception_score(torch.full((9, 2), 0.5))
+        compute_inception_score(torch.full((9, 2), 0.5))
     with pytest.raises(ConfigError, match="0 splits"):
-        inception_score(torch.full((9, 2), 0.5), 0)
+        compute_inception_score(torch.full((9, 2), 0.5), 0)
     for bad in (torch.randn(20, 3), torch.full((20, 3), 0.5), torch.full((20, 3), math.nan)):
         with pytest.raises(DataError, match="softmax"):
-            inception_score(bad)
+            compute_inception_score(bad)
 
 
 # -- reconstruction --
@@ -248,9 +248,9 @@ def test_psnr_has_closed_forms():
     other[0] += 0.2  # error 0.2 of a range of 2
     other[1, 0, 0, 0] = 1  # error 1 in a quarter of the pixels
     expected = [20, 10 * math.log10(4 / 0.25), math.inf]
-    assert psnr(flat, other).tolist() == pytest.approx(expected, rel=1e-6)
-    assert psnr(flat + 1, other + 5).tolist() == [math.inf] * 3  # both clamp to white
-    assert psnr(flat - 1, flat + 9).tolist() == [0] * 3  # black against white
+    assert compute_psnr(flat, other).tolist() == pytest.approx(expected, rel=1e-6)
+    assert compute_psnr(flat + 1, other + 5).tolist() == [math.inf] * 3  # both clamp to white
+    assert compute_psnr(flat - 1, flat + 9).tolist() == [0] * 3  # black against white
 
 
 def test_psnr_agrees_with_torchmetrics():
@@ -258,11 +258,11 @@ def test_psnr_agrees_with_torchmetrics():
     functional = pytest.importorskip("torchmetrics.functional.image", reason=reason)
     a, b = picture(12, 4, 3, 9, 7), picture(13, 4, 3, 9, 7)
     theirs = functional.peak_signal_noise_ratio(a, b, data_range=2.0, reduction="none", dim=(1, 2, 3))
-    torch.testing.assert_close(psnr(a, b), theirs)
+    torch.testing.assert_close(compute_psnr(a, b), theirs)
 
 
 def ssim_by_scipy(a, b):
-    """One channel on 0..255 with the window as a whole, as the paper writes it down."""
+    """Compute SSIM of one channel in 0..255 with the whole 2-D window, as in the paper."""
     place = np.arange(-5, 6)
     window = np.exp(-(place[:, None] ** 2 + place**2) / (2 * 1.5**2))
     window /= window.sum()
@@ -278,35 +278,35 @@ def ssim_by_scipy(a, b):
 def test_ssim_is_the_papers_formula():
     a = picture(14, 3, 2, 17, 23)
     b = a + torch.tensor([0.0, 0.1, 1.0])[:, None, None, None] * normal(15, 3, 2, 17, 23)
-    found = ssim(a, b)
+    found = compute_ssim(a, b)
     clean = b.clamp(-1, 1)
     expected = [np.mean([ssim_by_scipy(a[i, c], clean[i, c]) for c in range(2)]) for i in range(3)]
     assert found.tolist() == pytest.approx(expected, rel=1e-10)
     assert found[0] == pytest.approx(1, abs=1e-12)
     assert found.tolist() == sorted(found, reverse=True)
-    torch.testing.assert_close(ssim(a.float(), b.float()), found, atol=1e-6, rtol=0)
+    torch.testing.assert_close(compute_ssim(a.float(), b.float()), found, atol=1e-6, rtol=0)
 
 
 def test_ssim_agrees_with_torchmetrics_away_from_the_border():
-    # It pads by reflection and takes the mean over the padded rim too; the map inside is the same.
+    # It pads by reflection and averages over the padded border too. The map inside is the same.
     reason = "skipped: comparison with torchmetrics, which is not installed"
     module = pytest.importorskip("torchmetrics.functional.image.ssim", reason=reason)
     a, b = picture(16, 3, 2, 20, 16), picture(17, 3, 2, 20, 16)
     _, full = module._ssim_update((a + 1) / 2, (b + 1) / 2, data_range=1.0, return_full_image=True)
-    torch.testing.assert_close(ssim(a, b), full[:, :, 5:-5, 5:-5].mean((1, 2, 3)))
+    torch.testing.assert_close(compute_ssim(a, b), full[:, :, 5:-5, 5:-5].mean((1, 2, 3)))
 
 
 def test_ssim_of_flat_images_is_the_light_term():
     a, b = torch.full((1, 1, 11, 11), -0.5), torch.full((1, 1, 11, 11), 0.5)
-    assert ssim(a, b).item() == pytest.approx((2 * 0.25 * 0.75 + 1e-4) / (0.25**2 + 0.75**2 + 1e-4), rel=1e-9)
+    assert compute_ssim(a, b).item() == pytest.approx((2 * 0.25 * 0.75 + 1e-4) / (0.25**2 + 0.75**2 + 1e-4), rel=1e-9)
 
 
 def test_image_comparisons_name_what_is_wrong():
     with pytest.raises(ConfigError, match="11x11 pixels or larger, got 10x32"):
-        ssim(torch.zeros(1, 1, 10, 32), torch.zeros(1, 1, 10, 32))
+        compute_ssim(torch.zeros(1, 1, 10, 32), torch.zeros(1, 1, 10, 32))
     jaxtyping.config.update("jaxtyping_disable", True)  # it would object first
     try:
-        for compare in (psnr, ssim):
+        for compare in (compute_psnr, compute_ssim):
             with pytest.raises(ConfigError, match=r"\(2, 3, 16, 16\) and \(2, 1, 16, 16\)"):
                 compare(torch.zeros(2, 3, 16, 16), torch.zeros(2, 1, 16, 16))
     finally:
@@ -314,12 +314,12 @@ def test_image_comparisons_name_what_is_wrong():
 
 
 def test_code_statistics_have_closed_forms():
-    even = code_statistics(torch.tensor([5, 5, 0, 5, 5, 0, 0, 0]))
+    even = compute_code_statistics(torch.tensor([5, 5, 0, 5, 5, 0, 0, 0]))
     assert even == pytest.approx({"usage": 0.5, "perplexity": 4, "bits_per_token": 2}, rel=1e-12)
-    one = code_statistics(torch.tensor([0, 9, 0, 0], dtype=torch.int32))
+    one = compute_code_statistics(torch.tensor([0, 9, 0, 0], dtype=torch.int32))
     assert one == pytest.approx({"usage": 0.25, "perplexity": 1, "bits_per_token": 0}, abs=1e-12)
-    skewed = code_statistics(torch.tensor([2, 1, 1]))
+    skewed = compute_code_statistics(torch.tensor([2, 1, 1]))
     assert skewed == pytest.approx({"usage": 1, "perplexity": 2**1.5, "bits_per_token": 1.5}, rel=1e-12)
     for bad in (torch.zeros(4, dtype=torch.long), torch.tensor([3, -1])):
         with pytest.raises(DataError, match="at least one token"):
-            code_statistics(bad)
+            compute_code_statistics(bad)

@@ -1,4 +1,4 @@
-"""Metrics against closed forms, scipy and brute force; the classifier against a known accuracy on real digits."""
+"""Check metrics against closed forms, scipy and brute force, and the classifier's accuracy on real digits."""
 
 import math
 import warnings
@@ -17,16 +17,16 @@ from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.metrics.features import (
     Classifier,
     ClassifierConfig,
-    _one_cycle,
+    _compute_rate_factor,
     _shift,
     embed,
-    fingerprint,
+    hash_network,
     load_classifier,
     save_classifier,
     train_classifier,
 )
-from unmask.metrics.frechet import Gaussian, fit_gaussian, frechet_distance
-from unmask.metrics.neighbours import nearest, nearest_train
+from unmask.metrics.frechet import Gaussian, compute_frechet_distance, fit_gaussian
+from unmask.metrics.neighbours import compare_with_training_set, find_nearest_neighbours
 
 
 def normal(seed, *shape):
@@ -39,7 +39,7 @@ def diagonal(mean, deviation):
 
 
 def by_scipy(a, b):
-    """The formula of the paper, word for word."""
+    """Compute the formula exactly as in the paper."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root = sqrtm((a.covariance @ b.covariance).numpy())
@@ -64,19 +64,19 @@ def test_frechet_agrees_with_scipy(seed, dim, scale):
     a = fit_gaussian(normal(seed, 3 * dim + 2, dim))
     b = fit_gaussian(scale * normal(seed + 1, 3 * dim + 5, dim) @ normal(seed + 2, dim, dim) + 1)
     expected = by_scipy(a, b)
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9, abs=1e-9)
-    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert compute_frechet_distance(a, b) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert compute_frechet_distance(b, a) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def test_frechet_of_diagonal_gaussians_has_a_closed_form():
     a, b = diagonal([0, 1, 2], [1, 2, 0]), diagonal([3, 1, 2], [2, 2, 5])
-    assert frechet_distance(a, b) == pytest.approx(9 + 1 + 0 + 25, abs=1e-12)
+    assert compute_frechet_distance(a, b) == pytest.approx(9 + 1 + 0 + 25, abs=1e-12)
 
 
 @pytest.mark.parametrize(("count", "dim"), [(200, 8), (5, 64), (2, 3)])
 def test_frechet_of_equal_statistics_is_zero_even_if_singular(count, dim):
     fit = fit_gaussian(normal(3, count, dim))
-    assert 0 <= frechet_distance(fit, fit) < 1e-10
+    assert 0 <= compute_frechet_distance(fit, fit) < 1e-10
 
 
 def test_frechet_of_singular_covariances_keeps_the_closed_form():
@@ -84,7 +84,7 @@ def test_frechet_of_singular_covariances_keeps_the_closed_form():
     a, b = diagonal([0.0] * 40, [1.0] * 4 + [0.0] * 36), diagonal([0.0] * 40, [0.0] * 2 + [3.0] * 5 + [0.0] * 33)
     turn, _ = torch.linalg.qr(normal(4, 40, 40))
     turned = [Gaussian(mean=g.mean, covariance=turn @ g.covariance @ turn.T, count=10) for g in (a, b)]
-    assert frechet_distance(*turned) == pytest.approx(2 * 1 + 2 * 4 + 3 * 9, abs=1e-10)
+    assert compute_frechet_distance(*turned) == pytest.approx(2 * 1 + 2 * 4 + 3 * 9, abs=1e-10)
 
 
 def test_frechet_sees_a_change_of_mean_spread_and_correlation():
@@ -92,7 +92,9 @@ def test_frechet_sees_a_change_of_mean_spread_and_correlation():
     same, reference = fit_gaussian(normal(6, 4000, 2)), fit_gaussian(base)
     skew = base @ torch.tensor([[1.0, 0.9], [0.0, 0.436]], dtype=torch.float64)
     for changed in (base + 0.5, base * 1.5, skew):
-        assert frechet_distance(fit_gaussian(changed), reference) > 20 * frechet_distance(same, reference)
+        assert compute_frechet_distance(fit_gaussian(changed), reference) > 20 * compute_frechet_distance(
+            same, reference
+        )
 
 
 def test_frechet_names_what_is_wrong():
@@ -101,7 +103,7 @@ def test_frechet_names_what_is_wrong():
     with pytest.raises(DataError, match=r"1 of 3 .*first row 1"):
         fit_gaussian(torch.tensor([[0.0, 1.0], [math.nan, 0.0], [1.0, 1.0]]))
     with pytest.raises(ConfigError, match="3 and 4 dimensions"):
-        frechet_distance(diagonal([0.0] * 3, [1.0] * 3), diagonal([0.0] * 4, [1.0] * 4))
+        compute_frechet_distance(diagonal([0.0] * 3, [1.0] * 3), diagonal([0.0] * 4, [1.0] * 4))
     with pytest.raises(ConfigError, match="got 1"):
         Gaussian(mean=torch.zeros(2).double(), covariance=torch.eye(2).double(), count=1)
     with pytest.raises(DataError, match="not finite"):
@@ -115,17 +117,17 @@ def test_frechet_names_what_is_wrong():
 @given(seed=st.integers(0, 2**31), n=st.integers(1, 40), m=st.integers(1, 40), chunk=st.integers(1, 50))
 def test_nearest_agrees_with_scikit_learn_for_every_chunk(seed, n, m, chunk):
     queries, references = normal(seed, n, 5), normal(seed + 1, m, 5)
-    distance, index = nearest(queries, references, chunk)
+    distance, index = find_nearest_neighbours(queries, references, chunk)
     expected, where = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(references).kneighbors(queries)
     np.testing.assert_allclose(distance, expected[:, 0], rtol=1e-9, atol=1e-12)
     assert index.tolist() == where[:, 0].tolist()
 
 
 def test_exact_copies_are_at_exactly_zero_and_the_first_wins():
-    # Far from the origin: |q|^2 + |r|^2 - 2 q.r in float32 gives about 1 here. The control shows it.
+    # Far from the origin, |q|^2 + |r|^2 - 2 q.r in float32 gives about 1, as the control shows.
     train = (normal(7, 300, 64) + 100).float()
     train[200] = train[20]
-    distance, index = nearest(train[[20, 7]], train, chunk=64)
+    distance, index = find_nearest_neighbours(train[[20, 7]], train, chunk=64)
     assert distance.tolist() == [0.0, 0.0]
     assert index.tolist() == [20, 7]
     fast = torch.cdist(train[:100], train, compute_mode="use_mm_for_euclid_dist").amin(1)
@@ -134,28 +136,28 @@ def test_exact_copies_are_at_exactly_zero_and_the_first_wins():
 
 def test_nearest_train_tells_copies_from_new_images():
     train, held_out, new = normal(8, 400, 6), normal(9, 101, 6), normal(10, 200, 6)
-    copied = nearest_train(torch.cat([train[:150], new[:50]]), train, held_out)
+    copied = compare_with_training_set(torch.cat([train[:150], new[:50]]), train, held_out)
     assert copied["exact_copies"] == 0.75
     assert copied["samples"] == copied["ratio"] == copied["held_out_exact_copies"] == 0
-    fresh = nearest_train(new, train, held_out)
+    fresh = compare_with_training_set(new, train, held_out)
     assert fresh["exact_copies"] == 0
     assert 0.85 < fresh["ratio"] < 1.15
-    assert nearest_train(new + 5, train, held_out)["ratio"] > 2
+    assert compare_with_training_set(new + 5, train, held_out)["ratio"] > 2
     assert fresh["held_out"] == pytest.approx(np.median(torch.cdist(held_out, train).amin(1)))
     assert set(fresh) == {"samples", "held_out", "ratio", "exact_copies", "held_out_exact_copies"}
-    assert math.isinf(nearest_train(train, train, train)["ratio"])
+    assert math.isinf(compare_with_training_set(train, train, train)["ratio"])
 
 
 def test_nearest_names_what_is_wrong():
     points = torch.zeros(3, 2)
     with pytest.raises(ConfigError, match="0 references"):
-        nearest(points, points[:0])
+        find_nearest_neighbours(points, points[:0])
     with pytest.raises(ConfigError, match=r"chunk .* got 0"):
-        nearest(points, points, chunk=0)
+        find_nearest_neighbours(points, points, chunk=0)
     with pytest.raises(ConfigError, match="0 samples"):
-        nearest_train(points[:0], points, points)
+        compare_with_training_set(points[:0], points, points)
     with pytest.raises(DataError, match="NaN"):
-        nearest(points * math.nan, points)
+        find_nearest_neighbours(points * math.nan, points)
 
 
 # -- classifier --
@@ -189,11 +191,11 @@ def test_feature_distance_grows_with_the_damage(classifier, digits):
     real = fit_gaussian(embed(classifier, images[:900]))
     noise = normal(11, *images[900:].shape).float()
     damaged = [images[900:] + amount * noise for amount in (0, 0.2, 0.5, 1)]
-    distances = [frechet_distance(fit_gaussian(embed(classifier, each)), real) for each in damaged]
+    distances = [compute_frechet_distance(fit_gaussian(embed(classifier, each)), real) for each in damaged]
     assert distances == sorted(distances)
     assert distances[-1] > 10 * distances[0]
     one_class = embed(classifier, images[digits[1] == 3])
-    assert frechet_distance(fit_gaussian(one_class), real) > 5 * distances[0]
+    assert compute_frechet_distance(fit_gaussian(one_class), real) > 5 * distances[0]
 
 
 def test_embed_is_the_input_of_the_head_whatever_batch_and_mode(classifier, digits):
@@ -203,10 +205,10 @@ def test_embed_is_the_input_of_the_head_whatever_batch_and_mode(classifier, digi
     torch.testing.assert_close(embed(classifier, images, batch=7), whole, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(classifier.head(whole.float()), classifier(images))
     classifier.train()
-    before = fingerprint(classifier)
+    before = hash_network(classifier)
     torch.testing.assert_close(embed(classifier, images), whole)
     assert classifier.training
-    assert fingerprint(classifier) == before
+    assert hash_network(classifier) == before
     classifier.eval()
 
 
@@ -215,12 +217,12 @@ def test_training_is_a_function_of_its_arguments_and_leaves_the_global_generator
     short = ClassifierConfig(channels=1, num_classes=10, width=4, steps=5)
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = fingerprint(train_classifier(images, labels, short))
+    first = hash_network(train_classifier(images, labels, short))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    assert fingerprint(train_classifier(images, labels, short)) == first
+    assert hash_network(train_classifier(images, labels, short)) == first
     other = ClassifierConfig(**{**asdict(short), "seed": 1})
-    assert fingerprint(train_classifier(images, labels, other)) != first
+    assert hash_network(train_classifier(images, labels, other)) != first
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 14), (28, 31)])
@@ -228,7 +230,7 @@ def test_any_image_size_from_eight_up(size):
     model = Classifier(ClassifierConfig(channels=3, num_classes=5, width=4, features=6)).eval()
     images = normal(12, 2, 3, *size).float()
     assert model(images).shape == (2, 5)
-    assert model.features(images).shape == (2, 6)
+    assert model.extract_features(images).shape == (2, 6)
 
 
 def test_shift_is_one_of_nine_translations_and_meets_them_all():
@@ -243,7 +245,7 @@ def test_shift_is_one_of_nine_translations_and_meets_them_all():
 
 
 def test_learning_rate_warms_up_and_decays():
-    factors = [_one_cycle(step / 100) for step in range(100)]
+    factors = [_compute_rate_factor(step / 100) for step in range(100)]
     assert max(factors) == factors[10] == 1
     assert 0 < factors[0] < 0.1
     assert factors[10:] == sorted(factors[10:], reverse=True)
@@ -256,12 +258,12 @@ def test_save_and_load_keep_every_bit(classifier, digits, tmp_path):
     loaded = load_classifier(path)
     assert loaded.config == classifier.config
     assert not loaded.training
-    assert fingerprint(loaded) == fingerprint(classifier)
+    assert hash_network(loaded) == hash_network(classifier)
     assert torch.equal(loaded(digits[0][:9]), classifier(digits[0][:9]))
     assert [entry.name for entry in tmp_path.iterdir()] == ["classifier.safetensors"]
     with torch.no_grad():
         loaded.head.bias[0] += 1e-3
-    assert fingerprint(loaded) != fingerprint(classifier)
+    assert hash_network(loaded) != hash_network(classifier)
 
 
 def test_loading_refuses_what_is_not_a_classifier(tmp_path):

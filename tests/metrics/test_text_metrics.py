@@ -1,4 +1,4 @@
-"""Figures of text against brute force on lists, scipy and closed forms; samples and held-out text side by side."""
+"""Check metrics of text against brute force on lists, scipy and closed forms, and samples beside held-out text."""
 
 import math
 from collections import Counter
@@ -14,9 +14,18 @@ from unmask.data.tokens import TokenSet
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.evaluation import text as evaluate_text
 from unmask.evaluation.text import find_frontier, measure_texts, open_judge
-from unmask.metrics.features import fingerprint
+from unmask.metrics.features import hash_network
 from unmask.metrics.judge import Judge, JudgeConfig, save_judge
-from unmask.metrics.text import distinct, doubles, ended, entropy, ngram_kl, ngrams, repetition, words
+from unmask.metrics.text import (
+    compute_distinct,
+    compute_doubles,
+    compute_ngram_kl,
+    compute_repetition,
+    compute_unigram_entropy,
+    cut_after_end,
+    number_ngrams,
+    number_words,
+)
 from unmask.runtime.distributed import World
 
 # Few different tokens, so that n-grams repeat; some far apart, so that numbering matters; -1 anywhere.
@@ -45,17 +54,17 @@ def test_figures_of_ngrams_are_their_definitions(rows, n):
     every = [gram for each in rows for gram in grams_of(each, n)]
     tokens = torch.tensor(rows)
     if not every:
-        assert all(math.isnan(figure(tokens, n)) for figure in (distinct, repetition))
+        assert all(math.isnan(figure(tokens, n)) for figure in (compute_distinct, compute_repetition))
         return
-    assert distinct(tokens, n) == pytest.approx(len(set(every)) / len(every), abs=1e-12)
+    assert compute_distinct(tokens, n) == pytest.approx(len(set(every)) / len(every), abs=1e-12)
     again = sum(gram in grams_of(each, n)[:i] for each in rows for i, gram in enumerate(grams_of(each, n)))
-    assert repetition(tokens, n) == pytest.approx(again / len(every), abs=1e-12)
+    assert compute_repetition(tokens, n) == pytest.approx(again / len(every), abs=1e-12)
 
 
 @settings(max_examples=100, deadline=None)
 @given(rows=token_rows, n=st.integers(1, 5))
 def test_ngrams_have_one_number_if_and_only_if_they_are_equal(rows, n):
-    numbers = ngrams(torch.tensor(rows), n)
+    numbers = number_ngrams(torch.tensor(rows), n)
     assert numbers.shape == (len(rows), max(0, len(rows[0]) - n + 1))
     places = [(i, j) for i in range(numbers.shape[0]) for j in range(numbers.shape[1])]
     spelled = {place: tuple(rows[place[0]][place[1] : place[1] + n]) for place in places}
@@ -66,8 +75,8 @@ def test_ngrams_have_one_number_if_and_only_if_they_are_equal(rows, n):
 
 def test_long_ngrams_of_a_large_vocabulary_do_not_overflow():
     rows = torch.randint(2**31 - 1, (20, 40), generator=torch.Generator().manual_seed(0))
-    assert distinct(torch.cat([rows, rows]), 12) == 0.5
-    assert repetition(torch.cat([rows, rows], 1), 8) == pytest.approx(33 / 73)  # 7 of 80 - 7 lie over the seam
+    assert compute_distinct(torch.cat([rows, rows]), 12) == 0.5
+    assert compute_repetition(torch.cat([rows, rows], 1), 8) == pytest.approx(33 / 73)  # 7 of 80 - 7 cross the seam
 
 
 @settings(max_examples=100, deadline=None)
@@ -75,43 +84,43 @@ def test_long_ngrams_of_a_large_vocabulary_do_not_overflow():
 def test_doubles_are_equal_neighbours(rows):
     pairs = [pair for each in rows for pair in pairwise(each) if -1 not in pair]
     if not pairs:
-        assert math.isnan(doubles(torch.tensor(rows)))
+        assert math.isnan(compute_doubles(torch.tensor(rows)))
         return
-    assert doubles(torch.tensor(rows)) == pytest.approx(sum(a == b for a, b in pairs) / len(pairs), abs=1e-12)
+    assert compute_doubles(torch.tensor(rows)) == pytest.approx(sum(a == b for a, b in pairs) / len(pairs), abs=1e-12)
 
 
 def test_known_figures():
     song = row(5, 6, 5, 6, 5, 6, 7, 7)
-    assert distinct(song, 1) == 3 / 8
-    assert distinct(song, 2) == 4 / 7  # 56, 65, 67, 77
-    assert repetition(song, 2) == pytest.approx(3 / 7)
-    assert doubles(song) == 1 / 7
-    assert repetition(torch.tensor([[1, 2, 3], [1, 2, 3]]), 1) == 0  # other rows do not count
-    assert distinct(torch.tensor([[1, 2, 3], [1, 2, 3]]), 1) == 0.5  # here they do
+    assert compute_distinct(song, 1) == 3 / 8
+    assert compute_distinct(song, 2) == 4 / 7  # 56, 65, 67, 77
+    assert compute_repetition(song, 2) == pytest.approx(3 / 7)
+    assert compute_doubles(song) == 1 / 7
+    assert compute_repetition(torch.tensor([[1, 2, 3], [1, 2, 3]]), 1) == 0  # other rows do not count
+    assert compute_distinct(torch.tensor([[1, 2, 3], [1, 2, 3]]), 1) == 0.5  # here they do
 
 
 def test_n_is_at_least_one():
     with pytest.raises(ConfigError, match="n is 0"):
-        ngrams(row(1, 2), 0)
+        number_ngrams(row(1, 2), 0)
 
 
 # -- words --
 
 
 def test_words_are_numbered_over_all_texts_without_case_and_marks_stay_between_them():
-    rows = words(["Max Max, said max.", "It's Max's... MAX", ""])
+    rows = number_words(["Max Max, said max.", "It's Max's... MAX", ""])
     assert rows.tolist() == [[0, 0, 1, 2, 0, 3], [4, 5, 6, 0, -1, -1], [-1] * 6]
 
 
 def test_doubled_words_are_found_and_a_mark_between_excuses_them():
-    assert doubles(words(["Max Max went home"])) == pytest.approx(1 / 3)
-    assert doubles(words(["Max, Max went home"])) == 0
-    assert doubles(words(["It is is. Is it?"])) == pytest.approx(1 / 6)
+    assert compute_doubles(number_words(["Max Max went home"])) == pytest.approx(1 / 3)
+    assert compute_doubles(number_words(["Max, Max went home"])) == 0
+    assert compute_doubles(number_words(["It is is. Is it?"])) == pytest.approx(1 / 6)
 
 
 def test_texts_without_words_are_refused():
     with pytest.raises(DataError, match="no words in 2 texts"):
-        words(["", " \n"])
+        number_words(["", " \n"])
 
 
 # -- entropy --
@@ -122,12 +131,12 @@ def test_texts_without_words_are_refused():
 def test_entropy_is_scipys_of_each_rows_counts(rows):
     kept = [[token for token in each if token >= 0] for each in rows]
     expected = [scipy_entropy(list(Counter(each).values())) if each else 0.0 for each in kept]
-    assert entropy(torch.tensor(rows)).tolist() == pytest.approx(expected, abs=1e-12)
+    assert compute_unigram_entropy(torch.tensor(rows)).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_entropy_of_even_and_of_constant_rows():
     rows = torch.stack([torch.arange(16), torch.full((16,), 3), torch.arange(16) % 2])
-    assert entropy(rows).tolist() == pytest.approx([math.log(16), 0, math.log(2)], abs=1e-12)
+    assert compute_unigram_entropy(rows).tolist() == pytest.approx([math.log(16), 0, math.log(2)], abs=1e-12)
 
 
 # -- divergence --
@@ -138,31 +147,31 @@ def test_entropy_of_even_and_of_constant_rows():
 def test_divergence_is_scipys_of_smoothed_counts(a, b, n, smoothing):
     counts = [Counter(gram for each in rows for gram in grams_of(each, n)) for rows in (a, b)]
     if not all(counts):
-        assert math.isnan(ngram_kl(torch.tensor(a), torch.tensor(b), n, smoothing=smoothing))
+        assert math.isnan(compute_ngram_kl(torch.tensor(a), torch.tensor(b), n, smoothing=smoothing))
         return
     union = sorted(counts[0] | counts[1])
     p, q = ([count[gram] + smoothing for gram in union] for count in counts)
-    found = ngram_kl(torch.tensor(a), torch.tensor(b), n, smoothing=smoothing)
+    found = compute_ngram_kl(torch.tensor(a), torch.tensor(b), n, smoothing=smoothing)
     assert found == pytest.approx(scipy_entropy(p, q), abs=1e-9)
 
 
 def test_divergence_of_known_counts():
     # Counts (3, 1) and (1, 3); with one half more of each, 3.5/5 and 1.5/5.
     expected = 0.7 * math.log(0.7 / 0.3) + 0.3 * math.log(0.3 / 0.7)
-    assert ngram_kl(row(0, 0, 0, 1), row(0, 1, 1, 1), 1) == pytest.approx(expected)
-    assert ngram_kl(row(0, 1, 2), row(2, 0, 1, -1), 1) == 0
+    assert compute_ngram_kl(row(0, 0, 0, 1), row(0, 1, 1, 1), 1) == pytest.approx(expected)
+    assert compute_ngram_kl(row(0, 1, 2), row(2, 0, 1, -1), 1) == 0
 
 
 def test_divergence_tells_order_where_single_tokens_do_not():
     forward, backward = torch.arange(12)[None], torch.arange(12).flip(0)[None]
-    assert ngram_kl(forward, backward, 1) == 0
-    assert ngram_kl(forward, backward, 2) > 0.5
+    assert compute_ngram_kl(forward, backward, 1) == 0
+    assert compute_ngram_kl(forward, backward, 2) > 0.5
 
 
 @pytest.mark.parametrize("smoothing", [0.0, -1.0, math.inf, math.nan])
 def test_smoothing_is_positive(smoothing):
     with pytest.raises(ConfigError, match="smoothing is"):
-        ngram_kl(row(1), row(1), 1, smoothing=smoothing)
+        compute_ngram_kl(row(1), row(1), 1, smoothing=smoothing)
 
 
 # -- rows that end --
@@ -171,8 +180,8 @@ def test_smoothing_is_positive(smoothing):
 def test_what_follows_an_end_token_is_absent_and_an_end_in_front_is_none():
     rows = torch.tensor([[9, 1, 9, 2, 9], [9, 1, 2, 3, 4], [1, 9, -1, -1, -1]])
     before = rows.clone()
-    assert ended(rows, 9, front=1).tolist() == [[9, 1, 9, -1, -1], [9, 1, 2, 3, 4], [1, 9, -1, -1, -1]]
-    assert ended(rows, 9).tolist() == [[9, -1, -1, -1, -1], [9, -1, -1, -1, -1], [1, 9, -1, -1, -1]]
+    assert cut_after_end(rows, 9, front=1).tolist() == [[9, 1, 9, -1, -1], [9, 1, 2, 3, 4], [1, 9, -1, -1, -1]]
+    assert cut_after_end(rows, 9).tolist() == [[9, -1, -1, -1, -1], [9, -1, -1, -1, -1], [1, 9, -1, -1, -1]]
     assert torch.equal(rows, before)
 
 
@@ -180,7 +189,7 @@ def test_what_follows_an_end_token_is_absent_and_an_end_in_front_is_none():
 
 
 def draw(seed, num, length=32, kinds=30):
-    """A chain in which each token follows one of two."""
+    """Sample a chain in which each token is one of two after its predecessor."""
     rand = torch.Generator().manual_seed(seed)
     steps = torch.randint(1, 3, (num, length), generator=rand)
     return (torch.randint(kinds, (num, 1), generator=rand) + steps.cumsum(1)) % kinds
@@ -188,7 +197,7 @@ def draw(seed, num, length=32, kinds=30):
 
 @pytest.fixture(scope="module")
 def uniform():
-    """A judge to whom all 32 tokens are equally likely."""
+    """Return a judge that finds all 32 tokens equally likely."""
     judge = Judge(JudgeConfig(dim=4), 32, 31)
     torch.nn.init.zeros_(judge.head.weight)
     torch.nn.init.zeros_(judge.head.bias)
@@ -203,7 +212,7 @@ def test_every_figure_has_a_floor_and_samples_of_the_same_law_meet_it(uniform):
     assert found["perplexity"] == found["perplexity_floor"] == pytest.approx(32, rel=1e-5)
     assert found["nats_per_token"] == pytest.approx(math.log(32), rel=1e-5)
     for name in names:
-        ratio = 3.1 if "_kl_" in name else 1.2  # one of these is but noise, of either part
+        ratio = 3.1 if "_kl_" in name else 1.2  # n-gram KL is mostly noise here, for both parts
         assert found[name] <= ratio * found[f"{name}_floor"] <= ratio**2 * found[name], name
         if not name.startswith("word_") and f"word_{name}" in names:
             assert found[f"word_{name}"] == pytest.approx(found[name], abs=1e-9), name  # each token is a word here
@@ -223,7 +232,7 @@ def test_repetition_shows_whatever_the_perplexity_says(uniform):
 @pytest.mark.parametrize("num", [12, 5000])
 def test_both_sides_of_what_falls_with_the_number_of_rows_have_as_many(uniform, num):
     found = measure_texts(draw(0, num), draw(1, 600), uniform)
-    for name in ("distinct_3", "ngram_kl_2"):  # of 12 rows and of 588 it would be 40 times apart
+    for name in ("distinct_3", "ngram_kl_2"):  # with 12 rows and 588 rows it would differ 40 times
         assert found[name] <= 3.1 * found[f"{name}_floor"] <= 3.1**2 * found[name], name
     plenty = measure_texts(draw(0, 300), draw(1, 600), uniform)
     assert (found["ngram_kl_2_floor"] > 5 * plenty["ngram_kl_2_floor"]) == (num == 12)
@@ -263,7 +272,7 @@ def test_a_judge_is_trained_once_for_a_text_and_a_configuration(tmp_path, monkey
 
     def keep(config=config, vocab_size=8, text="a"):
         data = TokenSet(tokens=draw(0, 20, kinds=6))
-        return fingerprint(open_judge(data, config, path, world, vocab_size=vocab_size, end_id=7, text=text))
+        return hash_network(open_judge(data, config, path, world, vocab_size=vocab_size, end_id=7, text=text))
 
     first = keep()
     assert keep() == first
@@ -273,7 +282,7 @@ def test_a_judge_is_trained_once_for_a_text_and_a_configuration(tmp_path, monkey
         keep(**other)
     assert len(trained) == 4
     assert keep() == first
-    save_judge(Judge(config, 8, 7), path)  # says nothing of its text
+    save_judge(Judge(config, 8, 7), path)  # without the digest of its text
     assert keep() == first
     path.write_bytes(b"no judge")
     with pytest.raises(CheckpointError, match="is not a saved judge"):

@@ -20,7 +20,7 @@ from unmask.evaluation import inpainting as lab
 from unmask.figures import images as figures
 from unmask.method.guidance import CosineRamp
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
-from unmask.metrics.frechet import fit_gaussian, frechet_distance
+from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
 from unmask.pipelines.editing import (
     choose_window,
     edit_photo,
@@ -209,7 +209,9 @@ def test_each_image_is_repaired_as_if_it_were_alone_whatever_the_batch():
         one = slice(i, i + 1)
         alone = inpaint_images(PIPELINE, images[one], hole[one], labels[one], seed=4, variants=2, first=i)
         assert torch.equal(alone, together[one])
-    assert torch.equal(inpaint_images(PIPELINE, images, hole, labels, seed=4), together[:, :1])  # variant 0 stays variant 0
+    assert torch.equal(
+        inpaint_images(PIPELINE, images, hole, labels, seed=4), together[:, :1]
+    )  # variant 0 stays variant 0
 
 
 def test_once_the_hole_is_blank_it_is_the_pipelines_own_repair():
@@ -218,7 +220,9 @@ def test_once_the_hole_is_blank_it_is_the_pipelines_own_repair():
     assert torch.equal(ours, PIPELINE.inpaint(blank(images, hole), hole, torch.arange(5), seed=6))
     whole = torch.ones(2, 8, 12, dtype=torch.bool)
     labels = torch.tensor([3, 1])
-    assert torch.equal(inpaint_images(PIPELINE, images[:2], whole, labels, seed=9)[:, 0], PIPELINE.generate(labels, seed=9))
+    assert torch.equal(
+        inpaint_images(PIPELINE, images[:2], whole, labels, seed=9)[:, 0], PIPELINE.generate(labels, seed=9)
+    )
     closed = torch.zeros(2, 8, 12, dtype=torch.bool)
     assert torch.equal(inpaint_images(PIPELINE, images[:2], closed)[:, 0], images[:2])
 
@@ -231,9 +235,13 @@ def test_variants_seeds_labels_and_options_give_other_fillings():
     labels = torch.tensor([0, 0])
     assert not torch.equal(base, inpaint_images(PIPELINE, images, hole, labels, seed=1))
     assert not torch.equal(base, inpaint_images(PIPELINE, images, hole, labels + 1))
-    assert not torch.equal(base, inpaint_images(PIPELINE, images, hole, labels, sampling=Sampling(steps=5, temperature=0.3)))
+    assert not torch.equal(
+        base, inpaint_images(PIPELINE, images, hole, labels, sampling=Sampling(steps=5, temperature=0.3))
+    )
     part = some_holes()[[3, 3]]
-    assert not torch.equal(inpaint_images(PIPELINE, images, part, labels), inpaint_images(PIPELINE, images, part, labels, feather=1))
+    assert not torch.equal(
+        inpaint_images(PIPELINE, images, part, labels), inpaint_images(PIPELINE, images, part, labels, feather=1)
+    )
     few, many = (next(stream_inpainting(PIPELINE, images, part, labels, cells=Cells(dilate=d))).tokens for d in (0, 1))
     assert (few == EXACT.vocab_size).sum() < (many == EXACT.vocab_size).sum()
 
@@ -522,7 +530,7 @@ def test_measures_of_holes_see_holes_only():
     inside = (repaired - truth)[hole[:, None]]
     assert figures["l1_holes"] == pytest.approx(float(inside.abs().mean()), rel=1e-5)
     a, b = (torch.where(hole[:, None], x, 0.0).flatten(1)[:, ::3] for x in (repaired, truth))
-    assert figures["frechet_holes"] == pytest.approx(frechet_distance(fit_gaussian(a), fit_gaussian(b)))
+    assert figures["frechet_holes"] == pytest.approx(compute_frechet_distance(fit_gaussian(a), fit_gaussian(b)))
     assert measure(truth, truth, hole)["frechet_holes"] == pytest.approx(0, abs=1e-6)
     elsewhere = torch.where(hole[:, None], repaired, 0.5)
     assert measure(elsewhere, truth, hole)["frechet_holes"] == figures["frechet_holes"]
@@ -531,7 +539,8 @@ def test_measures_of_holes_see_holes_only():
 
 def test_tables_and_the_picture():
     rows = [
-        lab.InpaintingRow(schedule=n, steps=20, stop=s, figures={"frechet": 1.234567, "l1": s}) for n, s in (("a", 1), ("b", 2))
+        lab.InpaintingRow(schedule=n, steps=20, stop=s, figures={"frechet": 1.234567, "l1": s})
+        for n, s in (("a", 1), ("b", 2))
     ]
     assert lab.format_markdown(rows).splitlines() == [
         "| schedule | steps | stop | frechet | l1 |",
@@ -545,6 +554,6 @@ def test_tables_and_the_picture():
             lab.format_markdown(bad)
     images, hole = pictures(3), some_holes()[1:4]
     page = lab.draw_comparison(images, hole, -images)
-    scale = figures.readable_scale(images)
+    scale = figures.choose_scale(images)
     assert page.height == (3 * (images.shape[2] + 1) + 1) * scale
     assert page.width > (3 * (images.shape[3] + 1) + 1) * scale

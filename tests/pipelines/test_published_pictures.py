@@ -185,7 +185,9 @@ def test_a_recipe_with_a_plain_sampling_samples_as_the_model_does(ready, coded, 
     assert adopt_network(finetune)[0].sampling == PLAIN
     assert adopt_network(finetune)[1][1:] == ["it is sampled as toy-32 is"]
     assert adopt_network(plain)[0].sampling == plain.sampling
-    ours = replace(find_recipe("digits", Recipe), sampling=PLAIN)  # a network of our own, which a published one gives way to
+    ours = replace(
+        find_recipe("digits", Recipe), sampling=PLAIN
+    )  # a network of our own, which a published one gives way to
     write_json(tmp_path / "config.json", to_json(ours))
     made, _ = adopt_network(replace(finetune, init=str(tmp_path)))
     assert (made.model, made.sampling) == (ours.model, PLAIN)

@@ -5,7 +5,7 @@ import torch
 
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
-from unmask.figures.texts import frames, page, revealed_at, runs
+from unmask.figures.texts import find_unmasking_steps, group_runs, render_frames, render_page
 from unmask.method.masking import ABSENT
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.sampling.priorities import Halton, Random, Raster
@@ -111,13 +111,13 @@ def test_frames_and_page_show_each_token_in_the_step_that_revealed_it():
     own = pipeline(sampling=Sampling(steps=4, priority=Raster()))
     canvas = own.canvas("<b>".replace("<", "T").replace(">", "."), 11)
     states = list(own.states(canvas.tokens[None]))
-    when = revealed_at(states)
+    when = find_unmasking_steps(states)
     assert when.tolist()[:3] == [0, 0, 0]
     assert when.tolist()[3:] == sorted(when.tolist()[3:])
-    shown = list(frames(states, own.tokenizer, canvas.front))
+    shown = list(render_frames(states, own.tokenizer, canvas.front))
     assert [frame.count("·") for frame in shown] == [8, *(int((when > i).sum()) for i in range(1, 5))]
     assert shown[0].startswith("Tb.")
-    text = page(states, own.tokenizer, canvas.front, "a <title>", 1)
+    text = render_page(states, own.tokenizer, canvas.front, "a <title>", 1)
     assert "a &lt;title&gt;" in text
     assert text.count("data-step=") == len(set(when.tolist()) - {0}), "neighbours of one step share a span"
     assert "http" not in text
@@ -126,4 +126,9 @@ def test_frames_and_page_show_each_token_in_the_step_that_revealed_it():
 def test_a_character_of_several_tokens_is_shown_whole():
     tokenizer = ByteTokenizer(8)
     ids = torch.tensor([*"aé".encode(), 256, *"ï".encode(), 257, 257])
-    assert list(runs(ids, [0, 1, 1, 1, 2, 2, 3, 3], tokenizer, 0)) == [(0, "a"), (1, "é⏹"), (2, "ï"), (None, "··")]
+    assert list(group_runs(ids, [0, 1, 1, 1, 2, 2, 3, 3], tokenizer, 0)) == [
+        (0, "a"),
+        (1, "é⏹"),
+        (2, "ï"),
+        (None, "··"),
+    ]

@@ -62,7 +62,9 @@ def test_the_card_of_what_was_trained_elsewhere_invents_no_training(tmp_path):
     assert "* Training: elsewhere; see its publisher\n" in card
     assert "1,500 steps" not in card
     texts = as_recipe(MODELS["amused-256"].size, MODELS["amused-256"].sampling)
-    assert 'unmask.load("FOLDER", prompts=["a cat"]).generate(num=4)' in write_model_card(texts, tmp_path, None, "FOLDER")
+    assert 'unmask.load("FOLDER", prompts=["a cat"]).generate(num=4)' in write_model_card(
+        texts, tmp_path, None, "FOLDER"
+    )
 
 
 def test_a_card_without_a_licence_says_so(run, tmp_path):

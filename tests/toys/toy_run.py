@@ -32,9 +32,9 @@ from unmask.recipes.schema import Recipe
 from unmask.runtime.distributed import World, distribute, unwrapped, whole, world
 from unmask.storage.lock import lock
 from unmask.tokenizers.pixels import Pixels
-from unmask.training.checkpoint import clean
 from unmask.training.loop import TrainConfig, train
 from unmask.training.optim import AdamW, CosineDecay, Muon
+from unmask.training.runfolder import remove_leftovers
 
 ALONE = World(0, 1, torch.device("cpu"))
 VOCABULARY, GRID, CLASSES, BATCH = 16, (2, 3), 3, 16
@@ -138,7 +138,9 @@ def toy_experiment(test: int = 21) -> Experiment:
 def toy_validation(here: World):
     """`validation` as a function of the model."""
     ready = toy_experiment()
-    return lambda model: validate_generator(ready.recipe.objective, ready.recipe.training.precision, ready.test, model, here)
+    return lambda model: validate_generator(
+        ready.recipe.objective, ready.recipe.training.precision, ready.test, model, here
+    )
 
 
 def job(name: str, folder: Path) -> Path:
@@ -297,7 +299,7 @@ def locked_run(run: Path, syncs: int = 0) -> None:
     if syncs:
         killed_at_sync(syncs)
     with lock(run):
-        clean(run / "checkpoints")
+        remove_leftovers(run / "checkpoints")
         toy_train(run, toy_config(steps=40, save_every=2, optimizer=MUON))
 
 

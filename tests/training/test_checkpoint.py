@@ -29,7 +29,8 @@ from safetensors.torch import load_file
 from unmask.errors import CheckpointError, ConfigError, DiskError, NonFiniteError
 from unmask.storage.lock import lock
 from unmask.training import checkpoint, runfolder
-from unmask.training.checkpoint import clean, inspect, latest, load, save
+from unmask.training.checkpoint import load_checkpoint, save_checkpoint
+from unmask.training.runfolder import find_latest_checkpoint, remove_leftovers, verify_checkpoint
 
 TOKEN = "0123456789abcdef"
 SYSCALLS = ["open", "fsync", "rename", "mkdir", "listdir", "stat", "unlink", "rmdir"]
@@ -54,12 +55,12 @@ def meta(step: int) -> dict:
 
 
 def put(root: Path, step: int, rows: int = 7, token: str = TOKEN, **options: object) -> Path:
-    return save(root, step, payload(step, rows), meta(step), token=token, **options)
+    return save_checkpoint(root, step, payload(step, rows), meta(step), token=token, **options)
 
 
-def is_right(found: runfolder.Found, rows: int = 7) -> bool:
+def is_right(found: runfolder.VerifiedCheckpoint, rows: int = 7) -> bool:
     into = blank(payload(0, rows))
-    load(found, into, sharded=False)
+    load_checkpoint(found, into, sharded=False)
     right = payload(found.step, rows)
     return found.meta == meta(found.step) and all(torch.equal(into[name], right[name]) for name in right)
 
@@ -69,7 +70,7 @@ def silent(line: str) -> None:
 
 
 class Faults:
-    """Counts the file-system calls of a block of code, and lets `strike` happen at the k-th."""
+    """Count the file-system calls of a block of code, and run `strike` at call number k."""
 
     def __init__(self, at: int, strike: Callable[[], None], *, forever: bool = False) -> None:
         self.count, self.at, self.strike, self.forever = 0, at, strike, forever
@@ -116,11 +117,11 @@ def count_calls(root: Path) -> int:
 
 def test_round_trip_and_layout(tmp_path: Path) -> None:
     root = tmp_path / "deep" / "checkpoints"
-    assert latest(root, report=silent) is None
+    assert find_latest_checkpoint(root, report=silent) is None
     path = put(root, 500)
     assert path == root / "step-00000500"
     assert sorted(entry.name for entry in path.iterdir()) == ["manifest.json", "state.safetensors"]
-    found = latest(root, report=silent)
+    found = find_latest_checkpoint(root, report=silent)
     assert found is not None
     assert found.step == 500
     assert is_right(found)
@@ -148,11 +149,11 @@ def test_views_ties_and_odd_shapes_are_kept(tmp_path: Path) -> None:
         "empty": torch.zeros(0, 4),
         "param": torch.nn.Parameter(torch.ones(2)),
     }
-    save(tmp_path, 1, tensors, {}, token=TOKEN)
+    save_checkpoint(tmp_path, 1, tensors, {}, token=TOKEN)
     into = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in tensors.items()}
     into["param"] = torch.nn.Parameter(torch.zeros(2))
     kept = into["param"]
-    load(inspect(tmp_path / "step-00000001"), into, sharded=False)
+    load_checkpoint(verify_checkpoint(tmp_path / "step-00000001"), into, sharded=False)
     assert all(torch.equal(into[name], tensors[name]) for name in tensors)
     assert into["param"] is kept
 
@@ -163,7 +164,7 @@ def test_newest_by_step_and_not_by_time(tmp_path: Path) -> None:
     for age, step in enumerate((10, 9, 2)):
         os.utime(tmp_path / f"step-{step:08d}", (1e9 - age, 1e9 - age))
     os.utime(tmp_path / "step-00000002", (4e9, 4e9))
-    found = latest(tmp_path, report=silent)
+    found = find_latest_checkpoint(tmp_path, report=silent)
     assert found is not None
     assert found.step == 10
 
@@ -171,11 +172,11 @@ def test_newest_by_step_and_not_by_time(tmp_path: Path) -> None:
 def test_prune_keeps_the_newest_complete_ones(tmp_path: Path) -> None:
     for step in range(1, 7):
         put(tmp_path, step, keep=3)
-    assert [path.name[-1] for path in runfolder.checkpoints(tmp_path)] == ["6", "5", "4"]
+    assert [path.name[-1] for path in runfolder.list_checkpoints(tmp_path)] == ["6", "5", "4"]
     (tmp_path / "step-00000006" / "state.safetensors").write_bytes(b"rotten")
     put(tmp_path, 7, keep=2)
     # The damaged 6 does not count as one of the two, and is not touched.
-    assert [path.name[-1] for path in runfolder.checkpoints(tmp_path)] == ["7", "6", "5"]
+    assert [path.name[-1] for path in runfolder.list_checkpoints(tmp_path)] == ["7", "6", "5"]
 
 
 def test_nothing_is_pruned_before_the_new_one_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +191,7 @@ def test_nothing_is_pruned_before_the_new_one_is_verified(tmp_path: Path, monkey
             file.write(b"\x55")
 
     monkeypatch.setattr(checkpoint, "write_manifest", rotting)
-    with pytest.raises(DiskError, match="does not read back"):
+    with pytest.raises(DiskError, match="files read back differ"):
         put(tmp_path, 3)
     assert all(runfolder.is_complete(tmp_path / f"step-0000000{step}") for step in (1, 2))
 
@@ -202,7 +203,7 @@ def test_a_step_is_saved_once_but_a_damaged_one_makes_room(tmp_path: Path) -> No
         put(tmp_path, 2)
     (path / "state.safetensors").write_bytes(b"rotten")
     put(tmp_path, 2)
-    assert is_right(inspect(path))
+    assert is_right(verify_checkpoint(path))
     assert (tmp_path / f"step-00000002.damaged-{TOKEN}" / "state.safetensors").read_bytes() == b"rotten"
 
 
@@ -212,7 +213,7 @@ def test_non_finite_tensors_are_refused_before_anything_is_written(tmp_path: Pat
     tensors = payload(1)
     tensors["ema.weight"][3, 4] = bad
     with pytest.raises(NonFiniteError, match=r"ema\.weight"):
-        save(tmp_path / "root", 1, tensors, {}, token=TOKEN, sharded=sharded)
+        save_checkpoint(tmp_path / "root", 1, tensors, {}, token=TOKEN, sharded=sharded)
     assert not (tmp_path / "root").exists()
 
 
@@ -229,13 +230,15 @@ def test_bad_arguments(tmp_path: Path, step: int, change: dict) -> None:
 @pytest.mark.parametrize("bad", [{"loss": float("nan")}, {"x": object()}])
 def test_meta_that_could_not_be_read_back_is_refused(tmp_path: Path, bad: dict) -> None:
     with pytest.raises(ConfigError):
-        save(tmp_path / "root", 1, payload(1), bad, token=TOKEN)
+        save_checkpoint(tmp_path / "root", 1, payload(1), bad, token=TOKEN)
     assert not (tmp_path / "root").exists()
 
 
 def test_meta_is_what_json_makes_of_it(tmp_path: Path) -> None:
-    save(tmp_path, 1, payload(1), {"grid": (8, 8), "by_step": {9: 1, 10: 2}, "best": float("inf")}, token=TOKEN)
-    found = inspect(tmp_path / "step-00000001")
+    save_checkpoint(
+        tmp_path, 1, payload(1), {"grid": (8, 8), "by_step": {9: 1, 10: 2}, "best": float("inf")}, token=TOKEN
+    )
+    found = verify_checkpoint(tmp_path / "step-00000001")
     assert found.meta == {"grid": [8, 8], "by_step": {"9": 1, "10": 2}, "best": float("inf")}
 
 
@@ -253,19 +256,19 @@ def test_only_main_writes_and_every_rank_meets_the_barrier(tmp_path: Path) -> No
 @pytest.mark.parametrize("sharded", [False, True])
 def test_another_model_is_refused_and_nothing_is_copied(tmp_path: Path, sharded: bool) -> None:
     put(tmp_path, 1, sharded=sharded)
-    found = inspect(tmp_path / "step-00000001")
+    found = verify_checkpoint(tmp_path / "step-00000001")
     into = blank(payload(0))
     into["model.weight"] = torch.zeros(33, 7)
     into["seen"] = torch.zeros(5)
     into["extra"] = into.pop("optimizer.step")
     with pytest.raises(CheckpointError, match=r"extra is missing; optimizer\.step is unexpected") as caught:
-        load(found, into, sharded=False)
+        load_checkpoint(found, into, sharded=False)
     assert "and 1 more" in str(caught.value)
     assert all(not tensor.any() for tensor in into.values())
     into = blank(payload(0))
     into["seen"] = torch.zeros(5)
     with pytest.raises(CheckpointError, match=r"seen is \[5\] bool there, \[5\] float32 here"):
-        load(found, into, sharded=False)
+        load_checkpoint(found, into, sharded=False)
 
 
 # -- damage --
@@ -295,7 +298,7 @@ def test_no_damage_goes_unnoticed(tmp_path: Path) -> None:
             continue
         victim.write_bytes(data)
         lines: list[str] = []
-        found = latest(tmp_path, report=lines.append)
+        found = find_latest_checkpoint(tmp_path, report=lines.append)
         assert found is not None
         assert is_right(found)
         assert found.step == (1 if lines else 2)
@@ -305,10 +308,10 @@ def test_no_damage_goes_unnoticed(tmp_path: Path) -> None:
         assert lines or victim.name == "manifest.json"
         control += victim.name != "manifest.json" and silently_different(victim)
         victim.write_bytes(before)
-    # Negative control: safetensors alone takes most of the same damage without a word.
+    # Negative control: safetensors alone accepts most of the same damage silently.
     assert noticed > 300
     assert control > 100
-    # Only the layout of the manifest (blanks) may change without harm.
+    # Only blanks in the manifest may change without harm.
     assert harmless < 40
 
 
@@ -322,11 +325,11 @@ def silently_different(path: Path) -> bool:
 
 
 def forge(path: Path, **changes: object) -> None:
-    """A manifest that is changed and sealed anew, as by somebody who knows the format."""
+    """Change a manifest and its hash, as an attacker who knows the format would."""
     manifest = json.loads((path / "manifest.json").read_text())
     manifest |= changes
     del manifest["sha256"]
-    manifest["sha256"] = runfolder._seal(manifest)
+    manifest["sha256"] = runfolder._hash_body(manifest)
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -351,15 +354,15 @@ def link_payload(path: Path) -> None:
         (lambda path: forge(path, files={}), "is of"),
         (lambda path: forge(path, format="other-1"), "other-1"),
         (lambda path: forge(path, files={"state.safetensors": 3}), "expected _File"),
-        (lambda path: forge(path, files={"../x": {"bytes": 1, "sha256": ""}}), "no checkpoint has"),
-        (lambda path: forge(path, files={"dcp/..": {"bytes": 1, "sha256": ""}}), "no checkpoint has"),
+        (lambda path: forge(path, files={"../x": {"bytes": 1, "sha256": ""}}), "is no file of a checkpoint"),
+        (lambda path: forge(path, files={"dcp/..": {"bytes": 1, "sha256": ""}}), "is no file of a checkpoint"),
     ],
 )
 def test_foreign_and_incomplete_folders_fall_back_by_name(tmp_path: Path, harm: Callable, reason: str) -> None:
     put(tmp_path, 1)
     harm(put(tmp_path, 2))
     lines: list[str] = []
-    found = latest(tmp_path, report=lines.append)
+    found = find_latest_checkpoint(tmp_path, report=lines.append)
     assert found is not None
     assert found.step == 1
     assert len(lines) == 1
@@ -371,7 +374,7 @@ def test_extra_files_are_not_read(tmp_path: Path) -> None:
     (put(tmp_path, 1) / ".DS_Store").write_text("x")
     (tmp_path / "step-1").mkdir()
     (tmp_path / f"step-00000009.tmp-{TOKEN}").mkdir()
-    found = latest(tmp_path, report=silent)
+    found = find_latest_checkpoint(tmp_path, report=silent)
     assert found is not None
     assert is_right(found)
 
@@ -381,7 +384,7 @@ def test_all_damaged_is_an_error(tmp_path: Path) -> None:
         (put(tmp_path, step) / "state.safetensors").unlink()
     lines: list[str] = []
     with pytest.raises(CheckpointError, match="all 2 checkpoints"):
-        latest(tmp_path, report=lines.append)
+        find_latest_checkpoint(tmp_path, report=lines.append)
     assert len(lines) == 2
 
 
@@ -399,7 +402,7 @@ def test_a_fault_at_every_step_of_a_save(tmp_path: Path, forever: bool) -> None:
         number = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES)[at % 5]
         with Faults(at, fail_with(number), forever=forever):
             result = outcome(lambda root=root: put(root, 3))
-        # A step whose failure harms nothing, such as looking for more to prune, may pass.
+        # A call whose failure does no harm, such as listing what to prune, may pass.
         assert result["error"] in (None, "DiskError"), result
         assert "\n" not in result["message"]
         refused += result["error"] is not None
@@ -409,20 +412,20 @@ def test_a_fault_at_every_step_of_a_save(tmp_path: Path, forever: bool) -> None:
 
 
 def check_after_fault(root: Path) -> None:
-    found = latest(root, report=silent)
+    found = find_latest_checkpoint(root, report=silent)
     assert found is not None
     assert found.step in (2, 3)
     assert is_right(found)
-    clean(root)
+    remove_leftovers(root)
     assert not list(root.glob("*.tmp-*"))
     if found.step == 2:
         put(root, 3)
     put(root, 4)
-    assert [path.name[-1] for path in runfolder.checkpoints(root)][:2] == ["4", "3"]
+    assert [path.name[-1] for path in runfolder.list_checkpoints(root)][:2] == ["4", "3"]
 
 
 def test_all_is_on_the_disk_before_the_name_and_the_name_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """kill -9 spares the page cache, so what a power cut would spare is read from the order of the calls."""
+    """kill -9 keeps the page cache, so the order of calls shows what would survive a power cut."""
     events: list[str] = []
     fsync, rename = os.fsync, os.rename
 
@@ -463,7 +466,7 @@ def test_the_lock_is_exclusive_and_released(tmp_path: Path) -> None:
 
 
 def test_another_process_is_kept_out_until_it_is_killed(tmp_path: Path) -> None:
-    # The child of the owner shares its lock, as a data worker does, and outlives it for a moment.
+    # The owner's child shares its lock, as a data worker does, and lives a moment longer.
     code = (
         "import fcntl, os, sys, time\n"
         "file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
@@ -487,12 +490,12 @@ def test_another_process_is_kept_out_until_it_is_killed(tmp_path: Path) -> None:
 
 
 def test_clean_removes_leftovers_only(tmp_path: Path) -> None:
-    assert clean(tmp_path / "none") == []
+    assert remove_leftovers(tmp_path / "none") == []
     put(tmp_path, 1)
     (tmp_path / f"step-00000002.tmp-{TOKEN}" / "dcp").mkdir(parents=True)
     (tmp_path / f"step-00000002.damaged-{TOKEN}").mkdir()
     (tmp_path / "notes.tmp-1").mkdir()
-    assert clean(tmp_path) == [f"step-00000002.tmp-{TOKEN}"]
+    assert remove_leftovers(tmp_path) == [f"step-00000002.tmp-{TOKEN}"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "notes.tmp-1",
         "step-00000001",
@@ -506,24 +509,24 @@ def test_clean_removes_leftovers_only(tmp_path: Path) -> None:
 def test_shards_of_one_process(tmp_path: Path) -> None:
     path = put(tmp_path, 1, sharded=True)
     assert sorted(entry.name for entry in (path / "dcp").iterdir()) == [".metadata", "__0_0.distcp"]
-    found = latest(tmp_path, report=silent)
+    found = find_latest_checkpoint(tmp_path, report=silent)
     assert found is not None
     assert is_right(found)
 
 
 def test_a_changed_or_foreign_metadata_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = put(tmp_path, 1, sharded=True) / "dcp" / ".metadata"
-    found = inspect(tmp_path / "step-00000001")
+    found = verify_checkpoint(tmp_path / "step-00000001")
     before = metadata.read_bytes()
     canary = tmp_path / "canary"
-    # The pickle of os.system("touch canary"), which plain DCP would run.
+    # This pickles os.system("touch canary"). Plain DCP would run it.
     metadata.write_bytes(b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
     with pytest.raises(CheckpointError, match=r"dcp/\.metadata has"):
-        load(found, blank(payload(1)), sharded=False)
+        load_checkpoint(found, blank(payload(1)), sharded=False)
     metadata.write_bytes(before)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(CheckpointError, match="another user"):
-        load(found, blank(payload(1)), sharded=False)
+        load_checkpoint(found, blank(payload(1)), sharded=False)
     assert not canary.exists()
 
 
@@ -541,32 +544,32 @@ def run_rank(rank: int, folder: str) -> None:
             for name, x in tensors.items()
         }
 
-    def check(found: runfolder.Found) -> None:
+    def check(found: runfolder.VerifiedCheckpoint) -> None:
         into = shard(blank(payload(0)))
-        load(found, into, sharded=True)
+        load_checkpoint(found, into, sharded=True)
         for name, right in payload(found.step).items():
             whole = into[name].full_tensor() if right.ndim == 2 else into[name]
             assert torch.equal(whole, right), name
 
     options = {"sharded": True, "is_main": main, "barrier": dist.barrier, "token": TOKEN}
     for step in (1, 2, 3):
-        save(root / "sharded", step, shard(payload(step)), meta(step), **options)
-    check(inspect(root / "sharded" / "step-00000003"))
-    check(inspect(root / "whole" / "step-00000005"))
-    # Only one rank holds the bad number; both refuse.
+        save_checkpoint(root / "sharded", step, shard(payload(step)), meta(step), **options)
+    check(verify_checkpoint(root / "sharded" / "step-00000003"))
+    check(verify_checkpoint(root / "whole" / "step-00000005"))
+    # Only one rank holds the bad number, but both raise.
     bad = payload(4)
     bad["model.weight"][6, 0] = float("nan")
     with pytest.raises(NonFiniteError):
-        save(root / "sharded", 4, shard(bad), {}, **options)
-    # Only main meets the fault, before the shards and after them; both stop.
+        save_checkpoint(root / "sharded", 4, shard(bad), {}, **options)
+    # Only the main rank meets the fault, before or after the shards, but both stop.
     for name in ("_prepare", "_commit"):
         with (
             mock.patch.object(checkpoint, name, side_effect=OSError(errno.ENOSPC, "No space left on device")),
             pytest.raises(DiskError, match="No space left" if main else "main process failed"),
         ):
-            save(root / "sharded", 4, shard(payload(4)), meta(4), **options)
+            save_checkpoint(root / "sharded", 4, shard(payload(4)), meta(4), **options)
     with pytest.raises(ConfigError, match="sharded=True"):
-        save(root / "sharded", 4, shard(payload(4)), {}, token=TOKEN)
+        save_checkpoint(root / "sharded", 4, shard(payload(4)), {}, token=TOKEN)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -574,14 +577,14 @@ def run_rank(rank: int, folder: str) -> None:
 def test_two_processes_shard_and_reshard(tmp_path: Path) -> None:
     put(tmp_path / "whole", 5)
     torch.multiprocessing.spawn(run_rank, (str(tmp_path),), nprocs=2)
-    found = latest(tmp_path / "sharded", report=silent)
+    found = find_latest_checkpoint(tmp_path / "sharded", report=silent)
     assert found is not None
     assert found.step == 3
     assert is_right(found)
     assert sorted(path.name for path in (tmp_path / "sharded").iterdir()) == ["step-00000002", "step-00000003"]
 
 
-# -- the campaign, in a process of its own --
+# -- the campaign, in a separate process --
 
 
 def test_kill_9_at_random_times(campaign: dict) -> None:
@@ -626,7 +629,7 @@ def campaign() -> dict:
 
 
 def fork(action: Callable[[int], None]) -> tuple[int, int]:
-    """Run `action(pipe)` in a child; its pid and the pipe's reading end."""
+    """Run `action(pipe)` in a child; return its pid and the reading end of the pipe."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid:
@@ -649,7 +652,7 @@ def finish(pid: int, pipe: int) -> bytes:
 
 
 def look(root: Path, rows: int = 7) -> dict:
-    found = latest(root, report=silent)
+    found = find_latest_checkpoint(root, report=silent)
     leftover = bool(list(root.glob("*.tmp-*")))
     return {"step": found.step if found else -1, "right": bool(found and is_right(found, rows)), "leftover": leftover}
 
@@ -660,8 +663,8 @@ def kill_often(root: Path, kills: int, rand: random.Random) -> list[dict]:
 
     def train(pipe: int) -> None:
         with lock(root):
-            clean(root)
-            found = latest(root, report=silent)
+            remove_leftovers(root)
+            found = find_latest_checkpoint(root, report=silent)
             assert found is not None
             for step in range(found.step + 1, found.step + 1000):
                 put(root, step, rows)
@@ -671,7 +674,7 @@ def kill_often(root: Path, kills: int, rand: random.Random) -> list[dict]:
         pid, pipe = fork(train)
         time.sleep(rand.uniform(0.0, 0.12))
         os.kill(pid, signal.SIGKILL)
-        # What the child said it had saved has to be there.
+        # Every checkpoint that the child reported must exist.
         said = finish(pid, pipe).split()
         results.append({"promised": int(said[-1]) if said else 1} | look(root, rows))
     return results

@@ -1,4 +1,4 @@
-"""The loop's promises on a toy: resuming is the same call again and gives the same bits, whatever ended the run."""
+"""Check the training loop on a toy: the same call resumes a run and gives the same bits, whatever ended the run."""
 
 import json
 import os
@@ -39,7 +39,7 @@ from unmask.method.rand import seeded
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.distributed import World
 from unmask.runtime.signals import stop_on_signal
-from unmask.training.log import Log
+from unmask.training.log import TrainLog
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import CosineDecay
 
@@ -50,13 +50,13 @@ FROZEN = CosineDecay(warmup=10**9)
 
 
 def adamw_state(run, step):
-    """The first moments in a checkpoint."""
+    """Return the first moments in a checkpoint."""
     tensors = load_file(run / f"checkpoints/step-{step:08d}/state.safetensors")
     return {name: tensor for name, tensor in tensors.items() if name.endswith(".exp_avg")}
 
 
 def nothing(model):
-    """An evaluator that leaves one line in metrics.jsonl."""
+    """Return an evaluator that writes one line to metrics.jsonl."""
     return lambda: [("half", 0.5)]
 
 
@@ -70,7 +70,7 @@ def cut_at(run, config, step, **more):
 
 @BOTH
 def test_resuming_gives_the_bits_of_the_uninterrupted_run(tmp_path, optimizer):
-    """Cut twice, once between two lines of metrics.jsonl, so that their window of losses has to be carried over."""
+    """Cut twice, once between two lines of metrics.jsonl, so that the checkpoint must hold the window of losses."""
     config = toy_config(optimizer=optimizer, save_every=1, log_every=3, evaluate_every=4)
     more = {"evaluators": [nothing]}
     whole_model, whole_average = toy_train(tmp_path / "whole", config, **more)
@@ -95,7 +95,7 @@ def test_steps_after_the_last_checkpoint_are_done_again_without_double_lines(tmp
 
 
 def test_another_seed_gives_other_bits(tmp_path):
-    """Else equal bits would prove nothing."""
+    """Otherwise equal bits would prove nothing."""
     for seed in (0, 1):
         toy_train(tmp_path / str(seed), toy_config(seed=seed))
     assert state(tmp_path / "0", 12) != state(tmp_path / "1", 12)
@@ -104,7 +104,7 @@ def test_another_seed_gives_other_bits(tmp_path):
 def test_a_run_without_its_optimizer_state_would_be_seen(tmp_path, monkeypatch):
     config = toy_config(save_every=6)
     toy_train(tmp_path / "whole", config)
-    monkeypatch.setattr("unmask.training.loop.state_tensors", lambda optimizers, model: {})
+    monkeypatch.setattr("unmask.training.loop.collect_optimizer_state", lambda optimizers, model: {})
     cut_at(tmp_path / "cut", config, 8)
     model, _ = toy_train(tmp_path / "cut", config)
     monkeypatch.undo()
@@ -202,7 +202,7 @@ def test_a_second_signal_is_not_caught():
 
 
 def infinite_gradient(model, tokens, condition, *, mask_id, rand):
-    """A finite loss whose gradient is not: the square root at 0."""
+    """Return a finite loss with an infinite gradient: the square root at 0."""
     loss = MaskGIT()(model, tokens, condition, mask_id=mask_id, rand=rand)
     return Loss(loss.total + (loss.total * 0).sqrt(), loss.count) if rand.step == 3 else loss
 
@@ -262,7 +262,7 @@ def test_a_line_is_the_mean_over_all_tokens_since_the_last(tmp_path):
 
 
 def test_gradients_are_clipped_to_the_norm(tmp_path):
-    """A clip far below the gradient scales AdamW's first moment by clip / norm."""
+    """Check that a clip far below the gradient scales AdamW's first moment by clip / norm."""
     moments = {}
     for clip in (1e9, 1e-3):
         toy_train(tmp_path / str(clip), toy_config(steps=1, clip=clip))
@@ -348,7 +348,7 @@ def test_the_grid_of_samples_is_written_and_always_of_the_same_seed(tmp_path):
 
 @pytest.mark.parametrize(("few", "num"), [(0, 50), (-1, 10)])
 def test_pictures_of_many_tokens_are_shown_in_one_row(few, num, monkeypatch):
-    """Each of them takes long to draw: fifty would take a CPU longer than the steps in between."""
+    """Sampling one such image is slow: on a CPU, fifty would take longer than the steps in between."""
     asked = []
 
     def drawn(self, *, num):
@@ -369,18 +369,18 @@ def test_a_line_cut_short_by_a_kill_goes_with_all_after_the_start(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": s, "seconds": s / 10, "loss": 1.0} for s in (1, 2, 3)]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"step": 4, "sec')
-    with Log(tmp_path, steps=9, start=2) as log:
+    with TrainLog(tmp_path, steps=9, start=2) as log:
         log.record(3, {"loss": 2.0})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(r["step"], r["loss"]) for r in lines] == [(1, 1.0), (2, 1.0), (3, 2.0)]
-    assert 0.2 <= lines[-1]["seconds"] < 5  # the clock goes on from step 2
+    assert 0.2 <= lines[-1]["seconds"] < 5  # the clock continues from step 2
 
 
 def test_a_silent_log_writes_and_says_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with Log(None, steps=3) as log:
+    with TrainLog(None, steps=3) as log:
         log.say("hello")
         log.record(1, {"loss": 1.0})
-        log.picture(1, "x", Image.new("L", (2, 2)))
+        log.save_picture(1, "x", Image.new("L", (2, 2)))
     assert capsys.readouterr().out == ""
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Learning-rate curves against closed forms, what each optimizer takes, and the average against its sum in float64."""
+"""Check learning-rate curves against closed forms, each optimizer's weights, and the average against float64."""
 
 import math
 from itertools import pairwise
@@ -18,10 +18,10 @@ from unmask.training.optim import (
     Muon,
     MuonOptimizer,
     WarmupStableDecay,
+    collect_optimizer_state,
+    create_optimizer_state,
     orthogonalize,
-    prime,
     set_learning_rate,
-    state_tensors,
 )
 
 BOTH = pytest.mark.parametrize("config", [AdamW(), Muon()], ids=["adamw", "muon"])
@@ -126,11 +126,11 @@ def test_prime_moves_no_weight_and_leaves_the_state_of_a_fresh_optimizer(config)
     fresh, primed = toy_model(), toy_model()
     start = [p.detach().clone() for p in primed.parameters()]
     optimizers = {model: config.build(model) for model in (fresh, primed)}
-    prime(optimizers[primed])
+    create_optimizer_state(optimizers[primed])
     assert all(torch.equal(p, s) for p, s in zip(primed.parameters(), start, strict=True))
     assert all(p.grad is None for p in primed.parameters())
-    assert state_tensors(optimizers[primed], primed)
-    assert not any(t.any() for t in state_tensors(optimizers[primed], primed).values())
+    assert collect_optimizer_state(optimizers[primed], primed)
+    assert not any(t.any() for t in collect_optimizer_state(optimizers[primed], primed).values())
     for seed in range(3):
         for model in (fresh, primed):
             gradients(model, seed)
@@ -139,18 +139,18 @@ def test_prime_moves_no_weight_and_leaves_the_state_of_a_fresh_optimizer(config)
     assert not any(torch.equal(p, s) for p, s in zip(primed.parameters(), start, strict=True))
     for a, b in zip(fresh.parameters(), primed.parameters(), strict=True):
         assert torch.equal(a, b)
-    first, second = (state_tensors(optimizers[model], model) for model in (fresh, primed))
+    first, second = (collect_optimizer_state(optimizers[model], model) for model in (fresh, primed))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[n], second[n]) for n in first)
 
 
 @BOTH
 def test_state_tensors_are_the_optimizers_own(config):
-    """Loading a checkpoint writes into them, so they must be views and not copies."""
+    """Loading a checkpoint writes into these tensors, so they must not be copies."""
     model = toy_model()
     optimizers = config.build(model)
-    prime(optimizers)
-    tensors = state_tensors(optimizers, model)
+    create_optimizer_state(optimizers)
+    tensors = collect_optimizer_state(optimizers, model)
     named = {n.removeprefix("optimizer.").rpartition(".")[0] for n in tensors}
     assert named == {n for n, _ in model.named_parameters()}
     for tensor in tensors.values():
@@ -159,7 +159,7 @@ def test_state_tensors_are_the_optimizers_own(config):
 
 
 def polynomial_of_singular_values(x):
-    """What Newton-Schulz makes of a matrix, in float64: each singular value by the quintic, five times."""
+    """Compute Newton-Schulz in float64: apply the quintic to each singular value, five times."""
     u, s, v = torch.linalg.svd(x.double(), full_matrices=False)
     s = s / s.square().sum(-1, keepdim=True).sqrt()
     for _ in range(5):
@@ -176,7 +176,7 @@ def polynomial_of_singular_values(x):
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_orthogonalize_is_the_quintic_of_every_singular_value(rows, columns, num, decades, dtype):
-    decades = min(decades, 1.0) if dtype == torch.bfloat16 else decades  # it loses what is small beside the largest
+    decades = min(decades, 1.0) if dtype == torch.bfloat16 else decades  # bfloat16 loses values far below the largest
     generator = torch.Generator().manual_seed(rows * 41 + columns)
     u, s, v = torch.linalg.svd(torch.randn(num, rows, columns, generator=generator).double(), full_matrices=False)
     x = ((u * torch.logspace(0, -decades, s.shape[-1], dtype=torch.float64)) @ v).float()
@@ -191,7 +191,7 @@ def test_an_all_zero_matrix_stays_zero():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_muon_is_torch_s_muon_in_the_type_of_the_device(dtype, monkeypatch):
-    """Ten steps from the same gradients; torch orthogonalizes in bfloat16, so only that type agrees closely."""
+    """Take ten steps with the same gradients. torch orthogonalizes in bfloat16, so only that type agrees closely."""
     monkeypatch.setattr(optim, "fast_dtype", lambda device: dtype)
     ours, theirs = toy_model(), toy_model()
     muon, _ = Muon(learning_rate=0.02, weight_decay=0.1).build(ours)
@@ -207,7 +207,7 @@ def test_muon_is_torch_s_muon_in_the_type_of_the_device(dtype, monkeypatch):
     moved = torch.cat([(q - s).flatten() for q, s in zip(hidden, start, strict=True)]).norm()
     apart = torch.cat([(p - q).flatten() for p, q in zip(mine, hidden, strict=True)]).norm()
     assert (apart / moved).item() < (1e-2 if dtype == torch.bfloat16 else 0.1)
-    for p, q in zip(mine, hidden, strict=True):  # and so a checkpoint of either continues in the other
+    for p, q in zip(mine, hidden, strict=True):  # so a checkpoint of one resumes in the other
         assert muon.state[p].keys() == other.state[q].keys() == {"momentum_buffer"}
         assert torch.equal(muon.state[p]["momentum_buffer"], other.state[q]["momentum_buffer"])
 
@@ -227,7 +227,7 @@ def test_muon_takes_the_type_that_this_cpu_is_fast_in(avx512_bf16, amx, dtype, m
     muon, _ = Muon().build(model)
     muon.step()
     assert set(used) == {dtype}
-    assert len(used) == 4  # one batched product a shape: qkv, out, up, down
+    assert len(used) == 4  # one batched product per shape: qkv, out, up, down
     assert isinstance(muon, MuonOptimizer)
 
 
@@ -236,7 +236,7 @@ def test_muon_takes_the_type_that_this_cpu_is_fast_in(avx512_bf16, amx, dtype, m
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
 def test_average_is_the_closed_form_sum(decay):
-    """average_n = sum_i (1 - d_i) w_i prod_{j > i} d_j + w_start prod_j d_j, in float64."""
+    """Check average_n = sum_i (1 - d_i) w_i prod_{j > i} d_j + w_start prod_j d_j, in float64."""
     model = torch.nn.Linear(3, 4)
     ema = Ema(model, decay)
     weights = [model.weight.detach().double()]
@@ -253,7 +253,7 @@ def test_average_is_the_closed_form_sum(decay):
 
 
 def test_the_ramp_depends_on_the_step_alone():
-    """Two averages that differ only in how many updates they saw move alike at step 100."""
+    """Two averages with different numbers of earlier updates move equally at step 100."""
     model = torch.nn.Linear(2, 2, bias=False)
     old, new = Ema(model, 0.999), Ema(model, 0.999)
     for s in range(100):
@@ -274,7 +274,7 @@ def test_swap_puts_the_average_in_and_the_weights_back_also_after_an_exception()
     averages = [a.clone() for a in ema.average.values()]
 
     def body():
-        with ema.swapped():
+        with ema.swap_weights():
             assert all(torch.equal(p, a) for p, a in zip(model.parameters(), averages, strict=True))
             assert not torch.equal(next(model.parameters()), raw[0])
             raise ZeroDivisionError
@@ -286,7 +286,7 @@ def test_swap_puts_the_average_in_and_the_weights_back_also_after_an_exception()
 
 
 def test_the_average_is_float32_for_half_weights():
-    """In bfloat16 a step of 1 - 0.999 would be lost in rounding, and the average would stand still."""
+    """In bfloat16 a step of 1 - 0.999 would be lost in rounding, and the average would not move."""
     model = torch.nn.Linear(2, 2, bias=False).to(torch.bfloat16)
     with torch.no_grad():
         model.weight.fill_(1.0)

@@ -1,4 +1,4 @@
-"""The tokenizer's loop: the gradients it takes, and that resuming, micro-batches and ranks change nothing."""
+"""Check the tokenizer's loop: its gradients, and that resuming, micro-batches and ranks change nothing."""
 
 import os
 import signal
@@ -31,9 +31,11 @@ from unmask.errors import CheckpointError, ConfigError, NonFiniteError, Preempte
 from unmask.runtime.distributed import World
 from unmask.tokenizers.losses import PatchGAN, TokenizerLoss, hinge, per_image, perceptual_distance
 from unmask.tokenizers.quantizers import Codebook
+from unmask.training.checkpoint import load_checkpoint
 from unmask.training.optim import Constant, Muon
-from unmask.training.tokenizer_loop import Networks, code_use, start_codebook
-from unmask.training.tokenizer_step import backward, blame, rows_of_rank
+from unmask.training.steps import split_rows
+from unmask.training.tokenizer_loop import Networks, measure_code_use, start_codebook
+from unmask.training.tokenizer_step import compute_gradients, find_cause
 
 TWO = World(1, 2, torch.device("cpu"))
 EACH = pytest.mark.parametrize("quantizer", QUANTIZERS)
@@ -44,7 +46,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def nothing(model):
-    """An evaluator that leaves one line in metrics.jsonl."""
+    """Return an evaluator that writes one line to metrics.jsonl."""
     return lambda: [("half", 0.5)]
 
 
@@ -52,7 +54,7 @@ def nothing(model):
 
 
 def direct(networks: Networks, weight: float, loss: TokenizerLoss) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Both networks' gradients on the first batch, from one graph, and eq. 7's two gradients at the last layer."""
+    """Compute both networks' gradients on the first batch from one graph, and the two last-layer gradients of eq. 7."""
     images = toy_batches()(0, torch.arange(BATCH))[0]
     made, quantized, _ = networks.core(images)
     likeness = loss.pixel * per_image((made - images).abs()) + loss.perceptual * perceptual_distance(
@@ -82,7 +84,7 @@ def test_gradients_are_those_of_the_whole_loss_in_one_graph(quantizer, accumulat
         pytest.skip("LFQ's diversity is that of a micro-batch")
     start_codebook(networks, toy_batches(), toy_config(), ALONE)
     expected, pull, push = direct(networks, 0.3, loss)
-    sums = backward(0, networks, loss, 0.3, toy_batches(), toy_config(accumulate=accumulate), ALONE)
+    sums = compute_gradients(0, networks, loss, 0.3, toy_batches(), toy_config(accumulate=accumulate), ALONE)
     found = {
         f"{type(network).__name__}.{n}": p.grad
         for network in (networks.core, networks.critic)
@@ -97,7 +99,7 @@ def test_gradients_are_those_of_the_whole_loss_in_one_graph(quantizer, accumulat
 
 def test_without_the_adversary_the_discriminator_is_left_alone():
     networks = toy_networks()
-    sums = backward(0, networks, LOSS, None, toy_batches(), toy_config(), ALONE)
+    sums = compute_gradients(0, networks, LOSS, None, toy_batches(), toy_config(), ALONE)
     assert all(p.grad is None for p in networks.critic.parameters())
     assert not sums.pulls.any()
     assert sums.terms[3:5].tolist() == [0, 0]
@@ -106,7 +108,7 @@ def test_without_the_adversary_the_discriminator_is_left_alone():
 @EACH
 def test_sums_of_a_step(quantizer):
     networks = toy_networks(quantizer)
-    sums = backward(0, networks, LOSS, 0.3, toy_batches(), toy_config(accumulate=2), ALONE)
+    sums = compute_gradients(0, networks, LOSS, 0.3, toy_batches(), toy_config(accumulate=2), ALONE)
     images = toy_batches()(0, torch.arange(BATCH))[0]
     with torch.no_grad():
         made, quantized, z = networks.core(images)
@@ -121,7 +123,7 @@ def test_sums_of_a_step(quantizer):
     if codebook is not None:
         torch.testing.assert_close(sums.table, codebook.sums(z, quantized.tokens))
         distance = (sums.candidates[:, :, None] - z.flatten(2)).abs().amax(1).amin(1)
-        assert distance.max() < 1e-5  # each is one of its own image's latents
+        assert distance.max() < 1e-5  # each is a latent of the same image
 
 
 @pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (1, 4), (2, 2), (3, 2)])
@@ -130,7 +132,7 @@ def test_every_row_is_taken_once(ranks, accumulate):
     taken = [
         row
         for r in range(ranks)
-        for rows in rows_of_rank(config, World(r, ranks, ALONE.device))
+        for rows in split_rows(config.batch_size, config.accumulate, World(r, ranks, ALONE.device))
         for row in rows.tolist()
     ]
     assert sorted(taken) == list(range(BATCH))
@@ -138,7 +140,7 @@ def test_every_row_is_taken_once(ranks, accumulate):
 
 @pytest.mark.parametrize("strength", [1.0, 1e-4])
 def test_the_adversarial_weight_is_equation_7_one_step_later(tmp_path, strength):
-    """Also where the discriminator pulls so little that the 1e-4 in the denominator counts."""
+    """Include a discriminator gradient so small that the 1e-4 in the denominator matters."""
 
     def networks():
         made = toy_networks()
@@ -179,7 +181,7 @@ def test_a_run_without_adversary_or_features(tmp_path):
 
 
 def test_lines_are_means_over_all_images_since_the_last(tmp_path):
-    """With weights that stand still, a line over three steps is that of their images together."""
+    """With constant weights, a line over three steps equals the metrics of their images together."""
     frozen = Constant(warmup=10**9)
     toy_train(tmp_path, toy_config(steps=3, log_every=3, learning_rate=frozen))
     (line,) = toy_metrics(tmp_path)
@@ -194,8 +196,8 @@ def test_lines_are_means_over_all_images_since_the_last(tmp_path):
 
 
 def test_code_use():
-    assert code_use(torch.tensor([3.0, 3, 3, 3])) == {"usage": 1.0, "perplexity": pytest.approx(4.0)}
-    assert code_use(torch.tensor([0.0, 5, 0, 0])) == {"usage": 0.25, "perplexity": pytest.approx(1.0)}
+    assert measure_code_use(torch.tensor([3.0, 3, 3, 3])) == {"usage": 1.0, "perplexity": pytest.approx(4.0)}
+    assert measure_code_use(torch.tensor([0.0, 5, 0, 0])) == {"usage": 0.25, "perplexity": pytest.approx(1.0)}
 
 
 def test_a_codebook_starts_at_the_first_batch():
@@ -223,7 +225,7 @@ def test_it_learns(tmp_path, quantizer):
     first, *_, last = toy_metrics(tmp_path)
     assert last["pixel"] < 0.6 * first["pixel"]
     assert last["usage"] > 0.4
-    with ema.swapped(), torch.no_grad():
+    with ema.swap_weights(), torch.no_grad():
         images = toy_pictures().rows(torch.arange(40), ALONE.device)[0]
         made = networks.core.decode(networks.core.encode(images))
     spread = (images - images.mean(0)).abs().mean()
@@ -240,7 +242,7 @@ def test_muon_is_an_optimizer_too(tmp_path):
 
 @EACH
 def test_resuming_gives_the_bits_of_the_uninterrupted_run(tmp_path, quantizer):
-    """Cut before and after the adversary's start, and between two lines of metrics.jsonl."""
+    """Cut before and after the start of the discriminator, and between two lines of metrics.jsonl."""
     config = toy_config(save_every=1, log_every=5, evaluate_every=4)
     whole = everything(*toy_train(tmp_path / "whole", config, toy_networks(quantizer), more=[nothing]))
     for step in (2, 6, 9):
@@ -255,21 +257,18 @@ def test_resuming_gives_the_bits_of_the_uninterrupted_run(tmp_path, quantizer):
 
 @pytest.mark.parametrize("lost", ["ratio", "log.used", "buffer.quantizer.count"])
 def test_a_checkpoint_without_any_of_its_parts_would_be_seen(tmp_path, lost, monkeypatch):
-    """Else equal bits would prove nothing."""
+    """Otherwise equal bits would prove nothing."""
     config = toy_config(save_every=1, log_every=5)
     toy_train(tmp_path / "whole", config, toy_networks("vq"))
     with pytest.raises(Cut):
         toy_train(tmp_path / "cut", config, toy_networks("vq"), batches=stopping(8, cut))
-    from unmask.training import tokenizer_loop
-
-    load = tokenizer_loop.checkpoint.load
 
     def forgetful(found, tensors, *, sharded):
         before = tensors[lost].clone()
-        load(found, tensors, sharded=sharded)
+        load_checkpoint(found, tensors, sharded=sharded)
         tensors[lost].copy_(before)
 
-    monkeypatch.setattr(tokenizer_loop.checkpoint, "load", forgetful)
+    monkeypatch.setattr("unmask.training.steps.load_checkpoint", forgetful)
     toy_train(tmp_path / "cut", config, toy_networks("vq"))
     same = state(tmp_path / "cut", STEPS) == state(tmp_path / "whole", STEPS)
     assert not (same and toy_metrics(tmp_path / "cut") == toy_metrics(tmp_path / "whole"))
@@ -285,7 +284,7 @@ def test_a_damaged_newest_checkpoint_is_named(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "step-00000008 is damaged" in said
     assert "continuing after step 4" in said
-    toy_train(tmp_path, config, batches=stopping(STEPS, cut))  # finished: no batch is asked for
+    toy_train(tmp_path, config, batches=stopping(STEPS, cut))  # finished: no batch is read
     assert f"all {STEPS} steps are done already" in capsys.readouterr().out
 
 
@@ -326,11 +325,11 @@ def test_nothing_non_finite_reaches_the_weights(tmp_path, quantizer, step):
 def test_a_sick_network_is_not_blamed_on_a_row():
     networks = toy_networks()
     batches, config = toy_batches(), toy_config()
-    assert blame(0, networks, LOSS, 0.1, batches, config, ALONE).startswith("no single row")
+    assert find_cause(0, networks, LOSS, 0.1, batches, config, ALONE).startswith("no single row")
     with torch.no_grad():
         next(networks.critic.parameters()).fill_(torch.inf)
-    assert blame(0, networks, LOSS, None, batches, config, ALONE).startswith("no single row")
-    assert blame(0, networks, LOSS, 0.1, batches, config, ALONE).startswith("every row")
+    assert find_cause(0, networks, LOSS, None, batches, config, ALONE).startswith("no single row")
+    assert find_cause(0, networks, LOSS, 0.1, batches, config, ALONE).startswith("every row")
 
 
 def test_a_collapse_is_said_once(tmp_path, capsys):
@@ -341,7 +340,7 @@ def test_a_collapse_is_said_once(tmp_path, capsys):
     toy_train(tmp_path / "collapsed", toy_config(log_every=4, learning_rate=frozen), networks)
     assert capsys.readouterr().out.count("only 1.7% of 60 codes are in use: the codebook collapses") == 1
     toy_train(tmp_path / "short", toy_config(log_every=1, steps=2, learning_rate=frozen), networks)
-    assert "collapses" not in capsys.readouterr().out  # 256 tokens say little about 60 codes
+    assert "collapses" not in capsys.readouterr().out  # 256 tokens are too few for a codebook of 60
 
 
 @pytest.mark.parametrize(
@@ -391,7 +390,7 @@ def test_micro_batches_and_ranks_change_nothing(runs, quantizer, name):
 
 @pytest.mark.parametrize("quantizer", ["fsq", "vq", "vq-gradient"])
 def test_the_runs_learned_something(runs, quantizer):
-    """Else the agreement would be that of runs that do nothing."""
+    """Otherwise runs that do nothing would agree too."""
     start, after = everything(toy_networks(quantizer)), load_file(runs / f"{quantizer}-1-1-rank0.safetensors")
     for part in ("model.encoder", "model.decoder", "discriminator"):
         assert max(float((after[n] - x).abs().max()) for n, x in start.items() if n.startswith(part)) > 5e-3

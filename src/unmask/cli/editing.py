@@ -73,9 +73,9 @@ def run_inpaint(arguments: list[str]) -> None:
     cells = choose_cells(flags.cells, flags.dilate)
     if flags.label is not None and flags.prompt is not None:
         raise ConfigError("--label and --prompt: a model draws classes or texts, so leave one of them out")
-    figures.image_format(flags.out)
+    figures.find_image_format(flags.out)
     if flags.gif is not None:
-        figures.image_format(flags.gif, animated=True)
+        figures.find_image_format(flags.gif, animated=True)
     texts = () if flags.prompt is None else (flags.prompt,)
     opened = flags.published.open(name)
     spec = opened.require_image_spec()
@@ -106,7 +106,7 @@ def run_inpaint(arguments: list[str]) -> None:
             )
         write_variant(draw_side_by_side(photo, hole, edited), flags.out, "-compare")
         if flags.gif is not None:
-            figures.animate(draw_frames(pipeline, photo, hole, label, sampling, cells, flags), flags.gif)
+            figures.write_animation(draw_frames(pipeline, photo, hole, label, sampling, cells, flags), flags.gif)
             print(f"wrote {flags.gif}")
 
 
@@ -140,7 +140,7 @@ def choose_cells(cells: str, dilate: int) -> Cells:
 def write_variant(picture: Image.Image, out: Path, suffix: str) -> None:
     """Written beside `out`, and said."""
     path = out.with_name(f"{out.stem}{suffix}{out.suffix}")
-    figures.write(picture, path)
+    figures.write_picture(picture, path)
     print(f"wrote {path}")
 
 
@@ -154,11 +154,13 @@ def draw_side_by_side(
     pictures = [F.interpolate(x[None].float(), size, mode="area") for x in (photo, *edited)]
     hidden = F.interpolate(hole[None, None].float(), size, mode="area")[0] >= 0.5
     images = torch.cat(pictures) / 127.5 - 1
-    shown = figures.masked_overlay(images[:1], hidden.flatten(1), size)
+    shown = figures.overlay_mask(images[:1], hidden.flatten(1), size)
     titles = ["photo", "hole", *([f"{i}" for i in range(1, len(edited) + 1)] if len(edited) > 1 else ["filled"])]
     scale = max(1, 112 // size[1])
     gap = -(-4 // scale)
-    return figures.grid(torch.cat([images[:1], shown, images[1:]]), len(titles), scale=scale, gap=gap, labels=titles)
+    return figures.draw_grid(
+        torch.cat([images[:1], shown, images[1:]]), len(titles), scale=scale, gap=gap, labels=titles
+    )
 
 
 def draw_frames(
@@ -184,4 +186,4 @@ def draw_frames(
         variants=flags.variants,
         stop=flags.stop,
     )
-    return gallery.draw_decoding(pipeline, list(states), figures.readable_scale(images))
+    return gallery.draw_decoding(pipeline, list(states), figures.choose_scale(images))

@@ -31,7 +31,7 @@ from unmask.evaluation import tokenizer as evaluation
 from unmask.evaluation.reference import check_judge
 from unmask.evaluation.runs import open_run, shorten_name
 from unmask.method.schedules import Shape
-from unmask.metrics.in_domain import in_domain
+from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.pretrained.networks import LearnedConfig, LearnedModel
 from unmask.published.opening import MODEL_NAMES, OpenedModel
 from unmask.recipes.schema import TokenizerRecipe
@@ -150,7 +150,7 @@ def _measure(
         check_judge(judge, experiment.classes)
         if judge is None and experiment.classes:
             config = experiment.recipe.classifier
-            judge = in_domain(experiment.real("train"), config, run.folder / CLASSIFIER, here)
+            judge = prepare_classifier_features(experiment.real("train"), config, run.folder / CLASSIFIER, here)
         if not here.is_main:
             return  # one process does it: the pictures are few
         rows = inpainting.measure_inpainting(

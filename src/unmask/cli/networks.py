@@ -16,7 +16,7 @@ from unmask.decoding.names import named
 from unmask.errors import ConfigError
 from unmask.evaluation.reference import embed_real
 from unmask.metrics.features import ClassifierConfig
-from unmask.metrics.in_domain import in_domain
+from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.recipes import cifar10
 from unmask.runtime.distributed import world
 from unmask.runtime.progress import progress_bar
@@ -57,7 +57,7 @@ def run_train_features(arguments: list[str]) -> None:
         train, test = (
             PictureSet(pictures=part, size=(height, width), flip=False) for part in (split.train, split.test)
         )
-        features = in_domain(train, config, flags.out / CLASSIFIER, here, progress)
+        features = prepare_classifier_features(train, config, flags.out / CLASSIFIER, here, progress)
         right = math.nan
         if split.test.labels is not None and len(split.test):
             bank, read = embed_real(test, features, torch.arange(len(test)), here)

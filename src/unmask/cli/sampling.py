@@ -87,14 +87,14 @@ def run_sample(arguments: list[str]) -> None:
             print(expected(flags.sampling.preset))
         with progress_bar(shown=True) as progress:
             images = pipeline.generate(labels, num=num, seed=flags.seed, sampling=sampling, progress=progress)
-        scale = figures.readable_scale(images)
-        figures.write(figures.grid(images, flags.columns, scale=scale), flags.out)
+        scale = figures.choose_scale(images)
+        figures.write_picture(figures.draw_grid(images, flags.columns, scale=scale), flags.out)
         print(f"wrote {flags.out}")
         if flags.gif is not None:
             shown = min(30, num)
             some = None if labels is None else labels[:shown]
             states = pipeline.history(some, num=shown, seed=flags.seed, sampling=sampling)
-            figures.animate(draw_decoding(pipeline, states, scale), flags.gif)
+            figures.write_animation(draw_decoding(pipeline, states, scale), flags.gif)
             print(f"wrote {flags.gif}")
 
 
@@ -112,9 +112,9 @@ def _check(flags: SampleFlags) -> None:
             raise ConfigError(
                 f"--{name} {number}: from 1 to {MOST_IMAGES:,} on one picture; unmask evaluate draws more"
             )
-    figures.image_format(flags.out)
+    figures.find_image_format(flags.out)
     if flags.gif is not None:
-        figures.image_format(flags.gif, animated=True)
+        figures.find_image_format(flags.gif, animated=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,7 +118,7 @@ def _write(pipeline: TextPipeline, canvas: MaskedText, flags: WritingFlags, *, w
         rows = canvas.tokens.expand(shown, -1)
         states = list(pipeline.states(rows, seed=flags.seed, sampling=sampling, ends=not whole))
     if flags.frames:
-        for number, frame in enumerate(text_figures.frames(states, pipeline.tokenizer, canvas.front)):
+        for number, frame in enumerate(text_figures.render_frames(states, pipeline.tokenizer, canvas.front)):
             print(f"--- step {number} of {len(states) - 1} ---\n{frame}\n")
     for row in pipeline.finish(canvas, flags.num, seed=flags.seed, sampling=sampling, ends=not whole):
         tokens = row[canvas.front :]
@@ -127,7 +127,7 @@ def _write(pipeline: TextPipeline, canvas: MaskedText, flags: WritingFlags, *, w
             print("-" * 50)
     if flags.html is not None:
         with disk_errors(flags.html.parent):
-            text = text_figures.page(states, pipeline.tokenizer, canvas.front, "unmask", shown)
+            text = text_figures.render_page(states, pipeline.tokenizer, canvas.front, "unmask", shown)
             flags.html.write_text(text, encoding="utf-8")
         print(f"wrote {flags.html}", file=sys.stderr)
 

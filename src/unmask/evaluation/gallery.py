@@ -23,20 +23,20 @@ def draw_pictures(run: Path, experiment: Experiment, pipeline: Pipeline, samplin
     classes = max(1, pipeline.num_classes)
     labels = torch.arange(100) // 10 % classes if pipeline.num_classes else None
     images = pipeline.generate(labels, num=100, seed=seed, sampling=sampling)
-    scale = figures.readable_scale(images)
-    figures.write(figures.grid(images, 10, scale=scale), run / "samples.png")
+    scale = figures.choose_scale(images)
+    figures.write_picture(figures.draw_grid(images, 10, scale=scale), run / "samples.png")
     if (run / "metrics.jsonl").exists():
         draw_loss_curve(run, experiment)
     if len(pipeline.tokenizer.grid) != 2:
         return
     states = pipeline.history(num=30, seed=seed, sampling=sampling)
-    figures.animate(draw_decoding(pipeline, states, scale), run / "decode.gif")
-    figures.write(draw_decoding_strip(pipeline, states, 10, scale), run / "decode.png")
+    figures.write_animation(draw_decoding(pipeline, states, scale), run / "decode.gif")
+    figures.write_picture(draw_decoding_strip(pipeline, states, 10, scale), run / "decode.png")
     when = torch.stack([s.revealed.long() * s.step for s in states]).sum(0).cpu()
     height, width = pipeline.cells
-    map_ = figures.reveal_order(when, (height, width), states[-1].step, 10, scale=max(4, 56 // width))
-    figures.write(map_, run / "order.png")
-    figures.write(draw_inpainting(experiment, pipeline, sampling, seed, scale), run / "inpaint.png")
+    map_ = figures.draw_unmasking_order(when, (height, width), states[-1].step, 10, scale=max(4, 56 // width))
+    figures.write_picture(map_, run / "order.png")
+    figures.write_picture(draw_inpainting(experiment, pipeline, sampling, seed, scale), run / "inpaint.png")
 
 
 def draw_decoding(pipeline: Pipeline, states: Sequence[State], scale: int) -> list[Image.Image]:
@@ -44,7 +44,7 @@ def draw_decoding(pipeline: Pipeline, states: Sequence[State], scale: int) -> li
     tokens = [state.tokens.cpu() for state in states]
     masked = [t == pipeline.model.mask_id for t in tokens]
     height, width = pipeline.cells
-    return figures.decode_frames(tokens, masked, pipeline.tokenizer.decode, (height, width), 10, scale=scale)
+    return figures.draw_decode_frames(tokens, masked, pipeline.tokenizer.decode, (height, width), 10, scale=scale)
 
 
 def draw_decoding_strip(pipeline: Pipeline, states: Sequence[State], num: int, scale: int) -> Image.Image:
@@ -55,8 +55,8 @@ def draw_decoding_strip(pipeline: Pipeline, states: Sequence[State], num: int, s
         tokens = state.tokens[:num].cpu()
         masked = tokens == pipeline.model.mask_id
         images = pipeline.tokenizer.decode(tokens.masked_fill(masked, 0))
-        rows.append(figures.masked_overlay(images, masked, (height, width)))
-    return figures.triptych(rows, [f"step {state.step}" for state in states], scale=scale)
+        rows.append(figures.overlay_mask(images, masked, (height, width)))
+    return figures.draw_triptych(rows, [f"step {state.step}" for state in states], scale=scale)
 
 
 def draw_inpainting(
@@ -72,9 +72,9 @@ def draw_inpainting(
     repaired = pipeline.fill(images, hole, labels, seed=seed, sampling=sampling)
     _, masked = pipeline.mask_images(images, hole)
     height, width = pipeline.cells
-    shown = figures.masked_overlay(images, masked, (height, width))
+    shown = figures.overlay_mask(images, masked, (height, width))
     grey = [rows.expand_as(shown) for rows in (images, shown, repaired)]
-    return figures.triptych(grey, ["original", "hole", "repaired"], scale=scale)
+    return figures.draw_triptych(grey, ["original", "hole", "repaired"], scale=scale)
 
 
 def draw_loss_curve(run: Path, experiment: Experiment) -> None:
@@ -85,7 +85,7 @@ def draw_loss_curve(run: Path, experiment: Experiment) -> None:
         for name, key in (("training", "loss"), ("validation", "validation_loss"))
     }
     expected = "unigram entropy" if experiment.recipe.unigram else "log K"
-    figures.curves(
+    figures.plot_curves(
         series,
         run / "loss.png",
         xlabel="step",

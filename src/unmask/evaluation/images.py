@@ -23,13 +23,13 @@ from unmask.evaluation.gallery import draw_pictures
 from unmask.evaluation.reference import Reference, check_judge, embed_real, gather_rows, list_unread, open_reference
 from unmask.evaluation.runs import OpenedRun
 from unmask.experiments.images import Experiment
-from unmask.metrics.classes import inception_score
+from unmask.metrics.classes import compute_inception_score
 from unmask.metrics.embedders import ClassifierFeatures, Features
-from unmask.metrics.frechet import fit_gaussian, frechet_distance, frechet_infinity
-from unmask.metrics.in_domain import in_domain
-from unmask.metrics.kernel import kernel_distance
-from unmask.metrics.manifold import prdc
-from unmask.metrics.neighbours import nearest_train
+from unmask.metrics.frechet import compute_frechet_distance, compute_frechet_infinity, fit_gaussian
+from unmask.metrics.in_domain import prepare_classifier_features
+from unmask.metrics.kernel import compute_kernel_distance
+from unmask.metrics.manifold import compute_prdc
+from unmask.metrics.neighbours import compare_with_training_set
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
@@ -81,15 +81,17 @@ def rebuild_bank(
 def measure_bank(bank: Bank, features: Features, real: Reference) -> tuple[dict[str, float], dict[str, str]]:
     """Every figure that needs no labels, and the ones left out, with what they would need."""
     fit = fit_gaussian(real.test)
-    figures = {"frechet": frechet_distance(fit_gaussian(bank), fit)}
+    figures = {"frechet": compute_frechet_distance(fit_gaussian(bank), fit)}
     more: dict[str, Callable[[], dict[str, float]]] = {
-        "frechet_infinity": lambda: {"frechet_infinity": frechet_infinity(bank, fit)},
-        "kid": lambda: dict(zip(("kid", "kid_deviation"), kernel_distance(real.test, bank), strict=True)),
-        "precision, recall, density, coverage": lambda: prdc(real.test, bank),
+        "frechet_infinity": lambda: {"frechet_infinity": compute_frechet_infinity(bank, fit)},
+        "kid": lambda: dict(zip(("kid", "kid_deviation"), compute_kernel_distance(real.test, bank), strict=True)),
+        "precision, recall, density, coverage": lambda: compute_prdc(real.test, bank),
     }
     if features.num_classes is not None:
         names = ("inception_score", "inception_score_deviation")
-        more["inception_score"] = lambda: dict(zip(names, inception_score(features.classify(bank)), strict=True))
+        more["inception_score"] = lambda: dict(
+            zip(names, compute_inception_score(features.classify(bank)), strict=True)
+        )
     left_out: dict[str, str] = {}
     fewest = min(len(bank), len(real.test))
     if fewest <= features.dim:
@@ -139,7 +141,9 @@ def measure_run(
     sampling = sampling or pipeline.sampling
     if judge is None and experiment.classes:
         path = folder / CLASSIFIER
-        judge = in_domain(experiment.real("train"), experiment.recipe.classifier, path, world, progress)
+        judge = prepare_classifier_features(
+            experiment.real("train"), experiment.recipe.classifier, path, world, progress
+        )
     check_judge(judge, experiment.classes)
     features = features or judge
     numbers: dict[str, object] = {}
@@ -156,9 +160,9 @@ def measure_run(
         real = open_reference(experiment, features, reference or folder, world, progress)
         numbers |= compare_to_real(experiment, pipeline, features, real, banks[0], world)
         if not exact:
-            numbers["nearest_train"] = nearest_train(banks[0], real.train, real.test)
+            numbers["nearest_train"] = compare_with_training_set(banks[0], real.train, real.test)
     if exact:
-        numbers["nearest_train"] = nearest_train(banks[-1].float().cpu(), *decode_pixels(experiment))
+        numbers["nearest_train"] = compare_with_training_set(banks[-1].float().cpu(), *decode_pixels(experiment))
     if judge is not None and pipeline.num_classes:
         own = banks[networks.index(judge)]
         numbers |= measure_classes(experiment, pipeline, judge, own, world, sampling, seed)
@@ -190,12 +194,12 @@ def compare_to_real(
     figures, left_out = measure_bank(bank, features, real)
     numbers: dict[str, object] = {
         **figures,
-        "frechet_train": frechet_distance(fit_gaussian(bank), fit_gaussian(real.train)),
+        "frechet_train": compute_frechet_distance(fit_gaussian(bank), fit_gaussian(real.train)),
         **{
             f"{name}_floor": x for name, x in measure_bank(real.train[index.to(bank.device)], features, real)[0].items()
         },
         **{f"{name}_limit": x for name, x in measure_bank(rebuilt, features, real)[0].items()},
-        "frechet_tokenizer": frechet_distance(fit_gaussian(again), fit_gaussian(real.test)),
+        "frechet_tokenizer": compute_frechet_distance(fit_gaussian(again), fit_gaussian(real.test)),
         "features": str(real.key.features),
         "num_reference": len(real.test),
         "num_floor": num,

@@ -21,8 +21,8 @@ from unmask.experiments.images import Experiment
 from unmask.figures import images as figures
 from unmask.method.guidance import Condition
 from unmask.method.schedules import Cosine, Power, Shape
-from unmask.metrics.embedders import ClassifierFeatures, Features, embed_all, identity
-from unmask.metrics.frechet import fit_gaussian, frechet_distance
+from unmask.metrics.embedders import ClassifierFeatures, Features, embed_all, identify_features
+from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
 from unmask.pipelines.editing import inpaint_images
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.provenance import environment
@@ -105,7 +105,7 @@ def measure_with(
 
 
 def _distance(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
-    return frechet_distance(fit_gaussian(a), fit_gaussian(b))
+    return compute_frechet_distance(fit_gaussian(a), fit_gaussian(b))
 
 
 def measure_inpainting(
@@ -153,7 +153,7 @@ def measure_inpainting(
         )
     )
     facts: dict[str, object] = {
-        "features": str(identity(features)),
+        "features": str(identify_features(features)),
         "judge": None if judge is None else judge.sha256,
         "num_pictures": len(images),
         "sampling": str(sampling),
@@ -166,7 +166,7 @@ def measure_inpainting(
     shown = slice(0, 12)
     some = None if labels is None else labels[shown]
     repaired = inpaint_images(pipeline, images[shown], hole[shown], some, seed=seed, sampling=sampling, cells=cells)
-    figures.write(draw_comparison(images[shown], hole[shown], repaired[:, 0]), out / "repaired.png")
+    figures.write_picture(draw_comparison(images[shown], hole[shown], repaired[:, 0]), out / "repaired.png")
     return rows
 
 
@@ -195,9 +195,9 @@ def draw_comparison(
 ) -> Image.Image:
     """Masked, repaired and true images below each other."""
     height, width = truth.shape[2:]
-    masked = figures.masked_overlay(truth, hole.flatten(1), (height, width))
+    masked = figures.overlay_mask(truth, hole.flatten(1), (height, width))
     rows = [masked, *(x.expand_as(masked) for x in (repaired, truth))]
-    return figures.triptych(rows, ["masked", "repaired", "truth"], scale=figures.readable_scale(truth))
+    return figures.draw_triptych(rows, ["masked", "repaired", "truth"], scale=figures.choose_scale(truth))
 
 
 def format_markdown(rows: Sequence[InpaintingRow]) -> str:

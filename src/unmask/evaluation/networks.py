@@ -6,7 +6,7 @@ from unmask.decoding.names import named
 from unmask.errors import ConfigError
 from unmask.metrics.embedders import ClassifierFeatures, Features, InceptionFeatures, load_dinov2
 from unmask.metrics.features import load_classifier
-from unmask.metrics.inception import find_weights, load_inception
+from unmask.metrics.inception import find_inception_weights, load_inception
 from unmask.runtime.distributed import World
 from unmask.storage.layout import CLASSIFIER
 
@@ -40,7 +40,7 @@ def open_networks(
 
 
 def _open_inception(path: str | None, world: World) -> Features:
-    return InceptionFeatures(load_inception(path or find_weights()).to(world.device))
+    return InceptionFeatures(load_inception(path or find_inception_weights()).to(world.device))
 
 
 def _open_dinov2(path: str | None, world: World) -> Features:

@@ -19,7 +19,7 @@ from unmask.data.image_files import Bad
 from unmask.data.pictures import Pictures, digest, spread
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.experiments.images import Experiment
-from unmask.metrics.embedders import ClassifierFeatures, Features, Identity, check_same, identity
+from unmask.metrics.embedders import ClassifierFeatures, Features, Identity, check_same_features, identify_features
 from unmask.runtime.distributed import World, barrier, sum_over_ranks
 from unmask.runtime.progress import Progress
 from unmask.storage.config import differences, dump_json, from_json, to_json
@@ -132,7 +132,7 @@ def open_reference(
     split = experiment.split
     check_held_out(split.train, split.test)
     key = ReferenceKey(
-        features=identity(features),
+        features=identify_features(features),
         source=dump_json(to_json(experiment.source)),
         size=experiment.recipe.tokenizer.size,
         train=len(split.train),
@@ -161,7 +161,7 @@ def _read(path: Path, key: ReferenceKey, world: World) -> Reference:
             train_index, test_index = (file.get_tensor(f"{name}_index") for name in ("train", "test"))
     except (OSError, SafetensorError, KeyError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path}: not reference statistics ({error}); give another file, to be made") from error
-    check_same(found.features, key.features)
+    check_same_features(found.features, key.features)
     if found != key:
         raise ConfigError(
             f"{path} holds the features of other pictures ({differences(found, key)[0]}): give another file"

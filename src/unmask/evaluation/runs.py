@@ -133,7 +133,7 @@ def measure_against(spec: ModelSpec, folder: Path, name: str, data: str | None, 
         coded = open_coded(source.path)
         sha256, classes = coded.meta.tokenizer, coded.meta.classes
         assert not takes_prompts(spec.model)
-        num_classes = spec.model.num_classes  # type: ignore[union-attr]
+        num_classes = spec.model.num_classes
         if len(classes) != num_classes:
             raise ConfigError(
                 f"{data} has {len(classes) or 'no'} classes and the model {num_classes}: their numbers mean other "

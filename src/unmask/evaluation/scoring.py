@@ -18,7 +18,7 @@ from torch import Tensor
 from unmask.data.tokens import Tokens, rows_at_once
 from unmask.decoding.sampling import Order, Sampling
 from unmask.errors import ConfigError
-from unmask.figures.images import curves
+from unmask.figures.images import plot_curves
 from unmask.method.guidance import Condition, Predict
 from unmask.method.likelihood import bound, exact
 from unmask.method.masking import ABSENT
@@ -174,8 +174,8 @@ def write_scores(
     first = next(row.order for row in rows if row.order != BOUND)
     said = ", ".join(f"{name} {value}" for name, value in facts.items())
     here = environment(world.device)
-    table = [format_score_head(units, first), *(format_score(row, units, first) for row in rows)]
-    lines = [*table, "", f"{said}. `{here['command']}`, commit "
+    shown = [format_score_head(units, first), *(format_score(row, units, first) for row in rows)]
+    lines = [*shown, "", f"{said}. `{here['command']}`, commit "
              f"{here['commit']}, {here['hardware']}."]  # fmt: skip
     write_text("\n".join(lines) + "\n", out / "score.md")
     table = io.StringIO()
@@ -189,7 +189,7 @@ def write_scores(
         order: ([row.steps for row in rows if row.order == order], [row.nats for row in rows if row.order == order])
         for order in dict.fromkeys(row.order for row in rows if row.order != BOUND)
     }
-    curves(
+    plot_curves(
         series,
         out / "score.png",
         xlabel="steps",

@@ -190,7 +190,7 @@ def draw_sweep(rows: Sequence[SweepRow], out: Path) -> None:
                 continue
             many = f" (the best {len(kept)} of {len(lines)} lines)" if len(kept) < len(lines) else ""
             ys = [y for _, values in series.values() for y in values]
-            figures.curves(
+            figures.plot_curves(
                 series if len(series) > 1 else {ylabel: next(iter(series.values()))},
                 path,
                 xlabel=xlabel,

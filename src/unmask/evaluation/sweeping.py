@@ -23,8 +23,8 @@ from unmask.evaluation.sweep_table import RAMPS, SweepRow, SweepTable, draw_swee
 from unmask.experiments.images import Experiment
 from unmask.method.sampling.priorities import Confidence
 from unmask.metrics.embedders import ClassifierFeatures, Features
-from unmask.metrics.frechet import fit_gaussian, frechet_distance
-from unmask.metrics.in_domain import in_domain
+from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
+from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.distributed import World, agree, barrier
 from unmask.runtime.progress import Progress
@@ -113,7 +113,9 @@ def sweep_run(
     folder, experiment, pipeline = run.folder, run.experiment, run.pipeline
     if judge is None and experiment.classes:
         path = folder / CLASSIFIER
-        judge = in_domain(experiment.real("train"), experiment.recipe.classifier, path, world, progress)
+        judge = prepare_classifier_features(
+            experiment.real("train"), experiment.recipe.classifier, path, world, progress
+        )
     features = features or judge
     if features is None:
         raise ConfigError(f"{folder} has no classes to train a classifier on: give --features inception or dinov2")
@@ -243,7 +245,7 @@ def choose_temperature(
         (bank,) = sample_banks(
             bench.pipeline, num, measures, bench.world, seed=seed, sampling=cooled, progress=bench.progress
         )
-        return frechet_distance(fit_gaussian(bank), train)
+        return compute_frechet_distance(fit_gaussian(bank), train)
 
     distances = [distance(temperature) for temperature in temperatures]
     return temperatures[int(agree(str(distances.index(min(distances))), bench.world))]

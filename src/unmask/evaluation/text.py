@@ -16,8 +16,24 @@ from torch import Tensor
 
 from unmask.data.tokens import Tokens
 from unmask.errors import ConfigError
-from unmask.metrics.judge import Judge, JudgeConfig, learned_from, load_judge, save_judge, surprise, train_judge
-from unmask.metrics.text import Rows, distinct, doubles, entropy, ngram_kl, repetition, words
+from unmask.metrics.judge import (
+    Judge,
+    JudgeConfig,
+    load_judge,
+    measure_surprise,
+    read_text_digest,
+    save_judge,
+    train_judge,
+)
+from unmask.metrics.text import (
+    TextRows,
+    compute_distinct,
+    compute_doubles,
+    compute_ngram_kl,
+    compute_repetition,
+    compute_unigram_entropy,
+    number_words,
+)
 from unmask.runtime.distributed import World, barrier
 from unmask.runtime.progress import Progress
 
@@ -56,11 +72,13 @@ def _fits(path: Path, config: JudgeConfig, vocab_size: int, end_id: int, text: s
     if not path.exists():
         return False
     found = load_judge(path)
-    there = (found.config, found.vocab_size, found.end_id, learned_from(path))
+    there = (found.config, found.vocab_size, found.end_id, read_text_digest(path))
     return there == (config, vocab_size, end_id, text)
 
 
-def measure_texts(samples: Rows, held_out: Rows, judge: Judge, decode: Decode | None = None) -> dict[str, float]:
+def measure_texts(
+    samples: TextRows, held_out: TextRows, judge: Judge, decode: Decode | None = None
+) -> dict[str, float]:
     """Every figure of the samples, with `_floor` that of held-out rows; with `decode` also those of words.
 
     Nats, perplexity and entropy are per token of the judge's tokenizer. ConfigError for rows that do not compare.
@@ -71,7 +89,7 @@ def measure_texts(samples: Rows, held_out: Rows, judge: Judge, decode: Decode | 
 
 
 def find_frontier(
-    samples: Mapping[float, Rows], held_out: Rows, judge: Judge, decode: Decode | None = None
+    samples: Mapping[float, TextRows], held_out: TextRows, judge: Judge, decode: Decode | None = None
 ) -> list[dict[str, float]]:
     """What `measure` says of the samples of each temperature, from the lowest on; `temperature` says which."""
     # Neighbours in a text are alike: without this, the halves would be two plays or two authors.
@@ -83,13 +101,13 @@ def find_frontier(
         found = {"temperature": temperature, **_judged(rows, judge), **floor}
         found |= _beside(rows.to(real.device), real, "")
         if decode is not None:
-            numbered = words([decode(row) for row in (*rows, *real)])
+            numbered = number_words([decode(row) for row in (*rows, *real)])
             found |= _beside(numbered[: len(rows)], numbered[len(rows) :], "word_")
         lines.append(found)
     return lines
 
 
-def _check(samples: Rows, held_out: Rows) -> None:
+def _check(samples: TextRows, held_out: TextRows) -> None:
     if len(samples) < 1 or len(held_out) < 2:
         raise ConfigError(f"{len(samples)} samples, {len(held_out)} held-out rows: give 1 and 2 or more")
     if samples.shape[1] != held_out.shape[1]:
@@ -99,12 +117,12 @@ def _check(samples: Rows, held_out: Rows) -> None:
         )
 
 
-def _judged(rows: Rows, judge: Judge) -> dict[str, float]:
-    nats = surprise(judge, rows).double().sum() / (rows >= 0).sum()
+def _judged(rows: TextRows, judge: Judge) -> dict[str, float]:
+    nats = measure_surprise(judge, rows).double().sum() / (rows >= 0).sum()
     return {"nats_per_token": nats.item(), "perplexity": nats.exp().item()}
 
 
-def _beside(samples: Rows, real: Rows, prefix: str) -> dict[str, float]:
+def _beside(samples: TextRows, real: TextRows, prefix: str) -> dict[str, float]:
     """The figures of samples and of held-out rows; at most half of these, the others being the reference."""
     num = min(len(samples), len(real) // 2)
     found = _figures(samples) | _counted(samples[:num], real[num:])
@@ -112,19 +130,19 @@ def _beside(samples: Rows, real: Rows, prefix: str) -> dict[str, float]:
     return _named(found, prefix, "") | _named(floor, prefix, "_floor")
 
 
-def _figures(rows: Rows) -> dict[str, float]:
+def _figures(rows: TextRows) -> dict[str, float]:
     """Those that are the same for any number of rows."""
     return {
-        "entropy": entropy(rows).mean().item(),
-        f"repetition_{REPEATED}": repetition(rows, REPEATED),
-        "doubles": doubles(rows),
+        "entropy": compute_unigram_entropy(rows).mean().item(),
+        f"repetition_{REPEATED}": compute_repetition(rows, REPEATED),
+        "doubles": compute_doubles(rows),
     }
 
 
-def _counted(rows: Rows, reference: Rows) -> dict[str, float]:
+def _counted(rows: TextRows, reference: TextRows) -> dict[str, float]:
     """Those that fall with the number of rows."""
-    shares = {f"distinct_{n}": distinct(rows, n) for n in SIZES}
-    return shares | {f"ngram_kl_{n}": ngram_kl(rows, reference, n) for n in SIZES}
+    shares = {f"distinct_{n}": compute_distinct(rows, n) for n in SIZES}
+    return shares | {f"ngram_kl_{n}": compute_ngram_kl(rows, reference, n) for n in SIZES}
 
 
 def _named(figures: Mapping[str, float], prefix: str, suffix: str) -> dict[str, float]:

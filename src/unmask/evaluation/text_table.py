@@ -15,7 +15,7 @@ from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation.text import measure_texts, open_judge
 from unmask.experiments.text import TextExperiment
-from unmask.figures.images import curves
+from unmask.figures.images import plot_curves
 from unmask.metrics.judge import JudgeConfig
 from unmask.pipelines.text import TextPipeline
 from unmask.runtime.distributed import World
@@ -148,7 +148,7 @@ def draw_frontier(rows: Sequence[WritingRow], path: Path) -> None:
     floor = next(row.figures for row in rows if row.order == HELD_OUT)
     series["held-out text"] = ([floor["entropy"]], [floor["perplexity"]])
     over = "temperatures" if several else "steps " + ", ".join(str(n) for n in dict.fromkeys(r.steps for r in sampled))
-    curves(
+    plot_curves(
         series,
         path,
         xlabel=f"entropy, nats per token (over {over})",

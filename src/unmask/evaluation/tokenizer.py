@@ -13,12 +13,12 @@ from unmask.data.pictures import spread
 from unmask.evaluation.images import read_curve
 from unmask.evaluation.reference import check_held_out, check_judge, gather_rows
 from unmask.experiments.tokenizer import draw_reconstructions, open_tokenizer_run, prepare_tokenizer
-from unmask.figures.images import write
-from unmask.metrics.embedders import ClassifierFeatures, Features, identity
+from unmask.figures.images import write_picture
+from unmask.metrics.embedders import ClassifierFeatures, Features, identify_features
 from unmask.metrics.features import ClassifierConfig
-from unmask.metrics.frechet import fit_gaussian, frechet_distance
-from unmask.metrics.in_domain import in_domain
-from unmask.metrics.reconstruction import code_statistics, psnr, ssim
+from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
+from unmask.metrics.in_domain import prepare_classifier_features
+from unmask.metrics.reconstruction import compute_code_statistics, compute_psnr, compute_ssim
 from unmask.pretrained.networks import LearnedModel
 from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
@@ -82,7 +82,7 @@ def measure_tokenizer(
     if features is not None or len(classes) > 1:
         check_held_out(train.pictures, test.pictures)
     if features is None and len(classes) > 1:
-        features = in_domain(train, classifier, folder / "classifier.safetensors", world, progress)
+        features = prepare_classifier_features(train, classifier, folder / "classifier.safetensors", world, progress)
     index = spread(len(test), num)
     check_judge(features if isinstance(features, ClassifierFeatures) else None, classes)
     numbers = measure_reconstructions(model, test, index, features, world)
@@ -95,7 +95,7 @@ def measure_tokenizer(
     if world.is_main:
         write_json(folder / "report.json", numbers)
         images, _ = test.rows(index[:12], world.device)
-        write(draw_reconstructions(images, model.decode(model.encode(images))), folder / "reconstructions.png")
+        write_picture(draw_reconstructions(images, model.decode(model.encode(images))), folder / "reconstructions.png")
     return numbers
 
 
@@ -110,7 +110,7 @@ def measure_reconstructions(
         tokens = model.encode(images)
         made = model.decode(tokens)
         error = (images - made).abs().flatten(1).mean(1)
-        columns = [psnr(images, made)[:, None], ssim(images, made)[:, None], error[:, None]]
+        columns = [compute_psnr(images, made)[:, None], compute_ssim(images, made)[:, None], error[:, None]]
         columns += [] if features is None else [features(images), features(made)]
         return torch.cat([*(column.double() for column in columns), tokens.double()], dim=1)
 
@@ -122,7 +122,7 @@ def measure_reconstructions(
         "psnr": decibels,
         "ssim": likeness,
         "mean_absolute_error": error,
-        **code_statistics(tokens.long().flatten().bincount(minlength=model.vocab_size)),
+        **compute_code_statistics(tokens.long().flatten().bincount(minlength=model.vocab_size)),
         "vocab_size": model.vocab_size,
         "tokens_per_image": length,
         "bits_per_image": length * math.log2(model.vocab_size),
@@ -130,5 +130,5 @@ def measure_reconstructions(
     }
     if features is None:
         return numbers | {"left_out": {"rfid": "without classes, give --features inception or --classifier DIR"}}
-    distance = frechet_distance(fit_gaussian(made), fit_gaussian(real))
-    return numbers | {"rfid": distance, "features": str(identity(features))}
+    distance = compute_frechet_distance(fit_gaussian(made), fit_gaussian(real))
+    return numbers | {"rfid": distance, "features": str(identify_features(features))}

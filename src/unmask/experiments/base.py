@@ -29,9 +29,9 @@ from unmask.runtime.provenance import environment
 from unmask.storage.config import differences
 from unmask.storage.lock import lock
 from unmask.storage.weights import same_bytes, same_weights, write_weights
-from unmask.training.checkpoint import clean
+from unmask.training.runfolder import remove_leftovers
 from unmask.training.loop import Evaluator, TrainConfig, train
-from unmask.training.runfolder import goes_on as has_checkpoints
+from unmask.training.runfolder import has_checkpoint
 
 FREQUENCY_ROWS = 1 << 17
 
@@ -121,7 +121,7 @@ def run_experiment(experiment: Ready, folder: Path, world: World, start: OpenedM
 def build_start(experiment: Ready, folder: Path, start: OpenedModel | None) -> tuple[Generator, list[str]]:
     """Build the model to train, with the weights of `start` unless a checkpoint has them; return it and what to say."""
     core = build_model(experiment)
-    if start is None or has_checkpoints(folder):
+    if start is None or has_checkpoint(folder):
         return core, []
     theirs = start.fetch() / experiment.kept
     if experiment.weights is not None and theirs.exists() and not same_weights(theirs, experiment.weights):
@@ -168,7 +168,7 @@ def _keep_tokenizer(experiment: Ready, folder: Path) -> None:
 def claim_run(recipe: AnyRecipe, folder: Path) -> None:
     """Write config.json, or check that the one there is of the same experiment."""
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    clean(folder / "checkpoints")
+    remove_leftovers(folder / "checkpoints")
     path = folder / "config.json"
     if path.exists():
         changed = differences(_drop_changeable(read_config(path, type(recipe))), _drop_changeable(recipe))

@@ -28,7 +28,7 @@ from unmask.recipes.spec import ModelSpec, TextModelSpec
 from unmask.storage.layout import CONFIG, MODEL
 from unmask.storage.weights import load_weights, unfilled
 from unmask.tokenizers.text import open_text_tokenizer
-from unmask.training.runfolder import goes_on as has_checkpoints
+from unmask.training.runfolder import has_checkpoint
 
 CELLS = {"position": "positions", "cell_bias": "biases"}
 """Parameters of which every cell of the grid has its own; a critic has them too."""
@@ -141,7 +141,7 @@ def find_start(recipe: Recipe | TextRecipe, run: Path, **places: Unpack[Places])
         return None
     if recipe.init == "":
         raise ConfigError("which model to start from? Give --init NAME, one of unmask models, or the folder of a run")
-    if has_checkpoints(run) and has_config(run):
+    if has_checkpoint(run) and has_config(run):
         here = read_config(run / CONFIG)
         if isinstance(here, Recipe | TextRecipe) and here.init == recipe.init:
             return OpenedModel(name=recipe.init, config=here, folder=run)

@@ -22,7 +22,7 @@ from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.pixels import Pixels
-from unmask.training.runfolder import goes_on as has_checkpoints
+from unmask.training.runfolder import has_checkpoint
 
 CODES = "codes"
 """In a run: the codes of the pictures that it was given."""
@@ -101,7 +101,7 @@ def tokenize_given(given: GivenImages, run: Path, world: World, progress: Progre
 
 def _open_tokenizer(given: GivenImages, run: Path) -> LearnedModel:
     """Open the tokenizer of the model to start from; a run that resumes has a copy."""
-    if has_checkpoints(run):
+    if has_checkpoint(run):
         return read_lone_tokenizer(run / CODES / "tokenizer")
     weights = given.start.tokenizer_weights()
     return open_tokenizer(given.recipe.tokenizer, weights)  # type: ignore[return-value]

@@ -15,9 +15,9 @@ from unmask.data.pictures import Split
 from unmask.data.tokens import Batches
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.base import claim_run
-from unmask.figures.images import readable_scale, triptych
+from unmask.figures.images import choose_scale, draw_triptych
 from unmask.metrics.features import Classifier, ClassifierConfig
-from unmask.metrics.in_domain import in_domain
+from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.recipes.reading import config_to_json, read_config
 from unmask.recipes.schema import TokenizerRecipe
 from unmask.runtime.distributed import World, autocast, barrier, distribute, resolve, sum_over_ranks, unwrapped
@@ -127,7 +127,9 @@ def open_perceptual(
         return config.load().to(world.device)
     if experiment.train.pictures.labels is None:
         return None
-    return split_stages(in_domain(experiment.train, config, folder / PERCEPTUAL, world, progress).classifier)
+    return split_stages(
+        prepare_classifier_features(experiment.train, config, folder / PERCEPTUAL, world, progress).classifier
+    )
 
 
 def split_stages(classifier: Classifier) -> Stages:
@@ -175,7 +177,7 @@ def validate_tokenizer(experiment: TokenizerExperiment, model: Autoencoder, worl
 
 def draw_reconstructions(images: Float[Tensor, "n c h w"], made: Float[Tensor, "n c h w"]) -> Image.Image:
     """Pictures above their reconstructions."""
-    return triptych([images.cpu(), made.cpu()], ["picture", "tokens"], scale=readable_scale(images))
+    return draw_triptych([images.cpu(), made.cpu()], ["picture", "tokens"], scale=choose_scale(images))
 
 
 def open_tokenizer_run(folder: Path) -> tuple[TokenizerRecipe, Autoencoder]:

@@ -22,7 +22,7 @@ from unmask.runtime.distributed import World, barrier, world
 from unmask.runtime.progress import progress_bar
 from unmask.storage.layout import CHECKPOINTS
 from unmask.tokenizers.base import open_tokenizer
-from unmask.training.runfolder import goes_on as has_checkpoints
+from unmask.training.runfolder import has_checkpoint
 
 Say = Callable[[str], None]
 """Called with each line for the person who watches."""
@@ -110,7 +110,7 @@ def fetch_start(
     if start is None or isinstance(recipe, TextRecipe):
         return
     given = open_images(recipe, start, num_classes)
-    if not has_checkpoints(run):
+    if not has_checkpoint(run):
         with progress_bar(shown=True) as progress:
             start.fetch(progress)
     if given is None:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unmask.data.tokens import Tokens, rows_at_once
-from unmask.figures.images import grid, readable_scale
+from unmask.figures.images import choose_scale, draw_grid
 from unmask.method.critic import WithCritic
 from unmask.method.masking import mask_exact, only_present
 from unmask.method.models.protocol import Generator
@@ -75,6 +75,6 @@ def sample_evaluator(pipeline: Pipeline, precision: Precision, world: World) -> 
     def evaluate() -> Iterable[tuple[str, Image.Image]]:
         with autocast(precision, world):
             images = pipeline.generate(num=num)
-        yield "samples", grid(images, columns=10, scale=min(4, readable_scale(images)))
+        yield "samples", draw_grid(images, columns=10, scale=min(4, choose_scale(images)))
 
     return evaluate

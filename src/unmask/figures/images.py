@@ -1,5 +1,8 @@
-"""Pictures from plain tensors: grids, decode animations, reveal-order maps, side-by-side rows, curves. Images are in
-[-1, 1]; every pixel is enlarged to a crisp square, nothing is interpolated. Nothing here knows model or tokenizer."""
+"""Pictures from plain tensors: grids, decode animations, maps of the unmasking order, side-by-side rows, plots.
+
+Images are in [-1, 1]. Each pixel is enlarged to a crisp square, without interpolation. This module knows no model and
+no tokenizer.
+"""
 
 import io
 import os
@@ -19,19 +22,31 @@ from unmask.errors import ConfigError, DataError, DiskError
 
 PAPER, INK, FAINT = (255, 255, 255), (33, 37, 41), (222, 226, 230)
 KNOWN = (190, 190, 190)  # tokens that were never masked: grey, which viridis does not contain
-# Okabe and Ito's colours, which the colour-blind tell apart.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
-def grid(
+def draw_grid(
     images: Float[Tensor, "n c h w"], columns: int, *, scale: int = 4, gap: int = 1, labels: Sequence[str] | None = None
 ) -> Image.Image:
-    """Images row by row, each pixel a square of `scale` pixels, `gap` image pixels apart, labels centred below."""
-    return _tile(_pixels(images), columns, scale, gap, labels)
+    """Draw images row by row, with optional labels below.
+
+    Args:
+        images: At least one image in [-1, 1], with 1 or 3 channels.
+        columns: Images per row.
+        scale: Edge in pixels of the square that shows one image pixel.
+        gap: Space between images, in image pixels.
+        labels: One text per image.
+
+    Raises:
+        ConfigError: If the arguments do not fit the images.
+        DataError: If a pixel is not finite.
+    """
+    return _tile(_convert_pixels(images), columns, scale, gap, labels)
 
 
-def _pixels(images: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w 3"]:
-    """[-1, 1] to 0..255, rounded; values outside are clipped, grey becomes RGB."""
+def _convert_pixels(images: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w 3"]:
+    """Round [-1, 1] to 0..255. Clip values outside, and turn grey into RGB."""
     if len(images) == 0 or images.shape[1] not in (1, 3):
         raise ConfigError(f"a picture needs at least 1 image of 1 or 3 channels, got shape {tuple(images.shape)}")
     if not images.isfinite().all():
@@ -50,7 +65,7 @@ def _tile(
         raise ConfigError(f"columns {columns} and scale {scale} must be at least 1, gap {gap} at least 0")
     if labels is not None and len(labels) != num:
         raise ConfigError(f"got {len(labels)} labels for {num} images; give one each")
-    font, size = _font(height * scale // 5)
+    font, size = _load_font(height * scale // 5)
     below = 0 if labels is None else round(size * 1.6)
     columns, rows = min(columns, num), -(-num // min(columns, num))
     step_x, step_y = (width + gap) * scale, (height + gap) * scale + below
@@ -66,21 +81,22 @@ def _tile(
     return page
 
 
-def _font(size: int) -> tuple[ImageFont.FreeTypeFont, int]:
-    """DejaVu Sans, which comes with matplotlib, and its size, kept between 13 and 28 pixels."""
+def _load_font(size: int) -> tuple[ImageFont.FreeTypeFont, int]:
+    """Load DejaVu Sans (it comes with matplotlib) at `size`, limited to 13..28 pixels; return the font and its size."""
     size = min(max(size, 13), 28)
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size), size
 
 
-def masked_overlay(
+def overlay_mask(
     images: Float[Tensor, "n c h w"],
     masked: Bool[Tensor, "n l"],
     token_grid: tuple[int, int],
     colour: tuple[int, int, int] = (38, 70, 120),
 ) -> Float[Tensor, "n 3 h w"]:
-    """The images with the cells of masked tokens painted over: diagonal hatching in two tones of one colour.
+    """Paint over the cells of masked tokens, with diagonal hatching in two tones of one colour.
 
-    A cell of one pixel gets one tone, alternating like a chess board, so that no size looks like image content.
+    A cell of one pixel gets one tone, alternating like a chess board. So masked cells of any size differ from image
+    content.
     """
     height, width = images.shape[2:]
     rows, columns = token_grid
@@ -96,7 +112,7 @@ def masked_overlay(
     return torch.where(covered, torch.where(light, light_tone, dark_tone), images.expand(-1, 3, -1, -1))
 
 
-def decode_frames(
+def draw_decode_frames(
     states: Sequence[Int[Tensor, "n l"]],
     masked: Sequence[Bool[Tensor, "n l"]],
     to_images: Callable[[Tensor], Tensor],
@@ -106,9 +122,16 @@ def decode_frames(
     scale: int = 4,
     gap: int = 1,
 ) -> list[Image.Image]:
-    """One captioned frame per state of a decode: what is known so far, what is still masked hatched over.
+    """Draw one captioned frame per state of a decode: known tokens as image, masked tokens hatched.
 
-    `to_images` is the tokenizer's decode; it never sees the mask id, since masked tokens are handed to it as token 0.
+    Args:
+        states: Tokens after each step.
+        masked: True where a token is still masked, for each state.
+        to_images: The tokenizer's decode. It receives token 0 in place of the mask id.
+        token_grid: Height and width of the token grid.
+        columns: Images per row.
+        scale: Edge in pixels of the square that shows one image pixel.
+        gap: Space between images, in image pixels.
     """
     if len(states) != len(masked) or not states:
         raise ConfigError(
@@ -116,15 +139,15 @@ def decode_frames(
         )
     frames = []
     for step, (tokens, hidden) in enumerate(zip(states, masked, strict=True)):
-        images = masked_overlay(to_images(tokens.masked_fill(hidden, 0)), hidden, token_grid)
+        images = overlay_mask(to_images(tokens.masked_fill(hidden, 0)), hidden, token_grid)
         known = 1 - hidden.float().mean().item()
-        frames.append(_progress(grid(images, columns, scale=scale, gap=gap), step, len(states) - 1, known))
+        frames.append(_add_progress(draw_grid(images, columns, scale=scale, gap=gap), step, len(states) - 1, known))
     return frames
 
 
-def _progress(picture: Image.Image, step: int, last: int, known: float) -> Image.Image:
-    """The picture with a bar below that is as long as the known share of the tokens, and the step beside it."""
-    font, size = _font(picture.width // 30)
+def _add_progress(picture: Image.Image, step: int, last: int, known: float) -> Image.Image:
+    """Add a progress bar below the picture, as long as the known share of the tokens, and the step beside it."""
+    font, size = _load_font(picture.width // 30)
     margin, strip = size // 2, size * 2
     text = f"step {step} / {last}"
     room = font.getlength(f"step {last} / {last}")
@@ -139,30 +162,32 @@ def _progress(picture: Image.Image, step: int, last: int, known: float) -> Image
     return page
 
 
-def animate(frames: Sequence[Image.Image], path: Path | str, *, milliseconds: int = 400, hold: int = 1500) -> None:
-    """Writes an endless GIF or animated WebP, by suffix; the last frame stays for `hold` milliseconds."""
-    kind = image_format(path, animated=True)
+def write_animation(
+    frames: Sequence[Image.Image], path: Path | str, *, milliseconds: int = 400, hold: int = 1500
+) -> None:
+    """Write a looping GIF or animated WebP, by suffix. Frames last `milliseconds`, the last one `hold` milliseconds."""
+    kind = find_image_format(path, animated=True)
     if not frames or min(milliseconds, hold) < 20:
         raise ConfigError(f"{len(frames)} frames of {milliseconds} and {hold} ms; need 1 frame and 20 ms (GIF's least)")
     durations = [milliseconds] * (len(frames) - 1) + [hold]
     buffer = io.BytesIO()
-    first, *rest = [_palette(frame) for frame in frames] if kind == "GIF" else frames
+    first, *rest = [_quantize(frame) for frame in frames] if kind == "GIF" else frames
     exact = {"optimize": False} if kind == "GIF" else {"lossless": True}
     first.save(buffer, kind, save_all=True, append_images=rest, duration=durations, loop=0, **exact)
     _write_bytes(buffer.getvalue(), Path(path))
 
 
-def _palette(frame: Image.Image) -> Image.Image:
-    """256 colours: dithered where the frame has more, untouched where it has not."""
+def _quantize(frame: Image.Image) -> Image.Image:
+    """Reduce a frame to 256 colours: dithered if it has more, unchanged otherwise."""
     few = frame.convert("RGB").getcolors(256) is not None
     dither = Image.Dither.NONE if few else Image.Dither.FLOYDSTEINBERG
     return frame.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=dither)
 
 
-def reveal_order(
+def draw_unmasking_order(
     step_of_token: Int[Tensor, "n l"], token_grid: tuple[int, int], num_steps: int, columns: int, *, scale: int = 12
 ) -> Image.Image:
-    """Which cell was revealed at which step 1..num_steps, in viridis; step 0, known from the start, is grey."""
+    """Draw at which step 1..num_steps each token was unmasked, in viridis. Step 0, known from the start, is grey."""
     rows, width = token_grid
     low, high = int(step_of_token.min()), int(step_of_token.max())
     if rows * width != step_of_token.shape[1] or low < 0 or high > num_steps:
@@ -173,12 +198,12 @@ def reveal_order(
     shades = torch.tensor(matplotlib.colormaps["viridis"](torch.linspace(0, 1, num_steps).numpy(), bytes=True)[:, :3])
     colours = torch.cat([torch.tensor([KNOWN], dtype=torch.uint8), shades])
     cells = colours[step_of_token.cpu().reshape(-1, rows, width)]
-    return _colour_bar(_tile(cells, columns, scale, 1), shades, known=low == 0)
+    return _add_colour_bar(_tile(cells, columns, scale, 1), shades, known=low == 0)
 
 
-def _colour_bar(picture: Image.Image, shades: UInt8[Tensor, "t 3"], known: bool) -> Image.Image:
-    """The picture with a bar on its right, step 1 on top; below it the key to grey where tokens were known."""
-    font, size = _font(picture.height // 22)
+def _add_colour_bar(picture: Image.Image, shades: UInt8[Tensor, "t 3"], known: bool) -> Image.Image:
+    """Add a colour bar on the right, step 1 on top, and below it the key to grey if some tokens were known."""
+    font, size = _load_font(picture.height // 22)
     line, num_steps = round(size * 1.5), len(shades)
     page = Image.new("RGB", (picture.width + line * 5, max(picture.height, line * (11 if known else 9))), PAPER)
     page.paste(picture, (0, (page.height - picture.height) // 2))
@@ -187,7 +212,7 @@ def _colour_bar(picture: Image.Image, shades: UInt8[Tensor, "t 3"], known: bool)
     draw.text((x, line // 2), "step", INK, font, anchor="lm")
     bar = Image.fromarray(shades[:, None].numpy()).resize((line, bottom - top), Image.Resampling.NEAREST)
     page.paste(bar, (x, top))
-    # The finest whole stride that leaves each label its room, so that marks are evenly spaced and end on num_steps.
+    # Take the finest whole stride with room for each label, so that marks are evenly spaced and end on num_steps.
     fits = [s for s in range(1, num_steps) if (num_steps - 1) % s == 0 and s * (bottom - top) >= 1.2 * size * num_steps]
     for step in range(1, num_steps + 1, min(fits, default=max(num_steps - 1, 1))):
         y = top + (step - 0.5) * (bottom - top) / num_steps
@@ -199,16 +224,16 @@ def _colour_bar(picture: Image.Image, shades: UInt8[Tensor, "t 3"], known: bool)
     return page
 
 
-def triptych(rows: Sequence[Float[Tensor, "n _ h w"]], titles: Sequence[str], scale: int = 4) -> Image.Image:
-    """Batches below each other (original, hole, repaired): image i in column i, the title left of its row."""
+def draw_triptych(rows: Sequence[Float[Tensor, "n _ h w"]], titles: Sequence[str], scale: int = 4) -> Image.Image:
+    """Draw batches below each other (original, masked, inpainted): image i in column i, the title left of its row."""
     if not rows or len(rows) != len(titles):
         raise ConfigError(f"got {len(rows)} batches and {len(titles)} titles; give one title per batch, at least 1")
     sizes = {(len(row), *row.shape[2:]) for row in rows}
     if len(sizes) > 1:
         raise ConfigError(f"batches differ in number or size of images: {sorted(sizes)}; cut or resize them alike")
-    pictures = _tile(torch.cat([_pixels(row) for row in rows]), len(rows[0]), scale, 1)
+    pictures = _tile(torch.cat([_convert_pixels(row) for row in rows]), len(rows[0]), scale, 1)
     cell = (rows[0].shape[2] + 1) * scale
-    font, size = _font(cell // 6)
+    font, size = _load_font(cell // 6)
     left = round(max(font.getlength(title) for title in titles)) + size
     page = Image.new("RGB", (left + pictures.width, pictures.height), PAPER)
     page.paste(pictures, (left, 0))
@@ -218,7 +243,7 @@ def triptych(rows: Sequence[Float[Tensor, "n _ h w"]], titles: Sequence[str], sc
     return page
 
 
-def curves(
+def plot_curves(
     series: Mapping[str, tuple[Sequence[float | int], Sequence[float | int]]],
     path: Path | str,
     *,
@@ -229,7 +254,18 @@ def curves(
     logy: bool = False,
     references: Mapping[str, float | int] = MappingProxyType({}),
 ) -> None:
-    """A line plot as PNG: name -> (x, y), and dashed horizontal lines for known values, such as {"log K": 5.5}."""
+    """Plot lines and write them as PNG.
+
+    Args:
+        series: name -> (x, y) of each line.
+        path: File to write; it must end in .png.
+        xlabel: Label of the x axis.
+        ylabel: Label of the y axis.
+        title: Title of the plot.
+        logx: Use a logarithmic x axis.
+        logy: Use a logarithmic y axis.
+        references: Dashed horizontal lines at known values, such as {"log K": 5.5}.
+    """
     if not series or Path(path).suffix.lower() != ".png":
         raise ConfigError(
             f"{len(series)} curves for {Path(path).name}; give at least 1 curve and a path that ends in .png"
@@ -242,12 +278,12 @@ def curves(
         axes.plot(x, y, label=name, color=LINES[place % len(LINES)], linewidth=1.8, marker=marker, markersize=4)
     for place, (name, value) in enumerate(sorted(references.items(), key=lambda reference: -reference[1])):
         axes.axhline(value, color="#6c757d", linewidth=1.1, linestyle=(0, (5, 3)))
-        side = "top" if place else "bottom"  # names of neighbours lie on either side
+        side = "top" if place else "bottom"  # so that the names of adjacent lines do not overlap
         axes.text(0.99, value, name, transform=axes.get_yaxis_transform(), ha="right", va=side, color="#495057")
     if logx:
         axes.set_xscale("log")
         values = sorted({value for x, _ in series.values() for value in x})
-        if len(values) <= 12:  # a sweep over few values: name each, rather than powers of ten
+        if len(values) <= 12:  # few values: label each one, instead of powers of ten
             axes.set_xticks(values, [f"{value:g}" for value in values])
             axes.minorticks_off()
     if logy:
@@ -266,16 +302,20 @@ def curves(
     _write_bytes(buffer.getvalue(), Path(path))
 
 
-def write(image: Image.Image, path: Path | str) -> None:
-    """Saves by suffix (png, webp, jpg...), WebP without loss; readers never see half a file."""
-    name = image_format(path)
+def write_picture(image: Image.Image, path: Path | str) -> None:
+    """Write an image in the format of the suffix (png, webp, jpg...), WebP without loss. The write is atomic."""
+    name = find_image_format(path)
     buffer = io.BytesIO()
     image.save(buffer, name, **({"lossless": True} if name == "WEBP" else {}))
     _write_bytes(buffer.getvalue(), Path(path))
 
 
-def image_format(path: Path | str, *, animated: bool = False) -> str:
-    """What a suffix stands for; ConfigError where that is no picture, or no animation, which one can ask early."""
+def find_image_format(path: Path | str, *, animated: bool = False) -> str:
+    """Return the image format of a suffix. Call it early to reject a path before the work.
+
+    Raises:
+        ConfigError: If the suffix is no image format, or with `animated`, not .gif or .webp.
+    """
     name = Image.registered_extensions().get(Path(path).suffix.lower(), "")
     if not name or (animated and name not in ("GIF", "WEBP")):
         what = "an animation is a .gif or a .webp" if animated else "no image format has the suffix; use .png"
@@ -294,6 +334,6 @@ def _write_bytes(data: bytes, path: Path) -> None:
         raise DiskError(f"{path} could not be written ({error.strerror}); check space and permissions") from error
 
 
-def readable_scale(images: Float[Tensor, "n c h w"]) -> int:
-    """The whole factor that makes small images at least 56 pixels wide."""
+def choose_scale(images: Float[Tensor, "n c h w"]) -> int:
+    """Return the smallest whole factor that makes images at least 56 pixels wide."""
     return -(-56 // images.shape[-1])

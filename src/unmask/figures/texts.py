@@ -1,4 +1,4 @@
-"""How a text came to be, token by token: coloured frames for a terminal, and one HTML page to step through."""
+"""Show how a text was sampled, token by token: coloured frames for a terminal, and one HTML page to step through."""
 
 import html
 from collections.abc import Iterator, Sequence
@@ -11,19 +11,19 @@ from torch import Tensor
 from unmask.method.sampling.decode import State
 from unmask.tokenizers.text import TextTokenizer
 
-HOLE, END = "·", "⏹"
+MASKED_CHARACTER, END_CHARACTER = "·", "⏹"
 
 
-def revealed_at(states: Sequence[State], row: int = 0) -> Int[Tensor, "l"]:
-    """The number of the state, from 1, that revealed each token for good; 0 if it was given."""
+def find_unmasking_steps(states: Sequence[State], row: int = 0) -> Int[Tensor, "l"]:
+    """Return the number of the state, from 1, that finally unmasked each token; 0 if the token was given."""
     when = torch.zeros(states[0].tokens.shape[1], dtype=torch.long)
     for number, state in enumerate(states):
         when[state.revealed[row].cpu()] = number
     return when
 
 
-def colour(when: int, last: int) -> tuple[int, int, int]:
-    """Red for what came first, over yellow and green, to blue for what came last."""
+def choose_colour(when: int, last: int) -> tuple[int, int, int]:
+    """Choose a colour for state number `when`: red for the first, over yellow and green, to blue for the last."""
     x = (when - 1) / max(1, last - 1)
     stops = [(214, 69, 65), (214, 158, 46), (56, 142, 60), (30, 100, 200)]
     place = min(2, int(x * 3))
@@ -32,51 +32,57 @@ def colour(when: int, last: int) -> tuple[int, int, int]:
     return tuple(round(a + (b - a) * part) for a, b in zip(low, high, strict=True))  # type: ignore[return-value]
 
 
-def runs(
+def group_runs(
     tokens: Int[Tensor, "l"], when: Sequence[int], tokenizer: TextTokenizer, front: int
 ) -> Iterator[tuple[int | None, str]]:
-    """Neighbours of one state together, as (its number, text): a character may be several tokens. None is a hole."""
+    """Yield (state number, text) for adjacent tokens of one state; None as number means masked.
+
+    Tokens are decoded together, since one character may be several tokens.
+    """
     ids = tokens.tolist()
     kinds = [None if ids[place] >= tokenizer.vocab_size else when[place] for place in range(front, len(ids))]
     for kind, group in groupby(range(front, len(ids)), key=lambda place: kinds[place - front]):
         places = list(group)
         if kind is None:
-            yield None, HOLE * len(places)
+            yield None, MASKED_CHARACTER * len(places)
             continue
         parts = [list(part) for _, part in groupby(places, key=lambda place: ids[place] == tokenizer.end_id)]
-        ended = (END * len(part) if ids[part[0]] == tokenizer.end_id else _text(ids, part, tokenizer) for part in parts)
+        ended = (
+            END_CHARACTER * len(part) if ids[part[0]] == tokenizer.end_id else _decode_text(ids, part, tokenizer)
+            for part in parts
+        )
         yield kind, "".join(ended)
 
 
-def _text(ids: list[int], places: list[int], tokenizer: TextTokenizer) -> str:
+def _decode_text(ids: list[int], places: list[int], tokenizer: TextTokenizer) -> str:
     return tokenizer.decode([ids[place] for place in places])
 
 
-def frames(states: Sequence[State], tokenizer: TextTokenizer, front: int, row: int = 0) -> Iterator[str]:
-    """One frame per state for a terminal of 24-bit colours: what was given is plain, holes are dots."""
-    when, last = revealed_at(states, row).tolist(), len(states) - 1
+def render_frames(states: Sequence[State], tokenizer: TextTokenizer, front: int, row: int = 0) -> Iterator[str]:
+    """Yield one frame per state for a terminal with 24-bit colours. Given text is plain, masked tokens are dots."""
+    when, last = find_unmasking_steps(states, row).tolist(), len(states) - 1
     for state in states:
         words = []
-        for kind, text in runs(state.tokens[row], when, tokenizer, front):
-            red, green, blue = colour(kind or 1, last)
+        for kind, text in group_runs(state.tokens[row], when, tokenizer, front):
+            red, green, blue = choose_colour(kind or 1, last)
             words.append(f"\x1b[38;2;{red};{green};{blue}m{text}\x1b[0m" if kind else text)
         yield "".join(words)
 
 
-def page(states: Sequence[State], tokenizer: TextTokenizer, front: int, title: str, rows: int) -> str:
-    """An HTML page without any script from elsewhere: a slider goes through the steps of `rows` texts."""
+def render_page(states: Sequence[State], tokenizer: TextTokenizer, front: int, title: str, rows: int) -> str:
+    """Return a self-contained HTML page with a slider that steps through the sampling of `rows` texts."""
     last = len(states) - 1
-    body = "\n".join(_row(states, tokenizer, front, row, last) for row in range(rows))
+    body = "\n".join(_render_row(states, tokenizer, front, row, last) for row in range(rows))
     return _PAGE.format(title=html.escape(title), body=body, last=last)
 
 
-def _row(states: Sequence[State], tokenizer: TextTokenizer, front: int, row: int, last: int) -> str:
+def _render_row(states: Sequence[State], tokenizer: TextTokenizer, front: int, row: int, last: int) -> str:
     spans = []
-    for kind, text in runs(states[-1].tokens[row], revealed_at(states, row).tolist(), tokenizer, front):
+    for kind, text in group_runs(states[-1].tokens[row], find_unmasking_steps(states, row).tolist(), tokenizer, front):
         if not kind:
             spans.append(f"<span>{html.escape(text)}</span>")
             continue
-        red, green, blue = colour(kind, last)
+        red, green, blue = choose_colour(kind, last)
         spans.append(
             f'<span data-step="{kind}" style="color:rgb({red},{green},{blue})" title="step {kind}">'
             f"{html.escape(text)}</span>"

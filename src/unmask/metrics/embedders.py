@@ -1,6 +1,9 @@
-"""Networks whose features a distance between sets of images is measured in, behind one protocol: a classifier of the
-same domain, the Inception of FID, or DINOv2 (Stein et al. 2023, arXiv 2306.04675, who find it closest to what people
-see). All of them look at images of 8 bits, so a PNG and the tensor that it was written from have the same features."""
+"""Feature extractors for distances between sets of images, behind one protocol.
+
+There are three: an in-domain classifier, the Inception network of FID, and DINOv2 (Stein et al. 2023, arXiv 2306.04675,
+find it closest to human judgement). All of them round images to 8 bits. So a PNG file and the tensor that it was
+written from have the same features.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,20 +17,21 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unmask.errors import CheckpointError, ConfigError, DataError
-from unmask.metrics.features import Classifier, embed, fingerprint
+from unmask.metrics.features import Classifier, embed, hash_network
 from unmask.metrics.inception import CleanResize, Inception, PlainResize
 from unmask.storage.files import one_line
 
-ROUNDED = "8 bits"  # how every sentence of preprocessing begins
+ROUNDED = "8 bits"  # every `preprocessing` text begins with it
 GREY = "grey as three equal channels"
 CLEAN = CleanResize()
 
 
 @runtime_checkable
 class Features(Protocol):
-    """Images in [-1, 1] to vectors, one for each, and maybe to class probabilities.
+    """A feature extractor: maps images in [-1, 1] to one vector each, and maybe to class probabilities.
 
-    `sha256` is that of the weights and `preprocessing` is one exact sentence: a distance means nothing without both.
+    `sha256` is the hash of the weights, and `preprocessing` describes exactly how images are prepared. A distance means
+    nothing without both. `num_classes` is None if there are no classes.
     """
 
     @property
@@ -42,17 +46,17 @@ class Features(Protocol):
     def num_classes(self) -> int | None: ...
 
     def __call__(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b d"]:
-        """The features of images in [-1, 1], on the device of the network; all images are computed at once."""
+        """Return the features of images in [-1, 1], on the network's device, in one forward pass."""
         ...
 
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
-        """Class probabilities from what a call returned, at almost no cost; ConfigError if there are no classes."""
+        """Return class probabilities from features, at almost no cost. Raise ConfigError if there are no classes."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Which features a statistic is of; it goes into reports and caches."""
+    """Identifies the features of a statistic, in reports and caches."""
 
     name: str
     sha256: str
@@ -63,13 +67,13 @@ class Identity:
         return f"{self.name} ({self.sha256[:12]}; {self.preprocessing})"
 
 
-def identity(features: Features) -> Identity:
-    """Name, weights, preprocessing and size of a network of features."""
+def identify_features(features: Features) -> Identity:
+    """Return the name, weights hash, preprocessing and dimension of a feature extractor."""
     return Identity(name=features.name, sha256=features.sha256, preprocessing=features.preprocessing, dim=features.dim)
 
 
-def check_same(found: Identity, wanted: Identity) -> None:
-    """ConfigError unless two statistics are of the same features."""
+def check_same_features(found: Identity, wanted: Identity) -> None:
+    """Raise ConfigError unless two statistics are of the same features."""
     if found != wanted:
         raise ConfigError(f"statistics from other features: {found}, not {wanted}; compute both with one network")
 
@@ -78,7 +82,7 @@ def check_same(found: Identity, wanted: Identity) -> None:
 def embed_all(
     features: Features, images: Float[Tensor, "n c h w"] | Iterable[Float[Tensor, "_ c h w"]], batch: int = 256
 ) -> Float64[Tensor, "n d"]:
-    """The features of many images, or of batches of them as they come, at most `batch` at once."""
+    """Return the features of many images, or of an iterable of batches, at most `batch` images per forward pass."""
     if batch < 1:
         raise ConfigError(f"batch must be at least 1, got {batch}")
     parts = [images] if isinstance(images, Tensor) else images
@@ -88,22 +92,22 @@ def embed_all(
     return torch.cat(found)
 
 
-def to_pixels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
-    """[-1, 1] to the 0..255 of an image file, rounded; values outside are clipped, DataError if any is not finite."""
+def convert_to_pixels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
+    """Round [-1, 1] to the 0..255 of an image file. Clip values outside; raise DataError if any is not finite."""
     bad = ~images.isfinite().flatten(1).all(dim=1)
     if bad.any():
         raise DataError(f"{int(bad.sum())} of {len(images)} images are not finite; check the decoder that made them")
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _to_colour(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b 3 h w"]:
+def _convert_to_colour(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b 3 h w"]:
     if images.shape[1] not in (1, 3):
         raise ConfigError(f"these features are of images with 1 or 3 channels, got {images.shape[1]}")
-    return to_pixels(images).expand(-1, 3, -1, -1)
+    return convert_to_pixels(images).expand(-1, 3, -1, -1)
 
 
 class ClassifierFeatures:
-    """The penultimate layer of an in-domain classifier, in evaluation mode whatever mode it is in."""
+    """The penultimate layer of an in-domain classifier, always in evaluation mode."""
 
     def __init__(self, classifier: Classifier):
         self.classifier = classifier
@@ -111,20 +115,21 @@ class ClassifierFeatures:
         self.preprocessing = f"{ROUNDED}, own size, [-1, 1]"
         self.dim = classifier.config.features
         self.num_classes: int | None = classifier.config.num_classes
-        self.sha256 = fingerprint(classifier)
+        self.sha256 = hash_network(classifier)
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b d"]:
-        return embed(self.classifier, to_pixels(images))
+        return embed(self.classifier, convert_to_pixels(images))
 
     @torch.no_grad()
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
+        """Return class probabilities from features."""
         head = self.classifier.head
         return F.linear(features, head.weight.double(), head.bias.double()).softmax(dim=1)
 
 
 class InceptionFeatures:
-    """The 2048 features of FID, and the 1008 classes of the Inception score."""
+    """The Inception network: the 2048 features of FID, and the 1008 classes of the Inception score."""
 
     def __init__(self, network: Inception, resize: CleanResize | PlainResize = CLEAN):
         self.network = network
@@ -133,31 +138,32 @@ class InceptionFeatures:
         self.preprocessing = f"{ROUNDED}, {GREY}, {resize.text}"
         self.dim = network.fc.in_features
         self.num_classes: int | None = network.fc.out_features
-        self.sha256 = fingerprint(network)
+        self.sha256 = hash_network(network)
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b d"]:
-        pixels = _to_colour(images).to(self.network.fc.weight.device)
-        # On GPUs, convolutions would otherwise keep 10 bits of each number, and other GPUs give other distances.
+        pixels = _convert_to_colour(images).to(self.network.fc.weight.device)
+        # Otherwise convolutions on GPUs keep 10 bits of each number, and distances differ between GPUs.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self.network(self.resize(pixels)).double()
 
     @torch.no_grad()
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
-        # The published Inception scores leave the bias of the last layer out (Salimans et al. 2016, their code).
+        """Return probabilities of the 1008 classes from features, as in published Inception scores."""
+        # Published Inception scores omit the bias of the last layer (code of Salimans et al. 2016).
         return F.linear(features, self.network.fc.weight.double()).softmax(dim=1)
 
 
-# Of ImageNet, which DINOv2 was trained with.
+# Mean and deviation of ImageNet's channels, as in the training of DINOv2.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2_SIZE = 224
 
 
 class Dinov2Features:
-    """The class token of DINOv2 after its last normalisation. `network` is a `transformers.Dinov2Model`.
+    """The class token of DINOv2 after its last normalization. `network` is a `transformers.Dinov2Model`.
 
-    FD-DINOv2 as published is with ViT-L/14, "facebook/dinov2-large". Differs from there: transformers interpolates the
-    position embeddings by size and not by a factor, so compare such figures with those of this class only.
+    Published FD-DINOv2 numbers use ViT-L/14, "facebook/dinov2-large". Differs from the published code: transformers
+    interpolates position embeddings by size, not by a factor. So compare numbers of this class only with each other.
     """
 
     def __init__(self, network: Any):
@@ -169,22 +175,30 @@ class Dinov2Features:
         self.preprocessing = (
             f"{ROUNDED}, {GREY}, antialiased bicubic resize to {size}, 8 bits, ImageNet mean and deviation"
         )
-        self.sha256 = fingerprint(network)
+        self.sha256 = hash_network(network)
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b c h w"]) -> Float64[Tensor, "b d"]:
-        pixels = _to_colour(images).to(self.network.device).float()
+        pixels = _convert_to_colour(images).to(self.network.device).float()
         size = (DINOV2_SIZE, DINOV2_SIZE)
         resized = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).round().clamp(0, 255)
         mean, std = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (MEAN, STD))
         return self.network((resized / 255 - mean) / std).last_hidden_state[:, 0].double()
 
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
-        raise ConfigError(f"{self.name} has no classes: take the Inception score in inception or classifier features")
+        """Raise ConfigError, since DINOv2 has no classes."""
+        raise ConfigError(
+            f"{self.name} has no classes: compute the Inception score with inception or classifier features"
+        )
 
 
 def load_dinov2(path: Path | str = "facebook/dinov2-large") -> Dinov2Features:
-    """A folder that holds a DINOv2 of transformers, or its name on the hub, from where it is downloaded once."""
+    """Load DINOv2 from a folder in transformers' format, or by its name on the Hub (downloaded once).
+
+    Raises:
+        ConfigError: If transformers is not installed.
+        CheckpointError: If there is no complete DINOv2.
+    """
     try:
         from transformers import Dinov2Model
     except ImportError as error:
@@ -197,8 +211,8 @@ def load_dinov2(path: Path | str = "facebook/dinov2-large") -> Dinov2Features:
         raise CheckpointError(
             f"{shown}: no DINOv2 can be loaded ({reason}); name a folder with config.json and model.safetensors"
         ) from error
-    network, told = loaded
-    wrong = sorted(str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in told[kind])
-    if wrong:  # which transformers fills with noise, or leaves out
+    network, info = loaded
+    wrong = sorted(str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind])
+    if wrong:  # transformers fills missing tensors with noise and ignores the others
         raise CheckpointError(f"{shown} is not a DINOv2: {len(wrong)} tensors do not fit, first {one_line(wrong[0])}")
     return Dinov2Features(network.float().requires_grad_(False).eval())

@@ -1,6 +1,9 @@
-"""A small in-domain classifier: its accuracy on samples says whether the class was met, and its penultimate layer gives
-the features of a Fréchet distance for images far from ImageNet (digits of 8x8 pixels). Trained on the real training
-images in seconds; its `fingerprint` belongs into every report, since other weights measure other distances."""
+"""A small in-domain classifier, trained on the real training images in seconds.
+
+Its accuracy on samples tells whether they show the requested class. Its penultimate layer gives features for a Fréchet
+distance of images far from ImageNet (such as digits of 8x8 pixels). Every report must hold its `hash_network`, since
+other weights measure other distances.
+"""
 
 import hashlib
 import json
@@ -19,36 +22,44 @@ from unmask.runtime.distributed import Precision, World, autocast
 from unmask.runtime.progress import Progress
 from unmask.storage.weights import write_weights
 
-SMALLEST = 8  # pixels; two halvings leave 2x2, three leave 1x1
+SMALLEST_SIDE = 8  # pixels; two halvings leave 2x2, three leave 1x1
 
-Pictures = Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"]
-"""Images in [-1, 1], or the 0..255 that stands for it, a quarter of the size."""
+ClassifierImages = Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"]
+"""Images in [-1, 1], or as bytes 0..255, which take a quarter of the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """What the classifier is and how it is trained; `channels` are those of the images.
-
-    `residual` is a deeper network, for photos. `flip` mirrors half of the training images, and each is moved by up to
-    `shift` pixels. The defaults are for digits, which have no mirror image.
-    """
+    """Architecture and training of the in-domain classifier. The defaults are this library's own, for digits."""
 
     channels: int
+    """Channels of the images."""
     num_classes: int
+    """Number of classes, at least 2."""
     width: int = 32
+    """Channels of the first convolution."""
     features: int = 64
+    """Dimension of the features (the penultimate layer)."""
     steps: int = 1500
+    """Number of optimizer steps."""
     batch_size: int = 128
+    """Images per step."""
     learning_rate: float = 2e-3
+    """Peak learning rate of AdamW."""
     residual: bool = False
+    """Use a deeper residual network, for photos."""
     flip: bool = False
+    """Mirror half of the training images. Digits have no mirror image, so the default is off."""
     shift: int = 1
+    """Shift each training image by up to this number of pixels, from 0 to 7."""
     precision: Precision = "fp32"
+    """Number type of the forward pass: fp32, bf16, or auto (bf16 where the device is fast in it)."""
     seed: int = 0
+    """Seed of the first weights, the batches and the augmentation."""
 
     def __post_init__(self):
-        if not 0 <= self.shift < SMALLEST:
-            raise ConfigError(f"shift must be from 0 to {SMALLEST - 1} pixels, got {self.shift}")
+        if not 0 <= self.shift < SMALLEST_SIDE:
+            raise ConfigError(f"shift must be from 0 to {SMALLEST_SIDE - 1} pixels, got {self.shift}")
         for name in ("channels", "width", "features", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -58,7 +69,7 @@ class ClassifierConfig:
             raise ConfigError(f"learning_rate must be positive and finite, got {self.learning_rate}; try 2e-3")
 
 
-def _stage(dim_in: int, dim_out: int, stride: int) -> nn.Sequential:
+def _build_stage(dim_in: int, dim_out: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(dim_in, dim_out, 3, stride, padding=1, bias=False),
         nn.BatchNorm2d(dim_out),
@@ -73,29 +84,29 @@ class _Halving(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(dim_in, dim_out, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(dim_out)
-        self.residual = _stage(dim_out, dim_out, 1)
+        self.residual = _build_stage(dim_out, dim_out, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
         x = F.gelu(self.norm(F.max_pool2d(self.conv(x), 2)))
         return x + self.residual(x)
 
 
-def _plain(channels: int, width: int) -> nn.Sequential:
-    """Six 3x3 convolutions, two of them with stride 2."""
+def _build_plain(channels: int, width: int) -> nn.Sequential:
+    """Build six 3x3 convolutions, two of them with stride 2."""
     return nn.Sequential(
-        _stage(channels, width, 1),
-        _stage(width, width, 1),
-        _stage(width, 2 * width, 2),
-        _stage(2 * width, 2 * width, 1),
-        _stage(2 * width, 4 * width, 2),
-        _stage(4 * width, 4 * width, 1),
+        _build_stage(channels, width, 1),
+        _build_stage(width, width, 1),
+        _build_stage(width, 2 * width, 2),
+        _build_stage(2 * width, 2 * width, 1),
+        _build_stage(2 * width, 4 * width, 2),
+        _build_stage(4 * width, 4 * width, 1),
     )
 
 
-def _residual(channels: int, width: int) -> nn.Sequential:
-    """Seven 3x3 convolutions; wide only where the image is small, since time goes where it is large."""
+def _build_residual(channels: int, width: int) -> nn.Sequential:
+    """Build seven 3x3 convolutions. They are wide only where the image is small, since large images cost most time."""
     return nn.Sequential(
-        _stage(channels, width, 1),
+        _build_stage(channels, width, 1),
         _Halving(width, width),
         _Halving(width, 4 * width),
         _Halving(4 * width, 4 * width),
@@ -103,38 +114,41 @@ def _residual(channels: int, width: int) -> nn.Sequential:
 
 
 class Classifier(nn.Module):
-    """Convolutions, a global mean, one hidden layer; any image from 8x8 up."""
+    """The classifier: convolutions, a global mean, one hidden layer. Images are 8x8 or larger."""
 
     def __init__(self, config: ClassifierConfig):
         super().__init__()
         self.config = config
-        self.trunk = (_residual if config.residual else _plain)(config.channels, config.width)
+        self.trunk = (_build_residual if config.residual else _build_plain)(config.channels, config.width)
         self.hidden = nn.Linear(4 * config.width, config.features)
         self.head = nn.Linear(config.features, config.num_classes)
 
-    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Penultimate activations of images in [-1, 1]."""
+    def extract_features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Return the penultimate activations of images in [-1, 1]."""
         _, channels, height, width = images.shape
-        if channels != self.config.channels or min(height, width) < SMALLEST:
-            need = f"{self.config.channels} channels, {SMALLEST}x{SMALLEST} pixels or more"
+        if channels != self.config.channels or min(height, width) < SMALLEST_SIDE:
+            need = f"{self.config.channels} channels, {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels or more"
             raise ConfigError(f"the classifier needs {need}, got {channels} channels, {height}x{width}; resize them")
         return F.gelu(self.hidden(self.trunk(images).mean(dim=(2, 3))))
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Class logits of images in [-1, 1]."""
-        return self.head(self.features(images))
+        """Return the class logits of images in [-1, 1]."""
+        return self.head(self.extract_features(images))
 
 
 def train_classifier(
-    images: Pictures, labels: Int[Tensor, "n"], config: ClassifierConfig, progress: Progress | None = None
+    images: ClassifierImages, labels: Int[Tensor, "n"], config: ClassifierConfig, progress: Progress | None = None
 ) -> Classifier:
-    """Trains where the images lie; AdamW, one-cycle rate, label smoothing 0.1, shifted and mirrored images.
+    """Train a classifier on the device of the images, with AdamW, a one-cycle rate and label smoothing 0.1.
 
-    A function of its arguments: the same images, config, machine and thread count give the same weights.
+    The result depends on the arguments only: the same images, config, machine and thread count give the same weights.
+
+    Raises:
+        ConfigError: If there are no images, or labels outside 0..num_classes-1.
     """
     _check_labels(images, labels, config)
-    # Layers draw their first weights from torch's global generator and take no other; the fork seeds it for that moment
-    # and puts the caller's state back.
+    # Layers draw their first weights from torch's global generator and accept no other one. The fork seeds it here and
+    # restores the caller's state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         classifier = Classifier(config)
@@ -146,10 +160,10 @@ def train_classifier(
     optimizer = torch.optim.AdamW(classifier.parameters(), config.learning_rate, weight_decay=0.01)
     for step in range(config.steps):
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _one_cycle(step / config.steps)
+            group["lr"] = config.learning_rate * _compute_rate_factor(step / config.steps)
         batch = torch.randint(len(images), (config.batch_size,), generator=rand).to(images.device)
         with half:
-            logits = classifier(_augment(_as_float(images[batch]), config, rand))
+            logits = classifier(_augment(_convert_to_float(images[batch]), config, rand))
         loss = F.cross_entropy(logits.float(), labels[batch], label_smoothing=0.1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -160,11 +174,11 @@ def train_classifier(
     return classifier.eval()
 
 
-def _as_float(images: Pictures) -> Float[Tensor, "n c h w"]:
+def _convert_to_float(images: ClassifierImages) -> Float[Tensor, "n c h w"]:
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
-def _check_labels(images: Pictures, labels: Int[Tensor, "n"], config: ClassifierConfig) -> None:
+def _check_labels(images: ClassifierImages, labels: Int[Tensor, "n"], config: ClassifierConfig) -> None:
     if len(images) == 0:
         raise ConfigError("0 images to train the classifier on; pass at least one")
     low, high = int(labels.min()), int(labels.max())
@@ -174,8 +188,8 @@ def _check_labels(images: Pictures, labels: Int[Tensor, "n"], config: Classifier
         )
 
 
-def _one_cycle(progress: float) -> float:
-    """Learning-rate factor: linear up over the first tenth, cosine down to 0 over the rest."""
+def _compute_rate_factor(progress: float) -> float:
+    """Compute the learning-rate factor: linear up over the first tenth, cosine down to 0 over the rest."""
     if progress < 0.1:
         return (progress + 0.01) / 0.11
     return 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
@@ -192,9 +206,9 @@ def _augment(
 
 
 def _shift(images: Float[Tensor, "b c h w"], rand: torch.Generator, most: int = 1) -> Float[Tensor, "b c h w"]:
-    """Each image moved by -most to most pixels in both directions.
+    """Shift each image by -most to most pixels in both directions.
 
-    A border of one pixel is filled with -1, the darkest value, as around a digit; a wider one mirrors the image.
+    A border of one pixel is filled with -1, the darkest value, as around a digit. A wider border mirrors the image.
     """
     batch, _, height, width = images.shape
     border = (most, most, most, most)
@@ -203,15 +217,18 @@ def _shift(images: Float[Tensor, "b c h w"], rand: torch.Generator, most: int = 
     rows = offset[0] + torch.arange(height, device=images.device)
     columns = offset[1] + torch.arange(width, device=images.device)
     which = torch.arange(batch, device=images.device)[:, None, None]
-    # Advanced indices apart from each other put their axes first: b h w c.
+    # Advanced indices that are not adjacent put their axes first: b h w c.
     return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
-def embed(classifier: Classifier, images: Pictures, batch: int | None = None) -> Float64[Tensor, "n d"]:
-    """Penultimate features in evaluation mode, whatever mode the classifier is in; that mode is kept.
+def embed(classifier: Classifier, images: ClassifierImages, batch: int | None = None) -> Float64[Tensor, "n d"]:
+    """Return the penultimate features, computed in evaluation mode. The classifier's own mode is restored.
 
-    `batch` images at a time, or as many as leave an activation below 256 MiB.
+    Args:
+        classifier: The classifier.
+        images: At least one image.
+        batch: Images per forward pass. Default: as many as keep an activation below 256 MiB, at most 512.
     """
     if len(images) == 0:
         raise ConfigError("0 images to embed; pass at least one")
@@ -221,7 +238,7 @@ def embed(classifier: Classifier, images: Pictures, batch: int | None = None) ->
     batch = batch or min(512, max(1, (1 << 26) // (pixels * classifier.config.width)))
     features = torch.cat(
         [
-            classifier.features(_as_float(part.to(classifier.head.weight.device))).double()
+            classifier.extract_features(_convert_to_float(part.to(classifier.head.weight.device))).double()
             for part in images.split(batch)
         ]
     )
@@ -229,8 +246,8 @@ def embed(classifier: Classifier, images: Pictures, batch: int | None = None) ->
     return features
 
 
-def fingerprint(network: nn.Module) -> str:
-    """SHA-256 of names, shapes and weights: two reports with one fingerprint used the same features."""
+def hash_network(network: nn.Module) -> str:
+    """Return the SHA-256 of names, shapes and weights. Two reports with the same hash used the same features."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -239,22 +256,28 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def save_classifier(classifier: Classifier, path: Path | str, pictures: str = "") -> None:
-    """Weights as safetensors, with the config as JSON and the digest of its `pictures` in the metadata; a crash leaves
-    the old file whole."""
+    """Save the weights as safetensors, with the config as JSON and the digest of its `pictures` in the metadata.
+
+    A crash leaves the old file intact.
+    """
     facts = {"config": json.dumps(asdict(classifier.config), sort_keys=True), "pictures": pictures}
     write_weights(classifier.state_dict(), Path(path), facts)
 
 
-def trained_on(path: Path | str) -> str:
-    """The digest of the pictures that a saved classifier learned from, "" if its file does not say."""
+def read_picture_digest(path: Path | str) -> str:
+    """Return the digest of the images that a saved classifier was trained on, or "" if its file does not hold it."""
     with safe_open(path, framework="pt") as file:
         return (file.metadata() or {}).get("pictures", "")
 
 
 def load_classifier(path: Path | str) -> Classifier:
-    """The classifier that `save_classifier` wrote, on the CPU, in evaluation mode; CheckpointError if it is not one."""
+    """Load the classifier that `save_classifier` wrote, on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: If the file is missing or is not a saved classifier.
+    """
     if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file; make it with unmask train-features")
+        raise CheckpointError(f"{path}: no such file; create it with unmask train-features")
     try:
         with safe_open(path, framework="pt") as file:
             stored = json.loads((file.metadata() or {})["config"])
@@ -266,6 +289,6 @@ def load_classifier(path: Path | str) -> Classifier:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path} is not a saved classifier ({reason}); make another with unmask train-features"
+            f"{path} is not a saved classifier ({reason}); create one with unmask train-features"
         ) from error
     return classifier.eval()

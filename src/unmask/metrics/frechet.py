@@ -1,8 +1,8 @@
-"""Fréchet distance between two sets of features, each summed up as a Gaussian (Heusel et al. 2017, arXiv 1706.08500).
+"""Fréchet distance between two sets of features, each described by a Gaussian (Heusel et al. 2017, arXiv 1706.08500).
 
-With Inception features this number is called FID; with the features of `metrics/features.py` it is not comparable to
-a published FID, and a report has to name the features. It falls with the number of samples: compare equal counts, or
-extrapolate with `frechet_infinity` (Chong and Forsyth 2020, arXiv 1911.07023). `Moments` sums features up in a stream.
+With Inception features this metric is called FID. With the features of `metrics/features.py` it is not comparable to a
+published FID, and a report must name the features. The distance falls with the number of samples: compare equal counts,
+or extrapolate with `compute_frechet_infinity` (Chong and Forsyth 2020, arXiv 1911.07023).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from unmask.errors import ConfigError, DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussian:
-    """Mean and covariance of `count` feature vectors."""
+    """The mean and covariance of `count` feature vectors."""
 
     mean: Float64[Tensor, "d"]
     covariance: Float64[Tensor, "d d"]
@@ -33,7 +33,12 @@ class Gaussian:
 
 
 def fit_gaussian(features: Float[Tensor, "n d"]) -> Gaussian:
-    """Mean and unbiased covariance (divisor n - 1) in float64; raises on fewer than 2 rows or non-finite values."""
+    """Fit mean and unbiased covariance (divisor n - 1) in float64.
+
+    Raises:
+        ConfigError: If there are fewer than 2 rows.
+        DataError: If a value is not finite.
+    """
     count = len(features)
     if count < 2:
         raise ConfigError(f"a covariance needs at least 2 feature vectors, got {count}; use more samples")
@@ -45,36 +50,36 @@ def fit_gaussian(features: Float[Tensor, "n d"]) -> Gaussian:
 
 
 def check_finite(features: Float[Tensor, "n d"]) -> None:
-    """DataError that names the first row with a NaN or an infinity."""
+    """Raise DataError that names the first row with a NaN or an infinity, if there is one."""
     bad = ~features.isfinite().all(dim=1)
     if bad.any():
         found = f"{int(bad.sum())} of {len(features)} feature vectors are not finite"
         raise DataError(f"{found}, first row {int(bad.nonzero()[0])}; check the image it came from")
 
 
-def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """Squared Wasserstein-2 distance of two Gaussians, eq. 6 of arXiv 1706.08500; 0 exactly where both agree.
+def compute_frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """Compute the squared Wasserstein-2 distance of two Gaussians, eq. 6 of arXiv 1706.08500; 0 if both are equal.
 
-    |mu_a - mu_b|^2 + tr(Ca + Cb - 2 (Ca Cb)^(1/2)). With factors Ca = A A' and Cb = B B', the eigenvalues of Ca Cb are
-    those of the symmetric A' Cb A, which are the squared singular values of A' B. Taking the singular values directly
-    spares a square root of rounding noise, so rank-deficient covariances (fewer samples than dimensions) are safe.
+    |mu_a - mu_b|^2 + tr(Ca + Cb - 2 (Ca Cb)^(1/2)). Let Ca = A A' and Cb = B B'. The eigenvalues of Ca Cb equal the
+    eigenvalues of the symmetric A' Cb A, which are the squared singular values of A' B. These are used directly,
+    without a root of rounding noise. So rank-deficient covariances (fewer samples than dimensions) are safe.
     """
     if len(a.mean) != len(b.mean):
         raise ConfigError(f"features have {len(a.mean)} and {len(b.mean)} dimensions; embed both with one classifier")
     shift = (a.mean - b.mean).square().sum()
-    overlap = torch.linalg.svdvals(_factor(a.covariance).T @ _factor(b.covariance)).sum()
+    overlap = torch.linalg.svdvals(_factorize(a.covariance).T @ _factorize(b.covariance)).sum()
     distance = shift + a.covariance.trace() + b.covariance.trace() - 2 * overlap
     return max(0.0, distance.item())  # rounding may leave -1e-15
 
 
-def _factor(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d r"]:
-    """A with A A' = covariance: scaled eigenvectors, without those whose eigenvalue is rounding noise around 0."""
+def _factorize(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d r"]:
+    """Return A with A A' = covariance: scaled eigenvectors, without eigenvalues that are rounding noise around 0."""
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
     return vectors[:, kept] * values[kept].sqrt()
 
 
-def frechet_infinity(
+def compute_frechet_infinity(
     features: Float[Tensor, "n d"],
     reference: Gaussian,
     *,
@@ -82,15 +87,25 @@ def frechet_infinity(
     seed: int = 0,
     smallest: int | None = None,
 ) -> float:
-    """FD-infinity: the distance that infinitely many samples would have, sec. 3 of arXiv 1911.07023.
+    """Extrapolate the Fréchet distance to infinitely many samples (FD-infinity), sec. 3 of arXiv 1911.07023.
 
-    The bias of N samples is a / N to first order, so the distances of `points` random subsets, N evenly spaced from
-    `smallest` to n, are fitted by a line in 1 / N; its intercept is returned, and noise may take it below 0. The bias
-    of the reference's own `count` remains.
+    The bias of N samples is a / N to first order. So a line in 1 / N is fitted to the distances of random subsets, and
+    its intercept is the result. Noise may take it below 0. The bias from the reference's own `count` remains.
 
-    Differs from the paper: its smallest N is n / 10, of 50,000 samples of 2,048 dimensions. The bias has terms in
-    (d / N)^2 too, so that with fewer samples the intercept falls short. From max(2 d, n / 4) on it does so by 3 to 4 %
-    of the plain distance's bias at n = 16 d and a flat spectrum, from n / 10 on by 11 to 16 %; the noise is the same.
+    Differs from the paper: its smallest N is n / 10, with 50,000 samples of 2,048 dimensions. The bias also has terms
+    in (d / N)^2, so with fewer samples the intercept is too low. At n = 16 d and a flat spectrum it is too low by 3 to
+    4 % of the plain distance's bias if the smallest N is max(2 d, n / 4), and by 11 to 16 % if it is n / 10. The noise
+    is the same.
+
+    Args:
+        features: Features of the samples.
+        reference: Gaussian of the real features.
+        points: Number of random subsets.
+        seed: Seed of the subsets.
+        smallest: Size of the smallest subset; sizes are evenly spaced up to n. Default: max(2 d, n / 4).
+
+    Raises:
+        ConfigError: If there are too few samples for these subsets.
     """
     count, dim = features.shape
     least = max(2 * dim, count // 4) if smallest is None else smallest
@@ -105,7 +120,7 @@ def frechet_infinity(
     distances = []
     for size in sizes:
         chosen = torch.randperm(count, generator=rand)[:size].to(features.device)
-        distances.append(frechet_distance(fit_gaussian(features[chosen]), reference))
+        distances.append(compute_frechet_distance(fit_gaussian(features[chosen]), reference))
     inverse, distance = (torch.tensor(v, dtype=torch.float64) for v in ([1 / size for size in sizes], distances))
     centred = inverse - inverse.mean()
     slope = centred @ distance / centred.square().sum()

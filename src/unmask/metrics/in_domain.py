@@ -1,4 +1,4 @@
-"""A classifier trained on the real pictures themselves, whose features and classes samples are measured in."""
+"""Prepare the in-domain classifier of a dataset: its features and classes measure the samples."""
 
 from pathlib import Path
 
@@ -12,46 +12,50 @@ from unmask.metrics.features import (
     Classifier,
     ClassifierConfig,
     load_classifier,
+    read_picture_digest,
     save_classifier,
     train_classifier,
-    trained_on,
 )
 from unmask.runtime.distributed import World, barrier
 from unmask.runtime.progress import Progress
 
-BATCH = 256
+READ_BATCH = 256  # images read at once
+MAX_TRAINING_BYTES = 1 << 30  # of images that a classifier is trained on
 
 
-MEMORY = 1 << 30  # bytes of pictures that a classifier learns from
-
-
-def in_domain(
+def prepare_classifier_features(
     pictures: PictureSet, config: ClassifierConfig, path: Path, world: World, progress: Progress | None = None
 ) -> ClassifierFeatures:
-    """A classifier trained on these real pictures, once for them and per configuration, and kept in `path`."""
+    """Return the features of a classifier for these real images. Train it unless `path` holds one for them.
+
+    Only the main rank trains; the others wait. A file of other images or another configuration is replaced.
+
+    Raises:
+        ConfigError: If the images have no classes.
+    """
     if pictures.pictures.labels is None:
         raise ConfigError(
-            "these pictures have no classes to train a classifier on: give --features inception or dinov2"
+            "these pictures have no classes to train a classifier on: pass --features inception or dinov2"
         )
     barrier(world)
     if world.is_main:
         found = digest(pictures.pictures)
-        if not (path.exists() and load_classifier(path).config == config and trained_on(path) == found):
+        if not (path.exists() and load_classifier(path).config == config and read_picture_digest(path) == found):
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_classifier(train_on(pictures, config, world, progress), path, found)
+            save_classifier(train_on_pictures(pictures, config, world, progress), path, found)
     barrier(world)
     return ClassifierFeatures(load_classifier(path).to(world.device))
 
 
-def train_on(
+def train_on_pictures(
     pictures: PictureSet, config: ClassifierConfig, world: World, progress: Progress | None = None
 ) -> Classifier:
-    """The classifier of a configuration, trained on these pictures, as 8 bits in memory: MEMORY of them at most."""
+    """Train a classifier on these images, held in memory as bytes, MAX_TRAINING_BYTES at most."""
     assert pictures.pictures.labels is not None
     every, parts, labels = torch.arange(len(pictures)), [], []
     if isinstance(pictures.pictures, OnDemand):
-        every = spread(len(pictures))  # as the reference has them, which names those that cannot be read
-    for index in every[spread(len(every), MEMORY // pictures.dim)].split(BATCH):
+        every = spread(len(pictures))  # the same images as the reference, which names unreadable files
+    for index in every[spread(len(every), MAX_TRAINING_BYTES // pictures.dim)].split(READ_BATCH):
         images, places = pictures.readable(index, torch.device("cpu"))
         parts.append(((images + 1) * 127.5).round().to(torch.uint8))
         labels.append(pictures.pictures.labels[index[places]])

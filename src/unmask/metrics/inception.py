@@ -1,6 +1,9 @@
-"""The Inception v3 network of FID and the Inception score (Szegedy et al. 2015, arXiv 1512.00567), as in TensorFlow's
-frozen graph of 2015-12-05: 1008 outputs, averages that leave padding out, and in the last block a maximum where the
-paper averages. Names and shapes are those of the published port of its weights, which is loaded strictly."""
+"""The Inception v3 network of FID and the Inception score (Szegedy et al. 2015, arXiv 1512.00567).
+
+It follows TensorFlow's frozen graph of 2015-12-05: it has 1008 outputs, average pooling ignores padding, and the last
+block takes a maximum where the paper averages. Names and shapes match the published port of the weights, which is
+loaded strictly.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,35 +30,35 @@ BYTES, SHA256 = 95_628_359, "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1b
 
 @dataclass(frozen=True)
 class CleanResize:
-    """As clean-fid has it (Parmar et al. 2021, arXiv 2104.11222): Pillow's bicubic filter on floats, never rounded."""
+    """Resize as clean-fid does (Parmar et al. 2021, arXiv 2104.11222): Pillow's bicubic filter, without rounding."""
 
     @property
     def text(self) -> str:
-        """The sentence that names this way."""
+        """The description of this resize in reports."""
         return f"clean-fid: antialiased bicubic resize in float32 to {SIZE}x{SIZE}, (x - 128) / 128"
 
     def __call__(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 299 299"]:
-        """Pixels to what the network reads; overshoot is kept, as there."""
+        """Resize pixels to the network's input. Overshoot is kept, as in clean-fid."""
         size = (SIZE, SIZE)
         return (F.interpolate(pixels.float(), size, mode="bicubic", antialias=True, align_corners=False) - 128) / 128
 
 
 @dataclass(frozen=True)
 class PlainResize:
-    """As pytorch-fid has it: bilinear without antialiasing, so a shrunk image is aliased."""
+    """Resize as pytorch-fid does: bilinear without antialiasing, so a shrunk image is aliased."""
 
     @property
     def text(self) -> str:
-        """The sentence that names this way."""
+        """The description of this resize in reports."""
         return f"pytorch-fid: bilinear resize without antialiasing to {SIZE}x{SIZE}, 2 x / 255 - 1"
 
     def __call__(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 299 299"]:
-        """Pixels to what the network reads, in [-1, 1]."""
+        """Resize pixels to the network's input, in [-1, 1]."""
         return 2 * F.interpolate(pixels.float() / 255, (SIZE, SIZE), mode="bilinear", align_corners=False) - 1
 
 
 class Norm(nn.Module):
-    """A batch normalisation with fixed statistics: this network is only ever read."""
+    """Batch normalization with fixed statistics, since this network is never trained."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -63,12 +66,12 @@ class Norm(nn.Module):
         self.running_mean, self.running_var = nn.Buffer(torch.zeros(dim)), nn.Buffer(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Eq. 3 and 4 of arXiv 1502.03167 with the epsilon of the frozen graph."""
+        """Apply eq. 3 and 4 of arXiv 1502.03167 with the epsilon of the frozen graph."""
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-3)
 
 
 class Conv(nn.Module):
-    """Convolution, normalisation, ReLU; an edge of 1 or a (height, width) kernel; `same` pads by half the kernel."""
+    """Convolution, normalization, ReLU. `kernel` is an edge or (height, width); `same` pads by half the kernel."""
 
     def __init__(self, dim_in: int, dim_out: int, kernel: int | tuple[int, int], *, stride: int = 1, same: bool = True):
         super().__init__()
@@ -78,17 +81,17 @@ class Conv(nn.Module):
         self.bn = Norm(dim_out)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
-        """Non-negative activations."""
+        """Return non-negative activations."""
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
-def _average(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    # Of the pixels that are there: TensorFlow leaves the padding out of the count.
+def _average_pool(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    # Average over real pixels only: TensorFlow does not count the padding.
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 class BlockA(nn.Module):
-    """35x35: 1x1, 5x5, two 3x3, and an average."""
+    """The 35x35 block: 1x1, 5x5, two 3x3, and an average."""
 
     def __init__(self, dim: int, pool: int):
         super().__init__()
@@ -104,11 +107,11 @@ class BlockA(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         five = self.branch5x5_2(self.branch5x5_1(x))
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch1x1(x), five, double, self.branch_pool(_average(x))], dim=1)
+        return torch.cat([self.branch1x1(x), five, double, self.branch_pool(_average_pool(x))], dim=1)
 
 
 class BlockB(nn.Module):
-    """35x35 to 17x17."""
+    """The block from 35x35 to 17x17."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -122,7 +125,7 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """17x17: 1x1, 7x7 and two 7x7 as rows and columns of seven, and an average."""
+    """The 17x17 block: 1x1, one 7x7 and two 7x7 as rows and columns of seven, and an average."""
 
     def __init__(self, dim: int, inner: int):
         super().__init__()
@@ -139,11 +142,11 @@ class BlockC(nn.Module):
         seven = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
-        return torch.cat([self.branch1x1(x), seven, double, self.branch_pool(_average(x))], dim=1)
+        return torch.cat([self.branch1x1(x), seven, double, self.branch_pool(_average_pool(x))], dim=1)
 
 
 class BlockD(nn.Module):
-    """17x17 to 8x8."""
+    """The block from 17x17 to 8x8."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -158,7 +161,7 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8x8 to 2048 channels. `maximum` pools by maximum: a slip of the frozen graph's last block that FID depends on."""
+    """The 8x8 block, to 2048 channels. `maximum` pools by maximum: a slip in the frozen graph that FID depends on."""
 
     def __init__(self, dim: int, *, maximum: bool):
         super().__init__()
@@ -173,14 +176,14 @@ class BlockE(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2048 h w"]:
         three = self.branch3x3_1(x)
         double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.maximum else _average(x)
+        pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.maximum else _average_pool(x)
         parts = [self.branch1x1(x), self.branch3x3_2a(three), self.branch3x3_2b(three)]
         parts += [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double), self.branch_pool(pooled)]
         return torch.cat(parts, dim=1)
 
 
 class Inception(nn.Module):
-    """299x299 images in about [-1, 1] to the 2048 features whose Gaussians FID compares."""
+    """The network: maps 299x299 images in about [-1, 1] to the 2048 features of FID."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,7 +201,7 @@ class Inception(nn.Module):
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, x: Float[Tensor, "b 3 299 299"]) -> Float[Tensor, "b 2048"]:
-        """The activations before the last layer, averaged over the 8x8 grid."""
+        """Return the activations before the last layer, averaged over the 8x8 grid."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, stride=2)
         x = F.max_pool2d(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)), 3, stride=2)
@@ -207,8 +210,13 @@ class Inception(nn.Module):
         return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean(dim=(2, 3))
 
 
-def find_weights(progress: Progress | None = None) -> Path:
-    """The published weights in the cache, downloaded there once; ConfigError says what to do where that fails."""
+def find_inception_weights(progress: Progress | None = None) -> Path:
+    """Return the path of the published weights in the cache. Download them the first time.
+
+    Raises:
+        ConfigError: If the download fails; it says where to put the file.
+        DiskError: If the cache cannot be written.
+    """
     path = cache_dir() / "inception" / FILE
     if path.is_file() and path.stat().st_size == BYTES:
         return path
@@ -216,7 +224,7 @@ def find_weights(progress: Progress | None = None) -> Path:
     if isinstance(body, list):
         where = one_line(str(path))
         raise ConfigError(
-            f"cannot download {FILE} ({'; '.join(body)}): put it at {where}, or say --features classifier"
+            f"cannot download {FILE} ({'; '.join(body)}): put it at {where}, or pass --features classifier"
         )
     try:
         save(path, body)
@@ -226,7 +234,7 @@ def find_weights(progress: Progress | None = None) -> Path:
 
 
 def load_inception(path: Path | str) -> Inception:
-    """The network with the weights of a .pth or .safetensors file, on the CPU; CheckpointError unless they fit it."""
+    """Load the network from a .pth or .safetensors file, on the CPU; raise CheckpointError unless its weights fit."""
     weights = {
         k: v.float()
         for k, v in read_tensors(Path(path), f"{FILE} again").items()

@@ -1,6 +1,9 @@
-"""A small autoregressive judge of text, the LSTM of torch (Hochreiter and Schmidhuber 1997): trained on the training
-text in minutes and then kept fixed, it says how many nats a sample's tokens surprise it. That is a cross-entropy under
-another model, not a likelihood under the sampled one, and repetition lowers it: read it beside `metrics/text.py`."""
+"""A judge of text: a small autoregressive language model, torch's LSTM (Hochreiter and Schmidhuber 1997).
+
+It is trained on the training text in minutes and then kept fixed. It measures the surprise (negative log-likelihood in
+nats) of a sample's tokens. That is a cross-entropy under another model, not a likelihood under the sampled model, and
+repetition lowers it. So read it beside the metrics of `metrics/text.py`.
+"""
 
 import json
 import math
@@ -19,23 +22,27 @@ from unmask.runtime.progress import Progress
 from unmask.storage.weights import write_weights
 from unmask.training.optim import AdamW, CosineDecay, set_learning_rate
 
-LOGITS = 1 << 24  # numbers in the largest table of logits that judging makes: 64 MiB
+LOGITS_PER_BLOCK = 1 << 24  # numbers in the largest tensor of logits: 64 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """What the judge is and how it is trained; it learns from pieces of `context` tokens, and reads rows of any length.
-
-    The defaults are for characters on a CPU.
-    """
+    """Architecture and training of the judge. The defaults are this library's own, for characters on a CPU."""
 
     dim: int = 256
+    """Dimension of the embedding and of the LSTM's state."""
     depth: int = 1
+    """Number of LSTM layers."""
     steps: int = 3000
+    """Number of optimizer steps."""
     batch_size: int = 16
+    """Pieces of text per step."""
     context: int = 128
+    """Tokens per piece in training. The trained judge reads rows of any length."""
     learning_rate: float = 6e-3
+    """Peak learning rate of AdamW."""
     seed: int = 0
+    """Seed of the first weights and the batches."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "steps", "batch_size", "context"):
@@ -46,29 +53,31 @@ class JudgeConfig:
 
 
 class Judge(nn.Module):
-    """Embedding, LSTM and a linear layer; before its first token a row reads as if a text had just ended."""
+    """The judge: an embedding, an LSTM and a linear layer. Each row starts as if a text had just ended."""
 
     def __init__(self, config: JudgeConfig, vocab_size: int, end_id: int):
         super().__init__()
         if not 0 <= end_id < vocab_size:
-            raise ConfigError(f"end_id {end_id} is no token of a vocabulary of {vocab_size}: give the tokenizer's own")
+            raise ConfigError(
+                f"end_id {end_id} is no token of a vocabulary of {vocab_size}: pass the tokenizer's end_id"
+            )
         self.config, self.vocab_size, self.end_id = config, vocab_size, end_id
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.lstm = nn.LSTM(config.dim, config.dim, config.depth, batch_first=True)
         self.head = nn.Linear(config.dim, vocab_size)
 
-    def shifted(self, rows: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
-        """What the LSTM reads at each place: the token before it, and the end token where there is none."""
+    def shift(self, rows: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
+        """Return the LSTM's input at each position: the token before it, or the end token where there is none."""
         before = F.pad(rows[:, :-1], (1, 0), value=self.end_id)
         return before.masked_fill(before < 0, self.end_id)
 
-    def hidden(self, before: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        """The state at each place, given the tokens before each."""
+    def compute_states(self, before: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """Return the LSTM's state at each position, from the tokens before it."""
         return self.lstm(self.embedding(before))[0]
 
     def forward(self, rows: Int[Tensor, "b l"]) -> Float[Tensor, "b l k"]:
-        """Logits of each token of the rows, from the tokens before it; -1 is an absent token."""
-        return self.head(self.hidden(self.shifted(rows)))
+        """Return the logits of each token, from the tokens before it; -1 is an absent token."""
+        return self.head(self.compute_states(self.shift(rows)))
 
 
 def train_judge(
@@ -80,13 +89,17 @@ def train_judge(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Judge:
-    """AdamW, a cosine rate after a short rise, gradients of at most norm 1; a row longer than `context` in pieces.
+    """Train a judge with AdamW, a cosine rate after a short warm-up, and gradients clipped to norm 1.
 
-    A function of its arguments: the same rows, config, machine and thread count give the same weights.
+    A row longer than `context` is cut into pieces. The result depends on the arguments only: the same rows, config,
+    machine and thread count give the same weights.
+
+    Raises:
+        DataError: If a token lies outside the vocabulary.
     """
     device = torch.device(device)
-    # Layers draw their first weights from torch's global generator and take no other; the fork seeds it for that moment
-    # and puts the caller's state back.
+    # Layers draw their first weights from torch's global generator and accept no other one. The fork seeds it here and
+    # restores the caller's state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         judge = Judge(config, vocab_size, end_id)
@@ -101,8 +114,8 @@ def train_judge(
         _check_range(tokens, vocab_size)
         start = config.context * int(torch.randint(math.ceil(tokens.shape[1] / config.context), (), generator=rand))
         piece = slice(start, start + config.context)
-        logits = judge.head(judge.hidden(judge.shifted(tokens)[:, piece]))
-        loss = _nats(logits, tokens[:, piece]).sum() / (tokens[:, piece] >= 0).sum().clamp(min=1)
+        logits = judge.head(judge.compute_states(judge.shift(tokens)[:, piece]))
+        loss = _compute_nats(logits, tokens[:, piece]).sum() / (tokens[:, piece] >= 0).sum().clamp(min=1)
         set_learning_rate(optimizers, rate(step, config.steps))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -113,8 +126,8 @@ def train_judge(
     return judge.eval()
 
 
-def _nats(logits: Float[Tensor, "... k"], tokens: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """-log p(token) at each place, 0 where it is absent."""
+def _compute_nats(logits: Float[Tensor, "... k"], tokens: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Compute -log p(token) at each position; 0 where the token is absent."""
     flat = F.cross_entropy(logits.flatten(0, -2).float(), tokens.flatten(), ignore_index=-1, reduction="none")
     return flat.view(tokens.shape)
 
@@ -124,50 +137,57 @@ def _check_range(rows: Int[Tensor, "b l"], vocab_size: int) -> None:
     if low < -1 or high >= vocab_size:
         raise DataError(
             f"tokens run from {low} to {high}; a judge of {vocab_size} tokens reads 0 to {vocab_size - 1}, and -1 for "
-            "none: decode to the end, with the tokenizer that the judge was trained with"
+            "no token: decode to the end, and use the tokenizer that the judge was trained with"
         )
 
 
 @torch.no_grad()
-def surprise(judge: Judge, rows: Int[Tensor, "n l"], batch: int = 256) -> Float[Tensor, "n l"]:
-    """-log p(token | those before it) in nats, 0 at absent (-1) tokens, where the rows lie.
+def measure_surprise(judge: Judge, rows: Int[Tensor, "n l"], batch: int = 256) -> Float[Tensor, "n l"]:
+    """Compute -log p(token | tokens before it) in nats, on the device of the rows; 0 at absent (-1) tokens.
 
-    The first tokens of rows cut out of a longer text surprise more than the others: compare rows cut alike.
+    The first tokens of a row cut out of a longer text get higher values than the others. So compare rows that were cut
+    in the same way.
     """
     if rows.numel() == 0:
         raise ConfigError(f"{rows.shape[0]} rows of {rows.shape[1]} tokens to judge; pass at least one token")
     _check_range(rows, judge.vocab_size)
     return torch.cat(
-        [_judge(judge, part.to(judge.head.weight.device).long()).to(rows.device) for part in rows.split(batch)]
+        [_score_rows(judge, part.to(judge.head.weight.device).long()).to(rows.device) for part in rows.split(batch)]
     )
 
 
-def _judge(judge: Judge, rows: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
-    """The states are small and made at once; their logits are as wide as the vocabulary, and made in blocks."""
-    hidden = judge.hidden(judge.shifted(rows)).flatten(0, 1)
-    size = max(1, LOGITS // judge.vocab_size)
+def _score_rows(judge: Judge, rows: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+    """Score rows. States are small and computed at once; logits are wide and computed in blocks."""
+    hidden = judge.compute_states(judge.shift(rows)).flatten(0, 1)
+    size = max(1, LOGITS_PER_BLOCK // judge.vocab_size)
     blocks = zip(hidden.split(size), rows.flatten().split(size), strict=True)
-    return torch.cat([_nats(judge.head(states), tokens) for states, tokens in blocks]).view(rows.shape)
+    return torch.cat([_compute_nats(judge.head(states), tokens) for states, tokens in blocks]).view(rows.shape)
 
 
 def save_judge(judge: Judge, path: Path | str, text: str = "") -> None:
-    """Weights as safetensors, with the config as JSON and the digest of its training `text` in the metadata; a crash
-    leaves the old file whole."""
+    """Save the weights as safetensors, with the config as JSON and the digest of its training `text` in the metadata.
+
+    A crash leaves the old file intact.
+    """
     config = {"config": asdict(judge.config), "vocab_size": judge.vocab_size, "end_id": judge.end_id}
     write_weights(judge.state_dict(), Path(path), {"judge": json.dumps(config, sort_keys=True), "text": text})
 
 
-def learned_from(path: Path | str) -> str:
-    """The digest of the text that a saved judge learned from, "" if its file does not say."""
+def read_text_digest(path: Path | str) -> str:
+    """Return the digest of the text that a saved judge was trained on, or "" if its file does not hold it."""
     with safe_open(path, framework="pt") as file:
         return (file.metadata() or {}).get("text", "")
 
 
 def load_judge(path: Path | str) -> Judge:
-    """The judge that `save_judge` wrote, on the CPU, in evaluation mode; CheckpointError if it is not one."""
-    remedy = "give another, or delete it and it is trained anew"
+    """Load the judge that `save_judge` wrote, on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: If the file is missing or is not a saved judge.
+    """
+    remedy = "pass another file, or delete it to train a new judge"
     if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file; give a judge that was saved")
+        raise CheckpointError(f"{path}: no such file; pass a saved judge")
     try:
         with safe_open(path, framework="pt") as file:
             stored = json.loads((file.metadata() or {})["judge"])

@@ -1,6 +1,9 @@
-"""Kernel distance between two sets of features (Bińkowski et al. 2018, arXiv 1801.01401): the squared maximum mean
-discrepancy under a cubic kernel. With Inception features this number is called KID. Its estimate has no bias, so that
-sets of unlike size compare, and it may fall below 0 for sets of one distribution."""
+"""Kernel distance between two sets of features (Bińkowski et al. 2018, arXiv 1801.01401).
+
+It is the squared maximum mean discrepancy (MMD) under a cubic kernel. With Inception features this metric is called
+KID. The estimate has no bias: sets of different sizes are comparable, and two sets of one distribution may give a
+value below 0.
+"""
 
 import torch
 from jaxtyping import Float, Float64
@@ -10,25 +13,38 @@ from unmask.errors import ConfigError
 from unmask.metrics.frechet import check_finite
 
 
-def unbiased_mmd(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], block: int = 2048) -> float:
-    """Unbiased MMD^2 over all rows, eq. 4 of arXiv 1801.01401; memory is block^2."""
+def compute_unbiased_mmd(real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], block: int = 2048) -> float:
+    """Compute the unbiased MMD^2 over all rows, eq. 4 of arXiv 1801.01401. Memory grows with block^2."""
     if min(len(real), len(fake)) < 2 or block < 1:
         counts = f"{len(real)} and {len(fake)} samples with block {block}"
         raise ConfigError(f"got {counts}; the distance needs at least 2 samples of each, and a block of 1 or more")
     check_finite(real)
     check_finite(fake)
     real, fake = real.double(), fake.double()
-    cross = _total(real, fake, block) / (len(real) * len(fake))
-    return (_mean_of_pairs(real, block) + _mean_of_pairs(fake, block) - 2 * cross).item()
+    cross = _sum_kernel(real, fake, block) / (len(real) * len(fake))
+    return (_average_pairs(real, block) + _average_pairs(fake, block) - 2 * cross).item()
 
 
-def kernel_distance(
+def compute_kernel_distance(
     real: Float[Tensor, "n d"], fake: Float[Tensor, "m d"], *, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Mean and standard deviation (divisor `subsets`) of `unbiased_mmd` over random subsets of `size` rows of each.
+    """Compute the kernel distance as published KIDs do: `compute_unbiased_mmd` over random subsets of both sets.
 
-    Rows are drawn without replacement within a subset. The deviation is that of one subset, not of the mean; both are
-    as published KIDs have them. ConfigError if either set has fewer than `size` rows.
+    Rows are drawn without replacement within a subset.
+
+    Args:
+        real: Features of real images.
+        fake: Features of samples.
+        subsets: Number of subsets.
+        size: Rows of each set in a subset.
+        seed: Seed of the subsets.
+
+    Returns:
+        Mean and standard deviation (divisor `subsets`) over the subsets. It is the deviation of one subset, not of the
+        mean.
+
+    Raises:
+        ConfigError: If either set has fewer than `size` rows.
     """
     if subsets < 1 or size < 2:
         raise ConfigError(f"subsets {subsets}, size {size}: use at least 1 subset of at least 2 samples")
@@ -39,25 +55,25 @@ def kernel_distance(
     values = []
     for _ in range(subsets):
         a, b = (part[torch.randperm(len(part), generator=rand)[:size].to(part.device)] for part in (real, fake))
-        values.append(unbiased_mmd(a, b))
+        values.append(compute_unbiased_mmd(a, b))
     distances = torch.tensor(values, dtype=torch.float64)
     return distances.mean().item(), distances.std(correction=0).item()
 
 
-def _kernel(dot: Float64[Tensor, "..."], dim: int) -> Float64[Tensor, "..."]:
+def _compute_kernel(dot: Float64[Tensor, "..."], dim: int) -> Float64[Tensor, "..."]:
     return (dot / dim + 1) ** 3
 
 
-def _total(a: Float64[Tensor, "n d"], b: Float64[Tensor, "m d"], block: int) -> Float64[Tensor, ""]:
-    """The kernel summed over all pairs."""
+def _sum_kernel(a: Float64[Tensor, "n d"], b: Float64[Tensor, "m d"], block: int) -> Float64[Tensor, ""]:
+    """Sum the kernel over all pairs."""
     total = a.new_zeros(())
     for rows in a.split(block):
         for columns in b.split(block):
-            total += _kernel(rows @ columns.T, a.shape[1]).sum()
+            total += _compute_kernel(rows @ columns.T, a.shape[1]).sum()
     return total
 
 
-def _mean_of_pairs(a: Float64[Tensor, "n d"], block: int) -> Float64[Tensor, ""]:
-    """The kernel's mean over pairs of unlike rows: without the diagonal, which would be the bias."""
-    diagonal = _kernel(a.square().sum(dim=1), a.shape[1]).sum()
-    return (_total(a, a, block) - diagonal) / (len(a) * (len(a) - 1))
+def _average_pairs(a: Float64[Tensor, "n d"], block: int) -> Float64[Tensor, ""]:
+    """Average the kernel over pairs of different rows. The diagonal would bias the estimate."""
+    diagonal = _compute_kernel(a.square().sum(dim=1), a.shape[1]).sum()
+    return (_sum_kernel(a, a, block) - diagonal) / (len(a) * (len(a) - 1))

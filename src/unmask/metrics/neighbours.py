@@ -1,5 +1,7 @@
-"""Nearest neighbours, and what they say about memorisation: does a sample set sit closer to its training images than
-unseen real images do? Distances are Euclidean, over pixels or over features."""
+"""Nearest neighbours, to detect memorization: are samples closer to the training images than unseen real images are?
+
+Distances are Euclidean, over pixels or over features.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,49 +10,53 @@ from torch import Tensor
 from unmask.errors import ConfigError, DataError
 
 
-def nearest(
+def find_nearest_neighbours(
     queries: Float[Tensor, "n d"], references: Float[Tensor, "m d"], chunk: int = 1024
 ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
-    """Distance and index of each query's nearest reference; among equals the first. Memory is chunk^2, never n m."""
+    """Return distance and index of each query's nearest reference, the first of a tie. Memory grows with chunk^2."""
     if len(references) == 0:
         raise ConfigError("0 references to search; pass at least one")
     if chunk < 1:
         raise ConfigError(f"chunk must be at least 1, got {chunk}")
     if not (queries.isfinite().all() and references.isfinite().all()):
-        raise DataError("queries or references hold NaN or infinity, which are near to nothing; check what made them")
+        raise DataError(
+            "queries or references hold NaN or infinity, which have no distance; check how they were computed"
+        )
     distance = queries.new_full((len(queries),), float("inf"))
     index = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
     for row in range(0, len(queries), chunk):
         rows = slice(row, row + chunk)
         for start in range(0, len(references), chunk):
-            near, where = _block(queries[rows], references[start : start + chunk])
+            near, where = _search_block(queries[rows], references[start : start + chunk])
             closer = near < distance[rows]
             index[rows] = torch.where(closer, where + start, index[rows])
             distance[rows] = torch.where(closer, near, distance[rows])
     return distance, index
 
 
-def _block(
+def _search_block(
     queries: Float[Tensor, "n d"], references: Float[Tensor, "m d"]
 ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
-    # |q|^2 + |r|^2 - 2 q.r would be faster, but gives a copy a distance of 1e-3 instead of 0.
+    # |q|^2 + |r|^2 - 2 q.r would be faster, but would give a copy a distance of 1e-3 instead of 0.
     distances = torch.cdist(queries, references, compute_mode="donot_use_mm_for_euclid_dist")
     return distances.min(dim=1)
 
 
-def nearest_train(
+def compare_with_training_set(
     samples: Float[Tensor, "n d"], train: Float[Tensor, "m d"], held_out: Float[Tensor, "k d"]
 ) -> dict[str, float]:
-    """Is the sample set memorised? Distances to the training set, of samples and of held-out real images.
+    """Compare the distances to the training set of samples and of held-out real images, to detect memorization.
 
-    `samples` and `held_out` are median distances, `ratio` is the first over the second: near 1 for new images, near 0
-    for copies, above 1 for images unlike the data (inf where the held-out median is 0). `exact_copies` and
-    `held_out_exact_copies` are the fractions at distance 0: small discrete images repeat in real data too.
+    Returns:
+        `samples` and `held_out` are median distances to the nearest training image. `ratio` is the first over the
+        second: near 1 for new images, near 0 for copies, above 1 for images unlike the data, inf if the held-out median
+        is 0. `exact_copies` and `held_out_exact_copies` are the fractions at distance 0. Small discrete images repeat
+        in real data too.
     """
     if len(samples) == 0 or len(held_out) == 0:
         raise ConfigError(f"got {len(samples)} samples and {len(held_out)} held-out images; both need at least 1")
-    of_samples, _ = nearest(samples, train)
-    of_held_out, _ = nearest(held_out, train)
+    of_samples, _ = find_nearest_neighbours(samples, train)
+    of_held_out, _ = find_nearest_neighbours(held_out, train)
     median, held_out_median = of_samples.quantile(0.5), of_held_out.quantile(0.5)
     return {
         "samples": median.item(),

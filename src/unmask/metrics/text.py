@@ -1,10 +1,12 @@
-"""Figures of text without a model: distinct-n (Li et al. 2016, arXiv 1510.03055), repetition within a text, n-gram
-divergence from held-out text, and unigram entropy, the axis against which perplexity is drawn (arXiv 2409.02908).
+"""Metrics of text that need no model.
 
-Rows hold one text each, with -1 where there is no token; no n-gram reaches over such a place. `words` numbers words
-instead of tokens, and the same figures are then those of words. All but `repetition`, `doubles` and `entropy` change
-with the amount of text, and these do with its length: compare equal numbers of rows, of one length. NaN says that there
-is nothing to count.
+They are distinct-n (Li et al. 2016, arXiv 1510.03055), repetition within a text, n-gram divergence from held-out text,
+and unigram entropy, against which perplexity is plotted (arXiv 2409.02908).
+
+Each row holds one text, with -1 where there is no token; no n-gram spans such a position. For metrics of words instead
+of tokens, number the words with `number_words`. Repetition, doubles and entropy change with the length of a text; all
+other metrics change with the amount of text. So compare equal numbers of rows of equal length. NaN means that there is
+nothing to count.
 """
 
 import math
@@ -19,14 +21,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unmask.errors import ConfigError, DataError
 
-Rows = Int[Tensor, "_ _"]
-"""One text each."""
+TextRows = Int[Tensor, "_ _"]
+"""One text per row, -1 where there is no token."""
 
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]+")
 
 
-def words(texts: Sequence[str]) -> Rows:
-    """The words of each text and the marks between them, case aside, by their numbers: equal where these are."""
+def number_words(texts: Sequence[str]) -> TextRows:
+    """Number the words and punctuation marks of each text. Equal words get equal numbers; case is ignored."""
     numbers: dict[str, int] = {}
     rows = [[numbers.setdefault(word, len(numbers)) for word in WORD.findall(text.casefold())] for text in texts]
     if not numbers:
@@ -34,20 +36,20 @@ def words(texts: Sequence[str]) -> Rows:
     return pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True, padding_value=-1)
 
 
-def ended(rows: Int[Tensor, "b l"], end_id: int, front: int = 0) -> Int[Tensor, "b l"]:
-    """Each row up to its first end token from the place `front` on, that one kept, and -1 after it."""
+def cut_after_end(rows: Int[Tensor, "b l"], end_id: int, front: int = 0) -> Int[Tensor, "b l"]:
+    """Keep each row up to and including its first end token at position `front` or later; set the rest to -1."""
     ends = rows == end_id
     ends[:, :front] = False
     return rows.masked_fill(ends.cumsum(1) - ends.long() > 0, -1)
 
 
-def ngrams(rows: Int[Tensor, "b l"], n: int) -> Int[Tensor, "b _"]:
-    """The number of the n-gram that begins at each place, equal where the n-grams are; -1 where there is none."""
+def number_ngrams(rows: Int[Tensor, "b l"], n: int) -> Int[Tensor, "b _"]:
+    """Number the n-gram that begins at each position. Equal n-grams get equal numbers; -1 where there is none."""
     if n < 1:
         raise ConfigError(f"n is {n}; an n-gram has at least 1 token")
     grams = rows.long()
     for i in range(1, n):
-        # One token at a time, renumbered, so that the numbers stay below the amount of text whatever n.
+        # Add one token at a time and renumber, so that numbers stay below the amount of text for any n.
         first, last = grams[:, :-1], rows[:, i:]
         size = int(last.max()) + 1 if last.numel() else 0
         joined = torch.where((first < 0) | (last < 0), -1, first * size + last)
@@ -56,32 +58,32 @@ def ngrams(rows: Int[Tensor, "b l"], n: int) -> Int[Tensor, "b _"]:
     return grams
 
 
-def _found(rows: Rows, n: int) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"]]:
-    """Every n-gram's row and number."""
-    grams = ngrams(rows, n)
+def _list_ngrams(rows: TextRows, n: int) -> tuple[Int[Tensor, "m"], Int[Tensor, "m"]]:
+    """Return the row and the number of every n-gram."""
+    grams = number_ngrams(rows, n)
     row, column = (grams >= 0).nonzero(as_tuple=True)
     return row, grams[row, column]
 
 
-def _within(row: Int[Tensor, "m"], grams: Int[Tensor, "m"]) -> Int[Tensor, "m"]:
-    """A number for each pair of a row and an n-gram."""
+def _number_within_rows(row: Int[Tensor, "m"], grams: Int[Tensor, "m"]) -> Int[Tensor, "m"]:
+    """Return one number for each pair of a row and an n-gram."""
     return row * (grams.max() + 1) + grams
 
 
-def distinct(rows: Rows, n: int) -> float:
-    """How many different n-grams there are, as a share of all: distinct-n over all rows together."""
-    _, grams = _found(rows, n)
+def compute_distinct(rows: TextRows, n: int) -> float:
+    """Compute distinct-n over all rows together: the number of different n-grams over the number of all."""
+    _, grams = _list_ngrams(rows, n)
     return grams.unique().numel() / len(grams) if len(grams) else math.nan
 
 
-def repetition(rows: Rows, n: int) -> float:
-    """The share of n-grams that occur earlier in the same row."""
-    row, grams = _found(rows, n)
-    return 1 - _within(row, grams).unique().numel() / len(grams) if len(grams) else math.nan
+def compute_repetition(rows: TextRows, n: int) -> float:
+    """Compute the share of n-grams that occur earlier in the same row."""
+    row, grams = _list_ngrams(rows, n)
+    return 1 - _number_within_rows(row, grams).unique().numel() / len(grams) if len(grams) else math.nan
 
 
-def doubles(rows: Rows) -> float:
-    """The share of tokens that equal their predecessor, of those that have one: "Max Max" among words."""
+def compute_doubles(rows: TextRows) -> float:
+    """Compute the share of tokens that equal their predecessor, among tokens that have one ("Max Max" in words)."""
     before, after = rows[:, :-1], rows[:, 1:]
     pairs = (before >= 0) & (after >= 0)
     if not pairs.any():
@@ -89,30 +91,36 @@ def doubles(rows: Rows) -> float:
     return int((pairs & (before == after)).sum()) / int(pairs.sum())
 
 
-def entropy(rows: Int[Tensor, "b l"]) -> Float64[Tensor, "b"]:
-    """Of the frequencies of the tokens within each row, in nats; 0 for a row without tokens."""
+def compute_unigram_entropy(rows: Int[Tensor, "b l"]) -> Float64[Tensor, "b"]:
+    """Compute the entropy of the token frequencies within each row, in nats; 0 for a row without tokens."""
     row, tokens = (rows >= 0).nonzero(as_tuple=True)
     out = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     if len(row) == 0:
         return out
-    _, kind, counts = _within(row, rows[row, tokens].long()).unique(return_inverse=True, return_counts=True)
+    _, kind, counts = _number_within_rows(row, rows[row, tokens].long()).unique(return_inverse=True, return_counts=True)
     length = row.bincount(minlength=len(rows))
     surprise = (length[row].double() / counts[kind]).log()
     return out.index_add(0, row, surprise / length[row])
 
 
-def ngram_kl(samples: Rows, held_out: Rows, n: int, *, smoothing: float = 0.5) -> float:
-    """KL(samples || held-out) of the frequencies of n-grams, in nats.
+def compute_ngram_kl(samples: TextRows, held_out: TextRows, n: int, *, smoothing: float = 0.5) -> float:
+    """Compute KL(samples || held-out) of n-gram frequencies, in nats.
 
-    `smoothing` is added to the count of every n-gram that either has, in both, which keeps it finite: unseen ones cost
-    the less, the more is added. It is above 0 for two parts of one text, and falls with their length: compare it with
-    that of as much held-out text.
+    It is above 0 even for two parts of one text, and falls with their length: compare it with the value for as much
+    held-out text.
+
+    Args:
+        samples: Sampled texts.
+        held_out: Held-out texts.
+        n: Tokens per n-gram.
+        smoothing: Added to the count of every n-gram, in both sets, so that the result is finite. Higher values make
+            unseen n-grams cost less.
     """
     if not 0 < smoothing < float("inf"):
-        raise ConfigError(f"smoothing is {smoothing}; it must be positive and finite, as 0.5 is")
+        raise ConfigError(f"smoothing is {smoothing}; it must be positive and finite, such as 0.5")
     width = max(samples.shape[1], held_out.shape[1])
-    both = torch.cat([_widened(samples, width), _widened(held_out, width)])
-    row, grams = _found(both, n)
+    both = torch.cat([_widen(samples, width), _widen(held_out, width)])
+    row, grams = _list_ngrams(both, n)
     ours = row < len(samples)
     if not ours.any() or ours.all():
         return math.nan
@@ -123,5 +131,5 @@ def ngram_kl(samples: Rows, held_out: Rows, n: int, *, smoothing: float = 0.5) -
     return max(0.0, (p * (p / q).log()).sum().item())  # rounding may leave -1e-16
 
 
-def _widened(rows: Rows, width: int) -> Rows:
+def _widen(rows: TextRows, width: int) -> TextRows:
     return F.pad(rows.long(), (0, width - rows.shape[1]), value=-1)

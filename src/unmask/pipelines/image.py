@@ -230,9 +230,9 @@ class Pipeline:
             tokens = state.tokens.cpu()
             masked = tokens == self.model.mask_id
             images = self.tokenizer.decode(tokens.masked_fill(masked, 0))
-            scale = scale or figures.readable_scale(images)
-            hatched = figures.masked_overlay(images, masked, (height, width))
-            yield figures.grid(hatched, min(10, total), scale=scale)
+            scale = scale or figures.choose_scale(images)
+            hatched = figures.overlay_mask(images, masked, (height, width))
+            yield figures.draw_grid(hatched, min(10, total), scale=scale)
 
     def inpaint(
         self,

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, kept in float32: what validation and sampling use."""
+"""Exponential moving average of the weights, kept in float32, for validation and sampling."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from unmask.runtime.distributed import local, reshard
 
 
 class Ema:
-    """average <- d average + (1 - d) weights after each step, with d = min(decay, (1 + step) / (10 + step)).
+    """Averaged weights: average <- d average + (1 - d) weights, with d = min(decay, (1 + step) / (10 + step)).
 
-    The ramp forgets the initial weights quickly; it depends on the step alone, so resuming cannot restart it.
+    The ramp forgets the initial weights quickly. It depends on the step alone, so resuming cannot restart it.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -21,15 +21,18 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Fold in the weights after optimizer step number `step`, counted from 0."""
+        """Add the current weights to the average, after optimizer step number `step`, counted from 0."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         average = [local(a) for a in self.average.values()]
         weights = [local(p).float() for p in self.model.parameters()]
         torch._foreach_lerp_(average, weights, weight)
 
     @contextmanager
-    def swapped(self) -> Iterator[None]:
-        """The model has the averaged weights inside; the raw ones come back, bit for bit, also after an exception."""
+    def swap_weights(self) -> Iterator[None]:
+        """Put the averaged weights into the model inside a `with` block.
+
+        The raw weights come back at the end, bit for bit, also after an exception.
+        """
         reshard(self.model)
         raw = [local(p).detach().clone() for p in self.model.parameters()]
         self._write([local(a) for a in self.average.values()])
@@ -40,7 +43,7 @@ class Ema:
 
     @torch.no_grad()
     def _write(self, values: list[Tensor]) -> None:
-        # A forward may have left whole weights in place of the shards, and those are thrown away.
+        # A forward pass may have left gathered weights in place of the shards, and writes to those would be lost.
         reshard(self.model)
         for p, value in zip(self.model.parameters(), values, strict=True):
             local(p).copy_(value)

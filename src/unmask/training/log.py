@@ -1,4 +1,4 @@
-"""What a run says: a progress bar and lines for people, JSON lines for programs, TensorBoard or W&B if asked for."""
+"""The training log: a progress bar and lines for people, metrics.jsonl for programs, TensorBoard or W&B on request."""
 
 import json
 import sys
@@ -21,14 +21,15 @@ from rich.progress import (
 from unmask.errors import ConfigError
 
 Tracker = Literal["none", "tensorboard", "wandb"]
-Record = Callable[[int, dict[str, float]], None]
+Recorder = Callable[[int, dict[str, float]], None]
+"""`record(step, values)` passes numbers on to a tracker."""
 
 
-class Log:
-    """Rank 0 writes and speaks; with `run` None (the other ranks) nothing is written or said.
+class TrainLog:
+    """The log of one run. Rank 0 passes the run directory; the other ranks pass None and stay silent.
 
-    `metrics.jsonl` holds one object per line with `step` and the `seconds` of training so far; lines of steps that a
-    resumed run repeats are dropped first.
+    `metrics.jsonl` holds one object per line with `step` and the `seconds` of training so far. A resumed run first
+    drops the lines of steps that it repeats.
     """
 
     def __init__(
@@ -36,9 +37,9 @@ class Log:
     ):
         self.run = run
         self.console = Console(file=sys.stdout, highlight=False, quiet=run is None, soft_wrap=True)
-        self._track: Record = _tracker(tracker, run) if run is not None else _nothing
+        self._track: Recorder = _open_tracker(tracker, run) if run is not None else _ignore
         self._file: TextIO | None
-        self._file, before = (None, 0.0) if run is None else _reopened(run / "metrics.jsonl", start)
+        self._file, before = (None, 0.0) if run is None else _reopen(run / "metrics.jsonl", start)
         self._began = time.perf_counter() - before
         columns = [
             TextColumn("step"),
@@ -54,7 +55,7 @@ class Log:
         )
         self._task = self._bar.add_task("train", total=steps, completed=start, loss="–", rate=0.0)
 
-    def __enter__(self) -> "Log":
+    def __enter__(self) -> "TrainLog":
         self._bar.start()
         return self
 
@@ -64,11 +65,11 @@ class Log:
             self._file.close()
 
     def say(self, text: str) -> None:
-        """One line for the person, above the progress bar."""
+        """Print one line above the progress bar."""
         self.console.print(text, markup=False)
 
-    def progress(self, step: int, loss: float, rate: float) -> None:
-        """Move the bar: `step` steps are done, `rate` units per second."""
+    def show_progress(self, step: int, loss: float, rate: float) -> None:
+        """Update the progress bar: steps done, loss, and tokens or images per second."""
         self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=rate)
 
     def record(self, step: int, values: dict[str, float]) -> None:
@@ -79,23 +80,23 @@ class Log:
             self._file.flush()
             self._track(step, values)
 
-    def picture(self, step: int, name: str, image: Image.Image) -> None:
-        """Keep an image as `samples/<name>-<step>.png`."""
+    def save_picture(self, step: int, name: str, image: Image.Image) -> None:
+        """Save an image as `samples/<name>-<step>.png`."""
         if self.run is not None:
             folder = self.run / "samples"
             folder.mkdir(exist_ok=True)
             image.save(folder / f"{name}-{step:08d}.png")
 
-    def text(self, step: int, name: str, text: str) -> None:
-        """Keep a text as `samples/<name>-<step>.txt`."""
+    def save_text(self, step: int, name: str, text: str) -> None:
+        """Save a text as `samples/<name>-<step>.txt`."""
         if self.run is not None:
             folder = self.run / "samples"
             folder.mkdir(exist_ok=True)
             (folder / f"{name}-{step:08d}.txt").write_text(text + "\n", encoding="utf-8")
 
 
-def _reopened(path: Path, start: int) -> tuple[TextIO, float]:
-    """The file, cut to the lines up to step `start`, and the seconds trained until then; a line cut short goes too."""
+def _reopen(path: Path, start: int) -> tuple[TextIO, float]:
+    """Drop the lines after step `start`, and a truncated last line. Return the open file and the seconds trained."""
     kept, seconds = [], 0.0
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -108,17 +109,17 @@ def _reopened(path: Path, start: int) -> tuple[TextIO, float]:
             seconds = so_far
     part = path.with_suffix(".part")
     part.write_text("".join(kept))
-    part.replace(path)  # a kill in between must not cost the curve
+    part.replace(path)  # a kill in between must not lose the curve
     return path.open("a"), seconds
 
 
-def _nothing(step: int, values: dict[str, float]) -> None:
+def _ignore(step: int, values: dict[str, float]) -> None:
     pass
 
 
-def _tracker(tracker: Tracker, run: Path | None) -> Record:
+def _open_tracker(tracker: Tracker, run: Path | None) -> Recorder:
     if tracker == "none" or run is None:
-        return _nothing
+        return _ignore
     if tracker == "tensorboard":
         try:
             from torch.utils.tensorboard import SummaryWriter

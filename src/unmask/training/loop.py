@@ -1,13 +1,12 @@
 """The training loop: one straight function, short enough to copy into a recipe and change.
 
-Data, masks and noise are pure functions of (seed, step, row of the global batch), and gradients of the summed loss are
-divided once, by the count over all ranks and micro-batches. Hence one process, several, or several micro-batches give
-the same curve, and a resumed run is the uninterrupted one, bit for bit, at the same thread count.
+Data, masks and noise are pure functions of (seed, step, row of the global batch). Gradients of the summed loss are
+divided once, by the count over all ranks and micro-batches. So one process, several processes, or several micro-batches
+give the same curve. A resumed run equals an uninterrupted one, bit for bit, at the same thread count.
 """
 
 import math
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -18,7 +17,7 @@ from jaxtyping import Float64, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from unmask.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
+from unmask.errors import NonFiniteError
 from unmask.method.objectives import Condition, Loss
 from unmask.method.rand import Rand
 from unmask.runtime.distributed import (
@@ -26,56 +25,75 @@ from unmask.runtime.distributed import (
     Strategy,
     World,
     accumulating,
-    agree,
     autocast,
-    barrier,
     gradient_factor,
-    local,
-    norm,
     resolve,
     sum_over_ranks,
     unwrapped,
 )
 from unmask.runtime.signals import stop_on_signal
-from unmask.training import checkpoint
 from unmask.training.ema import Ema
-from unmask.training.log import Log, Tracker
+from unmask.training.log import Tracker, TrainLog
 from unmask.training.optim import (
     AdamW,
     Constant,
     CosineDecay,
     Muon,
     WarmupStableDecay,
-    prime,
+    collect_optimizer_state,
+    create_optimizer_state,
     set_learning_rate,
-    state_tensors,
+)
+from unmask.training.steps import (
+    RunState,
+    apply_gradients,
+    check_batch_size,
+    describe_bad_rows,
+    scale_gradients,
+    split_rows,
 )
 
-Objective = Callable[..., Loss]
+LossFunction = Callable[..., Loss]
+"""`loss(model, tokens, condition, *, mask_id, rand)`, such as any objective of `method/objectives.py`."""
 Batch = tuple[Int[Tensor, "b l"], Condition]
 Evaluator = Callable[[], Iterable[tuple[str, float | Image.Image | str]]]
-"""Yields (name, number, picture or text). It runs with the averaged weights in place and cannot reach into the loop."""
+"""Yields (name, number, image or text). It runs with the averaged weights in place and cannot reach into the loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """`batch_size` counts rows of the global batch, over all ranks and `accumulate` micro-batches."""
+    """Training settings. The defaults are this library's own, for small models on a CPU; recipes set their own."""
 
     steps: int = 1500
+    """Number of optimizer steps."""
     batch_size: int = 64
+    """Rows of the global batch: the sum over all processes and all `accumulate` micro-batches."""
     accumulate: int = 1
+    """Micro-batches per step. Higher values need less memory and give the same result."""
     optimizer: AdamW | Muon = field(default_factory=Muon)
+    """Optimizer of the weights."""
     learning_rate: Constant | CosineDecay | WarmupStableDecay = CosineDecay(warmup=100)
+    """Learning-rate curve over the steps: a factor on the optimizer's own learning rate."""
     clip: float = 1.0
+    """Largest global norm of the gradient. Larger gradients are scaled down to it."""
     ema: float = 0.999
+    """Decay per step of the averaged weights, in [0, 1). 0 keeps the latest weights."""
     precision: Precision = "auto"
+    """Number type of the forward pass: fp32, bf16, or auto (bf16 where the device is fast in it)."""
     strategy: Strategy = "auto"
+    """How several processes share the work: none, ddp, fsdp, or auto (ddp for several processes)."""
     seed: int = 0
+    """Seed of the data order, the masks and the noise."""
     log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
     evaluate_every: int = 500
+    """Steps between two evaluations on held-out data."""
     save_every: int = 500
+    """Steps between two checkpoints."""
     keep: int = 2
+    """Number of checkpoints to keep on disk, at least 2, so that a damaged one has a fallback."""
     tracker: Tracker = "none"
+    """Where metrics go besides metrics.jsonl: none, tensorboard or wandb."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "evaluate_every", "save_every"):
@@ -93,7 +111,7 @@ class TrainConfig:
 
 def train(
     model: nn.Module,
-    objective: Objective,
+    objective: LossFunction,
     batches: Callable[[int, Int[Tensor, "b"]], Batch],
     config: TrainConfig,
     run: Path,
@@ -104,126 +122,104 @@ def train(
     notes: Sequence[str] = (),
     meta: dict | None = None,
 ) -> Ema:
-    """Train `model` (already distributed) in the folder `run`, from its newest checkpoint on, and return the average.
+    """Train a model in the run directory `run`, from its newest checkpoint on, and return the averaged weights.
 
-    `notes` are said first.
-    Raises NonFiniteError before a bad step is taken, Preempted after a signal, ConfigError, CheckpointError, DiskError.
+    Args:
+        model: The model, already distributed.
+        objective: The loss, a sum and its count.
+        batches: `batches(step, rows)` returns those rows of the global batch of that step.
+        config: Training settings.
+        run: The run directory. It receives metrics.jsonl, samples and checkpoints.
+        world: This process among all.
+        evaluators: Called every `evaluate_every` steps and after the last step.
+        expected_loss: Loss of an untrained model in nats, shown beside the first loss.
+        notes: Lines that the log shows first.
+        meta: JSON data for the manifest of each checkpoint.
+
+    Raises:
+        NonFiniteError: Before a step with a loss or gradient that is not finite is taken.
+        Preempted: After a signal, once the step is done and saved.
+        ConfigError: If the settings do not fit the number of processes.
+        CheckpointError: If no checkpoint is complete or it is of another model.
+        DiskError: If a checkpoint cannot be written.
     """
     sharded = resolve(config.strategy, world) == "fsdp"
-    if config.batch_size < world.size * config.accumulate:
-        raise ConfigError(
-            f"training.batch_size {config.batch_size} leaves some of {world.size} processes x {config.accumulate} "
-            "micro-batches without a row: raise it, or lower training.accumulate"
-        )
+    check_batch_size(config.batch_size, config.accumulate, world)
     core = unwrapped(model)
     ema = Ema(core, config.ema)
     optimizers = config.optimizer.build(core)
-    prime(optimizers)
+    create_optimizer_state(optimizers)
     parameters = list(core.parameters())
     window = torch.zeros(2, dtype=torch.float64)  # loss and count since the last line of metrics.jsonl
+
+    # -- resume
     tensors = {
         "log.window": window,
         **{f"model.{n}": p.detach() for n, p in core.named_parameters()},
         **{f"ema.{n}": a for n, a in ema.average.items()},
-        **state_tensors(optimizers, core),
+        **collect_optimizer_state(optimizers, core),
     }
-    folder = run / "checkpoints"
-
-    def save(step: int) -> None:
-        checkpoint.save(
-            folder,
-            step,
-            tensors,
-            meta or {},
-            sharded=sharded,
-            is_main=world.is_main,
-            barrier=lambda: barrier(world),
-            token=agree(uuid.uuid4().hex, world),
-            keep=config.keep,
-        )
-
-    notes = list(notes)
-    found = checkpoint.latest(folder, report=notes.append)
-    if found is not None:
-        checkpoint.load(found, tensors, sharded=sharded)
-    start = found.step if found else 0
-    if int(agree(str(start), world)) != start:
-        raise CheckpointError(
-            f"rank {world.rank} found step {start} in {run}, rank 0 another: share one folder among ranks"
-        )
+    state = RunState(
+        run=run,
+        tensors=tensors,
+        meta=meta or {},
+        steps=config.steps,
+        save_every=config.save_every,
+        keep=config.keep,
+        sharded=sharded,
+        world=world,
+    )
+    start, resume_notes = state.resume()
     tokens_seen, clock = 0, time.perf_counter()
-    with (
-        Log(run if world.is_main else None, steps=config.steps, start=start, tracker=config.tracker) as log,
-        stop_on_signal() as stop,
-    ):
-        if found:
-            notes.append(
-                f"continuing after step {start}" if start < config.steps else f"all {start} steps are done already"
-            )
-        for note in notes:
+    log = TrainLog(run if world.is_main else None, steps=config.steps, start=start, tracker=config.tracker)
+    with log, stop_on_signal() as stop:
+        for note in (*notes, *resume_notes):
             log.say(note)
         for step in range(start, config.steps):
+            # -- one step
             set_learning_rate(optimizers, config.learning_rate(step, config.steps))
             sums = accumulate(step, model, objective, batches, config, world)
             sums = sum_over_ranks(torch.cat([sums, sums.new_tensor([stop.asked])]), world)
             total, count, num_tokens, stops = sums.tolist()
-            tokens_seen += num_tokens
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            torch._foreach_mul_([local(g) for g in gradients], gradient_factor(model, world) / count)
-            gradient_norm = float(norm(gradients))
+            gradient_norm = scale_gradients(parameters, gradient_factor(model, world) / count, config.clip)
             if not (math.isfinite(total) and math.isfinite(gradient_norm)):
-                where = _blame(step, model, objective, batches, config, world)
+                where = _find_cause(step, model, objective, batches, config, world)
                 raise NonFiniteError(f"step {step}: loss {total / count}, gradient norm {gradient_norm}, from {where}")
-            torch._foreach_mul_([local(g) for g in gradients], min(1.0, config.clip / (gradient_norm + 1e-12)))
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            apply_gradients(optimizers)
             ema.update(step)
-
-            done = step + 1
+            done, tokens_seen = step + 1, tokens_seen + num_tokens
             window += torch.tensor([total, count], dtype=torch.float64)
+
+            # -- log, evaluate, save
             if step == start:
-                log.say(
-                    f"loss of the first step {total / count:.4f}"
-                    + (f", expected {expected_loss:.4f}" if step == 0 and not math.isnan(expected_loss) else "")
-                )
+                expected = f", expected {expected_loss:.4f}" if step == 0 and not math.isnan(expected_loss) else ""
+                log.say(f"loss of the first step {total / count:.4f}{expected}")
             if done % config.log_every == 0 or done == config.steps:
                 rate = tokens_seen / (time.perf_counter() - clock)
                 mean = float(window[0] / window[1])
-                log.progress(done, mean, rate)
-                values = {
-                    "loss": mean,
-                    "gradient_norm": gradient_norm,
-                    "tokens_per_second": rate,
-                }
+                log.show_progress(done, mean, rate)
+                values = {"loss": mean, "gradient_norm": gradient_norm, "tokens_per_second": rate}
                 log.record(done, {**values, "learning_rate": optimizers[0].param_groups[0]["lr"]})
                 window.zero_()
                 tokens_seen, clock = 0, time.perf_counter()
             if done % config.evaluate_every == 0 or done == config.steps:
                 run_evaluators(evaluators, ema, model, done, log)
                 tokens_seen, clock = 0, time.perf_counter()
-            if stops or done % config.save_every == 0 or done == config.steps:
-                save(done)
-            if stops and done < config.steps:
-                raise Preempted(f"stopped by a signal after step {done}; saved. The same command continues from there")
+            state.save_if_due(done, stopped=bool(stops))
     return ema
 
 
 def accumulate(
     step: int,
     model: nn.Module,
-    objective: Objective,
+    objective: LossFunction,
     batches: Callable[[int, Int[Tensor, "b"]], Batch],
     config: TrainConfig,
     world: World,
 ) -> Float64[Tensor, "3"]:
-    """Backward through this rank's micro-batches of a step; their summed loss, count, and number of tokens.
-
-    Rank r takes rows r + world * micro, and so on in strides, so that each holds all strata of the mask ratio.
-    """
+    """Run the backward passes of this rank's micro-batches; return the summed loss, count, and number of tokens."""
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-    for micro in range(config.accumulate):
-        rows = torch.arange(world.rank + world.size * micro, config.batch_size, world.size * config.accumulate)
+    for micro, rows in enumerate(split_rows(config.batch_size, config.accumulate, world)):
         tokens, condition = batches(step, rows)
         rand = Rand(config.seed, rows.to(world.device), config.batch_size, step)
         with accumulating(model, micro == config.accumulate - 1):
@@ -234,16 +230,16 @@ def accumulate(
     return sums
 
 
-def run_evaluators(evaluators: Sequence[Evaluator], ema: Ema, model: nn.Module, step: int, log: Log) -> None:
-    """Log what each evaluator yields, with the averaged weights in place."""
+def run_evaluators(evaluators: Sequence[Evaluator], ema: Ema, model: nn.Module, step: int, log: TrainLog) -> None:
+    """Run each evaluator with the averaged weights in place, and log what it yields."""
     numbers: dict[str, float] = {}
     model.eval()
-    with ema.swapped(), torch.no_grad():
+    with ema.swap_weights(), torch.no_grad():
         for name, value in chain.from_iterable(evaluator() for evaluator in evaluators):
             if isinstance(value, Image.Image):
-                log.picture(step, name, value)
+                log.save_picture(step, name, value)
             elif isinstance(value, str):
-                log.text(step, name, value)
+                log.save_text(step, name, value)
             else:
                 numbers[name] = value
     model.train()
@@ -252,15 +248,15 @@ def run_evaluators(evaluators: Sequence[Evaluator], ema: Ema, model: nn.Module, 
         log.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()))
 
 
-def _blame(
+def _find_cause(
     step: int,
     model: nn.Module,
-    objective: Objective,
+    objective: LossFunction,
     batches: Callable[[int, Int[Tensor, "b"]], Batch],
     config: TrainConfig,
     world: World,
 ) -> str:
-    """The rows of the global batch whose own loss is not finite. Every rank looks at every row, so all agree."""
+    """Name the rows of the global batch with a loss that is not finite. Every rank checks every row, so all agree."""
     bad = []
     for row in range(config.batch_size):
         rows = torch.tensor([row])
@@ -270,6 +266,4 @@ def _blame(
             loss = objective(model, tokens, condition, mask_id=unwrapped(model).mask_id, rand=rand)
         if not bool(loss.total.isfinite()):
             bad.append(row)
-    if len(bad) == config.batch_size:
-        return "every row of the batch: look at the weights, or lower the learning rate"
-    return f"rows {bad[:8]} of the batch" if bad else "no single row: the gradient overflowed; lower the learning rate"
+    return describe_bad_rows(bad, config.batch_size)

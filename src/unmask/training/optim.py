@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate curves. Weight decay touches matrices only; Muon takes the hidden ones of the blocks."""
+"""Optimizers and learning-rate curves. Weight decay applies to matrices only; Muon updates the blocks' matrices."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unmask.runtime.distributed import fast_dtype, like_shards, local, whole
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic that `orthogonalize` iterates (Jordan et al. 2024, "Muon"; those of torch.optim.Muon)."""
+"""Coefficients of the quintic that `orthogonalize` iterates (Jordan et al. 2024, "Muon"; as in torch.optim.Muon)."""
 NEWTON_SCHULZ_STEPS = 5
 
 Optimizers = list[torch.optim.Optimizer]
@@ -20,19 +20,24 @@ Optimizers = list[torch.optim.Optimizer]
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """Decoupled weight decay (arXiv 1711.05101)."""
+    """Adam with decoupled weight decay (arXiv 1711.05101)."""
 
     learning_rate: float = 1e-3
+    """Peak learning rate of AdamW. torch's default is 0.001."""
     beta1: float = 0.9
+    """Decay per step of the mean gradient, in [0, 1). The paper has 0.9."""
     beta2: float = 0.98
+    """Decay per step of the mean squared gradient, in [0, 1). The paper has 0.999; 0.98 is this library's."""
     weight_decay: float = 0.01
+    """Weight decay of matrices, multiplied by the learning rate at each step. torch's default is 0.01."""
 
     def __post_init__(self) -> None:
         if not (self.learning_rate > 0 and 0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.weight_decay >= 0):
             raise ValueError(f"{self}: needs a positive learning rate, betas in [0, 1) and a weight decay >= 0")
 
     def build(self, model: nn.Module) -> Optimizers:
-        return [_adamw(self, list(model.parameters()))]
+        """Create the optimizer for all weights of `model`."""
+        return [_build_adamw(self, list(model.parameters()))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +48,20 @@ class Muon:
     """
 
     learning_rate: float = 3e-3
+    """Peak learning rate of Muon. 0.003 is this library's."""
     momentum: float = 0.95
+    """Decay per step of the mean gradient, in [0, 1). Jordan has 0.95."""
     weight_decay: float = 0.01
+    """Weight decay of Muon's matrices, multiplied by the learning rate at each step. 0.01 is this library's."""
     rest: AdamW = AdamW()
+    """AdamW settings for all other weights."""
 
     def __post_init__(self) -> None:
         if not (self.learning_rate > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
             raise ValueError(f"{self}: needs a positive learning rate, a momentum in [0, 1) and a weight decay >= 0")
 
     def build(self, model: nn.Module) -> Optimizers:
+        """Create Muon for the blocks' matrices of `model`, and AdamW for its other weights."""
         hidden = [p for n, p in model.named_parameters() if ".attention." in n or ".mlp." in n if p.ndim == 2]
         taken = {id(p) for p in hidden}
         muon = MuonOptimizer(
@@ -60,16 +70,17 @@ class Muon:
             momentum=self.momentum,
             weight_decay=self.weight_decay,
         )
-        return [muon, _adamw(self.rest, [p for p in model.parameters() if id(p) not in taken])]
+        return [muon, _build_adamw(self.rest, [p for p in model.parameters() if id(p) not in taken])]
 
 
 class MuonOptimizer(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024): Nesterov momentum, orthogonalized, for matrices only.
 
-    The same update and the same state, `momentum_buffer`, as `torch.optim.Muon` with `match_rms_adamw`.
-    Differs from it: matrices of one shape are orthogonalized in one batched product, in the type that is fast on their
-    device (`fast_dtype`). torch always takes bfloat16, which a CPU without such instructions emulates, 17 times as slow
-    as float32 (`benchmarks/muon.py`).
+    It has the same update and the same state, `momentum_buffer`, as `torch.optim.Muon` with `match_rms_adamw`.
+
+    Differs from torch: all matrices of one shape are orthogonalized in one batched product, in the type that is fast on
+    their device (`fast_dtype`). torch always takes bfloat16. A CPU without bfloat16 instructions emulates it, 17 times
+    slower than float32 (`benchmarks/muon.py`).
     """
 
     def __init__(self, params: list[dict], *, lr: float, momentum: float, weight_decay: float):
@@ -77,10 +88,12 @@ class MuonOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step; every parameter needs a gradient. `closure` is not called."""
+        """Take one step. Every parameter needs a gradient, and `closure` is not called."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            updates = self._momentum(parameters, group["momentum"])
+            if not parameters:  # such as in a tokenizer without attention
+                continue
+            updates = self._update_momentum(parameters, group["momentum"])
             torch._foreach_mul_([local(p) for p in parameters], 1 - group["lr"] * group["weight_decay"])
             order = sorted(range(len(parameters)), key=lambda i: tuple(parameters[i].shape))
             for shape, same in groupby(order, key=lambda i: tuple(parameters[i].shape)):
@@ -90,8 +103,8 @@ class MuonOptimizer(torch.optim.Optimizer):
                 for i, update in zip(indices, orthogonalize(batch, fast_dtype(batch.device)), strict=True):
                     parameters[i].add_(like_shards(update.to(batch.dtype), parameters[i]), alpha=-factor)
 
-    def _momentum(self, parameters: list[nn.Parameter], momentum: float) -> list[Tensor]:
-        """Fold the gradients into their averages, and return the Nesterov updates."""
+    def _update_momentum(self, parameters: list[nn.Parameter], momentum: float) -> list[Tensor]:
+        """Add the gradients to their running averages, and return the Nesterov updates."""
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -104,9 +117,10 @@ class MuonOptimizer(torch.optim.Optimizer):
 def orthogonalize(matrices: Float[Tensor, "n a b"], dtype: torch.dtype) -> Float[Tensor, "n a b"]:
     """Move all singular values of each matrix near 1 (within about [0.7, 1.2]), in `dtype`.
 
-    Newton-Schulz: X <- P X with P = a + b A + c A^2 and A = X X^T, from X / ||X||_F (Jordan et al. 2024). In float32,
-    for matrices more than 1.5 times as long as wide, the product of all P comes first, from A <- P A P, which takes up
-    to 2.7 times fewer operations. In bfloat16 its rounding errors would grow too large.
+    Newton-Schulz iteration (Jordan et al. 2024): X <- P X with P = a + b A + c A^2 and A = X X^T, from X / ||X||_F.
+
+    In float32, for matrices more than 1.5 times as long as wide, the product of all P is computed first, from
+    A <- P A P. That takes up to 2.7 times fewer operations. In bfloat16 its rounding errors would grow too large.
     """
     a, b, c = NEWTON_SCHULZ
     x = matrices.to(dtype)
@@ -114,7 +128,7 @@ def orthogonalize(matrices: Float[Tensor, "n a b"], dtype: torch.dtype) -> Float
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     if dtype == torch.float32 and 2 * x.shape[-1] > 3 * x.shape[-2]:
-        x = _product_of_steps(x @ x.mT) @ x
+        x = _multiply_steps(x @ x.mT) @ x
     else:
         for _ in range(NEWTON_SCHULZ_STEPS):
             gram = x @ x.mT
@@ -122,23 +136,23 @@ def orthogonalize(matrices: Float[Tensor, "n a b"], dtype: torch.dtype) -> Float
     return x.mT if tall else x
 
 
-def _product_of_steps(gram: Float[Tensor, "n m m"]) -> Float[Tensor, "n m m"]:
-    product = factor = _step_factor(gram)
+def _multiply_steps(gram: Float[Tensor, "n m m"]) -> Float[Tensor, "n m m"]:
+    product = factor = _compute_step_factor(gram)
     for _ in range(NEWTON_SCHULZ_STEPS - 1):
-        gram = factor @ (factor @ gram)  # P A P, as all these matrices commute
-        factor = _step_factor(gram)
+        gram = factor @ (factor @ gram)  # P A P, since all these matrices commute
+        factor = _compute_step_factor(gram)
         product = factor @ product
     return product
 
 
-def _step_factor(gram: Float[Tensor, "n m m"]) -> Float[Tensor, "n m m"]:
+def _compute_step_factor(gram: Float[Tensor, "n m m"]) -> Float[Tensor, "n m m"]:
     a, b, c = NEWTON_SCHULZ
     factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     factor.diagonal(dim1=-2, dim2=-1).add_(a)
     return factor
 
 
-def _adamw(config: AdamW, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _build_adamw(config: AdamW, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     decay = {True: config.weight_decay, False: 0.0}
     groups = [
         {
@@ -157,36 +171,42 @@ class Constant:
     """Linear warm-up over `warmup` steps, then 1."""
 
     warmup: int = 0
+    """Steps of linear warm-up."""
 
     def __post_init__(self) -> None:
         _check_curve(self.warmup)
 
     def __call__(self, step: int, steps: int) -> float:
-        return _warm(step, self.warmup)
+        return _warm_up(step, self.warmup)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CosineDecay:
-    """Warm-up, then half a cosine down to the fraction `final` at the last step."""
+    """Linear warm-up, then half a cosine down to the fraction `final` at the last step."""
 
     warmup: int = 0
+    """Steps of linear warm-up."""
     final: float = 0.0
+    """Fraction of the peak learning rate at the last step, in [0, 1]."""
 
     def __post_init__(self) -> None:
         _check_curve(self.warmup, self.final)
 
     def __call__(self, step: int, steps: int) -> float:
         x = min(1.0, max(0, step - self.warmup) / max(1, steps - self.warmup))
-        return _warm(step, self.warmup) * (self.final + (1 - self.final) * (1 + math.cos(math.pi * x)) / 2)
+        return _warm_up(step, self.warmup) * (self.final + (1 - self.final) * (1 + math.cos(math.pi * x)) / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecay:
-    """Warm-up, a flat middle, and a linear fall to `final` over the last `decay` fraction of the steps (WSD)."""
+    """Linear warm-up, a constant middle, and a linear fall to `final` over the last steps (WSD)."""
 
     warmup: int = 0
+    """Steps of linear warm-up."""
     decay: float = 0.3
+    """Fraction of all steps over which the rate falls, in [0, 1]. 0.3 is this library's."""
     final: float = 0.0
+    """Fraction of the peak learning rate at the last step, in [0, 1]."""
 
     def __post_init__(self) -> None:
         _check_curve(self.warmup, self.final)
@@ -195,29 +215,31 @@ class WarmupStableDecay:
 
     def __call__(self, step: int, steps: int) -> float:
         left = (steps - step) / max(1.0, self.decay * steps)
-        return _warm(step, self.warmup) * (self.final + (1 - self.final) * min(1.0, left))
+        return _warm_up(step, self.warmup) * (self.final + (1 - self.final) * min(1.0, left))
 
 
 def _check_curve(warmup: int, final: float = 0.0) -> None:
     if warmup < 0 or not 0 <= final <= 1:
-        raise ValueError(f"learning_rate: warmup {warmup} must be at least 0 steps, and final {final} lie in [0, 1]")
+        raise ValueError(
+            f"learning_rate: warmup {warmup} must be at least 0 steps, and final {final} must lie in [0, 1]"
+        )
 
 
-def _warm(step: int, warmup: int) -> float:
+def _warm_up(step: int, warmup: int) -> float:
     return min(1.0, (step + 1) / (warmup + 1))
 
 
 def set_learning_rate(optimizers: Optimizers, factor: float) -> None:
-    """Give every parameter group `factor` times its own base rate."""
+    """Set the learning rate of every parameter group to `factor` times its base rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * factor
 
 
-def prime(optimizers: Optimizers) -> None:
-    """Create all optimizer state without moving a weight, so a checkpoint has something to load into.
+def create_optimizer_state(optimizers: Optimizers) -> None:
+    """Create all optimizer state without changing a weight, so that a checkpoint has tensors to load into.
 
-    One step with zero gradients at learning rate 0, after which the step counters go back to 0.
+    It takes one step with zero gradients at learning rate 0, and sets the step counters back to 0.
     """
     set_learning_rate(optimizers, 0.0)
     for optimizer in optimizers:
@@ -231,8 +253,8 @@ def prime(optimizers: Optimizers) -> None:
                 state["step"].zero_()
 
 
-def state_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every tensor of optimizer state under `optimizer.<parameter name>.<key>`."""
+def collect_optimizer_state(optimizers: Optimizers, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return every tensor of optimizer state, named `optimizer.<parameter name>.<key>`."""
     names = {id(p): name for name, p in model.named_parameters()}
     return {
         f"optimizer.{names[id(p)]}.{key}": value

@@ -1,8 +1,7 @@
-"""A run folder on the disk: which checkpoints it holds, whether each is complete, and who is using it.
+"""Find and verify the checkpoints of a run directory.
 
-A checkpoint is a folder `step-N/` with a manifest that holds the size and sha256 of every file, and its own sha256.
-The manifest proves integrity, not authorship: it is not signed. The lock is the kernel's (`flock`), so it is released
-however the process ends.
+A checkpoint is a folder `step-N/` with a manifest. The manifest holds the size and sha256 of every file, and its own
+sha256. It proves integrity, not authorship: it is not signed.
 """
 
 import hashlib
@@ -27,12 +26,15 @@ _FILE = re.compile(rf"{re.escape(PAYLOAD)}|{SHARDS}/[\w.-]*\w")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """A checkpoint whose every byte was just verified."""
+class VerifiedCheckpoint:
+    """A checkpoint; every byte of it was just verified."""
 
     step: int
+    """Number of steps that were done when it was saved."""
     path: Path
+    """The folder of the checkpoint."""
     meta: dict[str, Any]
+    """The JSON data that was saved with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,28 +43,30 @@ class _File:
     sha256: str
 
 
-def checkpoints(root: Path) -> list[Path]:
-    """The checkpoint folders, newest step first. Clocks and modification times have no say."""
+def list_checkpoints(root: Path) -> list[Path]:
+    """Return the checkpoint folders by step, newest first. Clocks and modification times do not matter."""
     if not root.is_dir():
         return []
-    return sorted((path for path in root.iterdir() if step_of(path) >= 0), key=step_of, reverse=True)
+    return sorted((path for path in root.iterdir() if parse_step(path) >= 0), key=parse_step, reverse=True)
 
 
-def goes_on(run: Path) -> bool:
-    """Whether a training in this run folder goes on from a checkpoint, and needs no model to start from."""
-    return bool(checkpoints(run / "checkpoints"))
+def has_checkpoint(run: Path) -> bool:
+    """Return True if training in this run directory would resume from a checkpoint."""
+    return bool(list_checkpoints(run / "checkpoints"))
 
 
-def latest(root: Path, *, report: Callable[[str], None]) -> Found | None:
-    """The newest complete checkpoint by step, or None if there is none at all.
+def find_latest_checkpoint(root: Path, *, report: Callable[[str], None]) -> VerifiedCheckpoint | None:
+    """Return the newest complete checkpoint by step, or None if there is no checkpoint at all.
 
-    A damaged one is named through `report`, left in place, and the one before is tried. Raises CheckpointError if
-    all of them are damaged.
+    A damaged checkpoint stays in place, `report` receives a line about it, and the one before it is tried.
+
+    Raises:
+        CheckpointError: If all checkpoints are damaged.
     """
-    steps = checkpoints(root)
+    steps = list_checkpoints(root)
     for path in steps:
         try:
-            return inspect(path)
+            return verify_checkpoint(path)
         except CheckpointError as error:
             report(f"{path} is damaged ({error}); it is left in place and the checkpoint before it is tried")
     if steps:
@@ -70,55 +74,59 @@ def latest(root: Path, *, report: Callable[[str], None]) -> Found | None:
     return None
 
 
-def inspect(path: Path) -> Found:
-    """Verify one checkpoint folder against its manifest; CheckpointError says what is wrong with it."""
-    manifest, files = _manifest(path)
+def verify_checkpoint(path: Path) -> VerifiedCheckpoint:
+    """Verify one checkpoint folder against its manifest; raise CheckpointError that says what is wrong with it."""
+    manifest, files = _read_manifest(path)
     for name, entry in files.items():
         _check_file(path, name, entry)
-    return Found(step=manifest["step"], path=path, meta=manifest["meta"])
+    return VerifiedCheckpoint(step=manifest["step"], path=path, meta=manifest["meta"])
 
 
 def is_complete(path: Path) -> bool:
-    """Whether `inspect` finds nothing wrong."""
+    """Return True if `verify_checkpoint` finds nothing wrong."""
     try:
-        inspect(path)
+        verify_checkpoint(path)
     except CheckpointError:
         return False
     return True
 
 
-def what_is_kept(root: Path) -> str:
-    """The end of a DiskError: what a user still has, and what to do."""
+def describe_kept(root: Path) -> str:
+    """Return the end of a DiskError: which checkpoint the user still has, and what to do."""
     try:
-        names = [path.name for path in checkpoints(root) if (path / MANIFEST).is_file()]
+        names = [path.name for path in list_checkpoints(root) if (path / MANIFEST).is_file()]
     except OSError as error:
-        return f"what is kept there cannot be listed ({error.strerror})"
+        return f"the checkpoints there cannot be listed ({error.strerror})"
     kept = f"{names[0]} is kept" if names else "there is no earlier one"
-    return f"{kept}; free or mend the disk, then run the same command again"
+    return f"{kept}; free space on the disk or repair it, then run the same command again"
 
 
 def write_manifest(folder: Path, step: int, meta: dict[str, Any]) -> None:
-    """Make every file in `folder` durable and vouch for it."""
+    """Sync every file in `folder` to disk, and write a manifest with their sizes and checksums."""
     contents = sorted(folder.rglob("*"))
     for path in contents:
         sync(path)
-    files = {path.relative_to(folder).as_posix(): _describe(path) for path in contents if path.is_file()}
+    files = {path.relative_to(folder).as_posix(): _describe_file(path) for path in contents if path.is_file()}
     body = json.loads(dump_json({"format": FORMAT, "step": step, "files": files, "meta": meta}))
-    (folder / MANIFEST).write_text(dump_json({**body, "sha256": _seal(body)}), encoding="utf-8")
+    (folder / MANIFEST).write_text(dump_json({**body, "sha256": _hash_body(body)}), encoding="utf-8")
     sync(folder / MANIFEST)
     sync(folder)
 
 
 def verify_file(folder: Path, name: str) -> None:
-    """Check one file of a checkpoint against its manifest, just before it is read; else CheckpointError."""
-    _, files = _manifest(folder)
+    """Check one file of a checkpoint against its manifest, just before a caller reads it.
+
+    Raises:
+        CheckpointError: If the manifest does not list the file, or its size or sha256 differs.
+    """
+    _, files = _read_manifest(folder)
     if name not in files:
-        raise CheckpointError(f"{folder / MANIFEST} does not vouch for {name}")
+        raise CheckpointError(f"{folder / MANIFEST} does not list {name}")
     _check_file(folder, name, files[name])
 
 
-def clean(root: Path) -> list[str]:
-    """Remove the temporary folders that killed saves left in `root`, and name them. The caller holds the lock."""
+def remove_leftovers(root: Path) -> list[str]:
+    """Remove the temporary folders that killed saves left in `root`; return their names. The caller holds the lock."""
     if not root.is_dir():
         return []
     stale = sorted(path for path in root.iterdir() if _LEFTOVER.fullmatch(path.name) and not path.is_symlink())
@@ -130,21 +138,21 @@ def clean(root: Path) -> list[str]:
     return [path.name for path in stale]
 
 
-def step_of(path: Path) -> int:
-    """The step in a checkpoint folder's name, or -1 if it is not one of ours."""
+def parse_step(path: Path) -> int:
+    """Return the step in a checkpoint folder's name, or -1 if the name is not one of ours."""
     match = _STEP.fullmatch(path.name)
     return int(match[1]) if match and path.name == f"step-{int(match[1]):08d}" else -1
 
 
-def _manifest(path: Path) -> tuple[dict[str, Any], dict[str, _File]]:
+def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, _File]]:
     try:
         manifest = load_json(path / MANIFEST, max_bytes=1 << 26)
         if not isinstance(manifest, dict) or set(manifest) != {"format", "step", "files", "meta", "sha256"}:
             raise CheckpointError(f"{MANIFEST} is not a manifest of ours")
         seal = manifest.pop("sha256")
-        if seal != _seal(manifest):
+        if seal != _hash_body(manifest):
             raise CheckpointError(f"{MANIFEST} does not match its own sha256")
-        if manifest["format"] != FORMAT or manifest["step"] != step_of(path) or not manifest["files"]:
+        if manifest["format"] != FORMAT or manifest["step"] != parse_step(path) or not manifest["files"]:
             raise CheckpointError(f"{MANIFEST} is of {manifest['format']!r}, step {manifest['step']!r}")
         return manifest, {name: from_json(_File, entry, name) for name, entry in manifest["files"].items()}
     except ConfigError as error:
@@ -153,10 +161,10 @@ def _manifest(path: Path) -> tuple[dict[str, Any], dict[str, _File]]:
 
 def _check_file(path: Path, name: str, entry: _File) -> None:
     if not _FILE.fullmatch(name):
-        raise CheckpointError(f"{MANIFEST} lists {name!r}, which no checkpoint has")
+        raise CheckpointError(f"{MANIFEST} lists {name!r}, which is no file of a checkpoint")
     try:
         size = os.stat(path / name, follow_symlinks=False).st_size
-        found = _describe(path / name) if size == entry.bytes else None
+        found = _describe_file(path / name) if size == entry.bytes else None
     except OSError as error:
         raise CheckpointError(f"{name} cannot be read: {error.strerror}") from error
     if found is None:
@@ -165,7 +173,7 @@ def _check_file(path: Path, name: str, entry: _File) -> None:
         raise CheckpointError(f"{name} does not match its sha256")
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _describe_file(path: Path) -> dict[str, Any]:
     digest = hashlib.sha256()
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     with open(descriptor, "rb", buffering=0) as file:
@@ -174,6 +182,6 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
-def _seal(body: Mapping[str, Any]) -> str:
-    """The sha256 of the manifest's content, whatever its layout."""
+def _hash_body(body: Mapping[str, Any]) -> str:
+    """Return the sha256 of the manifest's content. It does not depend on the layout of the file."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,6 +1,7 @@
-"""One step of a tokenizer's training, up to its gradients: what VQGAN (arXiv 2012.09841, section 3.1) adds up.
+"""One training step of a tokenizer, up to its gradients: the loss terms of VQGAN (arXiv 2012.09841, section 3.1).
 
-The generator's gradient is taken at its output first, term by term, and then sent back through it once.
+The gradient of each term is computed at the generator's output first. Their sum then goes back through the generator
+once.
 """
 
 from collections.abc import Callable
@@ -17,55 +18,60 @@ from unmask.tokenizers.losses import Stages, TokenizerLoss, hinge, per_image, pe
 from unmask.tokenizers.quantizers import Codebook
 from unmask.tokenizers.vqgan import Autoencoder
 from unmask.training.loop import TrainConfig
+from unmask.training.steps import describe_bad_rows, split_rows
 
 ImageBatches = Callable[[int, Int[Tensor, "b"]], tuple[Float[Tensor, "b c h w"], Tensor | None]]
-"""`batches(step, rows)`: those rows of the global batch of that step, in [-1, 1]; labels are ignored."""
-NAMES = ("pixel", "perceptual", "quantizer", "adversarial", "discriminator")
+"""`batches(step, rows)` returns those images of the global batch of that step, in [-1, 1]. Labels are ignored."""
+LOSS_TERMS = ("pixel", "perceptual", "quantizer", "adversarial", "discriminator")
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The model under training (maybe wrapped), its discriminator (wrapped alike), and the frozen features, if any."""
+    """The tokenizer in training, its discriminator, and the frozen network of the perceptual loss."""
 
     model: nn.Module
+    """The tokenizer, maybe wrapped by DDP."""
     discriminator: nn.Module
+    """The discriminator, wrapped in the same way."""
     stages: Stages | None
+    """The frozen features of the perceptual term. None leaves the term out."""
 
     @property
     def core(self) -> Autoencoder:
-        """The model itself."""
+        """The tokenizer, unwrapped."""
         core = unwrapped(self.model)
         assert isinstance(core, Autoencoder)
         return core
 
     @property
     def critic(self) -> nn.Module:
-        """The discriminator itself."""
+        """The discriminator, unwrapped."""
         return unwrapped(self.discriminator)
 
     @property
     def codebook(self) -> Codebook | None:
-        """The model's table of codes, if it has one."""
+        """The tokenizer's codebook, or None if its quantizer has none."""
         quantizer = self.core.quantizer
         return quantizer if isinstance(quantizer, Codebook) else None
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What one step adds up over micro-batches, then over ranks."""
+    """The sums of one step over micro-batches, then over ranks."""
 
     terms: Float[Tensor, "n"]
-    """NAMES, then the number of images, then how many ranks are asked to stop."""
+    """LOSS_TERMS, then the number of images, then the number of ranks that were asked to stop."""
     pulls: Float[Tensor, "2 w"]
-    """Gradients at the last layer's weights: of reconstruction, and of the adversarial term."""
+    """Gradients at the last layer's weights: first of the reconstruction terms, then of the adversarial term."""
     codes: Float[Tensor, "k"]
-    """How often each code occurred."""
+    """How often each token occurred."""
     table: Float[Tensor, "k _"] | None
+    """Sums of latents per token, for `Codebook.update`. None without a codebook."""
     candidates: Float[Tensor, "b d"] | None
-    """What `Codebook.update` takes."""
+    """One latent of each image, for `Codebook.update`. None without a codebook."""
 
 
-def backward(
+def compute_gradients(
     step: int,
     networks: Networks,
     loss: TokenizerLoss,
@@ -74,26 +80,29 @@ def backward(
     config: TrainConfig,
     world: World,
 ) -> Sums:
-    """Gradients of one step, of the model and, with an adversarial `weight`, of the discriminator; this rank's sums."""
-    sums = _nothing_yet(networks, config, world)
+    """Compute this rank's gradients of one step and return its sums.
+
+    With an adversarial `weight`, the discriminator receives gradients too. With None, it takes no part.
+    """
+    sums = _create_sums(networks, config, world)
     codebook, last = networks.codebook, networks.core.last_layer
-    for micro, rows in enumerate(rows_of_rank(config, world)):
+    for micro, rows in enumerate(split_rows(config.batch_size, config.accumulate, world)):
         final = micro == config.accumulate - 1
         images = batches(step, rows)[0]
         with accumulating(networks.model, final):
             with autocast(config.precision, world):
                 made, quantized, z = networks.model(images)
             fake = made.detach().float().requires_grad_()
-            pixel, perceptual, pull = _likeness(fake, images, networks.stages, loss, config, world)
+            pixel, perceptual, pull = _compute_likeness(fake, images, networks.stages, loss, config, world)
             adversarial, critic = fake.new_zeros(()), fake.new_zeros(())
             if weight is not None:
-                adversarial, push = _fooling(fake, networks.critic, config, world)
-                sums.pulls.add_(torch.stack([_at(last, made, g) for g in (pull, push)]))
+                adversarial, push = _compute_adversarial(fake, networks.critic, config, world)
+                sums.pulls.add_(torch.stack([_project_to_last_layer(last, made, g) for g in (pull, push)]))
                 pull = pull + weight * push
-            ((made.float() * pull).sum() + quantized.loss).backward()  # whose gradient at `made` is `pull`
+            ((made.float() * pull).sum() + quantized.loss).backward()  # its gradient at `made` is `pull`
         if weight is not None:
             with accumulating(networks.discriminator, final):
-                critic = _judging(fake, images, networks.discriminator, config, world)
+                critic = _compute_hinge(fake, images, networks.discriminator, config, world)
                 critic.backward()
         row = [pixel, perceptual, quantized.loss.detach(), adversarial, critic.detach()]
         sums.terms[:-1] += torch.stack([*row, pixel.new_tensor(len(images))]).double()
@@ -102,25 +111,18 @@ def backward(
         if codebook is not None and sums.table is not None and sums.candidates is not None:
             here = rows.to(world.device)
             sums.table.add_(codebook.sums(z, quantized.tokens))
-            sums.candidates[here] = _one_latent_each(z, Rand(config.seed, here, config.batch_size, step))
+            sums.candidates[here] = _draw_latents(z, Rand(config.seed, here, config.batch_size, step))
     return sums
 
 
-def rows_of_rank(config: TrainConfig, world: World) -> list[Int[Tensor, "b"]]:
-    """The rows of the global batch that each of this rank's micro-batches holds."""
-    stride = world.size * config.accumulate
-    firsts = (world.rank + world.size * micro for micro in range(config.accumulate))
-    return [torch.arange(first, config.batch_size, stride) for first in firsts]
-
-
-def share(sums: Sums, world: World) -> None:
-    """Add up over ranks, in place."""
+def reduce_sums(sums: Sums, world: World) -> None:
+    """Sum over all ranks, in place."""
     for part in (sums.terms, sums.pulls, sums.codes, sums.table, sums.candidates):
         if part is not None:
             sum_over_ranks(part, world)
 
 
-def blame(
+def find_cause(
     step: int,
     networks: Networks,
     loss: TokenizerLoss,
@@ -129,28 +131,26 @@ def blame(
     config: TrainConfig,
     world: World,
 ) -> str:
-    """The rows of the global batch whose own terms are not finite. Every rank looks at every row, so all agree."""
+    """Name the rows of the global batch with a term that is not finite. Every rank checks every row, so all agree."""
     bad = []
     for row in range(config.batch_size):
         images = batches(step, torch.tensor([row]))[0]
         with torch.no_grad(), autocast(config.precision, world):
             made, quantized, _ = networks.core(images)
         fake = made.float().requires_grad_()
-        terms = [quantized.loss, *_likeness(fake, images, networks.stages, loss, config, world)]
+        terms = [quantized.loss, *_compute_likeness(fake, images, networks.stages, loss, config, world)]
         if weight is not None:
-            terms += _fooling(fake, networks.critic, config, world)
+            terms += _compute_adversarial(fake, networks.critic, config, world)
         if not all(bool(x.isfinite().all()) for x in terms):
             bad.append(row)
-    if len(bad) == config.batch_size:
-        return "every row of the batch: look at the weights, or lower the learning rate"
-    return f"rows {bad[:8]} of the batch" if bad else "no single row: the gradient overflowed; lower the learning rate"
+    return describe_bad_rows(bad, config.batch_size)
 
 
-def _nothing_yet(networks: Networks, config: TrainConfig, world: World) -> Sums:
+def _create_sums(networks: Networks, config: TrainConfig, world: World) -> Sums:
     core, codebook, device = networks.core, networks.codebook, world.device
     dim = core.config.quantizer.dim
     return Sums(
-        terms=torch.zeros(len(NAMES) + 2, dtype=torch.float64, device=device),
+        terms=torch.zeros(len(LOSS_TERMS) + 2, dtype=torch.float64, device=device),
         pulls=torch.zeros(2, core.last_layer.numel(), dtype=torch.float64, device=device),
         codes=torch.zeros(core.vocab_size, dtype=torch.float64, device=device),
         table=None if codebook is None else torch.zeros(core.vocab_size, dim + 1, device=device),
@@ -158,7 +158,7 @@ def _nothing_yet(networks: Networks, config: TrainConfig, world: World) -> Sums:
     )
 
 
-def _likeness(
+def _compute_likeness(
     fake: Float[Tensor, "b c h w"],
     images: Float[Tensor, "b c h w"],
     stages: Stages | None,
@@ -166,7 +166,7 @@ def _likeness(
     config: TrainConfig,
     world: World,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, "b c h w"]]:
-    """The pixel and the perceptual term, and the gradient of their weighted sum at the reconstruction."""
+    """Return the pixel term, the perceptual term, and the gradient of their weighted sum at the reconstruction."""
     pixel = per_image((fake - images).abs())
     perceptual = fake.new_zeros(())
     if stages is not None and loss.perceptual:
@@ -176,36 +176,36 @@ def _likeness(
     return pixel.detach(), perceptual.detach(), pull
 
 
-def _fooling(
+def _compute_adversarial(
     fake: Float[Tensor, "b c h w"], critic: nn.Module, config: TrainConfig, world: World
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "b c h w"]]:
-    """-D(fake), and its gradient at the reconstruction."""
+    """Return -D(fake) and its gradient at the reconstruction."""
     with autocast(config.precision, world):
         verdict = critic(fake)
     adversarial = -per_image(verdict.float())
     return adversarial.detach(), torch.autograd.grad(adversarial, fake)[0]
 
 
-def _judging(
+def _compute_hinge(
     fake: Float[Tensor, "b c h w"],
     images: Float[Tensor, "b c h w"],
     discriminator: nn.Module,
     config: TrainConfig,
     world: World,
 ) -> Float[Tensor, ""]:
-    """The discriminator's own loss, with gradients to its weights."""
+    """Return the hinge loss of the discriminator, with gradients to its weights."""
     with autocast(config.precision, world):
         verdicts = discriminator(torch.cat([images, fake.detach()]))
     return hinge(*verdicts.chunk(2))
 
 
-def _at(parameter: nn.Parameter, made: Tensor, gradient: Tensor) -> Float[Tensor, "w"]:
-    """What a gradient at the output is at the last layer's weights."""
+def _project_to_last_layer(parameter: nn.Parameter, made: Tensor, gradient: Tensor) -> Float[Tensor, "w"]:
+    """Carry a gradient at the output `made` back to the last layer's weights."""
     return torch.autograd.grad(made, parameter, gradient.to(made.dtype), retain_graph=True)[0].flatten()
 
 
-def _one_latent_each(z: Float[Tensor, "b d h w"], rand: Rand) -> Float[Tensor, "b d"]:
-    """A latent of each image, where a dead code may move to."""
+def _draw_latents(z: Float[Tensor, "b d h w"], rand: Rand) -> Float[Tensor, "b d"]:
+    """Draw one latent of each image; an unused codebook entry may move there."""
     x = quantizers.rows(z.detach())
     place = (rand("revive") * x.shape[1]).long()
     return x[torch.arange(len(x), device=x.device), place]
