@@ -11,9 +11,9 @@ from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guide
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.objectives import Loss, MaskGIT
 from unmask.method.rand import Rand, seeded
-from unmask.method.sampling.adaptive import EntropyBound, Threshold, adaptive
-from unmask.method.sampling.ancestral import ancestral
-from unmask.method.sampling.blocks import blocks
+from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adaptive
+from unmask.method.sampling.ancestral import decode_ancestral
+from unmask.method.sampling.blocks import decode_blocks
 from unmask.method.sampling.decode import State, decode
 from unmask.method.sampling.priorities import (
     Confidence,
@@ -26,7 +26,7 @@ from unmask.method.sampling.priorities import (
     Random,
     Raster,
 )
-from unmask.method.sampling.remasking import remdm
+from unmask.method.sampling.remasking import decode_remasking
 from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, ratios, ratios_from_counts
 
 __version__ = version("unmask")
@@ -59,14 +59,14 @@ __all__ = [
     "State",
     "Threshold",
     "TransformerConfig",
-    "adaptive",
-    "ancestral",
-    "blocks",
     "decode",
+    "decode_adaptive",
+    "decode_ancestral",
+    "decode_blocks",
+    "decode_remasking",
     "guided",
     "ratios",
     "ratios_from_counts",
-    "remdm",
     "seeded",
 ]
 

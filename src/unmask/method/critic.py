@@ -15,10 +15,10 @@ from torch import Tensor
 
 from unmask.method.guidance import Condition, ConditionalModel
 from unmask.method.masking import ABSENT
-from unmask.method.objectives import Loss, MaskedDiffusion, MaskGIT, Model, Task, check_shares, solve
+from unmask.method.objectives import Loss, MaskedBatch, MaskedDiffusion, MaskGIT, Model, check_shares, compute_loss
 from unmask.method.rand import Rand
-from unmask.method.sampling.decode import draw
-from unmask.method.sampling.priorities import Canvas, Logits, Mask, Score
+from unmask.method.sampling.decode import sample_tokens
+from unmask.method.sampling.priorities import Canvas, Logits, Mask, PriorityScore
 from unmask.method.schedules import Cosine, Shape
 
 
@@ -40,10 +40,10 @@ class WithCritic:
     def __call__(
         self, model: Model, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand
     ) -> Loss:
-        task = self.generator.task(tokens, condition, mask_id=mask_id, rand=rand)
-        loss, logits = solve(model, task)
+        batch = self.generator.mask_batch(tokens, condition, mask_id=mask_id, rand=rand)
+        loss, logits = compute_loss(model, batch)
         # Both sums are divided by the generator's count, which has `share` of a token for each that the critic judges.
-        critic = self.weight * self.generator.share * misjudged(model, task, filled(task, logits))
+        critic = self.weight * self.generator.share * compute_critic_loss(model, batch, fill_masked(batch, logits))
         return Loss(loss.total + critic, loss.count)
 
 
@@ -71,36 +71,38 @@ class Critic:
         mask_id: int,
         rand: Rand,
     ) -> Loss:
-        task = MaskGIT(schedule=self.schedule, drop=self.drop).task(tokens, condition, mask_id=mask_id, rand=rand)
+        batch = MaskGIT(schedule=self.schedule, drop=self.drop).mask_batch(
+            tokens, condition, mask_id=mask_id, rand=rand
+        )
         with torch.no_grad():
-            logits = generator(task.visible, task.condition)[task.at]
-        total = misjudged(model, task, filled(task, logits))
-        return Loss(total, (task.clean != ABSENT).sum().to(total.dtype))
+            logits = generator(batch.visible, batch.condition)[batch.at]
+        total = compute_critic_loss(model, batch, fill_masked(batch, logits))
+        return Loss(total, (batch.clean != ABSENT).sum().to(total.dtype))
 
 
 @torch.no_grad()
-def filled(task: Task, logits: Float[Tensor, "n k"]) -> Int[Tensor, "b l"]:
-    """The clean tokens with the masked ones drawn from the logits at `task.at`.
+def fill_masked(batch: MaskedBatch, logits: Float[Tensor, "n k"]) -> Int[Tensor, "b l"]:
+    """The clean tokens with the masked ones drawn from the logits at `batch.at`.
 
     The temperature of a row is uniform in (0, 1), as in x-transformers, so that a critic sees good draws and bad ones.
     """
-    at = task.at
-    temperature = task.rand("critic_temperature")[:, None].expand(at.shape)[at]
-    u = task.rand("critic_token", at.shape[1])[at]
-    drawn = draw((logits / temperature[:, None]).to(logits.dtype)[None], 1.0, None, None, u[None])[0]
-    return torch.where(task.masked, task.clean.masked_scatter(at, drawn), task.clean)
+    at = batch.at
+    temperature = batch.rand("critic_temperature")[:, None].expand(at.shape)[at]
+    u = batch.rand("critic_token", at.shape[1])[at]
+    drawn = sample_tokens((logits / temperature[:, None]).to(logits.dtype)[None], 1.0, None, None, u[None])[0]
+    return torch.where(batch.masked, batch.clean.masked_scatter(at, drawn), batch.clean)
 
 
-def misjudged(model: Model, task: Task, canvas: Int[Tensor, "b l"]) -> Float[Tensor, ""]:
+def compute_critic_loss(model: Model, batch: MaskedBatch, canvas: Int[Tensor, "b l"]) -> Float[Tensor, ""]:
     """-log p of the critic's answer to "is this the original token?", summed over all tokens.
 
     Visible tokens are right by definition. x-transformers compares them with a draw that the canvas does not show, and
     so teaches that a part of them is wrong.
     """
-    present = task.clean != ABSENT
-    judged = model(canvas, task.condition, present, judge=True)
+    present = batch.clean != ABSENT
+    judged = model(canvas, batch.condition, present, judge=True)
     judged = judged.to(torch.promote_types(judged.dtype, torch.float32))
-    right = (canvas == task.clean)[present].to(judged.dtype)
+    right = (canvas == batch.clean)[present].to(judged.dtype)
     return F.binary_cross_entropy_with_logits(judged, right, reduction="sum")
 
 
@@ -119,7 +121,7 @@ class CriticScore:
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"CriticScore(noise={self.noise}): must be a finite number >= 0; 0 is deterministic")
 
-    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         with torch.no_grad():
             score = self.judge(sample).float()
         if self.noise == 0 or t == 1:

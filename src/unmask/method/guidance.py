@@ -20,7 +20,7 @@ NULL = -1
 Condition = Int[Tensor, "b"] | None
 Predict = Callable[[Int[Tensor, "b l"], float], Float[Tensor, "b l k"]]
 ConditionalModel = Callable[[Int[Tensor, "b l"], Condition], Float[Tensor, "b l k"]]
-Ramp = Callable[[float], float]
+GuidanceRamp = Callable[[float], float]
 
 
 def _finite(ramp: object, *numbers: float) -> None:
@@ -77,7 +77,7 @@ class Interval:
 
 
 def guided(
-    model: ConditionalModel, condition: Condition, null: Condition = None, *, scale: float | Ramp = 1.0
+    model: ConditionalModel, condition: Condition, null: Condition = None, *, scale: float | GuidanceRamp = 1.0
 ) -> Predict:
     """`predict(tokens, t)` with guidance: one batched forward of both twins, or of one where the other is not needed.
 
@@ -101,12 +101,12 @@ def guided(
     return predict
 
 
-def remembering(
+def guided_with_memory(
     model: Callable[..., Float[Tensor, "b l k"]],
     condition: Condition,
     null: Condition = None,
     *,
-    scale: float | Ramp = 1.0,
+    scale: float | GuidanceRamp = 1.0,
 ) -> Predict:
     """`guided` for a self-conditioned model `(tokens, condition, *, memory) -> logits`: each step reads the last one's
     probabilities (arXiv 2208.04202). Under guidance both twins read those of the conditional one, as in muse-maskgit.

@@ -11,14 +11,14 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from unmask.method.guidance import Predict
-from unmask.method.masking import ABSENT, mask_count, only_present
+from unmask.method.masking import ABSENT, exclude_absent, mask_count
 from unmask.method.rand import Rand
-from unmask.method.sampling.decode import CONFIDENCE, Priority, first_by_score
-from unmask.method.schedules import reveal_counts
+from unmask.method.sampling.decode import CONFIDENCE, Priority, choose_by_score
+from unmask.method.schedules import count_reveals
 
 
 @torch.no_grad()
-def bound(
+def estimate_bound(
     predict: Predict, tokens: Int[Tensor, "b l"], *, mask_id: int, rand: Rand, passes: int
 ) -> Float64[Tensor, "b passes"]:
     """Estimates, one per pass, of the bound on -log p(row) by masked diffusion; their mean is the bound.
@@ -33,15 +33,15 @@ def bound(
     for i in range(passes):
         noise = rand.at(i)
         k = (1 + ((i + noise("count")) / passes * n).long()).minimum(n)
-        mask = mask_count(k, only_present(noise("mask", tokens.shape[1]), tokens))
+        mask = mask_count(k, exclude_absent(noise("mask", tokens.shape[1]), tokens))
         known = float(1 - (k / n).mean())
-        nats = surprise(predict(torch.where(mask, mask_id, tokens), known), tokens)
+        nats = compute_token_nll(predict(torch.where(mask, mask_id, tokens), known), tokens)
         lost.append((nats * mask).sum(1) * n / k)
     return torch.stack(lost, dim=1)
 
 
 @torch.no_grad()
-def exact(
+def compute_exact_nll(
     predict: Predict,
     tokens: Int[Tensor, "b l"],
     ratios: Sequence[float],
@@ -64,7 +64,7 @@ def exact(
     masked = tokens != ABSENT
     if known is not None:
         masked = masked & ~known
-    counts = reveal_counts(masked.sum(1), ratios)
+    counts = count_reveals(masked.sum(1), ratios)
     nats = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
     canvas = torch.where(masked, mask_id, tokens)
     for step in counts.any(1).nonzero().flatten().tolist():
@@ -72,14 +72,14 @@ def exact(
         sample = torch.where(masked, logits.argmax(-1), canvas.clamp(min=0))
         t = (step + 1) / len(ratios)
         score = priority(logits, sample, masked=masked, t=t, rand=rand.at(step))
-        reveal = first_by_score(score, masked, counts[step].to(tokens.device))
-        nats = torch.where(reveal, surprise(logits / temperature, tokens), nats)
+        reveal = choose_by_score(score, masked, counts[step].to(tokens.device))
+        nats = torch.where(reveal, compute_token_nll(logits / temperature, tokens), nats)
         canvas = torch.where(reveal, tokens, canvas)
         masked = masked & ~reveal
     return nats
 
 
-def surprise(logits: Float[Tensor, "b l k"], tokens: Int[Tensor, "b l"]) -> Float64[Tensor, "b l"]:
+def compute_token_nll(logits: Float[Tensor, "b l k"], tokens: Int[Tensor, "b l"]) -> Float64[Tensor, "b l"]:
     """-log p(token) at every place, in nats; at an ABSENT one it means nothing."""
     logits = logits.float()
     chosen = logits.gather(-1, tokens.clamp(min=0)[..., None])[..., 0]

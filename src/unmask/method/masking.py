@@ -12,7 +12,7 @@ ABSENT = -1
 """Stands where a row that ended early has no token: nothing to mask, to predict, or to attend to."""
 
 
-def only_present(u: Float[Tensor, "b l"], tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+def exclude_absent(u: Float[Tensor, "b l"], tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
     """The noise with 2, which no rule here masks, wherever there is no token."""
     return u.masked_fill(tokens == ABSENT, 2.0)
 
@@ -37,7 +37,7 @@ def mask_bernoulli(ratio: Float[Tensor, "b"], u: Float[Tensor, "b l"]) -> Bool[T
     return (u < ratio[:, None]) | mask_count(torch.ones_like(ratio, dtype=torch.long), u)
 
 
-def complementary(
+def split_complementary(
     mask: Bool[Tensor, "b l"], u: Float[Tensor, "b l"]
 ) -> tuple[Bool[Tensor, "b l"], Bool[Tensor, "b l"]]:
     """A mask and its complement, so each token is a target exactly once over the pair.
@@ -52,6 +52,6 @@ def complementary(
     return first, ~first & present
 
 
-def stratified(u: Float[Tensor, "b"], row: Int[Tensor, "b"], num_rows: int) -> Float[Tensor, "b"]:
+def stratify_times(u: Float[Tensor, "b"], row: Int[Tensor, "b"], num_rows: int) -> Float[Tensor, "b"]:
     """Times in (0, 1), one in each of `num_rows` equal strata over the *global* batch: (row + u) / num_rows."""
     return (row % num_rows + u) / num_rows

@@ -13,9 +13,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.method.guidance import NULL, Condition
-from unmask.method.masking import ABSENT, complementary, mask_bernoulli, mask_exact, only_present, stratified
+from unmask.method.masking import (
+    ABSENT,
+    exclude_absent,
+    mask_bernoulli,
+    mask_exact,
+    split_complementary,
+    stratify_times,
+)
 from unmask.method.rand import Rand
-from unmask.method.schedules import Cosine, Power, Shape, likelihood_weight
+from unmask.method.schedules import Cosine, Power, Shape, compute_likelihood_weight
 
 Model = Callable[..., Float[Tensor, "..."]]
 
@@ -61,10 +68,10 @@ class Corruption:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class MaskedBatch:
     """One question: the canvas as it is shown, which places are masked, what each answer counts, and the divisor.
 
-    `remember`: the rows that see what the model itself thought before, if any. `rand` has a row for each of the task.
+    `remember`: the rows that see what the model itself thought before, if any. `rand` has a row for each of the batch.
     """
 
     clean: Int[Tensor, "b l"]
@@ -109,20 +116,22 @@ class CrossEntropy(torch.autograd.Function):
         return p.scatter_add_(-1, target[:, None], share[:, None]).mul_(gradient[:, None]), None, None
 
 
-def solve(model: Model, task: Task) -> tuple[Loss, Float[Tensor, "n k"]]:
-    """The weighted sum of -log p(clean | visible), and the logits at `task.at` that it was made of."""
-    at = task.at
-    if task.remember is None:
-        logits = model(task.visible, task.condition, at)
+def compute_loss(model: Model, batch: MaskedBatch) -> tuple[Loss, Float[Tensor, "n k"]]:
+    """The weighted sum of -log p(clean | visible), and the logits at `batch.at` that it was made of."""
+    at = batch.at
+    if batch.remember is None:
+        logits = model(batch.visible, batch.condition, at)
     else:
-        logits = model(task.visible, task.condition, at, recall(model, task.visible, task.condition, task.remember))
+        logits = model(
+            batch.visible, batch.condition, at, predict_memory(model, batch.visible, batch.condition, batch.remember)
+        )
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    lost: Tensor = CrossEntropy.apply(logits, task.clean[at], task.label_smoothing)
-    return Loss((lost * task.weight[at]).sum(), task.count), logits
+    lost: Tensor = CrossEntropy.apply(logits, batch.clean[at], batch.label_smoothing)
+    return Loss((lost * batch.weight[at]).sum(), batch.count), logits
 
 
 @torch.no_grad()
-def recall(
+def predict_memory(
     model: Model, visible: Int[Tensor, "b l"], condition: Condition, rows: Bool[Tensor, "b"]
 ) -> Float[Tensor, "b l k"]:
     """The probabilities that a first pass gives, in the chosen `rows`; zeros, that is no memory, in the others."""
@@ -165,37 +174,37 @@ class MaskGIT:
         masked = 0.5 if self.complementary else ratio
         return masked + self.visible_weight * (1 - masked)
 
-    def task(self, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand) -> Task:
+    def mask_batch(self, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand) -> MaskedBatch:
         """What one batch of clean `tokens` asks; `complementary` doubles its rows."""
         t = rand("time")
         if self.stratified:
-            t = stratified(t, rand.rows, rand.num_rows)
-        u = only_present(rand("mask", tokens.shape[1]), tokens)
+            t = stratify_times(t, rand.rows, rand.num_rows)
+        u = exclude_absent(rand("mask", tokens.shape[1]), tokens)
         mask = (mask_bernoulli if self.independent else mask_exact)(self.schedule(t), u)
-        condition = dropped(condition, self.drop, rand)
+        condition = drop_condition(condition, self.drop, rand)
         if self.complementary:
-            mask = torch.cat(complementary(mask, u))
+            mask = torch.cat(split_complementary(mask, u))
             tokens = torch.cat([tokens, tokens])
             condition = None if condition is None else torch.cat([condition, condition])
             rand = replace(rand, rows=rand.rows.repeat(2))
         weight = mask + self.visible_weight * (~mask & (tokens != ABSENT))
-        return Task(
+        return MaskedBatch(
             clean=tokens,
-            visible=hidden(tokens, mask, self.corruption, mask_id, rand),
+            visible=corrupt_masked(tokens, mask, self.corruption, mask_id, rand),
             masked=mask,
             weight=weight,
             count=weight.sum(),
             condition=condition,
             rand=rand,
             label_smoothing=self.label_smoothing,
-            remember=remembered(self.self_condition, rand),
+            remember=choose_remembered_rows(self.self_condition, rand),
         )
 
     def __call__(
         self, model: Model, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand
     ) -> Loss:
         """The loss of one batch of clean `tokens`; `condition` holds class ids, or is None."""
-        return solve(model, self.task(tokens, condition, mask_id=mask_id, rand=rand))[0]
+        return compute_loss(model, self.mask_batch(tokens, condition, mask_id=mask_id, rand=rand))[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,30 +234,30 @@ class MaskedDiffusion:
         """What `Task.count` is per token."""
         return 1.0
 
-    def task(self, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand) -> Task:
+    def mask_batch(self, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand) -> MaskedBatch:
         """What one batch of clean `tokens` asks."""
-        t = stratified(rand("time"), rand.rows, rand.num_rows)
-        mask = only_present(rand("mask", tokens.shape[1]), tokens) < self.schedule(t)[:, None]
-        weight = likelihood_weight(self.schedule, t)[:, None] * mask
-        return Task(
+        t = stratify_times(rand("time"), rand.rows, rand.num_rows)
+        mask = exclude_absent(rand("mask", tokens.shape[1]), tokens) < self.schedule(t)[:, None]
+        weight = compute_likelihood_weight(self.schedule, t)[:, None] * mask
+        return MaskedBatch(
             clean=tokens,
-            visible=hidden(tokens, mask, self.corruption, mask_id, rand),
+            visible=corrupt_masked(tokens, mask, self.corruption, mask_id, rand),
             masked=mask,
             weight=weight,
             count=(tokens != ABSENT).sum().to(weight.dtype),
-            condition=dropped(condition, self.drop, rand),
+            condition=drop_condition(condition, self.drop, rand),
             rand=rand,
-            remember=remembered(self.self_condition, rand),
+            remember=choose_remembered_rows(self.self_condition, rand),
         )
 
     def __call__(
         self, model: Model, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand
     ) -> Loss:
         """The bound for one batch of clean `tokens`; `condition` holds class ids, or is None."""
-        return solve(model, self.task(tokens, condition, mask_id=mask_id, rand=rand))[0]
+        return compute_loss(model, self.mask_batch(tokens, condition, mask_id=mask_id, rand=rand))[0]
 
 
-def hidden(
+def corrupt_masked(
     clean: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], corruption: Corruption | None, mask_id: int, rand: Rand
 ) -> Int[Tensor, "b l"]:
     """The canvas: masked places show the mask, or what `corruption` puts there."""
@@ -257,12 +266,12 @@ def hidden(
     return corruption(clean, mask, mask_id=mask_id, rand=rand)
 
 
-def dropped(condition: Condition, share: float, rand: Rand) -> Condition:
+def drop_condition(condition: Condition, share: float, rand: Rand) -> Condition:
     """The condition, but NULL in a `share` of the rows."""
     return None if condition is None else torch.where(rand("drop") < share, NULL, condition)
 
 
-def remembered(share: float, rand: Rand) -> Bool[Tensor, "b"] | None:
+def choose_remembered_rows(share: float, rand: Rand) -> Bool[Tensor, "b"] | None:
     """The `share` of rows that get a memory."""
     return rand("self_condition") < share if share else None
 

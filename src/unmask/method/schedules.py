@@ -60,7 +60,7 @@ class Log:
     tokens: int
 
     def __post_init__(self) -> None:
-        at_least("Log", {"tokens": self.tokens}, least=2)
+        check_at_least("Log", {"tokens": self.tokens}, least=2)
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         return (-torch.log2(_time(t)) / math.log2(self.tokens)).clamp(0, 1)
@@ -73,7 +73,7 @@ class Exp:
     tokens: int
 
     def __post_init__(self) -> None:
-        at_least("Exp", {"tokens": self.tokens}, least=2)
+        check_at_least("Exp", {"tokens": self.tokens}, least=2)
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         t = _time(t)
@@ -109,20 +109,20 @@ Shape = Cosine | Power | Arccos | Log | Exp | Sigmoid
 
 def ratios(schedule: Schedule, steps: int) -> list[float]:
     """The fraction still masked after each of `steps` steps: g(1/steps), g(2/steps), ..., 0."""
-    at_least("ratios", {"steps": steps})
+    check_at_least("ratios", {"steps": steps})
     return [*schedule(torch.arange(1, steps, dtype=torch.float64) / steps).tolist(), 0.0]
 
 
-def annealed(start: float, steps: int) -> list[float]:
+def anneal_temperatures(start: float, steps: int) -> list[float]:
     """Temperatures that fall evenly to 0, which is greedy: start (1 - s/steps) for s = 1..steps.
 
     x-transformers' rule with its start 1; it stops at 0.001 where this takes the likeliest token.
     """
-    at_least("annealed", {"steps": steps})
+    check_at_least("anneal_temperatures", {"steps": steps})
     return [start * (1 - s / steps) for s in range(1, steps + 1)]
 
 
-def likelihood_weight(schedule: Schedule, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def compute_likelihood_weight(schedule: Schedule, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """-g'(t) / g(t): what a token masked at time t counts for in the likelihood bound (arXiv 2406.07524, eq. 10).
 
     By automatic differentiation, so for any schedule. For 1 - t it is 1 / (1 - t); for the cosine (pi/2) tan(pi t/2).
@@ -150,7 +150,7 @@ def check_ratios(ratios: Sequence[float]) -> None:
         raise ValueError(f"ratios {list(ratios)[:12]}: must lie in [0, 1], never rise, and end in 0")
 
 
-def reveal_counts(unknown: Int[Tensor, "b"], ratios: Sequence[float]) -> Int[Tensor, "steps b"]:
+def count_reveals(unknown: Int[Tensor, "b"], ratios: Sequence[float]) -> Int[Tensor, "steps b"]:
     """How many tokens each row reveals at each step, from its own number of `unknown` ones at the start.
 
     After step s a row holds floor(unknown * ratio_s) masked tokens, but every step reveals at least one, and leaves at
@@ -171,7 +171,7 @@ def reveal_counts(unknown: Int[Tensor, "b"], ratios: Sequence[float]) -> Int[Ten
     return -torch.cat([unknown[None], masked]).diff(dim=0)
 
 
-def at_least(name: str, numbers: Mapping[str, int], least: int = 1) -> None:
+def check_at_least(name: str, numbers: Mapping[str, int], least: int = 1) -> None:
     for field, number in numbers.items():
         if number < least:
             raise ValueError(f"{name}({field}={number}): {field} must be at least {least}")

@@ -15,7 +15,7 @@ from unmask.data.holes import blank, token_mask
 from unmask.data.tokens import rows_at_once
 from unmask.decoding.sampling import Sampling, ordered
 from unmask.errors import CheckpointError, ConfigError
-from unmask.method.guidance import Condition, Predict, guided, remembering
+from unmask.method.guidance import Condition, Predict, guided, guided_with_memory
 from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
@@ -169,7 +169,7 @@ class Pipeline:
         """The guided model for these labels; made anew for each batch, as a self-conditioned model remembers it."""
         check_null(self.model.config, labelled=labels is not None, guided=not sampling.unguided)
         remembers = isinstance(self.model, MaskedTransformer) and self.model.config.self_condition
-        make = remembering if remembers else guided
+        make = guided_with_memory if remembers else guided
         return make(self.model, labels, scale=1.0 if labels is None else sampling.scale)
 
     def blank(self, num: int) -> Int[Tensor, "b l"]:

@@ -15,7 +15,7 @@ SCORES = 1 << 22
 """Numbers of a matrix that a CPU has without gradients: fresh memory, as for more, costs it a fault for every page."""
 
 
-def rotary_angles(grid: tuple[int, ...], head_dim: int, extra: int) -> Float[Tensor, "n half"]:
+def compute_rotary_angles(grid: tuple[int, ...], head_dim: int, extra: int) -> Float[Tensor, "n half"]:
     """Rotation angles of `extra` positionless tokens (angle 0) followed by the cells of the grid in row-major order.
 
     Axis a turns its own head_dim / (2 axes) frequencies by its own coordinate; frequencies fall from 1 to about 1/100,

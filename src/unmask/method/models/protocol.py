@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 @runtime_checkable
-class Classed(Protocol):
+class HasClasses(Protocol):
     """A network's configuration: of so many classes, 0 for none."""
 
     @property
@@ -28,7 +28,7 @@ class Generator(Protocol):
     @property
     def mask_id(self) -> int: ...
     @property
-    def config(self) -> Classed: ...
+    def config(self) -> HasClasses: ...
 
     def __call__(
         self,

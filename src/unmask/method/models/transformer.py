@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unmask.method.masking import ABSENT
 from unmask.method.models.conditioning import ClassEmbedding
-from unmask.method.models.layers import Block, RMSNorm, rotary_angles
+from unmask.method.models.layers import Block, RMSNorm, compute_rotary_angles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class MaskedTransformer(nn.Module):
         self.critic = None
         if config.critic == "separate":
             self.critic = MaskedTransformer(replace(config, critic="only", self_condition=False), vocab_size, grid)
-        angles = rotary_angles(grid, dim // config.heads, self.extra)
+        angles = compute_rotary_angles(grid, dim // config.heads, self.extra)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 

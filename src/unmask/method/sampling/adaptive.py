@@ -13,11 +13,19 @@ from torch import Tensor
 
 from unmask.method.guidance import Predict
 from unmask.method.rand import Rand
-from unmask.method.sampling.decode import State, ask, check_temperatures, check_tokens, draw, first_by_score, refuse
-from unmask.method.sampling.priorities import Logits, Mask, negative_entropy
+from unmask.method.sampling.decode import (
+    State,
+    check_temperatures,
+    check_tokens,
+    choose_by_score,
+    predict_logits,
+    raise_if_not_finite,
+    sample_tokens,
+)
+from unmask.method.sampling.priorities import Logits, Mask, compute_negative_entropy
 
 Choice = tuple[Float[Tensor, "b l"], Int[Tensor, "b"]]
-Rule = Callable[[Logits, Mask], Choice]
+RevealRule = Callable[[Logits, Mask], Choice]
 """`rule(logits, masked) -> score, count`: reveal the `count` masked tokens of each row with the highest score."""
 
 
@@ -35,7 +43,7 @@ class EntropyBound:
             raise ValueError(f"EntropyBound(gamma={self.gamma}): must be a finite number of nats >= 0")
 
     def __call__(self, logits: Logits, masked: Mask) -> Choice:
-        score = negative_entropy(logits).double()
+        score = compute_negative_entropy(logits).double()
         rising = -score.masked_fill(~masked, -torch.inf).sort(dim=1, descending=True).values
         before = torch.nn.functional.pad(rising.cumsum(1)[:, :-1], (1, 0))  # in this order the last H is the largest
         return score, (before <= self.gamma).sum(1)
@@ -56,13 +64,13 @@ class Threshold:
         return score, ((score >= self.tau) & masked).sum(1)
 
 
-def adaptive(
+def decode_adaptive(
     predict: Predict,
     tokens: Int[Tensor, "b l"],
     *,
     mask_id: int,
     rand: Rand,
-    rule: Rule,
+    rule: RevealRule,
     max_steps: int | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -84,14 +92,14 @@ def adaptive(
     step = 0
     yield State(tokens, torch.zeros_like(masked), 0, 0.0)
     while left:
-        logits, bad = ask(predict, tokens, step / steps, mask_id)
+        logits, bad = predict_logits(predict, tokens, step / steps, mask_id)
         broken |= bad
         score, count = rule(logits, masked)
         least = -(-masked.sum(1) // (steps - step))
-        kept = first_by_score(score, masked, count.maximum(least))
-        drawn = draw(logits, warmth, top_k, top_p, rand.at(step)("token", tokens.shape[1]))
+        kept = choose_by_score(score, masked, count.maximum(least))
+        drawn = sample_tokens(logits, warmth, top_k, top_p, rand.at(step)("token", tokens.shape[1]))
         tokens = torch.where(kept, drawn, tokens)
         masked = masked & ~kept
         left, step = int(masked.sum()), step + 1
         yield State(tokens, kept, step, 1 - left / unknown)
-    refuse(broken)
+    raise_if_not_finite(broken)

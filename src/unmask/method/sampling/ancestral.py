@@ -19,7 +19,7 @@ from unmask.method.sampling.decode import State, check_tokens, decode
 from unmask.method.schedules import check_ratios
 
 
-def ancestral(
+def decode_ancestral(
     predict: Predict,
     tokens: Int[Tensor, "b l"],
     ratios: Sequence[float],

@@ -16,7 +16,7 @@ from unmask.method.sampling.decode import State
 Sampler = Callable[[Predict, Int[Tensor, "b l"]], Iterator[State]]
 
 
-def filled_up(predict: Predict, length: int, fill: int) -> Predict:
+def pad_canvas(predict: Predict, length: int, fill: int) -> Predict:
     """`predict` for canvases shorter than `length`, the network's own: the places behind them hold `fill`."""
 
     def prefix(tokens: Int[Tensor, "b l"], t: float) -> Float[Tensor, "b l k"]:
@@ -28,7 +28,7 @@ def filled_up(predict: Predict, length: int, fill: int) -> Predict:
     return prefix
 
 
-def blocks(sampler: Sampler, predict: Predict, tokens: Int[Tensor, "b l"], *, size: int) -> Iterator[State]:
+def decode_blocks(sampler: Sampler, predict: Predict, tokens: Int[Tensor, "b l"], *, size: int) -> Iterator[State]:
     """Run `sampler(predict, tokens)` on block after block of `size` places; the last block may be shorter.
 
     As in `blocks(lambda predict, tokens: decode(predict, tokens, ratios, mask_id=K, rand=rand), predict, tokens,

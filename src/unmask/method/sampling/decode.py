@@ -15,7 +15,7 @@ from torch import Tensor
 from unmask.method.guidance import Predict
 from unmask.method.rand import Rand
 from unmask.method.sampling.priorities import Confidence
-from unmask.method.schedules import reveal_counts
+from unmask.method.schedules import count_reveals
 
 Priority = Callable[..., Float[Tensor, "b l"]]
 """`priority(logits, sample, *, masked, t, rand) -> score`: the highest are revealed first.
@@ -64,7 +64,7 @@ def decode(
     that are no distribution.
     """
     masked = unknown = check_tokens(tokens, mask_id)
-    counts = ratios.cpu() if isinstance(ratios, Tensor) else reveal_counts(masked.sum(1), ratios)
+    counts = ratios.cpu() if isinstance(ratios, Tensor) else count_reveals(masked.sum(1), ratios)
     if not torch.equal(counts.sum(0), masked.sum(1).cpu()):
         raise ValueError("the counts of each row must add up to its masked tokens")
     steps = counts.any(1).nonzero().flatten().tolist()  # with more steps than unknown tokens some have nothing to do
@@ -75,21 +75,21 @@ def decode(
     for step in steps:
         noise = rand.at(step)
         t = (step + 1) / len(counts)
-        logits, bad = ask(predict, tokens, step / len(counts), mask_id)
+        logits, bad = predict_logits(predict, tokens, step / len(counts), mask_id)
         broken |= bad
-        drawn = draw(logits, temperatures[step], top_k, top_p, noise("token", tokens.shape[1]))
+        drawn = sample_tokens(logits, temperatures[step], top_k, top_p, noise("token", tokens.shape[1]))
         sample = torch.where(masked, drawn, tokens)
         score = priority(logits, sample, masked=masked, t=t, rand=noise)
         candidates = unknown if remask else masked
-        kept = first_by_score(score, candidates, counts[step])
+        kept = choose_by_score(score, candidates, counts[step])
         tokens = torch.where(candidates, torch.where(kept, sample, mask_id), tokens)
         yield State(tokens, kept & masked, step + 1, t)
         masked = candidates & ~kept
-    refuse(broken)
+    raise_if_not_finite(broken)
 
 
 @torch.no_grad()
-def ask(
+def predict_logits(
     predict: Predict, tokens: Int[Tensor, "b l"], t: float, mask_id: int
 ) -> tuple[Float[Tensor, "b l k"], Bool[Tensor, ""]]:
     """The logits, and whether any place has no distribution: NaN, +inf, or nothing but -inf. Does not wait for it."""
@@ -99,7 +99,7 @@ def ask(
     return logits, ~logits.amax(-1).isfinite().all()
 
 
-def refuse(broken: Bool[Tensor, ""]) -> None:
+def raise_if_not_finite(broken: Bool[Tensor, ""]) -> None:
     """ValueError if any logits were broken; called at the end, as it waits for the device."""
     if broken:
         raise ValueError(
@@ -107,7 +107,7 @@ def refuse(broken: Bool[Tensor, ""]) -> None:
         )
 
 
-def first_by_score(
+def choose_by_score(
     score: Float[Tensor, "b l"], masked: Bool[Tensor, "b l"], count: Int[Tensor, "b"]
 ) -> Bool[Tensor, "b l"]:
     """The `count` masked positions of each row with the highest score; no score, not even NaN, picks a known one."""
@@ -116,7 +116,7 @@ def first_by_score(
     return (rank < count[:, None]) & masked
 
 
-def draw(
+def sample_tokens(
     logits: Float[Tensor, "b l k"],
     temperature: float,
     top_k: int | None,

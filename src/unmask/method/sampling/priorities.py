@@ -16,7 +16,7 @@ from unmask.method.rand import Rand
 Logits = Float[Tensor, "b l k"]
 Canvas = Int[Tensor, "b l"]
 Mask = Bool[Tensor, "b l"]
-Score = Float[Tensor, "b l"]
+PriorityScore = Float[Tensor, "b l"]
 ROUNDS = 32
 
 
@@ -34,7 +34,7 @@ class Confidence:
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"Confidence(noise={self.noise}): must be a finite number >= 0; 0 is deterministic")
 
-    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         log_p = logits.gather(-1, sample[..., None])[..., 0] - logits.logsumexp(-1)
         if self.noise == 0 or t == 1:
             return log_p
@@ -57,7 +57,7 @@ class Moment:
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"Moment(noise={self.noise}): must be a finite number >= 0; 0 is deterministic")
 
-    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         log_p, alpha = logits.log_softmax(-1), self.noise * (1 - t)
         if alpha == 0:
             return log_p.amax(-1)
@@ -65,7 +65,7 @@ class Moment:
         return alpha * ((log_p * (1 + 1 / alpha)).logsumexp(-1) + gumbel)  # times alpha: finite as it falls to 0
 
 
-def moment_temperatures(noise: float, steps: int) -> list[float]:
+def compute_moment_temperatures(noise: float, steps: int) -> list[float]:
     """1/beta = alpha / (1 + alpha) for each step of `Moment(noise)`, and 1 in the last.
 
     There everything left is revealed: MaskGIT, whose law this follows, then takes its draws as they are.
@@ -78,7 +78,7 @@ def moment_temperatures(noise: float, steps: int) -> list[float]:
 class MaxLogit:
     """The largest raw logit, not normalised across positions: nanoMaskGIT's rule. `Margin` is the sounder relative."""
 
-    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         return logits.amax(-1)
 
 
@@ -86,11 +86,11 @@ class MaxLogit:
 class Margin:
     """Probability of the likeliest token minus that of the second (Kim et al., arXiv 2502.06768, section 4)."""
 
-    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         return _margin(logits)
 
 
-def _margin(logits: Logits) -> Score:
+def _margin(logits: Logits) -> PriorityScore:
     best = logits.softmax(-1).topk(min(2, logits.shape[-1]), dim=-1).values
     return best[..., 0] - best[..., 1:].sum(-1)
 
@@ -111,7 +111,7 @@ class MarginRepulsion:
         if not (1 <= len(self.grid) <= 3 and min(self.grid) >= 1 and self.radius >= 0):
             raise ValueError(f"{self}: needs one to three axes of at least one cell, and a radius >= 0")
 
-    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         cells = torch.Size(self.grid).numel()
         if cells != sample.shape[1]:
             raise ValueError(f"{self} has {cells} cells, but the canvas has {sample.shape[1]}")
@@ -124,7 +124,7 @@ class MarginRepulsion:
             left = left & ~(self._widest(now.float()) > 0)
         return key + cells * (2.0 * taken + left)
 
-    def _widest(self, x: Score) -> Score:
+    def _widest(self, x: PriorityScore) -> PriorityScore:
         """The largest value within the radius of each cell, axis by axis."""
         x = x.view(-1, *self.grid)
         for axis in range(1, x.dim()):
@@ -138,11 +138,11 @@ class MarginRepulsion:
 class Entropy:
     """Minus the entropy of the predicted distribution in nats: the surest position first."""
 
-    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
-        return negative_entropy(logits)
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
+        return compute_negative_entropy(logits)
 
 
-def negative_entropy(logits: Logits) -> Score:
+def compute_negative_entropy(logits: Logits) -> PriorityScore:
     """sum_v p log p in nats, at most 0."""
     log_p = logits.log_softmax(-1)
     return (log_p.exp() * log_p.clamp(min=-1e30)).sum(-1)  # the clamp keeps 0 * -inf from becoming NaN
@@ -152,7 +152,7 @@ def negative_entropy(logits: Logits) -> Score:
 class Random:
     """Uniformly random order, drawn anew in each step: the masked-diffusion order without its random counts."""
 
-    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         return rand("order", sample.shape[1])
 
 
@@ -160,7 +160,7 @@ class Random:
 class Raster:
     """Left to right, top to bottom, as an autoregressive model would."""
 
-    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         return -torch.arange(sample.shape[1], device=sample.device).float().expand(sample.shape)
 
 
@@ -178,15 +178,15 @@ class Halton:
         if not (1 <= len(self.grid) <= 3 and min(self.grid) >= 1):
             raise ValueError(f"Halton(grid={self.grid}): needs one to three axes of at least one cell")
 
-    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
-        order = halton_order(self.grid)
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
+        order = compute_halton_order(self.grid)
         if len(order) != sample.shape[1]:
             raise ValueError(f"Halton(grid={self.grid}) has {len(order)} cells, but the canvas has {sample.shape[1]}")
         return -order.argsort().to(sample.device).float().expand(sample.shape)
 
 
 @lru_cache(maxsize=32)
-def halton_order(grid: tuple[int, ...]) -> Int[Tensor, "l"]:
+def compute_halton_order(grid: tuple[int, ...]) -> Int[Tensor, "l"]:
     """Flat cell indices in the order in which the Halton points k = 1, 2, ... (bases 2, 3, 5) first enter them."""
     cells = torch.Size(grid).numel()
     points = 4 * cells + 16

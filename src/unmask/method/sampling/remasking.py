@@ -17,17 +17,24 @@ from torch import Tensor
 
 from unmask.method.guidance import Predict
 from unmask.method.rand import Rand
-from unmask.method.sampling.decode import State, ask, check_temperatures, check_tokens, draw, refuse
+from unmask.method.sampling.decode import (
+    State,
+    check_temperatures,
+    check_tokens,
+    predict_logits,
+    raise_if_not_finite,
+    sample_tokens,
+)
 from unmask.method.schedules import check_ratios
 
-Rule = Callable[[float, float, Float[Tensor, "b l"]], float | Float[Tensor, "b l"]]
+RemaskRule = Callable[[float, float, Float[Tensor, "b l"]], float | Float[Tensor, "b l"]]
 """`rule(before, after, confidence) -> sigma`, from the fractions masked before and after the step.
 
 `confidence` is the probability that a token had when it was drawn; infinite for one that is masked or was given.
 """
 
 
-def sigma_max(before: float, after: float) -> float:
+def compute_sigma_max(before: float, after: float) -> float:
     """The most that can be masked again: the schedule must still be met if every masked token stays masked."""
     return 1.0 if before == 1 else min(1.0, after / (1 - before))
 
@@ -47,7 +54,7 @@ class Cap:
         _check_eta(self, self.eta)
 
     def __call__(self, before: float, after: float, confidence: Float[Tensor, "b l"]) -> float:
-        return min(self.eta, sigma_max(before, after))
+        return min(self.eta, compute_sigma_max(before, after))
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Rescale:
         _check_eta(self, self.eta)
 
     def __call__(self, before: float, after: float, confidence: Float[Tensor, "b l"]) -> float:
-        return self.eta * sigma_max(before, after)
+        return self.eta * compute_sigma_max(before, after)
 
 
 @dataclass(frozen=True)
@@ -71,21 +78,21 @@ class ConfidenceWeighted:
     masked than the schedule says, until the last step.
     """
 
-    rule: Rule = Rescale(1.0)
+    rule: RemaskRule = Rescale(1.0)
 
     def __call__(self, before: float, after: float, confidence: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
         weight = (-confidence).softmax(1).nan_to_num(0.0)  # a row with nothing revealed has no weights
         return weight * self.rule(before, after, confidence)
 
 
-def remdm(
+def decode_remasking(
     predict: Predict,
     tokens: Int[Tensor, "b l"],
     ratios: Sequence[float],
     *,
     mask_id: int,
     rand: Rand,
-    rule: Rule,
+    rule: RemaskRule,
     temperature: float | Sequence[float] = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -104,11 +111,11 @@ def remdm(
     yield State(tokens, torch.zeros_like(masked), 0, 0.0)
     for step, (before, after) in enumerate(pairwise([1.0, *ratios])):
         noise = rand.at(step)
-        logits, bad = ask(predict, tokens, step / len(ratios), mask_id)
+        logits, bad = predict_logits(predict, tokens, step / len(ratios), mask_id)
         broken |= bad
-        drawn = draw(logits, temperatures[step], top_k, top_p, noise("token", tokens.shape[1]))
+        drawn = sample_tokens(logits, temperatures[step], top_k, top_p, noise("token", tokens.shape[1]))
         p = (logits.gather(-1, drawn[..., None])[..., 0] - logits.logsumexp(-1)).exp()
-        sigma = (torch.zeros_like(u) + rule(before, after, confidence)).clamp(0, sigma_max(before, after))
+        sigma = (torch.zeros_like(u) + rule(before, after, confidence)).clamp(0, compute_sigma_max(before, after))
         stay = after - sigma * (1 - before)
         shown = masked & (u >= stay)
         v = noise("remask", tokens.shape[1])
@@ -118,10 +125,10 @@ def remdm(
         tokens = torch.where(shown, drawn, tokens.masked_fill(hidden, mask_id))
         masked = (masked & ~shown) | hidden
         yield State(tokens, shown, step + 1, (step + 1) / len(ratios))
-    refuse(broken)
+    raise_if_not_finite(broken)
 
 
-def edited(
+def edit_tokens(
     logits: Float[Tensor, "b l k"], tokens: Int[Tensor, "b l"], editable: Bool[Tensor, "b l"], margin: float
 ) -> Int[Tensor, "b l"]:
     """Replace each `editable` token by the likeliest one where that is more probable by over `margin` (0 to 1).
