@@ -91,7 +91,7 @@ class MaskedTransformer(nn.Module):
     def __init__(self, config: TransformerConfig, vocab_size: int, grid: tuple[int, ...]):
         super().__init__()
         if vocab_size < 1 or not 1 <= len(grid) <= 3 or min(grid) < 1:
-            raise ValueError(f"vocab_size {vocab_size}, grid {grid}: must be at least 1, and 1 to 3 axes of at least 1 cell")
+            raise ValueError(f"vocab_size {vocab_size}, grid {grid}: must be >= 1, and 1 to 3 axes of at least 1 cell")
         if config.rotary and config.dim // config.heads < 2 * len(grid):
             raise ValueError(
                 f"dim {config.dim} with {config.heads} heads has no rotary pair for each axis of the grid {grid}: "

@@ -1,7 +1,7 @@
-"""Decoding in which the network's own doubt decides how many tokens a step reveals, each row for itself.
+"""Adaptive decoding: the uncertainty of the model decides for each row how many tokens a step reveals.
 
-Sure rows end after a few passes, doubtful ones take one token at a time. The rules look at the distributions and not at
-the draws: choose, then sample.
+Certain rows end after a few forward passes, uncertain ones reveal one token at a time. The rules look at the
+distributions, not at the samples: choose, then sample.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,33 +31,35 @@ RevealRule = Callable[[Logits, Mask], Choice]
 
 @dataclass(frozen=True)
 class EntropyBound:
-    """The surest tokens, as long as sum H - max H <= gamma nats over them (EB-Sampler, arXiv 2505.24857).
+    """Reveal the most certain tokens while sum H - max H <= gamma nats over them (EB-Sampler, arXiv 2505.24857).
 
-    The difference bounds what drawing them independently can lose; 0 reveals one token, and those without any doubt.
+    The difference bounds the error of sampling them independently.
     """
 
     gamma: float
+    """Bound in nats, at least 0. 0 reveals one token and those with entropy 0."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma < float("inf"):
-            raise ValueError(f"EntropyBound(gamma={self.gamma}): must be a finite number of nats >= 0")
+            raise ValueError(f"EntropyBound(gamma={self.gamma}): must be a finite number >= 0, in nats")
 
     def __call__(self, logits: Logits, masked: Mask) -> Choice:
         score = compute_negative_entropy(logits).double()
         rising = -score.masked_fill(~masked, -torch.inf).sort(dim=1, descending=True).values
-        before = torch.nn.functional.pad(rising.cumsum(1)[:, :-1], (1, 0))  # in this order the last H is the largest
+        before = torch.nn.functional.pad(rising.cumsum(1)[:, :-1], (1, 0))  # sorted, so the last H is the largest
         return score, (before <= self.gamma).sum(1)
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """All tokens whose likeliest value has a probability >= tau (Fast-dLLM, arXiv 2505.22618, section 3.3; 0.9)."""
+    """Reveal all tokens whose likeliest value has a probability >= tau (Fast-dLLM, arXiv 2505.22618, section 3.3)."""
 
     tau: float = 0.9
+    """Probability above 0 and at most 1 (the paper's 0.9)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.tau <= 1:
-            raise ValueError(f"Threshold(tau={self.tau}): must be a probability in (0, 1]")
+            raise ValueError(f"Threshold(tau={self.tau}): must be a probability above 0 and at most 1")
 
     def __call__(self, logits: Logits, masked: Mask) -> Choice:
         score = logits.softmax(-1).amax(-1)
@@ -76,15 +78,16 @@ def decode_adaptive(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Iterator[State]:
-    """Reveal in each step as many tokens as the rule says, but at least one of each row, until none is masked.
+    """Reveal in each step the tokens that the rule chooses, at least one per row, until none is masked.
 
-    `max_steps` bounds the forward passes (l by default): a row reveals more than the rule says where it must, to be
-    done in time. `State.t` is the known fraction of the batch's unknown tokens, but `predict` is told step / max_steps,
-    so that no row depends on the others. Waits for the device once per step. Raises as `decode` does.
+    `max_steps` bounds the number of forward passes (default: one per token). A row reveals more tokens than the rule
+    chooses only if it could not end in time otherwise. `State.t` is the revealed fraction of all unknown tokens of the
+    batch. `predict` gets step / max_steps instead, so that no row depends on the others. Waits for the device once per
+    step. Raises as `decode` does.
     """
     steps = tokens.shape[1] if max_steps is None else max_steps
     if max_steps is not None and max_steps < 1:
-        raise ValueError(f"max_steps={max_steps}: must be at least 1, or None for as many as there are tokens")
+        raise ValueError(f"max_steps={max_steps}: must be at least 1, or None for one step per token")
     (warmth,) = check_temperatures(temperature, 1)
     masked = check_tokens(tokens, mask_id)
     unknown = left = int(masked.sum())
