@@ -75,7 +75,7 @@ def test_one_forward_pass_per_event():
         return predict(tokens, t)
 
     states = run(torch.full((1, LENGTH), K), S.ratios(S.Cosine(), 100_000), predict=watched)
-    assert len(times) == LENGTH, "with so many steps no two tokens share one"
+    assert len(times) == LENGTH, "with this many steps no two tokens share one"
     assert [int(s.revealed.sum()) for s in states[1:]] == [1] * LENGTH
     u = seeded(0, 1)("reveal", LENGTH)[0].sort(descending=True).values
     falls = torch.arccos(u) * 2 / math.pi  # the cosine schedule passes u at this time

@@ -37,7 +37,7 @@ def test_rotary_products_depend_on_the_offset_only(grid):
             product = products[(*a, *b)].item()
             assert seen.setdefault(offset, product) == pytest.approx(product, abs=1e-5)
     values = torch.tensor(list(seen.values()))
-    assert values.unique().numel() == len(seen), "each offset along each axis has a product of its own"
+    assert values.unique().numel() == len(seen), "each offset along each axis has its own product"
 
 
 def test_registers_are_not_rotated_and_cells_are():

@@ -262,7 +262,7 @@ def first_tokens(p: torch.Tensor, priority, temperature: float, rows: int = 60_0
 
 @pytest.mark.parametrize("noise", [1.0, 2.0, 4.5])
 def test_laws_of_the_first_token(noise):
-    """Both samplers against their own enumerated law, and against that of the other: with 2 masked they differ."""
+    """Both samplers against their own enumerated law, and against the law of the other: with 2 masked they differ."""
     p = torch.tensor([[0.94, 0.03, 0.03], [0.5, 0.3, 0.2]], dtype=torch.float64)
     laws = [law_of_confidence(p, noise / 2), law_of_moment(p, noise / 2)]
     seen = [
