@@ -16,9 +16,9 @@ from unmask.cli.scoring import opened_subject
 from unmask.decoding.sampling import Adaptive, Ancestral, Sampling
 from unmask.evaluation.scoring import score_subject
 from unmask.experiments import text as text_experiment
-from unmask.method.likelihood import exact
+from unmask.method.likelihood import compute_exact_nll
 from unmask.method.rand import Rand
-from unmask.method.sampling.priorities import Confidence, Halton, Margin, Raster, moment_temperatures
+from unmask.method.sampling.priorities import Confidence, Halton, Margin, Raster, compute_moment_temperatures
 from unmask.method.schedules import Power, ratios
 from unmask.pipelines.text import TextPipeline
 from unmask.recipes.reading import load_recipe, read_config
@@ -163,7 +163,7 @@ def test_score_is_the_likelihood_of_the_held_out_rows(run, capsys, tmp_path):
     pipeline = TextPipeline.from_pretrained(run, device="cpu", dtype=torch.float32)
     index = torch.arange(6) * len(ready.test) // 6
     tokens, _ = ready.test.rows(index, torch.device("cpu"))
-    nats = exact(
+    nats = compute_exact_nll(
         pipeline.predict(),
         tokens,
         ratios(Power(), 4),
@@ -202,14 +202,14 @@ def test_one_rank_and_two_score_alike(run):
     """The rows are shared out, and the sum over ranks is that of one process."""
     from unmask.cli.scoring import opened_subject
     from unmask.evaluation.scoring import _nats
-    from unmask.method.likelihood import bound
+    from unmask.method.likelihood import estimate_bound
 
     here = World(rank=0, size=1, device=torch.device("cpu"))
     subject, _, _ = opened_subject(run, here)
     index = torch.arange(5)
 
     def measure(predict, tokens, rand):
-        return bound(predict, tokens, mask_id=subject.mask_id, rand=rand, passes=2).mean(1)
+        return estimate_bound(predict, tokens, mask_id=subject.mask_id, rand=rand, passes=2).mean(1)
 
     whole = _nats(subject, subject.plain, index, measure, 0, here)
     parts = []
@@ -299,9 +299,9 @@ def test_a_training_may_start_from_another_of_the_same_tokenizer(run, tmp_path, 
 def test_the_moment_order_brings_its_temperatures(run):
     pipeline = TextPipeline.from_pretrained(run)
     sampling = applied(SamplingFlags(order="moment", noise=2.0, steps=4), pipeline)
-    assert sampling._temperatures(4) == tuple(moment_temperatures(2.0, 4))
+    assert sampling._temperatures(4) == tuple(compute_moment_temperatures(2.0, 4))
     cold = applied(SamplingFlags(order="moment", noise=2.0, steps=4, temperature=0.5), pipeline)
-    assert cold._temperatures(4) == tuple(x / 2 for x in moment_temperatures(2.0, 4))
+    assert cold._temperatures(4) == tuple(x / 2 for x in compute_moment_temperatures(2.0, 4))
     assert applied(SamplingFlags(order="entropy"), pipeline)._temperatures(4) == 1.0
 
 
@@ -388,7 +388,7 @@ def test_score_divides_the_sum_of_all_rows_once(tmp_path):
     subject, _, _ = opened_subject(run, World(rank=0, size=1, device=torch.device("cpu")))
     index = torch.arange(10) * len(subject.rows) // 10
     tokens, _ = subject.rows.rows(index, torch.device("cpu"))
-    nats = exact(subject.predict(None), tokens, ratios(Power(), 2), mask_id=subject.mask_id,
+    nats = compute_exact_nll(subject.predict(None), tokens, ratios(Power(), 2), mask_id=subject.mask_id,
                  rand=Rand(0, index, len(subject.rows)), priority=Raster())  # fmt: skip
     row = next(row for row in table if row["order"] == "raster")
     assert float(row["nats"]) == pytest.approx(float(nats.sum() / (tokens >= 0).sum()), rel=1e-6)

@@ -72,7 +72,7 @@ def test_the_surest_first_beats_random_order(output: str) -> None:
 
 
 def test_the_canvas_fills_in_and_no_letter_is_taken_back(output: str) -> None:
-    canvases = strip(output, "One canvas filling in")
+    canvases = strip(output, "One canvas, filled in 8 steps")
     assert set(canvases[0]) == {"·"}
     assert set(canvases[-1]) <= set("ABCDEFGH")
     assert len(canvases) == 9
@@ -82,7 +82,7 @@ def test_the_canvas_fills_in_and_no_letter_is_taken_back(output: str) -> None:
 
 
 def test_inpainting_keeps_what_is_known(output: str) -> None:
-    whole, holed, filled = strip(output, "A word, a hole in it")
+    whole, holed, filled = strip(output, "A word, a mask")
     known = [i for i, cell in enumerate(holed) if cell != "·"]
     assert 0 < len(known) < 16
     assert all(whole[i] == holed[i] == filled[i] for i in known)

@@ -17,7 +17,7 @@ from unmask.decoding.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_5
 from unmask.decoding.sampling import Sampling, ValeoaiV1
 from unmask.errors import ConfigError
 from unmask.method.models.transformer import MaskedTransformer
-from unmask.method.schedules import Arccos, Cosine, Power, reveal_counts
+from unmask.method.schedules import Arccos, Cosine, Power, count_reveals
 from unmask.pipelines.image import Pipeline
 from unmask.recipes.reading import find_recipe, list_recipes, load_recipe
 from unmask.recipes.schema import Recipe, TokenizerRecipe
@@ -30,7 +30,7 @@ every_preset = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 
 def revealed(sampling, tokens, unknown=None):
     """Tokens per step of a row with so many unknown ones."""
-    counts = reveal_counts(torch.tensor([tokens if unknown is None else unknown]), sampling.ratios(tokens))
+    counts = count_reveals(torch.tensor([tokens if unknown is None else unknown]), sampling.ratios(tokens))
     return counts[:, 0].tolist()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from unmask.decoding.rules import DrawnLogit, RolledHalton, StepConfidence, annealing, lagging, spanning
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import decode
-from unmask.method.sampling.priorities import Confidence, Halton, halton_order
+from unmask.method.sampling.priorities import Confidence, Halton, compute_halton_order
 
 
 def scores(priority, logits, sample, t, seed=0):
@@ -110,7 +110,7 @@ def rolled_states(num, seed=0):
 
 
 def test_each_image_enters_the_halton_sequence_at_its_own_place_and_keeps_to_it():
-    states, order = rolled_states(64), halton_order(GRID)
+    states, order = rolled_states(64), compute_halton_order(GRID)
     starts = set()
     for row in range(64):
         seen = [[int(i) for i in state.revealed[row].nonzero().flatten()] for state in states[1:]]
@@ -124,7 +124,7 @@ def test_each_image_enters_the_halton_sequence_at_its_own_place_and_keeps_to_it(
 def test_an_unrolled_sequence_is_halton_s():
     t = torch.zeros(1, 16, dtype=torch.long)
     plain = scores(Halton(GRID), torch.zeros(1, 16, 2), t, 0.5).argsort(descending=True)
-    assert torch.equal(plain[0], halton_order(GRID))
+    assert torch.equal(plain[0], compute_halton_order(GRID))
     rolled = scores(RolledHalton(GRID), torch.zeros(1, 16, 2), t, 0.5).argsort(descending=True)[0]
     assert any(torch.equal(rolled, plain[0].roll(-s)) for s in range(16))
 

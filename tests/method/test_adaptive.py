@@ -11,8 +11,8 @@ from scipy import stats
 from toy_joint import JOINT, exact, fits, word_counts
 
 from unmask.method.rand import Rand, seeded
-from unmask.method.sampling.adaptive import EntropyBound, Threshold, adaptive
-from unmask.method.sampling.decode import first_by_score
+from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adaptive
+from unmask.method.sampling.decode import choose_by_score
 
 K, LENGTH = 7, 12
 TABLE = torch.randn(K + 1, K, generator=torch.Generator().manual_seed(0))
@@ -33,12 +33,12 @@ def canvas() -> torch.Tensor:
 
 
 def run(tokens, rule, rand=None, predict=predict, **options):
-    return list(adaptive(predict, tokens, mask_id=K, rand=rand or seeded(0, len(tokens)), rule=rule, **options))
+    return list(decode_adaptive(predict, tokens, mask_id=K, rand=rand or seeded(0, len(tokens)), rule=rule, **options))
 
 
 def chosen(rule, p: torch.Tensor, masked: torch.Tensor) -> set[int]:
     score, count = rule(p.log()[None].float(), masked[None])
-    return set(first_by_score(score, masked[None], count)[0].nonzero().flatten().tolist())
+    return set(choose_by_score(score, masked[None], count)[0].nonzero().flatten().tolist())
 
 
 some_rows = st.tuples(st.integers(0, 10_000), st.integers(1, 10), st.floats(0.1, 6))
@@ -89,7 +89,7 @@ def test_no_doubt_reveals_all_at_once_and_full_doubt_one_by_one():
 def test_a_bound_of_zero_has_the_joint_law():
     rows = 20_000
     for rule, exactly in ((EntropyBound(0.0), True), (EntropyBound(2.0), False)):
-        *_, end = adaptive(exact, torch.full((rows, 3), 2), mask_id=2, rand=seeded(0, rows), rule=rule)
+        *_, end = decode_adaptive(exact, torch.full((rows, 3), 2), mask_id=2, rand=seeded(0, rows), rule=rule)
         assert (fits(word_counts(end.tokens), JOINT) > 1e-3) == exactly
 
 

@@ -10,8 +10,8 @@ from toy_joint import JOINT, enumerated, exact, fits, word_counts
 
 from unmask.method import schedules as S
 from unmask.method.rand import Rand, seeded
-from unmask.method.sampling.ancestral import ancestral
-from unmask.method.sampling.decode import decode, draw
+from unmask.method.sampling.ancestral import decode_ancestral
+from unmask.method.sampling.decode import decode, sample_tokens
 from unmask.method.sampling.priorities import Random
 
 K, LENGTH = 11, 24
@@ -30,13 +30,13 @@ def canvas(rows: int = 5) -> torch.Tensor:
 
 
 def run(tokens, ratios, rand=None, predict=predict, **options):
-    return list(ancestral(predict, tokens, ratios, mask_id=K, rand=rand or seeded(0, len(tokens)), **options))
+    return list(decode_ancestral(predict, tokens, ratios, mask_id=K, rand=rand or seeded(0, len(tokens)), **options))
 
 
 @pytest.mark.parametrize("ratios", [[0.0], [0.6, 0.0], [0.9, 0.5, 0.5, 0.1, 0.0]], ids=str)
 def test_the_law_is_the_enumerated_one(ratios):
     rows = 20_000
-    *_, end = ancestral(exact, torch.full((rows, 3), 2), ratios, mask_id=2, rand=seeded(0, rows))
+    *_, end = decode_ancestral(exact, torch.full((rows, 3), 2), ratios, mask_id=2, rand=seeded(0, rows))
     law = enumerated(ratios, lambda before, after: 0.0)
     assert fits(word_counts(end.tokens), law) > 1e-3
     assert fits(word_counts(end.tokens), JOINT) < 1e-9, "tokens drawn together do not see each other"
@@ -46,7 +46,7 @@ def test_the_law_is_the_enumerated_one(ratios):
 def test_one_token_a_pass_has_the_joint_law(fine):
     rows, start = 4_000, torch.full((4_000, 3), 2)
     if fine:
-        *_, end = ancestral(exact, start, S.ratios(S.Power(), 500), mask_id=2, rand=seeded(0, rows))
+        *_, end = decode_ancestral(exact, start, S.ratios(S.Power(), 500), mask_id=2, rand=seeded(0, rows))
     else:
         *_, end = decode(exact, start, S.ratios(S.Power(), 3), mask_id=2, rand=seeded(0, rows), priority=Random())
     assert fits(word_counts(end.tokens), JOINT) > 1e-3
@@ -75,7 +75,7 @@ def test_one_forward_pass_per_event():
         return predict(tokens, t)
 
     states = run(torch.full((1, LENGTH), K), S.ratios(S.Cosine(), 100_000), predict=watched)
-    assert len(times) == LENGTH, "with so many steps no two tokens share one"
+    assert len(times) == LENGTH, "with this many steps no two tokens share one"
     assert [int(s.revealed.sum()) for s in states[1:]] == [1] * LENGTH
     u = seeded(0, 1)("reveal", LENGTH)[0].sort(descending=True).values
     falls = torch.arccos(u) * 2 / math.pi  # the cosine schedule passes u at this time
@@ -136,7 +136,7 @@ def test_a_token_of_1e_7_comes_at_its_rate(place):
     p = torch.tensor([1 - RARE, RARE] if place else [RARE, 1 - RARE], dtype=torch.float64)
     u = seeded(0, 1)("token", TRIALS) * 2.0**-14
     u = 1 - u if place else u
-    hits = int((draw(p.log().float().expand(1, TRIALS, 2), 1.0, None, None, u) == place).sum())
+    hits = int((sample_tokens(p.log().float().expand(1, TRIALS, 2), 1.0, None, None, u) == place).sum())
     assert is_rare_enough(hits), hits
 
 

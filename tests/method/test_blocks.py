@@ -6,22 +6,23 @@ from toy_joint import JOINT, exact, fits, word_counts
 
 from unmask.method import schedules as S
 from unmask.method.rand import Rand, seeded
-from unmask.method.sampling.adaptive import EntropyBound, Threshold, adaptive
-from unmask.method.sampling.ancestral import ancestral
-from unmask.method.sampling.blocks import blocks, filled_up
+from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adaptive
+from unmask.method.sampling.ancestral import decode_ancestral
+from unmask.method.sampling.blocks import decode_blocks, pad_canvas
 from unmask.method.sampling.decode import decode
 from unmask.method.sampling.priorities import Entropy
-from unmask.method.sampling.remasking import Rescale, remdm
+from unmask.method.sampling.remasking import Rescale, decode_remasking
 
 K, LENGTH = 7, 20
 TABLE = torch.randn(K + 1, K, generator=torch.Generator().manual_seed(0))
 RATIOS = S.ratios(S.Cosine(), 3)
 SAMPLERS = {
     "decode": lambda rand: lambda predict, tokens: decode(predict, tokens, RATIOS, mask_id=K, rand=rand),
-    "ancestral": lambda rand: lambda predict, tokens: ancestral(predict, tokens, RATIOS, mask_id=K, rand=rand),
-    "remdm": lambda rand: lambda predict, tokens: remdm(predict, tokens, RATIOS, mask_id=K, rand=rand,
-                                                        rule=Rescale(0.5)),
-    "adaptive": lambda rand: lambda predict, tokens: adaptive(predict, tokens, mask_id=K, rand=rand, rule=Threshold()),
+    "ancestral": lambda rand: lambda predict, tokens: decode_ancestral(predict, tokens, RATIOS, mask_id=K, rand=rand),
+    "remasking": lambda rand: lambda predict, tokens: decode_remasking(predict, tokens, RATIOS, mask_id=K, rand=rand,
+                                                                   rule=Rescale(0.5)),
+    "adaptive": lambda rand: lambda predict, tokens: decode_adaptive(predict, tokens, mask_id=K, rand=rand,
+                                                                     rule=Threshold()),
 }  # fmt: skip
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
@@ -43,13 +44,13 @@ def canvas() -> torch.Tensor:
 def test_contract(name, size):
     start = canvas()
     kept = start.clone()
-    states = list(blocks(SAMPLERS[name](seeded(0, 6)), predict, start, size=size))
+    states = list(decode_blocks(SAMPLERS[name](seeded(0, 6)), predict, start, size=size))
     end = states[-1].tokens
     assert torch.equal(start, kept)
     assert (end < K).all()
     assert torch.equal(end[start < K], start[start < K])
     assert [s.step for s in states] == list(range(len(states)))
-    assert name == "remdm" or all(s.revealed.any() for s in states[1:]), "no state comes twice"
+    assert name == "remasking" or all(s.revealed.any() for s in states[1:]), "no state comes twice"
     times = [s.t for s in states]
     assert times == sorted(times)
     assert times[-1] == pytest.approx(1) or name == "ancestral"
@@ -62,7 +63,7 @@ def test_contract(name, size):
         assert not state.revealed[:, :done].any()
         assert not state.revealed[:, end_of_block:].any()
     for rows in ([0, 1], [5], [3, 1]):
-        *_, alone = blocks(SAMPLERS[name](Rand(0, torch.tensor(rows), 6)), predict, start[rows], size=size)
+        *_, alone = decode_blocks(SAMPLERS[name](Rand(0, torch.tensor(rows), 6)), predict, start[rows], size=size)
         assert torch.equal(alone.tokens, end[rows])
 
 
@@ -70,7 +71,7 @@ def test_contract(name, size):
 def test_one_block_is_the_sampler_itself(name):
     sampler = SAMPLERS[name](seeded(2, 6))
     *_, whole = sampler(predict, canvas())
-    *_, block = blocks(sampler, predict, canvas(), size=LENGTH)
+    *_, block = decode_blocks(sampler, predict, canvas(), size=LENGTH)
     assert torch.equal(whole.tokens, block.tokens)
 
 
@@ -81,7 +82,7 @@ def test_blocks_of_one_follow_the_joint_law_and_two_at_once_do_not():
         return decode(predict, tokens, [0.0], mask_id=2, rand=seeded(0, rows))
 
     for size, exactly in ((1, True), (2, False)):
-        *_, end = blocks(at_once, exact, torch.full((rows, 3), 2), size=size)
+        *_, end = decode_blocks(at_once, exact, torch.full((rows, 3), 2), size=size)
         assert (fits(word_counts(end.tokens), JOINT) > 1e-3) == exactly
 
 
@@ -89,9 +90,9 @@ def test_careful_blocks_follow_the_joint_law():
     rows = 20_000
 
     def careful(predict, tokens):
-        return adaptive(predict, tokens, mask_id=2, rand=seeded(0, rows), rule=EntropyBound(0.0))
+        return decode_adaptive(predict, tokens, mask_id=2, rand=seeded(0, rows), rule=EntropyBound(0.0))
 
-    *_, end = blocks(careful, exact, torch.full((rows, 3), 2), size=2)
+    *_, end = decode_blocks(careful, exact, torch.full((rows, 3), 2), size=2)
     assert fits(word_counts(end.tokens), JOINT) > 1e-3
 
 
@@ -104,7 +105,7 @@ def test_predict_sees_what_was_given_behind_the_block_and_the_time_of_the_whole(
 
     start = torch.full((1, LENGTH), K)
     start[0, 15] = 3
-    list(blocks(SAMPLERS["decode"](seeded(0, 1)), watched, start, size=10))
+    list(decode_blocks(SAMPLERS["decode"](seeded(0, 1)), watched, start, size=10))
     assert all(tokens[0, 15] == 3 for tokens, _ in seen)
     assert [t for _, t in seen] == pytest.approx([s / 6 for s in range(6)])
     assert all((tokens[0, 10:15] == K).all() for tokens, _ in seen[:3])
@@ -112,21 +113,21 @@ def test_predict_sees_what_was_given_behind_the_block_and_the_time_of_the_whole(
 
 def test_a_block_of_no_tokens_is_refused():
     with pytest.raises(ValueError, match="size"):
-        list(blocks(SAMPLERS["decode"](seeded(0, 6)), predict, canvas(), size=0))
+        list(decode_blocks(SAMPLERS["decode"](seeded(0, 6)), predict, canvas(), size=0))
 
 
 @pytest.mark.parametrize("fill", [K, 2])
-def test_filled_up(fill):
+def test_pad_canvas(fill):
     short = canvas()[:, :8]
     whole = torch.cat([short, torch.full((6, LENGTH - 8), fill)], dim=1)
-    assert torch.equal(filled_up(predict, LENGTH, fill)(short, 0.5), predict(whole, 0.5)[:, :8])
-    assert torch.equal(filled_up(predict, LENGTH, fill)(canvas(), 0.5), predict(canvas(), 0.5))
+    assert torch.equal(pad_canvas(predict, LENGTH, fill)(short, 0.5), predict(whole, 0.5)[:, :8])
+    assert torch.equal(pad_canvas(predict, LENGTH, fill)(canvas(), 0.5), predict(canvas(), 0.5))
     ratios = S.ratios(S.Power(), 4)
-    *_, end = decode(filled_up(predict, LENGTH, fill), short, ratios, mask_id=K, rand=seeded(0, 6), priority=Entropy())
+    *_, end = decode(pad_canvas(predict, LENGTH, fill), short, ratios, mask_id=K, rand=seeded(0, 6), priority=Entropy())
     assert end.tokens.shape == short.shape
     assert (end.tokens < K).all()
 
 
 def test_a_canvas_beyond_the_network_is_refused():
     with pytest.raises(ValueError, match="does not fit"):
-        filled_up(predict, 10, K)(canvas(), 0.5)
+        pad_canvas(predict, 10, K)(canvas(), 0.5)

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unmask.method.critic import Critic, CriticScore, WithCritic, filled
+from unmask.method.critic import Critic, CriticScore, WithCritic, fill_masked
 from unmask.method.guidance import NULL, guided
 from unmask.method.masking import ABSENT
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.objectives import Corruption, Loss, MaskedDiffusion, MaskGIT
 from unmask.method.rand import Rand, seeded
 from unmask.method.sampling.decode import decode
-from unmask.method.schedules import Cosine, Power, annealed, ratios, reveal_counts
+from unmask.method.schedules import Cosine, Power, anneal_temperatures, count_reveals, ratios
 from unmask.storage.config import dump_json, from_json
 
 K, LENGTH, CLASSES = 5, 8, 3
@@ -66,13 +66,13 @@ def test_the_loss_is_the_generators_plus_a_cross_entropy_with_right_labels(gener
     condition = torch.arange(rows) % CLASSES
     loss = WithCritic(generator=generator, weight=0.7)(spy, clean(rows), condition, mask_id=K, rand=rand)
     alone = generator(build(), clean(rows), condition, mask_id=K, rand=rand)
-    task = generator.task(clean(rows), condition, mask_id=K, rand=rand)
+    batch = generator.mask_batch(clean(rows), condition, mask_id=K, rand=rand)
     ((canvas, seen, at, said),) = spy.judged
     assert at.all()
-    assert torch.equal(seen, task.condition), "the critic sees the generator's condition"
+    assert torch.equal(seen, batch.condition), "the critic sees the generator's condition"
     assert (canvas < K).all(), "and no mask"
-    assert torch.equal(canvas[~task.masked], task.clean[~task.masked]), "and visible tokens as they are"
-    right = (canvas == task.clean).flatten()
+    assert torch.equal(canvas[~batch.masked], batch.clean[~batch.masked]), "and visible tokens as they are"
+    right = (canvas == batch.clean).flatten()
     assert 0.02 < (~right).double().mean() < 0.98
     nats = sum(math.log1p(math.exp(-x if ok else x)) for x, ok in zip(said.tolist(), right.tolist(), strict=True))
     assert loss.count == alone.count
@@ -83,13 +83,13 @@ def test_the_loss_is_the_generators_plus_a_cross_entropy_with_right_labels(gener
 def test_visible_tokens_are_right_by_definition(generator):
     """x-transformers compares them with draws that the canvas does not show: a part of them would be called wrong."""
     rows = 200
-    task = generator.task(clean(rows), None, mask_id=K, rand=seeded(1, rows))
-    logits = torch.zeros(int(task.at.sum()), K)
-    canvas = filled(task, logits)
-    assert (canvas == task.clean)[~task.masked].all()
-    everywhere = dataclasses.replace(task, masked=torch.ones_like(task.masked))
-    theirs = filled(everywhere, torch.zeros(task.masked.numel(), K)) == task.clean
-    assert theirs[~task.masked].double().mean().item() == pytest.approx(1 / K, abs=0.06)
+    batch = generator.mask_batch(clean(rows), None, mask_id=K, rand=seeded(1, rows))
+    logits = torch.zeros(int(batch.at.sum()), K)
+    canvas = fill_masked(batch, logits)
+    assert (canvas == batch.clean)[~batch.masked].all()
+    everywhere = dataclasses.replace(batch, masked=torch.ones_like(batch.masked))
+    theirs = fill_masked(everywhere, torch.zeros(batch.masked.numel(), K)) == batch.clean
+    assert theirs[~batch.masked].double().mean().item() == pytest.approx(1 / K, abs=0.06)
 
 
 @every_generator
@@ -109,10 +109,10 @@ def test_divided_once_it_is_the_mean_over_all_tokens(generator):
 
 def test_draws_have_the_law_of_a_temperature_uniform_per_row():
     rows = 40_000
-    task = MaskGIT().task(torch.zeros(rows, 2, dtype=torch.long), None, mask_id=3, rand=seeded(0, rows))
-    task = dataclasses.replace(task, masked=torch.ones(rows, 2, dtype=torch.bool))
+    batch = MaskGIT().mask_batch(torch.zeros(rows, 2, dtype=torch.long), None, mask_id=3, rand=seeded(0, rows))
+    batch = dataclasses.replace(batch, masked=torch.ones(rows, 2, dtype=torch.bool))
     logits = torch.tensor([0.0, 1.0, -0.5])
-    canvas = filled(task, logits.expand(2 * rows, 3))
+    canvas = fill_masked(batch, logits.expand(2 * rows, 3))
     temperature = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
     law = (logits / temperature[:, None]).softmax(-1)
     seen = torch.bincount(canvas[:, 0], minlength=3) / rows
@@ -154,10 +154,10 @@ def test_a_separate_critic_and_its_generator_do_not_touch():
     rows, model, rand = 20, build("separate"), seeded(2, 20)
     got = gradients(model, WithCritic(generator=MaskedDiffusion())(model, clean(rows), None, mask_id=K, rand=rand))
     plain = gradients(model, MaskedDiffusion()(model, clean(rows), None, mask_id=K, rand=rand))
-    task = MaskedDiffusion().task(clean(rows), None, mask_id=K, rand=rand)
+    batch = MaskedDiffusion().mask_batch(clean(rows), None, mask_id=K, rand=rand)
     with torch.no_grad():
-        canvas = filled(task, model(task.visible, None, task.at))
-    right = (canvas == task.clean).float()
+        canvas = fill_masked(batch, model(batch.visible, None, batch.at))
+    right = (canvas == batch.clean).float()
     said = model.critic(canvas, judge=True)
     bce = -(right * F.logsigmoid(said) + (1 - right) * F.logsigmoid(-said)).sum()
     critic = gradients(model, Loss(bce, bce))
@@ -223,10 +223,10 @@ def test_alone_it_leaves_the_generator_as_it_is():
     assert all(p.grad is None for p in generator.parameters())
     assert all(p.grad is not None for p in critic.parameters())
     assert loss.count == rows * LENGTH
-    task = MaskGIT(drop=1.0).task(clean(rows), torch.arange(rows), mask_id=K, rand=seeded(0, rows))
-    canvas = filled(task, generator(task.visible, torch.full((rows,), NULL))[task.at])
+    batch = MaskGIT(drop=1.0).mask_batch(clean(rows), torch.arange(rows), mask_id=K, rand=seeded(0, rows))
+    canvas = fill_masked(batch, generator(batch.visible, torch.full((rows,), NULL))[batch.at])
     said = critic(canvas, torch.full((rows,), NULL), judge=True)
-    want = F.binary_cross_entropy_with_logits(said, (canvas == task.clean).float(), reduction="sum")
+    want = F.binary_cross_entropy_with_logits(said, (canvas == batch.clean).float(), reduction="sum")
     torch.testing.assert_close(loss.total, want)
 
 
@@ -316,7 +316,7 @@ def test_images_and_classes_have_critics_too():
         priority = CriticScore(lambda tokens: model(tokens, condition, judge=True), noise=noise)
         *_, last = decode(
             guided(model, condition), blank, ratios(Cosine(), 6), mask_id=K, rand=seeded(0, 4), priority=priority,
-            remask=True, temperature=annealed(1.0, 6),
+            remask=True, temperature=anneal_temperatures(1.0, 6),
         )  # fmt: skip
         assert (last.tokens < K).all()
         found.append(last.tokens)
@@ -324,18 +324,18 @@ def test_images_and_classes_have_critics_too():
 
 
 def test_temperatures_fall_to_greedy():
-    assert annealed(1.0, 4) == [0.75, 0.5, 0.25, 0.0]
-    assert annealed(2.0, 1) == [0.0]
+    assert anneal_temperatures(1.0, 4) == [0.75, 0.5, 0.25, 0.0]
+    assert anneal_temperatures(2.0, 1) == [0.0]
     s = torch.arange(1, 19, dtype=torch.float64)
-    torch.testing.assert_close(torch.tensor(annealed(0.7, 18), dtype=torch.float64), 0.7 * (18 - s) / 18)
+    torch.testing.assert_close(torch.tensor(anneal_temperatures(0.7, 18), dtype=torch.float64), 0.7 * (18 - s) / 18)
     with pytest.raises(ValueError, match="steps"):
-        annealed(1.0, 0)
+        anneal_temperatures(1.0, 0)
 
 
 def test_eighteen_steps_linear_and_cosine():
     """x-transformers' number of steps: linear reveals 5.5 % a step, cosine few tokens early and many late."""
     linear, cosine = (
-        reveal_counts(torch.tensor([256]), ratios(shape, 18)).flatten().tolist() for shape in (Power(), Cosine())
+        count_reveals(torch.tensor([256]), ratios(shape, 18)).flatten().tolist() for shape in (Power(), Cosine())
     )
     assert set(linear) == {14, 15}
     assert cosine[:4] == [1, 3, 5, 7]
@@ -345,7 +345,7 @@ def test_eighteen_steps_linear_and_cosine():
 def test_falling_temperatures_and_the_schedule_change_the_samples():
     model, blank = build("none"), torch.full((20, LENGTH), K)
     found = []
-    for shape, temperature in [(Power(), 1.0), (Power(), annealed(1.0, 6)), (Cosine(), 1.0)]:
+    for shape, temperature in [(Power(), 1.0), (Power(), anneal_temperatures(1.0, 6)), (Cosine(), 1.0)]:
         *_, last = decode(
             guided(model, None), blank, ratios(shape, 6), mask_id=K, rand=seeded(0, 20), temperature=temperature
         )

@@ -9,11 +9,11 @@ import torch
 from unmask.decoding import counts as C
 from unmask.method import schedules as S
 from unmask.method.rand import Rand, seeded
-from unmask.method.sampling.adaptive import Threshold, adaptive
-from unmask.method.sampling.ancestral import ancestral
-from unmask.method.sampling.decode import State, decode, draw
+from unmask.method.sampling.adaptive import Threshold, decode_adaptive
+from unmask.method.sampling.ancestral import decode_ancestral
+from unmask.method.sampling.decode import State, decode, sample_tokens
 from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
-from unmask.method.sampling.remasking import Rescale, remdm
+from unmask.method.sampling.remasking import Rescale, decode_remasking
 
 K, GRID = 11, (4, 6)
 LENGTH = GRID[0] * GRID[1]
@@ -70,7 +70,7 @@ def test_a_known_truth_is_decoded_exactly(priority, steps):
     states = run(oracle, start, S.ratios(S.Cosine(), steps), priority=priority)
     assert torch.equal(states[-1].tokens, truth)
     assert torch.equal(states[0].tokens, start)
-    want = S.reveal_counts(unknown.sum(1), S.ratios(S.Cosine(), steps))
+    want = S.count_reveals(unknown.sum(1), S.ratios(S.Cosine(), steps))
     busy = want.any(1).nonzero().flatten().tolist()
     assert len(states) == len(busy) + 1
     for step, (before, after) in zip(busy, pairwise(states), strict=True):
@@ -187,7 +187,7 @@ def test_noise_is_new_in_each_step():
     run(predict, torch.full((3, LENGTH), K), S.ratios(S.Cosine(), 4), priority=spy)
     for step, (logits, sample, masked, t, rand) in enumerate(seen):
         u = seeded(0, 3).at(step)("token", LENGTH)
-        assert torch.equal(sample[masked], draw(logits, 1.0, None, None, u)[masked])
+        assert torch.equal(sample[masked], sample_tokens(logits, 1.0, None, None, u)[masked])
         assert (sample < K).all(), "the priority sees the canvas with every masked token drawn"
         assert (rand.step, t) == (step, (step + 1) / 4)
 
@@ -243,7 +243,7 @@ def test_remasking_keeps_the_best_of_all_that_was_ever_drawn():
     assert (free[-1].tokens < K).all()
 
 
-@pytest.mark.parametrize("sampler", ["decode", "adaptive", "ancestral", "remdm"])
+@pytest.mark.parametrize("sampler", ["decode", "adaptive", "ancestral", "remasking"])
 def test_the_network_is_asked_without_gradients(sampler):
     """Also between the steps, where the caller runs, gradients are on or off as the caller has them."""
     asked = []
@@ -256,9 +256,9 @@ def test_the_network_is_asked_without_gradients(sampler):
     plan = S.ratios(S.Cosine(), 3)
     states = {
         "decode": lambda: decode(predict, tokens, plan, mask_id=K, rand=rand),
-        "adaptive": lambda: adaptive(predict, tokens, mask_id=K, rand=rand, rule=Threshold(0.5)),
-        "ancestral": lambda: ancestral(predict, tokens, plan, mask_id=K, rand=rand),
-        "remdm": lambda: remdm(predict, tokens, plan, mask_id=K, rand=rand, rule=Rescale(0.5)),
+        "adaptive": lambda: decode_adaptive(predict, tokens, mask_id=K, rand=rand, rule=Threshold(0.5)),
+        "ancestral": lambda: decode_ancestral(predict, tokens, plan, mask_id=K, rand=rand),
+        "remasking": lambda: decode_remasking(predict, tokens, plan, mask_id=K, rand=rand, rule=Rescale(0.5)),
     }[sampler]()
     for _ in states:
         assert torch.is_grad_enabled()

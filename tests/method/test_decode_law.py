@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from unmask.method.rand import seeded
-from unmask.method.sampling.decode import decode, draw, keep_likeliest
+from unmask.method.sampling.decode import decode, keep_likeliest, sample_tokens
 from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
 
 
@@ -103,7 +103,7 @@ def test_confidence_draws_positions_in_proportion_to_a_power_of_p(noise):
 
 def draws(logits: torch.Tensor, u: torch.Tensor, temperature: float = 1.0, top_k=None, top_p=None) -> torch.Tensor:
     """One token per u from one distribution."""
-    return draw(logits.expand(1, len(u), -1), temperature, top_k, top_p, u[None])[0]
+    return sample_tokens(logits.expand(1, len(u), -1), temperature, top_k, top_p, u[None])[0]
 
 
 def grid(n: int) -> torch.Tensor:
@@ -173,7 +173,7 @@ def test_a_large_step_of_the_distribution_function_is_met_at_either_side():
 @pytest.mark.parametrize("temperature", [1e-2, 1e-6, pytest.param(1e-38)])
 def test_a_tiny_temperature_is_nearly_argmax(temperature):
     logits = torch.randn(50, 9, generator=torch.Generator().manual_seed(0)) * 20
-    got = draw(logits[None], temperature, None, None, seeded(0, 1)("token", 50))[0]
+    got = sample_tokens(logits[None], temperature, None, None, seeded(0, 1)("token", 50))[0]
     assert (got == logits.argmax(-1)).double().mean() > 0.9
 
 

@@ -16,7 +16,7 @@ from unmask.method.sampling.priorities import (
     Moment,
     Random,
     Raster,
-    halton_order,
+    compute_halton_order,
 )
 from unmask.method.schedules import Cosine, ratios
 
@@ -73,7 +73,7 @@ class UnwatchedRand(Rand):
 @every_priority
 @pytest.mark.parametrize("options", [{}, {"top_k": 3, "top_p": 0.8}, {"temperature": 0.0}], ids=str)
 def test_the_loop_never_waits_for_the_device(priority, options):
-    halton_order(GRID)  # computed once and kept
+    compute_halton_order(GRID)  # computed once and kept
     rand = UnwatchedRand(0, torch.arange(4), 4)
     states = decode(predict, canvas(), RATIOS, mask_id=K, rand=rand, priority=priority, **options)
     first = next(states)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from unmask.method.models import layers
-from unmask.method.models.layers import Attention, Block, RMSNorm, attend, rotary_angles, rotate
+from unmask.method.models.layers import Attention, Block, RMSNorm, attend, compute_rotary_angles, rotate
 
 
 @pytest.mark.parametrize("modulated", [True, False])
@@ -24,7 +24,7 @@ def test_blocks_start_as_the_identity(modulated):
 
 @pytest.mark.parametrize("grid", [(9,), (5, 6), (3, 4, 5)], ids=str)
 def test_rotary_products_depend_on_the_offset_only(grid):
-    angles = rotary_angles(grid, 24, 0).double()
+    angles = compute_rotary_angles(grid, 24, 0).double()
     gen = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 24, generator=gen).double().expand(math.prod(grid), 2, 24).permute(1, 0, 2)[:, None, None]
     q, k = (rotate(x, angles.cos(), angles.sin())[0, 0] for x in (q, k))
@@ -37,14 +37,14 @@ def test_rotary_products_depend_on_the_offset_only(grid):
             product = products[(*a, *b)].item()
             assert seen.setdefault(offset, product) == pytest.approx(product, abs=1e-5)
     values = torch.tensor(list(seen.values()))
-    assert values.unique().numel() == len(seen), "each offset along each axis has a product of its own"
+    assert values.unique().numel() == len(seen), "each offset along each axis has its own product"
 
 
 def test_registers_are_not_rotated_and_cells_are():
-    angles = rotary_angles((3, 4), 16, 2)
+    angles = compute_rotary_angles((3, 4), 16, 2)
     assert angles.shape == (14, 8)
     assert (angles[:2] == 0).all()
-    assert torch.equal(angles[2:], rotary_angles((3, 4), 16, 0))
+    assert torch.equal(angles[2:], compute_rotary_angles((3, 4), 16, 0))
     assert angles[3:].abs().amax(1).min() > 0
     x = torch.randn(1, 1, 14, 16)
     turned = rotate(x, angles.cos(), angles.sin())
@@ -55,7 +55,7 @@ def test_registers_are_not_rotated_and_cells_are():
 @pytest.mark.parametrize("grid", [(5,), (3, 4), (2, 3, 4)], ids=str)
 def test_each_axis_turns_its_own_pairs(grid):
     pairs = 12 // len(grid)
-    angles = rotary_angles(grid, 24, 0).view(*grid, 12)
+    angles = compute_rotary_angles(grid, 24, 0).view(*grid, 12)
     for axis in range(len(grid)):
         mine = angles[..., axis * pairs : (axis + 1) * pairs]
         others = [a for a in range(len(grid)) if a != axis]
@@ -157,7 +157,7 @@ def test_attention_without_positions_is_equivariant_and_with_them_is_not():
     torch.manual_seed(0)
     attention, x, order = Attention(16, 2, True), torch.randn(1, 6, 16), torch.tensor([3, 1, 5, 0, 2, 4])
     torch.testing.assert_close(attention(x[:, order], None), attention(x, None)[:, order])
-    angles = rotary_angles((6,), 8, 0)
+    angles = compute_rotary_angles((6,), 8, 0)
     rotation = (angles.cos(), angles.sin())
     assert not torch.allclose(attention(x[:, order], rotation), attention(x, rotation)[:, order], atol=1e-3)
 

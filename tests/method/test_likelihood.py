@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.method.likelihood import bound, exact
+from unmask.method.likelihood import compute_exact_nll, estimate_bound
 from unmask.method.masking import ABSENT
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import decode
@@ -44,7 +44,9 @@ class Joint:
 
 def score(predict, tokens, steps, priority, **options):
     plan = ratios(options.pop("schedule", Power()), steps)
-    return exact(predict, tokens, plan, mask_id=K, rand=seeded(0, len(tokens)), priority=priority, **options)
+    return compute_exact_nll(
+        predict, tokens, plan, mask_id=K, rand=seeded(0, len(tokens)), priority=priority, **options
+    )
 
 
 ORDERS = [Confidence(0.0), MaxLogit(), Margin(), Entropy(), Raster(), Halton((LENGTH,)), Halton((2, 2))]
@@ -63,7 +65,7 @@ def test_and_for_noise_that_is_the_same_whatever_the_data(order):
     one = torch.zeros(len(ALL), dtype=torch.long)
     rand = seeded(4, 1)
     same = type(rand)(rand.seed, one, 1)
-    nats = exact(network, ALL, ratios(Cosine(), 3), mask_id=K, rand=same, priority=order)
+    nats = compute_exact_nll(network, ALL, ratios(Cosine(), 3), mask_id=K, rand=same, priority=order)
     assert (-nats.sum(1)).exp().sum().item() == pytest.approx(1, abs=1e-6)
 
 
@@ -107,11 +109,11 @@ def test_the_bound_is_the_mean_over_all_orders():
         orders.append(nats.sum(1))
     want = torch.stack(orders).mean(0)
     passes = 4000
-    got = bound(network, tokens, mask_id=K, rand=seeded(1, len(tokens)), passes=passes)
+    got = estimate_bound(network, tokens, mask_id=K, rand=seeded(1, len(tokens)), passes=passes)
     error = got.std(1) / math.sqrt(passes)
     assert ((got.mean(1) - want).abs() < 5 * error).all()
     joint = Joint()
-    every = bound(joint, tokens, mask_id=K, rand=seeded(2, len(tokens)), passes=passes)
+    every = estimate_bound(joint, tokens, mask_id=K, rand=seeded(2, len(tokens)), passes=passes)
     assert ((every.mean(1) + joint.log_p[::7]).abs() < 5 * every.std(1) / math.sqrt(passes)).all(), (
         "tight for the truth"
     )
@@ -128,11 +130,12 @@ def test_absent_and_known_tokens_cost_nothing(seed, length):
     known = torch.arange(LENGTH).expand(tokens.shape) < length // 2
     given_some = score(network, tokens, 2, Raster(), known=known)
     assert (given_some[known] == 0).all()
-    every = bound(network, tokens, mask_id=K, rand=seeded(seed, 5), passes=3)
+    every = estimate_bound(network, tokens, mask_id=K, rand=seeded(seed, 5), passes=3)
     assert every.isfinite().all()
     other = tokens.masked_fill(tokens == ABSENT, 1)
     assert (
-        not torch.allclose(bound(network, other, mask_id=K, rand=seeded(seed, 5), passes=3), every) or length == LENGTH
+        not torch.allclose(estimate_bound(network, other, mask_id=K, rand=seeded(seed, 5), passes=3), every)
+        or length == LENGTH
     )
 
 

@@ -11,12 +11,12 @@ from scipy import stats
 
 from unmask.method.masking import (
     ABSENT,
-    complementary,
+    exclude_absent,
     mask_bernoulli,
     mask_count,
     mask_exact,
-    only_present,
-    stratified,
+    split_complementary,
+    stratify_times,
 )
 from unmask.method.rand import Rand, seeded
 from unmask.method.schedules import Cosine, Power
@@ -118,7 +118,7 @@ def test_complementary_targets_each_token_once(tokens, ratio, seed):
     u = noise(5, tokens, seed)
     mask = mask_exact(torch.full((5,), ratio, dtype=torch.float64), u)
     kept = mask.clone()
-    first, second = complementary(mask, u)
+    first, second = split_complementary(mask, u)
     assert (first ^ second).all(), "each token is a target exactly once"
     assert first.any(1).all()
     assert second.any(1).all()
@@ -132,14 +132,14 @@ def test_complementary_targets_each_token_once(tokens, ratio, seed):
 
 def test_complementary_needs_two_tokens():
     with pytest.raises(ValueError, match="at least 2"):
-        complementary(torch.ones(1, 1, dtype=torch.bool), torch.rand(1, 1))
+        split_complementary(torch.ones(1, 1, dtype=torch.bool), torch.rand(1, 1))
 
 
 @given(st.integers(1, 64), st.integers(0, 20))
 @settings(max_examples=40, deadline=None)
 def test_one_time_per_stratum_of_the_global_batch(num_rows, seed):
     rand = seeded(seed, num_rows)
-    t = stratified(rand("time"), rand.rows, num_rows)
+    t = stratify_times(rand("time"), rand.rows, num_rows)
     assert sorted((t * num_rows).floor().long().tolist()) == list(range(num_rows))
     assert t.min() > 0
     assert t.max() < 1
@@ -148,7 +148,7 @@ def test_one_time_per_stratum_of_the_global_batch(num_rows, seed):
 @pytest.mark.parametrize("parts", [1, 2, 3, 12])
 def test_strata_do_not_depend_on_ranks_or_micro_batches(parts):
     def times(rand: Rand) -> torch.Tensor:
-        return stratified(rand("time"), rand.rows, rand.num_rows)
+        return stratify_times(rand("time"), rand.rows, rand.num_rows)
 
     whole = times(seeded(9, 12))
     cut = [times(Rand(9, rows, 12)) for rows in torch.arange(12).chunk(parts)]
@@ -161,7 +161,7 @@ def test_strata_lower_the_variance_of_the_mean_ratio():
     def mean(seed: int, strata: bool) -> float:
         rand = seeded(seed, 32)
         t = rand("time")
-        return Cosine()(stratified(t, rand.rows, 32) if strata else t).mean().item()
+        return Cosine()(stratify_times(t, rand.rows, 32) if strata else t).mean().item()
 
     spread = {s: torch.tensor([mean(seed, s) for seed in range(50)]).std().item() for s in (True, False)}
     assert spread[True] < spread[False] / 10
@@ -174,7 +174,7 @@ def test_absent_places_are_never_masked_and_do_not_count(seed, length):
     rand = seeded(seed, 6)
     here = torch.arange(length) < 1 + (rand("length") * length).long()[:, None]
     tokens = torch.where(here, 0, ABSENT)
-    u, ratio = only_present(rand("mask", length), tokens), rand("ratio")
+    u, ratio = exclude_absent(rand("mask", length), tokens), rand("ratio")
     for rule in (mask_exact, mask_bernoulli):
         mask = rule(ratio, u)
         assert not (mask & ~here).any()
@@ -182,6 +182,6 @@ def test_absent_places_are_never_masked_and_do_not_count(seed, length):
         for row in range(6):
             own = rule(ratio[row : row + 1], u[row : row + 1, here[row]])
             assert torch.equal(mask[row, here[row]], own[0])
-        one, other = complementary(mask, u)
+        one, other = split_complementary(mask, u)
         assert not (one & other).any()
         assert torch.equal(one | other, here)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from unmask.method.guidance import NULL
-from unmask.method.masking import ABSENT, complementary, mask_bernoulli, mask_exact, stratified
+from unmask.method.masking import ABSENT, mask_bernoulli, mask_exact, split_complementary, stratify_times
 from unmask.method.objectives import Corruption, CrossEntropy, Loss, MaskedDiffusion, MaskGIT
 from unmask.method.rand import Rand, seeded
-from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, likelihood_weight
+from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, compute_likelihood_weight
 from unmask.storage.config import dump_json, from_json
 
 K, LENGTH, CLASSES = 6, 9, 3
@@ -141,13 +141,13 @@ def test_the_clean_tokens_are_not_changed():
 def test_the_mask_is_the_documented_one():
     model, rand = Toy(), seeded(7, 16)
     u = rand("mask", LENGTH)
-    even = stratified(rand("time"), rand.rows, 16)
+    even = stratify_times(rand("time"), rand.rows, 16)
     cases = [
         (MaskGIT(), mask_exact(Cosine()(even), u)),
         (MaskGIT(schedule=Arccos()), mask_exact(Arccos()(even), u)),
         (MaskGIT(stratified=False), mask_exact(Cosine()(rand("time")), u)),
         (MaskGIT(independent=True), mask_bernoulli(Cosine()(even), u)),
-        (MaskGIT(complementary=True), torch.cat(complementary(mask_exact(Cosine()(even), u), u))),
+        (MaskGIT(complementary=True), torch.cat(split_complementary(mask_exact(Cosine()(even), u), u))),
     ]
     for objective, mask in cases:
         objective(model, clean(16), None, mask_id=K, rand=rand)
@@ -338,7 +338,7 @@ def test_the_weight_of_x_transformers_is_not_the_bound():
     t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, requires_grad=True)
     g = Power()(t)
     theirs = torch.autograd.grad(g.sum(), t)[0] / (1 - g)
-    ours = likelihood_weight(Power(), t)
+    ours = compute_likelihood_weight(Power(), t)
     assert (theirs < 0).all()
     assert (ours > 0).all()
     assert theirs.abs().argmax() == 0, "theirs is largest where all is masked"
@@ -347,7 +347,7 @@ def test_the_weight_of_x_transformers_is_not_the_bound():
     rand = seeded(0, rows)
     mine = MaskedDiffusion()(uniform, tokens, None, mask_id=K, rand=rand)
     assert (mine.total / mine.count).item() == pytest.approx(math.log(K), rel=0.05)
-    t = stratified(rand("time"), rand.rows, rows)
+    t = stratify_times(rand("time"), rand.rows, rows)
     masked = (rand("mask", LENGTH) < 1 - t[:, None]).sum(1)
     wrong = (-(masked * -1 / t)).sum() * math.log(K) / tokens.numel()
     assert wrong.item() != pytest.approx(math.log(K), rel=0.5)
@@ -448,9 +448,9 @@ def test_every_masked_token_is_a_target_whatever_stands_there(objective):
 
 def test_absent_places_stay_absent():
     tokens = clean(30).masked_fill(torch.arange(LENGTH) >= 5, ABSENT)
-    task = MaskGIT(corruption=Corruption(keep=0.5, random=0.5)).task(tokens, None, mask_id=K, rand=seeded(0, 30))
-    assert torch.equal(task.visible == ABSENT, tokens == ABSENT)
-    assert (task.visible != K).all()
+    batch = MaskGIT(corruption=Corruption(keep=0.5, random=0.5)).mask_batch(tokens, None, mask_id=K, rand=seeded(0, 30))
+    assert torch.equal(batch.visible == ABSENT, tokens == ABSENT)
+    assert (batch.visible != K).all()
 
 
 @pytest.mark.parametrize("bad", [{"keep": -0.1}, {"random": -0.1}, {"keep": 0.6, "random": 0.5}, {"keep": math.nan}])

@@ -22,8 +22,8 @@ from unmask.method.sampling.priorities import (
     Moment,
     Random,
     Raster,
-    halton_order,
-    moment_temperatures,
+    compute_halton_order,
+    compute_moment_temperatures,
 )
 
 ROWS, LENGTH, K = 4, 12, 6
@@ -144,7 +144,7 @@ def test_raster_goes_left_to_right():
 
 
 def test_first_cells_of_the_published_order():
-    cells = [divmod(i, 16) for i in halton_order((16, 16))[:6].tolist()]
+    cells = [divmod(i, 16) for i in compute_halton_order((16, 16))[:6].tolist()]
     assert cells == [(8, 5), (4, 10), (12, 1), (2, 7), (10, 12), (6, 3)]
 
 
@@ -175,19 +175,19 @@ def exact_order(grid: tuple[int, ...]) -> list[int]:
 )
 def test_order_against_exact_fractions(grid):
     """Points on the very edge of a cell (sizes divisible by 3 and 5) must not be rounded into the cell before."""
-    assert halton_order(grid).tolist() == exact_order(grid)
+    assert compute_halton_order(grid).tolist() == exact_order(grid)
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=2) | st.lists(st.integers(1, 12), min_size=3, max_size=3))
 @settings(max_examples=40, deadline=None)
 def test_every_cell_of_every_grid_comes_exactly_once(grid):
     cells = math.prod(grid)
-    assert sorted(halton_order(tuple(grid)).tolist()) == list(range(cells))
+    assert sorted(compute_halton_order(tuple(grid)).tolist()) == list(range(cells))
 
 
 def test_the_64_by_64_grid_is_complete():
     """The published code stops at 10,000 points and leaves 6 of these 4,096 cells masked."""
-    assert sorted(halton_order((64, 64)).tolist()) == list(range(4096))
+    assert sorted(compute_halton_order((64, 64)).tolist()) == list(range(4096))
 
 
 @pytest.mark.parametrize("grid", [(16, 16), (32, 32), (16, 24), (64, 64)], ids=str)
@@ -200,13 +200,13 @@ def test_the_first_quarter_is_well_spread(grid):
     scattered = [
         nearest(torch.randperm(math.prod(grid), generator=torch.Generator().manual_seed(s))[:quarter]) for s in range(5)
     ]
-    assert nearest(halton_order(grid)[:quarter]) > 1.08 * max(scattered)
+    assert nearest(compute_halton_order(grid)[:quarter]) > 1.08 * max(scattered)
 
 
 def test_the_priority_follows_the_order():
     grid = (3, 4)
     order = score(Halton(grid), some_logits()).argsort(1, descending=True)
-    assert order.tolist() == [halton_order(grid).tolist()] * ROWS
+    assert order.tolist() == [compute_halton_order(grid).tolist()] * ROWS
 
 
 @pytest.mark.parametrize("grid", [(), (0, 4), (4, -1), (2, 2, 2, 2)])
@@ -223,7 +223,7 @@ def test_a_grid_of_another_size_is_refused():
 def test_the_base_of_each_axis():
     """Rows follow base 2 and columns base 3: swapping them is another order."""
     swapped = [c * 16 + r for r, c in product(range(16), range(16))]
-    assert halton_order((16, 16)).tolist() != [swapped[i] for i in halton_order((16, 16)).tolist()]
+    assert compute_halton_order((16, 16)).tolist() != [swapped[i] for i in compute_halton_order((16, 16)).tolist()]
 
 
 # -- the moment order -------------------------------------------------------------------------------------------------
@@ -262,10 +262,13 @@ def first_tokens(p: torch.Tensor, priority, temperature: float, rows: int = 60_0
 
 @pytest.mark.parametrize("noise", [1.0, 2.0, 4.5])
 def test_laws_of_the_first_token(noise):
-    """Both samplers against their own enumerated law, and against that of the other: with 2 masked they differ."""
+    """Both samplers against their own enumerated law, and against the law of the other: with 2 masked they differ."""
     p = torch.tensor([[0.94, 0.03, 0.03], [0.5, 0.3, 0.2]], dtype=torch.float64)
     laws = [law_of_confidence(p, noise / 2), law_of_moment(p, noise / 2)]
-    seen = [first_tokens(p, Confidence(noise), 1.0), first_tokens(p, Moment(noise), moment_temperatures(noise, 2)[0])]
+    seen = [
+        first_tokens(p, Confidence(noise), 1.0),
+        first_tokens(p, Moment(noise), compute_moment_temperatures(noise, 2)[0]),
+    ]
     for counts, law in zip(seen, laws, strict=True):
         assert stats.chisquare(counts.numpy(), (law.flatten() * counts.sum()).numpy()).pvalue > 1e-3
     for counts, law in zip(seen, reversed(laws), strict=True):
@@ -286,11 +289,11 @@ def test_moment_and_confidence_meet_as_more_places_are_masked():
 
 
 def test_moment_temperatures():
-    assert moment_temperatures(4.0, 4) == pytest.approx([3 / 4, 2 / 3, 1 / 2, 1.0])
-    assert moment_temperatures(4.5, 1) == [1.0]
+    assert compute_moment_temperatures(4.0, 4) == pytest.approx([3 / 4, 2 / 3, 1 / 2, 1.0])
+    assert compute_moment_temperatures(4.5, 1) == [1.0]
     p, t = some_law(1, 5), 0.5
     alpha = 4.0 * (1 - t)
-    tempered = (p.log() / moment_temperatures(4.0, 4)[1]).softmax(-1)
+    tempered = (p.log() / compute_moment_temperatures(4.0, 4)[1]).softmax(-1)
     torch.testing.assert_close(tempered, p ** (1 + 1 / alpha) / (p ** (1 + 1 / alpha)).sum())
 
 

@@ -11,9 +11,16 @@ from toy_joint import JOINT, enumerated, exact, fits, word_counts
 
 from unmask.method import schedules as S
 from unmask.method.rand import Rand, seeded
-from unmask.method.sampling.ancestral import ancestral
+from unmask.method.sampling.ancestral import decode_ancestral
 from unmask.method.sampling.decode import decode
-from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale, edited, remdm, sigma_max
+from unmask.method.sampling.remasking import (
+    Cap,
+    ConfidenceWeighted,
+    Rescale,
+    compute_sigma_max,
+    decode_remasking,
+    edit_tokens,
+)
 
 K, LENGTH = 11, 24
 TABLE = torch.randn(K + 1, K, generator=torch.Generator().manual_seed(0))
@@ -33,7 +40,9 @@ def canvas(rows: int = 5) -> torch.Tensor:
 
 
 def run(tokens, ratios, rand=None, rule=RULES[0], **options):
-    return list(remdm(predict, tokens, ratios, mask_id=K, rand=rand or seeded(0, len(tokens)), rule=rule, **options))
+    return list(
+        decode_remasking(predict, tokens, ratios, mask_id=K, rand=rand or seeded(0, len(tokens)), rule=rule, **options)
+    )
 
 
 def plateau(before, after, confidence):
@@ -52,7 +61,7 @@ def plateau(before, after, confidence):
 )
 def test_the_law_is_the_enumerated_one(ratios, rule, sigma):
     rows = 20_000
-    *_, end = remdm(exact, torch.full((rows, 3), 2), ratios, mask_id=2, rand=seeded(0, rows), rule=rule)
+    *_, end = decode_remasking(exact, torch.full((rows, 3), 2), ratios, mask_id=2, rand=seeded(0, rows), rule=rule)
     counts = word_counts(end.tokens)
     assert fits(counts, enumerated(ratios, sigma)) > 1e-3
     assert fits(counts, enumerated(ratios, lambda before, after: 0.0)) < 1e-3, "taking back changes the law"
@@ -71,7 +80,9 @@ def test_sigma_zero_is_ancestral_sampling_bit_for_bit(rule, temperature):
     start, ratios = canvas(), S.ratios(S.Cosine(), 9)
     want = {
         s.step: s
-        for s in ancestral(predict, start, ratios, mask_id=K, rand=seeded(3, 5), temperature=temperature, top_k=5)
+        for s in decode_ancestral(
+            predict, start, ratios, mask_id=K, rand=seeded(3, 5), temperature=temperature, top_k=5
+        )
     }
     got = run(start, ratios, seeded(3, 5), rule, temperature=temperature, top_k=5)
     assert len(got) == 10
@@ -95,9 +106,9 @@ def test_the_number_of_masked_tokens_stays_on_schedule(rule):
 
 def test_sigma_of_each_rule():
     confidence = torch.tensor([[0.2, 0.9, math.inf], [math.inf] * 3])
-    assert sigma_max(1.0, 0.9) == 1
-    assert sigma_max(0.5, 0.2) == 0.4
-    assert sigma_max(0.9, 0.8) == 1
+    assert compute_sigma_max(1.0, 0.9) == 1
+    assert compute_sigma_max(0.5, 0.2) == 0.4
+    assert compute_sigma_max(0.9, 0.8) == 1
     assert Cap(0.1)(0.5, 0.2, confidence) == 0.1
     assert Cap(0.5)(0.5, 0.2, confidence) == 0.4
     assert Rescale(0.5)(0.5, 0.2, confidence) == 0.2
@@ -142,7 +153,7 @@ def test_contract(rule):
 @every_rule
 def test_never_waits_for_the_device(rule):
     rand = UnwatchedRand(0, torch.arange(5), 5)
-    states = remdm(predict, canvas(), S.ratios(S.Cosine(), 4), mask_id=K, rand=rand, rule=rule)
+    states = decode_remasking(predict, canvas(), S.ratios(S.Cosine(), 4), mask_id=K, rand=rand, rule=rule)
     next(states)
     with NoWaiting():
         assert [next(states).step for _ in range(4)] == [1, 2, 3, 4]
@@ -176,8 +187,8 @@ def test_a_rule_beyond_the_limits_is_cut(sigma):
 
 def test_broken_logits_raise():
     with pytest.raises(ValueError, match="NaN"):
-        list(remdm(lambda tokens, t: torch.full((*tokens.shape, K), math.nan), canvas(), [0.5, 0.0], mask_id=K,
-                   rand=seeded(0, 5), rule=Cap(0.1)))  # fmt: skip
+        list(decode_remasking(lambda tokens, t: torch.full((*tokens.shape, K), math.nan), canvas(), [0.5, 0.0],
+                              mask_id=K, rand=seeded(0, 5), rule=Cap(0.1)))  # fmt: skip
 
 
 # -- a critic ---------------------------------------------------------------------------------------------------------
@@ -217,8 +228,8 @@ def test_editing_against_a_plain_loop(margin):
             p = logits[b, i].double().softmax(0).tolist()
             if editable[b, i] and own != K and max(p) - p[own] > margin:
                 want[b][i] = p.index(max(p))
-    got = edited(logits, tokens, editable, margin)
+    got = edit_tokens(logits, tokens, editable, margin)
     assert got.tolist() == want
     assert torch.equal(tokens, kept)
     assert not torch.equal(got, tokens)
-    assert torch.equal(edited(logits, tokens, editable, 1.0), tokens)
+    assert torch.equal(edit_tokens(logits, tokens, editable, 1.0), tokens)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from unmask.decoding import counts as C
 from unmask.method import schedules as S
-from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, likelihood_weight
+from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, compute_likelihood_weight
 
 # Counts read off the code of each system, over a grid of tokens and steps: style/curve/N.../T... -> tokens per step.
 GOLDEN = json.loads((Path(__file__).parent / "golden_schedules.json").read_text())
@@ -190,12 +190,12 @@ def test_equal_names_mean_different_counts():
 
 
 def revealed(unknown: list[int], ratios: list[float]) -> list[list[int]]:
-    """reveal_counts as plain lists, one per row."""
-    return S.reveal_counts(torch.tensor(unknown), ratios).T.tolist()
+    """count_reveals as plain lists, one per row."""
+    return S.count_reveals(torch.tensor(unknown), ratios).T.tolist()
 
 
 def brute_force(n, ratios):
-    """The rule of `reveal_counts`, one step at a time: at least one each, and one left for each step to come."""
+    """The rule of `count_reveals`, one step at a time: at least one each, and one left for each step to come."""
     steps, left, counts = len(ratios), n, []
     for step, ratio in enumerate(ratios, 1):
         if n < steps:
@@ -216,7 +216,7 @@ def test_ratios_values():
 
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=8), st.integers(1, 40), st.sampled_from(ALL))
 @settings(max_examples=150, deadline=None)
-def test_reveal_counts_law(unknown, steps, schedule):
+def test_count_reveals_law(unknown, steps, schedule):
     ratios = S.ratios(schedule, steps)
     for n, counts in zip(unknown, revealed(unknown, ratios), strict=True):
         assert sum(counts) == n
@@ -229,7 +229,7 @@ def test_reveal_counts_law(unknown, steps, schedule):
 
 @pytest.mark.parametrize(("tokens", "steps"), [(256, 8), (256, 12), (256, 18), (1024, 15), (576, 32), (49, 8)])
 @pytest.mark.parametrize("curve", ["uniform", "pow2", "pow0.5", "cosine", "arccos"])
-def test_reveal_counts_equal_google_where_it_does_not_stall(tokens, steps, curve):
+def test_count_reveals_equal_google_where_it_does_not_stall(tokens, steps, curve):
     schedule = CURVES[curve](tokens)
     assert revealed([tokens], S.ratios(schedule, steps))[0] == C.google(tokens, steps, schedule)
 
@@ -242,7 +242,7 @@ def test_no_token_is_lost_to_rounding():
         lossy += any(math.floor(k / n * n) != k for k in range(n))
         assert revealed([n], kept)[0] == [1] * n
         splits = (
-            torch.stack([S.reveal_counts(torch.tensor([n]), [k / n, 0.0])[:, 0] for k in range(1, n, 7)])
+            torch.stack([S.count_reveals(torch.tensor([n]), [k / n, 0.0])[:, 0] for k in range(1, n, 7)])
             if n > 1
             else None
         )
@@ -273,14 +273,14 @@ def test_ratios_from_counts_refuses(bad):
 @pytest.mark.parametrize(
     "bad", [[], [0.5], [0.2, 0.5, 0.0], [1.5, 0.0], [-0.1, 0.0], [math.nan, 0.0], [0.5, math.nan], [0.5, math.nan, 0.0]]
 )
-def test_reveal_counts_refuses(bad):
+def test_count_reveals_refuses(bad):
     with pytest.raises(ValueError, match="ratios"):
-        S.reveal_counts(torch.tensor([4, 5]), bad)
+        S.count_reveals(torch.tensor([4, 5]), bad)
 
 
-def test_reveal_counts_leaves_its_argument_alone():
+def test_count_reveals_leaves_its_argument_alone():
     unknown = torch.tensor([7, 0, 3])
-    S.reveal_counts(unknown, [0.5, 0.0])
+    S.count_reveals(unknown, [0.5, 0.0])
     assert unknown.tolist() == [7, 0, 3]
 
 
@@ -299,7 +299,7 @@ SLOPES = {
 @given(t=st.floats(0.02, 0.98))
 @settings(max_examples=30, deadline=None)
 def test_the_likelihood_weight_has_its_closed_form(schedule, t):
-    got = likelihood_weight(schedule, torch.tensor([t, t]))
+    got = compute_likelihood_weight(schedule, torch.tensor([t, t]))
     assert got.tolist() == pytest.approx([SLOPES[schedule](t)] * 2, rel=1e-5)
 
 
@@ -308,6 +308,6 @@ def test_the_likelihood_weight_is_the_fall_of_the_logarithm(schedule):
     """By finite differences; and under no_grad, as in validation."""
     t = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
     with torch.no_grad():
-        got = likelihood_weight(schedule, t)
+        got = compute_likelihood_weight(schedule, t)
     want = (schedule(t - 1e-6).log() - schedule(t + 1e-6).log()) / 2e-6
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unmask.method.guidance import NULL, guided, remembering
+from unmask.method.guidance import NULL, guided, guided_with_memory
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
-from unmask.method.objectives import MaskedDiffusion, MaskGIT, recall, solve
+from unmask.method.objectives import MaskedDiffusion, MaskGIT, compute_loss, predict_memory
 from unmask.method.rand import Rand, seeded
 from unmask.method.sampling.decode import decode
 
@@ -63,18 +63,18 @@ def test_the_memory_is_the_models_own_first_thought(objective):
 @pytest.mark.parametrize("share", [0.75, 0.2])
 def test_the_share_of_rows_with_a_memory(objective, share):
     rows = 20_000
-    task = type(objective)(self_condition=share).task(clean(rows), None, mask_id=K, rand=seeded(0, rows))
-    assert task.remember.double().mean().item() == pytest.approx(share, abs=0.015)
-    masked = task.masked.double().mean(1)
-    assert abs(masked[task.remember].mean() - masked[~task.remember].mean()) < 0.02, "whatever their ratio"
+    batch = type(objective)(self_condition=share).mask_batch(clean(rows), None, mask_id=K, rand=seeded(0, rows))
+    assert batch.remember.double().mean().item() == pytest.approx(share, abs=0.015)
+    masked = batch.masked.double().mean(1)
+    assert abs(masked[batch.remember].mean() - masked[~batch.remember].mean()) < 0.02, "whatever their ratio"
 
 
 def test_without_it_there_is_one_pass_and_no_memory():
     spy = Spy()
     MaskGIT()(spy, clean(4), None, mask_id=K, rand=seeded(0, 4))
     assert [call[3] for call in spy.calls] == [None]
-    task = MaskGIT(self_condition=1.0).task(clean(64), None, mask_id=K, rand=seeded(0, 64))
-    assert task.remember.all()
+    batch = MaskGIT(self_condition=1.0).mask_batch(clean(64), None, mask_id=K, rand=seeded(0, 64))
+    assert batch.remember.all()
 
 
 @both
@@ -83,12 +83,12 @@ def test_the_gradient_takes_the_memory_as_given(objective):
     rand = seeded(1, rows)
     loss = objective(model, clean(rows), None, mask_id=K, rand=rand)
     loss.total.backward()
-    task = objective.task(clean(rows), None, mask_id=K, rand=rand)
+    batch = objective.mask_batch(clean(rows), None, mask_id=K, rand=rand)
     with torch.no_grad():
-        memory = other(task.visible).softmax(-1)
-        memory[~task.remember] = 0
-    log_p = other(task.visible, memory=memory).log_softmax(-1)
-    total = -(log_p.gather(-1, task.clean[..., None])[..., 0] * task.weight).sum()
+        memory = other(batch.visible).softmax(-1)
+        memory[~batch.remember] = 0
+    log_p = other(batch.visible, memory=memory).log_softmax(-1)
+    total = -(log_p.gather(-1, batch.clean[..., None])[..., 0] * batch.weight).sum()
     total.backward()
     assert loss.total.item() == pytest.approx(total.item(), rel=1e-5)
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
@@ -128,10 +128,10 @@ def test_the_cut_of_the_batch_changes_nothing(objective, sizes):
 
 
 def test_a_row_and_its_complement_share_their_coin():
-    task = MaskGIT(complementary=True, self_condition=0.5).task(clean(50), None, mask_id=K, rand=seeded(0, 50))
-    first, second = task.remember.chunk(2)
+    batch = MaskGIT(complementary=True, self_condition=0.5).mask_batch(clean(50), None, mask_id=K, rand=seeded(0, 50))
+    first, second = batch.remember.chunk(2)
     assert torch.equal(first, second)
-    loss, logits = solve(build(), task)
+    loss, logits = compute_loss(build(), batch)
     assert loss.total.isfinite()
     assert len(logits) == 50 * LENGTH
 
@@ -158,7 +158,7 @@ def test_the_first_pass_does_not_see_the_answer():
     def copier(tokens, condition, at):
         return (9 * F.one_hot(tokens, K + 1).float())[at][..., :K]
 
-    memory = recall(copier, torch.full((30, LENGTH), K), None, torch.ones(30, dtype=torch.bool))
+    memory = predict_memory(copier, torch.full((30, LENGTH), K), None, torch.ones(30, dtype=torch.bool))
     torch.testing.assert_close(memory, torch.full_like(memory, 1 / K))
 
 
@@ -175,7 +175,7 @@ def run(predict, rows: int = 6, first: int = 0) -> torch.Tensor:
 
 def test_each_step_reads_the_thought_of_the_last():
     spy = Spy()
-    run(remembering(spy, None))
+    run(guided_with_memory(spy, None))
     assert len(spy.calls) == len(STEPS)
     assert spy.calls[0][3] is None
     for (tokens, _, _, before, _), (_, _, _, memory, _) in zip(spy.calls, spy.calls[1:], strict=False):
@@ -184,7 +184,7 @@ def test_each_step_reads_the_thought_of_the_last():
 
 def test_under_guidance_both_twins_read_the_conditional_thought():
     spy, condition = Spy(), torch.arange(6) % CLASSES
-    run(remembering(spy, condition, scale=3.0))
+    run(guided_with_memory(spy, condition, scale=3.0))
     for (tokens, classes, _, before, _), (_, _, _, memory, _) in zip(spy.calls, spy.calls[1:], strict=False):
         assert torch.equal(classes, torch.cat([condition, torch.full_like(condition, NULL)]))
         want = spy.model(tokens, classes, memory=before)[:6].softmax(-1).detach()
@@ -193,20 +193,20 @@ def test_under_guidance_both_twins_read_the_conditional_thought():
 
 def test_a_ramp_may_turn_guidance_off_and_on_again():
     spy, condition = Spy(), torch.arange(6) % CLASSES
-    run(remembering(spy, condition, scale=lambda t: 2.0 if t in (0.25, 0.75) else 1.0))
+    run(guided_with_memory(spy, condition, scale=lambda t: 2.0 if t in (0.25, 0.75) else 1.0))
     assert [len(call[0]) for call in spy.calls] == [6, 12, 6, 12]
     assert [None if call[3] is None else len(call[3]) for call in spy.calls] == [None, 12, 6, 12]
 
 
 def test_it_changes_the_samples_and_no_row_another():
     model, condition = build(), torch.arange(6) % CLASSES
-    got = run(remembering(model, condition, scale=2.0))
+    got = run(guided_with_memory(model, condition, scale=2.0))
     assert (got != run(guided(model, condition, scale=2.0))).any()
-    assert torch.equal(got, run(remembering(model, condition, scale=2.0))), "fresh ones agree"
-    assert torch.equal(got[4:], run(remembering(model, condition[4:], scale=2.0), rows=2, first=4))
+    assert torch.equal(got, run(guided_with_memory(model, condition, scale=2.0))), "fresh ones agree"
+    assert torch.equal(got[4:], run(guided_with_memory(model, condition[4:], scale=2.0), rows=2, first=4))
 
 
 def test_a_zero_layer_changes_no_sample():
     model = build()
     nn.init.zeros_(model.recall.weight)
-    assert torch.equal(run(remembering(model, None)), run(guided(model, None)))
+    assert torch.equal(run(guided_with_memory(model, None)), run(guided(model, None)))

@@ -11,7 +11,7 @@ from unmask.decoding.rules import DrawnLogit, RolledHalton, StepConfidence, anne
 from unmask.decoding.sampling import HaltonCounts, Sampling, ValeoaiV1
 from unmask.method.guidance import CosineRamp, Interval, LinearRamp
 from unmask.method.sampling.priorities import Confidence
-from unmask.method.schedules import Arccos, Cosine, Power, Shape, annealed
+from unmask.method.schedules import Arccos, Cosine, Power, Shape, anneal_temperatures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,4 +135,6 @@ def x_transformers(schedule: Shape = LINEAR) -> Sampling:
 
     Its filter, the largest 30 % of the logits, depends on the vocabulary: give top_k = ceil(0.3 K).
     """
-    return Sampling(steps=18, schedule=schedule, priority=Confidence(noise=0.0), temperature=tuple(annealed(1.0, 18)))
+    return Sampling(
+        steps=18, schedule=schedule, priority=Confidence(noise=0.0), temperature=tuple(anneal_temperatures(1.0, 18))
+    )

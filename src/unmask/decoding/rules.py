@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from unmask.method.rand import Rand
-from unmask.method.sampling.priorities import Canvas, Confidence, Logits, Mask, Score, halton_order
+from unmask.method.sampling.priorities import Canvas, Confidence, Logits, Mask, PriorityScore, compute_halton_order
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class StepConfidence:
     def __post_init__(self) -> None:
         _check(self, self.noises)
 
-    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         return Confidence(_at(self.noises, t))(logits, sample, masked=masked, t=0.0, rand=rand)
 
 
@@ -62,7 +62,7 @@ class DrawnLogit:
     def __post_init__(self) -> None:
         _check(self, self.noises)
 
-    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         drawn = logits.gather(-1, sample[..., None])[..., 0]
         gumbel = -torch.log(-torch.log(rand("order", sample.shape[1])))
         return drawn + _at(self.noises, t) * gumbel
@@ -88,8 +88,8 @@ class RolledHalton:
         if not (1 <= len(self.grid) <= 3 and min(self.grid) >= 1):
             raise ValueError(f"RolledHalton(grid={self.grid}): needs one to three axes of at least one cell")
 
-    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
-        order, cells = halton_order(self.grid), sample.shape[1]
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
+        order, cells = compute_halton_order(self.grid), sample.shape[1]
         if len(order) != cells:
             raise ValueError(f"{self} has {len(order)} cells, but the canvas has {cells}")
         offset = (rand.at(0)("roll", 1) * cells).long()  # one for all steps

@@ -14,9 +14,9 @@ from unmask.method.guidance import Condition, CosineRamp, Interval, LinearRamp, 
 from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import Rand
-from unmask.method.sampling.adaptive import EntropyBound, Threshold, adaptive
-from unmask.method.sampling.ancestral import ancestral
-from unmask.method.sampling.blocks import Sampler, blocks
+from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adaptive
+from unmask.method.sampling.ancestral import decode_ancestral
+from unmask.method.sampling.blocks import Sampler, decode_blocks
 from unmask.method.sampling.decode import Priority, State, decode
 from unmask.method.sampling.priorities import (
     Confidence,
@@ -28,9 +28,9 @@ from unmask.method.sampling.priorities import (
     Moment,
     Random,
     Raster,
-    moment_temperatures,
+    compute_moment_temperatures,
 )
-from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale, remdm
+from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale, decode_remasking
 from unmask.method.schedules import Arccos, Cosine, Shape, ratios, ratios_from_counts
 
 Order = (
@@ -187,7 +187,7 @@ class Sampling:
         if num_blocks > self.steps:
             raise ValueError(f"{self.steps} steps for {num_blocks} blocks of {self.block}: each needs at least one")
         sampler = self._start(num_blocks, mask_id, rand, priority, plan)
-        return blocks(sampler, predict, tokens, size=self.block) if self.block else sampler(predict, tokens)
+        return decode_blocks(sampler, predict, tokens, size=self.block) if self.block else sampler(predict, tokens)
 
     def _start(
         self, num_blocks: int, mask_id: int, rand: Rand, priority: Priority, given: Sequence[float] | None
@@ -200,15 +200,15 @@ class Sampling:
             warmth = self._temperatures(steps)
             if isinstance(kind, Adaptive):
                 assert not isinstance(warmth, tuple)
-                return adaptive(predict, tokens, mask_id=mask_id, rand=rand, rule=kind.rule, max_steps=steps,
-                                temperature=warmth, top_k=top_k, top_p=top_p)  # fmt: skip
+                return decode_adaptive(predict, tokens, mask_id=mask_id, rand=rand, rule=kind.rule, max_steps=steps,
+                                       temperature=warmth, top_k=top_k, top_p=top_p)  # fmt: skip
             plan = given or self._ratios(tokens.shape[1], steps)
             if isinstance(kind, Ancestral):
-                return ancestral(predict, tokens, plan, mask_id=mask_id, rand=rand, temperature=warmth, top_k=top_k,
-                                 top_p=top_p)  # fmt: skip
+                return decode_ancestral(predict, tokens, plan, mask_id=mask_id, rand=rand, temperature=warmth,
+                                        top_k=top_k, top_p=top_p)  # fmt: skip
             if isinstance(kind, ReMDM):
-                return remdm(predict, tokens, plan, mask_id=mask_id, rand=rand, rule=kind.rule, temperature=warmth,
-                             top_k=top_k, top_p=top_p)  # fmt: skip
+                return decode_remasking(predict, tokens, plan, mask_id=mask_id, rand=rand, rule=kind.rule,
+                                        temperature=warmth, top_k=top_k, top_p=top_p)  # fmt: skip
             return decode(predict, tokens, plan, mask_id=mask_id, rand=rand, priority=priority, temperature=warmth,
                           top_k=top_k, top_p=top_p, remask=self.remask)  # fmt: skip
 
@@ -218,7 +218,7 @@ class Sampling:
         if not isinstance(self.priority, Moment):
             return self.temperature
         own = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,) * steps
-        return tuple(a * b for a, b in zip(own, moment_temperatures(self.priority.noise, steps), strict=True))
+        return tuple(a * b for a, b in zip(own, compute_moment_temperatures(self.priority.noise, steps), strict=True))
 
 
 def ordered(priority: Order | FromCritic, model: Generator, labels: Condition = None) -> Priority:

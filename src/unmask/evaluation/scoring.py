@@ -20,7 +20,7 @@ from unmask.decoding.sampling import Order, Sampling
 from unmask.errors import ConfigError
 from unmask.figures.images import plot_curves
 from unmask.method.guidance import Condition, Predict
-from unmask.method.likelihood import bound, exact
+from unmask.method.likelihood import compute_exact_nll, estimate_bound
 from unmask.method.masking import ABSENT
 from unmask.method.rand import Rand
 from unmask.runtime.distributed import World, sum_over_ranks
@@ -89,7 +89,7 @@ def score_subject(
         return _nats(subject, make, index, measure, seed, world)
 
     free, num_tokens = under(
-        subject.plain, lambda p, x, r: bound(p, x, mask_id=subject.mask_id, rand=r, passes=passes).mean(1)
+        subject.plain, lambda p, x, r: estimate_bound(p, x, mask_id=subject.mask_id, rand=r, passes=passes).mean(1)
     )
     yield OrderScore(order=BOUND, steps=0, nats=_mean(free, num_tokens), error=_error(free, num_tokens))
     length = subject.rows.rows(index[:1], world.device)[0].shape[1]
@@ -112,7 +112,7 @@ def score_subject(
 def _given(subject: ScoredSubject, order: Order, sampling: Sampling, steps: int) -> NatsMeasure:
     def measure(predict: Predict, tokens: Tensor, rand: Rand) -> Tensor:
         plan = Sampling(steps=steps, schedule=sampling.schedule).ratios(tokens.shape[1])
-        return exact(predict, tokens, plan, mask_id=subject.mask_id, rand=rand, priority=order).sum(1)
+        return compute_exact_nll(predict, tokens, plan, mask_id=subject.mask_id, rand=rand, priority=order).sum(1)
 
     return measure
 

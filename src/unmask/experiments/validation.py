@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unmask.data.tokens import Tokens, rows_at_once
 from unmask.figures.images import choose_scale, draw_grid
 from unmask.method.critic import WithCritic
-from unmask.method.masking import mask_exact, only_present
+from unmask.method.masking import exclude_absent, mask_exact
 from unmask.method.models.protocol import Generator
 from unmask.method.objectives import Objective
 from unmask.method.rand import Rand
@@ -49,7 +49,7 @@ def validate_generator(
         for ratio in ACCURACY_RATIOS:
             mask = mask_exact(
                 torch.full((len(tokens),), ratio, dtype=torch.float64, device=world.device),
-                only_present(rand("mask", tokens.shape[1]), tokens),
+                exclude_absent(rand("mask", tokens.shape[1]), tokens),
             )
             right = model(torch.where(mask, mask_id, tokens), condition, mask).argmax(-1) == tokens[mask]
             row += [right.sum(), mask.sum()]

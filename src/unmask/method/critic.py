@@ -1,8 +1,8 @@
-"""The token critic (arXiv 2209.04439): a second opinion on drawn tokens, learned from which of them were wrong.
+"""The token critic (arXiv 2209.04439): a model that learns which sampled tokens are wrong.
 
-It is a model called with `judge=True`, `(tokens, condition, at, judge=True) -> logits` that say whether each token is
-the original one: a head on the generator or a network of its own, trained with the generator or after it. In sampling
-it says, as a priority, who stays.
+It is a model called with `judge=True`: `(tokens, condition, at, judge=True) -> logits`, one logit per token, high if
+the token is the original. It is a head of the generator or a separate network, trained with the generator or after it.
+In sampling it is a priority: it chooses the tokens that stay.
 """
 
 from collections.abc import Callable
@@ -15,48 +15,54 @@ from torch import Tensor
 
 from unmask.method.guidance import Condition, ConditionalModel
 from unmask.method.masking import ABSENT
-from unmask.method.objectives import Loss, MaskedDiffusion, MaskGIT, Model, Task, check_shares, solve
+from unmask.method.objectives import Loss, MaskedBatch, MaskedDiffusion, MaskGIT, Model, check_shares, compute_loss
 from unmask.method.rand import Rand
-from unmask.method.sampling.decode import draw
-from unmask.method.sampling.priorities import Canvas, Logits, Mask, Score
+from unmask.method.sampling.decode import sample_tokens
+from unmask.method.sampling.priorities import Canvas, Logits, Mask, PriorityScore
 from unmask.method.schedules import Cosine, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
 class WithCritic:
-    """A generator and, trained with it, a critic of what it draws (Token-Critic, arXiv 2209.04439, eq. 6).
+    """Train a generator and a critic of its samples together (Token-Critic, arXiv 2209.04439, eq. 6).
 
-    The loss is the generator's plus `weight` (x-transformers' 1) times the mean binary cross-entropy of the critic, the
-    same model called with `judge=True`. The draws pass on no gradient: the two meet only in weights that they share.
+    The loss is the generator's plus `weight` times the mean binary cross-entropy of the critic, which is the same model
+    called with `judge=True`. Sampling passes no gradient, so the two affect each other only through shared weights.
     """
 
     generator: MaskGIT | MaskedDiffusion = MaskGIT()
+    """Objective of the generator."""
     weight: float = 1.0
+    """Weight of the critic's loss, positive (x-transformers' default)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < float("inf"):
-            raise ValueError(f"WithCritic(weight={self.weight}): must be positive; without a critic use the generator")
+            raise ValueError(
+                f"WithCritic(weight={self.weight}): must be positive and finite; to train no critic, use the generator"
+            )
 
     def __call__(
         self, model: Model, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand
     ) -> Loss:
-        task = self.generator.task(tokens, condition, mask_id=mask_id, rand=rand)
-        loss, logits = solve(model, task)
-        # Both sums are divided by the generator's count, which has `share` of a token for each that the critic judges.
-        critic = self.weight * self.generator.share * misjudged(model, task, filled(task, logits))
+        batch = self.generator.mask_batch(tokens, condition, mask_id=mask_id, rand=rand)
+        loss, logits = compute_loss(model, batch)
+        # Both sums are divided by the generator's count, on average `share` of the tokens that the critic judges.
+        critic = self.weight * self.generator.share * compute_critic_loss(model, batch, fill_masked(batch, logits))
         return Loss(loss.total + critic, loss.count)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Critic:
-    """The critic alone, as in the paper: what a trained `generator` draws is judged by another model.
+    """Train the critic alone, as in the paper: another model judges the samples of a trained `generator`.
 
-    `functools.partial(Critic(), generator)` is an objective like the others; `generator(tokens, condition)` is any
-    callable that gives logits, and gets no gradient. Tokens are masked and conditions dropped as in MaskGIT.
+    `functools.partial(Critic(), generator)` is an objective like the others. `generator(tokens, condition)` is any
+    callable that returns logits, and gets no gradient. Masks and dropped conditions are those of MaskGIT.
     """
 
     schedule: Shape = Cosine()
+    """Fraction of tokens to mask at time t, g(t)."""
     drop: float = 0.1
+    """Share of rows trained without their condition."""
 
     def __post_init__(self) -> None:
         check_shares(self, "drop")
@@ -71,55 +77,59 @@ class Critic:
         mask_id: int,
         rand: Rand,
     ) -> Loss:
-        task = MaskGIT(schedule=self.schedule, drop=self.drop).task(tokens, condition, mask_id=mask_id, rand=rand)
+        batch = MaskGIT(schedule=self.schedule, drop=self.drop).mask_batch(
+            tokens, condition, mask_id=mask_id, rand=rand
+        )
         with torch.no_grad():
-            logits = generator(task.visible, task.condition)[task.at]
-        total = misjudged(model, task, filled(task, logits))
-        return Loss(total, (task.clean != ABSENT).sum().to(total.dtype))
+            logits = generator(batch.visible, batch.condition)[batch.at]
+        total = compute_critic_loss(model, batch, fill_masked(batch, logits))
+        return Loss(total, (batch.clean != ABSENT).sum().to(total.dtype))
 
 
 @torch.no_grad()
-def filled(task: Task, logits: Float[Tensor, "n k"]) -> Int[Tensor, "b l"]:
-    """The clean tokens with the masked ones drawn from the logits at `task.at`.
+def fill_masked(batch: MaskedBatch, logits: Float[Tensor, "n k"]) -> Int[Tensor, "b l"]:
+    """Return the clean tokens with the masked ones sampled from the logits at `batch.at`.
 
-    The temperature of a row is uniform in (0, 1), as in x-transformers, so that a critic sees good draws and bad ones.
+    The temperature of a row is uniform in (0, 1), as in x-transformers, so that a critic sees good and bad samples.
     """
-    at = task.at
-    temperature = task.rand("critic_temperature")[:, None].expand(at.shape)[at]
-    u = task.rand("critic_token", at.shape[1])[at]
-    drawn = draw((logits / temperature[:, None]).to(logits.dtype)[None], 1.0, None, None, u[None])[0]
-    return torch.where(task.masked, task.clean.masked_scatter(at, drawn), task.clean)
+    at = batch.at
+    temperature = batch.rand("critic_temperature")[:, None].expand(at.shape)[at]
+    u = batch.rand("critic_token", at.shape[1])[at]
+    drawn = sample_tokens((logits / temperature[:, None]).to(logits.dtype)[None], 1.0, None, None, u[None])[0]
+    return torch.where(batch.masked, batch.clean.masked_scatter(at, drawn), batch.clean)
 
 
-def misjudged(model: Model, task: Task, canvas: Int[Tensor, "b l"]) -> Float[Tensor, ""]:
-    """-log p of the critic's answer to "is this the original token?", summed over all tokens.
+def compute_critic_loss(model: Model, batch: MaskedBatch, canvas: Int[Tensor, "b l"]) -> Float[Tensor, ""]:
+    """Return the critic's binary cross-entropy on "is this the original token?", summed over all tokens.
 
-    Visible tokens are right by definition. x-transformers compares them with a draw that the canvas does not show, and
-    so teaches that a part of them is wrong.
+    Visible tokens are right by definition. x-transformers compares them with a sample that the canvas does not show, so
+    it trains the critic to call some of them wrong.
     """
-    present = task.clean != ABSENT
-    judged = model(canvas, task.condition, present, judge=True)
+    present = batch.clean != ABSENT
+    judged = model(canvas, batch.condition, present, judge=True)
     judged = judged.to(torch.promote_types(judged.dtype, torch.float32))
-    right = (canvas == task.clean)[present].to(judged.dtype)
+    right = (canvas == batch.clean)[present].to(judged.dtype)
     return F.binary_cross_entropy_with_logits(judged, right, reduction="sum")
 
 
 @dataclass(frozen=True)
 class CriticScore:
-    """judge(canvas) + noise (1 - t) Gumbel, where `judge` gives each token the logit that it is right.
+    """judge(canvas) + noise (1 - t) Gumbel.
 
-    With `decode(remask=True)` every token is judged again in each step, as in the paper; without, only the new draws.
-    The noise is added to a logit and falls to exactly 0 at the last step, as in x-transformers, whose factor is 1.
+    With `decode(remask=True)` every token is judged again in each step, as in the paper; otherwise only the new ones.
+    The noise is added to a logit and falls to exactly 0 at the last step, as in x-transformers.
     """
 
     judge: Callable[[Int[Tensor, "b l"]], Float[Tensor, "b l"]]
+    """Returns for each token the logit that it is right."""
     noise: float = 1.0
+    """Factor of the Gumbel noise, at least 0 (x-transformers' default)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"CriticScore(noise={self.noise}): must be a finite number >= 0; 0 is deterministic")
 
-    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> Score:
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         with torch.no_grad():
             score = self.judge(sample).float()
         if self.noise == 0 or t == 1:

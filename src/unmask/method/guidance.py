@@ -1,9 +1,9 @@
-"""Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): turns a conditional model into a plain `predict`.
+"""Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): turn a conditional model into a plain `predict`.
 
 The guided logits are null + s (cond - null): s = 1 is the plain conditional model, s = 0 the unconditional one. Papers
-that write (1 + w) cond - w null, as the MaskGIT reproduction report does, mean w = s - 1: their 3 is our 4.
-Strong guidance early in decoding does harm and late guidance helps (arXiv 2507.08965), hence the ramps: callables of t,
-the time of the forward pass, from 0 (all masked) towards 1 (all known). They start at 1: one step has no guidance.
+that write (1 + w) cond - w null, such as the MaskGIT reproduction report, mean w = s - 1: their 3 is our 4.
+Strong guidance harms early in decoding and helps late (arXiv 2507.08965). Hence the ramps: callables of t, the time of
+the forward pass, from 0 (all masked) towards 1 (all known). They start at 1, so the first step has no guidance.
 """
 
 import math
@@ -15,29 +15,33 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 NULL = -1
-"""The class id that stands for "no condition"; every class embedding has a row for it."""
+"""The class id for "no condition"; every class embedding has a row for it."""
 
 Condition = Int[Tensor, "b"] | None
 Predict = Callable[[Int[Tensor, "b l"], float], Float[Tensor, "b l k"]]
 ConditionalModel = Callable[[Int[Tensor, "b l"], Condition], Float[Tensor, "b l k"]]
-Ramp = Callable[[float], float]
+GuidanceRamp = Callable[[float], float]
 
 
-def _finite(ramp: object, *numbers: float) -> None:
+def _check_finite(ramp: object, *numbers: float) -> None:
     if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{ramp}: the numbers must be finite; scale 1 is no guidance")
+        raise ValueError(f"{ramp}: all numbers must be finite; use scale 1 for no guidance")
 
 
 @dataclass(frozen=True)
 class LinearRamp:
-    """start + (scale - start) t. The linear w ramp of valeoai's report is LinearRamp(scale=w + 1); since November 2023
-    its code has the time i/(T-1) where this has i/T, and so reaches the full scale in the last step."""
+    """start + (scale - start) t. The linear w ramp of valeoai's report is LinearRamp(scale=w + 1).
+
+    Since November 2023 its code uses the time i/(T-1) instead of i/T, so it reaches the full scale in the last step.
+    """
 
     scale: float
+    """Guidance scale at t = 1."""
     start: float = 1.0
+    """Guidance scale at t = 0; 1 is no guidance."""
 
     def __post_init__(self) -> None:
-        _finite(self, self.scale, self.start)
+        _check_finite(self, self.scale, self.start)
 
     def __call__(self, t: float) -> float:
         return self.start + (self.scale - self.start) * t
@@ -45,15 +49,17 @@ class LinearRamp:
 
 @dataclass(frozen=True)
 class CosineRamp:
-    """1 + (scale - 1) (1 - cos(pi t^power)) / 2; power 1 is the cosine ramp, others TiTok's power-cosine."""
+    """1 + (scale - 1) (1 - cos(pi t^power)) / 2."""
 
     scale: float
+    """Guidance scale at t = 1."""
     power: float = 1.0
+    """Positive: 1 is the cosine ramp, other values are TiTok's power-cosine."""
 
     def __post_init__(self) -> None:
-        _finite(self, self.scale, self.power)
+        _check_finite(self, self.scale, self.power)
         if self.power <= 0:
-            raise ValueError(f"{self}: the power must be positive")
+            raise ValueError(f"{self}: power must be positive; 1 is the cosine ramp")
 
     def __call__(self, t: float) -> float:
         return 1 + (self.scale - 1) * (1 - math.cos(math.pi * t**self.power)) / 2
@@ -61,28 +67,31 @@ class CosineRamp:
 
 @dataclass(frozen=True)
 class Interval:
-    """`scale` while low <= t <= high, else 1, which saves the null forward (arXiv 2404.07724); constant by default."""
+    """`scale` while low <= t <= high, else 1, which saves the null forward pass (arXiv 2404.07724)."""
 
     scale: float
+    """Guidance scale inside the interval; 1 is no guidance."""
     low: float = 0.0
+    """First time with guidance, at least 0."""
     high: float = 1.0
+    """Last time with guidance, at most 1; the defaults guide always."""
 
     def __post_init__(self) -> None:
-        _finite(self, self.scale)
+        _check_finite(self, self.scale)
         if not 0 <= self.low <= self.high <= 1:
-            raise ValueError(f"Interval(low={self.low}, high={self.high}): needs 0 <= low <= high <= 1")
+            raise ValueError(f"Interval(low={self.low}, high={self.high}): must satisfy 0 <= low <= high <= 1")
 
     def __call__(self, t: float) -> float:
         return self.scale if self.low <= t <= self.high else 1.0
 
 
 def guided(
-    model: ConditionalModel, condition: Condition, null: Condition = None, *, scale: float | Ramp = 1.0
+    model: ConditionalModel, condition: Condition, null: Condition = None, *, scale: float | GuidanceRamp = 1.0
 ) -> Predict:
-    """`predict(tokens, t)` with guidance: one batched forward of both twins, or of one where the other is not needed.
+    """Return `predict(tokens, t)` with guidance: one forward pass of both twins as a batch, or of the one it needs.
 
     `null` is the unconditional twin of `condition`; by default every row's class id becomes NULL.
-    `predict` raises ValueError when the scale is not 1 but there is no condition.
+    `predict` raises ValueError if the scale is not 1 and there is no condition.
     """
     if condition is not None and null is None:
         null = torch.full_like(condition, NULL)
@@ -92,7 +101,7 @@ def guided(
         if s == 1:
             return model(tokens, condition)
         if condition is None or null is None:
-            raise ValueError(f"guidance scale {s} needs a condition; without one leave it at 1")
+            raise ValueError(f"guidance scale {s} needs a condition; without a condition leave the scale at 1")
         if s == 0:
             return model(tokens, null)
         cond, uncond = model(torch.cat([tokens, tokens]), torch.cat([condition, null])).chunk(2)
@@ -101,21 +110,21 @@ def guided(
     return predict
 
 
-def remembering(
+def guided_with_memory(
     model: Callable[..., Float[Tensor, "b l k"]],
     condition: Condition,
     null: Condition = None,
     *,
-    scale: float | Ramp = 1.0,
+    scale: float | GuidanceRamp = 1.0,
 ) -> Predict:
-    """`guided` for a self-conditioned model `(tokens, condition, *, memory) -> logits`: each step reads the last one's
-    probabilities (arXiv 2208.04202). Under guidance both twins read those of the conditional one, as in muse-maskgit.
+    """Return `guided` for a self-conditioned model `(tokens, condition, *, memory) -> logits` (arXiv 2208.04202).
 
-    The memory is that of one batch of samples: make a fresh one for each.
+    Each step reads the probabilities of the step before. Under guidance both twins read the conditional ones, as in
+    muse-maskgit. The memory belongs to one batch of samples: call this again for each batch.
     """
     memory: Tensor | None = None
 
-    def recalling(tokens: Int[Tensor, "b l"], both: Condition) -> Float[Tensor, "b l k"]:
+    def predict_and_store(tokens: Int[Tensor, "b l"], both: Condition) -> Float[Tensor, "b l k"]:
         nonlocal memory
         rows = len(tokens) if condition is None else len(condition)
         twice = memory if memory is None or len(tokens) == rows else torch.cat([memory, memory])
@@ -123,4 +132,4 @@ def remembering(
         memory = logits[:rows].softmax(-1)
         return logits
 
-    return guided(recalling, condition, null, scale=scale)
+    return guided(predict_and_store, condition, null, scale=scale)

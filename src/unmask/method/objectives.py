@@ -1,8 +1,8 @@
-"""Training objectives: clean tokens in, a loss as a sum and its divisor out.
+"""Training objectives: take clean tokens, return the loss as a sum and its divisor.
 
 Every objective is called as `objective(model, tokens, condition, *, mask_id, rand) -> Loss`. The model is any callable
-`(tokens, condition, at) -> logits` that returns one row of K logits for each True in `at`: logits are computed only
-where they are needed. Sums and counts are not averaged before the end, so micro-batches and ranks cannot bias the loss.
+`(tokens, condition, at) -> logits` that returns one row of K logits for each True in `at`. So logits are computed only
+where they are needed. Sums and counts are divided once, at the end, so micro-batches and ranks cannot bias the loss.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.method.guidance import NULL, Condition
-from unmask.method.masking import ABSENT, complementary, mask_bernoulli, mask_exact, only_present, stratified
+from unmask.method.masking import (
+    ABSENT,
+    exclude_absent,
+    mask_bernoulli,
+    mask_exact,
+    split_complementary,
+    stratify_times,
+)
 from unmask.method.rand import Rand
-from unmask.method.schedules import Cosine, Power, Shape, likelihood_weight
+from unmask.method.schedules import Cosine, Power, Shape, compute_likelihood_weight
 
 Model = Callable[..., Float[Tensor, "..."]]
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A sum in nats and the weight it is to be divided by, once, after everything has been added up."""
+    """A sum in nats and its divisor. Add both up over all batches and ranks, then divide once."""
 
     total: Float[Tensor, ""]
     count: Float[Tensor, ""]
@@ -30,21 +37,23 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Corruption:
-    """What stands at a masked token, which is to be predicted in any case (BERT, arXiv 1810.04805, section 3.1).
+    """What the model sees at a masked token, which it predicts in any case (BERT, arXiv 1810.04805, section 3.1).
 
-    A share `keep` shows the token itself, a share `random` any token but never the mask, and the others the mask: each
-    place by its own draw. The shares are x-transformers' (`no_replace_prob`, `random_token_prob`). `coins`: what its
-    code makes of them, 7.5 % and 4.3 % on average: either happens with a chance of 1/2 only, and the second is
-    `random` times what the first left, of what the first left. Differs from it: a coin per row, not one per batch.
+    Each position draws on its own. All other masked tokens show the mask. The shares are x-transformers' defaults.
+    With `coins`, `keep` and `random` each apply with probability 1/2, and `random` is multiplied by (1 - keep)^2. That
+    is 7.5 % and 4.3 % on average, as in its code. Differs from it: a coin per row, not one per batch.
     """
 
     keep: float = 0.15
+    """Share of masked tokens that show the token itself (x-transformers' `no_replace_prob`)."""
     random: float = 0.1
+    """Share of masked tokens that show a random token, never the mask (x-transformers' `random_token_prob`)."""
     coins: bool = False
+    """Apply the two shares as x-transformers' code does, which halves them."""
 
     def __post_init__(self) -> None:
         if not (self.keep >= 0 and self.random >= 0 and self.keep + self.random <= 1):
-            raise ValueError(f"{self}: shares are at least 0, and keep + random at most 1")
+            raise ValueError(f"{self}: the shares must be at least 0, and keep + random at most 1")
 
     def __call__(
         self, clean: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], *, mask_id: int, rand: Rand
@@ -61,10 +70,10 @@ class Corruption:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """One question: the canvas as it is shown, which places are masked, what each answer counts, and the divisor.
+class MaskedBatch:
+    """A batch to predict: the visible canvas, the masked positions, the weight of each prediction, and the divisor.
 
-    `remember`: the rows that see what the model itself thought before, if any. `rand` has a row for each of the task.
+    `remember` marks the rows that see the model's first prediction. `rand` has one row for each row of the batch.
     """
 
     clean: Int[Tensor, "b l"]
@@ -79,15 +88,15 @@ class Task:
 
     @property
     def at(self) -> Bool[Tensor, "b l"]:
-        """The places to predict."""
+        """The positions to predict."""
         return self.masked | (self.weight > 0)
 
 
 class CrossEntropy(torch.autograd.Function):
-    """-log softmax(logits)[target], with label smoothing: what F.cross_entropy is, in two thirds of its memory.
+    """-log softmax(logits)[target] with label smoothing: F.cross_entropy in two thirds of its memory.
 
-    It keeps the logits and one number per row, and the gradient is softmax minus target; the library's keeps the log
-    softmax, makes the gradient of that first, and holds three arrays of a vocabulary each at once.
+    It keeps the logits and one number per row, and its gradient is softmax minus target. The library's keeps the log
+    softmax, computes the gradient of that first, and so holds three arrays of vocabulary size at once.
     """
 
     @staticmethod
@@ -109,166 +118,171 @@ class CrossEntropy(torch.autograd.Function):
         return p.scatter_add_(-1, target[:, None], share[:, None]).mul_(gradient[:, None]), None, None
 
 
-def solve(model: Model, task: Task) -> tuple[Loss, Float[Tensor, "n k"]]:
-    """The weighted sum of -log p(clean | visible), and the logits at `task.at` that it was made of."""
-    at = task.at
-    if task.remember is None:
-        logits = model(task.visible, task.condition, at)
+def compute_loss(model: Model, batch: MaskedBatch) -> tuple[Loss, Float[Tensor, "n k"]]:
+    """Return the weighted sum of -log p(clean | visible), and its logits at `batch.at`."""
+    at = batch.at
+    if batch.remember is None:
+        logits = model(batch.visible, batch.condition, at)
     else:
-        logits = model(task.visible, task.condition, at, recall(model, task.visible, task.condition, task.remember))
+        logits = model(
+            batch.visible, batch.condition, at, predict_memory(model, batch.visible, batch.condition, batch.remember)
+        )
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    lost: Tensor = CrossEntropy.apply(logits, task.clean[at], task.label_smoothing)
-    return Loss((lost * task.weight[at]).sum(), task.count), logits
+    lost: Tensor = CrossEntropy.apply(logits, batch.clean[at], batch.label_smoothing)
+    return Loss((lost * batch.weight[at]).sum(), batch.count), logits
 
 
 @torch.no_grad()
-def recall(
+def predict_memory(
     model: Model, visible: Int[Tensor, "b l"], condition: Condition, rows: Bool[Tensor, "b"]
 ) -> Float[Tensor, "b l k"]:
-    """The probabilities that a first pass gives, in the chosen `rows`; zeros, that is no memory, in the others."""
+    """Return the probabilities of a first forward pass in the chosen `rows`, and zeros (no memory) in the others."""
     logits = model(visible, condition, torch.ones_like(visible, dtype=torch.bool))
-    # Autocast of older torch keeps the weights it cast here, without gradients: the next pass would learn nothing.
+    # Autocast of older torch caches the weights that it cast here without gradients: the next pass would learn nothing.
     torch.clear_autocast_cache()
     return logits.softmax(-1).unflatten(0, visible.shape) * rows[:, None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskGIT:
-    """Masked visual token modelling (arXiv 2202.04200, eq. 1): draw t, mask a fraction g(t), predict what was masked.
-
-    `visible_weight`: loss weight of the tokens left visible (0 in the paper, 0.1 in TiTok, 1 in valeoai's code).
-    `drop`: share of rows trained without their condition, so that guidance has an unconditional twin.
-    `independent`: mask each token by its own coin instead of an exact count. `stratified`: spread t evenly over the
-    global batch. `complementary`: train every row under a mask and under its complement, two forward rows per row; half
-    of the tokens are then masked on average, whatever the schedule. `corruption`: of masked tokens, none by default.
-    `self_condition`: share of rows that see what the model itself thought in a first pass without gradients (0.75 in
-    x-transformers, 0.9 in muse-maskgit).
-    """
+    """Masked visual token modelling (arXiv 2202.04200, eq. 1): draw t, mask a fraction g(t), predict these tokens."""
 
     schedule: Shape = Cosine()
+    """Fraction of tokens to mask at time t, g(t)."""
     visible_weight: float = 0.0
+    """Loss weight of the visible tokens, 0 to 1 (0 in the paper, 0.1 in TiTok, 1 in valeoai's code)."""
     label_smoothing: float = 0.0
+    """Label smoothing of the cross-entropy, 0 to 1."""
     drop: float = 0.1
+    """Share of rows trained without their condition, so that guidance has an unconditional twin."""
     independent: bool = False
+    """Mask each token by its own coin instead of masking an exact count."""
     stratified: bool = True
+    """Spread the times t evenly over the global batch."""
     complementary: bool = False
+    """Train each row under a mask and its complement: on average half of it is masked, whatever the schedule."""
     corruption: Corruption | None = None
+    """What masked tokens show instead of the mask; by default always the mask."""
     self_condition: float = 0.0
+    """Share of rows that see a first prediction, made without gradients (x-transformers 0.75, muse-maskgit 0.9)."""
 
     def __post_init__(self) -> None:
         check_shares(self, "visible_weight", "label_smoothing", "drop", "self_condition")
 
     @property
     def share(self) -> float:
-        """What `Task.count` is per token on average."""
+        """The mean of `MaskedBatch.count` per token."""
         ratio = self.schedule((torch.arange(1000) + 0.5) / 1000).mean().item()
         masked = 0.5 if self.complementary else ratio
         return masked + self.visible_weight * (1 - masked)
 
-    def task(self, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand) -> Task:
-        """What one batch of clean `tokens` asks; `complementary` doubles its rows."""
+    def mask_batch(self, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand) -> MaskedBatch:
+        """Mask one batch of clean `tokens`; `complementary` doubles its rows."""
         t = rand("time")
         if self.stratified:
-            t = stratified(t, rand.rows, rand.num_rows)
-        u = only_present(rand("mask", tokens.shape[1]), tokens)
+            t = stratify_times(t, rand.rows, rand.num_rows)
+        u = exclude_absent(rand("mask", tokens.shape[1]), tokens)
         mask = (mask_bernoulli if self.independent else mask_exact)(self.schedule(t), u)
-        condition = dropped(condition, self.drop, rand)
+        condition = drop_condition(condition, self.drop, rand)
         if self.complementary:
-            mask = torch.cat(complementary(mask, u))
+            mask = torch.cat(split_complementary(mask, u))
             tokens = torch.cat([tokens, tokens])
             condition = None if condition is None else torch.cat([condition, condition])
             rand = replace(rand, rows=rand.rows.repeat(2))
         weight = mask + self.visible_weight * (~mask & (tokens != ABSENT))
-        return Task(
+        return MaskedBatch(
             clean=tokens,
-            visible=hidden(tokens, mask, self.corruption, mask_id, rand),
+            visible=corrupt_masked(tokens, mask, self.corruption, mask_id, rand),
             masked=mask,
             weight=weight,
             count=weight.sum(),
             condition=condition,
             rand=rand,
             label_smoothing=self.label_smoothing,
-            remember=remembered(self.self_condition, rand),
+            remember=choose_remembered_rows(self.self_condition, rand),
         )
 
     def __call__(
         self, model: Model, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand
     ) -> Loss:
-        """The loss of one batch of clean `tokens`; `condition` holds class ids, or is None."""
-        return solve(model, self.task(tokens, condition, mask_id=mask_id, rand=rand))[0]
+        """Return the loss of one batch of clean `tokens`; `condition` holds class ids, or is None."""
+        return compute_loss(model, self.mask_batch(tokens, condition, mask_id=mask_id, rand=rand))[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedDiffusion:
     """The bound on -log p(tokens) of masked diffusion (MDLM, arXiv 2406.07524, eq. 10), in nats per token.
 
-    Draw t, mask each token by its own coin of chance g(t), and weigh each masked one by -g'(t)/g(t); the sum is divided
-    by the number of all tokens. Its expectation is the same for every `schedule`; only its noise is not. t is spread
-    evenly over the global batch. The other fields as in MaskGIT; with either of the last two it bounds no likelihood.
-    Differs from x-transformers' `use_simple_mdlm_loss_weight`: g'(t)/(1 - g(t)) there has the wrong sign and pole.
+    Draw t, spread evenly over the global batch. Mask each token with probability g(t), and weight each masked token by
+    -g'(t)/g(t). Divide the sum by the number of all tokens. With `corruption` or `self_condition` it is no bound.
+    Differs from x-transformers' `use_simple_mdlm_loss_weight`: its g'(t)/(1 - g(t)) has the wrong sign and pole.
     """
 
     schedule: Shape = Power()
+    """Fraction of tokens to mask, g(t). It changes the noise of the loss, but not its expectation."""
     drop: float = 0.1
+    """Share of rows trained without their condition, so that guidance has an unconditional twin."""
     corruption: Corruption | None = None
+    """What masked tokens show instead of the mask; by default always the mask."""
     self_condition: float = 0.0
+    """Share of rows that see a first prediction, made without gradients."""
 
     def __post_init__(self) -> None:
         check_shares(self, "drop", "self_condition")
         if float(self.schedule(torch.tensor(1e-9))) < 1 - 1e-3:
             raise ValueError(
-                f"MaskedDiffusion(schedule={self.schedule}): it jumps at t = 0 and misses part of the bound"
+                f"MaskedDiffusion(schedule={self.schedule}): it jumps at t = 0: part of the bound is lost; use Power()"
             )
 
     @property
     def share(self) -> float:
-        """What `Task.count` is per token."""
+        """`MaskedBatch.count` per token."""
         return 1.0
 
-    def task(self, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand) -> Task:
-        """What one batch of clean `tokens` asks."""
-        t = stratified(rand("time"), rand.rows, rand.num_rows)
-        mask = only_present(rand("mask", tokens.shape[1]), tokens) < self.schedule(t)[:, None]
-        weight = likelihood_weight(self.schedule, t)[:, None] * mask
-        return Task(
+    def mask_batch(self, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand) -> MaskedBatch:
+        """Mask one batch of clean `tokens`."""
+        t = stratify_times(rand("time"), rand.rows, rand.num_rows)
+        mask = exclude_absent(rand("mask", tokens.shape[1]), tokens) < self.schedule(t)[:, None]
+        weight = compute_likelihood_weight(self.schedule, t)[:, None] * mask
+        return MaskedBatch(
             clean=tokens,
-            visible=hidden(tokens, mask, self.corruption, mask_id, rand),
+            visible=corrupt_masked(tokens, mask, self.corruption, mask_id, rand),
             masked=mask,
             weight=weight,
             count=(tokens != ABSENT).sum().to(weight.dtype),
-            condition=dropped(condition, self.drop, rand),
+            condition=drop_condition(condition, self.drop, rand),
             rand=rand,
-            remember=remembered(self.self_condition, rand),
+            remember=choose_remembered_rows(self.self_condition, rand),
         )
 
     def __call__(
         self, model: Model, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand
     ) -> Loss:
-        """The bound for one batch of clean `tokens`; `condition` holds class ids, or is None."""
-        return solve(model, self.task(tokens, condition, mask_id=mask_id, rand=rand))[0]
+        """Return the bound for one batch of clean `tokens`; `condition` holds class ids, or is None."""
+        return compute_loss(model, self.mask_batch(tokens, condition, mask_id=mask_id, rand=rand))[0]
 
 
-def hidden(
+def corrupt_masked(
     clean: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"], corruption: Corruption | None, mask_id: int, rand: Rand
 ) -> Int[Tensor, "b l"]:
-    """The canvas: masked places show the mask, or what `corruption` puts there."""
+    """Return the visible canvas: masked positions show the mask, or what `corruption` puts there."""
     if corruption is None:
         return torch.where(mask, mask_id, clean)
     return corruption(clean, mask, mask_id=mask_id, rand=rand)
 
 
-def dropped(condition: Condition, share: float, rand: Rand) -> Condition:
-    """The condition, but NULL in a `share` of the rows."""
+def drop_condition(condition: Condition, share: float, rand: Rand) -> Condition:
+    """Replace the condition by NULL in a `share` of the rows."""
     return None if condition is None else torch.where(rand("drop") < share, NULL, condition)
 
 
-def remembered(share: float, rand: Rand) -> Bool[Tensor, "b"] | None:
-    """The `share` of rows that get a memory."""
+def choose_remembered_rows(share: float, rand: Rand) -> Bool[Tensor, "b"] | None:
+    """Draw the `share` of rows that get a memory; None if the share is 0."""
     return rand("self_condition") < share if share else None
 
 
 def check_shares(objective: object, *names: str) -> None:
-    """ValueError unless the fields of these `names` lie in [0, 1]."""
+    """Raise ValueError unless the named fields lie in [0, 1]."""
     for name in names:
         value = getattr(objective, name)
         if not 0 <= value <= 1:
@@ -276,4 +290,4 @@ def check_shares(objective: object, *names: str) -> None:
 
 
 Objective = MaskGIT | MaskedDiffusion
-"""Every objective of this page, as one closed type: what a configuration may hold."""
+"""Every objective of this file as one closed type, for configurations."""

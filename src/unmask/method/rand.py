@@ -1,8 +1,8 @@
 """Uniform noise without state: a pure function of (seed, step, stream, row of the global batch, column).
 
-All randomness of the method enters through one argument, `rand`. Because a draw depends on nothing that came before,
-resuming, the world size, micro-batches and the cut of a batch cannot change a result, and CPU and GPU see the same
-numbers. The generator is splitmix64 as a counter-based hash (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195).
+All randomness of the method enters through one argument, `rand`. A draw does not depend on earlier draws. So resuming,
+the world size, micro-batches and the split of a batch cannot change a result, and CPU and GPU see the same numbers. The
+generator is splitmix64 as a counter-based hash (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195).
 """
 
 import zlib
@@ -18,7 +18,7 @@ _M2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
 
 
 def _mix(z: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """splitmix64's finaliser on int64: multiplication wraps, and the masks make the right shifts logical."""
+    """Apply splitmix64's finaliser to int64: multiplication wraps, and the masks make the right shifts logical."""
     z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _M1
     z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _M2
     return z ^ ((z >> 31) & 0x1FFFFFFFF)
@@ -28,8 +28,8 @@ def _mix(z: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
 class Rand:
     """`rand("order", 16)` draws a [b, 16] matrix of uniforms in the open interval (0, 1), 52 bits each.
 
-    `rows` are the indices of this process's rows within the global batch of `num_rows`; `stream` names what the noise
-    is for, so two uses never share numbers; `at(step)` moves to another step.
+    `rows` are the indices of this process's rows in the global batch of `num_rows`. `stream` names the purpose of the
+    noise, so that two uses never share numbers. `at(step)` selects another step.
     """
 
     seed: int
@@ -39,14 +39,14 @@ class Rand:
 
     def __post_init__(self) -> None:
         if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed {self.seed}: must fit a signed 64-bit integer")
+            raise ValueError(f"seed {self.seed}: it must fit a signed 64-bit integer")
 
     def at(self, step: int) -> "Rand":
-        """The same rows at another step."""
+        """Return the noise of the same rows at another step."""
         return replace(self, step=step)
 
     def __call__(self, stream: str, *shape: int) -> Float64[Tensor, "b ..."]:
-        """Uniforms of shape [b, *shape] for the named stream."""
+        """Draw uniforms of shape [b, *shape] for the named stream."""
         key = torch.zeros((), dtype=torch.int64)
         for word in (self.seed, self.step, zlib.crc32(stream.encode())):
             key = _mix(key + torch.tensor(word) * _M1 + _GOLDEN)
@@ -54,11 +54,11 @@ class Rand:
         size = torch.Size(shape).numel()
         counter = torch.arange(1, size + 1, device=self.rows.device) * _GOLDEN
         bits = _mix(_mix(state[:, None] + counter))
-        # The top 52 bits, moved to the middle of their cell: never exactly 0 or 1, so log(u) is always finite.
+        # The top 52 bits, at the middle of their cell: u is never exactly 0 or 1, so log(u) is always finite.
         u = (((bits >> 12) & 0xFFFFFFFFFFFFF).double() + 0.5) * 2.0**-52
         return u.view(len(self.rows), *shape)
 
 
 def seeded(seed: int, num_rows: int, *, first: int = 0, device: torch.device | str = "cpu") -> Rand:
-    """A whole batch of `num_rows` rows in one process; `first` is the index of row 0, as in "samples 1000 to 1063"."""
+    """Return the noise of a whole batch in one process; `first` is the index of row 0 among all samples."""
     return Rand(seed, torch.arange(first, first + num_rows, device=device), num_rows)

@@ -1,9 +1,8 @@
-"""Mask schedules: the fraction of tokens still masked, g(t), as t runs from 0 (all masked) to 1 (all known).
+"""Mask schedules: the fraction g(t) of tokens still masked, for t from 0 (all masked) to 1 (all known).
 
-A schedule is any callable `t -> g(t)` with g(0) = 1, g(1) = 0, never rising (MaskGIT, arXiv 2202.04200, section 3.3).
-Training draws t uniformly and masks a fraction g(t); sampling consumes plain data made here: a list of ratios, one per
-step, ending in 0. Equal names ("cosine", "arccos") mean different counts in each code base: see
-`decoding/counts.py`.
+A schedule is any callable `t -> g(t)` with g(0) = 1 and g(1) = 0 that never rises (MaskGIT, arXiv 2202.04200, section
+3.3). Training draws t uniformly and masks a fraction g(t). Sampling takes a plain list of ratios, one per step, that
+ends in 0. Code bases use the same name ("cosine", "arccos") for different counts: see `decoding/counts.py`.
 """
 
 import math
@@ -23,7 +22,7 @@ def _time(t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
 
 @dataclass(frozen=True)
 class Cosine:
-    """g(t) = cos(pi t / 2): few tokens early, many late. MaskGIT's default (arXiv 2202.04200, section 4)."""
+    """g(t) = cos(pi t / 2): reveals few tokens early, many late. MaskGIT's default (arXiv 2202.04200, section 4)."""
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         return torch.cos(_time(t) * (math.pi / 2))
@@ -31,9 +30,10 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Power:
-    """g(t) = 1 - t^exponent: 1 is linear ("uniform"), 2 square, 3 cubic, 0.5 root (arXiv 2202.04200, section 3.3)."""
+    """g(t) = 1 - t^exponent (arXiv 2202.04200, section 3.3)."""
 
     exponent: float = 1.0
+    """Positive: 1 is linear ("uniform"), 2 square, 3 cubic, 0.5 root."""
 
     def __post_init__(self) -> None:
         if not self.exponent > 0:
@@ -47,7 +47,7 @@ class Power:
 
 @dataclass(frozen=True)
 class Arccos:
-    """g(t) = (2/pi) arccos(t): the inverse function of `Cosine`, with the same mean 2/pi but thinner tails."""
+    """g(t) = (2/pi) arccos(t): the inverse function of `Cosine`. It has the same mean, 2/pi, and thinner tails."""
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         return torch.arccos(_time(t)) * (2 / math.pi)
@@ -55,12 +55,13 @@ class Arccos:
 
 @dataclass(frozen=True)
 class Log:
-    """g(t) = -log(t) / log(tokens), held at 1 below t = 1/tokens (google-research/maskgit, mask_schedule.py)."""
+    """g(t) = -log(t) / log(tokens), and 1 below t = 1/tokens (google-research/maskgit, mask_schedule.py)."""
 
     tokens: int
+    """Number of tokens of the canvas, at least 2."""
 
     def __post_init__(self) -> None:
-        at_least("Log", {"tokens": self.tokens}, least=2)
+        check_at_least("Log", {"tokens": self.tokens}, least=2)
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         return (-torch.log2(_time(t)) / math.log2(self.tokens)).clamp(0, 1)
@@ -68,12 +69,13 @@ class Log:
 
 @dataclass(frozen=True)
 class Exp:
-    """g(t) = 1 - tokens^-(1-t), set to 1 at t = 0 where the formula gives 1 - 1/tokens (same source as `Log`)."""
+    """g(t) = 1 - tokens^-(1-t), but 1 at t = 0, where the formula gives 1 - 1/tokens (same source as `Log`)."""
 
     tokens: int
+    """Number of tokens of the canvas, at least 2."""
 
     def __post_init__(self) -> None:
-        at_least("Exp", {"tokens": self.tokens}, least=2)
+        check_at_least("Exp", {"tokens": self.tokens}, least=2)
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         t = _time(t)
@@ -82,15 +84,18 @@ class Exp:
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """g(t) falls along the logistic curve from `start` to `end`, scaled to run from 1 to 0 (open-muse, sampling.py)."""
+    """g(t) follows the logistic curve between two points, scaled to fall from 1 to 0 (open-muse, sampling.py)."""
 
     start: float = -3.0
+    """Point of the curve at t = 0."""
     end: float = 3.0
+    """Point of the curve at t = 1, above `start`."""
     temperature: float = 1.0
+    """Width of the curve, positive: lower values fall more steeply."""
 
     def __post_init__(self) -> None:
         if not (self.start < self.end and self.temperature > 0):
-            raise ValueError(f"{self}: needs start < end and a positive temperature, as in Sigmoid(-3, 3, 1)")
+            raise ValueError(f"{self}: start must be below end and temperature positive, as in Sigmoid(-3, 3, 1)")
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         at = _time(t) * (self.end - self.start) + self.start
@@ -101,31 +106,32 @@ class Sigmoid:
 
 
 Shape = Cosine | Power | Arccos | Log | Exp | Sigmoid
-"""Every schedule of this page, as one closed type: what a configuration may hold."""
+"""Every schedule of this file as one closed type, for configurations."""
 
 
-# -- from a schedule to what a sampler consumes ------------------------------------------------------------------------
+# -- from a schedule to the input of a sampler -------------------------------------------------------------------------
 
 
 def ratios(schedule: Schedule, steps: int) -> list[float]:
-    """The fraction still masked after each of `steps` steps: g(1/steps), g(2/steps), ..., 0."""
-    at_least("ratios", {"steps": steps})
+    """Return the fraction still masked after each of `steps` steps: g(1/steps), g(2/steps), ..., 0."""
+    check_at_least("ratios", {"steps": steps})
     return [*schedule(torch.arange(1, steps, dtype=torch.float64) / steps).tolist(), 0.0]
 
 
-def annealed(start: float, steps: int) -> list[float]:
-    """Temperatures that fall evenly to 0, which is greedy: start (1 - s/steps) for s = 1..steps.
+def anneal_temperatures(start: float, steps: int) -> list[float]:
+    """Return temperatures that fall evenly to 0 (greedy): start (1 - s/steps) for s = 1..steps.
 
-    x-transformers' rule with its start 1; it stops at 0.001 where this takes the likeliest token.
+    x-transformers uses this rule with start 1. It stops at 0.001, where this takes the likeliest token.
     """
-    at_least("annealed", {"steps": steps})
+    check_at_least("anneal_temperatures", {"steps": steps})
     return [start * (1 - s / steps) for s in range(1, steps + 1)]
 
 
-def likelihood_weight(schedule: Schedule, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """-g'(t) / g(t): what a token masked at time t counts for in the likelihood bound (arXiv 2406.07524, eq. 10).
+def compute_likelihood_weight(schedule: Schedule, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return -g'(t) / g(t), the weight of a token masked at time t in the likelihood bound (arXiv 2406.07524, eq. 10).
 
-    By automatic differentiation, so for any schedule. For 1 - t it is 1 / (1 - t); for the cosine (pi/2) tan(pi t/2).
+    Automatic differentiation serves any schedule. For 1 - t the weight is 1 / (1 - t); for the cosine it is
+    (pi/2) tan(pi t/2).
     """
     with torch.enable_grad():
         at = t.detach().double().requires_grad_()
@@ -135,34 +141,34 @@ def likelihood_weight(schedule: Schedule, t: Float[Tensor, "..."]) -> Float[Tens
 
 
 def ratios_from_counts(counts: Sequence[int]) -> list[float]:
-    """The ratios that make a sampler reveal these `counts` of sum(counts) unknown tokens; zeros become at least 1."""
+    """Return the ratios that reveal these `counts` of sum(counts) unknown tokens; a 0 becomes at least 1."""
     total = sum(counts)
     if total <= 0 or min(counts) < 0:
-        raise ValueError(f"counts {list(counts)}: must be non-negative and reveal at least one token in all")
+        raise ValueError(f"counts {list(counts)}: each must be at least 0, and their sum at least 1")
     known = torch.tensor(counts).cumsum(0)
     return ((total - known).double() / total).tolist()
 
 
 def check_ratios(ratios: Sequence[float]) -> None:
-    """ValueError unless the fractions still masked lie in [0, 1], never rise, and end in 0."""
+    """Raise ValueError unless the ratios lie in [0, 1], never rise, and end in 0."""
     pairs = zip([1.0, *ratios], ratios, strict=False)
     if len(ratios) == 0 or ratios[-1] != 0 or not all(0 <= after <= before for before, after in pairs):
         raise ValueError(f"ratios {list(ratios)[:12]}: must lie in [0, 1], never rise, and end in 0")
 
 
-def reveal_counts(unknown: Int[Tensor, "b"], ratios: Sequence[float]) -> Int[Tensor, "steps b"]:
-    """How many tokens each row reveals at each step, from its own number of `unknown` ones at the start.
+def count_reveals(unknown: Int[Tensor, "b"], ratios: Sequence[float]) -> Int[Tensor, "steps b"]:
+    """Count the tokens that each row reveals at each step, given its number of `unknown` tokens at the start.
 
-    After step s a row holds floor(unknown * ratio_s) masked tokens, but every step reveals at least one, and leaves at
-    least one for each step to come: Google's rule where that does not stall. A row with fewer unknown tokens than steps
-    reveals them one by one, spread evenly over the steps, so that all rows end at the last step.
-    Raises ValueError unless the ratios lie in [0, 1], never rise, and end in 0.
+    After step s a row holds floor(unknown * ratio_s) masked tokens. Every step reveals at least one token and leaves at
+    least one for each later step. This is Google's rule where that rule does not stall. A row with fewer unknown tokens
+    than steps reveals them one by one, spread evenly over the steps. So all rows end at the last step.
+    Raises ValueError as `check_ratios` does.
     """
     check_ratios(ratios)
     r = torch.tensor(list(ratios), dtype=torch.float64)
     unknown, steps = unknown.cpu().long(), len(r)
     step = torch.arange(1, steps + 1)[:, None]
-    # The slack undoes rounding: (k / n) * n may come out just below k, and floor would then lose a token.
+    # The slack undoes rounding: (k / n) * n may be just below k, and floor would then lose a token.
     wanted = torch.floor(unknown.double() * r[:, None] + 1e-6).long().maximum(steps - step)
     # m_s <= m_{s-1} - 1, as a running minimum of m_s + s with the start in front.
     many = torch.cat([unknown[None], wanted + step]).cummin(0).values[1:] - step
@@ -171,7 +177,8 @@ def reveal_counts(unknown: Int[Tensor, "b"], ratios: Sequence[float]) -> Int[Ten
     return -torch.cat([unknown[None], masked]).diff(dim=0)
 
 
-def at_least(name: str, numbers: Mapping[str, int], least: int = 1) -> None:
+def check_at_least(name: str, numbers: Mapping[str, int], least: int = 1) -> None:
+    """Raise ValueError for the first of the named `numbers` below `least`; `name` starts the message."""
     for field, number in numbers.items():
         if number < least:
             raise ValueError(f"{name}({field}={number}): {field} must be at least {least}")

@@ -18,11 +18,11 @@ from unmask.decoding.sampling import FromCritic, Sampling
 from unmask.decoding.settings import SamplingSettings, change_sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.critic import CriticScore
-from unmask.method.guidance import Predict, guided, remembering
+from unmask.method.guidance import Predict, guided, guided_with_memory
 from unmask.method.masking import ABSENT
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
-from unmask.method.sampling.blocks import filled_up
+from unmask.method.sampling.blocks import pad_canvas
 from unmask.method.sampling.decode import State
 from unmask.pipelines.image import describe_as_html
 from unmask.published.card import write_model_card
@@ -221,8 +221,8 @@ class TextPipeline:
         Made anew for each batch, as a self-conditioned model remembers what it thought of this one, if it may.
         Without `ends` no end token can be drawn.
         """
-        make = remembering if self.model.config.self_condition and remember else guided
-        whole = filled_up(make(self.model, None), self.model.length, self._beyond)
+        make = guided_with_memory if self.model.config.self_condition and remember else guided
+        whole = pad_canvas(make(self.model, None), self.model.length, self._beyond)
         end = self._unused.new_tensor([] if ends else [self.tokenizer.end_id])
         banned = torch.cat([self._unused, end])
         return lambda tokens, t: whole(tokens, t).float().index_fill(-1, banned, -torch.inf)

@@ -1,4 +1,4 @@
-"""The parts of a modern bidirectional transformer block: rotary positions over any grid, attention, MLP, modulation.
+"""Parts of a modern bidirectional transformer block: rotary positions over any grid, attention, MLP, modulation.
 
 Pre-norm with RMSNorm (arXiv 1910.07467), QK-norm (arXiv 2302.05442), SwiGLU (arXiv 2002.05202), rotary positions
 (arXiv 2104.09864) with one share of the head per grid axis, and adaLN-zero conditioning (DiT, arXiv 2212.09748).
@@ -10,28 +10,28 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 EXPLICIT_ATTENTION_LENGTH = 256
-"""Up to here explicit attention beats SDPA in bf16 training on a CPU (benchmarks/attention.py)."""
+"""Up to this length explicit attention beats SDPA in bf16 training on a CPU (benchmarks/attention.py)."""
 SCORES = 1 << 22
-"""Numbers of a matrix that a CPU has without gradients: fresh memory, as for more, costs it a fault for every page."""
+"""Most scores at once on a CPU without gradients: larger matrices need fresh memory, with a fault for every page."""
 
 
-def rotary_angles(grid: tuple[int, ...], head_dim: int, extra: int) -> Float[Tensor, "n half"]:
-    """Rotation angles of `extra` positionless tokens (angle 0) followed by the cells of the grid in row-major order.
+def compute_rotary_angles(grid: tuple[int, ...], head_dim: int, num_prefix: int) -> Float[Tensor, "n half"]:
+    """Return the angles of `num_prefix` tokens without position (angle 0), then of the cells in row-major order.
 
-    Axis a turns its own head_dim / (2 axes) frequencies by its own coordinate; frequencies fall from 1 to about 1/100,
-    suited to grids of tens of cells (the 1/10,000 of language models would leave most pairs unused).
+    Each axis rotates head_dim / (2 axes) frequencies by its coordinate. Frequencies fall from 1 to about 1/100, which
+    suits grids of tens of cells (the 1/10,000 of language models would leave most pairs unused).
     """
     pairs = head_dim // 2 // len(grid)
     frequency = 100.0 ** -(torch.arange(pairs) / pairs)
     axes = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
     angles = torch.cat([a.reshape(-1, 1) * frequency for a in axes], dim=1)
-    return F.pad(angles, (0, head_dim // 2 - angles.shape[1], extra, 0))
+    return F.pad(angles, (0, head_dim // 2 - angles.shape[1], num_prefix, 0))
 
 
 def rotate(
     x: Float[Tensor, "b h n d"], cos: Float[Tensor, "n half"], sin: Float[Tensor, "n half"]
 ) -> Float[Tensor, "b h n d"]:
-    """Turn each pair (x_i, x_{i + d/2}) by its angle."""
+    """Rotate each pair (x_i, x_{i + d/2}) by its angle."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
@@ -42,7 +42,7 @@ def attend(
     v: Float[Tensor, "b h n d"],
     present: Bool[Tensor, "b 1 1 n"] | None = None,
 ) -> Float[Tensor, "b h n d"]:
-    """Full attention to the `present` tokens, by the faster of two routes; the explicit one rounds scores to bf16."""
+    """Compute full attention to the `present` tokens, by the faster of two routes; the explicit one rounds to bf16."""
     learns, (b, heads, length, _) = torch.is_grad_enabled(), q.shape
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
     if not slow or not q.numel() or (learns and length > EXPLICIT_ATTENTION_LENGTH):
@@ -60,7 +60,7 @@ def attend(
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square norm with its scale in the type of its input, which keeps the fused kernel under autocast.
 
-    Without gradients on a CPU, where there is no such kernel, it is written out: three times as fast in bfloat16.
+    A CPU has no such kernel. There, without gradients, explicit code is three times as fast in bfloat16.
     """
 
     def forward(self, x: Float[Tensor, "*n dim"]) -> Float[Tensor, "*n dim"]:
@@ -68,7 +68,7 @@ class RMSNorm(nn.RMSNorm):
         if torch.is_grad_enabled() or x.device.type != "cpu":
             return F.rms_norm(x, self.normalized_shape, weight, self.eps)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        # As the kernel has it, whatever its documentation says: bfloat16's own would swallow small activations.
+        # The kernel uses float32's eps, against its documentation: bfloat16's would swallow small activations.
         eps = torch.finfo(torch.float32).eps if self.eps is None else self.eps
         return x * (length.square() / x.shape[-1] + eps).rsqrt().to(x.dtype) * weight
 
@@ -99,7 +99,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU at 2/3 of the hidden width, so that both kinds have the same size; or the plain GELU MLP."""
+    """SwiGLU, at 2/3 of the hidden width so that it has the size of the plain MLP, or the plain GELU MLP."""
 
     def __init__(self, dim: int, ratio: float, gated: bool):
         super().__init__()
@@ -117,9 +117,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + gate_1 attention(norm(x)), then x + gate_2 mlp(norm(x)); if `modulated`, norms and gates obey the condition.
+    """x + gate_1 attention(norm(x)), then x + gate_2 mlp(norm(x)); if `modulated`, the condition sets norms and gates.
 
-    The modulation starts at zero (adaLN-zero), or else the output projections do: every block starts as the identity.
+    The modulation (adaLN-zero), or else the output projections, start at zero: every block starts as the identity.
     """
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float, *, gated: bool, qk_norm: bool, modulated: bool):

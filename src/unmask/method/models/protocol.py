@@ -1,4 +1,4 @@
-"""What samplers and pipelines ask of a network."""
+"""The protocol of a generator network, as samplers and pipelines use it."""
 
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 
 @runtime_checkable
-class Classed(Protocol):
-    """A network's configuration: of so many classes, 0 for none."""
+class HasClasses(Protocol):
+    """The configuration of a network; `num_classes` is 0 without classes."""
 
     @property
     def num_classes(self) -> int: ...
@@ -17,7 +17,7 @@ class Classed(Protocol):
 
 @runtime_checkable
 class Generator(Protocol):
-    """What samplers and pipelines ask of a network: the contract of `models.transformer.MaskedTransformer`."""
+    """A network that samplers and pipelines can use, such as `models.transformer.MaskedTransformer`."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -28,7 +28,7 @@ class Generator(Protocol):
     @property
     def mask_id(self) -> int: ...
     @property
-    def config(self) -> Classed: ...
+    def config(self) -> HasClasses: ...
 
     def __call__(
         self,

@@ -1,7 +1,7 @@
 """The bidirectional transformer of MaskGIT (arXiv 2202.04200) in its modern form, over 1-D, 2-D and 3-D token grids.
 
-K + 1 input rows (the last is the mask) and K outputs: the mask cannot be predicted and no logit is ever cropped.
-Rotary positions alone would make all positions of an all-masked canvas identical, so learned absolute ones are added.
+It has K + 1 input rows (the last is the mask) and K outputs: the mask cannot be predicted and no logit is ever cropped.
+With rotary positions alone all positions of an all-masked canvas are identical, so it adds learned absolute positions.
 """
 
 from dataclasses import dataclass, replace
@@ -14,82 +14,92 @@ from torch import Tensor, nn
 
 from unmask.method.masking import ABSENT
 from unmask.method.models.conditioning import ClassEmbedding
-from unmask.method.models.layers import Block, RMSNorm, rotary_angles
+from unmask.method.models.layers import Block, RMSNorm, compute_rotary_angles
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """`num_classes` 0: unconditional. `prefix`: the class is a token, not adaLN-zero. `gated`: SwiGLU, else GELU.
-
-    `padded`: rows may end early; places whose token is ABSENT (-1) are seen by no other. `self_condition`: reads what
-    it predicted before. `critic`: judges whether tokens are right, with a "head" beside that of the vocabulary, with a
-    "separate" network of the same sizes, or with such a network "only", which predicts nothing.
-    """
+    """The sizes and options of a `MaskedTransformer`."""
 
     dim: int = 128
+    """Width of the model, a multiple of 2 * heads."""
     depth: int = 4
+    """Number of blocks."""
     heads: int = 4
+    """Number of attention heads."""
     mlp_ratio: float = 4.0
+    """Hidden width of the MLP as a multiple of dim; 2/3 of it if gated."""
     gated: bool = True
+    """Use a SwiGLU MLP instead of a GELU MLP."""
     qk_norm: bool = True
+    """Normalize queries and keys."""
     rotary: bool = True
+    """Use rotary positions."""
     absolute: bool = True
+    """Use learned absolute positions."""
     registers: int = 0
+    """Number of learned tokens in front of the canvas."""
     num_classes: int = 0
+    """Number of classes; 0 is unconditional."""
     prefix: bool = False
+    """Pass the class as a token in front of the canvas instead of by adaLN-zero."""
     padded: bool = False
+    """Accept rows that end early: no token attends to ABSENT (-1) tokens."""
     self_condition: bool = False
+    """Read the probabilities of the model's previous prediction."""
     critic: Literal["none", "head", "separate", "only"] = "none"
+    """Judge tokens: by a second head, by a separate network of equal size, or only judge and predict nothing."""
 
     def __post_init__(self) -> None:
         if self.self_condition and self.critic == "only":
             raise ValueError(
-                'TransformerConfig(critic="only", self_condition=True): what predicts nothing has nothing to remember'
+                'TransformerConfig(critic="only", self_condition=True): a critic predicts nothing; set one of them only'
             )
         if min(self.dim, self.depth, self.heads) < 1 or self.mlp_ratio <= 0 or self.dim % (2 * self.heads):
             raise ValueError(
                 f"TransformerConfig(dim={self.dim}, depth={self.depth}, heads={self.heads}, "
-                f"mlp_ratio={self.mlp_ratio}): all must be positive and dim a multiple of 2 * heads"
+                f"mlp_ratio={self.mlp_ratio}): all must be positive, and dim a multiple of 2 * heads"
             )
         if self.dim * self.mlp_ratio < 12:
             raise ValueError(
-                f"TransformerConfig(mlp_ratio={self.mlp_ratio}): the MLP would be empty; 4 is the usual ratio"
+                f"TransformerConfig(mlp_ratio={self.mlp_ratio}): the MLP would be empty; the usual ratio is 4"
             )
         if min(self.registers, self.num_classes) < 0 or (self.prefix and not self.num_classes):
             raise ValueError(
                 f"TransformerConfig(registers={self.registers}, num_classes={self.num_classes}, prefix={self.prefix}): "
-                "counts are at least 0, and a class prefix needs num_classes"
+                "counts must be at least 0, and prefix=True needs num_classes"
             )
         if not self.absolute and not (self.rotary and (self.registers or self.prefix)):
             raise ValueError(
-                "TransformerConfig(absolute=False): an all-masked canvas then looks the same everywhere; "
-                "keep absolute=True, or rotary=True with registers=1"
+                "TransformerConfig(absolute=False): all positions of a masked canvas would be identical; "
+                "set absolute=True, or rotary=True with registers=1"
             )
 
     def build(self, vocab_size: int, grid: tuple[int, ...]) -> "MaskedTransformer":
+        """Return an untrained model."""
         return MaskedTransformer(self, vocab_size, grid)
 
 
 class MaskedTransformer(nn.Module):
-    """`model(tokens, condition)` gives logits [b, l, K]; with a bool `at` [b, l], only those rows, [n, K].
+    """`model(tokens, condition)` returns logits [b, l, K]; with a bool `at` [b, l], only those rows, [n, K].
 
-    `vocab_size` is K and `grid` the shape of the canvas, l = prod(grid). Condition is class ids, NULL (-1), or None.
-    `memory`: the probabilities it gave before, or zeros in a row without; its first effect is none, by a zero start.
-    `judge`: not logits of tokens but, [b, l] or [n], the logit that each token of a filled canvas is the original.
+    `vocab_size` is K and `grid` the shape of the canvas, l = prod(grid). Conditions are class ids, NULL (-1), or None.
+    `memory`: its previous probabilities, zeros in a row without. The layer starts at zero: at first it changes nothing.
+    `judge`: return, as [b, l] or [n], the logit that each token of a filled canvas is the original one.
     """
 
     def __init__(self, config: TransformerConfig, vocab_size: int, grid: tuple[int, ...]):
         super().__init__()
         if vocab_size < 1 or not 1 <= len(grid) <= 3 or min(grid) < 1:
-            raise ValueError(f"vocab_size {vocab_size} and grid {grid}: need a token or more, and 1 to 3 axes of cells")
+            raise ValueError(f"vocab_size {vocab_size}, grid {grid}: must be >= 1, and 1 to 3 axes of at least 1 cell")
         if config.rotary and config.dim // config.heads < 2 * len(grid):
             raise ValueError(
-                f"dim {config.dim} over {config.heads} heads leaves no rotary pair for each axis of the grid {grid}: "
-                f"take fewer heads, or rotary=False"
+                f"dim {config.dim} with {config.heads} heads has no rotary pair for each axis of the grid {grid}: "
+                f"use fewer heads, or rotary=False"
             )
         self.config, self.vocab_size, self.grid = config, vocab_size, grid
         self.length = torch.Size(grid).numel()
-        dim, self.extra = config.dim, config.registers + config.prefix
+        dim, self.num_prefix = config.dim, config.registers + config.prefix
         self.embedding = nn.Embedding(vocab_size + 1, dim)
         self.classes = ClassEmbedding(config.num_classes, dim) if config.num_classes else None
         self.registers = nn.Parameter(torch.randn(config.registers, dim) * 0.02) if config.registers else None
@@ -110,22 +120,22 @@ class MaskedTransformer(nn.Module):
         self.critic = None
         if config.critic == "separate":
             self.critic = MaskedTransformer(replace(config, critic="only", self_condition=False), vocab_size, grid)
-        angles = rotary_angles(grid, dim // config.heads, self.extra)
+        angles = compute_rotary_angles(grid, dim // config.heads, self.num_prefix)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     @property
     def mask_id(self) -> int:
-        """The input row of a masked token: K, one past the last value."""
+        """The id of a masked token: K, one past the last value."""
         return self.vocab_size
 
     def set_unigram(self, counts: Float[Tensor, "k"]) -> None:
-        """Start from the tokens' own frequencies: with the zero head, the first loss is the unigram entropy.
+        """Set the head's bias to the token frequencies: as its weight is zero, the first loss is the unigram entropy.
 
-        Every count is raised by one, so a token absent from the sample stays possible.
+        Every count is raised by one, so that a token missing from the counts stays possible.
         """
         if self.head is None:
-            raise ValueError("a critic predicts no tokens: it cannot start from their frequencies")
+            raise ValueError("a critic predicts no tokens, so it has no token frequencies to set")
         with torch.no_grad():
             self.head.bias.copy_(((counts + 1) / (counts + 1).sum()).log())
 
@@ -140,41 +150,41 @@ class MaskedTransformer(nn.Module):
     ) -> Float[Tensor, "..."]:
         if judge and self.critic is not None:
             return self.critic(tokens, condition, at, judge=True)
-        self._check(tokens, condition, memory, judge)
+        self._check_inputs(tokens, condition, memory, judge)
         present = None
         if self.config.padded:
-            present = F.pad(tokens != ABSENT, (self.extra, 0), value=True)[:, None, None]
+            present = F.pad(tokens != ABSENT, (self.num_prefix, 0), value=True)[:, None, None]
             tokens = tokens.clamp(min=0)
         x = self.embedding(tokens)
         if self.recall is not None:
             table = self.embedding.weight[:-1]
-            # Without a memory the layer still takes part: processes that train together need every gradient.
+            # Without a memory the layer still runs: distributed training needs every gradient.
             x = x + self.recall(x.new_zeros(1, 1, x.shape[-1]) if memory is None else memory.to(table.dtype) @ table)
         if self.position is not None:
             x = x + self.position
-        front = []
+        prefix_tokens = []
         if self.registers is not None:
-            front.append(self.registers.expand(len(x), -1, -1))
+            prefix_tokens.append(self.registers.expand(len(x), -1, -1))
         c = None if self.classes is None else self.classes(condition, tokens)
         if c is not None and self.config.prefix:
-            front.append(c[:, None])
-        x = torch.cat([*front, x], dim=1) if front else x
+            prefix_tokens.append(c[:, None])
+        x = torch.cat([*prefix_tokens, x], dim=1) if prefix_tokens else x
         rotation = (self.cos, self.sin) if self.config.rotary else None
         for block in self.blocks:
             x = block(x, c, rotation, present)
-        x = x[:, self.extra :]
+        x = x[:, self.num_prefix :]
         x = self.norm(x if at is None else x[at])
         if self.verdict is not None and judge:
-            return self.verdict(x).float().sum(-1)  # of one number; no view, which FSDP warns of
+            return self.verdict(x).float().sum(-1)  # sums one number: FSDP warns of views
         return self.head(x).float()  # type: ignore[misc]
 
-    def _check(self, tokens: Tensor, condition: Tensor | None, memory: Tensor | None, judge: bool) -> None:
+    def _check_inputs(self, tokens: Tensor, condition: Tensor | None, memory: Tensor | None, judge: bool) -> None:
         if tokens.shape[1] != self.length:
             raise ValueError(f"got {tokens.shape[1]} tokens per row; this model's grid {self.grid} has {self.length}")
         if condition is not None and self.classes is None:
-            raise ValueError("got a condition, but this model has no classes: num_classes is 0")
+            raise ValueError("got a condition, but this model has no classes (num_classes=0): pass None")
         if memory is not None and self.recall is None:
-            raise ValueError("got a memory, but this model was made with self_condition=False")
+            raise ValueError("got a memory, but this model has self_condition=False: pass None")
         if (self.verdict if judge else self.head) is None:
-            wanted = 'a judge: make it with critic="head" or "separate"' if judge else "a generator, but a critic only"
-            raise ValueError(f"this model is not {wanted}")
+            problem = 'has no judge: build it with critic="head" or "separate"' if judge else "is a critic only"
+            raise ValueError(f"this model {problem}")

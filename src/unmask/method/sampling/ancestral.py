@@ -1,10 +1,10 @@
-"""Ancestral sampling of masked diffusion: how many tokens a step reveals is drawn too (MDLM, arXiv 2406.07524, 3.2.2).
+"""Ancestral sampling of masked diffusion: the number of tokens per step is random (MDLM, arXiv 2406.07524, 3.2.2).
 
 In the step in which the masked fraction falls from g_t to g_s, each masked token is revealed with probability
-(g_t - g_s) / g_t, whatever the others do. So token i is revealed in the step for which g_s <= u_i < g_t, with u_i
-uniform and drawn before the loop. A step that reveals nothing then costs no forward pass (first hitting, arXiv
-2409.02908). With ever more steps each pass reveals one token, in random order: `decode` with `Random()` and as many
-steps as tokens, which samples exactly the joint law of a `predict` that ignores t.
+(g_t - g_s) / g_t, independently of the others. So token i is revealed in the step with g_s <= u_i < g_t, where u_i is
+uniform and drawn before the loop. A step that reveals nothing costs no forward pass (first hitting, arXiv 2409.02908).
+In the limit of many steps each pass reveals one token, in random order. This equals `decode` with `Random()` and as
+many steps as tokens, which samples exactly the joint law of a `predict` that ignores t.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from unmask.method.sampling.decode import State, check_tokens, decode
 from unmask.method.schedules import check_ratios
 
 
-def ancestral(
+def decode_ancestral(
     predict: Predict,
     tokens: Int[Tensor, "b l"],
     ratios: Sequence[float],
@@ -30,9 +30,9 @@ def ancestral(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Iterator[State]:
-    """`decode` with the law of the reverse diffusion: of n unknown tokens, about n * ratio are masked after a step.
+    """Decode with the law of the reverse diffusion: of n unknown tokens, about n * ratio are masked after a step.
 
-    States come only from steps that reveal something, so the last may lie before t = 1. Raises as `decode` does.
+    Only steps that reveal something yield a state, so the last t may be below 1. Raises as `decode` does.
     """
     check_ratios(ratios)
     masked = check_tokens(tokens, mask_id)

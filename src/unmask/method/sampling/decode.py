@@ -1,8 +1,8 @@
-"""THE loop: iterative parallel decoding (MaskGIT, arXiv 2202.04200, section 3.2).
+"""The sampling loop: iterative parallel decoding (MaskGIT, arXiv 2202.04200, section 3.2).
 
-Start from tokens of which some, or all, are masked. In each step predict every masked token at once, draw a value for
-each, reveal the most trusted ones, and leave the rest masked for the next step. Generation is in-painting with nothing
-known. What "most trusted" means is the `priority`; how many are revealed, the `ratios`; who predicts, `predict`.
+Start from tokens that are partly or fully masked. In each step predict all masked tokens at once, sample a value for
+each, reveal the most trusted ones, and leave the rest masked. Generation is inpainting with nothing known. The
+`priority` defines "most trusted", the `ratios` say how many tokens are revealed, and `predict` predicts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,22 +15,22 @@ from torch import Tensor
 from unmask.method.guidance import Predict
 from unmask.method.rand import Rand
 from unmask.method.sampling.priorities import Confidence
-from unmask.method.schedules import reveal_counts
+from unmask.method.schedules import count_reveals
 
 Priority = Callable[..., Float[Tensor, "b l"]]
-"""`priority(logits, sample, *, masked, t, rand) -> score`: the highest are revealed first.
+"""`priority(logits, sample, *, masked, t, rand) -> score`: the highest scores are revealed first.
 
-t is the time after the step, `sample` is the canvas with every masked token drawn, `masked` says which these are.
+t is the time after the step, `sample` is the canvas with every masked token sampled, `masked` marks these tokens.
 """
 
 
 CONFIDENCE = Confidence()
-CHUNK = 2**18  # logits drawn from at once: what fits a CPU's cache, but no more than 16 parts
+CHUNK = 2**18  # logits to sample from at once: they fit a CPU's cache; at most 16 parts
 
 
 @dataclass(frozen=True)
 class State:
-    """One step of decoding: the canvas, what this step revealed, and the time t it has reached (0 at the start)."""
+    """One step of decoding: the canvas, the tokens that it revealed, and the time t after it (0 at the start)."""
 
     tokens: Int[Tensor, "b l"]
     revealed: Bool[Tensor, "b l"]
@@ -51,23 +51,26 @@ def decode(
     top_p: float | None = None,
     remask: bool = False,
 ) -> Iterator[State]:
-    """Yield the starting canvas and then one state per step; the last one is the answer.
+    """Yield the starting canvas, then one state per step; the last one is the result.
 
-    `ratios` are the fractions still masked after each step, of the tokens unknown at the start, counted for each row on
-    its own (`reveal_counts`), or these counts themselves; a step in which no row reveals anything costs no forward
-    pass. `temperature` divides the logits before top-k, top-p and sampling, as a number or one per step, and 0 takes
-    the likeliest token; the priority sees the logits as predicted. Known tokens never change, and `mask_id` has no
-    logit, so it cannot come out.
-    With `remask`, what earlier steps revealed competes with the new draws for the same number of places, and whatever
-    loses is masked again (Mask-Predict, arXiv 1904.09324; x-transformers' `can_mask_prev_unmasked`).
-    Raises ValueError for bad tokens, ratios or temperatures, for logits of another shape and, at the end, for logits
-    that are no distribution.
+    Known tokens never change. `mask_id` has no logit, so it is never sampled.
+
+    Args:
+        ratios: Fractions of each row's unknown tokens still masked after each step (`count_reveals` counts them), or
+            these counts themselves. A step that reveals nothing costs no forward pass.
+        priority: Scores the positions. It sees the logits as predicted, before `temperature`.
+        temperature: Divides the logits before top-k, top-p and sampling; one number, or one per step. 0 is greedy.
+        remask: Let tokens of earlier steps compete with the new ones for the same number of positions, and mask the
+            losers again (Mask-Predict, arXiv 1904.09324; x-transformers' `can_mask_prev_unmasked`).
+
+    Raises:
+        ValueError: Wrong tokens, ratios or temperatures, logits of a wrong shape, or, at the end, non-finite logits.
     """
     masked = unknown = check_tokens(tokens, mask_id)
-    counts = ratios.cpu() if isinstance(ratios, Tensor) else reveal_counts(masked.sum(1), ratios)
+    counts = ratios.cpu() if isinstance(ratios, Tensor) else count_reveals(masked.sum(1), ratios)
     if not torch.equal(counts.sum(0), masked.sum(1).cpu()):
-        raise ValueError("the counts of each row must add up to its masked tokens")
-    steps = counts.any(1).nonzero().flatten().tolist()  # with more steps than unknown tokens some have nothing to do
+        raise ValueError("ratios: the counts of each row must add up to its number of masked tokens")
+    steps = counts.any(1).nonzero().flatten().tolist()  # with more steps than unknown tokens some steps reveal nothing
     temperatures = check_temperatures(temperature, len(counts))
     counts = (counts.cumsum(0) if remask else counts).to(tokens.device)
     broken = torch.zeros((), dtype=torch.bool, device=tokens.device)
@@ -75,58 +78,58 @@ def decode(
     for step in steps:
         noise = rand.at(step)
         t = (step + 1) / len(counts)
-        logits, bad = ask(predict, tokens, step / len(counts), mask_id)
+        logits, bad = predict_logits(predict, tokens, step / len(counts), mask_id)
         broken |= bad
-        drawn = draw(logits, temperatures[step], top_k, top_p, noise("token", tokens.shape[1]))
+        drawn = sample_tokens(logits, temperatures[step], top_k, top_p, noise("token", tokens.shape[1]))
         sample = torch.where(masked, drawn, tokens)
         score = priority(logits, sample, masked=masked, t=t, rand=noise)
         candidates = unknown if remask else masked
-        kept = first_by_score(score, candidates, counts[step])
+        kept = choose_by_score(score, candidates, counts[step])
         tokens = torch.where(candidates, torch.where(kept, sample, mask_id), tokens)
         yield State(tokens, kept & masked, step + 1, t)
         masked = candidates & ~kept
-    refuse(broken)
+    raise_if_not_finite(broken)
 
 
 @torch.no_grad()
-def ask(
+def predict_logits(
     predict: Predict, tokens: Int[Tensor, "b l"], t: float, mask_id: int
 ) -> tuple[Float[Tensor, "b l k"], Bool[Tensor, ""]]:
-    """The logits, and whether any place has no distribution: NaN, +inf, or nothing but -inf. Does not wait for it."""
+    """Return the logits, and (without waiting for it) whether any position is broken: NaN, +inf, or only -inf."""
     logits = predict(tokens, t).float()
     if logits.shape != (*tokens.shape, mask_id):
-        raise ValueError(f"predict gave logits of shape {tuple(logits.shape)}; expected {(*tokens.shape, mask_id)}")
+        raise ValueError(f"predict returned logits of shape {tuple(logits.shape)}, not {(*tokens.shape, mask_id)}")
     return logits, ~logits.amax(-1).isfinite().all()
 
 
-def refuse(broken: Bool[Tensor, ""]) -> None:
-    """ValueError if any logits were broken; called at the end, as it waits for the device."""
+def raise_if_not_finite(broken: Bool[Tensor, ""]) -> None:
+    """Raise ValueError if any logits were broken. This waits for the device, so call it once, at the end."""
     if broken:
         raise ValueError(
-            "predict gave logits that are NaN, infinite or all -inf: the tokens mean nothing; check the weights"
+            "predict returned logits that are NaN, infinite or all -inf: the tokens are invalid; check the weights"
         )
 
 
-def first_by_score(
+def choose_by_score(
     score: Float[Tensor, "b l"], masked: Bool[Tensor, "b l"], count: Int[Tensor, "b"]
 ) -> Bool[Tensor, "b l"]:
-    """The `count` masked positions of each row with the highest score; no score, not even NaN, picks a known one."""
+    """Choose the `count` masked positions of each row with the highest score; no score, not even NaN, picks another."""
     finite = score.nan_to_num(nan=-1e30, posinf=1e30, neginf=-1e30)
     rank = finite.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (rank < count[:, None]) & masked
 
 
-def draw(
+def sample_tokens(
     logits: Float[Tensor, "b l k"],
     temperature: float,
     top_k: int | None,
     top_p: float | None,
     u: Float64[Tensor, "b l"],
 ) -> Int[Tensor, "b l"]:
-    """One token per position by inverting the distribution function at `u`: one uniform a position, not one a category.
+    """Sample one token per position by inverting the distribution function at `u`: one uniform per position.
 
-    The sums run in float64, so that a category of probability 1e-7 is drawn as often as it should be. Positions are
-    taken in parts, which bounds the memory and keeps the work in a CPU's cache; the draws do not depend on the parts.
+    Sums run in float64, so that a category of probability 1e-7 has its right frequency. Positions are processed in
+    parts, which bounds the memory and fits a CPU's cache. The parts do not change the result.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -138,10 +141,10 @@ def draw(
 def _invert(
     logits: Float[Tensor, "n k"], temperature: float, top_k: int | None, top_p: float | None, u: Float64[Tensor, "n"]
 ) -> Int[Tensor, "n"]:
-    scaled = (logits - logits.amax(-1, keepdim=True)) / temperature  # without the maximum a tiny temperature overflows
+    scaled = (logits - logits.amax(-1, keepdim=True)) / temperature  # unshifted, a tiny temperature would overflow
     p = keep_likeliest(scaled, top_k, top_p).softmax(-1)
     cdf = p.cumsum(-1, dtype=torch.float64)
-    # Counting "<=" steps over categories of probability 0, which `searchsorted` from the right does.
+    # Counting "<=", as `searchsorted` from the right does, skips categories of probability 0.
     index = torch.searchsorted(cdf, (u * cdf[..., -1])[..., None], right=True)[..., 0]
     return index.clamp(max=logits.shape[-1] - 1)
 
@@ -149,9 +152,9 @@ def _invert(
 def keep_likeliest(
     logits: Float[Tensor, "*n k"], top_k: int | None = None, top_p: float | None = None
 ) -> Float[Tensor, "*n k"]:
-    """Send all but the likeliest tokens to -inf: the `top_k` largest (ties stay), or the smallest set of mass `top_p`.
+    """Set all logits to -inf but the `top_k` largest (ties stay), and those of the smallest set of mass `top_p`.
 
-    The token that crosses `top_p` stays (nucleus sampling, arXiv 1904.09751), so at least one always does.
+    The token that crosses `top_p` stays (nucleus sampling, arXiv 1904.09751), so at least one token always stays.
     """
     if top_k is not None:
         if top_k < 1:
@@ -160,7 +163,7 @@ def keep_likeliest(
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if top_p is not None and top_p != 1:
         if not 0 < top_p <= 1:
-            raise ValueError(f"top_p={top_p}: must lie in (0, 1], or be None to keep every token")
+            raise ValueError(f"top_p={top_p}: must be above 0 and at most 1, or None to keep every token")
         ordered, index = logits.sort(dim=-1, descending=True, stable=True)
         p = ordered.softmax(-1)
         before = p.cumsum(-1, dtype=torch.float64) - p
@@ -170,15 +173,15 @@ def keep_likeliest(
 
 
 def check_tokens(tokens: Int[Tensor, "b l"], mask_id: int) -> Bool[Tensor, "b l"]:
-    """Which tokens are masked; ValueError for ids outside 0..mask_id. Waits for the device once, before the loop."""
+    """Return the masked tokens; raise ValueError for ids outside 0..mask_id. Waits for the device once."""
     if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) <= mask_id):
-        raise ValueError(f"tokens must lie in 0..{mask_id} (mask_id), got {int(tokens.min())}..{int(tokens.max())}")
+        raise ValueError(f"tokens {int(tokens.min())}..{int(tokens.max())}: must lie in 0..{mask_id} (mask_id)")
     return tokens == mask_id
 
 
 def check_temperatures(temperature: float | Sequence[float], steps: int) -> list[float]:
-    """One temperature per step; ValueError for another number of them, or for one that is negative or not finite."""
+    """Return one temperature per step; raise ValueError for a wrong number of them, or a negative or infinite one."""
     many = [float(temperature)] * steps if isinstance(temperature, (int, float)) else [float(x) for x in temperature]
     if len(many) != steps or not all(0 <= x < float("inf") for x in many):
-        raise ValueError(f"temperature {temperature}: give one finite number >= 0, or {steps} of them, one per step")
+        raise ValueError(f"temperature {temperature}: must be finite and >= 0, one number or {steps}, one per step")
     return many
