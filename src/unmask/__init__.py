@@ -8,14 +8,14 @@ import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided, remembering
-from unmask.method.likelihood import bound, exact
+from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided, guided_with_memory
+from unmask.method.likelihood import estimate_bound, compute_exact_nll
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.objectives import Loss, MaskedDiffusion, MaskGIT
 from unmask.method.rand import Rand, seeded
-from unmask.method.sampling.adaptive import EntropyBound, Threshold, adaptive
-from unmask.method.sampling.ancestral import ancestral
-from unmask.method.sampling.blocks import blocks
+from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adaptive
+from unmask.method.sampling.ancestral import decode_ancestral
+from unmask.method.sampling.blocks import decode_blocks
 from unmask.method.sampling.decode import State, decode, reveal_counts
 from unmask.method.sampling.priorities import (
     Confidence,
@@ -28,7 +28,7 @@ from unmask.method.sampling.priorities import (
     Random,
     Raster,
 )
-from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale, remdm
+from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale, decode_remasking
 from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, ratios, ratios_from_counts
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from unmask.decoding.sampling import Sampling, ordered
 from unmask.decoding.settings import SamplingSettings, change_sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.figures import images as figures
-from unmask.method.guidance import Condition, Predict, guided, remembering
+from unmask.method.guidance import Condition, Predict, guided, guided_with_memory
 from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
@@ -310,7 +310,7 @@ class Pipeline:
         """Return the guided model for these labels. A self-conditioned model needs a new one for each batch."""
         check_guidance(self.model.config, labelled=labels is not None, guided=not sampling.unguided)
         remembers = isinstance(self.model, MaskedTransformer) and self.model.config.self_condition
-        make = remembering if remembers else guided
+        make = guided_with_memory if remembers else guided
         return make(self.model, labels, scale=1.0 if labels is None else sampling.scale)
 
     def blank(self, num: int) -> Int[Tensor, "b l"]:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unmask.method.models.conditioning import ClassEmbedding
-from unmask.method.models.protocol import Classed
+from unmask.method.models.protocol import HasClasses
 from unmask.pretrained.ids import check_class_ids, check_rows
 
 
@@ -64,7 +64,7 @@ class ClassGenerator(GridGenerator):
     are float32 or wider. A subclass implements `predict`.
     """
 
-    config: Classed
+    config: HasClasses
 
     def __init__(self, dim: int, num_classes: int, vocab_size: int, grid: tuple[int, ...]):
         super().__init__(vocab_size, grid)
