@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "minimal.py"
+
+
 @pytest.fixture(scope="module")
 def output() -> str:
     """What the example prints, on one thread; its validity figures are then those of the docs, up to rounding."""

@@ -99,8 +99,8 @@ def test_the_codes_are_those_of_the_tokenizer(made, photos):
     pictures = coded.source.load().train
     model = read_tokenizer(made / "codes" / "tokenizer")
     index = torch.arange(5)
-    cut = pictures.at(index)[:, :, 4:68, 4:68].float() / 127.5 - 1
-    found, labels = coded.train.rows(index, torch.device("cpu"))
+    cut = pictures.read(index)[:, :, 4:68, 4:68].float() / 127.5 - 1
+    found, labels = coded.train.read_rows(index, torch.device("cpu"))
     agree = (found == model.encode(cut)).float().mean()  # the codes may have been made in bfloat16
     assert agree > 0.95
     assert labels.tolist() == pictures.labels[:5].tolist()

@@ -11,7 +11,7 @@ import torch
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.tokenizers import place, sources
 from unmask.data.augment import PictureSet
-from unmask.data.sources.choice import Arrays, Source
+from unmask.data.sources.choice import Arrays, PictureSource
 from unmask.decoding.names import named
 from unmask.errors import ConfigError
 from unmask.evaluation.reference import embed_real
@@ -71,7 +71,7 @@ def _dinov2(path: str | None, here: World) -> Features:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureFlags:
-    data: Source
+    data: PictureSource
     classifier: ClassifierConfig = PHOTOS
     out: Path
     device: Literal["auto", "cpu", "cuda"] = "auto"

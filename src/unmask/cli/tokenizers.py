@@ -11,7 +11,7 @@ import tyro
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import WeightsFlags, located_once
 from unmask.data.shards.tokenizing import CENTER, FLIP, View
-from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, Shards, Source
+from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, PictureSource, Shards
 from unmask.decoding.names import named
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments import coded
@@ -91,7 +91,7 @@ def _describe(recipe: TokenizerRecipe) -> None:
     print(f"images        {len(ready.train):,} for training, {len(ready.test):,} held out")
 
 
-def sources(size: int, channels: int) -> dict[str, Source]:
+def sources(size: int, channels: int) -> dict[str, PictureSource]:
     """What `--source` may say."""
     return {
         "digits": Digits(),
@@ -106,7 +106,7 @@ def sources(size: int, channels: int) -> dict[str, Source]:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeFlags:
-    data: Source
+    data: PictureSource
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     out: Path
     """The folder for the codes; the same command again goes on where it was stopped."""
@@ -157,7 +157,7 @@ def tokenize(arguments: list[str]) -> None:
         print(f"wrote {flags.out}; next: unmask train RECIPE --data {flags.out}")
 
 
-def described_tokenizer(name: str) -> tuple[LearnedConfig, Source]:
+def described_tokenizer(name: str) -> tuple[LearnedConfig, PictureSource]:
     """A tokenizer's configuration, and where its pictures are: of its own run, alone, or beside its generator.
 
     Of a published model nothing is fetched for it.
@@ -188,7 +188,7 @@ def opened_tokenizer(name: str, config: LearnedConfig, flags: WeightsFlags, here
     return open_tokenizer(config, folder / (TOKENIZER if beside else lone_tokenizer.WEIGHTS))  # type: ignore[return-value]
 
 
-def chosen_source(own: Source, config: LearnedConfig, words: list[str]) -> tuple[Source, list[str]]:
+def chosen_source(own: PictureSource, config: LearnedConfig, words: list[str]) -> tuple[PictureSource, list[str]]:
     """What `--source` names, or else what the tokenizer was trained on; and the other words."""
     data, rest = own, list(words)
     given = next((i for i, word in enumerate(rest) if re.match(r"--source(=|$)", word)), None)
@@ -202,7 +202,7 @@ def chosen_source(own: Source, config: LearnedConfig, words: list[str]) -> tuple
     return data, [re.sub(r"^--data(?==|$)", place(data), word) for word in rest]
 
 
-def place(source: Source) -> str:
+def place(source: PictureSource) -> str:
     """The flag that `--data` is short for."""
     return "--data.name" if isinstance(source, HubImages) else "--data.path"
 

@@ -45,38 +45,38 @@ class PictureSet:
         """Numbers in a picture of `size`."""
         return self.pictures.shape[0] * self.size[0] * self.size[1]
 
-    def rows(
+    def read_rows(
         self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
     ) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "b"] | None]:
         """The chosen pictures in [-1, 1] on `device`; the digits of `u` in [0, 1) choose mirror, row and column."""
-        pixels = self.pictures.at(index).to(device)
+        pixels = self.pictures.read(index).to(device)
         room = (pixels.shape[2] - self.size[0], pixels.shape[3] - self.size[1])
         if u is not None:
-            mirror, u = _digit(u.double(), 2)
-            top, u = _digit(u, room[0] + 1)
-            left, u = _digit(u, room[1] + 1)
+            mirror, u = _take_digit(u.double(), 2)
+            top, u = _take_digit(u, room[0] + 1)
+            left, u = _take_digit(u, room[1] + 1)
             if max(room):
                 pixels = crop(pixels, self.size, top.to(device), left.to(device))
             if self.flip:
                 pixels = torch.where((mirror == 1).to(device)[:, None, None, None], pixels.flip(3), pixels)
         else:
-            pixels = self._centre(pixels)
+            pixels = self._cut_centre(pixels)
         labels = self.pictures.labels
         return pixels.float() / 127.5 - 1, None if labels is None else labels[index].to(device)
 
-    def readable(
+    def read_good(
         self, index: Int[Tensor, "b"], device: torch.device
     ) -> tuple[Float[Tensor, "g c h w"], Int[Tensor, "g"]]:
         """The readable ones of the chosen pictures, as `rows` has them without noise, and their places in `index`."""
-        pixels, places, _ = self.pictures.try_at(index)
-        return self._centre(pixels.to(device)).float() / 127.5 - 1, places
+        pixels, places, _ = self.pictures.try_read(index)
+        return self._cut_centre(pixels.to(device)).float() / 127.5 - 1, places
 
-    def _centre(self, pixels: UInt8[Tensor, "b c _ _"]) -> UInt8[Tensor, "b c h w"]:
+    def _cut_centre(self, pixels: UInt8[Tensor, "b c _ _"]) -> UInt8[Tensor, "b c h w"]:
         top, left = ((there - here) // 2 for there, here in zip(pixels.shape[2:], self.size, strict=True))
         return pixels[:, :, top : top + self.size[0], left : left + self.size[1]]
 
 
-def _digit(u: Float[Tensor, "b"], base: int) -> tuple[Int[Tensor, "b"], Float[Tensor, "b"]]:
+def _take_digit(u: Float[Tensor, "b"], base: int) -> tuple[Int[Tensor, "b"], Float[Tensor, "b"]]:
     """The leading digit of u in that base, and the rest, uniform again."""
     digit = (u * base).long().clamp(max=base - 1)
     return digit, u * base - digit

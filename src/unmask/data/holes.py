@@ -29,7 +29,7 @@ class Cells:
 ANY = Cells()
 
 
-def token_mask(hole: Bool[Tensor, "b h w"], grid: tuple[int, int], cells: Cells = ANY) -> Bool[Tensor, "b l"]:
+def mask_tokens(hole: Bool[Tensor, "b h w"], grid: tuple[int, int], cells: Cells = ANY) -> Bool[Tensor, "b l"]:
     """The tokens to draw anew; ConfigError where the cells do not divide the picture, or a hole would hide none."""
     (num, height, width), (rows, columns) = hole.shape, grid
     if height % rows or width % columns:
@@ -49,7 +49,7 @@ def token_mask(hole: Bool[Tensor, "b h w"], grid: tuple[int, int], cells: Cells 
     return masked
 
 
-def blank(images: Float[Tensor, "b c h w"], hole: Bool[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
+def fill_smoothly(images: Float[Tensor, "b c h w"], hole: Bool[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
     """The holes filled smoothly from what is visible (push-pull, Gortler et al. 1996), grey 0 where nothing is."""
     hidden = hole[:, None]
     sums, weights = [torch.where(hidden, 0.0, images)], [(~hidden).to(images)]
@@ -68,12 +68,12 @@ def paste(
     """The images with their holes filled. Over the outermost `feather` pixels of a hole, the filling grows out of the
     smooth continuation of the surroundings; the rim of the picture is no border."""
     if feather:
-        smooth = blank(images, hole)[:, None]
-        filled = smooth + ramp(hole, feather)[:, None, None] * (filled - smooth)
+        smooth = fill_smoothly(images, hole)[:, None]
+        filled = smooth + compute_ramp(hole, feather)[:, None, None] * (filled - smooth)
     return torch.where(hole[:, None, None], filled, images[:, None])
 
 
-def ramp(hole: Bool[Tensor, "b h w"], feather: int) -> Float[Tensor, "b h w"]:
+def compute_ramp(hole: Bool[Tensor, "b h w"], feather: int) -> Float[Tensor, "b h w"]:
     """Rises from 0 outside to 1 within a hole: d / (feather + 1) at chessboard distance d from the visible."""
     depth, inside = hole.float(), hole
     for _ in range(feather):
@@ -84,7 +84,7 @@ def ramp(hole: Bool[Tensor, "b h w"], feather: int) -> Float[Tensor, "b h w"]:
     return depth / (feather + 1)
 
 
-def holes(num: int, height: int, width: int) -> Bool[Tensor, "n h w"]:
+def make_masks(num: int, height: int, width: int) -> Bool[Tensor, "n h w"]:
     """In turn the right half, the lower half, and the box in the middle of an image, as a mask (True is the hole)."""
     y, x = torch.arange(height)[:, None], torch.arange(width)[None]
     box = (y >= height // 4) & (y < height - height // 4) & (x >= width // 4) & (x < width - width // 4)

@@ -26,7 +26,7 @@ MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # EPS and its kin start other programs: never
 
 # What Pillow's parsers raise on damaged bytes, as tried by fuzzing.
-DAMAGE = (
+IMAGE_DAMAGE = (
     OSError,
     EOFError,
     SyntaxError,
@@ -53,7 +53,7 @@ UPRIGHT = {
 
 
 @dataclass(frozen=True)
-class Bad:
+class Unreadable:
     """A file that was not used, and why; as text it is one line whatever bytes the name holds."""
 
     path: str
@@ -66,63 +66,63 @@ class Bad:
 def read_image(path: str | Path, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"]:
     """One picture, upright, alpha over white, shrunk to cover `size` (h, w) and centre-cropped; else DataError."""
     result = try_image(path, size, channels)
-    if isinstance(result, Bad):
+    if isinstance(result, Unreadable):
         raise DataError(str(result))
     return result
 
 
-def try_image(path: str | Path, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"] | Bad:
+def try_image(path: str | Path, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"] | Unreadable:
     """As `read_image`, but a refused file is returned as Bad."""
-    with quiet():
+    with silence_warnings():
         return fit(open_image(path), size, channels)
 
 
-def fit(image: Image.Image | Bad, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"] | Bad:
+def fit(image: Image.Image | Unreadable, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"] | Unreadable:
     """Shrunk to cover `size` (h, w) and centre-cropped, as colour or grey; what is Bad stays so."""
     if channels not in (1, 3) or min(size) < 1:
         raise ValueError(f"channels {channels}, size {size}: channels must be 1 or 3, and size at least 1x1")
-    if isinstance(image, Bad):
+    if isinstance(image, Unreadable):
         return image
     fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), size[::-1], Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(fitted)).reshape(*size, channels).permute(2, 0, 1).contiguous()
 
 
-def open_image(path: str | Path) -> Image.Image | Bad:
+def open_image(path: str | Path) -> Image.Image | Unreadable:
     """A still picture's pixels, upright, in mode RGB or L; call it inside `quiet`."""
     try:
         facts = os.stat(path)
         if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait for ever
-            return Bad(str(path), "not a regular file")
+            return Unreadable(str(path), "not a regular file")
         if facts.st_size == 0:
-            return Bad(str(path), "empty file (0 bytes)")
+            return Unreadable(str(path), "empty file (0 bytes)")
         with open(path, "rb") as file:
             return decode_bytes(file, str(path))
     except OSError as error:
-        return Bad(str(path), error.strerror or str(error))
+        return Unreadable(str(path), error.strerror or str(error))
     except ValueError as error:  # a name with a null character
-        return Bad(str(path), str(error))
+        return Unreadable(str(path), str(error))
 
 
-def decode_bytes(file: BufferedReader | BytesIO, name: str) -> Image.Image | Bad:
+def decode_bytes(file: BufferedReader | BytesIO, name: str) -> Image.Image | Unreadable:
     """As `open_image`, from an open file or memory; `name` is what a Bad calls it."""
     try:
         return decode_image(file)
     except DataError as error:
-        return Bad(name, str(error))
+        return Unreadable(name, str(error))
     except UnidentifiedImageError:
-        return Bad(name, f"not a readable image ({', '.join(FORMATS)})")
+        return Unreadable(name, f"not a readable image ({', '.join(FORMATS)})")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return Bad(name, f"more than {MAX_PIXELS} pixels: shrink it first")
-    except DAMAGE as error:
+        return Unreadable(name, f"more than {MAX_PIXELS} pixels: shrink it first")
+    except IMAGE_DAMAGE as error:
         known = error.strerror if isinstance(error, OSError) and error.strerror else None
-        return Bad(name, known or f"damaged ({str(error) or type(error).__name__})")
+        return Unreadable(name, known or f"damaged ({str(error) or type(error).__name__})")
 
 
 _FILTERS = threading.Lock()  # Python's warning filters belong to the whole process
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_warnings() -> Iterator[None]:
     """Odd metadata is no reason to refuse sound pixels, but Pillow's bomb alarm is; one thread at a time enters."""
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")

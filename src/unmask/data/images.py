@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from unmask.data.image_files import Bad
+from unmask.data.image_files import Unreadable
 from unmask.errors import DataError
 
 MAX_CLASSES = 100_000
@@ -36,15 +36,17 @@ class Images:
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
 
-    def at(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
+    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
         """The chosen pictures."""
         return self.pixels[index]
 
-    def try_at(self, index: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Bad]]:
+    def try_read(
+        self, index: Int[Tensor, " b"]
+    ) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Unreadable]]:
         """As `Pictures.try_at`: what is in memory is good."""
         return self.pixels[index], torch.arange(len(index)), []
 
-    def as_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
+    def read_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
         """The chosen pictures, 0..255 spread over [-1, 1]."""
         return self.pixels[index].float() / 127.5 - 1
 
@@ -68,7 +70,7 @@ def check_labels(labels: Int[Tensor, " n"] | None, classes: tuple[str, ...], cou
         raise DataError(f"labels span {span} but there are {len(classes)} classes: number them from 0")
 
 
-def number_names(labels: np.ndarray) -> tuple[str, ...]:
+def name_classes(labels: np.ndarray) -> tuple[str, ...]:
     """Names for class ids that have none: their digits."""
     count = int(labels.max()) + 1 if labels.size else 0
     if count > MAX_CLASSES:
@@ -95,7 +97,7 @@ def to_images(
     if labels is not None and (labels.shape != array.shape[:1] or not np.issubdtype(labels.dtype, np.integer)):
         raise DataError(f"labels are {labels.dtype} {labels.shape}, not whole numbers ({len(array)},)")
     if labels is not None and not classes:
-        classes = number_names(labels)
+        classes = name_classes(labels)
     pixels = torch.tensor(array).reshape(*array.shape[:3], -1).permute(0, 3, 1, 2)
     if size is not None and size != pixels.shape[2:]:
         pixels = F.interpolate(pixels.float(), size, mode="area").round().to(torch.uint8)

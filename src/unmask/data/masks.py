@@ -8,40 +8,40 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.image_files import DAMAGE, FORMATS, UPRIGHT, Bad, flatten, open_image, quiet
+from unmask.data.image_files import FORMATS, IMAGE_DAMAGE, UPRIGHT, Unreadable, flatten, open_image, silence_warnings
 from unmask.errors import ConfigError, DataError
 from unmask.storage.files import one_line
 
 
 def read_photo(path: str | Path) -> UInt8[Tensor, "3 h w"]:
     """A picture whole, upright, alpha over white; DataError says why it cannot be read."""
-    return _colours(_opened(path))
+    return _to_colours(_open_or_raise(path))
 
 
 def read_mask(path: str | Path, size: tuple[int, int]) -> Bool[Tensor, "h w"]:
     """The hole where a picture of `size` (h, w) is white, 128 or more; black stays. DataError for another size."""
-    image = _opened(path)
+    image = _open_or_raise(path)
     if image.size != size[::-1]:
         found = f"the mask is {image.width}x{image.height}, the photo {size[1]}x{size[0]}"
         raise DataError(f"{one_line(str(path))}: {found}: make it the same size")
-    if np.array(_with_alpha(path).getchannel("A")).min() < 255:
+    if np.array(_open_with_alpha(path).getchannel("A")).min() < 255:
         raise DataError(
             f"{one_line(str(path))}: a mask with transparent parts can mean both: save it in black and white"
         )
     hole = torch.from_numpy(np.array(image.convert("L")) >= 128)
-    check_hole(hole, f"{one_line(str(path))}: ")
+    check_mask(hole, f"{one_line(str(path))}: ")
     return hole
 
 
 def read_cutout(path: str | Path) -> tuple[UInt8[Tensor, "3 h w"], Bool[Tensor, "h w"]]:
     """A photo, and the hole where it is more transparent than not (alpha below 128). Its colours stay as stored."""
-    image = _with_alpha(path)
+    image = _open_with_alpha(path)
     hole = torch.from_numpy(np.array(image.getchannel("A")) < 128)
-    check_hole(hole, f"{one_line(str(path))}, by its transparency: ")
-    return _colours(image.convert("RGB")), hole
+    check_mask(hole, f"{one_line(str(path))}, by its transparency: ")
+    return _to_colours(image.convert("RGB")), hole
 
 
-def rectangle(size: tuple[int, int], x: int, y: int, width: int, height: int) -> Bool[Tensor, "h w"]:
+def make_rectangle(size: tuple[int, int], x: int, y: int, width: int, height: int) -> Bool[Tensor, "h w"]:
     """The hole `width` by `height` pixels whose upper left corner is (x, y), in a photo of `size` (h, w)."""
     if min(x, y) < 0 or min(width, height) < 1 or x + width > size[1] or y + height > size[0]:
         raise ConfigError(
@@ -50,11 +50,11 @@ def rectangle(size: tuple[int, int], x: int, y: int, width: int, height: int) ->
         )
     hole = torch.zeros(size, dtype=torch.bool)
     hole[y : y + height, x : x + width] = True
-    check_hole(hole)
+    check_mask(hole)
     return hole
 
 
-def check_hole(hole: Bool[Tensor, "h w"], where: str = "") -> None:
+def check_mask(hole: Bool[Tensor, "h w"], where: str = "") -> None:
     """ConfigError for a hole that is nothing or everything."""
     if not hole.any():
         raise ConfigError(
@@ -64,26 +64,28 @@ def check_hole(hole: Bool[Tensor, "h w"], where: str = "") -> None:
         raise ConfigError(f"{where}the hole is the whole picture and leaves nothing to go by: use unmask sample")
 
 
-def _opened(path: str | Path) -> Image.Image:
-    with quiet():
+def _open_or_raise(path: str | Path) -> Image.Image:
+    with silence_warnings():
         image = open_image(path)
-    if isinstance(image, Bad):
+    if isinstance(image, Unreadable):
         raise DataError(str(image))
     return image
 
 
-def _with_alpha(path: str | Path) -> Image.Image:
+def _open_with_alpha(path: str | Path) -> Image.Image:
     """The picture as RGBA, upright, its colours as stored."""
-    _opened(path)  # all the checks of the one reader; what it lets through is then opened once more for its alpha
+    _open_or_raise(
+        path
+    )  # all the checks of the one reader; what it lets through is then opened once more for its alpha
     try:
-        with quiet(), Image.open(path, formats=FORMATS) as file:
+        with silence_warnings(), Image.open(path, formats=FORMATS) as file:
             file.load()
             turn = UPRIGHT.get(file.getexif().get(0x0112, 1))
             image = (file if file.has_transparency_data else flatten(file)).convert("RGBA")
-    except DAMAGE as error:
+    except IMAGE_DAMAGE as error:
         raise DataError(f"{one_line(str(path))}: changed while it was read ({error})") from error
     return image if turn is None else image.transpose(turn)
 
 
-def _colours(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+def _to_colours(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.image_files import Bad, fit, open_image, quiet
+from unmask.data.image_files import Unreadable, fit, open_image, silence_warnings
 from unmask.data.images import Images, check_labels
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
@@ -41,13 +41,15 @@ class Pictures(Protocol):
 
     def __len__(self) -> int: ...
 
-    def at(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
+    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
         """The chosen pictures; DataError names the first that cannot be read."""
 
-    def as_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
+    def read_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
         """As `at`, 0..255 spread over [-1, 1]."""
 
-    def try_at(self, index: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Bad]]:
+    def try_read(
+        self, index: Int[Tensor, " b"]
+    ) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Unreadable]]:
         """The good ones of the chosen pictures, their positions in `index`, and the others."""
 
     def take(self, index: Int[Tensor, " b"]) -> "Pictures":
@@ -60,7 +62,7 @@ class Split:
 
     train: Pictures
     test: Pictures
-    bad: tuple[Bad, ...] = ()
+    bad: tuple[Unreadable, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +84,10 @@ class OnDemand(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def open(self, i: int) -> Image.Image | Bad:
+    def open(self, i: int) -> Image.Image | Unreadable:
         """Picture `i` whole, in mode RGB or L; called by threads, inside `quiet`."""
 
-    def read(self, i: int) -> UInt8[Tensor, "c h w"] | Bad:
+    def read_one(self, i: int) -> UInt8[Tensor, "c h w"] | Unreadable:
         """Picture `i` in its final shape."""
         return fit(self.open(i), self.size, self.channels)
 
@@ -93,18 +95,20 @@ class OnDemand(ABC):
     def shape(self) -> tuple[int, int, int]:
         return self.channels, *self.size
 
-    def at(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
-        pixels, _, bad = self.try_at(index)
+    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
+        pixels, _, bad = self.try_read(index)
         if bad:
             raise DataError(f"{bad[0]}; repair or remove it, or leave it out with unmask tokenize")
         return pixels
 
-    def as_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
+    def read_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
         chosen = torch.arange(len(self))[index] if isinstance(index, slice) else index
-        return self.at(chosen).float() / 127.5 - 1
+        return self.read(chosen).float() / 127.5 - 1
 
-    def try_at(self, index: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Bad]]:
-        return read_each(self.read, index, self.shape)
+    def try_read(
+        self, index: Int[Tensor, " b"]
+    ) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Unreadable]]:
+        return read_each(self.read_one, index, self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,7 @@ class Files(OnDemand):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def open(self, i: int) -> Image.Image | Bad:
+    def open(self, i: int) -> Image.Image | Unreadable:
         return open_image(self.paths[i])
 
     def take(self, index: Int[Tensor, " b"]) -> "Files":
@@ -130,19 +134,19 @@ def take_labels(labels: Int[Tensor, " n"] | None, index: Int[Tensor, " b"]) -> I
 
 
 def read_each(
-    read: Callable[[int], Tensor | Bad],
+    read: Callable[[int], Tensor | Unreadable],
     index: Int[Tensor, " b"],
     shape: tuple[int, int, int],
     progress: Progress | None = None,
-) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Bad]]:
+) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Unreadable]]:
     """As `Pictures.try_at`, calling `read` in threads: Pillow decodes and resizes outside Python's lock."""
     pixels = torch.empty(len(index), *shape, dtype=torch.uint8)
     good: list[int] = []
-    bad: list[Bad] = []
-    with quiet(), ThreadPoolExecutor(count_threads()) as pool:
+    bad: list[Unreadable] = []
+    with silence_warnings(), ThreadPoolExecutor(count_threads()) as pool:
         results = chain.from_iterable(pool.map(read, part.tolist()) for part in index.split(AHEAD))
         for place, result in enumerate(results):
-            if isinstance(result, Bad):
+            if isinstance(result, Unreadable):
                 bad.append(result)
             else:
                 pixels[len(good)] = result
@@ -158,12 +162,12 @@ def count_threads() -> int:
     return min(cores, MAX_THREADS)
 
 
-def gather(pictures: Pictures) -> Images:
+def read_all(pictures: Pictures) -> Images:
     """All pictures read into memory."""
-    return Images(pixels=pictures.at(torch.arange(len(pictures))), labels=pictures.labels, classes=pictures.classes)
+    return Images(pixels=pictures.read(torch.arange(len(pictures))), labels=pictures.labels, classes=pictures.classes)
 
 
-def digest(*sets: Pictures) -> str:
+def hash_pictures(*sets: Pictures) -> str:
     """SHA-256 of the classes, labels and pixels: of every picture in memory, of PROBED spread over those that are read
     when asked for, so that one replaced among a million may go unseen."""
     found = hashlib.sha256()
@@ -174,7 +178,7 @@ def digest(*sets: Pictures) -> str:
         if pictures.labels is not None:
             found.update(pictures.labels.numpy().tobytes())
         for index in (torch.arange(few) * num // max(1, few)).split(AHEAD):
-            pixels, places, _ = pictures.try_at(index)
+            pixels, places, _ = pictures.try_read(index)
             found.update(places.numpy().tobytes())
             found.update(pixels.numpy().tobytes())
     return found.hexdigest()
@@ -211,10 +215,10 @@ def check_shape(size: int, channels: int) -> None:
         raise ConfigError(f"channels {channels}: use 3 for colour or 1 for grey")
 
 
-MOST = 50_000  # pictures of a part that are looked at, spread over it
+MAX_SPREAD = 50_000  # pictures of a part that are looked at, spread over it
 
 
-def spread(num: int, most: int = MOST) -> Int[Tensor, "n"]:
+def spread(num: int, most: int = MAX_SPREAD) -> Int[Tensor, "n"]:
     """All of `num` pictures, or `most` of them at equal distances."""
     most = min(num, most)
     return torch.arange(most) * num // most

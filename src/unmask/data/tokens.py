@@ -13,16 +13,16 @@ from torch import Tensor
 from unmask.errors import DataError
 from unmask.method.rand import Rand, seeded
 
-LOGITS = 1 << 26
+MAX_LOGITS = 1 << 26
 """Numbers that the logits of a forward pass without gradients may have: 256 MiB in float32."""
 
-CACHED = 2048
+MAX_CACHED_TOKENS = 2048
 """Tokens of such a pass on a CPU: with more, each takes up to half as long again (benchmarks/memory.py)."""
 
 
-def rows_at_once(most: int, length: int, vocab_size: int, device: torch.device) -> int:
+def count_rows_at_once(most: int, length: int, vocab_size: int, device: torch.device) -> int:
     """How many rows to look at together: `most`, or fewer if their logits would not fit, or leave a CPU's cache."""
-    tokens = min(LOGITS // vocab_size, CACHED if device.type == "cpu" else LOGITS)
+    tokens = min(MAX_LOGITS // vocab_size, MAX_CACHED_TOKENS if device.type == "cpu" else MAX_LOGITS)
     return max(1, min(most, tokens // length))
 
 
@@ -32,7 +32,7 @@ class Tokens(Protocol):
 
     def __len__(self) -> int: ...
 
-    def rows(
+    def read_rows(
         self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
     ) -> tuple[Shaped[Tensor, "b ..."], Int[Tensor, "b"] | None]:
         """The chosen rows and their classes on `device`; noise `u` in [0, 1) picks one of several views."""
@@ -54,7 +54,7 @@ class TokenSet:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def rows(
+    def read_rows(
         self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
     ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b"] | None]:
         """The chosen rows on `device`, tokens as int64. There is one view of each, so `u` decides nothing."""
@@ -80,11 +80,11 @@ class Batches:
         index, u = torch.empty_like(place), torch.empty_like(place, dtype=torch.float64)
         for e in epoch.unique().tolist():
             here = epoch == e
-            index[here] = self._permutation(e)[offset[here]]
+            index[here] = self._permute(e)[offset[here]]
             u[here] = Rand(self.seed, index[here], len(self.data), e)("view")
-        return self.data.rows(index, self.device, u)
+        return self.data.read_rows(index, self.device, u)
 
-    def _permutation(self, epoch: int) -> Int[Tensor, "n"]:
+    def _permute(self, epoch: int) -> Int[Tensor, "n"]:
         if self._epoch[0] != epoch:
             noise = seeded(self.seed, 1).at(epoch)("shuffle", len(self.data))[0]
             self._epoch = (epoch, noise.argsort())
@@ -100,8 +100,8 @@ class Unlabelled:
     def __len__(self) -> int:
         return len(self.data)
 
-    def rows(
+    def read_rows(
         self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
     ) -> tuple[Int[Tensor, "b l"], None]:
         """The chosen rows, and no classes."""
-        return self.data.rows(index, device, u)[0], None
+        return self.data.read_rows(index, device, u)[0], None

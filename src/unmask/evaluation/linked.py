@@ -6,7 +6,7 @@ Nothing is written beside the weights themselves.
 from dataclasses import replace
 from pathlib import Path
 
-from unmask.data.sources.choice import Codes, settled
+from unmask.data.sources.choice import Codes, resolve_paths
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.coded import open_coded
 from unmask.pretrained.amused import Amused
@@ -47,7 +47,7 @@ def as_run(model: Path, codes: str | None, out: Path) -> Path:
         )
     if not same_weights(model / TOKENIZER, coded.weights):
         raise ConfigError(f"{codes} are of another tokenizer than the model's: make them with unmask tokenize NAME")
-    recipe = replace(recipe, data=settled(Codes(path=codes)), tokenizer_sha256=coded.meta.tokenizer)
+    recipe = replace(recipe, data=resolve_paths(Codes(path=codes)), tokenizer_sha256=coded.meta.tokenizer)
     if (out / "config.json").exists() and read_recipe(out / "config.json", Recipe) != recipe:
         raise CheckpointError(f"{out} holds something else: give another --out")
     links = [out / name for name in (MODEL, TOKENIZER)]

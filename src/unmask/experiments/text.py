@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from unmask.data.shards.dataset import META
-from unmask.data.sources.choice import settled
-from unmask.data.text.shards import TOKENIZER, TextMeta, TextSet, open_text, write_text
+from unmask.data.sources.choice import resolve_paths
+from unmask.data.text.shards import TEXT_TOKENIZER, TextMeta, TextSet, open_text_dataset, write_text_dataset
 from unmask.data.text.sources import TextFile
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.validation import validation
@@ -37,7 +37,7 @@ class TextExperiment:
     meta: TextMeta
     tokenizer: TextTokenizer
     weights: Path
-    kept: str = TOKENIZER
+    kept: str = TEXT_TOKENIZER
 
     @property
     def vocab_size(self) -> int:
@@ -65,14 +65,14 @@ def prepare(recipe: TextRecipe, shards: Path, progress: Progress | None = None) 
 
     `data.path` may itself be such a folder: its tokenizer then is the recipe's, and nothing is written.
     """
-    source = settled(recipe.data)
+    source = resolve_paths(recipe.data)
     if isinstance(source, TextFile):
         if not recipe.data.path:  # type: ignore[union-attr]
             raise ConfigError("which text? Give --data FILE, a folder of .txt files, or one of tokens made before")
         if (Path(source.path) / META).is_file():
             return _opened(recipe, Path(source.path))
-    tokenizer = build_tokenizer(recipe.tokenizer, lambda: source.documents("train"))
-    write_text(source, tokenizer, shards, progress)
+    tokenizer = build_tokenizer(recipe.tokenizer, lambda: source.read_documents("train"))
+    write_text_dataset(source, tokenizer, shards, progress)
     return _opened(recipe, shards)
 
 
@@ -92,12 +92,12 @@ def export(run: Path, out: Path) -> None:
     pipeline = TextPipeline.from_pretrained(run, device="cpu", dtype=torch.float32)
     out.mkdir(parents=True, exist_ok=True)
     write_weights(dict(pipeline.model.named_parameters()), out / "model.safetensors")
-    (out / TOKENIZER).write_bytes(pipeline.tokenizer.to_bytes())
+    (out / TEXT_TOKENIZER).write_bytes(pipeline.tokenizer.to_bytes())
     write_json(out / "config.json", to_json(read_recipe(run / "config.json", TextRecipe)))
 
 
 def _opened(recipe: TextRecipe, shards: Path) -> TextExperiment:
-    meta, train, test, tokenizer = open_text(shards, recipe.tokenizer.context, recipe.packing)
+    meta, train, test, tokenizer = open_text_dataset(shards, recipe.tokenizer.context, recipe.packing)
     if test is None:
         raise ConfigError(f"{shards} holds no text to validate on: raise --data.held-out, or give --data.test FILE")
     return TextExperiment(
@@ -108,5 +108,5 @@ def _opened(recipe: TextRecipe, shards: Path) -> TextExperiment:
         test=test,
         meta=meta,
         tokenizer=tokenizer,
-        weights=shards / TOKENIZER,
+        weights=shards / TEXT_TOKENIZER,
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from unmask.data.augment import PictureSet
-from unmask.data.pictures import OnDemand, digest, spread
+from unmask.data.pictures import OnDemand, hash_pictures, spread
 from unmask.errors import ConfigError
 from unmask.metrics.embedders import ClassifierFeatures
 from unmask.metrics.features import (
@@ -35,7 +35,7 @@ def in_domain(
         )
     barrier(world)
     if world.is_main:
-        found = digest(pictures.pictures)
+        found = hash_pictures(pictures.pictures)
         if not (path.exists() and load_classifier(path).config == config and trained_on(path) == found):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_classifier(train_on(pictures, config, world, progress), path, found)
@@ -52,7 +52,7 @@ def train_on(
     if isinstance(pictures.pictures, OnDemand):
         every = spread(len(pictures))  # as the reference has them, which names those that cannot be read
     for index in every[spread(len(every), MEMORY // pictures.dim)].split(BATCH):
-        images, places = pictures.readable(index, torch.device("cpu"))
+        images, places = pictures.read_good(index, torch.device("cpu"))
         parts.append(((images + 1) * 127.5).round().to(torch.uint8))
         labels.append(pictures.pictures.labels[index[places]])
     return train_classifier(torch.cat(parts).to(world.device), torch.cat(labels).to(world.device), config, progress)

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
-from unmask.data.holes import ANY, Cells, blank, paste, token_mask
+from unmask.data.holes import ANY, Cells, fill_smoothly, mask_tokens, paste
 from unmask.data.image_files import MAX_PIXELS
-from unmask.data.masks import check_hole
-from unmask.data.tokens import rows_at_once
+from unmask.data.masks import check_mask
+from unmask.data.tokens import count_rows_at_once
 from unmask.decoding.sampling import Parallel, Sampling, ordered
 from unmask.errors import ConfigError
 from unmask.method.guidance import Condition
@@ -59,8 +59,8 @@ def history(
         pipeline.check(labels, len(images))
         labels = labels.repeat_interleave(variants)
     height, width = pipeline.cells
-    tokens = pipeline.tokenizer.encode(blank(images, hole))
-    tokens = tokens.masked_fill(token_mask(hole, (height, width), cells).to(tokens.device), pipeline.model.mask_id)
+    tokens = pipeline.tokenizer.encode(fill_smoothly(images, hole))
+    tokens = tokens.masked_fill(mask_tokens(hole, (height, width), cells).to(tokens.device), pipeline.model.mask_id)
     predict, order = pipeline.predict(labels, s), ordered(s.priority, pipeline.model, labels)
 
     tokens = tokens.repeat_interleave(variants, 0).to(pipeline.device)
@@ -124,7 +124,7 @@ def repair(
         labels = torch.as_tensor(labels).to(pipeline.device)
         pipeline.check(labels, len(images))
     model = pipeline.model
-    size = max(1, rows_at_once(batch, model.length, model.vocab_size, pipeline.device) // max(1, variants))
+    size = max(1, count_rows_at_once(batch, model.length, model.vocab_size, pipeline.device) // max(1, variants))
     done = []
     for at in range(0, len(images), size):
         part = slice(at, at + size)
@@ -248,7 +248,7 @@ def edit_photo(
     if hole.shape != photo.shape[1:] or len(photo) not in (1, 3) or feather < 0:
         found = f"the photo is {tuple(photo.shape)}, the hole {tuple(hole.shape)}, feather {feather}"
         raise ConfigError(f"{found}: needs 1 or 3 channels, one mask of the same size, and feather of at least 0")
-    check_hole(hole)
+    check_mask(hole)
     window = choose_window(hole, model_shape(pipeline)[1:], context)
     images, hidden = look(pipeline, photo, hole, window)
     labels = None if label is None else torch.tensor([label])

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.data.holes import blank, token_mask
-from unmask.data.tokens import rows_at_once
+from unmask.data.holes import fill_smoothly, mask_tokens
+from unmask.data.tokens import count_rows_at_once
 from unmask.decoding.sampling import Sampling, ordered
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.guidance import Condition, Predict, guided, remembering
@@ -190,7 +190,7 @@ class Pipeline:
         labels, total = self._asked(labels, num)
         if batch < 1:
             raise ConfigError(f"{batch} images at once: at least 1")
-        batch = rows_at_once(batch, self.model.length, self.model.vocab_size, self.device)
+        batch = count_rows_at_once(batch, self.model.length, self.model.vocab_size, self.device)
         steps, images = (sampling or self.sampling).steps, []
         for first in range(0, total, batch):
             part = None if labels is None else labels[first : first + batch]
@@ -207,7 +207,7 @@ class Pipeline:
         """Samples number `first` to `stop` - 1 of the endless row that `generate(num=...)` begins; at least one."""
         if not 0 <= first < stop:
             raise ConfigError(f"samples {first} to {stop - 1}: give a first of at least 0, and a stop after it")
-        batch = rows_at_once(stop - first, self.model.length, self.model.vocab_size, self.device)
+        batch = count_rows_at_once(stop - first, self.model.length, self.model.vocab_size, self.device)
         images = []
         for part in torch.arange(first, stop, device=self.device).split(batch):
             labels = part % self.num_classes if self.num_classes else None
@@ -264,8 +264,8 @@ class Pipeline:
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
         """The images' tokens with those masked that have a pixel in the hole, and that mask; the hole is not seen."""
         height, width = self.cells
-        masked = token_mask(hole, (height, width))
-        tokens = self.tokenizer.encode(blank(images, hole)).masked_fill(masked, self.model.mask_id)
+        masked = mask_tokens(hole, (height, width))
+        tokens = self.tokenizer.encode(fill_smoothly(images, hole)).masked_fill(masked, self.model.mask_id)
         return tokens.to(self.device), masked
 
     def check(self, labels: Int[Tensor, "n"], num: int) -> None:

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unmask.data.text.shards import TOKENIZER
-from unmask.data.tokens import rows_at_once
+from unmask.data.text.shards import TEXT_TOKENIZER
+from unmask.data.tokens import count_rows_at_once
 from unmask.decoding.sampling import FromCritic, Sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.critic import CriticScore
@@ -69,9 +69,9 @@ class TextPipeline:
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: no config.json there; give a run folder or an export")
         recipe = read_recipe(folder / "config.json", TextRecipe)
-        tokenizer = open_text_tokenizer(folder / TOKENIZER, recipe.tokenizer.context)
+        tokenizer = open_text_tokenizer(folder / TEXT_TOKENIZER, recipe.tokenizer.context)
         if recipe.tokenizer_sha256 not in (None, tokenizer.sha256):
-            raise CheckpointError(f"{folder / TOKENIZER} is another tokenizer than the model was trained with")
+            raise CheckpointError(f"{folder / TEXT_TOKENIZER} is another tokenizer than the model was trained with")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         kind = dtype or fast_dtype(where)
         with unfilled(kind):
@@ -151,7 +151,7 @@ class TextPipeline:
         ends: bool = True,
     ) -> Iterator[Int[Tensor, "l"]]:
         """`num` versions of a canvas, a batch at a time that is small enough for a large vocabulary."""
-        batch = rows_at_once(batch, len(canvas.tokens), self.model.vocab_size, self.device)
+        batch = count_rows_at_once(batch, len(canvas.tokens), self.model.vocab_size, self.device)
         for first in range(0, num, batch):
             rows = canvas.tokens.expand(min(batch, num - first), -1)
             for state in self.states(rows, seed=seed, first=first, sampling=sampling, ends=ends):

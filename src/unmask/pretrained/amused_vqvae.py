@@ -51,9 +51,9 @@ class AmusedAutoencoder(Autoencoder):
         super().__init__(config)
         self.decoder.append(Signed())
 
-    def latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d _ _"]:
+    def encode_latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d _ _"]:
         self._refuse_float16()
-        return super().latents((images + 1) / 2)
+        return super().encode_latents((images + 1) / 2)
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]:

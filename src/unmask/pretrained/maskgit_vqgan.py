@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.tokenizers.base import decode_in_parts, encode_in_parts, images_at_once
-from unmask.tokenizers.quantizers import full_precision
-from unmask.tokenizers.vqgan import doubled
+from unmask.tokenizers.base import count_images_at_once, decode_in_parts, encode_in_parts
+from unmask.tokenizers.quantizers import disable_autocast
+from unmask.tokenizers.vqgan import upsample
 
 GROUPS = 32
 
@@ -103,7 +103,7 @@ class Level(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ _ _"]:
         x = self.block(x)
-        return x if self.upsample_conv is None else doubled(x, self.upsample_conv)
+        return x if self.upsample_conv is None else upsample(x, self.upsample_conv)
 
 
 def _middle(dim: int, blocks: int) -> nn.Sequential:
@@ -173,14 +173,14 @@ class MaskGITAutoencoder(nn.Module):
     def at_once(self) -> int:
         """Images that `encode` and `decode` take at a time: one activation of all pixels fills 256 MiB at most."""
         height, width = self.config.size
-        return images_at_once(height * width * self.config.width)
+        return count_images_at_once(height * width * self.config.width)
 
     def nearest(self, latents: Float[Tensor, "b d h w"]) -> Int[Tensor, "b l"]:
         """The code at the smallest Euclidean distance from each latent, in float32 or wider."""
         dtype = torch.promote_types(latents.dtype, torch.float32)
         table, x = self.codebook.weight.to(dtype), latents.flatten(2).transpose(1, 2).to(dtype)
         offset = table.square().sum(1) / 2  # |x - c|^2 is least where x c - |c|^2 / 2 is largest
-        with full_precision(x):
+        with disable_autocast(x):
             parts = [(part @ table.T - offset).argmax(1) for part in x.flatten(0, 1).split(1 << 14)]
         return torch.cat(parts).reshape(x.shape[:2])
 

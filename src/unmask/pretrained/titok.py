@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from unmask.pretrained.maskgit_vqgan import Decoder, MaskGITVQGAN, decoder_name
 from unmask.pretrained.vit import ViTBlock
-from unmask.tokenizers.base import decode_in_parts, encode_in_parts, images_at_once
-from unmask.tokenizers.quantizers import full_precision
+from unmask.tokenizers.base import count_images_at_once, decode_in_parts, encode_in_parts
+from unmask.tokenizers.quantizers import disable_autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ class TiTokModel(nn.Module):
 
     def nearest(self, z: Float[Tensor, "b l d"]) -> Int[Tensor, "b l"]:
         """The code at the smallest distance, with both on the unit sphere: the one of the smallest angle."""
-        with full_precision(z):
+        with disable_autocast(z):
             table = F.normalize(_precise(self.codes), dim=-1)
             return (_precise(z) @ table.T).argmax(-1)  # whatever the length of z
 
@@ -143,7 +143,7 @@ class TiTokModel(nn.Module):
     def at_once(self) -> int:
         """Images that `encode` and `decode` take at a time: one activation of all pixels fills 256 MiB at most."""
         height, width = self.config.size
-        return images_at_once(height * width * self.config.pixels.width)
+        return count_images_at_once(height * width * self.config.pixels.width)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.data.sources.choice import Codes, Source
+from unmask.data.sources.choice import Codes, PictureSource
 from unmask.data.text.sources import HubText, TextFile
 from unmask.decoding.sampling import FromCritic, Sampling
 from unmask.method.critic import WithCritic
@@ -32,7 +32,7 @@ class Recipe:
     `init`: a run, an export or a published model to start from; "" is one that has to be named.
     """
 
-    data: Source | Codes
+    data: PictureSource | Codes
     tokenizer: Pixels | LearnedConfig
     model: GeneratorConfig | Amused = TransformerConfig()
     objective: Objective | WithCritic = MaskGIT()
@@ -60,7 +60,7 @@ class TokenizerRecipe:
     pictures if they have class labels, or the published LPIPS; null is none. `classifier` judges them later.
     """
 
-    data: Source
+    data: PictureSource
     tokenizer: VQGAN
     loss: TokenizerLoss = TokenizerLoss()
     perceptual: ClassifierConfig | LpipsFiles | None = None

@@ -84,7 +84,7 @@ def verify_tokenizer(config: Pixels | Learned, weights: Path, sha256: str | None
         raise CheckpointError(f"{weights} is another tokenizer than the model was trained with")
 
 
-def images_at_once(numbers: int) -> int:
+def count_images_at_once(numbers: int) -> int:
     """Images of which one activation, `numbers` in float32 for each, fills 256 MiB at most; 1 to 256."""
     return min(256, max(1, (1 << 26) // numbers))
 

@@ -67,12 +67,14 @@ class TokenizerLoss:
             raise ValueError(f"loss: start {self.start} must lie in [0, 1], and ceiling {self.ceiling} be positive")
 
 
-def per_image(x: Float[Tensor, "b *n"]) -> Float[Tensor, ""]:
+def sum_image_means(x: Float[Tensor, "b *n"]) -> Float[Tensor, ""]:
     """The sum over images of each image's mean."""
     return x.flatten(1).mean(1).sum()
 
 
-def perceptual_distance(stages: Stages, a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
+def measure_perceptual_distance(
+    stages: Stages, a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]
+) -> Float[Tensor, ""]:
     """Squared distance of the features of two batches, summed over channels, mean over cells and stages.
 
     LPIPS (arXiv 1801.03924, eq. 1), weighted as `stages` has it. `b` is the target: no gradient goes through it.
@@ -81,10 +83,10 @@ def perceptual_distance(stages: Stages, a: Float[Tensor, "b c h w"], b: Float[Te
         targets = [x.float() for x in stages(b)]
     total = a.new_zeros(())
     for x, target in zip(stages(a), targets, strict=True):
-        total = total + per_image((x.float() - target).square().sum(1))
+        total = total + sum_image_means((x.float() - target).square().sum(1))
     return total / len(targets)
 
 
-def hinge(real: Float[Tensor, "b _ h w"], fake: Float[Tensor, "b _ h w"]) -> Float[Tensor, ""]:
+def compute_hinge_loss(real: Float[Tensor, "b _ h w"], fake: Float[Tensor, "b _ h w"]) -> Float[Tensor, ""]:
     """The discriminator's loss: real patches above 1, reconstructed ones below -1 (arXiv 1705.02894)."""
-    return (per_image(F.relu(1 - real.float())) + per_image(F.relu(1 + fake.float()))) / 2
+    return (sum_image_means(F.relu(1 - real.float())) + sum_image_means(F.relu(1 + fake.float()))) / 2

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unmask.errors import ConfigError
 
-MAX_VOCAB = 65_536
+MAX_PIXEL_VOCAB = 65_536
 SLACK = 1e-3  # how far beyond [-1, 1] rounding may carry a pixel before we call it an error
 
 
@@ -31,9 +31,9 @@ class Pixels:
             raise ConfigError(f"levels {self.levels}: at least 2 are needed to tell pixels apart")
         digits = self.channels * self.patch**2
         # The digit count is checked first, so that a silly patch cannot make us compute an astronomical power.
-        if digits > 16 or self.levels**digits > MAX_VOCAB:
+        if digits > 16 or self.levels**digits > MAX_PIXEL_VOCAB:
             raise ConfigError(
-                f"{self.levels} levels ** {digits} pixels per patch is more than {MAX_VOCAB} tokens: lower patch "
+                f"{self.levels} levels ** {digits} pixels per patch is more than {MAX_PIXEL_VOCAB} tokens: lower patch "
                 f"(now {self.patch}), levels (now {self.levels}) or channels (now {self.channels})"
             )
 
@@ -57,7 +57,7 @@ class Pixels:
         (rows, columns), p = self.grid, self.patch
         blocks = level.reshape(-1, self.channels, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5)
         digits = blocks.reshape(len(images), rows * columns, self.channels * p * p)
-        return (digits * self._place_values(images.device)).sum(-1)
+        return (digits * self._list_place_values(images.device)).sum(-1)
 
     def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]:
         """Images made of level centres; ValueError for another length or a token that is not in 0..vocab_size-1."""
@@ -67,12 +67,12 @@ class Pixels:
         if not ((tokens >= 0) & (tokens < self.vocab_size)).all():
             low, high = tokens.min().item(), tokens.max().item()
             raise ValueError(f"tokens span {low}..{high}, not 0..{self.vocab_size - 1} ({self.vocab_size} is the mask)")
-        digits = tokens.long()[..., None] // self._place_values(tokens.device) % self.levels
+        digits = tokens.long()[..., None] // self._list_place_values(tokens.device) % self.levels
         blocks = digits.reshape(-1, rows, columns, self.channels, p, p).permute(0, 3, 1, 4, 2, 5)
         level = blocks.reshape(len(tokens), self.channels, *self.size)
         return level.float() * 2 / (self.levels - 1) - 1
 
-    def _place_values(self, device: torch.device) -> Int[Tensor, " d"]:
+    def _list_place_values(self, device: torch.device) -> Int[Tensor, " d"]:
         """levels ** (d-1), ..., levels, 1."""
         powers = torch.arange(self.channels * self.patch**2 - 1, -1, -1, device=device)
         return self.levels**powers

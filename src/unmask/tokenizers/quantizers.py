@@ -29,22 +29,22 @@ class Quantized:
     loss: Float[Tensor, ""]
 
 
-def rows(z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b l d"]:
+def flatten_latents(z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b l d"]:
     """One latent vector per position, in float32: rounding to codes is no place for bfloat16."""
     return z.flatten(2).transpose(1, 2).float()
 
 
-def unrows(x: Float[Tensor, "b l d"], like: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+def unflatten_latents(x: Float[Tensor, "b l d"], like: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
     """The inverse of `rows`."""
     return x.transpose(1, 2).reshape(like.shape).to(like.dtype)
 
 
-def straight_through(codes: Float[Tensor, "*n d"], x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+def pass_gradient_through(codes: Float[Tensor, "*n d"], x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
     """`codes`, to the last bit, with the gradient going to `x` (arXiv 1308.3432)."""
     return codes.detach() + (x - x.detach())
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def disable_autocast(x: Tensor) -> torch.autocast:
     """No autocast inside: its bfloat16 matrix products choose other codes than float32 does."""
     return torch.autocast(x.device.type, enabled=False)
 
@@ -95,13 +95,15 @@ class FiniteScalar(nn.Module):
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
         half = self.levels // 2
-        bounded = self.bound(rows(z))
+        bounded = self.bound(flatten_latents(z))
         whole = bounded.round()
         # A NaN becomes a token as well, so that who trains finds it in the loss, and not as an index out of range.
         tokens = ((whole.nan_to_num() + half).long() * self.basis).sum(-1)
-        return Quantized(unrows(straight_through(whole, bounded) / half, z), tokens, z.new_zeros(()).float())
+        return Quantized(
+            unflatten_latents(pass_gradient_through(whole, bounded) / half, z), tokens, z.new_zeros(()).float()
+        )
 
-    def lookup(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+    def look_up(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """The codes' latent vectors."""
         half = self.levels // 2
         return (tokens[..., None] // self.basis % self.levels - half).float() / half
@@ -151,47 +153,47 @@ class Codebook(nn.Module):
         self.register_buffer("sum", table.clone())
         self.register_buffer("started", torch.zeros(()))
 
-    def place(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+    def normalize(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """On the unit sphere, if the config says so."""
         return F.normalize(x, dim=-1) if self.config.normalize else x
 
-    def nearest(self, x: Float[Tensor, "n d"]) -> Int[Tensor, "n"]:
+    def find_nearest(self, x: Float[Tensor, "n d"]) -> Int[Tensor, "n"]:
         """argmin |x - c|^2, so many latents at a time that their distances fill 64 MiB."""
-        table = self.place(self.table.detach().float())
+        table = self.normalize(self.table.detach().float())
         offset = table.square().sum(1) / 2
-        with full_precision(x):
+        with disable_autocast(x):
             parts = x.split(max(1, (1 << 24) // len(table)))
             return torch.cat([(part @ table.T - offset).argmax(1) for part in parts])
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
-        x = self.place(rows(z))
-        tokens = self.nearest(x.detach().flatten(0, 1)).reshape(x.shape[:2])
-        codes = self.lookup(tokens)
+        x = self.normalize(flatten_latents(z))
+        tokens = self.find_nearest(x.detach().flatten(0, 1)).reshape(x.shape[:2])
+        codes = self.look_up(tokens)
         loss = self.config.commitment * (x - codes.detach()).square().mean((1, 2)).sum()
         if self.table.requires_grad:
             loss = loss + (codes - x.detach()).square().mean((1, 2)).sum()
-        return Quantized(unrows(straight_through(codes, x), z), tokens, loss)
+        return Quantized(unflatten_latents(pass_gradient_through(codes, x), z), tokens, loss)
 
-    def lookup(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+    def look_up(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """The codes' latent vectors."""
-        return self.place(F.embedding(tokens, self.table.float()))
+        return self.normalize(F.embedding(tokens, self.table.float()))
 
-    def sums(self, z: Float[Tensor, "b d h w"], tokens: Int[Tensor, "b l"]) -> Float[Tensor, "k d+1"]:
+    def sum_latents(self, z: Float[Tensor, "b d h w"], tokens: Int[Tensor, "b l"]) -> Float[Tensor, "k d+1"]:
         """How many latents each code has, and their sum: added up over micro-batches and ranks, then `update`d."""
-        x = self.place(rows(z.detach())).flatten(0, 1)
+        x = self.normalize(flatten_latents(z.detach())).flatten(0, 1)
         with_one = torch.cat([torch.ones_like(x[:, :1]), x], dim=1)
         return x.new_zeros(len(self.table), x.shape[1] + 1).index_add_(0, tokens.flatten(), with_one)
 
     @torch.no_grad()
     def start(self, latents: Float[Tensor, "n d"], iterations: int = 10) -> None:
         """k-means on the first latents, from centres spread over them; with fewer latents than codes, with repeats."""
-        x = self.place(latents.float())
+        x = self.normalize(latents.float())
         self.table.copy_(x[torch.arange(len(self.table), device=x.device) * len(x) // len(self.table)])
         for _ in range(iterations):
-            tokens = self.nearest(x)
+            tokens = self.find_nearest(x)
             sums = x.new_zeros(self.table.shape).index_add_(0, tokens, x)
             counts = tokens.bincount(minlength=len(self.table))[:, None]
-            self.table.copy_(self.place(torch.where(counts > 0, sums / counts.clamp(min=1), self.table)))
+            self.table.copy_(self.normalize(torch.where(counts > 0, sums / counts.clamp(min=1), self.table)))
         self.sum.copy_(self.table)
         self.count.fill_(1.0)
         self.started.fill_(1.0)
@@ -208,12 +210,12 @@ class Codebook(nn.Module):
         if config.decay:
             self.sum.mul_(decay).add_(sums[:, 1:], alpha=1 - decay)
             # A code that was not seen keeps its mean; divided anew it would drift, and at last be 0 / 0.
-            moved = self.place(self.sum / self.count[:, None])
+            moved = self.normalize(self.sum / self.count[:, None])
             self.table.copy_(torch.where(seen > 0, moved, self.table))
         dead = self.count < config.revive
         turn = dead.cumsum(0) - 1
         revived = (dead & (turn < len(candidates)))[:, None]
-        fresh = self.place(candidates.float())[turn.clamp(0, len(candidates) - 1)]
+        fresh = self.normalize(candidates.float())[turn.clamp(0, len(candidates) - 1)]
         self.table.copy_(torch.where(revived, fresh, self.table))
         self.sum.copy_(torch.where(revived, fresh, self.sum))
         self.count.masked_fill_(revived[:, 0], 1.0)
@@ -262,15 +264,15 @@ class LookupFree(nn.Module):
         self.register_buffer("weights", 1 << torch.arange(config.bits), persistent=False)
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
-        x = rows(z)
+        x = flatten_latents(z)
         codes = torch.where(x > 0, 1.0, -1.0)
         tokens = ((x > 0) * self.weights).sum(-1)
         loss = self.config.commitment * (x - codes).square().mean((1, 2)).sum()
         if self.config.entropy:
-            loss = loss + self.config.entropy * len(x) * self.entropy_loss(x.flatten(0, 1))
-        return Quantized(unrows(straight_through(codes, x), z), tokens, loss)
+            loss = loss + self.config.entropy * len(x) * self.compute_entropy_loss(x.flatten(0, 1))
+        return Quantized(unflatten_latents(pass_gradient_through(codes, x), z), tokens, loss)
 
-    def entropy_loss(self, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    def compute_entropy_loss(self, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
         """Mean entropy of each latent's distribution over codes, minus `diversity` times the entropy of their mean.
 
         With logits -sharpness |x - c|^2 the bits are independent given x, so the first is a sum over bits; and the mean
@@ -282,17 +284,17 @@ class LookupFree(nn.Module):
         sure = logits.abs()
         each = (F.softplus(-sure) + sure * torch.sigmoid(-sure)).sum(1).mean()
         p, half = torch.sigmoid(logits), x.shape[1] // 2
-        with full_precision(x):
-            mean = _words(p[:, :half]).T @ _words(p[:, half:]) / len(x)
+        with disable_autocast(x):
+            mean = _expand_words(p[:, :half]).T @ _expand_words(p[:, half:]) / len(x)
         mean = mean.clamp(min=torch.finfo(mean.dtype).tiny)
         return each + self.config.diversity * torch.xlogy(mean, mean).sum()
 
-    def lookup(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+    def look_up(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
         """The codes' latent vectors."""
         return (tokens[..., None] // self.weights % 2 * 2 - 1).float()
 
 
-def _words(p: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+def _expand_words(p: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
     """Probabilities of all 2^d words of independent bits."""
     words = p.new_ones(len(p), 1)
     for bit in p.unbind(1):

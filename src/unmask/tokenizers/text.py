@@ -107,13 +107,16 @@ class TextTokenizer(ABC):
 
     def decode(self, tokens: Ids) -> str:
         """Their text; tokens that no text is made of are empty, and bytes that are no character become U+FFFD."""
-        return self._join([i for i in self._check(tokens) if i not in self._silent])
+        return self._join([i for i in self._check_ids(tokens) if i not in self._silent])
 
-    def pieces(self, tokens: Ids) -> list[str]:
+    def split_pieces(self, tokens: Ids) -> list[str]:
         """One printable piece per token: a new line shows as ↵, part of a character as U+FFFD, no token as nothing."""
-        return ["" if i < 0 else END if i == self.end_id else printable(self._piece(i)) for i in self._check(tokens)]
+        return [
+            "" if i < 0 else END if i == self.end_id else make_printable(self._show_piece(i))
+            for i in self._check_ids(tokens)
+        ]
 
-    def _check(self, tokens: Ids) -> list[int]:
+    def _check_ids(self, tokens: Ids) -> list[int]:
         ids = (tokens.cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens, np.int64)).reshape(-1)
         if ids.size and not -1 <= ids.min() <= ids.max() < self.vocab_size:
             raise ValueError(f"tokens span {ids.min()}..{ids.max()}, beyond the vocabulary of {self.vocab_size}")
@@ -130,7 +133,7 @@ class TextTokenizer(ABC):
     def _join(self, ids: list[int]) -> str: ...
 
     @abstractmethod
-    def _piece(self, i: int) -> str: ...
+    def _show_piece(self, i: int) -> str: ...
 
 
 class CharacterTokenizer(TextTokenizer):
@@ -140,7 +143,7 @@ class CharacterTokenizer(TextTokenizer):
         super().__init__(context, len(alphabet) + 1, len(alphabet))
         self.alphabet = alphabet
         self._ids = np.full(0x110000, -1, np.int32)
-        self._ids[_code_points(alphabet)] = np.arange(len(alphabet))
+        self._ids[_list_code_points(alphabet)] = np.arange(len(alphabet))
 
     def encode_all(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
         return [self._encode(text) for text in texts]
@@ -149,15 +152,15 @@ class CharacterTokenizer(TextTokenizer):
         return {"type": "Characters", "alphabet": self.alphabet}
 
     def _encode(self, text: str) -> Int32[np.ndarray, "l"]:
-        ids = self._ids[_code_points(text)]
+        ids = self._ids[_list_code_points(text)]
         if ids.size and ids.min() < 0:
-            raise outside(text, int((ids < 0).argmax()), "the alphabet")
+            raise describe_outside(text, int((ids < 0).argmax()), "the alphabet")
         return ids
 
     def _join(self, ids: list[int]) -> str:
-        return "".join(map(self._piece, ids))
+        return "".join(map(self._show_piece, ids))
 
-    def _piece(self, i: int) -> str:
+    def _show_piece(self, i: int) -> str:
         return self.alphabet[i]
 
 
@@ -176,7 +179,7 @@ class ByteTokenizer(TextTokenizer):
     def _join(self, ids: list[int]) -> str:
         return bytes(ids).decode(errors="replace")
 
-    def _piece(self, i: int) -> str:
+    def _show_piece(self, i: int) -> str:
         return bytes([i]).decode(errors="replace")
 
 
@@ -196,9 +199,9 @@ class BPETokenizer(TextTokenizer):
             to_utf8(text)
         found = self.rules.encode(texts)
         for text, ids in zip(texts, found, strict=True):
-            place = self.rules.lost(text, ids)
+            place = self.rules.find_lost(text, ids)
             if place is not None:
-                raise outside(text, place, "the tokenizer's vocabulary")
+                raise describe_outside(text, place, "the tokenizer's vocabulary")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -207,8 +210,8 @@ class BPETokenizer(TextTokenizer):
     def _join(self, ids: list[int]) -> str:
         return self.rules.decode(ids)
 
-    def _piece(self, i: int) -> str:
-        return self.rules.piece(i)
+    def _show_piece(self, i: int) -> str:
+        return self.rules.get_piece(i)
 
 
 def build_tokenizer(config: TextTokenizerConfig, documents: Documents) -> TextTokenizer:
@@ -216,7 +219,7 @@ def build_tokenizer(config: TextTokenizerConfig, documents: Documents) -> TextTo
     if isinstance(config, Bytes):
         return ByteTokenizer(config.context)
     if isinstance(config, Characters):
-        return CharacterTokenizer(config.alphabet or _alphabet(documents), config.context)
+        return CharacterTokenizer(config.alphabet or _collect_alphabet(documents), config.context)
     if config.file:
         return BPETokenizer(read_rules(config.file, MAX_FILE), config.context, config.rows)
     if not config.vocab_size:
@@ -249,10 +252,10 @@ def to_utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise outside(text, error.start, "Unicode's characters") from error
+        raise describe_outside(text, error.start, "Unicode's characters") from error
 
 
-def outside(text: str, place: int, what: str) -> DataError:
+def describe_outside(text: str, place: int, what: str) -> DataError:
     """The error that says which character cannot be encoded, and where it stands."""
     line, column = text.count("\n", 0, place) + 1, place - text.rfind("\n", 0, place)
     return DataError(
@@ -261,11 +264,11 @@ def outside(text: str, place: int, what: str) -> DataError:
     )
 
 
-def printable(piece: str) -> str:
+def make_printable(piece: str) -> str:
     return one_line(piece.replace("\n", "↵"))
 
 
-def _alphabet(documents: Documents) -> str:
+def _collect_alphabet(documents: Documents) -> str:
     found: set[str] = set()
     for text in documents():
         found.update(text)
@@ -274,7 +277,7 @@ def _alphabet(documents: Documents) -> str:
     return "".join(sorted(found))
 
 
-def _code_points(text: str) -> UInt32[np.ndarray, "l"]:
+def _list_code_points(text: str) -> UInt32[np.ndarray, "l"]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 

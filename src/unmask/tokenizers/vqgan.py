@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.tokenizers.base import decode_in_parts, encode_in_parts, images_at_once
+from unmask.tokenizers.base import count_images_at_once, decode_in_parts, encode_in_parts
 from unmask.tokenizers.quantizers import FSQ, LFQ, VQ, Quantized
 
 
@@ -114,7 +114,7 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-def doubled(x: Float[Tensor, "b c h w"], conv: nn.Conv2d) -> Float[Tensor, "b c _ _"]:
+def upsample(x: Float[Tensor, "b c h w"], conv: nn.Conv2d) -> Float[Tensor, "b c _ _"]:
     """Nearest neighbour to twice the size, then a 3x3 convolution.
 
     Of the nine pixels that it sees only four differ, so it is a transposed convolution of 4x4 and stride 2 too, with
@@ -137,10 +137,10 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c _ _"]:
-        return doubled(x, self.conv)
+        return upsample(x, self.conv)
 
 
-def _level(dim_in: int, dim_out: int, blocks: int, attention: bool, groups: int) -> list[nn.Module]:
+def _build_level(dim_in: int, dim_out: int, blocks: int, attention: bool, groups: int) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for i in range(blocks):
         layers.append(ResidualBlock(dim_in if i == 0 else dim_out, dim_out, groups))
@@ -149,38 +149,38 @@ def _level(dim_in: int, dim_out: int, blocks: int, attention: bool, groups: int)
     return layers
 
 
-def _middle(dim: int, config: VQGAN) -> list[nn.Module]:
+def _build_middle(dim: int, config: VQGAN) -> list[nn.Module]:
     attention = [SpatialAttention(dim, config.groups)] if config.middle_attention else []
     return [ResidualBlock(dim, dim, config.groups), *attention, ResidualBlock(dim, dim, config.groups)]
 
 
-def _out(dim: int, channels: int, config: VQGAN) -> list[nn.Module]:
+def _build_out(dim: int, channels: int, config: VQGAN) -> list[nn.Module]:
     return [nn.GroupNorm(config.groups, dim, eps=1e-6), nn.SiLU(), nn.Conv2d(dim, channels, 3, padding=1)]
 
 
-def _encoder(config: VQGAN) -> nn.Sequential:
+def _build_encoder(config: VQGAN) -> nn.Sequential:
     dims = [config.width * m for m in config.multipliers]
     height = config.size[0] // config.patch
     layers: list[nn.Module] = [nn.PixelUnshuffle(config.patch)] if config.patch > 1 else []
     layers.append(nn.Conv2d(config.channels * config.patch**2, config.width, 3, padding=1))
     for i, (dim_in, dim_out) in enumerate(zip([config.width, *dims[:-1]], dims, strict=True)):
-        layers += _level(dim_in, dim_out, config.blocks, height >> i in config.attention, config.groups)
+        layers += _build_level(dim_in, dim_out, config.blocks, height >> i in config.attention, config.groups)
         if i + 1 < len(dims):
             layers.append(Downsample(dim_out))
-    layers += _middle(dims[-1], config)
-    return nn.Sequential(*layers, *_out(dims[-1], config.z_channels, config))
+    layers += _build_middle(dims[-1], config)
+    return nn.Sequential(*layers, *_build_out(dims[-1], config.z_channels, config))
 
 
-def _decoder(config: VQGAN) -> nn.Sequential:
+def _build_decoder(config: VQGAN) -> nn.Sequential:
     dims = [config.width * m for m in reversed(config.multipliers)]
     height = config.grid[0]
     layers: list[nn.Module] = [nn.Conv2d(config.z_channels, dims[0], 3, padding=1)]
-    layers += _middle(dims[0], config)
+    layers += _build_middle(dims[0], config)
     for i, (dim_in, dim_out) in enumerate(zip([dims[0], *dims[:-1]], dims, strict=True)):
-        layers += _level(dim_in, dim_out, config.decoder_blocks, height << i in config.attention, config.groups)
+        layers += _build_level(dim_in, dim_out, config.decoder_blocks, height << i in config.attention, config.groups)
         if i + 1 < len(dims):
             layers.append(Upsample(dim_out))
-    layers += _out(dims[-1], config.channels * config.patch**2, config)
+    layers += _build_out(dims[-1], config.channels * config.patch**2, config)
     return nn.Sequential(*layers, *([nn.PixelShuffle(config.patch)] if config.patch > 1 else []))
 
 
@@ -190,7 +190,7 @@ class Autoencoder(nn.Module):
     def __init__(self, config: VQGAN):
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = _encoder(config), _decoder(config)
+        self.encoder, self.decoder = _build_encoder(config), _build_decoder(config)
         self.quantizer = config.quantizer.build()
         self.before = nn.Conv2d(config.z_channels, config.quantizer.dim, 1)
         self.after = nn.Conv2d(config.quantizer.dim, config.z_channels, 1)
@@ -209,14 +209,14 @@ class Autoencoder(nn.Module):
         convolutions = [layer for layer in self.decoder if isinstance(layer, nn.Conv2d)]
         return convolutions[-1].weight  # type: ignore[return-value]
 
-    def latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d _ _"]:
+    def encode_latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d _ _"]:
         """What is quantized."""
         return self.before(self.encoder(images.contiguous(memory_format=torch.channels_last)))
 
     def forward(
         self, images: Float[Tensor, "b c h w"]
     ) -> tuple[Float[Tensor, "b c h w"], Quantized, Float[Tensor, "b d _ _"]]:
-        z = self.latents(images)
+        z = self.encode_latents(images)
         quantized = self.quantizer(z)
         return self.decoder(self.after(quantized.latents)), quantized, z
 
@@ -224,14 +224,14 @@ class Autoencoder(nn.Module):
     def at_once(self) -> int:
         """Images that `encode` and `decode` take at a time: one activation of all pixels fills 256 MiB at most."""
         height, width = self.config.size
-        return images_at_once(height * width * self.config.width // self.config.patch**2)
+        return count_images_at_once(height * width * self.config.width // self.config.patch**2)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]:
         """Tokens of images in [-1, 1], on the images' device; ConfigError for another size."""
         at = self.before.weight
         return encode_in_parts(
-            lambda part: self.quantizer(self.latents(part.to(at))).tokens, images, self.config, self.at_once
+            lambda part: self.quantizer(self.encode_latents(part.to(at))).tokens, images, self.config, self.at_once
         )
 
     @torch.no_grad()
@@ -240,7 +240,7 @@ class Autoencoder(nn.Module):
         at = self.after.weight
 
         def convert(part: Tensor) -> Tensor:
-            codes = self.quantizer.lookup(part.to(at.device)).to(at.dtype)
+            codes = self.quantizer.look_up(part.to(at.device)).to(at.dtype)
             z = codes.unflatten(1, self.grid).permute(0, 3, 1, 2)  # in memory, channels come last
             return self.decoder(self.after(z)).clamp(-1, 1)
 

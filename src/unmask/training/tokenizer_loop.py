@@ -187,8 +187,8 @@ def start_codebook(networks: Networks, batches: ImageBatches, config: TrainConfi
     latents = torch.zeros(config.batch_size, height * width, codebook.config.dim, device=world.device)
     for rows in rows_of_rank(config, world):
         with autocast(config.precision, world):
-            z = core.latents(batches(0, rows)[0])
-        latents[rows.to(world.device)] = quantizers.rows(z)
+            z = core.encode_latents(batches(0, rows)[0])
+        latents[rows.to(world.device)] = quantizers.flatten_latents(z)
     codebook.start(sum_over_ranks(latents, world).flatten(0, 1))
     # GPUs add up in any order, which may move a mean and then whose nearest it is: all ranks take rank 0's centres.
     for centres in (codebook.table, codebook.sum):

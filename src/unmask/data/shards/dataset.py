@@ -25,9 +25,12 @@ from unmask.errors import ConfigError, DataError, DiskError
 from unmask.storage.config import read_json, write_json
 from unmask.storage.files import sha256_of, sync
 
+SplitName = Literal["train", "test"]
+"""The two parts of a dataset."""
+
 META = "meta.json"
 MAX_JSON = 1 << 26  # bytes
-MAX_VOCAB = 2**31 - 1
+MAX_STORED_VOCAB = 2**31 - 1
 OPEN_MAPS = 400  # each holds a file descriptor, of which a process often has 1,024
 MAX_MAPPED = 1 << 28  # bytes of the maps that are resident at a time
 FAULT = 1 << 16  # bytes that Linux maps around the one that was asked for
@@ -76,8 +79,8 @@ class Meta:
     def __post_init__(self) -> None:
         if not _SHA256.fullmatch(self.tokenizer):
             raise ConfigError(f"tokenizer is {self.tokenizer!r}; give its sha256 in hexadecimal")
-        if not 1 <= self.vocab_size <= MAX_VOCAB:
-            raise ConfigError(f"vocab_size is {self.vocab_size}; it must be from 1 to {MAX_VOCAB}")
+        if not 1 <= self.vocab_size <= MAX_STORED_VOCAB:
+            raise ConfigError(f"vocab_size is {self.vocab_size}; it must be from 1 to {MAX_STORED_VOCAB}")
         if not self.grid or min(self.grid) < 1:
             raise ConfigError(f"grid is {self.grid}; every side must be at least 1")
         if not self.views or len(set(self.views)) < len(self.views):
@@ -90,7 +93,7 @@ class Meta:
                 raise ConfigError(f"{shard.file}: a shard has labels if, and only if, there are classes")
 
 
-class CodeSet:
+class TokenShards:
     """The codes of one part of the data, read from the disk as they are asked for."""
 
     def __init__(self, folder: Path, meta: Meta, shards: tuple[Shard, ...]):
@@ -107,7 +110,7 @@ class CodeSet:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def rows(
+    def read_rows(
         self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
     ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b"] | None]:
         """The chosen rows and their classes, int64 on `device`; view floor(u * views) of each, or else the first.
@@ -120,7 +123,7 @@ class CodeSet:
         num = len(self.meta.views)
         view = np.zeros_like(at) if u is None else (u * num).long().clamp(0, num - 1).numpy()
         order = at.argsort(kind="stable")
-        touched, first = np.unique(self._shard_of(at[order]), return_index=True)
+        touched, first = np.unique(self._find_shards(at[order]), return_index=True)
         tokens = np.empty((len(at), math.prod(self.meta.grid)), dtype=np.int64)
         for number, here in zip(touched.tolist(), np.split(order, first[1:]), strict=False):
             start = self._ends[number] - self.shards[number].rows
@@ -130,7 +133,7 @@ class CodeSet:
         classes = None if self.labels is None else self.labels[index].long().to(device)
         return torch.from_numpy(tokens).to(device), classes
 
-    def _shard_of(self, at: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b"]:
+    def _find_shards(self, at: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b"]:
         return np.searchsorted(self._ends, at, side="right")
 
     def _check(self, tokens: Int[np.ndarray, "b l"], at: Int[np.ndarray, "b"]) -> None:
@@ -138,10 +141,10 @@ class CodeSet:
         if not tokens.size or 0 <= tokens.min() <= tokens.max() < self.meta.vocab_size:
             return
         wrong = (tokens < 0) | (tokens >= self.meta.vocab_size)
-        shard = self.shards[self._shard_of(at[wrong.any(1)])[0]]
+        shard = self.shards[self._find_shards(at[wrong.any(1)])[0]]
         raise DataError(
             f"{self.folder / shard.file} is damaged: it holds code {tokens[wrong][0]} of a vocabulary of "
-            f"{self.meta.vocab_size}; {_again(self.folder)}"
+            f"{self.meta.vocab_size}; {_suggest(self.folder)}"
         )
 
     def _release(self, num: int) -> None:
@@ -149,17 +152,17 @@ class CodeSet:
 
         The kernel keeps what was read cached, as it has room; the process stays small whatever it has seen.
         """
-        self._resident += num * (FAULT + math.prod(self.meta.grid) * code_type(self.meta.vocab_size).itemsize)
+        self._resident += num * (FAULT + math.prod(self.meta.grid) * choose_token_type(self.meta.vocab_size).itemsize)
         if self._resident > MAX_MAPPED:
             self._map.cache_clear()
             self._resident = 0
 
     def _open(self, shard: Shard) -> np.memmap:
         shape = (shard.rows, len(self.meta.views), math.prod(self.meta.grid))
-        return open_array(self.folder / shard.file, code_type(self.meta.vocab_size), shape)
+        return open_array(self.folder / shard.file, choose_token_type(self.meta.vocab_size), shape)
 
 
-def code_type(vocab_size: int) -> np.dtype:
+def choose_token_type(vocab_size: int) -> np.dtype:
     """The smallest type of the format that holds 0..vocab_size-1."""
     return np.dtype("<u2") if vocab_size <= 65536 else np.dtype("<i4")
 
@@ -188,13 +191,13 @@ def is_sound(folder: Path, shard: Shard) -> bool:
         return False
 
 
-def finish(folder: Path, meta: Meta) -> None:
-    """Look at every shard once more, then write meta.json, which makes the folder one that `open_codes` takes."""
-    _parts(folder, meta)
+def finish_dataset(folder: Path, meta: Meta) -> None:
+    """Look at every shard once more, then write meta.json, which makes the folder one that `open_token_dataset` takes."""
+    _open_parts(folder, meta)
     write_json(folder / META, meta)
 
 
-def open_codes(folder: str | Path) -> tuple[Meta, CodeSet, CodeSet | None]:
+def open_token_dataset(folder: str | Path) -> tuple[Meta, TokenShards, TokenShards | None]:
     """What the folder holds, its training codes, and its held-out ones; DataError if they are unfinished or damaged.
 
     Names, types and sizes are checked here, the codes themselves as they are read.
@@ -210,8 +213,8 @@ def open_codes(folder: str | Path) -> tuple[Meta, CodeSet, CodeSet | None]:
     try:
         meta = read_json(folder / META, Meta, MAX_JSON)
     except ConfigError as error:
-        raise DataError(f"{folder / META} is damaged or of another version ({error}); {_again(folder)}") from error
-    train, test = _parts(folder, meta)
+        raise DataError(f"{folder / META} is damaged or of another version ({error}); {_suggest(folder)}") from error
+    train, test = _open_parts(folder, meta)
     return meta, train, test if len(test) else None
 
 
@@ -224,8 +227,8 @@ def check_tokenizer(meta: Meta, sha256: str) -> None:
         )
 
 
-def _parts(folder: Path, meta: Meta) -> tuple[CodeSet, CodeSet]:
-    train, test = CodeSet(folder, meta, meta.train), CodeSet(folder, meta, meta.test)
+def _open_parts(folder: Path, meta: Meta) -> tuple[TokenShards, TokenShards]:
+    train, test = TokenShards(folder, meta, meta.train), TokenShards(folder, meta, meta.test)
     if not len(train):
         raise DataError(f"{folder} holds no training codes: there is nothing to train on")
     return train, test
@@ -236,7 +239,7 @@ def _read_labels(folder: Path, meta: Meta, shard: Shard) -> Int32[np.ndarray, "r
     labels = np.array(open_array(path, np.dtype("<i4"), (shard.rows,)))
     if not 0 <= labels.min() <= labels.max() < len(meta.classes):
         span = f"{labels.min()}..{labels.max()} of {len(meta.classes)} classes"
-        raise DataError(f"{path} is damaged: its labels span {span}; {_again(folder)}")
+        raise DataError(f"{path} is damaged: its labels span {span}; {_suggest(folder)}")
     return labels
 
 
@@ -256,15 +259,15 @@ def open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap
             if start[:8] == magic and found == text and size == whole:
                 return np.memmap(file, dtype, "r", 10 + length, shape)
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing; {_again(path.parent)}") from error
+        raise DataError(f"{path} is missing; {_suggest(path.parent)}") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; {_again(path.parent)}") from error
+        raise DataError(f"{path} cannot be read: {error.strerror}; {_suggest(path.parent)}") from error
     if found == text:
-        raise DataError(f"{path} has {size} bytes instead of {whole}; {_again(path.parent)}")
-    raise DataError(f"{path} is damaged or another shard: it does not hold {dtype} {shape}; {_again(path.parent)}")
+        raise DataError(f"{path} has {size} bytes instead of {whole}; {_suggest(path.parent)}")
+    raise DataError(f"{path} is damaged or another shard: it does not hold {dtype} {shape}; {_suggest(path.parent)}")
 
 
-def _again(folder: Path) -> str:
+def _suggest(folder: Path) -> str:
     return f"restore it, or run the command that made {folder} again, which mends it"
 
 

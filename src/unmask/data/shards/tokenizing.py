@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,9 +17,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from unmask.data.augment import crop
-from unmask.data.image_files import Bad
+from unmask.data.image_files import Unreadable
 from unmask.data.pictures import Pictures
-from unmask.data.shards.dataset import MAX_JSON, Meta, Shard, code_type, is_sound, write_shard
+from unmask.data.shards.dataset import MAX_JSON, Meta, Shard, SplitName, choose_token_type, is_sound, write_shard
 from unmask.errors import ConfigError, DataError
 from unmask.method.rand import Rand
 from unmask.runtime.progress import Progress
@@ -28,7 +27,6 @@ from unmask.storage.config import differences, read_json, write_json
 from unmask.storage.lock import lock
 
 Encode = Callable[[Float[Tensor, "b c h w"]], Int[Tensor, "b l"]]
-Part = Literal["train", "test"]
 
 PLAN = "plan.json"
 _LEFTOVER = re.compile(r"\.[\w.-]+\.tmp-[0-9a-f]{16}")
@@ -52,7 +50,7 @@ FLIP = View(name="flip", flip=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ShardPlan:
     """All that the codes depend on; a folder holds the codes of one plan.
 
     `tokenizer` is its sha256 and `size` the (h, w) it takes, `shape` the (c, h, w) of the stored pictures, `source`
@@ -93,11 +91,11 @@ class Plan:
         if self.train < 1 or self.test < 0:
             raise ConfigError(f"{self.train} pictures to train on and {self.test} to test on: give at least 1 and 0")
 
-    def num_pictures(self, part: Part) -> int:
+    def count_pictures(self, part: SplitName) -> int:
         return self.train if part == "train" else self.test
 
-    def num_shards(self, part: Part) -> int:
-        return -(-self.num_pictures(part) // self.shard_size)
+    def count_shards(self, part: SplitName) -> int:
+        return -(-self.count_pictures(part) // self.shard_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +103,11 @@ class Done:
     """A shard's sidecar: its files, and the pictures that could not be read and are left out of it."""
 
     shard: Shard
-    bad: tuple[Bad, ...]
+    bad: tuple[Unreadable, ...]
 
 
 @contextmanager
-def claim(out: Path, plan: Plan) -> Iterator[None]:
+def claim_folder(out: Path, plan: ShardPlan) -> Iterator[None]:
     """Hold `out` for this command alone and for this plan: new, or begun earlier with the same plan.
 
     Raises CheckpointError if another process has it, DataError if it holds other codes. With several ranks the first
@@ -128,18 +126,18 @@ def claim(out: Path, plan: Plan) -> Iterator[None]:
         yield
 
 
-def tokenize(
+def tokenize_shards(
     pictures: Pictures,
     encode: Encode,
     out: Path,
-    part: Part,
-    plan: Plan,
+    part: SplitName,
+    plan: ShardPlan,
     *,
     batch: int = 64,
     rank: int = 0,
     size: int = 1,
     progress: Progress | None = None,
-) -> list[Bad]:
+) -> list[Unreadable]:
     """Write those shards of `part` whose number is `rank` modulo `size`, and return the pictures left out of them.
 
     A shard that is there and sound is kept. `out` is claimed by the caller. Raises DiskError if a shard cannot be
@@ -151,10 +149,10 @@ def tokenize(
         raise ValueError(f"rank {rank} of {size}: rank must be below size")
     _check_plan(out, plan)
     _check_pictures(pictures, part, plan)
-    numbers = range(rank, plan.num_shards(part), size)
+    numbers = range(rank, plan.count_shards(part), size)
     shards = {k: torch.arange(len(pictures))[k * plan.shard_size : (k + 1) * plan.shard_size] for k in numbers}
     total, seen = sum(len(index) for index in shards.values()), 0
-    bad: list[Bad] = []
+    bad: list[Unreadable] = []
 
     def tick(name: str, more: int) -> None:
         nonlocal seen
@@ -173,7 +171,7 @@ def tokenize(
     return bad
 
 
-def collect(out: Path, plan: Plan) -> Meta:
+def collect_meta(out: Path, plan: ShardPlan) -> Meta:
     """What `codes.finish` writes once every shard of both parts is done; DataError if one is not."""
     return Meta(
         tokenizer=plan.tokenizer,
@@ -182,14 +180,14 @@ def collect(out: Path, plan: Plan) -> Meta:
         views=tuple(view.name for view in plan.views),
         classes=plan.classes,
         source=plan.source,
-        train=tuple(done.shard for done in finished(out, "train", plan)),
-        test=tuple(done.shard for done in finished(out, "test", plan)),
+        train=tuple(done.shard for done in read_finished(out, "train", plan)),
+        test=tuple(done.shard for done in read_finished(out, "test", plan)),
     )
 
 
-def finished(out: Path, part: Part, plan: Plan) -> list[Done]:
+def read_finished(out: Path, part: SplitName, plan: ShardPlan) -> list[Done]:
     """The sidecars of all shards of a part, in order; DataError if one is not there."""
-    names = [f"{part}-{number:05d}" for number in range(plan.num_shards(part))]
+    names = [f"{part}-{number:05d}" for number in range(plan.count_shards(part))]
     found = {name: _read_done(out, name) for name in names}
     absent = [name for name, done in found.items() if done is None]
     if absent:
@@ -200,7 +198,9 @@ def finished(out: Path, part: Part, plan: Plan) -> list[Done]:
     return [done for done in found.values() if done is not None]
 
 
-def cut(pixels: UInt8[Tensor, "b c H W"], index: Int[Tensor, "b"], view: View, plan: Plan) -> Float[Tensor, "b c h w"]:
+def cut_view(
+    pixels: UInt8[Tensor, "b c H W"], index: Int[Tensor, "b"], view: View, plan: ShardPlan
+) -> Float[Tensor, "b c h w"]:
     """One view of the pictures of these numbers, in [-1, 1]; a random place depends on (seed, number, view) alone."""
     height, width = plan.size
     room = torch.tensor(pixels.shape[2:]) - torch.tensor(plan.size)
@@ -220,19 +220,19 @@ def _tokenize_shard(
     out: Path,
     name: str,
     index: Int[Tensor, "n"],
-    plan: Plan,
+    plan: ShardPlan,
     batch: int,
     tick: Callable[[str, int], None],
 ) -> Done:
-    codes = [np.empty((0, len(plan.views), math.prod(plan.grid)), code_type(plan.vocab_size))]
+    codes = [np.empty((0, len(plan.views), math.prod(plan.grid)), choose_token_type(plan.vocab_size))]
     kept: list[Tensor] = [index[:0]]
-    bad: list[Bad] = []
+    bad: list[Unreadable] = []
     # The cut into batches begins anew with each shard, so that its codes do not depend on who else works on the part.
     for some in index.split(batch):
-        pixels, places, refused = pictures.try_at(some)
+        pixels, places, refused = pictures.try_read(some)
         good = some[places]
         if len(good):
-            codes.append(_codes(encode, pixels, good, plan))
+            codes.append(_encode_views(encode, pixels, good, plan))
         kept.append(good)
         bad += refused
         tick(name, len(some))
@@ -242,16 +242,18 @@ def _tokenize_shard(
     return done
 
 
-def _codes(encode: Encode, pixels: UInt8[Tensor, "b c h w"], index: Int[Tensor, "b"], plan: Plan) -> np.ndarray:
+def _encode_views(
+    encode: Encode, pixels: UInt8[Tensor, "b c h w"], index: Int[Tensor, "b"], plan: ShardPlan
+) -> np.ndarray:
     """Codes [b, views, l]; ValueError if `encode` gives what the plan does not announce."""
     with torch.inference_mode():
-        codes = torch.stack([encode(cut(pixels, index, view, plan)) for view in plan.views], dim=1).cpu()
+        codes = torch.stack([encode(cut_view(pixels, index, view, plan)) for view in plan.views], dim=1).cpu()
     if codes.shape[2] != math.prod(plan.grid) or not 0 <= int(codes.min()) <= int(codes.max()) < plan.vocab_size:
         raise ValueError(
             f"the tokenizer gave {codes.shape[2]} codes from {int(codes.min())} to {int(codes.max())} per picture; "
             f"planned are {math.prod(plan.grid)} below {plan.vocab_size}"
         )
-    return codes.numpy().astype(code_type(plan.vocab_size))
+    return codes.numpy().astype(choose_token_type(plan.vocab_size))
 
 
 def _read_done(out: Path, name: str) -> Done | None:
@@ -263,18 +265,18 @@ def _read_done(out: Path, name: str) -> Done | None:
     return done if done.shard.file == f"{name}.tokens.npy" else None
 
 
-def _check_plan(out: Path, plan: Plan) -> None:
+def _check_plan(out: Path, plan: ShardPlan) -> None:
     try:
-        changed = differences(read_json(out / PLAN, Plan, MAX_JSON), plan)
+        changed = differences(read_json(out / PLAN, ShardPlan, MAX_JSON), plan)
     except ConfigError as error:
         raise DataError(f"{out} cannot be continued: {error}; give another --out, or delete the folder") from error
     if changed:
         raise DataError(f"{out} holds other codes ({changed[0]}): give another --out, or delete the folder")
 
 
-def _check_pictures(pictures: Pictures, part: Part, plan: Plan) -> None:
+def _check_pictures(pictures: Pictures, part: SplitName, plan: ShardPlan) -> None:
     here = (len(pictures), *pictures.shape)
-    there = (plan.num_pictures(part), *plan.shape)
+    there = (plan.count_pictures(part), *plan.shape)
     if here != there:
         raise ConfigError(f"{part}: the pictures are {here} (n, c, h, w), but the plan says {there}: plan for these")
     if tuple(pictures.classes) != plan.classes:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from unmask.data.image_files import Bad
+from unmask.data.image_files import Unreadable
 from unmask.data.pictures import Pictures
-from unmask.data.shards.tokenizing import Encode, Part, Plan, finished, tokenize
+from unmask.data.shards.tokenizing import Encode, ShardPlan, SplitName, read_finished, tokenize_shards
 from unmask.errors import UnmaskError
 from unmask.runtime.progress import Progress
 
@@ -20,22 +20,22 @@ def tokenize_parallel(
     pictures: Pictures,
     encoder: Callable[[], Encode],
     out: Path,
-    part: Part,
-    plan: Plan,
+    part: SplitName,
+    plan: ShardPlan,
     *,
     batch: int = 64,
     processes: int = 1,
     progress: Progress | None = None,
-) -> list[Bad]:
+) -> list[Unreadable]:
     """As `tokenize`, with the shards dealt out to `processes`; `encoder` is picklable and builds `encode` in each.
 
     The first error of a worker ends all, and is raised here. What is done by then is kept.
     """
-    processes = min(processes, max(1, plan.num_shards(part)))
+    processes = min(processes, max(1, plan.count_shards(part)))
     if processes < 1:
         raise ValueError(f"processes {processes}: must be at least 1")
     if processes == 1:
-        return tokenize(pictures, encoder(), out, part, plan, batch=batch, progress=progress)
+        return tokenize_shards(pictures, encoder(), out, part, plan, batch=batch, progress=progress)
     # Not forked: a forked child can use neither a GPU nor, safely, the threads of torch.
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // processes)
@@ -57,7 +57,7 @@ def tokenize_parallel(
             worker.join()
         for pipe in pipes:
             pipe.close()
-    return [bad for done in finished(out, part, plan) for bad in done.bad]
+    return [bad for done in read_finished(out, part, plan) for bad in done.bad]
 
 
 def _follow(pipes: dict[Connection, int], workers: list[SpawnProcess], total: int, progress: Progress | None) -> None:
@@ -98,8 +98,8 @@ def _work(
     pictures: Pictures,
     encoder: Callable[[], Encode],
     out: Path,
-    part: Part,
-    plan: Plan,
+    part: SplitName,
+    plan: ShardPlan,
     batch: int,
     rank: int,
     size: int,
@@ -112,7 +112,7 @@ def _work(
         pipe.send((name, seen))
 
     try:
-        tokenize(pictures, encoder(), out, part, plan, batch=batch, rank=rank, size=size, progress=tell)
+        tokenize_shards(pictures, encoder(), out, part, plan, batch=batch, rank=rank, size=size, progress=tell)
         pipe.send(None)
     except BrokenPipeError:
         return  # the parent was killed: nobody waits for the rest

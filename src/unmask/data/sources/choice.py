@@ -28,10 +28,10 @@ __all__ = [
     "Folder",
     "HubImages",
     "Mnist",
+    "PictureSource",
     "Shards",
-    "Source",
     "Split",
-    "settled",
+    "resolve_paths",
 ]
 
 
@@ -78,7 +78,7 @@ class Arrays:
         return Split(train=train, test=test)
 
 
-Source = Digits | Mnist | Cifar10 | Folder | Arrays | HubImages | Shards
+PictureSource = Digits | Mnist | Cifar10 | Folder | Arrays | HubImages | Shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,18 +88,18 @@ class Codes:
     path: str
 
 
-AnySource = TypeVar("AnySource", bound=Source | Codes | TextFile | HubText)
+AnySource = TypeVar("AnySource", bound=PictureSource | Codes | TextFile | HubText)
 
 
-def settled(source: AnySource) -> AnySource:
+def resolve_paths(source: AnySource) -> AnySource:
     """The same source with its paths written out, so that it means the same from any working directory."""
     if isinstance(source, Digits | HubImages | HubText) or source.path is None:
         return source
-    settled = replace(source, path=_settled(source.path))
-    if isinstance(settled, TextFile) and settled.test is not None:
-        return replace(settled, test=_settled(settled.test))
-    return settled
+    resolved = replace(source, path=_resolve(source.path))
+    if isinstance(resolved, TextFile) and resolved.test is not None:
+        return replace(resolved, test=_resolve(resolved.test))
+    return resolved
 
 
-def _settled(path: str) -> str:
+def _resolve(path: str) -> str:
     return str(Path(path).expanduser().resolve())

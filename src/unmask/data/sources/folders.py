@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.data.image_files import Bad
+from unmask.data.image_files import Unreadable
 from unmask.data.images import Images
 from unmask.data.pictures import Files, Pictures, Split, check_shape, check_share, read_each, split_share
 from unmask.errors import ConfigError, DataError
@@ -17,8 +17,8 @@ from unmask.runtime.progress import Progress
 from unmask.storage.files import one_line
 
 MAX_IN_MEMORY = 2 * 2**30  # bytes of pixels
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-PAIRS = ({"train", "val"}, {"train", "test"})
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SPLIT_FOLDERS = ({"train", "val"}, {"train", "test"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def find_pair(root: Path) -> tuple[Path, Path] | None:
         names = {name for name in os.listdir(root) if not name.startswith(".")}
     except OSError:  # what is wrong with it, read_folder will say
         return None
-    if names not in PAIRS or not all((root / name).is_dir() for name in names):
+    if names not in SPLIT_FOLDERS or not all((root / name).is_dir() for name in names):
         return None
     (other,) = names - {"train"}
     return root / "train", root / other
@@ -73,7 +73,7 @@ def read_folder(
     channels: int,
     progress: Progress | None = None,
     like: Pictures | None = None,
-) -> tuple[Pictures, list[Bad]]:
+) -> tuple[Pictures, list[Unreadable]]:
     """All good pictures below `root`, each once and sorted by path, and the files that were not used.
 
     Sub-folders of `root` are the classes, by sorted name or numbered as in `like`. Without sub-folders there are no
@@ -92,7 +92,7 @@ def read_folder(
         good, odd = choose_by_suffix(paths)
         found = listed.take(good)
     else:
-        pixels, good, odd = read_each(listed.read, torch.arange(len(paths)), listed.shape, progress)
+        pixels, good, odd = read_each(listed.read_one, torch.arange(len(paths)), listed.shape, progress)
         found = Images(pixels=pixels, labels=None)
     bad += odd
     if not len(good):
@@ -102,20 +102,20 @@ def read_folder(
     return replace(found, labels=labels, classes=classes), bad + lost
 
 
-def choose_by_suffix(paths: tuple[str, ...]) -> tuple[Int[Tensor, " g"], list[Bad]]:
+def choose_by_suffix(paths: tuple[str, ...]) -> tuple[Int[Tensor, " g"], list[Unreadable]]:
     """Which files are pictures by their names, and the others."""
     good, odd = [], []
     for i, path in enumerate(paths):
-        if path.lower().endswith(SUFFIXES):
+        if path.lower().endswith(IMAGE_SUFFIXES):
             good.append(i)
         else:
-            odd.append(Bad(path, f"its name ends in none of {', '.join(SUFFIXES)}"))
+            odd.append(Unreadable(path, f"its name ends in none of {', '.join(IMAGE_SUFFIXES)}"))
     return torch.tensor(good, dtype=torch.int64), odd
 
 
 def label_by_folder(
     root: Path, paths: Iterable[str], like: Pictures | None
-) -> tuple[Int[Tensor, " n"] | None, tuple[str, ...], list[Bad]]:
+) -> tuple[Int[Tensor, " n"] | None, tuple[str, ...], list[Unreadable]]:
     """(labels, classes, what went wrong) by the sub-folder of `root` that each path lies in."""
     if like is not None and like.labels is None:
         return None, (), []
@@ -127,7 +127,7 @@ def label_by_folder(
             where = one_line(str(root))
             raise DataError(f"{where}: not all images lie in class folders, as those of train do: sort them into such")
         reason = "images lie beside the class folders, so no labels were made: move them into one"
-        return None, (), [Bad(str(root), reason)] if nested else []
+        return None, (), [Unreadable(str(root), reason)] if nested else []
     found = {parts[0] for parts in places}
     classes = tuple(sorted(found)) if like is None else like.classes
     foreign = sorted(found - set(classes))
@@ -137,7 +137,7 @@ def label_by_folder(
     return torch.tensor([number[parts[0]] for parts in places]), classes, []
 
 
-def drop_twins(files: list[str]) -> tuple[tuple[str, ...], list[Bad]]:
+def drop_twins(files: list[str]) -> tuple[tuple[str, ...], list[Unreadable]]:
     """The paths that lead to different files, and those that lead to one that was met before."""
     folders: dict[str, str] = {}
     met: dict[str, str] = {}
@@ -151,13 +151,13 @@ def drop_twins(files: list[str]) -> tuple[tuple[str, ...], list[Bad]]:
                 folders[folder] = os.path.realpath(folder)
             real = os.path.join(folders[folder], name)
         if real in met:
-            twins.append(Bad(path, f"the same file as {met[real]}"))
+            twins.append(Unreadable(path, f"the same file as {met[real]}"))
         else:
             met[real] = path
     return tuple(met.values()), twins
 
 
-def list_files(root: Path) -> tuple[list[str], list[Bad]]:
+def list_files(root: Path) -> tuple[list[str], list[Unreadable]]:
     """Every visible file below `root`, sorted; links are followed unless they lead to what is read anyway."""
     tops: list[Path] = []
     files: list[str] = []
@@ -167,14 +167,14 @@ def list_files(root: Path) -> tuple[list[str], list[Bad]]:
         if not tops or os.path.islink(folder):
             real = Path(os.path.realpath(folder))
             if any(real.is_relative_to(top) or top.is_relative_to(real) for top in tops):
-                bad.append(Bad(folder, f"link to {real}, a loop or a folder that is read anyway"))
+                bad.append(Unreadable(folder, f"link to {real}, a loop or a folder that is read anyway"))
                 continue
             tops.append(real)
         try:
             with os.scandir(folder) as entries:
                 inner = sorted((e.name, is_folder(e)) for e in entries if not e.name.startswith("."))
         except OSError as error:
-            bad.append(Bad(folder, error.strerror or str(error)))
+            bad.append(Unreadable(folder, error.strerror or str(error)))
             continue
         folders += [os.path.join(folder, name) for name, deeper in reversed(inner) if deeper]
         files += [os.path.join(folder, name) for name, deeper in inner if not deeper]

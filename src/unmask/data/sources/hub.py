@@ -11,8 +11,8 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.image_files import Bad, decode_bytes, open_image
-from unmask.data.images import number_names
+from unmask.data.image_files import Unreadable, decode_bytes, open_image
+from unmask.data.images import name_classes
 from unmask.data.pictures import OnDemand, Pictures, Split, check_shape, check_share, split_share, take_labels
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
@@ -46,19 +46,19 @@ class HubImages:
         parts = load_parts(self.name)
         if self.train not in parts:
             raise ConfigError(f"{self.name} has no split {self.train!r}, but {', '.join(parts)}: set --data.train")
-        train = self._rows(parts, self.train)
+        train = self._open_rows(parts, self.train)
         if self.test in parts:
-            return Split(train=train, test=self._rows(parts, self.test, train))
+            return Split(train=train, test=self._open_rows(parts, self.test, train))
         rest, held = split_share(train, self.held_out, self.seed, self.name)
         return Split(train=rest, test=held)
 
-    def _rows(self, parts: dict[str, Any], part: str, like: Pictures | None = None) -> "Rows":
+    def _open_rows(self, parts: dict[str, Any], part: str, like: Pictures | None = None) -> "Rows":
         where = f"{self.name}, {part}"
         return to_rows(parts[part], where, self.image, self.label, (self.size, self.size), self.channels, like)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows(OnDemand):
+class HubRows(OnDemand):
     """Pictures in the rows of a map-style data set, whose column `image` is encoded bytes or a path."""
 
     dataset: Any
@@ -69,15 +69,15 @@ class Rows(OnDemand):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def open(self, i: int) -> Image.Image | Bad:
+    def open(self, i: int) -> Image.Image | Unreadable:
         row = int(self.rows[i])
         name = f"{self.name}, row {row}"
         try:
             cell = self.dataset[row][self.image]
         except (OSError, ValueError, LookupError) as error:
-            return Bad(name, f"damaged ({error})")
+            return Unreadable(name, f"damaged ({error})")
         if cell is None:
-            return Bad(name, "no picture there")
+            return Unreadable(name, "no picture there")
         if cell["bytes"] is None:
             return open_image(cell["path"])
         return decode_bytes(io.BytesIO(cell["bytes"]), name)
@@ -121,7 +121,7 @@ def to_rows(
     size: tuple[int, int],
     channels: int,
     like: Pictures | None = None,
-) -> Rows:
+) -> HubRows:
     """The columns `image` and `label` of a data set, with the classes of `like` if it is given."""
     from datasets import Image as Encoded
 
@@ -142,7 +142,7 @@ def to_rows(
     if like is not None and classes[: len(like.classes)] != like.classes[: len(classes)]:
         raise DataError(f"{where}: its classes are not those of the training set; set --data.test to another split")
     try:
-        return Rows(
+        return HubRows(
             labels=labels,
             classes=classes if like is None else like.classes,
             size=size,
@@ -164,4 +164,4 @@ def read_labels(dataset: Any, label: str, where: str) -> tuple[Int[Tensor, " n"]
         seen = f"{column.null_count} empty cells" if column.null_count else str(column.type)
         raise DataError(f"{where}: column {label!r} has {seen}, not whole numbers: set --data.label, maybe to None")
     names = getattr(dataset.features[label], "names", None)
-    return torch.tensor(values.astype(np.int64)), tuple(names) if names else number_names(values)
+    return torch.tensor(values.astype(np.int64)), tuple(names) if names else name_classes(values)

@@ -12,8 +12,8 @@ from unmask.errors import DataError
 from unmask.storage.files import one_line
 
 # What zipfile and numpy raise on damaged bytes; EOFError and the like come from the members' own formats.
-DAMAGE: tuple[type[Exception], ...] = (EOFError, ValueError, LookupError, RuntimeError, MemoryError, SyntaxError)
-DAMAGE += (OverflowError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+ZIP_DAMAGE: tuple[type[Exception], ...] = (EOFError, ValueError, LookupError, RuntimeError, MemoryError, SyntaxError)
+ZIP_DAMAGE += (OverflowError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
 def read_arrays(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
@@ -28,7 +28,7 @@ def read_arrays(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] =
                 found = {name: arrays[name] for name in (*needed, *optional) if name in arrays.files}
     except OSError as error:
         raise DataError(f"{shown}: {error.strerror or error}; give an .npz file") from error
-    except DAMAGE as error:
+    except ZIP_DAMAGE as error:
         raise DataError(f"{shown}: not a sound .npz file ({one_line(str(error))}); write it with np.savez") from error
     missing = [name for name in needed if not isinstance(found.get(name), np.ndarray)]
     if missing:

@@ -17,21 +17,30 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.image_files import Bad, decode_bytes
-from unmask.data.images import MAX_CLASSES, number_names
+from unmask.data.image_files import Unreadable, decode_bytes
+from unmask.data.images import MAX_CLASSES, name_classes
 from unmask.data.pictures import OnDemand, Split, check_shape, check_share, split_share, take_labels
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
 from unmask.storage.files import one_line
 
-SUFFIXES = ("jpg", "jpeg", "png", "webp")
-DOTTED = tuple("." + suffix for suffix in SUFFIXES)
-NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # as WebDataset has it: KEY up to the first dot
-MAX_BYTES = 2**29  # of one encoded picture
+PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+DOTTED = tuple("." + suffix for suffix in PICTURE_SUFFIXES)
+MEMBER_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # as WebDataset has it: KEY up to the first dot
+MAX_PICTURE_BYTES = 2**29  # of one encoded picture
 MAX_CLS_BYTES = 64
 MAX_JSON_BYTES = 2**20  # it may hold much more than the label
 # What tarfile raises on damaged headers; it never gets to see compressed ones.
-DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, LookupError, ArithmeticError, RecursionError, MemoryError)
+TAR_DAMAGE = (
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +77,7 @@ class Members(OnDemand):
     def __len__(self) -> int:
         return len(self.places)
 
-    def open(self, i: int) -> Image.Image | Bad:
+    def open(self, i: int) -> Image.Image | Unreadable:
         archive, offset, length = self.places[i].tolist()
         name = f"{self.archives[archive]}, {self.names[i]}"
         try:
@@ -76,9 +85,9 @@ class Members(OnDemand):
                 file.seek(offset)
                 body = file.read(length)
         except OSError as error:
-            return Bad(name, error.strerror or str(error))
+            return Unreadable(name, error.strerror or str(error))
         if len(body) < length:
-            return Bad(name, f"{len(body)} of {length} bytes are there: the archive has changed")
+            return Unreadable(name, f"{len(body)} of {length} bytes are there: the archive has changed")
         return decode_bytes(io.BytesIO(body), name)
 
     def take(self, index: Int[Tensor, " b"]) -> "Members":
@@ -87,7 +96,7 @@ class Members(OnDemand):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Member:
     """A regular member of an archive: where its bytes are."""
 
     name: str
@@ -99,7 +108,7 @@ class Part:
 class Sample:
     """A picture that an archive holds, and its class if it has one."""
 
-    picture: Part
+    picture: Member
     label: int | None
 
 
@@ -121,10 +130,10 @@ def find_shards(path: str) -> list[str]:
 
 def read_shards(
     archives: list[str], size: tuple[int, int], channels: int, progress: Progress | None = None
-) -> tuple[Members, list[Bad]]:
+) -> tuple[Members, list[Unreadable]]:
     """All pictures of the archives in order, and what was not used; with labels as soon as any picture has one."""
     found: list[tuple[int, Sample]] = []
-    bad: list[Bad] = []
+    bad: list[Unreadable] = []
     for number, archive in enumerate(archives):
         samples, odd = read_archive(archive)
         found += [(number, sample) for sample in samples]
@@ -134,7 +143,7 @@ def read_shards(
     labelled = any(sample.label is not None for _, sample in found)
     if labelled:
         bare = "no .cls and no label in a .json of its name, but other pictures have one"
-        bad += [Bad(f"{archives[i]}, {one.picture.name}", bare) for i, one in found if one.label is None]
+        bad += [Unreadable(f"{archives[i]}, {one.picture.name}", bare) for i, one in found if one.label is None]
         found = [(i, one) for i, one in found if one.label is not None]
     if not found:
         hint = f"; the first: {bad[0]}" if bad else ""
@@ -142,7 +151,7 @@ def read_shards(
     labels = np.array([sample.label for _, sample in found], dtype=np.int64) if labelled else None
     return Members(
         labels=None if labels is None else torch.from_numpy(labels),
-        classes=() if labels is None else number_names(labels),
+        classes=() if labels is None else name_classes(labels),
         size=size,
         channels=channels,
         archives=tuple(archives),
@@ -151,17 +160,17 @@ def read_shards(
     ), bad
 
 
-def read_archive(archive: str) -> tuple[list[Sample], list[Bad]]:
+def read_archive(archive: str) -> tuple[list[Sample], list[Unreadable]]:
     """The pictures of an archive with their labels, in its order, and what was not used."""
     parts, bad = list_parts(archive)
-    groups: dict[str, dict[str, Part]] = {}
+    groups: dict[str, dict[str, Member]] = {}
     for part in parts:
-        match = NAME.fullmatch(part.name)
+        match = MEMBER_NAME.fullmatch(part.name)
         if match is None:
             continue
         group = groups.setdefault(match[1], {})
         if match[2].lower() in group:
-            bad.append(Bad(f"{archive}, {part.name}", "a second member of that name"))
+            bad.append(Unreadable(f"{archive}, {part.name}", "a second member of that name"))
         group.setdefault(match[2].lower(), part)
     if not groups:
         return [], bad
@@ -171,31 +180,31 @@ def read_archive(archive: str) -> tuple[list[Sample], list[Bad]]:
             try:
                 samples.append(Sample(choose_picture(group), read_label(file, group)))
             except DataError as error:
-                bad.append(Bad(f"{archive}, {key}", str(error)))
+                bad.append(Unreadable(f"{archive}, {key}", str(error)))
     return samples, bad
 
 
-def list_parts(archive: str) -> tuple[list[Part], list[Bad]]:
+def list_parts(archive: str) -> tuple[list[Member], list[Unreadable]]:
     """The regular members whose bytes are all there; and what is wrong with the archive, if anything."""
-    parts: list[Part] = []
-    bad: list[Bad] = []
+    parts: list[Member] = []
+    bad: list[Unreadable] = []
     try:
         with open(archive, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             end = os.fstat(file.fileno()).st_size
             for info in walk(tar):
-                part = Part(info.name, info.offset_data, info.size)
-                reason = refuse(info, end)
+                part = Member(info.name, info.offset_data, info.size)
+                reason = find_fault(info, end)
                 parts += [part] if reason == "" else []
-                bad += [Bad(f"{archive}, {info.name}", reason)] if reason else []
+                bad += [Unreadable(f"{archive}, {info.name}", reason)] if reason else []
             file.seek(tar.offset)
             mark = file.read(tarfile.BLOCKSIZE)
             if mark.strip(b"\0"):  # at which tarfile stops without a word
-                bad.append(Bad(archive, f"damaged header at byte {tar.offset}: nothing behind it was used"))
+                bad.append(Unreadable(archive, f"damaged header at byte {tar.offset}: nothing behind it was used"))
             elif len(mark) < tarfile.BLOCKSIZE:
-                bad.append(Bad(archive, "ends without tar's end mark: it may have been cut short"))
-    except DAMAGE as error:
+                bad.append(Unreadable(archive, "ends without tar's end mark: it may have been cut short"))
+    except TAR_DAMAGE as error:
         known = error.strerror if isinstance(error, OSError) and error.strerror else f"not a sound, plain tar ({error})"
-        bad.append(Bad(archive, known))
+        bad.append(Unreadable(archive, known))
     return parts, bad
 
 
@@ -209,20 +218,20 @@ def walk(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield info
 
 
-def refuse(info: tarfile.TarInfo, end: int) -> str | None:
+def find_fault(info: tarfile.TarInfo, end: int) -> str | None:
     """Why a member cannot be used: "" if it can, None if it is none of ours, as a folder is."""
     if not info.isreg() or info.issparse():
         return "a link or a sparse file: store it whole" if info.name.lower().endswith(DOTTED) else None
     if info.offset_data + info.size > end:
         return "cut short: the archive ends before it does"
-    if info.size > MAX_BYTES and info.name.lower().endswith(DOTTED):
-        return f"{info.size} bytes are more than {MAX_BYTES}: shrink it first"
+    if info.size > MAX_PICTURE_BYTES and info.name.lower().endswith(DOTTED):
+        return f"{info.size} bytes are more than {MAX_PICTURE_BYTES}: shrink it first"
     return ""
 
 
-def choose_picture(group: dict[str, Part]) -> Part:
+def choose_picture(group: dict[str, Member]) -> Member:
     """The one picture among the members of a key."""
-    pictures = [part for suffix, part in group.items() if suffix in SUFFIXES]
+    pictures = [part for suffix, part in group.items() if suffix in PICTURE_SUFFIXES]
     if len(pictures) == 1:
         return pictures[0]
     if pictures:
@@ -230,7 +239,7 @@ def choose_picture(group: dict[str, Part]) -> Part:
     raise DataError(f"no picture ({', '.join(DOTTED)}) beside .{', .'.join(group)}")
 
 
-def read_label(file: BinaryIO, group: dict[str, Part]) -> int | None:
+def read_label(file: BinaryIO, group: dict[str, Member]) -> int | None:
     """The class that the members of a key state, if any; DataError if it is no class."""
     if "cls" in group:
         text = read_part(file, group["cls"], MAX_CLS_BYTES)
@@ -254,7 +263,7 @@ def read_label(file: BinaryIO, group: dict[str, Part]) -> int | None:
     return label
 
 
-def read_part(file: BinaryIO, part: Part, most: int) -> bytes:
+def read_part(file: BinaryIO, part: Member, most: int) -> bytes:
     """The bytes of a small member."""
     if part.length > most:
         raise DataError(f"{part.name} has {part.length} bytes, too many for a label: {most} is the most")

@@ -11,15 +11,15 @@ from pathlib import Path
 from unmask.errors import DataError
 from unmask.storage.files import one_line
 
-Located = tuple[str, str]
+LocatedText = tuple[str, str]
 """Where a text stands, for errors, and the text."""
 
-BLOCK = 1 << 20  # bytes that are read at once
+READ_BYTES = 1 << 20  # bytes that are read at once
 MAX_LINE = 1 << 26  # characters
 BOM = codecs.BOM_UTF8
 
 
-def read_documents(path: Path, separator: str) -> Iterator[Located]:
+def read_documents(path: Path, separator: str) -> Iterator[LocatedText]:
     """The documents between separators, stripped, and none that are empty; or the whole as it is, without one."""
     if not separator:
         text = "".join(read_blocks(path))
@@ -35,7 +35,7 @@ def read_documents(path: Path, separator: str) -> Iterator[Located]:
         line += piece.count("\n") + separator.count("\n")
 
 
-def read_lines(path: Path) -> Iterator[Located]:
+def read_lines(path: Path) -> Iterator[LocatedText]:
     """The lines that are not blank, without their ends; DataError for one of more than `MAX_LINE` characters."""
     held: list[str] = []
     size, number = 0, 1
@@ -60,7 +60,7 @@ def read_lines(path: Path) -> Iterator[Located]:
 def read_blocks(path: Path) -> Iterator[str]:
     """The text of a file bit by bit, without a byte-order mark and with \\n for \\r\\n; DataError for what is none."""
     pending, offset, line = b"", 0, 1
-    for raw in chain(_raw(path), [b""]):
+    for raw in chain(_read_raw(path), [b""]):
         data = pending + raw
         if not offset and data.startswith(BOM):
             data, offset = data[len(BOM) :], len(BOM)
@@ -82,10 +82,10 @@ def read_blocks(path: Path) -> Iterator[str]:
             yield text.replace("\r\n", "\n")
 
 
-def _raw(path: Path) -> Iterator[bytes]:
+def _read_raw(path: Path) -> Iterator[bytes]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            while block := file.read(BLOCK):
+            while block := file.read(READ_BYTES):
                 yield block
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unmask.data.shards.dataset import FAULT, MAX_MAPPED, code_type, open_array
-from unmask.data.text.sources import Part
+from unmask.data.shards.dataset import FAULT, MAX_MAPPED, choose_token_type, open_array
+from unmask.data.text.sources import SplitName
 from unmask.errors import ConfigError, DataError
 from unmask.storage.files import one_line
 
@@ -60,7 +60,7 @@ class TextMeta:
         if self.vocab_size < 2:
             raise ConfigError(f"vocab_size is {self.vocab_size}; a token and the end token are 2")
 
-    def part(self, name: Part) -> TextPart:
+    def get_part(self, name: SplitName) -> TextPart:
         return self.train if name == "train" else self.test
 
 
@@ -71,11 +71,11 @@ class TextSet:
     with its end token, and -1 where there is none; a longer document shows a window.
     """
 
-    def __init__(self, folder: Path, meta: TextMeta, part: Part, context: int, packing: Packing = "stream"):
+    def __init__(self, folder: Path, meta: TextMeta, part: SplitName, context: int, packing: Packing = "stream"):
         if context < 1:
             raise ConfigError(f"context is {context}; a row holds at least 1 token")
         self.folder, self.meta, self.part, self.context, self.packing = folder, meta, part, context, packing
-        self._num = meta.part(part).tokens
+        self._num = meta.get_part(part).tokens
         self._tokens, self._starts = open_part(folder, meta, part)
         self._resident = 0  # bytes, at most
         if not len(self):
@@ -85,9 +85,9 @@ class TextSet:
             )
 
     def __len__(self) -> int:
-        return self._num // self.context if self.packing == "stream" else self.meta.part(self.part).documents
+        return self._num // self.context if self.packing == "stream" else self.meta.get_part(self.part).documents
 
-    def rows(
+    def read_rows(
         self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
     ) -> tuple[Int[Tensor, "b l"], None]:
         """The chosen rows, int64 on `device`; noise `u` in [0, 1) shifts a window by less than a context in a stream,
@@ -99,16 +99,18 @@ class TextSet:
         if len(at) and not 0 <= at.min() <= at.max() < len(self):
             raise IndexError(f"rows {at.min()}..{at.max()} are asked for, but there are {len(self)}")
         noise = np.zeros(len(at)) if u is None else u.double().numpy()
-        first, stop = self._windows(at, noise)
+        first, stop = self._find_windows(at, noise)
         places = first[:, None] + np.arange(self.context)
         tokens = self._tokens[np.minimum(places, stop[:, None] - 1)].astype(np.int64)
         self._release(len(at))
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.meta.vocab_size:
-            raise self._damage(f"tokens {tokens.min()}..{tokens.max()} of a vocabulary of {self.meta.vocab_size}")
+            raise self._describe_damage(
+                f"tokens {tokens.min()}..{tokens.max()} of a vocabulary of {self.meta.vocab_size}"
+            )
         tokens[places >= stop[:, None]] = -1
         return torch.from_numpy(tokens).to(device), None
 
-    def _windows(
+    def _find_windows(
         self, at: Int[np.ndarray, "b"], noise: Float[np.ndarray, "b"]
     ) -> tuple[Int[np.ndarray, "b"], Int[np.ndarray, "b"]]:
         """The first token of each row, and the one after its last."""
@@ -119,7 +121,7 @@ class TextSet:
             return first, first + self.context
         first, stop = np.array(self._starts[at]), np.array(self._starts[at + 1])
         if len(at) and not (first.min() >= 0 and (first < stop).all() and stop.max() <= self._num):
-            raise self._damage("documents that do not follow one another")
+            raise self._describe_damage("documents that do not follow one another")
         return first + _choose(np.maximum(stop - first - self.context + 1, 1), noise), stop
 
     def _release(self, num: int) -> None:
@@ -130,14 +132,14 @@ class TextSet:
             self._tokens, self._starts = open_part(self.folder, self.meta, self.part)
             self._resident = 0
 
-    def _damage(self, what: str) -> DataError:
+    def _describe_damage(self, what: str) -> DataError:
         where = one_line(str(self.folder / f"{self.part}.tokens.npy"))
         return DataError(f"{where} or its starts are damaged: {what}; tokenize the text again, which mends it")
 
 
-def open_part(folder: Path, meta: TextMeta, part: Part) -> tuple[np.memmap, np.memmap]:
-    there = meta.part(part)
-    tokens = open_array(folder / f"{part}.tokens.npy", code_type(meta.vocab_size), (there.tokens,))
+def open_part(folder: Path, meta: TextMeta, part: SplitName) -> tuple[np.memmap, np.memmap]:
+    there = meta.get_part(part)
+    tokens = open_array(folder / f"{part}.tokens.npy", choose_token_type(meta.vocab_size), (there.tokens,))
     return tokens, open_array(folder / f"{part}.starts.npy", START, (there.documents + 1,))
 
 
