@@ -33,7 +33,7 @@ COLOUR = Pixels(size=(8, 8), channels=3, patch=1, levels=4)
 class Smeared:
     """A tokenizer that sees far: each token is a level of brightness of the picture blurred over seven pixels."""
 
-    vocab_size, grid = 9, (4, 6)
+    vocab_size, grid, size, channels = 9, (4, 6), (8, 12), 1
 
     def encode(self, images):
         wide = F.avg_pool2d(images.mean(1, keepdim=True), 7, 1, 3)

@@ -76,12 +76,13 @@ class Pipeline:
             raise ConfigError(f"the model {folder.name} {needed}")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         kind = dtype or fast_dtype(where)
-        verify_tokenizer(recipe.tokenizer, folder / TOKENIZER, recipe.tokenizer_sha256)
+        verify_tokenizer(recipe.tokenizer, folder / TOKENIZER)
         with unfilled(kind):
             model: nn.Module = recipe.model.build(recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
         model = pack(model.to(where, kind).eval())
         load_weights(model, folder / "model.safetensors")
-        tokenizer = open_tokenizer(recipe.tokenizer, folder / TOKENIZER, device=where, dtype=kind, packed=True)
+        file, known = folder / TOKENIZER, recipe.tokenizer_sha256
+        tokenizer = open_tokenizer(recipe.tokenizer, file, device=where, dtype=kind, packed=True, sha256=known)
         network: Generator = model  # type: ignore[assignment]
         if isinstance(model, UVit2D):
             reader = load_text_reader(folder)

@@ -170,6 +170,14 @@ class MaskGITAutoencoder(nn.Module):
         return self.config.grid
 
     @property
+    def size(self) -> tuple[int, int]:
+        return self.config.size
+
+    @property
+    def channels(self) -> int:
+        return self.config.channels
+
+    @property
     def at_once(self) -> int:
         """Images that `encode` and `decode` take at a time: one activation of all pixels fills 256 MiB at most."""
         height, width = self.config.size

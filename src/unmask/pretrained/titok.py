@@ -113,6 +113,14 @@ class TiTokModel(nn.Module):
     def grid(self) -> tuple[int]:
         return self.config.grid
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.config.size
+
+    @property
+    def channels(self) -> int:
+        return self.config.channels
+
     def read(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b l d"]:
         """Latents, not yet quantized, of images in [0, 1]."""
         cells = self.patches(images.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)

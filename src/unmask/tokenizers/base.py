@@ -1,4 +1,4 @@
-"""What every tokenizer offers: pictures to flat token ids and back. Models and samplers see only the ids."""
+"""The tokenizer protocol: images to flat token ids and back. Models and samplers see only the ids."""
 
 import math
 from collections.abc import Callable
@@ -25,6 +25,14 @@ class Tokenizer(Protocol):
     @property
     def grid(self) -> tuple[int, ...]: ...
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its images, in pixels."""
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of its images."""
+
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]: ...
 
     def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]: ...
@@ -32,7 +40,7 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class Learned(Protocol):
-    """The configuration of a tokenizer with weights: `build()` gives a module that is a Tokenizer."""
+    """The configuration of a tokenizer with weights: `build()` returns a module that is a Tokenizer."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -56,32 +64,45 @@ def open_tokenizer(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     packed: bool = False,
+    sha256: str | None = None,
 ) -> Tokenizer:
-    """The tokenizer of a configuration, ready to use; a learned one with its weights read from that file.
+    """Build the tokenizer of a configuration; a learned one reads its weights from that file, once.
 
-    If `packed`, it is as fast as it can be on this CPU, and cannot be moved or converted.
+    Args:
+        packed: lay out the layers for the fastest inference on this CPU; it can then be neither moved nor converted.
+        sha256: the `fingerprint` that the weights must have, if known.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another shape, or has another fingerprint.
     """
     if isinstance(config, Pixels):
         return config
-    with unfilled(dtype):
+    # A fingerprint is of the values in the file, so verify before anything is rounded or packed.
+    kind = dtype if sha256 is None else torch.promote_types(dtype, torch.float32)
+    with unfilled(kind):
         model: nn.Module = config.build()
-    model = model.to(device, dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model = model.to(device, kind, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    if sha256 is not None:
+        load_weights(model, weights)
+        if fingerprint(model, config) != sha256:
+            raise CheckpointError(f"{weights} is another tokenizer than the model was trained with")
+        model = model.to(dtype)
     if packed:
         pack(model)
-    load_weights(model, weights)
+    if sha256 is None:
+        load_weights(model, weights)
     return model  # type: ignore[return-value]
 
 
-def verify_tokenizer(config: Pixels | Learned, weights: Path, sha256: str | None) -> None:
-    """CheckpointError if a learned tokenizer's weights are not there, or not those of a known fingerprint."""
+def verify_tokenizer(config: Pixels | Learned, weights: Path, sha256: str | None = None) -> None:
+    """Raise CheckpointError if a learned tokenizer's weights are missing, or do not have a known fingerprint."""
     if isinstance(config, Pixels):
         return
     if not weights.is_file():
         where = f"{weights.parent}: no {weights.name} there"
         raise CheckpointError(f"{where}; unmask convert the tokenizer's file into it too")
-    model = open_tokenizer(config, weights) if sha256 else None
-    if isinstance(model, nn.Module) and sha256 != fingerprint(model, config):
-        raise CheckpointError(f"{weights} is another tokenizer than the model was trained with")
+    if sha256:
+        open_tokenizer(config, weights, sha256=sha256)
 
 
 def count_images_at_once(numbers: int) -> int:

@@ -204,6 +204,14 @@ class Autoencoder(nn.Module):
         return self.config.grid
 
     @property
+    def size(self) -> tuple[int, int]:
+        return self.config.size
+
+    @property
+    def channels(self) -> int:
+        return self.config.channels
+
+    @property
     def last_layer(self) -> nn.Parameter:
         """The weights whose gradients balance the adversarial loss (eq. 7)."""
         convolutions = [layer for layer in self.decoder if isinstance(layer, nn.Conv2d)]
