@@ -75,5 +75,5 @@ def test_the_ends_of_the_unit_interval_are_views_too(edge):
 
 
 def test_pictures_too_small_are_refused():
-    with pytest.raises(ConfigError, match="the pictures are 4x9, smaller than 5x5"):
+    with pytest.raises(ConfigError, match="the images are 4x9, smaller than 5x5"):
         PictureSet(pictures=images(1, 4, 9), size=(5, 5))

@@ -186,7 +186,7 @@ def test_views_are_drawn_evenly_and_anew_in_each_epoch(tmp_path):
 
 def test_a_folder_without_meta_is_not_finished(folder):
     (folder / META).unlink()
-    with pytest.raises(DataError, match="holds no codes: make them"):
+    with pytest.raises(DataError, match="holds no tokens: make them"):
         open_token_dataset(folder)
     (folder / "plan.json").touch()
     with pytest.raises(DataError, match="not finished: run the same unmask tokenize command again"):
@@ -299,7 +299,7 @@ def test_finish_refuses_what_could_not_be_opened(folder):
     (folder / "test-00000.labels.npy").unlink()
     with pytest.raises(DataError, match="test-00000"):
         finish_dataset(folder, meta)
-    with pytest.raises(DataError, match="no training codes"):
+    with pytest.raises(DataError, match="no training tokens"):
         finish_dataset(folder, replace(meta, train=(), test=()))
     assert not (folder / META).exists()
 

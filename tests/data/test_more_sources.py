@@ -228,7 +228,7 @@ def test_without_a_test_part_a_share_is_held_out(saved):
         ({"label": "label"}, "no column 'label', but img, kind, n, raw, text"),
         ({"label": "text"}, "'text' has string, not whole numbers"),
         ({"train": "training"}, "no split 'training', but train, test"),
-        ({"name": ""}, "which data set"),
+        ({"name": ""}, "which dataset"),
     ],
 )
 def test_wrong_columns_and_splits_are_named(saved, change, said):

@@ -207,7 +207,7 @@ def test_a_data_set_of_hugging_face(tmp_path):
         all_of(replace(source, test="dev"))
     with pytest.raises(ConfigError, match="no column 'body', but text, n"):
         all_of(replace(source, field="body"))
-    with pytest.raises(ConfigError, match="which data set"):
+    with pytest.raises(ConfigError, match="which dataset"):
         all_of(HubText(name=""))
 
 

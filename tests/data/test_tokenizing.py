@@ -274,7 +274,7 @@ def test_the_error_of_a_worker_is_told_in_one_line(tmp_path, monkeypatch, error,
 def test_a_worker_that_dies_ends_the_work(tmp_path, capfd):
     with (
         claim_folder(tmp_path, PLAN),
-        pytest.raises(UnmaskError, match=r"ended without a word \(exit code -9; out of memory"),
+        pytest.raises(UnmaskError, match=r"ended without a message \(exit code -9; out of memory"),
     ):
         tokenize_parallel(TRAIN, Dies(), tmp_path, "train", PLAN, processes=2)
     assert capfd.readouterr().err == ""
@@ -411,11 +411,11 @@ def test_a_folder_of_other_codes_is_refused(whole, change, message):
     before = contents(whole)
     other = replace(PLAN, **change)
     with (
-        pytest.raises(DataError, match=f"holds other codes .{message}.*give another --out"),
+        pytest.raises(DataError, match=f"holds other tokens .{message}.*give another --out"),
         claim_folder(whole, other),
     ):
         pass
-    with pytest.raises(DataError, match="holds other codes"):
+    with pytest.raises(DataError, match="holds other tokens"):
         tokenize_shards(TRAIN, untouchable, whole, "train", other)
     assert contents(whole) == before
 
@@ -444,14 +444,14 @@ def test_pictures_of_another_plan_are_refused(tmp_path, pictures, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shape": (1, 4, 6)}, "the view crop-0 would equal the centre, since the pictures are 4x6"),
+        ({"shape": (1, 4, 6)}, "the view crop-0 would equal the centre, since the stored images are 4x6"),
         ({"shape": (1, 3, 8)}, "takes 4x6 but the pictures are 3x8: store them larger"),
         ({"size": (0, 6)}, "0x6"),
         ({"views": ()}, "center first"),
         ({"views": (FLIP, CENTER)}, "center first"),
         ({"views": (CENTER, FLIP, FLIP)}, "each once"),
         ({"shard_size": 0}, "shard_size is 0"),
-        ({"train": 0}, "0 pictures to train on"),
+        ({"train": 0}, "0 images to train on"),
         ({"test": -1}, "-1 to test on"),
     ],
 )
@@ -470,11 +470,11 @@ def test_a_view_has_a_plain_name():
 @pytest.mark.parametrize("wrong", [-1, 256])
 def test_codes_that_the_plan_does_not_announce_are_refused(tmp_path, wrong):
     with claim_folder(tmp_path, PLAN):
-        with pytest.raises(ValueError, match=f"6 codes from {min(wrong, 0)} to {max(wrong, 0)} per picture"):
+        with pytest.raises(ValueError, match=f"6 tokens from {min(wrong, 0)} to {max(wrong, 0)} per image"):
             tokenize_shards(
                 TRAIN, lambda x: torch.tensor([0] * 5 + [wrong]).repeat(len(x), 1), tmp_path, "train", PLAN, batch=4
             )
-        with pytest.raises(ValueError, match="5 codes"):
+        with pytest.raises(ValueError, match="5 tokens"):
             tokenize_shards(TRAIN, lambda x: torch.zeros(len(x), 5).long(), tmp_path, "train", PLAN, batch=4)
         for wrong_call in ({"rank": 1}, {"rank": -1}, {"batch": 0}):
             with pytest.raises(ValueError, match=r"rank must be below size|batch 0: must be at least 1"):

@@ -246,7 +246,7 @@ MISTAKES = [
     ("tokenize {made}/run", 2, "Give --data DIR"),
     ("tokenize {made}/nowhere", 4, "no config.json"),
     ("tokenize {made}/tokenizer --source foldr", 2, "did you mean folder?"),
-    ("tokenize {made}/tokenizer --out {made}/codes --crops 1 --shard-size 8", 3, "holds other codes (shard_size"),
+    ("tokenize {made}/tokenizer --out {made}/codes --crops 1 --shard-size 8", 3, "holds other tokens (shard_size"),
     ("tokenize {made}/tokenizer --crops -1 --out {made}/x", 2, "--crops -1"),
     ("evaluate-tokenizer {made}/tokenizer --pictures 1", 2, "--pictures 1"),
     ("evaluate-tokenizer {made}/tokenizer --weights {photos}", 2, "weights are for a published model"),

@@ -117,7 +117,7 @@ def test_cells_follow_their_policy(grid, cell, share, dilate, seed, density):
         expected[b, i, j] = near.any()
     lost = [i for i in range(3) if hole[i].any() and not hidden[i].any()]
     if lost:
-        with pytest.raises(ConfigError, match=f"hole of image {lost[0]} has .* share={share}"):
+        with pytest.raises(ConfigError, match=f"mask of image {lost[0]} has .* share={share}"):
             mask_tokens(hole, grid, Cells(share=share, dilate=dilate))
     else:
         assert (mask_tokens(hole, grid, Cells(share=share, dilate=dilate)).view(3, *grid).numpy() == expected).all()
@@ -127,7 +127,7 @@ def test_cells_refuse_what_cannot_be():
     for share, dilate in ((-0.1, 0), (1.1, 0), (0.5, -1), (float("nan"), 0)):
         with pytest.raises(ConfigError, match=f"share {share} .* dilate {dilate}"):
             Cells(share=share, dilate=dilate)
-    with pytest.raises(ConfigError, match="9x12 pixels are no whole multiple of 4x6 tokens"):
+    with pytest.raises(ConfigError, match="9x12 pixels are not a multiple of 4x6 tokens"):
         mask_tokens(torch.ones(1, 9, 12, dtype=torch.bool), (4, 6))
     assert mask_tokens(torch.ones(1, 8, 12, dtype=torch.bool), (4, 6), Cells(dilate=10**9)).all()
 
@@ -272,7 +272,7 @@ def test_feather_grows_out_of_the_surroundings_and_inside_only():
         ({"feather": -1}, "feather -1"),
         ({"batch": 0}, "batch 0"),
         ({"labels": torch.tensor([5])}, "no class 5: this model's labels go from 0 to 4"),
-        ({"cells": Cells(share=1.0)}, "1 pixels, but share=1.0 of no cell"),
+        ({"cells": Cells(share=1.0)}, "1 pixels, but covers share=1.0 of no token"),
     ],
 )
 def test_repairs_refuse_in_a_line(options, message):
@@ -458,10 +458,10 @@ def test_the_photos_own_transparency_is_the_hole_and_its_colours_stay(tmp_path):
     assert torch.equal(hole, (rgba[..., 3] < 128).rot90(-1))
     assert read_photo(path).shape == (3, 9, 7)
     Image.fromarray(rgba[..., :3].contiguous().numpy()).save(path)
-    with pytest.raises(ConfigError, match=r"cut\.png, by its transparency: the hole is empty"):
+    with pytest.raises(ConfigError, match=r"cut\.png, by its transparency: the mask is empty"):
         read_cutout(path)
     Image.fromarray(rgba[..., 0].contiguous().numpy().astype(np.uint16) * 257).save(path)  # 16-bit grey, no alpha
-    with pytest.raises(ConfigError, match="the hole is empty"):
+    with pytest.raises(ConfigError, match="the mask is empty"):
         read_cutout(path)
 
 

@@ -325,7 +325,7 @@ def test_noise_and_cutting_that_a_file_asks_for_are_turned_off(trained):
         (lambda: BPE(vocab_size=256), "vocab_size is 256"),
         (lambda: BPE(file="x", vocab_size=300), "add --tokenizer.vocab-size 0"),
         (lambda: BPE(rows=-1), "rows is -1"),
-        (lambda: build_tokenizer(BPE(), none), "which BPE"),
+        (lambda: build_tokenizer(BPE(), none), "no BPE chosen"),
     ],
 )
 def test_impossible_configs_are_refused(make, message):

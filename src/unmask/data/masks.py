@@ -1,4 +1,4 @@
-"""Holes that a user marks: a black-and-white picture, the transparent part of the photo itself, or a rectangle."""
+"""Masks made by a user: a black-and-white image, the transparent part of the photo itself, or a rectangle."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from unmask.storage.files import one_line
 
 
 def read_photo(path: str | Path) -> UInt8[Tensor, "3 h w"]:
-    """A picture whole, upright, alpha over white; DataError says why it cannot be read."""
+    """Read a whole image, upright, alpha over white; raise DataError if it cannot be read."""
     return _to_colours(_open_or_raise(path))
 
 
 def read_mask(path: str | Path, size: tuple[int, int]) -> Bool[Tensor, "h w"]:
-    """The hole where a picture of `size` (h, w) is white, 128 or more; black stays. DataError for another size."""
+    """Read a mask of `size` (h, w): white (128 or more) is masked. Raise DataError for another size."""
     image = _open_or_raise(path)
     if image.size != size[::-1]:
         found = f"the mask is {image.width}x{image.height}, the photo {size[1]}x{size[0]}"
@@ -34,7 +34,7 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Bool[Tensor, "h w"]:
 
 
 def read_cutout(path: str | Path) -> tuple[UInt8[Tensor, "3 h w"], Bool[Tensor, "h w"]]:
-    """A photo, and the hole where it is more transparent than not (alpha below 128). Its colours stay as stored."""
+    """Read a photo, with its colours as stored, and its mask: the pixels with alpha below 128."""
     image = _open_with_alpha(path)
     hole = torch.from_numpy(np.array(image.getchannel("A")) < 128)
     check_mask(hole, f"{one_line(str(path))}, by its transparency: ")
@@ -42,7 +42,7 @@ def read_cutout(path: str | Path) -> tuple[UInt8[Tensor, "3 h w"], Bool[Tensor, 
 
 
 def make_rectangle(size: tuple[int, int], x: int, y: int, width: int, height: int) -> Bool[Tensor, "h w"]:
-    """The hole `width` by `height` pixels whose upper left corner is (x, y), in a photo of `size` (h, w)."""
+    """Make the mask of a rectangle with upper left corner (x, y), in a photo of `size` (h, w)."""
     if min(x, y) < 0 or min(width, height) < 1 or x + width > size[1] or y + height > size[0]:
         raise ConfigError(
             f"the box x={x} y={y} width={width} height={height} does not lie in the photo of {size[1]}x{size[0]}: it "
@@ -55,13 +55,13 @@ def make_rectangle(size: tuple[int, int], x: int, y: int, width: int, height: in
 
 
 def check_mask(hole: Bool[Tensor, "h w"], where: str = "") -> None:
-    """ConfigError for a hole that is nothing or everything."""
+    """Raise ConfigError if a mask is empty or covers the whole image."""
     if not hole.any():
         raise ConfigError(
-            f"{where}the hole is empty, there is nothing to fill: white or transparent pixels make the hole"
+            f"{where}the mask is empty, so there is nothing to fill: make the region to fill white or transparent"
         )
     if hole.all():
-        raise ConfigError(f"{where}the hole is the whole picture and leaves nothing to go by: use unmask sample")
+        raise ConfigError(f"{where}the mask covers the whole image, so nothing guides the fill: use unmask sample")
 
 
 def _open_or_raise(path: str | Path) -> Image.Image:
@@ -73,10 +73,8 @@ def _open_or_raise(path: str | Path) -> Image.Image:
 
 
 def _open_with_alpha(path: str | Path) -> Image.Image:
-    """The picture as RGBA, upright, its colours as stored."""
-    _open_or_raise(
-        path
-    )  # all the checks of the one reader; what it lets through is then opened once more for its alpha
+    """Read an image as RGBA, upright, with its colours as stored."""
+    _open_or_raise(path)  # all checks of the reader; then open it again for its alpha
     try:
         with silence_warnings(), Image.open(path, formats=FORMATS) as file:
             file.load()

@@ -106,14 +106,14 @@ def verify_tokenizer(config: Pixels | Learned, weights: Path, sha256: str | None
 
 
 def count_images_at_once(numbers: int) -> int:
-    """Images of which one activation, `numbers` in float32 for each, fills 256 MiB at most; 1 to 256."""
+    """Return how many images to convert at once, 1 to 256: an activation of `numbers` per image fits 256 MiB."""
     return min(256, max(1, (1 << 26) // numbers))
 
 
 def encode_in_parts(
     convert: Callable[[Tensor], Tensor], images: Float[Tensor, "b c h w"], config: Learned, at_once: int
 ) -> Int[Tensor, "b l"]:
-    """Tokens of images, so many converted at a time, on the images' device; ConfigError for another size."""
+    """Convert images to tokens, `at_once` at a time, on the images' device; raise ConfigError for another size."""
     need = (config.channels, *config.size)
     if images.shape[1:] != need:
         raise ConfigError(f"images are {tuple(images.shape[1:])} (c, h, w), not {need}: resize them")
@@ -126,9 +126,10 @@ def encode_in_parts(
 def decode_in_parts(
     convert: Callable[[Tensor], Tensor], tokens: Int[Tensor, "b l"], config: Learned, at_once: int
 ) -> Float[Tensor, "b c h w"]:
-    """Images of tokens, so many converted at a time, in float32 on the tokens' device.
+    """Convert tokens to float32 images, `at_once` at a time, on the tokens' device.
 
-    ConfigError for another length or a token out of range.
+    Raises:
+        ConfigError: the rows have another length, or a token is out of range.
     """
     if tokens.shape[1] != math.prod(config.grid):
         raise ConfigError(f"rows hold {tokens.shape[1]} tokens, not {'*'.join(map(str, config.grid))}")

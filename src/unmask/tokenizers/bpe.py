@@ -1,5 +1,5 @@
-"""Learned vocabularies, as Hugging Face's `tokenizers` runs them: byte-level BPE as in GPT-2, trained or read from its
-two files, and any JSON of that library. Nothing is lost in silence: what a vocabulary cannot say is found and named."""
+"""Learned vocabularies, run by Hugging Face's `tokenizers`: byte-level BPE as in GPT-2, trained or read from its two
+files, and any JSON of that library. Text that a vocabulary cannot encode is found and named, never lost in silence."""
 
 import json
 import re
@@ -17,18 +17,18 @@ from unmask.storage.files import one_line
 
 END = "<|endoftext|>"
 END_TOKENS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
-"""What published vocabularies call their end token; one that has none of these gets the first."""
+"""Names of the end token in published vocabularies; a vocabulary without one of these gets the first."""
 
 MAX_BPE_VOCAB = 1 << 22
-MAX_CHUNK = 1 << 18  # characters that are encoded at once, where the rules allow a cut
+MAX_CHUNK = 1 << 18  # characters that are encoded at once, where the rules allow a split
 GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # GPT-2's two files, and their later names
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-# GPT-2's expression never joins a new line between two characters that are no spaces to either of them.
+# GPT-2's expression never joins a newline to either neighbour if neither of them is a space.
 _CUT = re.compile(r"(?<=\S)\n(?=\S)")
 
 
 class Rules:
-    """A JSON of `tokenizers` at work, with special tokens in the text read as plain text; `name` is for errors."""
+    """A tokenizer of the library `tokenizers`. Special tokens in a text count as plain text; `name` is for errors."""
 
     def __init__(self, data: dict[str, Any], name: str):
         self.data, self.name = data, one_line(name)
@@ -55,13 +55,13 @@ class Rules:
         self._byte_level = plain and set(_import_library().pre_tokenizers.ByteLevel.alphabet()) <= vocab.keys()
 
     def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
-        """The ids of each text, which are the same however long the texts are that stand together."""
+        """Return the ids of each text; they do not depend on the other texts."""
         short = [i for i, text in enumerate(texts) if len(text) <= MAX_CHUNK or not self._byte_level]
         found = dict(zip(short, self._encode_batch([texts[i] for i in short]), strict=True))
         return [found[i] if i in found else self._encode_long(text) for i, text in enumerate(texts)]
 
     def find_lost(self, text: str, ids: Int32[np.ndarray, "l"]) -> int | None:
-        """The place of the first character that these ids do not say, or None."""
+        """Return the position of the first character that these ids do not encode, or None."""
         if self._byte_level and not self._banned[ids].any():
             return None
         encoding = self._rules.encode(text, add_special_tokens=False)
@@ -76,10 +76,11 @@ class Rules:
         return next((place for place in bare if not text[place].isspace()), None)
 
     def decode(self, ids: list[int]) -> str:
+        """Return the text of these ids, with special tokens by name."""
         return self._rules.decode(ids, skip_special_tokens=False)
 
     def get_piece(self, i: int) -> str:
-        """A token's own text; by its name where it is special, or where the name says more (▁ is a space)."""
+        """Return the text of one token; its name where it is special or where the name says more (▁ is a space)."""
         token = self._rules.id_to_token(i)
         if token is None:
             return ""
@@ -101,7 +102,7 @@ class Rules:
 
 
 def split_text(text: str) -> Iterator[str]:
-    """Parts of a text that a GPT-2 tokenizer treats as it does the whole, of little more than `LONGEST` characters."""
+    """Split a text where GPT-2's tokenizer allows it, into parts slightly longer than `MAX_CHUNK` characters."""
     start = 0
     while len(text) - start > MAX_CHUNK:
         found = _CUT.search(text, start + MAX_CHUNK)
@@ -113,7 +114,7 @@ def split_text(text: str) -> Iterator[str]:
 
 
 def read_rules(file: str, max_bytes: int) -> Rules:
-    """From a JSON of `tokenizers`, or a folder or prefix of GPT-2's two files; DataError if they are none."""
+    """Read a JSON of `tokenizers`, or a folder or prefix of GPT-2's two files; raise DataError if not valid."""
     path = Path(file).expanduser()
     if path.is_file():
         return Rules(_read_json(path, max_bytes), str(path))
@@ -131,7 +132,7 @@ def read_rules(file: str, max_bytes: int) -> Rules:
 
 
 def train_rules(documents: Iterator[str], vocab_size: int) -> Rules:
-    """A byte-level BPE of exactly that many tokens, the end token being 0; DataError if the corpus is too small."""
+    """Train a byte-level BPE of exactly `vocab_size` tokens, end token 0; raise DataError if the text is too short."""
     library = _import_library()
     trainer = library.trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -150,7 +151,7 @@ def train_rules(documents: Iterator[str], vocab_size: int) -> Rules:
 
 
 class _Refusals:
-    """DataError for what `tokenizers` refuses: it raises Exception itself, and for some damage Rust's panic."""
+    """Raise DataError for what `tokenizers` refuses: it raises bare Exception, or Rust's panic for some damage."""
 
     def __init__(self, name: str):
         self.name = name
@@ -167,7 +168,7 @@ def _import_library() -> ModuleType:
     try:
         import tokenizers
     except ImportError as error:
-        raise ConfigError("BPE takes Hugging Face's tokenizers: pip install 'unmask[text]'") from error
+        raise ConfigError("BPE needs Hugging Face's tokenizers: pip install 'unmask[text]'") from error
     return tokenizers
 
 
@@ -182,7 +183,7 @@ def _build_rules(data: dict[str, Any], name: str) -> Any:
     rules.no_truncation()
     rules.no_padding()
     if data["model"].get("dropout"):
-        rules.model.dropout = None  # noise for training language models; codes must be the same each time
+        rules.model.dropout = None  # training noise of language models; tokens must be the same each time
     if not rules.get_vocab(with_added_tokens=True):
         raise DataError(f"{name} has no tokens at all: get it again")
     return rules
@@ -215,7 +216,7 @@ def _read_merges(path: Path, max_bytes: int) -> list[list[str]]:
 
 
 def _build_gpt2(vocab: Any, merges: Any) -> dict[str, Any]:
-    """The JSON that says what GPT-2's two files leave to the program."""
+    """Build the full JSON of a GPT-2 tokenizer: its two files leave the other settings to the program."""
     if not isinstance(vocab, dict):
         raise DataError("the vocabulary is not an object of tokens and ids: get GPT-2's encoder.json again")
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}

@@ -1,8 +1,8 @@
-"""LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924): how unlike two images look, by the features of VGG16 (arXiv
-1409.1556) at its last ReLU before each pooling, and learned non-negative weights of their channels.
+"""LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924): the perceptual distance of two images. It compares the features
+of VGG16 (arXiv 1409.1556) at the last ReLU before each pooling, with learned non-negative weights of their channels.
 
-The network's names are torchvision's, so the two published files are read as they are: vgg16-397923af.pth, 528 MB, of
-which the classifier is dropped, and the 7 KB of weights v0.1/vgg.pth from the authors' repository.
+The network uses torchvision's names, so it reads the two published files directly: vgg16-397923af.pth (528 MB, without
+its classifier), and the 7 KB of weights v0.1/vgg.pth from the authors' repository.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,20 @@ VGG = "https://download.pytorch.org/models/vgg16-397923af.pth"
 LPIPS_LINEAR = "https://github.com/richzhang/PerceptualSimilarity, lpips/weights/v0.1/vgg.pth"
 VGG_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convolutions of each
 CHANNELS = [channels for channels, _ in VGG_STAGES]
-MIN_PIXELS = 16  # pixels, of which four poolings leave one cell
+MIN_PIXELS = 16  # pixels; four poolings leave one cell
 # Published for images in [-1, 1]: the mean and deviation of ImageNet's colours, moved there from [0, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class Lpips(nn.Module):
-    """Frozen features whose distances are the images': `lpips(images)` gives one map per stage, from fine to coarse.
+    """A frozen feature network: `lpips(images)` returns one map per stage, from fine to coarse.
 
-    Each cell has length 1, and then its channels are weighted such that squared differences, summed over channels and
+    Each cell is scaled to length 1, then its channels are weighted. Squared differences, summed over channels and
     averaged over cells and stages, are LPIPS. Without `linear` all weights are equal: eq. 1 with w = 1/5.
-    `weights` are those of VGG16's `features`, by torchvision's names, and `linear` one per channel of each stage.
+
+    Args:
+        weights: VGG16's `features`, by torchvision's names.
+        linear: one weight per channel of each stage.
     """
 
     shift: Tensor
@@ -53,7 +56,7 @@ class Lpips(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """The maps of images in [-1, 1], in float32; grey counts as three equal channels."""
+        """Return the maps of images in [-1, 1], in float32; grey counts as three equal channels."""
         if images.shape[1] not in (1, 3) or min(images.shape[2:]) < MIN_PIXELS:
             shape = tuple(images.shape[1:])
             raise ConfigError(
@@ -68,31 +71,34 @@ class Lpips(nn.Module):
         return [x * root[:, None, None] for x, root in zip(lengths, self.roots.split(CHANNELS), strict=True)]
 
     def measure_distance(self, a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
-        """LPIPS of each pair, at least 0; with gradients to both."""
+        """Return the LPIPS of each pair, at least 0; both get gradients."""
         pairs = zip(self(a), self(b), strict=True)
         return torch.stack([(x - y).square().sum(1).mean((1, 2)) for x, y in pairs]).mean(0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LpipsFiles:
-    """Where the two published files are."""
+    """Paths of the two published files."""
 
     vgg: str = ""
+    """VGG16's weights, vgg16-397923af.pth."""
     linear: str = ""
+    """Weights of LPIPS v0.1, vgg.pth."""
 
     def check(self) -> None:
-        """ConfigError, before any work, if a file is not there."""
+        """Raise ConfigError if a file is missing, before any work."""
         for path, flag, source in ((self.vgg, "vgg", VGG), (self.linear, "linear", LPIPS_LINEAR)):
             if not path or not Path(path).expanduser().is_file():
                 raise ConfigError(f"LPIPS needs --perceptual.{flag} FILE, of {source}: {path or 'none'} is not there")
 
     def load(self) -> Lpips:
+        """Load LPIPS from the two files."""
         self.check()
         return load_lpips(Path(self.vgg).expanduser(), Path(self.linear).expanduser())
 
 
 def _build_vgg16() -> nn.Sequential:
-    """Its convolutions up to relu5_3, numbered as published."""
+    """Build VGG16's convolutions up to relu5_3, numbered as published."""
     layers: list[nn.Module] = []
     for dim_in, (dim, convolutions) in zip([3, *CHANNELS], VGG_STAGES, strict=False):
         layers += [nn.MaxPool2d(2)] if layers else []
@@ -102,9 +108,9 @@ def _build_vgg16() -> nn.Sequential:
 
 
 def load_lpips(vgg: Path | str, linear: Path | str | None = None) -> Lpips:
-    """LPIPS with the weights of .pth or .safetensors files, on the CPU; CheckpointError unless they fit it exactly.
+    """Load LPIPS from .pth or .safetensors files, on the CPU; raise CheckpointError unless they fit exactly.
 
-    `vgg` is the whole of torchvision's VGG16, or its `features` alone; without `linear` all channels count the same.
+    `vgg` holds torchvision's whole VGG16, or its `features` alone. Without `linear` all channels weigh the same.
     """
     found = {k: v.float() for k, v in read_tensors(Path(vgg), VGG).items() if not k.startswith("classifier.")}
     with torch.device("meta"):
@@ -118,13 +124,13 @@ def load_lpips(vgg: Path | str, linear: Path | str | None = None) -> Lpips:
     for name, value in table.items():
         if not float(value.min()) >= 0:
             raise CheckpointError(
-                f"{one_line(str(linear))}: {name} has weights below 0, which none of {LPIPS_LINEAR} is"
+                f"{one_line(str(linear))}: {name} has weights below 0, but {LPIPS_LINEAR} has none: get it again"
             )
     return Lpips(found, [table[name].flatten() for name in shapes])
 
 
 def _check(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], path: Path | str, source: str) -> None:
-    """CheckpointError, naming the first differences, unless names and shapes are as wanted and all values finite."""
+    """Raise CheckpointError, naming the first differences, unless names and shapes match and all values are finite."""
     wrong = [f"{name} is missing" for name in wanted if name not in found]
     wrong += [f"{name} is not known" for name in found if name not in wanted]
     for name in wanted.keys() & found.keys():

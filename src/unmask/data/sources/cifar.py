@@ -18,21 +18,23 @@ from unmask.storage.files import one_line
 CIFAR_HUB = "uoft-cs/cifar10"
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
-TILES = (40, 25)  # rows and columns of pictures on a page
+TILES = (40, 25)  # rows and columns of images on a page
 RECORD = 1 + 3 * SIDE * SIDE  # bytes: the class, then the red, the green and the blue plane
 BATCHES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar10:
-    """CIFAR-10 from a folder, as the published binary batches or as pages of tiles; without `path`, from the hub.
+    """CIFAR-10, as the published binary batches, as pages of tiles, or from the Hugging Face Hub.
 
     Pages are train_00.webp, test_00.webp and so on, 25x40 tiles each, with their classes in labels.npz.
     """
 
     path: str | None = None
+    """A folder with the binary batches or the pages; without it, download from the Hub."""
 
     def load(self, progress: Progress | None = None) -> Split:
+        """Load the training and the test set."""
         if self.path is None:
             return load_hub()
         folder = Path(self.path).expanduser()
@@ -48,7 +50,7 @@ class Cifar10:
 
 
 def load_hub() -> Split:
-    """From the Hugging Face hub, which keeps what it downloads."""
+    """Load from the Hugging Face Hub, which caches its downloads."""
     split = HubImages(name=CIFAR_HUB, image="img", label="label", size=SIDE).load()
     if split.train.classes != CIFAR_CLASSES:
         raise DataError(
@@ -58,7 +60,7 @@ def load_hub() -> Split:
 
 
 def read_batches(folder: Path, part: str) -> Images:
-    """The published binary version: records of a class and three planes."""
+    """Read the published binary version: records of a class and three planes."""
     records = []
     for name in BATCHES[part]:
         shown = one_line(str(folder / name))
@@ -74,7 +76,7 @@ def read_batches(folder: Path, part: str) -> Images:
 
 
 def read_pages(folder: Path, part: str, progress: Progress | None = None) -> Images:
-    """Pages of tiles, as many as labels.npz has rows for."""
+    """Read pages of tiles, one for each row of labels.npz."""
     path = folder / "labels.npz"
     arrays = read_arrays(path, (part,), ("classes",))
     labels, classes = arrays[part], tuple(arrays.get("classes", CIFAR_CLASSES))
@@ -94,7 +96,7 @@ def read_pages(folder: Path, part: str, progress: Progress | None = None) -> Ima
 
 
 def read_page(path: Path) -> np.ndarray:
-    """The (1000, 32, 32, 3) tiles of a page, row by row; call it inside `quiet`."""
+    """Read the (1000, 32, 32, 3) tiles of a page, row by row; call it inside `silence_warnings`."""
     rows, columns = TILES
     image = open_image(path)
     if isinstance(image, Unreadable):
@@ -110,7 +112,7 @@ def read_page(path: Path) -> np.ndarray:
 
 
 def to_ten_classes(array: np.ndarray, labels: np.ndarray, where: Path) -> Images:
-    """As Images, naming the place in errors."""
+    """Convert to Images with CIFAR-10's classes; errors name the path."""
     try:
         return to_images(array, labels, CIFAR_CLASSES)
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Folders of picture files, one sub-folder per class or flat: read into memory, or only listed where they are many."""
+"""Folders of image files, one sub-folder per class or flat: read into memory, or only listed if they are many."""
 
 import os
 from collections.abc import Iterable
@@ -23,23 +23,29 @@ SPLIT_FOLDERS = ({"train", "val"}, {"train", "test"})
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """A folder of image files, one sub-folder per class or flat; `channels` is 3 for colour, 1 for grey.
+    """A folder of image files, one sub-folder per class or flat.
 
-    If it holds nothing but `train` and `val` (or `test`), each of that kind, these are the two sets and nothing else
-    is held out. Sets of more than 2 GiB of pixels are listed only, and read when needed.
+    If it holds only the folders `train` and `val` (or `test`), these are the two sets and nothing else is held out.
+    A set of more than 2 GiB of pixels is only listed, and read on demand.
     """
 
     path: str
+    """The folder."""
     size: int = 32
+    """Height and width of the images after resizing, in pixels."""
     channels: int = 3
+    """3 for colour, 1 for grey."""
     held_out: float = 0.1
+    """Fraction of the images to hold out."""
     seed: int = 0
+    """Seed of the shuffle before the split."""
 
     def __post_init__(self):
         check_shape(self.size, self.channels)
         check_share(self.held_out)
 
     def load(self, progress: Progress | None = None) -> Split:
+        """Load the training and the test set."""
         if not self.path:
             raise ConfigError("which folder? Give --data DIR, with one sub-folder of images per class, or flat")
         root = Path(self.path).expanduser()
@@ -55,10 +61,10 @@ class Folder:
 
 
 def find_pair(root: Path) -> tuple[Path, Path] | None:
-    """The folders of the training and the test set, where `root` holds these two and nothing else."""
+    """Return the folders of the training and test set, if `root` holds these two and nothing else."""
     try:
         names = {name for name in os.listdir(root) if not name.startswith(".")}
-    except OSError:  # what is wrong with it, read_folder will say
+    except OSError:  # read_folder will name the reason
         return None
     if names not in SPLIT_FOLDERS or not all((root / name).is_dir() for name in names):
         return None
@@ -74,11 +80,14 @@ def read_folder(
     progress: Progress | None = None,
     like: Pictures | None = None,
 ) -> tuple[Pictures, list[Unreadable]]:
-    """All good pictures below `root`, each once and sorted by path, and the files that were not used.
+    """Read all good images below `root`, each once and sorted by path; return also the files that were not used.
 
     Sub-folders of `root` are the classes, by sorted name or numbered as in `like`. Without sub-folders there are no
-    labels. Pictures both beside and inside sub-folders are all used, without labels, and the bad list says so. More
-    than MAX_IN_MEMORY are only listed, by the suffixes of their names. DataError if there are none.
+    labels. If images lie both beside and inside sub-folders, all are used without labels, and the list of unused files
+    says so. Images of more than MAX_IN_MEMORY are only listed, by the suffixes of their names.
+
+    Raises:
+        DataError: there are no images.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -103,7 +112,7 @@ def read_folder(
 
 
 def choose_by_suffix(paths: tuple[str, ...]) -> tuple[Int[Tensor, " g"], list[Unreadable]]:
-    """Which files are pictures by their names, and the others."""
+    """Return the indices of files that are images by name, and the other files."""
     good, odd = [], []
     for i, path in enumerate(paths):
         if path.lower().endswith(IMAGE_SUFFIXES):
@@ -116,7 +125,7 @@ def choose_by_suffix(paths: tuple[str, ...]) -> tuple[Int[Tensor, " g"], list[Un
 def label_by_folder(
     root: Path, paths: Iterable[str], like: Pictures | None
 ) -> tuple[Int[Tensor, " n"] | None, tuple[str, ...], list[Unreadable]]:
-    """(labels, classes, what went wrong) by the sub-folder of `root` that each path lies in."""
+    """Return (labels, classes, problems) by the sub-folder of `root` that holds each path."""
     if like is not None and like.labels is None:
         return None, (), []
     start = len(os.path.join(root, ""))
@@ -138,7 +147,7 @@ def label_by_folder(
 
 
 def drop_twins(files: list[str]) -> tuple[tuple[str, ...], list[Unreadable]]:
-    """The paths that lead to different files, and those that lead to one that was met before."""
+    """Return the paths of different files, and the paths that lead to one of these files again."""
     folders: dict[str, str] = {}
     met: dict[str, str] = {}
     twins = []
@@ -158,7 +167,7 @@ def drop_twins(files: list[str]) -> tuple[tuple[str, ...], list[Unreadable]]:
 
 
 def list_files(root: Path) -> tuple[list[str], list[Unreadable]]:
-    """Every visible file below `root`, sorted; links are followed unless they lead to what is read anyway."""
+    """List every visible file below `root`, sorted; follow links unless they lead to a folder that is read anyway."""
     tops: list[Path] = []
     files: list[str] = []
     bad, folders = [], [str(root)]
@@ -178,11 +187,13 @@ def list_files(root: Path) -> tuple[list[str], list[Unreadable]]:
             continue
         folders += [os.path.join(folder, name) for name, deeper in reversed(inner) if deeper]
         files += [os.path.join(folder, name) for name, deeper in inner if not deeper]
-    return sorted(files, key=lambda path: path.replace(os.sep, "\0")), bad  # so "a b/x" does not part "a/x" and "a/y"
+    return sorted(
+        files, key=lambda path: path.replace(os.sep, "\0")
+    ), bad  # so "a b/x" does not come between "a/x" and "a/y"
 
 
 def is_folder(entry: os.DirEntry) -> bool:
-    """Whether it is a folder or a link to one; a link that leads nowhere is not."""
+    """Return whether it is a folder or a link to one; a broken link is not."""
     try:
         return entry.is_dir()
     except OSError:

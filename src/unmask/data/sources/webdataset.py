@@ -1,5 +1,5 @@
-"""WebDataset shards: pictures and labels in plain tar files, found by one scan of the headers and then read by their
-offsets. Nothing is ever extracted, so no name in an archive can lead anywhere."""
+"""WebDataset shards: images and labels in plain tar files. One scan of the headers finds them, then they are read by
+offset. Nothing is extracted, so no name in an archive can write anywhere."""
 
 import io
 import json
@@ -26,11 +26,11 @@ from unmask.storage.files import one_line
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 DOTTED = tuple("." + suffix for suffix in PICTURE_SUFFIXES)
-MEMBER_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # as WebDataset has it: KEY up to the first dot
-MAX_PICTURE_BYTES = 2**29  # of one encoded picture
+MEMBER_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # as in WebDataset: KEY up to the first dot
+MAX_PICTURE_BYTES = 2**29  # of one encoded image
 MAX_CLS_BYTES = 64
-MAX_JSON_BYTES = 2**20  # it may hold much more than the label
-# What tarfile raises on damaged headers; it never gets to see compressed ones.
+MAX_JSON_BYTES = 2**20  # may hold much more than the label
+# What tarfile raises on damaged headers; compressed archives are never opened.
 TAR_DAMAGE = (
     tarfile.TarError,
     OSError,
@@ -45,22 +45,28 @@ TAR_DAMAGE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """Uncompressed .tar files in a folder, or those that a pattern such as "data/train-*.tar" finds.
+    """Uncompressed .tar files in the format of WebDataset.
 
-    A picture is KEY.jpg, .jpeg, .png or .webp; its class the whole number in KEY.cls, or under "label" in KEY.json.
+    An image is KEY.jpg, .jpeg, .png or .webp; its class is the whole number in KEY.cls, or "label" in KEY.json.
     """
 
     path: str
+    """A folder of .tar files, one .tar file, or a pattern such as "data/train-*.tar"."""
     size: int = 256
+    """Height and width of the images after resizing, in pixels."""
     channels: int = 3
+    """3 for colour, 1 for grey."""
     held_out: float = 0.1
+    """Fraction of the images to hold out."""
     seed: int = 0
+    """Seed of the shuffle before the split."""
 
     def __post_init__(self):
         check_shape(self.size, self.channels)
         check_share(self.held_out)
 
     def load(self, progress: Progress | None = None) -> Split:
+        """Load the training and the test set."""
         pictures, bad = read_shards(find_shards(self.path), (self.size, self.size), self.channels, progress)
         train, test = split_share(pictures, self.held_out, self.seed, self.path)
         return Split(train=train, test=test, bad=tuple(bad))
@@ -68,7 +74,7 @@ class Shards:
 
 @dataclass(frozen=True, kw_only=True)
 class Members(OnDemand):
-    """Pictures inside tar files: `places` are (index into `archives`, offset, bytes), `names` the members' names."""
+    """Images inside tar files: `places` are (index into `archives`, offset, bytes), `names` member names."""
 
     archives: tuple[str, ...]
     names: tuple[str, ...]
@@ -97,7 +103,7 @@ class Members(OnDemand):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular member of an archive: where its bytes are."""
+    """A regular member of an archive: the position of its bytes."""
 
     name: str
     offset: int
@@ -106,14 +112,14 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A picture that an archive holds, and its class if it has one."""
+    """An image in an archive, and its class if it has one."""
 
     picture: Member
     label: int | None
 
 
 def find_shards(path: str) -> list[str]:
-    """The .tar files that a folder, a pattern or a file's own path stands for, sorted."""
+    """List the .tar files of a folder, a pattern or a single path, sorted."""
     if not path:
         raise ConfigError("which shards? Give --data DIR with .tar files, or a quoted pattern such as 'train-*.tar'")
     place = os.path.expanduser(path)
@@ -131,7 +137,7 @@ def find_shards(path: str) -> list[str]:
 def read_shards(
     archives: list[str], size: tuple[int, int], channels: int, progress: Progress | None = None
 ) -> tuple[Members, list[Unreadable]]:
-    """All pictures of the archives in order, and what was not used; with labels as soon as any picture has one."""
+    """List all images of the archives in order, and what was not used; if any image has a label, all must have one."""
     found: list[tuple[int, Sample]] = []
     bad: list[Unreadable] = []
     for number, archive in enumerate(archives):
@@ -161,7 +167,7 @@ def read_shards(
 
 
 def read_archive(archive: str) -> tuple[list[Sample], list[Unreadable]]:
-    """The pictures of an archive with their labels, in its order, and what was not used."""
+    """List the images of an archive with their labels, in its order, and what was not used."""
     parts, bad = list_parts(archive)
     groups: dict[str, dict[str, Member]] = {}
     for part in parts:
@@ -185,7 +191,7 @@ def read_archive(archive: str) -> tuple[list[Sample], list[Unreadable]]:
 
 
 def list_parts(archive: str) -> tuple[list[Member], list[Unreadable]]:
-    """The regular members whose bytes are all there; and what is wrong with the archive, if anything."""
+    """List the regular members whose bytes are complete, and the faults of the archive, if any."""
     parts: list[Member] = []
     bad: list[Unreadable] = []
     try:
@@ -198,7 +204,7 @@ def list_parts(archive: str) -> tuple[list[Member], list[Unreadable]]:
                 bad += [Unreadable(f"{archive}, {info.name}", reason)] if reason else []
             file.seek(tar.offset)
             mark = file.read(tarfile.BLOCKSIZE)
-            if mark.strip(b"\0"):  # at which tarfile stops without a word
+            if mark.strip(b"\0"):  # tarfile stops here silently
                 bad.append(Unreadable(archive, f"damaged header at byte {tar.offset}: nothing behind it was used"))
             elif len(mark) < tarfile.BLOCKSIZE:
                 bad.append(Unreadable(archive, "ends without tar's end mark: it may have been cut short"))
@@ -209,7 +215,7 @@ def list_parts(archive: str) -> tuple[list[Member], list[Unreadable]]:
 
 
 def walk(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members in order; a negative size, which could send tarfile round for ever, is a ReadError."""
+    """Yield the members in order; raise ReadError for a negative size, which could make tarfile loop forever."""
     last = -1
     for info in tar:
         if info.offset <= last or info.size < 0:
@@ -219,7 +225,7 @@ def walk(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def find_fault(info: tarfile.TarInfo, end: int) -> str | None:
-    """Why a member cannot be used: "" if it can, None if it is none of ours, as a folder is."""
+    """Return why a member cannot be used; "" if it can, None if it is to be ignored, such as a folder."""
     if not info.isreg() or info.issparse():
         return "a link or a sparse file: store it whole" if info.name.lower().endswith(DOTTED) else None
     if info.offset_data + info.size > end:
@@ -230,7 +236,7 @@ def find_fault(info: tarfile.TarInfo, end: int) -> str | None:
 
 
 def choose_picture(group: dict[str, Member]) -> Member:
-    """The one picture among the members of a key."""
+    """Return the single image among the members of a key."""
     pictures = [part for suffix, part in group.items() if suffix in PICTURE_SUFFIXES]
     if len(pictures) == 1:
         return pictures[0]
@@ -240,7 +246,7 @@ def choose_picture(group: dict[str, Member]) -> Member:
 
 
 def read_label(file: BinaryIO, group: dict[str, Member]) -> int | None:
-    """The class that the members of a key state, if any; DataError if it is no class."""
+    """Read the class from the members of a key, if they state one; raise DataError if it is not valid."""
     if "cls" in group:
         text = read_part(file, group["cls"], MAX_CLS_BYTES)
         if not re.fullmatch(rb"\s*\d+\s*", text):
@@ -264,7 +270,7 @@ def read_label(file: BinaryIO, group: dict[str, Member]) -> int | None:
 
 
 def read_part(file: BinaryIO, part: Member, most: int) -> bytes:
-    """The bytes of a small member."""
+    """Read the bytes of a small member."""
     if part.length > most:
         raise DataError(f"{part.name} has {part.length} bytes, too many for a label: {most} is the most")
     file.seek(part.offset)

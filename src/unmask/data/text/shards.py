@@ -1,5 +1,5 @@
-"""Tokens of texts on the disk: one flat array per part, in which every document ends with the end token, mapped into
-memory as training reads it. `meta.json` is written last: without it the folder is not finished."""
+"""Token datasets of texts: one flat array per split, memory-mapped in training; every document ends with the end token.
+`meta.json` is written last: without it the folder is not finished."""
 
 import contextlib
 import io
@@ -24,12 +24,12 @@ from unmask.storage.lock import lock
 from unmask.tokenizers.text import TextTokenizer, open_text_tokenizer
 
 TEXT_TOKENIZER = "tokenizer.json"
-GROUP = 1 << 22  # characters that are encoded at once, or those of one longer document
-HEADER = 128  # bytes, in which the length can be written when it is known
+GROUP = 1 << 22  # characters that are encoded at once; a longer document is encoded alone
+HEADER = 128  # bytes, reserved until the length is known
 
 
 class OpenText(NamedTuple):
-    """What a folder holds: its rows for training, those held out, and the tokenizer that made them."""
+    """An open token dataset: training rows, held-out rows, and the tokenizer that made them."""
 
     meta: TextMeta
     train: TextSet
@@ -40,10 +40,13 @@ class OpenText(NamedTuple):
 def write_text_dataset(
     source: TextSource, tokenizer: TextTokenizer, out: Path, progress: Progress | None = None
 ) -> TextMeta:
-    """Tokenize both parts of a source into the folder `out`, or find that this is done and whole.
+    """Tokenize both splits of a source into the folder `out`, or do nothing if they are there and intact.
 
-    Memory is that of the longest document. DataError, with its place, for a text that cannot be encoded, or if `out`
-    holds another source's tokens or another tokenizer's; DiskError if it cannot be written.
+    Memory depends on the longest document only.
+
+    Raises:
+        DataError: a text cannot be encoded (with its position), or `out` holds tokens of another source or tokenizer.
+        DiskError: `out` cannot be written.
     """
     with lock(out):
         made: dict[str, Any] = {
@@ -72,7 +75,7 @@ def write_text_dataset(
 
 
 def open_text_dataset(folder: str | Path, context: int, packing: Packing = "stream") -> OpenText:
-    """The rows of a finished folder; DataError if it is unfinished or damaged, or if a part has no row."""
+    """Open a finished folder; raise DataError if it is unfinished or damaged, or if a split has no row."""
     folder = Path(folder).expanduser()
     if not (folder / META).is_file():
         raise DataError(f"{one_line(str(folder))} holds no finished tokens of a text: tokenize the text into it")
@@ -85,7 +88,7 @@ def open_text_dataset(folder: str | Path, context: int, packing: Packing = "stre
 
 
 def check_text_tokenizer(meta: TextMeta, sha256: str) -> None:
-    """DataError if the tokens were made by another tokenizer than the one of this sha256."""
+    """Raise DataError unless the tokenizer with this sha256 made the tokens."""
     if meta.tokenizer != sha256:
         raise DataError(
             f"the tokens were made by tokenizer {meta.tokenizer[:12]}, but this one is {sha256[:12]}: use the "
@@ -138,7 +141,7 @@ def _encode(tokenizer: TextTokenizer, group: list[LocatedText]) -> list[np.ndarr
 
 
 def _group(documents: Iterator[LocatedText]) -> Iterator[list[LocatedText]]:
-    """Documents by the handful, as a tokenizer is faster on many."""
+    """Group documents, since a tokenizer is faster on many at once."""
     group: list[LocatedText] = []
     size = 0
     for where, text in documents:
@@ -152,7 +155,7 @@ def _group(documents: Iterator[LocatedText]) -> Iterator[list[LocatedText]]:
 
 
 def _build_header(dtype: np.dtype, num: int) -> bytes:
-    """That of a .npy file of `num` numbers, filled up to `HEADER` bytes."""
+    """Return the header of a .npy file of `num` numbers, padded to `HEADER` bytes."""
     plain = io.BytesIO()
     np.lib.format.write_array_header_1_0(plain, {"descr": dtype.str, "fortran_order": False, "shape": (num,)})
     text = plain.getvalue()[10:].strip().ljust(HEADER - 11) + b"\n"
@@ -168,7 +171,7 @@ def _read_meta(folder: Path) -> TextMeta:
 
 
 def _read_finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
-    """The tokens that are there and whole, or None; DataError if they are others."""
+    """Return the metadata of tokens that are there and intact, or None; raise DataError if they are other tokens."""
     ours = {f"{part}.{name}.npy" for part in ("train", "test") for name in ("tokens", "starts")}
     foreign = sorted(path.name for path in out.glob("*.npy") if path.name not in ours)
     if foreign:
@@ -187,15 +190,15 @@ def _read_finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
     with contextlib.suppress(OSError):
         if all(sha256_of(out / name) == digest for name, digest in wanted.items()):
             return meta
-    (out / META).unlink()  # damaged, so it is made anew
+    (out / META).unlink()  # damaged: it is tokenized again
     return None
 
 
 @contextlib.contextmanager
 def _write_atomic(path: Path) -> Iterator[Any]:
-    """A file to write, which takes its name once it is whole and on the disk; DiskError if the disk will not have it.
+    """Open a file to write, renamed to `path` once it is complete and on disk; raise DiskError if writing fails.
 
-    Reading the text has its own errors, so what arrives here as OSError is of writing.
+    Reading the text raises other errors, so an OSError here comes from writing.
     """
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     try:

@@ -1,5 +1,5 @@
-"""Where texts come from: plain text, one document per line, JSON lines, or a Hugging Face data set, each read as it
-lies there, without normalisation. The last part of it is held out, or another file."""
+"""Sources of text: plain text, one document per line, JSON lines, or a Hugging Face dataset, all read without
+normalisation. The last part, or another file, is held out."""
 
 import hashlib
 import json
@@ -16,25 +16,26 @@ from unmask.data.text.reading import LocatedText, read_documents, read_lines
 from unmask.errors import ConfigError, DataError
 from unmask.storage.files import one_line, sha256_of
 
-FEW = 20  # below so many documents, characters are held out rather than documents
+FEW = 20  # with fewer documents, characters are held out instead of documents
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFile:
-    """A file of text, or a folder of them, in UTF-8; a name that ends in .gz is unpacked as it is read.
-
-    `text` is one document, or those between the occurrences of `separator`, without the space around them; `lines`
-    has one per line, `jsonl` an object per line with the text in `field`. Without a second file `test`, the last
-    `held_out` of the documents is held out, or of the characters where there are fewer than 20 documents.
-    """
+    """A file of text in UTF-8, or a folder of such files; a name that ends in .gz is unpacked while reading."""
 
     path: str
+    """The file or folder to train on."""
     test: str | None = None
+    """A file or folder to hold out; by default, the last part of `path`."""
     format: Literal["auto", "text", "lines", "jsonl"] = "auto"
+    """`text`: one document, or several between separators; `lines`: one per line; `jsonl`: one JSON object per line."""
     field: str = "text"
+    """The field of a JSON object that holds the text."""
     separator: str = ""
+    """The text between two documents in the format `text`; the space around a document is removed."""
     held_out: float = 0.1
+    """Fraction of the documents to hold out; of the characters if there are fewer than 20 documents."""
 
     def __post_init__(self) -> None:
         _check_share(self.held_out)
@@ -42,17 +43,18 @@ class TextFile:
             raise ConfigError(f"separator {self.separator!r} is for format text, not {self.format}: leave it out")
 
     def read_documents(self, part: SplitName) -> Iterator[str]:
+        """Yield each document of a split."""
         return (text for _, text in self.read_located(part))
 
     def read_located(self, part: SplitName) -> Iterator[LocatedText]:
-        """Each document of a part with its place; DataError, with file and line, for what is no text."""
+        """Yield each document of a split with its position; raise DataError, with file and line, if it is not text."""
         if self.test is None:
             return hold_out(lambda: self._read_all(self.path), part, self.held_out, self.path)
         path = self.path if part == "train" else self.test
         return _require_some(self._read_all(path), path)
 
     def hash_files(self) -> tuple[str, ...]:
-        """The sha256 of every file."""
+        """Return the sha256 of every file."""
         paths = [path for name in (self.path, self.test) if name is not None for path in self._list_files(name)]
         return tuple(_hash_file(path) for path in paths)
 
@@ -83,27 +85,30 @@ class TextFile:
 
 @dataclass(frozen=True, kw_only=True)
 class HubText:
-    """A text data set by its name on the Hugging Face hub, or a folder that `save_to_disk` or any loader made.
-
-    `subset` is one of its configurations and `split` what to train on; without a split `test`, the last `held_out` of
-    the documents is held out, as in `TextFile`.
-    """
+    """A text dataset by its name on the Hugging Face Hub, or a folder made by `save_to_disk` or any loader."""
 
     name: str
+    """OWNER/NAME on the Hub, or a folder."""
     subset: str | None = None
+    """One of its configurations."""
     split: str = "train"
+    """The split to train on."""
     test: str | None = None
+    """The split to hold out; by default, the last part of `split`."""
     field: str = "text"
+    """The column that holds the text."""
     held_out: float = 0.1
+    """Fraction of the documents to hold out; of the characters if there are fewer than 20 documents."""
 
     def __post_init__(self) -> None:
         _check_share(self.held_out)
 
     def read_documents(self, part: SplitName) -> Iterator[str]:
+        """Yield each document of a split."""
         return (text for _, text in self.read_located(part))
 
     def read_located(self, part: SplitName) -> Iterator[LocatedText]:
-        """Each document of a part with its place; ConfigError for a split or column that is not there."""
+        """Yield each document of a split with its position; raise ConfigError for a missing split or column."""
         if self.test is None:
             rows = self._select_rows(self.split)
             return hold_out(lambda: self._read_all(rows, self.split), part, self.held_out, self.name)
@@ -111,13 +116,13 @@ class HubText:
         return _require_some(self._read_all(self._select_rows(split), split), f"{self.name}, {split}")
 
     def hash_files(self) -> tuple[str, ...]:
-        """The fingerprint of every split, which `datasets` makes of its content or origin."""
+        """Return a hash of every split, from the fingerprint that `datasets` makes of its content or origin."""
         splits = [split for split in (self.split, self.test) if split is not None]
         return tuple(hashlib.sha256(self._select_rows(split)._fingerprint.encode()).hexdigest() for split in splits)
 
     def _select_rows(self, split: str) -> Any:
         if not self.name:
-            raise ConfigError("which data set? Give --data.name OWNER/NAME, or a folder made by save_to_disk")
+            raise ConfigError("which dataset? Give --data.name OWNER/NAME, or a folder made by save_to_disk")
         parts = load_parts(self.name, self.subset)
         if split not in parts:
             raise ConfigError(f"{self.name} has no split {split!r}, but {', '.join(parts)}: set --data.split or .test")
@@ -144,9 +149,9 @@ TextSource = TextFile | HubText
 def hold_out(
     whole: Callable[[], Iterator[LocatedText]], part: SplitName, share: float, name: str
 ) -> Iterator[LocatedText]:
-    """One part of documents whose last `share` is the other; of their characters, if they are fewer than `FEW`.
+    """Yield one split of the documents: `test` is their last `share` (of the characters below `FEW` documents).
 
-    They are read twice, first to count them, so that memory is that of one document.
+    The documents are read twice, first to count them, so that only one is in memory at a time.
     """
     num = total = 0
     for _, text in whole():
@@ -176,7 +181,7 @@ def _parse_field(line: str, field: str, where: str) -> str:
 
 
 def _check_text(text: str, where: str) -> str:
-    """As files are checked, for what comes out of another format."""
+    """Check text from another format like text from a file."""
     wrong = _NO_TEXT.search(text)
     if wrong:
         raise DataError(f"{where}: it has {wrong.group()!a}, which is no character of a text; remove it")
@@ -184,7 +189,7 @@ def _check_text(text: str, where: str) -> str:
 
 
 def _require_some(documents: Iterator[LocatedText], name: str) -> Iterator[LocatedText]:
-    """The same, or DataError if there are none."""
+    """Yield the same documents; raise DataError if there are none."""
     first = next(documents, None)
     if first is None:
         raise DataError(f"{one_line(name)} holds no text: name another file or split")
