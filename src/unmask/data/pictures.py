@@ -96,18 +96,21 @@ class OnDemand(ABC):
         return self.channels, *self.size
 
     def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
+        """Read the chosen images; raise DataError that names the first unreadable one."""
         pixels, _, bad = self.try_read(index)
         if bad:
             raise DataError(f"{bad[0]}; repair or remove it, or leave it out with unmask tokenize")
         return pixels
 
     def read_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
+        """Like `read`, with 0..255 mapped to [-1, 1]."""
         chosen = torch.arange(len(self))[index] if isinstance(index, slice) else index
         return self.read(chosen).float() / 127.5 - 1
 
     def try_read(
         self, index: Int[Tensor, " b"]
     ) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Unreadable]]:
+        """Read the chosen images; return the good ones, their positions in `index`, and the unreadable ones."""
         return read_each(self.read_one, index, self.shape)
 
 

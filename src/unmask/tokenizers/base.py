@@ -33,9 +33,11 @@ class Tokenizer(Protocol):
     def channels(self) -> int:
         """Number of channels of its images."""
 
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]: ...
+    def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]:
+        """Return the tokens of images in [-1, 1], on the images' device."""
 
-    def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]: ...
+    def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]:
+        """Return the images of tokens, float32 in [-1, 1], on the tokens' device."""
 
 
 @runtime_checkable
@@ -54,7 +56,8 @@ class Learned(Protocol):
     @property
     def channels(self) -> int: ...
 
-    def build(self) -> Any: ...
+    def build(self) -> Any:
+        """Build the tokenizer with random weights."""
 
 
 def open_tokenizer(

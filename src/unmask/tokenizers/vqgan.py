@@ -222,7 +222,7 @@ class Autoencoder(nn.Module):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """The weights whose gradients balance the adversarial loss (eq. 7)."""
+        """Weights whose gradients balance the adversarial loss (eq. 7)."""
         convolutions = [layer for layer in self.decoder if isinstance(layer, nn.Conv2d)]
         return convolutions[-1].weight  # type: ignore[return-value]
 
