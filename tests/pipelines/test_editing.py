@@ -470,7 +470,7 @@ def test_rectangles_lie_inside():
     for box in ((5, 0, 3, 1), (0, 4, 1, 2), (-1, 0, 2, 2), (0, 0, 0, 2)):
         with pytest.raises(ConfigError, match=f"x={box[0]} y={box[1]} .* photo of 7x5"):
             make_rectangle((5, 7), *box)
-    with pytest.raises(ConfigError, match="whole picture"):
+    with pytest.raises(ConfigError, match="whole image"):
         make_rectangle((5, 7), 0, 0, 7, 5)
 
 
