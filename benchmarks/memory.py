@@ -45,7 +45,7 @@ def drawing() -> dict[str, Callable[[], object]]:
     dtype = fast_dtype(torch.device("cpu"))
     model, tokenizer = (pack(part.to(dtype).eval()) for part in (network(), TOKENIZER.build()))
     pipeline = Pipeline(model, tokenizer, cifar10.recipe().sampling)  # type: ignore[arg-type]
-    tokens.CACHED = tokens.LOGITS  # for larger batches than a CPU gets
+    tokens.MAX_CACHED_TOKENS = tokens.MAX_LOGITS  # for larger batches than a CPU gets
     return {f"draw {SAMPLES}, {n} at once": partial(pipeline.generate, num=SAMPLES, batch=n) for n in BATCHES}
 
 

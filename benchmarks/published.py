@@ -153,7 +153,7 @@ def peer_tokens(network: Callable[..., Tensor], labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def peer_decode(vqgan: Autoencoder, tokens: Tensor) -> Tensor:
-    codes = vqgan.quantizer.lookup(tokens).unflatten(1, (16, 16))
+    codes = vqgan.quantizer.look_up(tokens).unflatten(1, (16, 16))
     return vqgan.decoder(vqgan.after(codes.permute(0, 3, 1, 2).contiguous()))
 
 

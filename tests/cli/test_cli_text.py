@@ -162,7 +162,7 @@ def test_score_is_the_likelihood_of_the_held_out_rows(run, capsys, tmp_path):
     ready = text_experiment.prepare_text(recipe, run / "tokens")
     pipeline = TextPipeline.from_pretrained(run, device="cpu", dtype=torch.float32)
     index = torch.arange(6) * len(ready.test) // 6
-    tokens, _ = ready.test.rows(index, torch.device("cpu"))
+    tokens, _ = ready.test.read_rows(index, torch.device("cpu"))
     nats = compute_exact_nll(
         pipeline.predict(),
         tokens,
@@ -387,7 +387,7 @@ def test_score_divides_the_sum_of_all_rows_once(tmp_path):
     table = list(csv.DictReader((run / "score/score.csv").read_text().splitlines()))
     subject, _, _ = opened_subject(run, World(rank=0, size=1, device=torch.device("cpu")))
     index = torch.arange(10) * len(subject.rows) // 10
-    tokens, _ = subject.rows.rows(index, torch.device("cpu"))
+    tokens, _ = subject.rows.read_rows(index, torch.device("cpu"))
     nats = compute_exact_nll(subject.predict(None), tokens, ratios(Power(), 2), mask_id=subject.mask_id,
                  rand=Rand(0, index, len(subject.rows)), priority=Raster())  # fmt: skip
     row = next(row for row in table if row["order"] == "raster")

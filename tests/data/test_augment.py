@@ -22,7 +22,7 @@ def images(num: int, height: int, width: int, channels: int = 3) -> Images:
 
 
 def views(data: PictureSet, row: int, u: Tensor) -> Tensor:
-    return data.rows(torch.full((len(u),), row), CPU, u)[0]
+    return data.read_rows(torch.full((len(u),), row), CPU, u)[0]
 
 
 def test_crop_is_a_slice_per_picture():
@@ -35,7 +35,7 @@ def test_crop_is_a_slice_per_picture():
 
 def test_every_window_and_mirror_is_equally_likely():
     data = PictureSet(pictures=images(1, 5, 6), size=(4, 4))
-    whole = images(1, 5, 6).as_float(torch.tensor([0]))[0]
+    whole = images(1, 5, 6).read_float(torch.tensor([0]))[0]
     windows = [whole[:, i : i + 4, j : j + 4] for i in range(2) for j in range(3)]
     expected = torch.stack([w for window in windows for w in (window, window.flip(2))])
     count = 12 * 400
@@ -47,25 +47,25 @@ def test_every_window_and_mirror_is_equally_likely():
 
 def test_without_noise_it_is_the_centre_unmirrored():
     data = PictureSet(pictures=images(3, 6, 8), size=(4, 4))
-    rows, labels = data.rows(torch.tensor([2, 0]), CPU)
-    assert torch.equal(rows, images(3, 6, 8).as_float(torch.tensor([2, 0]))[:, :, 1:5, 2:6])
+    rows, labels = data.read_rows(torch.tensor([2, 0]), CPU)
+    assert torch.equal(rows, images(3, 6, 8).read_float(torch.tensor([2, 0]))[:, :, 1:5, 2:6])
     assert labels.tolist() == [2, 0]
 
 
 def test_without_flip_nothing_is_mirrored():
     pictures = images(1, 4, 4)
     data = PictureSet(pictures=pictures, size=(4, 4), flip=False)
-    assert (views(data, 0, seeded(0, 50)("view")) == pictures.as_float(torch.tensor([0]))).all()
+    assert (views(data, 0, seeded(0, 50)("view")) == pictures.read_float(torch.tensor([0]))).all()
     flipped = views(PictureSet(pictures=pictures, size=(4, 4)), 0, seeded(0, 50)("view"))
-    assert 10 < int((flipped != pictures.as_float(torch.tensor([0]))).flatten(1).any(1).sum()) < 40
+    assert 10 < int((flipped != pictures.read_float(torch.tensor([0]))).flatten(1).any(1).sum()) < 40
 
 
 def test_a_view_depends_on_its_own_number_only():
     data = PictureSet(pictures=images(8, 6, 7), size=(4, 5))
     u, index = seeded(3, 8)("view"), torch.arange(8)
-    together = data.rows(index, CPU, u)[0]
+    together = data.read_rows(index, CPU, u)[0]
     for i in range(8):
-        assert torch.equal(data.rows(index[i : i + 1], CPU, u[i : i + 1])[0][0], together[i])
+        assert torch.equal(data.read_rows(index[i : i + 1], CPU, u[i : i + 1])[0][0], together[i])
 
 
 @pytest.mark.parametrize("edge", [0.0, 1 - 2**-53])
@@ -75,5 +75,5 @@ def test_the_ends_of_the_unit_interval_are_views_too(edge):
 
 
 def test_pictures_too_small_are_refused():
-    with pytest.raises(ConfigError, match="the pictures are 4x9, smaller than 5x5"):
+    with pytest.raises(ConfigError, match="the images are 4x9, smaller than 5x5"):
         PictureSet(pictures=images(1, 4, 9), size=(5, 5))

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from unmask.data.shards import dataset as codes
 from unmask.data.shards.dataset import (
     META,
-    CodeSet,
     Meta,
     Shard,
+    TokenShards,
     check_tokenizer,
-    code_type,
-    finish,
+    choose_token_type,
+    finish_dataset,
     is_sound,
-    open_codes,
+    open_token_dataset,
     write_shard,
 )
 from unmask.data.tokens import Batches, Tokens
@@ -42,7 +42,7 @@ def make(folder, rows=(3, 4), test=(2,), views=("center", "flip"), grid=(2, 3), 
         found = []
         for number, size in enumerate(sizes):
             shape = (size, len(views), int(np.prod(grid)))
-            tokens = dice.integers(vocab_size, size=shape).astype(code_type(vocab_size))
+            tokens = dice.integers(vocab_size, size=shape).astype(choose_token_type(vocab_size))
             labels = dice.integers(classes, size=size).astype(np.int32) if classes else None
             found.append((write_shard(folder, f"{part}-{number:05d}", tokens, labels), tokens, labels))
         shards[part] = tuple(shard for shard, _, _ in found)
@@ -52,7 +52,7 @@ def make(folder, rows=(3, 4), test=(2,), views=("center", "flip"), grid=(2, 3), 
         )
     names = tuple(f"class {i}" for i in range(classes))
     meta = Meta(tokenizer=HASH, vocab_size=vocab_size, grid=grid, views=views, classes=names, source="{}", **shards)
-    finish(folder, meta)
+    finish_dataset(folder, meta)
     return meta, arrays
 
 
@@ -81,7 +81,7 @@ def test_rows_are_what_was_written(tmp_path_factory, data):
         vocab_size=vocab_size,
         classes=data.draw(st.sampled_from([0, 3])),
     )
-    read, train, test = open_codes(folder)
+    read, train, test = open_token_dataset(folder)
     assert read == meta
     assert isinstance(train, Tokens)
     tokens, labels = arrays["train"]
@@ -90,7 +90,7 @@ def test_rows_are_what_was_written(tmp_path_factory, data):
     view = data.draw(st.lists(st.integers(0, num - 1), min_size=len(index), max_size=len(index)))
     inside = data.draw(st.floats(0, 0.999))
     u = torch.tensor([(v + inside) / num for v in view], dtype=torch.float64)
-    found, condition = train.rows(torch.tensor(index, dtype=torch.int64), CPU, u)
+    found, condition = train.read_rows(torch.tensor(index, dtype=torch.int64), CPU, u)
     assert found.dtype == torch.int64
     assert found.tolist() == [tokens[i, v].tolist() for i, v in zip(index, view, strict=True)]
     assert (condition is None) == (labels is None)
@@ -98,35 +98,35 @@ def test_rows_are_what_was_written(tmp_path_factory, data):
         assert condition.dtype == torch.int64
         assert condition.tolist() == [labels[i] for i in index]
     if test is not None:
-        assert np.array_equal(test.rows(torch.arange(3), CPU)[0].numpy(), arrays["test"][0][:, 0])
+        assert np.array_equal(test.read_rows(torch.arange(3), CPU)[0].numpy(), arrays["test"][0][:, 0])
     else:
         assert not sum(shard.rows for shard in meta.test)
 
 
 def test_without_noise_it_is_the_first_view_and_noise_just_below_one_the_last(tmp_path):
     _, arrays = make(tmp_path, views=("center", "flip", "crop-0"))
-    train = open_codes(tmp_path)[1]
+    train = open_token_dataset(tmp_path)[1]
     index = torch.arange(len(train))
-    assert np.array_equal(train.rows(index, CPU)[0].numpy(), arrays["train"][0][:, 0])
+    assert np.array_equal(train.read_rows(index, CPU)[0].numpy(), arrays["train"][0][:, 0])
     for u, view in ((0.0, 0), (1 / 3 - 1e-9, 0), (1 / 3 + 1e-9, 1), (1 - 2**-53, 2)):
-        found = train.rows(index, CPU, torch.full((len(index),), u, dtype=torch.float64))[0]
+        found = train.read_rows(index, CPU, torch.full((len(index),), u, dtype=torch.float64))[0]
         assert np.array_equal(found.numpy(), arrays["train"][0][:, view])
     # In single precision u * 3 may round up to 3.
-    found = train.rows(index, CPU, torch.full((len(index),), 1 - 2**-24))[0]
+    found = train.read_rows(index, CPU, torch.full((len(index),), 1 - 2**-24))[0]
     assert np.array_equal(found.numpy(), arrays["train"][0][:, 2])
 
 
 @pytest.mark.parametrize("vocab_size", [65535, 65536, 65537])
 def test_the_type_holds_every_code(vocab_size):
-    assert np.iinfo(code_type(vocab_size)).max >= vocab_size - 1
-    assert code_type(vocab_size).itemsize == (2 if vocab_size <= 65536 else 4)
+    assert np.iinfo(choose_token_type(vocab_size)).max >= vocab_size - 1
+    assert choose_token_type(vocab_size).itemsize == (2 if vocab_size <= 65536 else 4)
 
 
 def test_rows_beyond_the_end_are_refused(folder):
-    train = open_codes(folder)[1]
+    train = open_token_dataset(folder)[1]
     for wrong in (-1, len(train)):
         with pytest.raises(IndexError, match=str(wrong)):
-            train.rows(torch.tensor([0, wrong]), CPU)
+            train.read_rows(torch.tensor([0, wrong]), CPU)
 
 
 def test_the_same_content_is_the_same_file(tmp_path):
@@ -145,10 +145,10 @@ def test_any_number_of_shards_holds_a_bounded_number_of_files_open(tmp_path, mon
     monkeypatch.setattr(codes, "OPEN_MAPS", 3)
     make(tmp_path, rows=(2,) * 20, test=())
     before = len(os.listdir("/proc/self/fd"))
-    train = open_codes(tmp_path)[1]
+    train = open_token_dataset(tmp_path)[1]
     expected = np.load(tmp_path / "train-00019.tokens.npy")[1, 0].tolist()
     for _ in range(3):
-        assert train.rows(torch.arange(40), CPU)[0][-1].tolist() == expected
+        assert train.read_rows(torch.arange(40), CPU)[0][-1].tolist() == expected
     assert len(os.listdir("/proc/self/fd")) <= before + 3
 
 
@@ -156,7 +156,7 @@ def test_any_number_of_shards_holds_a_bounded_number_of_files_open(tmp_path, mon
 
 
 def test_the_view_does_not_depend_on_the_cut_of_the_batch(folder):
-    train = open_codes(folder)[1]
+    train = open_token_dataset(folder)[1]
     for step in range(5):
         tokens, labels = Batches(train, 12, 3, CPU)(step, torch.arange(12))
         parts = [Batches(train, 12, 3, CPU)(step, torch.arange(12)[start::5]) for start in range(5)]
@@ -171,7 +171,7 @@ def test_views_are_drawn_evenly_and_anew_in_each_epoch(tmp_path):
     tokens = np.tile(np.arange(3, dtype=np.uint16)[None, :, None], (500, 1, 1))
     shard = write_shard(tmp_path, "train-00000", tokens, None)
     meta = Meta(tokenizer=HASH, vocab_size=3, grid=(1,), views=views, classes=(), source="{}", train=(shard,), test=())
-    train = CodeSet(tmp_path, meta, meta.train)
+    train = TokenShards(tmp_path, meta, meta.train)
     batches = Batches(train, 500, 0, CPU)
     drawn = torch.stack([batches(step, torch.arange(500))[0][:, 0] for step in range(4)])
     counts = drawn.flatten().bincount(minlength=3).double()
@@ -186,27 +186,27 @@ def test_views_are_drawn_evenly_and_anew_in_each_epoch(tmp_path):
 
 def test_a_folder_without_meta_is_not_finished(folder):
     (folder / META).unlink()
-    with pytest.raises(DataError, match="holds no codes: make them"):
-        open_codes(folder)
+    with pytest.raises(DataError, match="holds no tokens: make them"):
+        open_token_dataset(folder)
     (folder / "plan.json").touch()
     with pytest.raises(DataError, match="not finished: run the same unmask tokenize command again"):
-        open_codes(folder)
+        open_token_dataset(folder)
     with pytest.raises(DataError, match="no such folder"):
-        open_codes(folder / "nothing")
+        open_token_dataset(folder / "nothing")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "unmask-codes-2"}', "\x00"])
 def test_a_foreign_meta_is_refused(folder, text):
     (folder / META).write_text(text)
     with pytest.raises(DataError, match=r"meta\.json is damaged or of another version"):
-        open_codes(folder)
+        open_token_dataset(folder)
 
 
 def test_a_meta_of_the_next_version_is_refused(folder):
     body = json.loads((folder / META).read_text())
     write_json(folder / META, {**body, "format": "unmask-codes-2"})
     with pytest.raises(DataError, match="unmask-codes-2"):
-        open_codes(folder)
+        open_token_dataset(folder)
 
 
 @pytest.mark.parametrize("file", ["train-00001.tokens.npy", "train-00000.labels.npy", "test-00000.tokens.npy"])
@@ -214,16 +214,16 @@ def test_a_shard_that_is_missing_renamed_or_cut_is_named(folder, file):
     body = (folder / file).read_bytes()
     (folder / file).rename(folder / "elsewhere.npy")
     with pytest.raises(DataError, match=f"{file} is missing"):
-        open_codes(folder)
+        open_token_dataset(folder)
     for size in range(len(body)):
         (folder / file).write_bytes(body[:size])
         with pytest.raises(DataError, match=file):
-            open_codes(folder)
+            open_token_dataset(folder)
     (folder / file).write_bytes(body + b"\0")
     with pytest.raises(DataError, match=rf"{file} has {len(body) + 1} bytes instead of {len(body)}"):
-        open_codes(folder)
+        open_token_dataset(folder)
     (folder / file).write_bytes(body)
-    open_codes(folder)
+    open_token_dataset(folder)
 
 
 def test_swapped_shards_are_refused(folder):
@@ -234,19 +234,19 @@ def test_swapped_shards_are_refused(folder):
     with pytest.raises(
         DataError, match=r"train-00000\.tokens\.npy is damaged or another.* not hold uint16 \(3, 2, 6\)"
     ):
-        open_codes(folder)
+        open_token_dataset(folder)
 
 
 def test_a_damaged_header_is_refused_or_harmless(folder):
     path = folder / "train-00000.tokens.npy"
     sound = path.read_bytes()
-    expected = open_codes(folder)[1].rows(torch.arange(7), CPU)[0]
+    expected = open_token_dataset(folder)[1].read_rows(torch.arange(7), CPU)[0]
     tried = refused = 0
     for place in range(128):
         for byte in {0, 32, 48, 125, sound[place] ^ 1} - {sound[place]}:
             path.write_bytes(sound[:place] + bytes([byte]) + sound[place + 1 :])
             try:
-                found = open_codes(folder)[1].rows(torch.arange(7), CPU)[0]
+                found = open_token_dataset(folder)[1].read_rows(torch.arange(7), CPU)[0]
             except DataError as error:
                 refused += path.name in str(error) and "\n" not in str(error)
             else:
@@ -264,11 +264,11 @@ def test_a_code_outside_the_vocabulary_is_refused_when_it_is_read(tmp_path, voca
     array = np.load(path)
     array[2, 1, 3] = wrong
     np.save(path, array)
-    train = open_codes(tmp_path)[1]
+    train = open_token_dataset(tmp_path)[1]
     index = torch.arange(7)
-    train.rows(index, CPU)  # the other view is sound
+    train.read_rows(index, CPU)  # the other view is sound
     with pytest.raises(DataError, match=rf"train-00001\.tokens\.npy is damaged.*of a vocabulary of {vocab_size}"):
-        train.rows(index, CPU, torch.full((7,), 0.5))
+        train.read_rows(index, CPU, torch.full((7,), 0.5))
 
 
 @pytest.mark.parametrize("wrong", [-1, 5])
@@ -278,11 +278,11 @@ def test_a_label_without_a_class_is_refused(folder, wrong):
     array[-1] = wrong
     np.save(path, array)
     with pytest.raises(DataError, match=r"train-00001\.labels\.npy is damaged: its labels span .* of 5 classes"):
-        open_codes(folder)
+        open_token_dataset(folder)
 
 
 def test_a_flipped_bit_is_not_sound(folder):
-    meta = open_codes(folder)[0]
+    meta = open_token_dataset(folder)[0]
     for file in ("train-00000.tokens.npy", "train-00000.labels.npy"):
         body = (folder / file).read_bytes()
         assert is_sound(folder, meta.train[0])
@@ -294,18 +294,18 @@ def test_a_flipped_bit_is_not_sound(folder):
 
 
 def test_finish_refuses_what_could_not_be_opened(folder):
-    meta = open_codes(folder)[0]
+    meta = open_token_dataset(folder)[0]
     (folder / META).unlink()
     (folder / "test-00000.labels.npy").unlink()
     with pytest.raises(DataError, match="test-00000"):
-        finish(folder, meta)
-    with pytest.raises(DataError, match="no training codes"):
-        finish(folder, replace(meta, train=(), test=()))
+        finish_dataset(folder, meta)
+    with pytest.raises(DataError, match="no training tokens"):
+        finish_dataset(folder, replace(meta, train=(), test=()))
     assert not (folder / META).exists()
 
 
 def test_another_tokenizer_is_refused_by_both_names(folder):
-    meta = open_codes(folder)[0]
+    meta = open_token_dataset(folder)[0]
     check_tokenizer(meta, HASH)
     with pytest.raises(DataError, match=r"made by tokenizer 0123456789ab, but this one is ffffffffffff"):
         check_tokenizer(meta, "f" * 64)
@@ -421,13 +421,13 @@ def test_a_million_pictures_are_read_in_little_memory(tmp_path):
     write_json(tmp_path / META, meta)
     code = """
 import sys, time, torch
-from unmask.data.shards.dataset import open_codes
+from unmask.data.shards.dataset import open_token_dataset
 from unmask.data.tokens import Batches
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
 torch.set_num_threads(1)
 before, began = peak(), time.perf_counter()
-train = open_codes(sys.argv[1])[1]
+train = open_token_dataset(sys.argv[1])[1]
 batches, rows, seen = Batches(train, 1024, 0, torch.device("cpu")), torch.arange(1024), 0
 for step in range(200):
     tokens, labels = batches(step, rows)

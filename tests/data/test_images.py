@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from unmask.data.image_files import MAX_PIXELS, Bad, read_image, try_image
+from unmask.data.image_files import MAX_PIXELS, Unreadable, read_image, try_image
 from unmask.data.images import Images, to_images
 from unmask.data.pictures import split
 from unmask.data.sources.folders import list_files, read_folder
@@ -251,8 +251,8 @@ def test_float_and_signed_pixels_are_refused(tmp_path):
 
 def test_pipes_and_folders_and_nothing_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    assert try_image(tmp_path / "pipe", (8, 8), 3) == Bad(str(tmp_path / "pipe"), "not a regular file")
-    assert try_image(tmp_path, (8, 8), 3) == Bad(str(tmp_path), "not a regular file")
+    assert try_image(tmp_path / "pipe", (8, 8), 3) == Unreadable(str(tmp_path / "pipe"), "not a regular file")
+    assert try_image(tmp_path, (8, 8), 3) == Unreadable(str(tmp_path), "not a regular file")
     with pytest.raises(DataError, match="No such file"):
         read_image(tmp_path / "none", (8, 8), 3)
 
@@ -399,10 +399,10 @@ def test_arrays_are_copied_and_colours_move_to_the_front():
 
 def test_as_float_spans_minus_one_to_one():
     images = Images(pixels=torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8), labels=None)
-    whole = images.as_float(slice(None))
+    whole = images.read_float(slice(None))
     assert whole.flatten().tolist() == pytest.approx([v / 127.5 - 1 for v in range(256)], abs=1e-6)
     assert (whole.min(), whole.max()) == (-1, 1)
-    assert torch.equal(images.as_float(torch.tensor([3, 0])), whole[[3, 0]])
+    assert torch.equal(images.read_float(torch.tensor([3, 0])), whole[[3, 0]])
 
 
 @pytest.mark.parametrize(

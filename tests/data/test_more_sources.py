@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from unmask.data.images import Images
-from unmask.data.pictures import Files, gather
-from unmask.data.sources.choice import Cifar10, Folder, HubImages, Shards, cifar, folders
-from unmask.data.sources.cifar import CLASSES
+from unmask.data.pictures import Files, read_all
+from unmask.data.sources import cifar, folders
+from unmask.data.sources.choice import Cifar10, Folder, HubImages, Shards
+from unmask.data.sources.cifar import CIFAR_CLASSES
 from unmask.errors import ConfigError, DataError
 from unmask.storage.config import from_json, to_json
 
@@ -84,7 +85,7 @@ def write_pages(root: Path, pages: dict[str, int]) -> dict[str, tuple[np.ndarray
             page = Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in images[p]]))
             page.save(root / f"{part}_{p:02d}.webp", lossless=True, quality=0, method=0)
     labels = {part: found[1].reshape(-1, 1000) for part, found in parts.items()}
-    np.savez(root / "labels.npz", classes=np.array(CLASSES), **labels)
+    np.savez(root / "labels.npz", classes=np.array(CIFAR_CLASSES), **labels)
     return parts
 
 
@@ -93,7 +94,7 @@ def check(split, parts: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
         loaded = getattr(split, part)
         assert np.array_equal(loaded.pixels.permute(0, 2, 3, 1), images)
         assert loaded.labels.tolist() == labels.tolist()
-        assert loaded.classes == CLASSES
+        assert loaded.classes == CIFAR_CLASSES
 
 
 @pytest.mark.parametrize("inner", ["", "cifar-10-batches-bin"])
@@ -149,7 +150,7 @@ def test_damaged_pages_are_refused_by_name(tmp_path):
     assert "(1, 9)" in refusal()
     np.savez(tmp_path / "labels.npz", train=good)
     assert "no array 'test'" in refusal()
-    np.savez(tmp_path / "labels.npz", train=good, test=good, classes=np.array(CLASSES[::-1]))
+    np.savez(tmp_path / "labels.npz", train=good, test=good, classes=np.array(CIFAR_CLASSES[::-1]))
     assert "not CIFAR-10's" in refusal()
     np.savez(tmp_path / "labels.npz", train=good + 10, test=good)
     assert "labels span 10..10" in refusal()
@@ -205,7 +206,7 @@ def test_a_saved_data_set_with_its_own_test_part(saved, image):
     assert (len(split.train), len(split.test)) == (20, 6)
     assert split.train.classes == split.test.classes == ("dog", "ant", "cat")
     assert split.test.labels.tolist() == [i % 3 for i in range(20, 26)]
-    assert np.array_equal(split.test.at(torch.tensor([5])), pixels[25:26, 1:8].transpose(0, 3, 1, 2))  # the middle
+    assert np.array_equal(split.test.read(torch.tensor([5])), pixels[25:26, 1:8].transpose(0, 3, 1, 2))  # the middle
 
 
 def test_without_a_test_part_a_share_is_held_out(saved):
@@ -213,7 +214,7 @@ def test_without_a_test_part_a_share_is_held_out(saved):
     split = HubImages(name=str(root / "one"), image="img", label="n", size=7, held_out=0.25).load()
     assert (len(split.train), len(split.test)) == (15, 5)
     assert split.train.classes == ("0", "1")
-    both = torch.cat([gather(split.train).pixels, gather(split.test).pixels])
+    both = torch.cat([read_all(split.train).pixels, read_all(split.test).pixels])
     assert sorted(both.flatten(1).tolist()) == sorted(pixels[:20, 1:8].transpose(0, 3, 1, 2).reshape(20, -1).tolist())
     bare = HubImages(name=str(root / "one"), image="img", label=None, size=7, channels=1).load()
     assert (bare.train.labels, bare.train.classes, bare.train.shape) == (None, (), (1, 7, 7))
@@ -227,7 +228,7 @@ def test_without_a_test_part_a_share_is_held_out(saved):
         ({"label": "label"}, "no column 'label', but img, kind, n, raw, text"),
         ({"label": "text"}, "'text' has string, not whole numbers"),
         ({"train": "training"}, "no split 'training', but train, test"),
-        ({"name": ""}, "which data set"),
+        ({"name": ""}, "which dataset"),
     ],
 )
 def test_wrong_columns_and_splits_are_named(saved, change, said):
@@ -262,13 +263,13 @@ def test_hidden_labels_foreign_classes_and_bad_rows(tmp_path):
         save(train=part([0, 1, 0, 1], number), test=part([3, 0, 0, 0], number)).load()
     split = save(train=part([0, 1, 2, 1], number), test=part([0, 1, 0, 1], number)).load()
     assert split.test.classes == ("0", "1", "2")
-    _, good, bad = split.train.try_at(torch.arange(4))
+    _, good, bad = split.train.try_read(torch.arange(4))
     assert good.tolist() == [0]
     for b, name, reason in zip(bad, ("row 1", "row 2", "row 3"), ("readable", "no picture", "damaged"), strict=True):
         assert name in b.path
         assert reason in b.reason
     with pytest.raises(DataError, match="row 1: not a readable image"):
-        split.train.at(torch.arange(4))
+        split.train.read(torch.arange(4))
 
 
 def test_rows_may_hold_paths(tmp_path):
@@ -278,7 +279,7 @@ def test_rows_may_hold_paths(tmp_path):
     fill(tmp_path, "a.png")
     cells = {"image": [str(tmp_path / "a.png"), str(tmp_path / "none.png")]}
     made = datasets.Dataset.from_dict(cells, features=datasets.Features({"image": datasets.Image()}))
-    pixels, good, bad = to_rows(made, "x", "image", None, (9, 13), 3).try_at(torch.tensor([1, 0]))
+    pixels, good, bad = to_rows(made, "x", "image", None, (9, 13), 3).try_read(torch.tensor([1, 0]))
     assert (good.tolist(), [Path(b.path).name for b in bad]) == ([1], ["none.png"])
     assert np.array_equal(pixels[0].permute(1, 2, 0), np.asarray(Image.open(tmp_path / "a.png")))
 
@@ -314,10 +315,10 @@ def test_cifar_from_the_hub_is_read_into_memory(monkeypatch, tmp_path):
         datasets.DatasetDict({"train": whole, "test": whole.select(range(5))}).save_to_disk(tmp_path / names[0])
         return str(tmp_path / names[0])
 
-    monkeypatch.setattr(cifar, "HUB", made(CLASSES))
+    monkeypatch.setattr(cifar, "CIFAR_HUB", made(CIFAR_CLASSES))
     labels = np.arange(30) % 10
     check(Cifar10().load(), {"train": (pixels, labels), "test": (pixels[:5], labels[:5])})
-    monkeypatch.setattr(cifar, "HUB", made(CLASSES[::-1]))
+    monkeypatch.setattr(cifar, "CIFAR_HUB", made(CIFAR_CLASSES[::-1]))
     with pytest.raises(DataError, match="has the classes truck"):
         Cifar10().load()
 
@@ -377,5 +378,5 @@ def test_a_large_folder_is_held_out_from_the_list(tmp_path, monkeypatch):
     lazy = Folder(path=str(tmp_path), size=8, held_out=0.3, seed=4).load()
     for mine, theirs in ((lazy.train, eager.train), (lazy.test, eager.test)):
         assert isinstance(mine, Files)
-        assert torch.equal(gather(mine).pixels, theirs.pixels)
+        assert torch.equal(read_all(mine).pixels, theirs.pixels)
         assert torch.equal(mine.labels, theirs.labels)

@@ -19,9 +19,9 @@ from PIL import Image, ImageOps
 
 from unmask.data import pictures as pictures_module
 from unmask.data.augment import PictureSet
-from unmask.data.image_files import Bad
+from unmask.data.image_files import Unreadable
 from unmask.data.images import Images
-from unmask.data.pictures import Files, Pictures, digest, gather, split
+from unmask.data.pictures import Files, Pictures, hash_pictures, read_all, split
 from unmask.data.sources import folders
 from unmask.data.sources import webdataset as shards
 from unmask.data.sources.folders import list_files, read_folder
@@ -94,7 +94,7 @@ def kinds(tmp_path_factory) -> tuple[list[bytes], dict[str, Pictures]]:
     features = datasets.Features({"pic": datasets.Image(), "kind": datasets.ClassLabel(names=["even", "odd"])})
     cells = {"pic": [{"bytes": d, "path": None} for d in data], "kind": [i % 2 for i in range(30)]}
     rows = to_rows(datasets.Dataset.from_dict(cells, features=features), "made up", "pic", "kind", SIZE, 3)
-    return data, {"files": files, "members": inside, "rows": rows, "memory": gather(files)}
+    return data, {"files": files, "members": inside, "rows": rows, "memory": read_all(files)}
 
 
 @pytest.mark.parametrize("kind", ["files", "members", "rows", "memory"])
@@ -104,14 +104,14 @@ def test_each_gives_what_pillow_gives_in_any_order(kinds, kind):
     assert (len(pictures), pictures.shape) == (30, (3, *SIZE))
     index = torch.tensor([29, 0, 7, 7, 14, 15])
     expected = np.stack([by_pillow(data[i]) for i in index.tolist()])
-    assert np.array_equal(pictures.at(index), expected)
+    assert np.array_equal(pictures.read(index), expected)
     assert pictures.labels.tolist() == [i % 2 for i in range(30)]
-    pixels, good, bad = pictures.try_at(index)
+    pixels, good, bad = pictures.try_read(index)
     assert np.array_equal(pixels, expected)
     assert (good.tolist(), bad) == (list(range(6)), [])
-    assert torch.equal(pictures.as_float(index), pictures.at(index).float() / 127.5 - 1)
-    assert torch.equal(pictures.as_float(slice(2, 5)), pictures.as_float(torch.arange(2, 5)))
-    assert pictures.at(index[:0]).shape == (0, 3, *SIZE)
+    assert torch.equal(pictures.read_float(index), pictures.read(index).float() / 127.5 - 1)
+    assert torch.equal(pictures.read_float(slice(2, 5)), pictures.read_float(torch.arange(2, 5)))
+    assert pictures.read(index[:0]).shape == (0, 3, *SIZE)
 
 
 @pytest.mark.parametrize("kind", ["files", "members", "rows", "memory"])
@@ -121,7 +121,7 @@ def test_a_part_of_a_part_is_the_composed_index(kinds, kind):
     second = torch.tensor([3, 3, 0, 14])
     part = whole.take(first).take(second)
     assert len(part) == 4
-    assert torch.equal(part.at(torch.arange(4)), whole.at(first[second]))
+    assert torch.equal(part.read(torch.arange(4)), whole.read(first[second]))
     assert torch.equal(part.labels, whole.labels[first[second]])
     assert part.classes == whole.classes
     assert len(whole) == 30  # untouched
@@ -131,7 +131,7 @@ def test_a_part_of_a_part_is_the_composed_index(kinds, kind):
 def test_a_split_is_that_of_the_same_pictures_in_memory(kinds, kind):
     lazy, eager = kinds[1][kind], kinds[1]["memory"]
     for mine, theirs in zip(split(lazy, 7, seed=3), split(eager, 7, seed=3), strict=True):
-        assert torch.equal(gather(mine).pixels, theirs.pixels)
+        assert torch.equal(read_all(mine).pixels, theirs.pixels)
         assert torch.equal(mine.labels, theirs.labels)
     with pytest.raises(DataError, match="hold out 30 of 30"):
         split(lazy, 30, seed=0)
@@ -141,7 +141,7 @@ def test_a_split_is_that_of_the_same_pictures_in_memory(kinds, kind):
 def test_they_travel_to_another_process(kinds, kind):
     pictures = kinds[1][kind]
     there = pickle.loads(pickle.dumps(pictures))  # noqa: S301 -- our own bytes
-    assert torch.equal(there.at(torch.arange(5)), pictures.at(torch.arange(5)))
+    assert torch.equal(there.read(torch.arange(5)), pictures.read(torch.arange(5)))
 
 
 def test_labels_and_classes_must_agree(tmp_path):
@@ -161,16 +161,16 @@ def test_labels_and_classes_must_agree(tmp_path):
 def test_bad_pictures_are_left_out_by_position_or_refused_by_name(tmp_path):
     good = [encoded(i) for i in range(3)]
     files = write_files(tmp_path, [good[0], good[1][:60], good[1], encoded(9, "WEBP", frames=2), b"", good[2]])
-    pixels, places, bad = files.try_at(torch.tensor([5, 4, 3, 2, 1, 0, 5]))
+    pixels, places, bad = files.try_read(torch.tensor([5, 4, 3, 2, 1, 0, 5]))
     assert places.tolist() == [0, 3, 5, 6]
     assert np.array_equal(pixels, np.stack([by_pillow(good[i]) for i in (2, 1, 0, 2)]))
     assert [b.path for b in bad] == [files.paths[i] for i in (4, 3, 1)]
     for b, reason in zip(bad, ("empty", "2 frames", "damaged"), strict=True):
         assert reason in b.reason
     with pytest.raises(DataError, match=r"004\.png: empty.*unmask tokenize") as caught:
-        files.at(torch.tensor([0, 4, 3]))
+        files.read(torch.tensor([0, 4, 3]))
     assert "\n" not in str(caught.value)
-    assert torch.equal(files.at(torch.tensor([5, 2])), pixels[:2])
+    assert torch.equal(files.read(torch.tensor([5, 2])), pixels[:2])
 
 
 @given(damaged=st.sets(st.integers(0, 599), max_size=40), seed=st.integers(0, 99))
@@ -181,7 +181,7 @@ def test_good_and_bad_are_a_partition_beyond_one_round_of_threads(tmp_path_facto
     paths = tuple(str(root / ("none.png" if i in damaged else "x.png")) for i in range(600))
     files = Files(paths=paths, labels=None, classes=(), size=(2, 2), channels=1)
     index = torch.randperm(600, generator=torch.Generator().manual_seed(seed))
-    pixels, good, bad = files.try_at(index)
+    pixels, good, bad = files.try_read(index)
     assert good.tolist() == [i for i, row in enumerate(index.tolist()) if row not in damaged]
     assert (len(pixels), len(bad)) == (600 - len(damaged), len(damaged))
 
@@ -194,7 +194,7 @@ def test_reading_in_many_threads_leaves_the_warning_filters_alone(tmp_path):
 
     def work() -> None:
         for _ in range(5):
-            files.try_at(torch.arange(16))
+            files.try_read(torch.arange(16))
             caught.extend(str(f) for f in warnings.filters if f[0] == "never")
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -221,7 +221,7 @@ def test_a_large_folder_is_listed_with_the_same_labels_and_pixels(tmp_path, monk
     assert isinstance(lazy, Files)
     assert lazy.classes == eager.classes == ("a", "a b", "b")
     assert lazy.labels.tolist() == eager.labels.tolist() == [0, 0, 1, 2, 2]
-    assert torch.equal(gather(lazy).pixels, eager.pixels)
+    assert torch.equal(read_all(lazy).pixels, eager.pixels)
     assert [b.path for b in bad] == [b.path for b in said]
     assert "ends in none of" in bad[1].reason
     monkeypatch.setattr(folders, "MAX_IN_MEMORY", 6 * 3 * 12 * 10)
@@ -254,7 +254,7 @@ def test_members_are_found_by_their_offsets_in_every_kind_of_tar(tmp_path, kind)
     assert said == {}
     assert (pictures.labels, pictures.classes) == (None, ())
     assert pictures.names == tuple(data)
-    assert np.array_equal(pictures.at(torch.arange(5)), np.stack([by_pillow(d) for d in data.values()]))
+    assert np.array_equal(pictures.read(torch.arange(5)), np.stack([by_pillow(d) for d in data.values()]))
     for (_, offset, length), content in zip(pictures.places.tolist(), data.values(), strict=True):
         assert (tmp_path / "x.tar").read_bytes()[offset : offset + length] == content
 
@@ -310,7 +310,7 @@ def test_nothing_is_extracted_and_only_regular_members_count(tmp_path, monkeypat
     path = write_tar(tmp_path / "x.tar", members)
     pictures, said = read_tar(path)
     assert pictures.names == (outside, "../up.png", "a.png")
-    assert (pictures.at(torch.arange(3)) == pictures.at(torch.tensor([0, 0, 0]))).all()
+    assert (pictures.read(torch.arange(3)) == pictures.read(torch.tensor([0, 0, 0]))).all()
     assert said.keys() == {"s.png", "h.png", "pipe.png"}
     assert all("store it whole" in reason for reason in said.values())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["work", "x.tar"]
@@ -335,7 +335,7 @@ def test_a_tar_cut_anywhere_gives_its_whole_members_and_says_so(tmp_path):
             continue
         pictures, said = read_tar(path)
         assert len(pictures) == complete, cut
-        assert np.array_equal(gather(pictures).pixels[-1], by_pillow(members[f"{complete - 1}.png"]))
+        assert np.array_equal(read_all(pictures).pixels[-1], by_pillow(members[f"{complete - 1}.png"]))
         if cut < -(-ends[-1] // 512) * 512 + 512:
             assert "" in said, cut
 
@@ -370,24 +370,24 @@ def test_random_damage_to_headers_never_escapes(tmp_path):
         path.write_bytes(data)
         with contextlib.suppress(DataError):  # and nothing but it
             pictures, _ = read_tar(path)
-            pictures.try_at(torch.arange(len(pictures)))
+            pictures.try_read(torch.arange(len(pictures)))
 
 
 def test_what_changed_since_the_scan_is_refused(tmp_path):
     path = write_tar(tmp_path / "x.tar", {"0.png": encoded(0), "1.png": encoded(1)[:50]})
     pictures, _ = read_tar(path)
     with pytest.raises(DataError, match=r"x\.tar, 1\.png: damaged"):
-        pictures.at(torch.arange(2))
+        pictures.read(torch.arange(2))
     path.write_bytes(path.read_bytes()[:700])
-    _, good, bad = pictures.try_at(torch.arange(2))
+    _, good, bad = pictures.try_read(torch.arange(2))
     assert (len(good), len(bad)) == (0, 2)
     assert "has changed" in bad[0].reason
     path.unlink()
-    assert pictures.try_at(torch.arange(1))[2] == [Bad(f"{path}, 0.png", "No such file or directory")]
+    assert pictures.try_read(torch.arange(1))[2] == [Unreadable(f"{path}, 0.png", "No such file or directory")]
 
 
 def test_too_large_members_are_refused_from_their_headers(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "MAX_BYTES", 200)
+    monkeypatch.setattr(shards, "MAX_PICTURE_BYTES", 200)
     path = write_tar(tmp_path / "x.tar", {"0.png": encoded(0, size=(40, 40)), "1.png": encoded(1, size=(3, 3))})
     pictures, said = read_tar(path)
     assert pictures.names == ("1.png",)
@@ -430,30 +430,32 @@ def test_one_broken_shard_is_named_and_the_others_are_used(tmp_path):
 
 def test_a_digest_is_of_contents_classes_and_order(tmp_path):
     files = write_files(tmp_path, [encoded(i) for i in range(6)])
-    memory = gather(files)
-    first = digest(files)
-    assert digest(files) == first == digest(memory)
+    memory = read_all(files)
+    first = hash_pictures(files)
+    assert hash_pictures(files) == first == hash_pictures(memory)
     names = replace(memory, classes=("odd", "even"))
     labels = replace(memory, labels=1 - memory.labels)
     turned = memory.take(torch.arange(5, -1, -1))
-    others = [digest(x) for x in (names, labels, turned, files.take(torch.arange(5)), replace(files, size=(10, 12)))]
+    others = [
+        hash_pictures(x) for x in (names, labels, turned, files.take(torch.arange(5)), replace(files, size=(10, 12)))
+    ]
     assert len({first, *others}) == 6
-    assert digest(files, memory) != digest(memory.take(torch.arange(3)), memory)
+    assert hash_pictures(files, memory) != hash_pictures(memory.take(torch.arange(3)), memory)
     (tmp_path / "003.png").write_bytes(encoded(99))
-    assert digest(files) != first
+    assert hash_pictures(files) != first
     (tmp_path / "003.png").write_bytes(b"no picture")
-    assert digest(files) not in (first, digest(memory))
+    assert hash_pictures(files) not in (first, hash_pictures(memory))
 
 
 def test_the_digest_of_many_reads_few_of_those_on_disk_and_all_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures_module, "PROBED", 3)
     files = write_files(tmp_path, [encoded(i) for i in range(9)])
-    memory, first = gather(files), digest(files)
+    memory, first = read_all(files), hash_pictures(files)
     for place, seen in ((0, True), (1, False), (3, True), (8, False)):
         old = (tmp_path / f"{place:03d}.png").read_bytes()
         (tmp_path / f"{place:03d}.png").write_bytes(encoded(99))
-        assert (digest(files) != first) == seen, place
-        assert digest(gather(files)) != digest(memory)
+        assert (hash_pictures(files) != first) == seen, place
+        assert hash_pictures(read_all(files)) != hash_pictures(memory)
         (tmp_path / f"{place:03d}.png").write_bytes(old)
 
 
@@ -461,9 +463,9 @@ def test_a_set_gives_its_readable_pictures_cut_from_the_centre(tmp_path):
     files = write_files(tmp_path, [encoded(i) for i in range(5)])
     (tmp_path / "001.png").write_bytes(b"no picture")
     data = PictureSet(pictures=files, size=(6, 6), flip=False)
-    images, places = data.readable(torch.tensor([4, 1, 0]), torch.device("cpu"))
+    images, places = data.read_good(torch.tensor([4, 1, 0]), torch.device("cpu"))
     assert places.tolist() == [0, 2]
-    assert torch.equal(images, data.rows(torch.tensor([4, 0]), torch.device("cpu"))[0])
-    assert len(data.readable(torch.tensor([1]), torch.device("cpu"))[0]) == 0
+    assert torch.equal(images, data.read_rows(torch.tensor([4, 0]), torch.device("cpu"))[0])
+    assert len(data.read_good(torch.tensor([1]), torch.device("cpu"))[0]) == 0
     with pytest.raises(DataError, match=r"001\.png.*repair or remove"):
-        data.rows(torch.tensor([4, 1]), torch.device("cpu"))
+        data.read_rows(torch.tensor([4, 1]), torch.device("cpu"))

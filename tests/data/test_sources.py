@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import shutil
 import struct
 import sys
@@ -17,9 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-from unmask.data.sources.choice import Arrays, Digits, Folder, Mnist, mnist
+from unmask.data.sources import mnist
+from unmask.data.sources.choice import Arrays, Digits, Folder, Mnist
 from unmask.data.sources.mnist import MNIST, download_mnist, read_idx
 from unmask.errors import ConfigError, DataError, DiskError
+from unmask.storage import cache
 from unmask.storage.cache import cache_dir
 
 REAL_MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
@@ -310,7 +313,7 @@ def test_a_failed_rename_leaves_no_part_behind(tmp_path, serve, published, monke
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(mnist.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(DiskError, match="No space left"):
         download_mnist(tmp_path / "cache", mirrors=(url,))
     assert kept(tmp_path / "cache") == []
@@ -319,7 +322,7 @@ def test_a_failed_rename_leaves_no_part_behind(tmp_path, serve, published, monke
 def test_mnist_without_a_root_uses_the_cache(tmp_path, published, monkeypatch):
     shutil.copytree(tmp_path / "published", tmp_path / "cache" / "mnist")
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(mnist, "fetch", lambda *_: pytest.fail("went to the network"))
+    monkeypatch.setattr(cache, "fetch", lambda *_: pytest.fail("went to the network"))
     assert len(Mnist().load().train) == 7
 
 

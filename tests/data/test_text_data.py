@@ -19,9 +19,9 @@ from unmask.data.shards.dataset import META
 from unmask.data.text import reading as text_reading
 from unmask.data.text import rows as text_rows
 from unmask.data.text import shards as text_shards
-from unmask.data.text.shards import TextSet, check_text_tokenizer, open_text, write_text
+from unmask.data.text import sources as text_data
+from unmask.data.text.shards import TextSet, check_text_tokenizer, open_text_dataset, write_text_dataset
 from unmask.data.text.sources import HubText, TextFile
-from unmask.data.text.sources import sources as text_data
 from unmask.data.tokens import Batches, Tokens
 from unmask.errors import CheckpointError, ConfigError, DataError, DiskError
 from unmask.storage.lock import lock
@@ -39,7 +39,7 @@ def put(path, content):
 
 
 def all_of(source):
-    return [*source.documents("train"), *source.documents("test")]
+    return [*source.read_documents("train"), *source.read_documents("test")]
 
 
 def lines_of(num, start=0):
@@ -53,15 +53,15 @@ def test_a_single_text_is_cut_where_nanogpt_cuts_it(tmp_path):
     text = "".join(chr(97 + i % 26) for i in range(1234)) + "\n end \n"
     source = TextFile(path=put(tmp_path / "a.txt", text))
     end = int(0.9 * len(text))
-    assert list(source.documents("train")) == [text[:end]]
-    assert list(source.documents("test")) == [text[end:]]
+    assert list(source.read_documents("train")) == [text[:end]]
+    assert list(source.read_documents("test")) == [text[end:]]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 def test_many_documents_are_held_out_whole(tmp_path, name):
     source = TextFile(path=put(tmp_path / name, lines_of(30)), format="lines", held_out=0.2)
-    assert list(source.documents("train")) == [f"document {i}" for i in range(24)]
-    assert list(source.documents("test")) == [f"document {i}" for i in range(24, 30)]
+    assert list(source.read_documents("train")) == [f"document {i}" for i in range(24)]
+    assert list(source.read_documents("test")) == [f"document {i}" for i in range(24, 30)]
 
 
 @settings(max_examples=60)
@@ -81,9 +81,9 @@ def test_documents_between_separators_and_in_a_second_file(tmp_path):
     train = put(tmp_path / "a.txt", f"one\n{END}\n\n two\n2 \n{END}{END} three{END}\n")
     test = put(tmp_path / "b.txt", "four")
     source = TextFile(path=train, test=test, separator=END)
-    assert list(source.documents("train")) == ["one", "two\n2", "three"]
-    assert list(source.documents("test")) == ["four"]
-    assert [where.rsplit(",", 1)[1] for where, _ in source.located("train")] == [
+    assert list(source.read_documents("train")) == ["one", "two\n2", "three"]
+    assert list(source.read_documents("test")) == ["four"]
+    assert [where.rsplit(",", 1)[1] for where, _ in source.read_located("train")] == [
         " document at line 1",
         " document at line 4",
         " document at line 6",
@@ -96,23 +96,23 @@ def test_blocks_of_any_size_read_the_same(tmp_path_factory, text, separator):
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes(text.encode())
     expected = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    block = text_reading.BLOCK
+    block = text_reading.READ_BYTES
     try:
-        for text_reading.BLOCK in (1, 2, 3, 7, 1000):
+        for text_reading.READ_BYTES in (1, 2, 3, 7, 1000):
             assert "".join(text_reading.read_blocks(path)) == expected
             found = [document for _, document in text_reading.read_documents(path, separator)]
             assert found == [piece.strip() for piece in expected.split(separator) if piece.strip()]
             numbered = [(int(where.rsplit(" ", 1)[1]), line) for where, line in text_reading.read_lines(path)]
             assert numbered == [(i, line) for i, line in enumerate(expected.split("\n"), 1) if line.strip()]
     finally:
-        text_reading.BLOCK = block
+        text_reading.READ_BYTES = block
 
 
 def test_json_lines(tmp_path):
     rows = [{"text": "one\r\ntwo", "id": 1}, {"text": " "}, {"text": "drei 東京"}]
     path = put(tmp_path / "a.jsonl", "\n\n".join(json.dumps(row) for row in rows) + "\n")
     source = TextFile(path=path, test=path)
-    assert list(source.documents("train")) == ["one\ntwo", "drei 東京"]
+    assert list(source.read_documents("train")) == ["one\ntwo", "drei 東京"]
     assert "".join(all_of(TextFile(path=path, field="text", held_out=0.5))) == "one\ntwodrei 東京"
 
 
@@ -141,7 +141,7 @@ def test_a_folder_is_its_text_files_in_order(tmp_path):
     for name, text in (("b.txt", "second"), ("a.txt.gz", "first"), ("sub/c.txt", "third"), ("d.md", "no")):
         put(tmp_path / name, text)
     assert "".join(all_of(TextFile(path=str(tmp_path)))) == "firstsecondthird"
-    assert len(TextFile(path=str(tmp_path)).digests()) == 3
+    assert len(TextFile(path=str(tmp_path)).hash_files()) == 3
     with pytest.raises(DataError, match=r"no \.jsonl files"):
         all_of(TextFile(path=str(tmp_path), format="jsonl"))
 
@@ -150,7 +150,7 @@ def test_a_folder_is_its_text_files_in_order(tmp_path):
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 @pytest.mark.parametrize("block", [1, 5, 1 << 20])
 def test_nul_and_broken_utf8_are_named_with_their_place(tmp_path, monkeypatch, name, format, block):
-    monkeypatch.setattr(text_reading, "BLOCK", block)
+    monkeypatch.setattr(text_reading, "READ_BYTES", block)
     source = TextFile(path=put(tmp_path / name, "é\n\nab".encode() + b"\0c"), format=format)
     with pytest.raises(DataError, match=r"a\.txt(\.gz)?, line 3 \(byte 6\): a NUL byte"):
         all_of(source)
@@ -161,7 +161,7 @@ def test_nul_and_broken_utf8_are_named_with_their_place(tmp_path, monkeypatch, n
 
 
 def test_an_endless_line_is_refused_and_read_as_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_reading, "BLOCK", 10)
+    monkeypatch.setattr(text_reading, "READ_BYTES", 10)
     monkeypatch.setattr(text_reading, "MAX_LINE", 50)
     path = put(tmp_path / "a.txt", "short\n" + "x" * 50 + "\n" + "y" * 51 + "\n")
     with pytest.raises(DataError, match=r"a\.txt, line 3: more than 50 characters"):
@@ -173,7 +173,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.txt cannot be read: No such file"):
         all_of(TextFile(path=str(tmp_path / "none.txt")))
     with pytest.raises(DataError, match=r"none\.txt cannot be read"):
-        TextFile(path=str(tmp_path / "none.txt")).digests()
+        TextFile(path=str(tmp_path / "none.txt")).hash_files()
     whole = gzip.compress(b"some text" * 100)
     for damaged in (whole[:-9], b"no gzip", whole[:20] + b"\xff\xff\xff" + whole[23:]):
         (tmp_path / "a.txt.gz").write_bytes(damaged)
@@ -199,15 +199,15 @@ def test_a_data_set_of_hugging_face(tmp_path):
     datasets.DatasetDict({"train": rows, "validation": held}).save_to_disk(str(tmp_path / "set"))
     source = HubText(name=str(tmp_path / "set"))
     assert all_of(source) == [f"row {i}\n" for i in range(40)]
-    assert len(list(source.documents("test"))) == 4
-    assert source.digests() == source.digests()
+    assert len(list(source.read_documents("test"))) == 4
+    assert source.hash_files() == source.hash_files()
     with pytest.raises(DataError, match="validation, row 1: NoneType instead of text"):
         all_of(replace(source, test="validation"))
     with pytest.raises(ConfigError, match="no split 'dev', but train, validation"):
         all_of(replace(source, test="dev"))
     with pytest.raises(ConfigError, match="no column 'body', but text, n"):
         all_of(replace(source, field="body"))
-    with pytest.raises(ConfigError, match="which data set"):
+    with pytest.raises(ConfigError, match="which dataset"):
         all_of(HubText(name=""))
 
 
@@ -239,14 +239,14 @@ def corpus(tmp_path):
 
 def flat(source, part, tokenizer):
     """The stream that a part is to be."""
-    documents = [[*tokenizer.encode(text).tolist(), tokenizer.end_id] for text in source.documents(part)]
+    documents = [[*tokenizer.encode(text).tolist(), tokenizer.end_id] for text in source.read_documents(part)]
     return [token for document in documents for token in document], documents
 
 
 def test_every_document_is_there_with_its_end(tmp_path, corpus):
     tokenizer, out = ByteTokenizer(8), tmp_path / "out"
     seen = []
-    meta = write_text(corpus, tokenizer, out, lambda *report: seen.append(report))
+    meta = write_text_dataset(corpus, tokenizer, out, lambda *report: seen.append(report))
     assert seen == [("tokenizing train", 36, 36), ("tokenizing test", 4, 4)]
     for part in ("train", "test"):
         stream, documents = flat(corpus, part, tokenizer)
@@ -255,12 +255,12 @@ def test_every_document_is_there_with_its_end(tmp_path, corpus):
         assert tokens.tolist() == stream
         starts = np.load(out / f"{part}.starts.npy")
         assert starts.tolist() == np.cumsum([0, *(len(document) for document in documents)]).tolist()
-        there, texts = meta.part(part), list(corpus.documents(part))
+        there, texts = meta.get_part(part), list(corpus.read_documents(part))
         assert (there.documents, there.tokens) == (len(texts), len(stream))
         assert there.characters == there.bytes == sum(map(len, texts))
-    assert isinstance(open_text(out, 8).train, Tokens)
-    assert isinstance(open_text(out, 8).train._tokens, np.memmap)
-    assert open_text(out, 8).tokenizer.sha256 == tokenizer.sha256
+    assert isinstance(open_text_dataset(out, 8).train, Tokens)
+    assert isinstance(open_text_dataset(out, 8).train._tokens, np.memmap)
+    assert open_text_dataset(out, 8).tokenizer.sha256 == tokenizer.sha256
     assert sorted(path.name for path in out.iterdir() if path.name != ".lock") == [
         "meta.json",
         "test.starts.npy",
@@ -273,60 +273,64 @@ def test_every_document_is_there_with_its_end(tmp_path, corpus):
 
 def test_bytes_are_those_of_utf8(tmp_path):
     source = TextFile(path=put(tmp_path / "a.txt", "é東🙂x" * 10))
-    meta = write_text(source, ByteTokenizer(4), tmp_path / "out")
+    meta = write_text_dataset(source, ByteTokenizer(4), tmp_path / "out")
     assert (meta.train.characters, meta.train.bytes, meta.train.tokens) == (36, 90, 91)
     assert (meta.train.documents, meta.test.documents) == (1, 1)
 
 
 @pytest.mark.parametrize("group", [1, 25, 1 << 22])
 def test_the_grouping_changes_no_byte(tmp_path, corpus, monkeypatch, group):
-    expected = write_text(corpus, ByteTokenizer(8), tmp_path / "a")
+    expected = write_text_dataset(corpus, ByteTokenizer(8), tmp_path / "a")
     monkeypatch.setattr(text_shards, "GROUP", group)
-    assert write_text(corpus, ByteTokenizer(8), tmp_path / "b") == expected
+    assert write_text_dataset(corpus, ByteTokenizer(8), tmp_path / "b") == expected
 
 
 def test_a_large_vocabulary_takes_four_bytes(tmp_path, corpus):
     alphabet = "".join(chr(i) for i in range(1, 70_000) if not 0xD800 <= i <= 0xDFFF)
     source = TextFile(path=put(tmp_path / "b.txt", "a\U000110ff" * 60))
-    write_text(source, CharacterTokenizer(alphabet, 8), tmp_path / "out")
-    opened = open_text(tmp_path / "out", 8)
+    write_text_dataset(source, CharacterTokenizer(alphabet, 8), tmp_path / "out")
+    opened = open_text_dataset(tmp_path / "out", 8)
     assert np.load(tmp_path / "out" / "train.tokens.npy", mmap_mode="r").dtype == np.dtype("<i4")
-    assert opened.tokenizer.decode(opened.train.rows(torch.tensor([1]), CPU)[0][0]) == "a\U000110ff" * 4
+    assert opened.tokenizer.decode(opened.train.read_rows(torch.tensor([1]), CPU)[0][0]) == "a\U000110ff" * 4
 
 
 def test_the_same_again_is_reused_and_another_refused(tmp_path, corpus):
     out = tmp_path / "out"
-    meta = write_text(corpus, ByteTokenizer(8), out)
+    meta = write_text_dataset(corpus, ByteTokenizer(8), out)
     times = {path.name: path.stat().st_mtime_ns for path in out.glob("[!.]*")}
-    assert write_text(corpus, ByteTokenizer(99), out) == meta
+    assert write_text_dataset(corpus, ByteTokenizer(99), out) == meta
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("[!.]*")} == times
     for source, tokenizer, message in (
         (replace(corpus, held_out=0.2), ByteTokenizer(8), r"source\.held_out 0\.1 there, 0\.2 here"),
         (corpus, CharacterTokenizer("document 0123456789", 8), "tokenizer"),
     ):
         with pytest.raises(DataError, match=rf"out holds other tokens \({message}.*give another folder"):
-            write_text(source, tokenizer, out)
+            write_text_dataset(source, tokenizer, out)
     put(Path(corpus.path), lines_of(41))
     with pytest.raises(DataError, match=r"holds other tokens \(files"):
-        write_text(corpus, ByteTokenizer(8), out)
+        write_text_dataset(corpus, ByteTokenizer(8), out)
 
 
 def test_a_damaged_file_is_made_anew(tmp_path, corpus):
     out = tmp_path / "out"
-    meta = write_text(corpus, ByteTokenizer(8), out)
+    meta = write_text_dataset(corpus, ByteTokenizer(8), out)
     for name in ("train.tokens.npy", "test.starts.npy", "tokenizer.json"):
         body = (out / name).read_bytes()
         for damaged in (body[:-1] + bytes([body[-1] ^ 1]), None):
             (out / name).unlink()
             if damaged is not None:
                 (out / name).write_bytes(damaged)
-            assert write_text(corpus, ByteTokenizer(8), out) == meta
+            assert write_text_dataset(corpus, ByteTokenizer(8), out) == meta
             assert (out / name).read_bytes() == body
 
 
 @pytest.mark.parametrize("fails", ["train.tokens.npy", "test.starts.npy", "meta.json"])
 def test_a_crash_leaves_an_unfinished_folder_that_the_next_call_finishes(tmp_path, corpus, monkeypatch, fails):
-    expected, out, replaced = write_text(corpus, ByteTokenizer(8), tmp_path / "whole"), tmp_path / "out", os.replace
+    expected, out, replaced = (
+        write_text_dataset(corpus, ByteTokenizer(8), tmp_path / "whole"),
+        tmp_path / "out",
+        os.replace,
+    )
 
     def crash(source, target):
         if Path(target).name == fails:
@@ -335,15 +339,15 @@ def test_a_crash_leaves_an_unfinished_folder_that_the_next_call_finishes(tmp_pat
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        write_text(corpus, ByteTokenizer(8), out)
+        write_text_dataset(corpus, ByteTokenizer(8), out)
     monkeypatch.undo()
     with pytest.raises(DataError, match="holds no finished tokens"):
-        open_text(out, 8)
+        open_text_dataset(out, 8)
     left = out / f".{fails}.tmp-0123456789abcdef"
     left.touch()
-    assert write_text(corpus, ByteTokenizer(8), out) == expected
+    assert write_text_dataset(corpus, ByteTokenizer(8), out) == expected
     assert not left.exists()
-    assert len(open_text(out, 8).train) == expected.train.tokens // 8
+    assert len(open_text_dataset(out, 8).train) == expected.train.tokens // 8
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -354,7 +358,7 @@ def test_a_full_disk_is_one_line(tmp_path, corpus, monkeypatch, call):
     out = tmp_path / "out"
     monkeypatch.setattr(os, call, full)
     with pytest.raises(DiskError, match=r"No space left.*run the same command again"):
-        write_text(corpus, ByteTokenizer(8), out)
+        write_text_dataset(corpus, ByteTokenizer(8), out)
     monkeypatch.undo()
     assert [path.name for path in out.iterdir()] == [".lock"]
 
@@ -363,9 +367,9 @@ def test_what_cannot_be_encoded_is_named_with_file_and_line(tmp_path):
     source = TextFile(path=put(tmp_path / "a.txt", lines_of(30) + "wörd\n" + lines_of(9)), format="lines")
     out, tokenizer = tmp_path / "out", build_tokenizer(Bytes(context=4), lambda: iter(()))
     with pytest.raises(DataError, match=r"a\.txt, line 31: character '\\xf6' \(U\+00F6\) at line 1, column 2"):
-        write_text(source, CharacterTokenizer("document 0123456789wr", 4), out)
+        write_text_dataset(source, CharacterTokenizer("document 0123456789wr", 4), out)
     assert not (out / META).exists()
-    write_text(source, tokenizer, out)
+    write_text_dataset(source, tokenizer, out)
 
 
 def test_a_folder_of_something_else_or_in_use_is_left_alone(tmp_path, corpus):
@@ -373,25 +377,25 @@ def test_a_folder_of_something_else_or_in_use_is_left_alone(tmp_path, corpus):
     out.mkdir()
     np.save(out / "train-00000.tokens.npy", np.zeros(3))
     with pytest.raises(DataError, match=r"out holds other arrays \(train-00000"):
-        write_text(corpus, ByteTokenizer(8), out)
+        write_text_dataset(corpus, ByteTokenizer(8), out)
     (out / "train-00000.tokens.npy").unlink()
     (out / META).write_text("{}")
     with pytest.raises(DataError, match=r"meta\.json is damaged or of another kind"):
-        write_text(corpus, ByteTokenizer(8), out)
+        write_text_dataset(corpus, ByteTokenizer(8), out)
     with lock(tmp_path / "busy"), pytest.raises(CheckpointError, match="in use"):
-        write_text(corpus, ByteTokenizer(8), tmp_path / "busy")
+        write_text_dataset(corpus, ByteTokenizer(8), tmp_path / "busy")
 
 
 def test_a_tokenizer_that_did_not_make_the_tokens_is_refused(tmp_path, corpus):
     out = tmp_path / "out"
-    meta = write_text(corpus, ByteTokenizer(8), out)
+    meta = write_text_dataset(corpus, ByteTokenizer(8), out)
     check_text_tokenizer(meta, ByteTokenizer(8).sha256)
     (out / "tokenizer.json").write_bytes(CharacterTokenizer("abc", 8).to_bytes())
     with pytest.raises(DataError, match=f"made by tokenizer {meta.tokenizer[:12]}, but this one is"):
-        open_text(out, 8)
+        open_text_dataset(out, 8)
     (out / "tokenizer.json").unlink()
     with pytest.raises(DataError, match=r"cannot read .*tokenizer\.json"):
-        open_text(out, 8)
+        open_text_dataset(out, 8)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -407,7 +411,7 @@ def shelf(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
     texts = ["".join(chr(97 + (7 * i + j) % 26) for j in range(1 + 5 * i % 12)) for i in range(40)]
     source = TextFile(path=put(folder / "a.txt", "\n".join(texts)), format="lines")
-    meta = write_text(source, ByteTokenizer(8), folder / "out")
+    meta = write_text_dataset(source, ByteTokenizer(8), folder / "out")
     return folder / "out", meta, *flat(source, "train", ByteTokenizer(8))
 
 
@@ -418,13 +422,13 @@ def test_windows_tile_the_stream_and_shift_within_it(shelf, data):
     context = data.draw(st.integers(1, 40))
     train = TextSet(folder, meta, "train", context)
     assert len(train) == len(stream) // context
-    rows, condition = train.rows(torch.arange(len(train)), CPU)
+    rows, condition = train.read_rows(torch.arange(len(train)), CPU)
     assert condition is None
     assert rows.dtype == torch.int64
     assert rows.flatten().tolist() == stream[: len(train) * context]
     index = data.draw(st.lists(st.integers(0, len(train) - 1), max_size=8))
     u = data.draw(st.lists(st.floats(0, 1, exclude_max=True), min_size=len(index), max_size=len(index)))
-    shifted = train.rows(torch.tensor(index, dtype=torch.int64), CPU, u_of(u))[0].tolist()
+    shifted = train.read_rows(torch.tensor(index, dtype=torch.int64), CPU, u_of(u))[0].tolist()
     for i, noise, row in zip(index, u, shifted, strict=True):
         room = min(context, len(stream) - (i + 1) * context + 1)
         start = i * context + int(noise * room)
@@ -433,13 +437,13 @@ def test_windows_tile_the_stream_and_shift_within_it(shelf, data):
 
 def test_noise_reaches_every_token_of_the_stream(tmp_path, corpus):
     tokenizer = ByteTokenizer(8)
-    meta = write_text(corpus, tokenizer, tmp_path / "out")
+    meta = write_text_dataset(corpus, tokenizer, tmp_path / "out")
     stream, _ = flat(corpus, "train", tokenizer)
     train = TextSet(tmp_path / "out", meta, "train", 100)
     last = torch.tensor([len(train) - 1])
-    assert train.rows(last, CPU, u_of([1 - 2**-53]))[0][0].tolist() == stream[-100:]
+    assert train.read_rows(last, CPU, u_of([1 - 2**-53]))[0][0].tolist() == stream[-100:]
     # In single precision u * context may round up to context.
-    assert train.rows(torch.tensor([0]), CPU, torch.tensor([1 - 2**-24]))[0][0].tolist() == stream[99:199]
+    assert train.read_rows(torch.tensor([0]), CPU, torch.tensor([1 - 2**-24]))[0][0].tolist() == stream[99:199]
 
 
 @settings(max_examples=80)
@@ -449,7 +453,7 @@ def test_documents_are_padded_or_shown_by_a_window(shelf, context, noise):
     train = TextSet(folder, meta, "train", context, "documents")
     assert len(train) == len(documents)
     for u in (None, u_of([noise] * len(train))):
-        rows = train.rows(torch.arange(len(train)), CPU, u)[0].tolist()
+        rows = train.read_rows(torch.arange(len(train)), CPU, u)[0].tolist()
         for row, document in zip(rows, documents, strict=True):
             start = 0 if u is None else int(noise * max(len(document) - context + 1, 1))
             shown = document[start : start + context]
@@ -459,17 +463,17 @@ def test_documents_are_padded_or_shown_by_a_window(shelf, context, noise):
 def test_windows_of_a_long_document_are_even(tmp_path):
     """Chi-squared of 5 windows with 4 degrees of freedom below its 99.9 % point."""
     path = put(tmp_path / "a.txt", "abcdefg\n" + "x\n" * 30)
-    meta = write_text(TextFile(path=path, format="lines"), ByteTokenizer(4), tmp_path / "out")
+    meta = write_text_dataset(TextFile(path=path, format="lines"), ByteTokenizer(4), tmp_path / "out")
     train = TextSet(tmp_path / "out", meta, "train", 4, "documents")
     u = torch.rand(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    first = train.rows(torch.zeros(5000, dtype=torch.int64), CPU, u)[0][:, 0]
+    first = train.read_rows(torch.zeros(5000, dtype=torch.int64), CPU, u)[0][:, 0]
     counts = (first - ord("a")).bincount(minlength=5).double()
     assert len(counts) == 5
     assert float(((counts - 1000) ** 2 / 1000).sum()) < 18.5
 
 
 def test_batches_do_not_depend_on_their_cut(tmp_path, corpus):
-    meta = write_text(corpus, ByteTokenizer(8), tmp_path / "out")
+    meta = write_text_dataset(corpus, ByteTokenizer(8), tmp_path / "out")
     for packing in ("stream", "documents"):
         train = TextSet(tmp_path / "out", meta, "train", 16, packing)
         whole = Batches(train, 12, 3, CPU)(4, torch.arange(12))[0]
@@ -478,44 +482,44 @@ def test_batches_do_not_depend_on_their_cut(tmp_path, corpus):
 
 
 def test_too_little_text_or_a_row_beyond_the_end_is_refused(tmp_path, corpus):
-    meta = write_text(corpus, ByteTokenizer(8), tmp_path / "out")
+    meta = write_text_dataset(corpus, ByteTokenizer(8), tmp_path / "out")
     with pytest.raises(DataError, match=rf"the test part has {meta.test.tokens} tokens, fewer than a context of 60"):
-        open_text(tmp_path / "out", 60)
-    opened = open_text(tmp_path / "out", 60, "documents")
+        open_text_dataset(tmp_path / "out", 60)
+    opened = open_text_dataset(tmp_path / "out", 60, "documents")
     for wrong in (-1, len(opened.test)):
         with pytest.raises(IndexError, match=str(wrong)):
-            opened.test.rows(torch.tensor([0, wrong]), CPU)
+            opened.test.read_rows(torch.tensor([0, wrong]), CPU)
     with pytest.raises(ConfigError, match="context is 0"):
         TextSet(tmp_path / "out", meta, "train", 0)
     with pytest.raises(DataError, match="neither may be empty"):
-        write_text(TextFile(path=put(tmp_path / "b.txt", "x")), ByteTokenizer(8), tmp_path / "tiny")
+        write_text_dataset(TextFile(path=put(tmp_path / "b.txt", "x")), ByteTokenizer(8), tmp_path / "tiny")
 
 
 def test_damage_is_named_when_it_is_read(tmp_path, corpus):
     out = tmp_path / "out"
-    write_text(corpus, ByteTokenizer(8), out)
+    write_text_dataset(corpus, ByteTokenizer(8), out)
     tokens, starts = np.load(out / "train.tokens.npy"), np.load(out / "train.starts.npy")
     np.save(out / "train.tokens.npy", np.where(np.arange(len(tokens)) == 5, 257, tokens).astype(np.uint16))
     with pytest.raises(
         DataError, match=r"train\.tokens\.npy or its starts are damaged: tokens .*\.\.257 of a voc.* 257"
     ):
-        open_text(out, 8).train.rows(torch.tensor([0]), CPU)
+        open_text_dataset(out, 8).train.read_rows(torch.tensor([0]), CPU)
     np.save(out / "train.starts.npy", starts[::-1])
     with pytest.raises(DataError, match="do not follow one another"):
-        open_text(out, 8, "documents").train.rows(torch.tensor([3]), CPU)
+        open_text_dataset(out, 8, "documents").train.read_rows(torch.tensor([3]), CPU)
     np.save(out / "train.tokens.npy", tokens[:-1])
     with pytest.raises(DataError, match=r"train\.tokens\.npy"):
-        open_text(out, 8)
+        open_text_dataset(out, 8)
 
 
 def test_the_files_are_mapped_anew_and_read_the_same(tmp_path, corpus, monkeypatch):
-    meta = write_text(corpus, ByteTokenizer(8), tmp_path / "out")
+    meta = write_text_dataset(corpus, ByteTokenizer(8), tmp_path / "out")
     train = TextSet(tmp_path / "out", meta, "train", 8)
-    before, first = train.rows(torch.arange(10), CPU)[0], train._tokens
+    before, first = train.read_rows(torch.arange(10), CPU)[0], train._tokens
     monkeypatch.setattr(text_rows, "MAX_MAPPED", 0)
-    assert torch.equal(train.rows(torch.arange(10), CPU)[0], before)
+    assert torch.equal(train.read_rows(torch.arange(10), CPU)[0], before)
     assert train._tokens is not first
-    assert torch.equal(train.rows(torch.arange(10), CPU)[0], before)
+    assert torch.equal(train.read_rows(torch.arange(10), CPU)[0], before)
 
 
 def test_a_billion_tokens_are_read_in_little_memory(tmp_path):
@@ -524,7 +528,7 @@ def test_a_billion_tokens_are_read_in_little_memory(tmp_path):
         pytest.skip("no /proc here: the peak of resident memory cannot be read")
     num = 1 << 30
     with open(tmp_path / "train.tokens.npy", "wb") as file:
-        file.write(text_shards._header(np.dtype("<u2"), num))
+        file.write(text_shards._build_header(np.dtype("<u2"), num))
         file.truncate(text_shards.HEADER + 2 * num)
     np.save(tmp_path / "train.starts.npy", np.array([0, num], np.int64))
     code = f"""
@@ -541,7 +545,7 @@ train = TextSet(Path(sys.argv[1]), meta, "train", 512)
 generator = torch.Generator().manual_seed(0)
 for step in range(60):
     index = torch.randint(len(train), (256,), generator=generator)
-    train.rows(index, torch.device("cpu"), torch.rand(256, generator=generator))
+    train.read_rows(index, torch.device("cpu"), torch.rand(256, generator=generator))
 print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
@@ -556,7 +560,7 @@ print(peak() - before)
 def test_tiny_shakespeare_is_split_as_nanogpt_splits_it(tmp_path):
     source = TextFile(path=str(REAL / "text" / "tinyshakespeare.txt"))
     tokenizer = CharacterTokenizer("".join(sorted(set("".join(all_of(source))))), 256)
-    meta = write_text(source, tokenizer, tmp_path / "out")
+    meta = write_text_dataset(source, tokenizer, tmp_path / "out")
     assert tokenizer.vocab_size == 65 + 1
     assert (meta.train.tokens, meta.test.tokens) == (1_003_854 + 1, 111_540 + 1)
 
@@ -569,7 +573,7 @@ def test_tinystories_has_the_tokens_of_its_page(tmp_path):
         BPE(file=str(REAL / "tokenizers" / "tinystories_bpe_4096.json"), context=256), lambda: iter(())
     )
     paths = [str(REAL / "text" / f"tinystories_part_{part}.txt.gz") for part in ("train", "valid")]
-    meta = write_text(TextFile(path=paths[0], test=paths[1], separator=END), tokenizer, tmp_path / "out")
+    meta = write_text_dataset(TextFile(path=paths[0], test=paths[1], separator=END), tokenizer, tmp_path / "out")
     assert (meta.train.documents, meta.test.documents) == (7_259, 3_117)
     assert meta.train.tokens + 2 * meta.train.documents == 1_526_368
     assert meta.test.tokens + 2 * meta.test.documents == 642_059

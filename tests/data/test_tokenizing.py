@@ -20,19 +20,29 @@ import numpy as np
 import pytest
 import torch
 
-from unmask.data.image_files import Bad
+from unmask.data.image_files import Unreadable
 from unmask.data.images import Images
 from unmask.data.pictures import Pictures
 from unmask.data.shards import dataset as codes
 from unmask.data.shards import workers
-from unmask.data.shards.dataset import META, finish, open_codes
-from unmask.data.shards.tokenizing import CENTER, FLIP, Plan, View, claim, collect, cut, finished, tokenize
+from unmask.data.shards.dataset import META, finish_dataset, open_token_dataset
+from unmask.data.shards.tokenizing import (
+    CENTER,
+    FLIP,
+    ShardPlan,
+    View,
+    claim_folder,
+    collect_meta,
+    cut_view,
+    read_finished,
+    tokenize_shards,
+)
 from unmask.data.shards.workers import tokenize_parallel
 from unmask.errors import CheckpointError, ConfigError, DataError, DiskError, UnmaskError
 from unmask.storage.config import from_json, to_json
 
 CROPS = (CENTER, FLIP, View(name="crop-0", random=True), View(name="crop-1", random=True, flip=True))
-PLAN = Plan(
+PLAN = ShardPlan(
     tokenizer="0123456789abcdef" * 4,
     vocab_size=256,
     grid=(2, 3),
@@ -64,16 +74,16 @@ class Fake:
     def __len__(self):
         return self.num
 
-    def at(self, index):
+    def read(self, index):
         pixels = [torch.randint(256, self.shape, generator=torch.Generator().manual_seed(i)) for i in index.tolist()]
         return torch.stack([torch.empty(self.shape), *pixels])[1:].byte()
 
-    def try_at(self, index):
+    def try_read(self, index):
         good = torch.tensor([place for place, i in enumerate(index.tolist()) if i not in self.lost], dtype=torch.int64)
-        bad = [Bad(f"{i}.png", "lost\udcff") for i in index.tolist() if i in self.lost]
-        return self.at(index[good]), good, bad
+        bad = [Unreadable(f"{i}.png", "lost\udcff") for i in index.tolist() if i in self.lost]
+        return self.read(index[good]), good, bad
 
-    def as_float(self, index):
+    def read_float(self, index):
         raise NotImplementedError
 
     def take(self, index):
@@ -114,10 +124,10 @@ TRAIN, TEST = Fake(lost=LOST), Fake(num=PLAN.test)
 
 def write(out, plan=PLAN, encoder: Callable = Every2nd(), processes=1, batch=4):
     """Both parts, as the command does it; returns what could not be read."""
-    with claim(out, plan):
+    with claim_folder(out, plan):
         bad = tokenize_parallel(TRAIN, encoder, out, "train", plan, batch=batch, processes=processes)
         bad += tokenize_parallel(TEST, encoder, out, "test", plan, batch=batch, processes=processes)
-        finish(out, collect(out, plan))
+        finish_dataset(out, collect_meta(out, plan))
     return bad
 
 
@@ -139,7 +149,7 @@ def whole(tmp_path_factory):
 
 def test_codes_are_those_of_each_view_of_each_good_picture(whole):
     assert isinstance(TRAIN, Pictures)
-    meta, train, test = open_codes(whole)
+    meta, train, test = open_token_dataset(whole)
     assert meta.views == ("center", "flip", "crop-0", "crop-1")
     assert [shard.rows for shard in meta.train] == [5, 5, 0, 4]
     good = torch.tensor([i for i in range(PLAN.train) if i not in LOST])
@@ -147,16 +157,16 @@ def test_codes_are_those_of_each_view_of_each_good_picture(whole):
     assert len(test) == PLAN.test
     for number, view in enumerate(PLAN.views):
         u = torch.full((len(good),), (number + 0.5) / 4)
-        found, labels = train.rows(torch.arange(len(good)), torch.device("cpu"), u)
-        assert torch.equal(found, Every2nd()()(cut(TRAIN.at(good), good, view, PLAN)))
+        found, labels = train.read_rows(torch.arange(len(good)), torch.device("cpu"), u)
+        assert torch.equal(found, Every2nd()()(cut_view(TRAIN.read(good), good, view, PLAN)))
         assert torch.equal(labels, TRAIN.labels[good])
 
 
 def test_the_fixed_views_are_the_centre_and_its_mirror_image():
-    pixels, index = TRAIN.at(torch.arange(3)), torch.arange(3)
+    pixels, index = TRAIN.read(torch.arange(3)), torch.arange(3)
     middle = pixels[:, :, 1:5, 1:7].float() / 127.5 - 1
-    assert torch.equal(cut(pixels, index, CENTER, PLAN), middle)
-    assert torch.equal(cut(pixels, index, FLIP, PLAN), middle.flip(3))
+    assert torch.equal(cut_view(pixels, index, CENTER, PLAN), middle)
+    assert torch.equal(cut_view(pixels, index, FLIP, PLAN), middle.flip(3))
 
 
 @pytest.mark.parametrize("view", CROPS[2:])
@@ -166,7 +176,7 @@ def test_a_random_view_depends_on_the_picture_the_view_and_the_seed_alone(view):
     pixels = torch.arange(56, dtype=torch.uint8).reshape(1, 1, 7, 8).repeat(num, 1, 1, 1)
 
     def places(plan, index):
-        windows = ((cut(pixels[index], index, view, plan) + 1) * 127.5).round().long()[:, 0]
+        windows = ((cut_view(pixels[index], index, view, plan) + 1) * 127.5).round().long()[:, 0]
         windows = windows.flip(2) if view.flip else windows
         first = windows[:, 0, 0]
         expected = torch.arange(4)[:, None] * 8 + torch.arange(6)
@@ -178,7 +188,7 @@ def test_a_random_view_depends_on_the_picture_the_view_and_the_seed_alone(view):
     assert torch.equal(places(PLAN, torch.arange(num).flip(0)), whole.flip(0))
     assert not torch.equal(places(replace(PLAN, seed=1), torch.arange(num)), whole)
     assert not torch.equal(
-        ((cut(pixels, torch.arange(num), View(name="crop-9", random=True), PLAN) + 1) * 127.5).round()[:, 0, 0, 0],
+        ((cut_view(pixels, torch.arange(num), View(name="crop-9", random=True), PLAN) + 1) * 127.5).round()[:, 0, 0, 0],
         whole.double(),
     )
     counts = whole.bincount(minlength=27).reshape(-1)[[8 * y + x for y in range(4) for x in range(3)]].double()
@@ -187,18 +197,18 @@ def test_a_random_view_depends_on_the_picture_the_view_and_the_seed_alone(view):
 
 
 def test_pictures_in_memory_without_labels(tmp_path):
-    images = Images(pixels=TEST.at(torch.arange(5)), labels=None)
+    images = Images(pixels=TEST.read(torch.arange(5)), labels=None)
     plan = replace(PLAN, classes=(), train=5, test=0)
-    with claim(tmp_path, plan):
-        assert tokenize(images, Every2nd()(), tmp_path, "train", plan) == []
-        assert tokenize(images.take(torch.arange(0)), Every2nd()(), tmp_path, "test", plan) == []
-        finish(tmp_path, collect(tmp_path, plan))
-    meta, train, test = open_codes(tmp_path)
+    with claim_folder(tmp_path, plan):
+        assert tokenize_shards(images, Every2nd()(), tmp_path, "train", plan) == []
+        assert tokenize_shards(images.take(torch.arange(0)), Every2nd()(), tmp_path, "test", plan) == []
+        finish_dataset(tmp_path, collect_meta(tmp_path, plan))
+    meta, train, test = open_token_dataset(tmp_path)
     assert test is None
     assert meta.classes == ()
-    tokens, labels = train.rows(torch.arange(5), torch.device("cpu"))
+    tokens, labels = train.read_rows(torch.arange(5), torch.device("cpu"))
     assert labels is None
-    assert torch.equal(tokens, Every2nd()()(cut(images.pixels, torch.arange(5), CENTER, plan)))
+    assert torch.equal(tokens, Every2nd()()(cut_view(images.pixels, torch.arange(5), CENTER, plan)))
 
 
 # -- the same bytes, whoever does it -----------------------------------------------------------------------------------
@@ -207,19 +217,19 @@ def test_pictures_in_memory_without_labels(tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_ranks_share_the_shards(whole, tmp_path, size):
     found = {}
-    with claim(tmp_path, PLAN):
+    with claim_folder(tmp_path, PLAN):
         for rank in reversed(range(size)):
-            bad = tokenize(TRAIN, Every2nd()(), tmp_path, "train", PLAN, batch=4, rank=rank, size=size)
+            bad = tokenize_shards(TRAIN, Every2nd()(), tmp_path, "train", PLAN, batch=4, rank=rank, size=size)
             found |= {one.path: rank for one in bad}
-            tokenize(TEST, Every2nd()(), tmp_path, "test", PLAN, batch=4, rank=rank, size=size)
-        finish(tmp_path, collect(tmp_path, PLAN))
+            tokenize_shards(TEST, Every2nd()(), tmp_path, "test", PLAN, batch=4, rank=rank, size=size)
+        finish_dataset(tmp_path, collect_meta(tmp_path, PLAN))
     assert found == {f"{i}.png": i // 6 % size for i in LOST}
     assert contents(tmp_path) == contents(whole)
 
 
 def test_processes_share_the_shards(whole, tmp_path):
     told = []
-    with claim(tmp_path, PLAN):
+    with claim_folder(tmp_path, PLAN):
         bad = tokenize_parallel(
             TRAIN,
             Every2nd(),
@@ -230,8 +240,8 @@ def test_processes_share_the_shards(whole, tmp_path):
             processes=2,
             progress=lambda *message: told.append(message),
         )
-        tokenize(TEST, Every2nd()(), tmp_path, "test", PLAN, batch=4)
-        finish(tmp_path, collect(tmp_path, PLAN))
+        tokenize_shards(TEST, Every2nd()(), tmp_path, "test", PLAN, batch=4)
+        finish_dataset(tmp_path, collect_meta(tmp_path, PLAN))
     assert [one.path for one in bad] == [f"{i}.png" for i in LOST]
     assert contents(tmp_path) == contents(whole)
     assert [done for _, done, _ in told] == sorted({done for _, done, _ in told})
@@ -254,7 +264,7 @@ def test_the_error_of_a_worker_is_told_in_one_line(tmp_path, monkeypatch, error,
     """A worker's life, in this process."""
     monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
     mine, theirs = multiprocessing.Pipe(duplex=False)
-    with mine, theirs, claim(tmp_path, PLAN):
+    with mine, theirs, claim_folder(tmp_path, PLAN):
         workers._work(theirs, 1, TRAIN, Every2nd(error=error), tmp_path, "train", PLAN, 4, 0, 1)
         told = mine.recv()
     assert type(told) is kind
@@ -262,16 +272,19 @@ def test_the_error_of_a_worker_is_told_in_one_line(tmp_path, monkeypatch, error,
 
 
 def test_a_worker_that_dies_ends_the_work(tmp_path, capfd):
-    with claim(tmp_path, PLAN), pytest.raises(UnmaskError, match=r"ended without a word \(exit code -9; out of memory"):
+    with (
+        claim_folder(tmp_path, PLAN),
+        pytest.raises(UnmaskError, match=r"ended without a message \(exit code -9; out of memory"),
+    ):
         tokenize_parallel(TRAIN, Dies(), tmp_path, "train", PLAN, processes=2)
     assert capfd.readouterr().err == ""
 
 
 def test_progress_counts_pictures_and_what_is_done_is_counted_at_once(tmp_path):
     told = []
-    with claim(tmp_path, PLAN):
+    with claim_folder(tmp_path, PLAN):
         for _ in range(2):
-            tokenize(
+            tokenize_shards(
                 TRAIN, Every2nd()(), tmp_path, "train", PLAN, batch=4, progress=lambda *message: told.append(message)
             )
     names = [f"train-0000{i}" for i in range(4)]
@@ -290,8 +303,8 @@ def untouchable(_):
 def test_what_is_done_is_not_done_again(whole, tmp_path):
     bad = write(tmp_path)
     before = contents(tmp_path)
-    with claim(tmp_path, PLAN):
-        assert tokenize(TRAIN, untouchable, tmp_path, "train", PLAN) == bad
+    with claim_folder(tmp_path, PLAN):
+        assert tokenize_shards(TRAIN, untouchable, tmp_path, "train", PLAN) == bad
     assert contents(tmp_path) == before == contents(whole)
 
 
@@ -314,12 +327,12 @@ def test_a_damaged_shard_is_mended(whole, tmp_path, file, damage):
 
 
 def test_a_part_that_is_not_done_cannot_be_finished(tmp_path):
-    with claim(tmp_path, PLAN):
-        tokenize(TRAIN, Every2nd()(), tmp_path, "train", PLAN, rank=0, size=3)
+    with claim_folder(tmp_path, PLAN):
+        tokenize_shards(TRAIN, Every2nd()(), tmp_path, "train", PLAN, rank=0, size=3)
         with pytest.raises(DataError, match=r"2 of 4 shards are to do, the first is train-00001; run the same command"):
-            collect(tmp_path, PLAN)
+            collect_meta(tmp_path, PLAN)
     with pytest.raises(DataError, match="not finished"):
-        open_codes(tmp_path)
+        open_token_dataset(tmp_path)
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(whole, tmp_path):
@@ -368,14 +381,14 @@ def alive(pid: int) -> bool:
 
 
 def test_two_commands_cannot_write_at_once(tmp_path):
-    with claim(tmp_path, PLAN), pytest.raises(CheckpointError, match="in use"), claim(tmp_path, PLAN):
+    with claim_folder(tmp_path, PLAN), pytest.raises(CheckpointError, match="in use"), claim_folder(tmp_path, PLAN):
         pass
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path):
     for name in (".train-00000.tokens.npy.tmp-0123456789abcdef", ".mine.tmp-x", "notes.txt"):
         (tmp_path / name).touch()
-    with claim(tmp_path, PLAN):
+    with claim_folder(tmp_path, PLAN):
         assert sorted(contents(tmp_path)) == [".mine.tmp-x", "notes.txt", "plan.json"]
 
 
@@ -397,19 +410,22 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
 def test_a_folder_of_other_codes_is_refused(whole, change, message):
     before = contents(whole)
     other = replace(PLAN, **change)
-    with pytest.raises(DataError, match=f"holds other codes .{message}.*give another --out"), claim(whole, other):
+    with (
+        pytest.raises(DataError, match=f"holds other tokens .{message}.*give another --out"),
+        claim_folder(whole, other),
+    ):
         pass
-    with pytest.raises(DataError, match="holds other codes"):
-        tokenize(TRAIN, untouchable, whole, "train", other)
+    with pytest.raises(DataError, match="holds other tokens"):
+        tokenize_shards(TRAIN, untouchable, whole, "train", other)
     assert contents(whole) == before
 
 
 def test_a_folder_that_is_not_ours_is_refused(tmp_path):
     np.save(tmp_path / "mine.npy", np.zeros(3))
-    with pytest.raises(DataError, match=r"holds arrays but no plan\.json"), claim(tmp_path, PLAN):
+    with pytest.raises(DataError, match=r"holds arrays but no plan\.json"), claim_folder(tmp_path, PLAN):
         pass
     with pytest.raises(DataError, match="cannot be continued"):
-        tokenize(TRAIN, untouchable, tmp_path, "train", PLAN)
+        tokenize_shards(TRAIN, untouchable, tmp_path, "train", PLAN)
 
 
 @pytest.mark.parametrize(
@@ -421,26 +437,26 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path):
     ],
 )
 def test_pictures_of_another_plan_are_refused(tmp_path, pictures, message):
-    with claim(tmp_path, PLAN), pytest.raises(ConfigError, match=message):
-        tokenize(pictures, untouchable, tmp_path, "train", PLAN)
+    with claim_folder(tmp_path, PLAN), pytest.raises(ConfigError, match=message):
+        tokenize_shards(pictures, untouchable, tmp_path, "train", PLAN)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shape": (1, 4, 6)}, "the view crop-0 would equal the centre, since the pictures are 4x6"),
+        ({"shape": (1, 4, 6)}, "the view crop-0 would equal the centre, since the stored images are 4x6"),
         ({"shape": (1, 3, 8)}, "takes 4x6 but the pictures are 3x8: store them larger"),
         ({"size": (0, 6)}, "0x6"),
         ({"views": ()}, "center first"),
         ({"views": (FLIP, CENTER)}, "center first"),
         ({"views": (CENTER, FLIP, FLIP)}, "each once"),
         ({"shard_size": 0}, "shard_size is 0"),
-        ({"train": 0}, "0 pictures to train on"),
+        ({"train": 0}, "0 images to train on"),
         ({"test": -1}, "-1 to test on"),
     ],
 )
 def test_impossible_plans_are_refused(change, message):
-    assert from_json(Plan, to_json(PLAN)) == PLAN
+    assert from_json(ShardPlan, to_json(PLAN)) == PLAN
     replace(PLAN, shape=(1, 4, 6), views=(CENTER, FLIP))
     with pytest.raises(ConfigError, match=message):
         replace(PLAN, **change)
@@ -453,17 +469,17 @@ def test_a_view_has_a_plain_name():
 
 @pytest.mark.parametrize("wrong", [-1, 256])
 def test_codes_that_the_plan_does_not_announce_are_refused(tmp_path, wrong):
-    with claim(tmp_path, PLAN):
-        with pytest.raises(ValueError, match=f"6 codes from {min(wrong, 0)} to {max(wrong, 0)} per picture"):
-            tokenize(
+    with claim_folder(tmp_path, PLAN):
+        with pytest.raises(ValueError, match=f"6 tokens from {min(wrong, 0)} to {max(wrong, 0)} per image"):
+            tokenize_shards(
                 TRAIN, lambda x: torch.tensor([0] * 5 + [wrong]).repeat(len(x), 1), tmp_path, "train", PLAN, batch=4
             )
-        with pytest.raises(ValueError, match="5 codes"):
-            tokenize(TRAIN, lambda x: torch.zeros(len(x), 5).long(), tmp_path, "train", PLAN, batch=4)
+        with pytest.raises(ValueError, match="5 tokens"):
+            tokenize_shards(TRAIN, lambda x: torch.zeros(len(x), 5).long(), tmp_path, "train", PLAN, batch=4)
         for wrong_call in ({"rank": 1}, {"rank": -1}, {"batch": 0}):
             with pytest.raises(ValueError, match=r"rank must be below size|batch 0: must be at least 1"):
-                tokenize(TRAIN, untouchable, tmp_path, "train", PLAN, **wrong_call)
-    assert not finished(tmp_path, "test", replace(PLAN, test=0))
+                tokenize_shards(TRAIN, untouchable, tmp_path, "train", PLAN, **wrong_call)
+    assert not read_finished(tmp_path, "test", replace(PLAN, test=0))
 
 
 # -- the script --------------------------------------------------------------------------------------------------------

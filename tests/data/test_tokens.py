@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.data.tokens import Batches, TokenSet, rows_at_once
+from unmask.data.tokens import Batches, TokenSet, count_rows_at_once
 from unmask.errors import DataError
 
 CPU = torch.device("cpu")
@@ -101,8 +101,8 @@ def test_empty_or_mislabelled_sets_are_refused():
 
 def test_rows_at_once_bound_the_logits_and_are_never_none():
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert rows_at_once(512, 64, 2048, gpu) == 512
-    assert rows_at_once(512, 256, 50_304, gpu) * 256 * 50_304 <= 1 << 26
-    assert rows_at_once(512, 64, 2048, cpu) * 64 == 2048
-    assert rows_at_once(5, 64, 2048, cpu) == 5
-    assert rows_at_once(512, 1 << 20, 1 << 20, gpu) == rows_at_once(512, 1 << 20, 1 << 20, cpu) == 1
+    assert count_rows_at_once(512, 64, 2048, gpu) == 512
+    assert count_rows_at_once(512, 256, 50_304, gpu) * 256 * 50_304 <= 1 << 26
+    assert count_rows_at_once(512, 64, 2048, cpu) * 64 == 2048
+    assert count_rows_at_once(5, 64, 2048, cpu) == 5
+    assert count_rows_at_once(512, 1 << 20, 1 << 20, gpu) == count_rows_at_once(512, 1 << 20, 1 << 20, cpu) == 1

@@ -150,7 +150,7 @@ def test_sampling_that_cannot_be_is_refused_at_once(bad):
 
 def test_inpainting_without_labels_runs_unconditionally(finished):
     pipeline = Pipeline.from_pretrained(finished)
-    images = prepare_images(recipe_of(finished)).split.test.as_float(slice(0, 3))
+    images = prepare_images(recipe_of(finished)).split.test.read_float(slice(0, 3))
     hole = torch.zeros(3, 8, 8, dtype=torch.bool)
     hole[:, 4:] = True
     filled = pipeline.inpaint(images, hole)

@@ -99,8 +99,8 @@ def test_the_codes_are_those_of_the_tokenizer(made, photos):
     pictures = coded.source.load().train
     model = read_lone_tokenizer(made / "codes" / "tokenizer")
     index = torch.arange(5)
-    cut = pictures.at(index)[:, :, 4:68, 4:68].float() / 127.5 - 1
-    found, labels = coded.train.rows(index, torch.device("cpu"))
+    cut = pictures.read(index)[:, :, 4:68, 4:68].float() / 127.5 - 1
+    found, labels = coded.train.read_rows(index, torch.device("cpu"))
     agree = (found == model.encode(cut)).float().mean()  # the codes may have been made in bfloat16
     assert agree > 0.95
     assert labels.tolist() == pictures.labels[:5].tolist()
@@ -246,7 +246,7 @@ MISTAKES = [
     ("tokenize {made}/run", 2, "Give --data DIR"),
     ("tokenize {made}/nowhere", 4, "no config.json"),
     ("tokenize {made}/tokenizer --source foldr", 2, "did you mean folder?"),
-    ("tokenize {made}/tokenizer --out {made}/codes --crops 1 --shard-size 8", 3, "holds other codes (shard_size"),
+    ("tokenize {made}/tokenizer --out {made}/codes --crops 1 --shard-size 8", 3, "holds other tokens (shard_size"),
     ("tokenize {made}/tokenizer --crops -1 --out {made}/x", 2, "--crops -1"),
     ("evaluate-tokenizer {made}/tokenizer --pictures 1", 2, "--pictures 1"),
     ("evaluate-tokenizer {made}/tokenizer --weights {photos}", 2, "weights are for a published model"),

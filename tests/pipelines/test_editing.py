@@ -12,8 +12,8 @@ from jaxtyping import TypeCheckError
 from PIL import Image
 from torch import nn
 
-from unmask.data.holes import Cells, blank, paste, ramp, token_mask
-from unmask.data.masks import read_cutout, read_mask, read_photo, rectangle
+from unmask.data.holes import Cells, fill_smoothly, paste, compute_ramp, mask_tokens
+from unmask.data.masks import read_cutout, read_mask, read_photo, make_rectangle
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError, DataError
 from unmask.evaluation import inpainting as lab
@@ -125,9 +125,9 @@ def test_cells_follow_their_policy(grid, cell, share, dilate, seed, density):
     lost = [i for i in range(3) if hole[i].any() and not hidden[i].any()]
     if lost:
         with pytest.raises(ConfigError, match=f"hole of image {lost[0]} has .* share={share}"):
-            token_mask(hole, grid, Cells(share=share, dilate=dilate))
+            mask_tokens(hole, grid, Cells(share=share, dilate=dilate))
     else:
-        assert (token_mask(hole, grid, Cells(share=share, dilate=dilate)).view(3, *grid).numpy() == expected).all()
+        assert (mask_tokens(hole, grid, Cells(share=share, dilate=dilate)).view(3, *grid).numpy() == expected).all()
 
 
 def test_cells_refuse_what_cannot_be():
@@ -135,8 +135,8 @@ def test_cells_refuse_what_cannot_be():
         with pytest.raises(ConfigError, match=f"share {share} .* dilate {dilate}"):
             Cells(share=share, dilate=dilate)
     with pytest.raises(ConfigError, match="9x12 pixels are no whole multiple of 4x6 tokens"):
-        token_mask(torch.ones(1, 9, 12, dtype=torch.bool), (4, 6))
-    assert token_mask(torch.ones(1, 8, 12, dtype=torch.bool), (4, 6), Cells(dilate=10**9)).all()
+        mask_tokens(torch.ones(1, 9, 12, dtype=torch.bool), (4, 6))
+    assert mask_tokens(torch.ones(1, 8, 12, dtype=torch.bool), (4, 6), Cells(dilate=10**9)).all()
 
 
 # -- the smooth fill ---------------------------------------------------------------------------------------------------
@@ -147,9 +147,9 @@ def test_cells_refuse_what_cannot_be():
 def test_the_fill_sees_only_the_visible(height, width, seed, density):
     images = torch.rand(2, 3, height, width, generator=generator(seed)) * 2 - 1
     hole = torch.rand(2, height, width, generator=generator(seed + 1)) < density
-    filled = blank(images, hole)
+    filled = fill_smoothly(images, hole)
     other = torch.where(hole[:, None], torch.nan, images)
-    assert torch.equal(filled, blank(other, hole))
+    assert torch.equal(filled, fill_smoothly(other, hole))
     assert torch.equal(filled[~hole[:, None].expand_as(filled)], images[~hole[:, None].expand_as(filled)])
     for i in range(2):
         seen = images[i][:, ~hole[i]]
@@ -163,10 +163,10 @@ def test_the_fill_continues_what_surrounds_it():
     images = torch.stack([x, 0 * x + 0.3])[:, None]
     hole = torch.zeros(2, 32, 32, dtype=torch.bool)
     hole[:, 10:20, 8:24] = True
-    filled = blank(images, hole)
+    filled = fill_smoothly(images, hole)
     assert float((filled - images)[1].abs().max()) < 1e-6  # a flat picture stays flat
     assert float((filled - images)[0].abs().max()) < 0.35  # a slope roughly goes on: from -0.5 to 0.5 in the hole
-    assert (blank(images, torch.ones_like(hole)) == 0).all()
+    assert (fill_smoothly(images, torch.ones_like(hole)) == 0).all()
 
 
 # -- at the model's own size -------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_what_lies_in_a_hole_has_no_influence(pipeline, cells):
         assert torch.equal(inpaint_images(pipeline, changed, hole, feather=2, cells=cells), repaired)
     if pipeline is WIDE:  # the tokenizer does look beyond its cells: without the fill, the content would shine through
         changed = torch.where(hole[:, None], 1.0, images)
-        known = ~token_mask(hole, (4, 6))
+        known = ~mask_tokens(hole, (4, 6))
         assert (WIDE.tokenizer.encode(changed) != WIDE.tokenizer.encode(images))[known].any()
 
 
@@ -217,7 +217,7 @@ def test_each_image_is_repaired_as_if_it_were_alone_whatever_the_batch():
 def test_once_the_hole_is_blank_it_is_the_pipelines_own_repair():
     images, hole = pictures(5), some_holes()
     ours = inpaint_images(PIPELINE, images, hole, torch.arange(5), seed=6)[:, 0]
-    assert torch.equal(ours, PIPELINE.inpaint(blank(images, hole), hole, torch.arange(5), seed=6))
+    assert torch.equal(ours, PIPELINE.inpaint(fill_smoothly(images, hole), hole, torch.arange(5), seed=6))
     whole = torch.ones(2, 8, 12, dtype=torch.bool)
     labels = torch.tensor([3, 1])
     assert torch.equal(
@@ -268,12 +268,12 @@ def test_an_early_stop_is_the_full_run_up_to_its_last_pass(stop):
 def test_feather_grows_out_of_the_surroundings_and_inside_only():
     hole = torch.zeros(1, 9, 9, dtype=torch.bool)
     hole[:, 1:8, 1:8] = True
-    weight = ramp(hole, 2)[0]
+    weight = compute_ramp(hole, 2)[0]
     ring = torch.minimum(torch.arange(9), torch.arange(8, -1, -1))
     depth = torch.minimum(ring[:, None], ring)
     assert torch.allclose(weight, depth.clamp(max=3) / 3)
-    assert torch.equal(ramp(torch.ones_like(hole), 5), torch.ones(1, 9, 9))  # the picture's rim is no border
-    assert torch.equal(ramp(hole, 0), hole.float())
+    assert torch.equal(compute_ramp(torch.ones_like(hole), 5), torch.ones(1, 9, 9))  # the picture's rim is no border
+    assert torch.equal(compute_ramp(hole, 0), hole.float())
     images, filled = torch.zeros(1, 1, 9, 9), torch.ones(1, 2, 1, 9, 9)
     assert torch.allclose(paste(images, filled, hole, 2)[0, 1, 0], weight)
 
@@ -338,7 +338,7 @@ def test_the_window_holds_the_hole_and_stays_inside_where_it_can(shape, size, co
 
 def test_windows_by_hand():
     def window(shape, box, size, context=0.5):
-        hole = rectangle(shape, *box)
+        hole = make_rectangle(shape, *box)
         w = choose_window(hole, size, context)
         return w.top, w.left, w.height, w.width
 
@@ -387,7 +387,7 @@ def bytes_of(images):
 
 def test_the_model_sees_the_window_shrunk_and_visible_pixels_only():
     picture = torch.full((3, 64, 64), 200, dtype=torch.uint8)
-    hole = rectangle((64, 64), 17, 15, 30, 31)
+    hole = make_rectangle((64, 64), 17, 15, 30, 31)
     picture[:, hole] = 0
     window = choose_window(hole, (8, 8), 0.5)
     images, hidden = view_window(RGB, picture, hole, window)
@@ -404,7 +404,7 @@ def test_the_model_sees_the_window_shrunk_and_visible_pixels_only():
 
 def test_a_huge_photo_is_edited_where_the_hole_is():
     picture = photo(3, 1500, 2000)
-    hole = rectangle((1500, 2000), 1900, 1400, 100, 100)
+    hole = make_rectangle((1500, 2000), 1900, 1400, 100, 100)
     edited = edit_photo(RGB, picture, hole)
     assert torch.equal(edited[0][:, ~hole], picture[:, ~hole])
     assert not torch.equal(edited[0], picture)
@@ -481,12 +481,12 @@ def test_the_photos_own_transparency_is_the_hole_and_its_colours_stay(tmp_path):
 
 
 def test_rectangles_lie_inside():
-    assert rectangle((5, 7), 2, 1, 3, 2).nonzero().tolist() == [[y, x] for y in (1, 2) for x in (2, 3, 4)]
+    assert make_rectangle((5, 7), 2, 1, 3, 2).nonzero().tolist() == [[y, x] for y in (1, 2) for x in (2, 3, 4)]
     for box in ((5, 0, 3, 1), (0, 4, 1, 2), (-1, 0, 2, 2), (0, 0, 0, 2)):
         with pytest.raises(ConfigError, match=f"x={box[0]} y={box[1]} .* photo of 7x5"):
-            rectangle((5, 7), *box)
+            make_rectangle((5, 7), *box)
     with pytest.raises(ConfigError, match="whole picture"):
-        rectangle((5, 7), 0, 0, 7, 5)
+        make_rectangle((5, 7), 0, 0, 7, 5)
 
 
 # -- the comparison ----------------------------------------------------------------------------------------------------
@@ -510,7 +510,7 @@ def test_schedules_and_stops_are_compared_by_the_callers_measure():
         (name, 6, stop) for name in ("cosine", "linear", "square") for stop in (1, 6)
     ]
     assert rows[1].figures["l1"] == 0  # this tokenizer is exact
-    assert torch.equal(seen[0], blank(images, hole))
+    assert torch.equal(seen[0], fill_smoothly(images, hole))
     for i, name in enumerate(lab.SHAPES):
         sampling = replace(PIPELINE.sampling, steps=6, schedule=lab.SHAPES[name])
         expected = inpaint_images(PIPELINE, images, hole, seed=3, sampling=sampling)[:, 0]

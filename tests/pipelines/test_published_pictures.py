@@ -60,7 +60,7 @@ def test_a_folder_of_pictures_is_enough(recipe, ready, animals, tmp_path, monkey
 
     shutil.copy(animals / "ant/0.png", animals / "ant/another.png")
     refusal, code = refused(capsys, *words)
-    assert (code, "holds other codes" in refusal) == (3, True), refusal
+    assert (code, "holds other tokens" in refusal) == (3, True), refusal
 
 
 def interrupted(out):

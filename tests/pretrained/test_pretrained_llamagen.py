@@ -252,7 +252,7 @@ def test_the_published_formulas(dtype, tolerance):
     model, images = converted(weights), pictures(3).to(dtype)
     want = latents(weights, images)
     assert want.std() > 0.1
-    assert (model.latents(images) - want).abs().max() < tolerance
+    assert (model.encode_latents(images) - want).abs().max() < tolerance
     tokens = model.encode(images)
     assert torch.equal(tokens, tokens_of(weights, want))
     assert len(tokens.unique()) > 5
@@ -279,7 +279,7 @@ def test_attention_stays_in_the_coarsest_level():
     weights = published()
     larger = replace(SMALL, size=(16, 24), attention=(4,))
     model, images = converted(weights, larger), pictures(2, larger.size)
-    assert (model.latents(images) - latents(weights, images)).abs().max() < 1e-10
+    assert (model.encode_latents(images) - latents(weights, images)).abs().max() < 1e-10
 
 
 def test_bfloat16_weights():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from unmask.errors import CheckpointError, ConfigError
-from unmask.tokenizers.losses import perceptual_distance
+from unmask.tokenizers.losses import measure_perceptual_distance
 from unmask.tokenizers.lpips import Lpips, load_lpips
 
 # (number of the layer, channels in, channels out), and P for a pooling: torchvision's vgg16().features.
@@ -76,19 +76,21 @@ def formula(weights, linear, a, b):
 
 def test_it_is_the_published_formula(lpips, weights, linear):
     a, b = images(0), images(1)
-    found = lpips.distance(a.float(), b.float())
+    found = lpips.measure_distance(a.float(), b.float())
     torch.testing.assert_close(found.double(), formula(weights, linear, a, b), rtol=1e-5, atol=0)
     assert found.shape == (2,)
-    torch.testing.assert_close(lpips.distance(b.float(), a.float()), found)
-    assert torch.equal(lpips.distance(a.float(), a.float()), torch.zeros(2))
-    torch.testing.assert_close(perceptual_distance(lpips, a.float(), b.float()), found.sum())  # a tokenizer's loss
+    torch.testing.assert_close(lpips.measure_distance(b.float(), a.float()), found)
+    assert torch.equal(lpips.measure_distance(a.float(), a.float()), torch.zeros(2))
+    torch.testing.assert_close(
+        measure_perceptual_distance(lpips, a.float(), b.float()), found.sum()
+    )  # a tokenizer's loss
 
 
 def test_its_gradient_is_that_of_the_formula(lpips, weights, linear):
     a, b = images(0).requires_grad_(), images(1)
     (wanted,) = torch.autograd.grad(formula(weights, linear, a, b).sum(), a)
     x = a.detach().float().requires_grad_()
-    (found,) = torch.autograd.grad(lpips.distance(x, b.float()).sum(), x)
+    (found,) = torch.autograd.grad(lpips.measure_distance(x, b.float()).sum(), x)
     assert float((found - wanted).norm() / wanted.norm()) < 1e-4
     assert not any(p.requires_grad for p in lpips.parameters())
 
@@ -97,7 +99,7 @@ def test_without_linear_weights_it_is_the_mean_over_stages_of_equal_ones(files, 
     a, b = images(2), images(3)
     equal = {f"lin{i}.model.1.weight": torch.full((1, c, 1, 1), 1 / 5) for i, c in enumerate(CHANNELS)}
     plain = load_lpips(files[0])
-    found = plain.distance(a.float(), b.float())
+    found = plain.measure_distance(a.float(), b.float())
     torch.testing.assert_close(found.double(), formula(weights, equal, a, b), rtol=1e-5, atol=0)
 
 
@@ -110,7 +112,7 @@ def test_grey_is_three_equal_channels(lpips):
     grey = images(4, (3, 1, 32, 32)).float()
     for one, three in zip(lpips(grey), lpips(grey.expand(-1, 3, -1, -1)), strict=True):
         assert torch.equal(one, three)
-    assert float(lpips.distance(grey, -grey).min()) > 0
+    assert float(lpips.measure_distance(grey, -grey).min()) > 0
 
 
 def test_a_cell_counts_the_same_however_weak_its_features(weights):
@@ -124,7 +126,7 @@ def test_cells_without_any_feature_have_finite_gradients(weights, linear):
     x = images(0, (1, 3, 16, 16)).float().requires_grad_()
     network = Lpips(dead, [v.flatten() for v in linear.values()])
     assert not network(x)[0].any()
-    network.distance(x, images(1, (1, 3, 16, 16)).float()).sum().backward()
+    network.measure_distance(x, images(1, (1, 3, 16, 16)).float()).sum().backward()
     assert bool(x.grad.isfinite().all())
 
 
@@ -132,9 +134,9 @@ def test_half_precision_features_are_compared_in_float32(lpips):
     a, b = images(0).float(), images(1).float()
     with torch.autocast("cpu", torch.bfloat16):
         maps = lpips(a)
-        found = lpips.distance(a, b)
+        found = lpips.measure_distance(a, b)
     assert {m.dtype for m in maps} == {torch.float32}
-    torch.testing.assert_close(found, lpips.distance(a, b), rtol=0.05, atol=0)
+    torch.testing.assert_close(found, lpips.measure_distance(a, b), rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 32, 32), (1, 4, 32, 32), (1, 3, 15, 32), (1, 3, 64, 8)])
@@ -151,7 +153,7 @@ def test_safetensors_and_the_features_alone_are_read_too(lpips, weights, linear,
     save_file(linear, tmp_path / "b.safetensors")
     other = load_lpips(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     a, b = images(0).float(), images(1).float()
-    assert torch.equal(other.distance(a, b), lpips.distance(a, b))
+    assert torch.equal(other.measure_distance(a, b), lpips.measure_distance(a, b))
 
 
 def changed(table, change):

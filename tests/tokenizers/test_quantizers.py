@@ -67,7 +67,7 @@ def test_shapes_ranges_and_lookup(config, shape):
     assert out.tokens.dtype == torch.int64
     assert out.tokens.min() >= 0
     assert out.tokens.max() < config.vocab_size
-    assert torch.equal(module.lookup(out.tokens).transpose(1, 2).reshape(z.shape), out.latents)
+    assert torch.equal(module.look_up(out.tokens).transpose(1, 2).reshape(z.shape), out.latents)
     for cell in range(shape[0] * shape[1]):  # tokens are in the row-major order of the cells
         alone = module(z[:, :, cell // shape[1], cell % shape[1]][:, :, None, None])
         assert torch.equal(alone.tokens[:, 0], out.tokens[:, cell])
@@ -79,14 +79,14 @@ def test_latents_are_the_codes_to_the_bit_also_far_away(config):
     module = built(config)
     z = grid_of(torch.cat([noise(50, config.dim, scale=s) for s in (1e-6, 0.1, 3.0, 1e3, 1e8)]))
     out = module(z)
-    assert torch.equal(module.lookup(out.tokens)[0], column(out.latents))
+    assert torch.equal(module.look_up(out.tokens)[0], column(out.latents))
 
 
 @ALL
 def test_every_code_is_its_own_code(config):
     module = built(config)
     tokens = torch.arange(config.vocab_size)[None]
-    codes = module.lookup(tokens)
+    codes = module.look_up(tokens)
     if isinstance(config, FSQ):
         # A code's latents in [-1, 1] are bounded again on the way in: go back through the bound first.
         half, odd = (module.levels - 1) * 1.001 / 2, module.levels % 2
@@ -153,7 +153,7 @@ def test_fsq_is_the_published_one(levels):
         gradient_of(lambda x: ours(x).latents, z, weights), gradient_of(lambda x: oracle(x)[0], z, weights)
     )
     every = torch.arange(math.prod(levels))[None]
-    torch.testing.assert_close(ours.lookup(every), oracle.indices_to_codes(every))
+    torch.testing.assert_close(ours.look_up(every), oracle.indices_to_codes(every))
 
 
 @given(levels=LEVELS, values=st.lists(HUGE, min_size=1, max_size=30))
@@ -164,7 +164,7 @@ def test_fsq_tokens_stay_in_range_for_any_number(levels, values):
     out = config.build()(grid_of(z))
     assert out.tokens.min() >= 0
     assert out.tokens.max() < config.vocab_size
-    assert torch.equal(config.build().lookup(out.tokens)[0], column(out.latents))
+    assert torch.equal(config.build().look_up(out.tokens)[0], column(out.latents))
     assert column(out.latents).abs().max() <= 1
 
 
@@ -204,7 +204,7 @@ def codebook(**changes) -> Codebook:
     """With distinct codes of size about 1."""
     module = VQ(**{"vocab_size": 12, "dim": 4, **changes}).build()
     with torch.no_grad():
-        module.table.copy_(module.place(noise(*module.table.shape, seed=5)))
+        module.table.copy_(module.normalize(noise(*module.table.shape, seed=5)))
         module.sum.copy_(module.table)
     return module
 
@@ -235,17 +235,17 @@ NORMALIZE = pytest.mark.parametrize("normalize", [True, False], ids=["sphere", "
 @settings(max_examples=25)
 def test_nearest_is_nearest(normalize, count, dim, seed):
     module = codebook(vocab_size=count, dim=dim, normalize=normalize)
-    x = module.place(noise(70, dim, seed=seed, scale=2.0))
-    distances = (x[:, None] - module.lookup(torch.arange(count)[None])[0]).double().square().sum(-1)
-    chosen = distances.gather(1, module.nearest(x)[:, None])[:, 0]
+    x = module.normalize(noise(70, dim, seed=seed, scale=2.0))
+    distances = (x[:, None] - module.look_up(torch.arange(count)[None])[0]).double().square().sum(-1)
+    chosen = distances.gather(1, module.find_nearest(x)[:, None])[:, 0]
     torch.testing.assert_close(chosen, distances.amin(1), rtol=0, atol=1e-5)
 
 
 def test_nearest_is_the_same_in_parts(monkeypatch):
     module = codebook(vocab_size=1 << 14)
-    x = module.place(noise(2500, 4))  # in parts of 1024
-    whole = (x @ module.place(module.table).T).argmax(1)
-    assert torch.equal(module.nearest(x), whole)
+    x = module.normalize(noise(2500, 4))  # in parts of 1024
+    whole = (x @ module.normalize(module.table).T).argmax(1)
+    assert torch.equal(module.find_nearest(x), whole)
 
 
 @NORMALIZE
@@ -279,8 +279,8 @@ def test_gradient_codebook_loss_is_the_closed_form(normalize):
     module = codebook(normalize=normalize, decay=0.0, commitment=0.5)
     z = noise(3, 4, 5, 6)
     out = module(z)
-    x = module.place(z.flatten(2).transpose(1, 2)).flatten(0, 1)
-    codes = module.place(module.table.detach())
+    x = module.normalize(z.flatten(2).transpose(1, 2)).flatten(0, 1)
+    codes = module.normalize(module.table.detach())
     square = (x - codes[out.tokens.flatten()]).square().sum()
     torch.testing.assert_close(out.loss.detach(), (0.5 + 1) * square / (30 * 4))
     out.loss.backward()
@@ -307,7 +307,7 @@ def test_gradient_codebook_is_the_oracles():
 
 def step(module: Codebook, z: Tensor, candidates: Tensor | None = None) -> None:
     with torch.no_grad():
-        sums = module.sums(z, module(z).tokens)
+        sums = module.sum_latents(z, module(z).tokens)
     module.update(sums, z.flatten(2)[:, :, 0] if candidates is None else candidates)
 
 
@@ -316,14 +316,14 @@ def test_moving_means_by_hand(normalize):
     module = codebook(normalize=normalize, decay=0.9, revive=0.0)
     old, z = module.table.detach().clone(), noise(2, 4, 3, 3)
     tokens = module(z).tokens.flatten()
-    x = module.place(z.flatten(2).transpose(1, 2)).flatten(0, 1)
+    x = module.normalize(z.flatten(2).transpose(1, 2)).flatten(0, 1)
     step(module, z)
     for code in range(12):
         mine = x[tokens == code]
         count = 0.9 + 0.1 * len(mine)
         mean = (0.9 * old[code] + 0.1 * mine.sum(0)) / count
         assert float(module.count[code]) == pytest.approx(count)
-        torch.testing.assert_close(module.table[code].detach(), module.place(mean) if len(mine) else old[code])
+        torch.testing.assert_close(module.table[code].detach(), module.normalize(mean) if len(mine) else old[code])
         torch.testing.assert_close(module.sum[code], mean * count)
 
 
@@ -356,12 +356,12 @@ def test_a_code_that_nobody_sees_stays_where_it_is():
 def test_sums_add_up_over_micro_batches():
     module, z = codebook(), noise(8, 4, 5, 5)
     tokens = module(z).tokens
-    whole = module.sums(z, tokens)
-    parts = [module.sums(z[rows], tokens[rows]) for rows in (slice(0, 8, 3), slice(1, 8, 3), slice(2, 8, 3))]
+    whole = module.sum_latents(z, tokens)
+    parts = [module.sum_latents(z[rows], tokens[rows]) for rows in (slice(0, 8, 3), slice(1, 8, 3), slice(2, 8, 3))]
     torch.testing.assert_close(sum(parts), whole)
     assert torch.equal(whole[:, 0], tokens.flatten().bincount(minlength=12).float())
     hot = F.one_hot(tokens.flatten(), 12).float()
-    torch.testing.assert_close(whole[:, 1:], hot.T @ module.place(z.flatten(2).transpose(1, 2)).flatten(0, 1))
+    torch.testing.assert_close(whole[:, 1:], hot.T @ module.normalize(z.flatten(2).transpose(1, 2)).flatten(0, 1))
 
 
 @NORMALIZE
@@ -369,12 +369,12 @@ def test_it_starts_at_the_means_of_its_latents(normalize):
     """Lloyd's iterations by hand, from every eighth latent."""
     module = VQ(vocab_size=25, dim=3, normalize=normalize).build()
     assert not module.started
-    x = module.place(noise(200, 3))
+    x = module.normalize(noise(200, 3))
     centres = x[::8].clone()
     for _ in range(7):
         mine = torch.cdist(x, centres).argmin(1)
         means = [x[mine == i].mean(0) if (mine == i).any() else centres[i] for i in range(25)]
-        centres = module.place(torch.stack(means))
+        centres = module.normalize(torch.stack(means))
     module.start(x * 3 if normalize else x, iterations=7)
     torch.testing.assert_close(module.table.detach(), centres)
     assert torch.equal(module.sum, module.table.detach())
@@ -388,7 +388,7 @@ def test_kmeans_only_ever_comes_closer():
     for iterations in (0, 1, 3, 10, 30):
         module = VQ(vocab_size=20, dim=3, normalize=False).build()
         module.start(x, iterations)
-        errors.append(float((x - module.table.detach()[module.nearest(x)]).square().sum()))
+        errors.append(float((x - module.table.detach()[module.find_nearest(x)]).square().sum()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.7 * errors[0]
 
@@ -397,7 +397,7 @@ def test_it_starts_with_fewer_latents_than_codes():
     module = VQ(vocab_size=20, dim=3, normalize=False).build()
     x = noise(7, 3)
     module.start(x)
-    assert torch.equal(module.table.detach()[module.nearest(x)], x)
+    assert torch.equal(module.table.detach()[module.find_nearest(x)], x)
 
 
 @pytest.mark.parametrize("decay", [0.9, 0.0], ids=["mean", "gradient"])
@@ -463,7 +463,7 @@ def test_entropy_loss_is_brute_force_with_its_gradient(bits, sharpness, diversit
     module = LFQ(bits=bits, sharpness=sharpness, diversity=diversity).build()
     x = noise(25, bits, scale=0.7).requires_grad_()
     exact = x.detach().double().requires_grad_()
-    loss, reference = module.entropy_loss(x), by_brute_force(exact, sharpness, diversity)
+    loss, reference = module.compute_entropy_loss(x), by_brute_force(exact, sharpness, diversity)
     torch.testing.assert_close(loss.double(), reference, rtol=1e-4, atol=1e-5)
     loss.backward()
     reference.backward()
@@ -474,7 +474,7 @@ def test_entropy_loss_is_brute_force_with_its_gradient(bits, sharpness, diversit
 def test_entropy_gradients_stay_finite_where_bits_are_certain(size):
     """p log p has an infinite slope at 0, and a bit that is certain in float32 must not turn that into NaN."""
     x = torch.full((4, 10), size).requires_grad_()
-    LFQ().build().entropy_loss(x).backward()
+    LFQ().build().compute_entropy_loss(x).backward()
     assert x.grad.isfinite().all()
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("tokenizers", reason="the extra `text` is not installed")
 
 from unmask.errors import ConfigError, DataError
 from unmask.tokenizers import bpe
-from unmask.tokenizers.bpe import END, Rules, cut, read_rules, train_rules
+from unmask.tokenizers.bpe import END, Rules, read_rules, split_text, train_rules
 from unmask.tokenizers.text import (
     BPE,
     BPETokenizer,
@@ -69,7 +69,7 @@ def test_bytes_and_bpe_give_back_any_text(trained, text):
         assert not set(ids.tolist()) & {tokenizer.end_id, *tokenizer.unused}
         assert tokenizer.decode(ids) == text
         assert tokenizer.decode(torch.tensor([*ids.tolist(), tokenizer.end_id, -1])) == text
-        pieces = tokenizer.pieces(ids)
+        pieces = tokenizer.split_pieces(ids)
         assert len(pieces) == len(ids)
         assert all(piece.isprintable() for piece in pieces)
     assert ByteTokenizer(8).encode(text).tolist() == list(text.encode())
@@ -103,8 +103,8 @@ def test_broken_utf8_is_a_replacement_character(trained):
     for tokenizer in (ByteTokenizer(4), trained):
         ids = tokenizer.encode("z§")
         assert tokenizer.decode(ids[:-1]) == "z\ufffd"
-        assert tokenizer.pieces([*ids.tolist(), tokenizer.end_id, -1])[1:] == ["\ufffd", "\ufffd", END, ""]
-    assert ByteTokenizer(4).pieces(ByteTokenizer(4).encode("a\n\t")) == ["a", "↵", "\\t"]
+        assert tokenizer.split_pieces([*ids.tolist(), tokenizer.end_id, -1])[1:] == ["\ufffd", "\ufffd", END, ""]
+    assert ByteTokenizer(4).split_pieces(ByteTokenizer(4).encode("a\n\t")) == ["a", "↵", "\\t"]
 
 
 def test_ids_beyond_the_vocabulary_are_refused(trained):
@@ -166,17 +166,17 @@ def test_an_error_of_the_corpus_is_passed_on():
 @given(text=st.text(alphabet="ab '.\n\r\t\x1c\x85\u2028\xa0\u180e1é", max_size=60))
 def test_long_texts_are_cut_where_it_changes_nothing(trained, text):
     whole = trained.encode(text)
-    longest, bpe.LONGEST = bpe.LONGEST, 3
+    longest, bpe.MAX_CHUNK = bpe.MAX_CHUNK, 3
     try:
-        assert "".join(cut(text)) == text
+        assert "".join(split_text(text)) == text
         assert trained.encode(text).tolist() == whole.tolist()
     finally:
-        bpe.LONGEST = longest
+        bpe.MAX_CHUNK = longest
 
 
 def test_long_texts_are_cut_at_all(monkeypatch):
-    monkeypatch.setattr(bpe, "LONGEST", 10)
-    assert list(cut("twelve chars\nand more of it\nend")) == ["twelve chars\n", "and more of it\n", "end"]
+    monkeypatch.setattr(bpe, "MAX_CHUNK", 10)
+    assert list(split_text("twelve chars\nand more of it\nend")) == ["twelve chars\n", "and more of it\n", "end"]
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_noise_and_cutting_that_a_file_asks_for_are_turned_off(trained):
         (lambda: BPE(vocab_size=256), "vocab_size is 256"),
         (lambda: BPE(file="x", vocab_size=300), "add --tokenizer.vocab-size 0"),
         (lambda: BPE(rows=-1), "rows is -1"),
-        (lambda: build_tokenizer(BPE(), none), "which BPE"),
+        (lambda: build_tokenizer(BPE(), none), "no BPE chosen"),
     ],
 )
 def test_impossible_configs_are_refused(make, message):
@@ -391,5 +391,5 @@ def test_a_published_json_bans_its_special_tokens():
 def test_shakespeare_in_parts_is_as_in_one(gpt2, monkeypatch):
     text = (TEXTS / "tinyshakespeare.txt").read_text(encoding="utf-8")[:100_000]
     whole = gpt2.encode(text)
-    monkeypatch.setattr(bpe, "LONGEST", 500)
+    monkeypatch.setattr(bpe, "MAX_CHUNK", 500)
     assert np.array_equal(gpt2.encode(text), whole)

@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask.tokenizers.losses import PatchGAN, TokenizerLoss, hinge, per_image, perceptual_distance
+from unmask.tokenizers.losses import (
+    PatchGAN,
+    TokenizerLoss,
+    compute_hinge_loss,
+    measure_perceptual_distance,
+    sum_image_means,
+)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -28,11 +34,11 @@ def test_per_image_sums_means(shape):
     x = noise(*shape)
     if len(shape) == 1:
         x = x[:, None]
-    torch.testing.assert_close(per_image(x), torch.stack([row.mean() for row in x]).sum())
+    torch.testing.assert_close(sum_image_means(x), torch.stack([row.mean() for row in x]).sum())
 
 
 def test_per_image_of_nothing_is_nothing():
-    assert per_image(torch.zeros(0, 3, 2, 2)) == 0
+    assert sum_image_means(torch.zeros(0, 3, 2, 2)) == 0
 
 
 def test_hinge_is_the_formula():
@@ -41,7 +47,7 @@ def test_hinge_is_the_formula():
     for r, f in zip(real, fake, strict=True):
         total += sum(max(0.0, 1 - float(x)) for x in r.flatten()) / 12 / 2
         total += sum(max(0.0, 1 + float(x)) for x in f.flatten()) / 12 / 2
-    assert float(hinge(real, fake)) == pytest.approx(total, rel=1e-5)
+    assert float(compute_hinge_loss(real, fake)) == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,7 @@ def test_hinge_is_the_formula():
 )
 def test_hinge_asks_for_a_margin_and_no_more(real, fake, loss):
     x = torch.ones(2, 1, 3, 3)
-    assert float(hinge(real * x, fake * x)) == loss
+    assert float(compute_hinge_loss(real * x, fake * x)) == loss
 
 
 # -- features ----------------------------------------------------------------------------------------------------------
@@ -71,35 +77,35 @@ def test_perceptual_distance_is_the_formula():
                 for column in range(x.shape[3]):
                     p, q = (m[image, :, row, column] for m in (x, y))
                     total += (p - q).square().sum() / (x.shape[2] * x.shape[3]) / 2
-    torch.testing.assert_close(perceptual_distance(stages, a, b), total)
+    torch.testing.assert_close(measure_perceptual_distance(stages, a, b), total)
 
 
 def test_perceptual_distance_is_a_sum_of_squares():
     a, b = noise(3, 3, 6, 4), noise(3, 3, 6, 4, seed=1)
-    assert perceptual_distance(stages, a, a) == 0
-    distance = perceptual_distance(stages, a, b)
+    assert measure_perceptual_distance(stages, a, a) == 0
+    distance = measure_perceptual_distance(stages, a, b)
     assert distance > 0
-    torch.testing.assert_close(perceptual_distance(lambda x: [3 * m for m in stages(x)], a, b), 9 * distance)
+    torch.testing.assert_close(measure_perceptual_distance(lambda x: [3 * m for m in stages(x)], a, b), 9 * distance)
     doubled = [torch.cat([x, x]) for x in (a, b)]
-    torch.testing.assert_close(perceptual_distance(stages, *doubled), 2 * distance)
+    torch.testing.assert_close(measure_perceptual_distance(stages, *doubled), 2 * distance)
 
 
 def test_perceptual_gradients_go_to_the_reconstruction_only():
     a, b = (noise(2, 3, 6, 4, seed=s).requires_grad_() for s in (0, 1))
-    perceptual_distance(stages, a, b).backward()
+    measure_perceptual_distance(stages, a, b).backward()
     assert b.grad is None
     assert a.grad.abs().sum() > 0
     before, direction = a.detach(), noise(2, 3, 6, 4, seed=2)
     eps = 1e-3
-    slope = [perceptual_distance(stages, before + sign * eps * direction, b.detach()) for sign in (1, -1)]
+    slope = [measure_perceptual_distance(stages, before + sign * eps * direction, b.detach()) for sign in (1, -1)]
     assert float(slope[0] - slope[1]) / (2 * eps) == pytest.approx(float((a.grad * direction).sum()), rel=0.02)
 
 
 def test_half_precision_features_are_compared_in_float32():
     a, b = noise(2, 3, 6, 4), noise(2, 3, 6, 4, seed=1)
-    half = perceptual_distance(lambda x: [m.bfloat16() for m in stages(x)], a, b)
+    half = measure_perceptual_distance(lambda x: [m.bfloat16() for m in stages(x)], a, b)
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, perceptual_distance(stages, a, b), rtol=1e-2, atol=0)
+    torch.testing.assert_close(half, measure_perceptual_distance(stages, a, b), rtol=1e-2, atol=0)
 
 
 # -- the discriminator -------------------------------------------------------------------------------------------------

@@ -232,7 +232,7 @@ def test_a_cell_looks_at_its_own_part_of_the_image():
     changed = images.clone()
     changed[0, 0, 2, 21] = 1.0
     with torch.no_grad():
-        difference = (model.latents(changed) - model.latents(images)).abs().sum(1)[0]
+        difference = (model.encode_latents(changed) - model.encode_latents(images)).abs().sum(1)[0]
     near = torch.zeros(8, 24, dtype=torch.bool)
     near[:5, 19:] = True
     assert difference[near].mean() > 3 * difference[~near].mean()

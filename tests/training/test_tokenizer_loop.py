@@ -29,7 +29,7 @@ from toy_tokenizer import (
 
 from unmask.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
 from unmask.runtime.distributed import World
-from unmask.tokenizers.losses import PatchGAN, TokenizerLoss, hinge, per_image, perceptual_distance
+from unmask.tokenizers.losses import PatchGAN, TokenizerLoss, compute_hinge_loss, sum_image_means, measure_perceptual_distance
 from unmask.tokenizers.quantizers import Codebook
 from unmask.training.checkpoint import load_checkpoint
 from unmask.training.optim import Constant, Muon
@@ -57,15 +57,15 @@ def direct(networks: Networks, weight: float, loss: TokenizerLoss) -> tuple[dict
     """Compute both networks' gradients on the first batch from one graph, and the two last-layer gradients of eq. 7."""
     images = toy_batches()(0, torch.arange(BATCH))[0]
     made, quantized, _ = networks.core(images)
-    likeness = loss.pixel * per_image((made - images).abs()) + loss.perceptual * perceptual_distance(
+    likeness = loss.pixel * sum_image_means((made - images).abs()) + loss.perceptual * measure_perceptual_distance(
         toy_stages, made, images
     )
-    adversarial = -per_image(networks.critic(made))
+    adversarial = -sum_image_means(networks.critic(made))
     pull, push = (
         torch.autograd.grad(x, networks.core.last_layer, retain_graph=True)[0] for x in (likeness, adversarial)
     )
     total = likeness + quantized.loss + weight * adversarial
-    critic = hinge(networks.critic(images), networks.critic(made.detach()))
+    critic = compute_hinge_loss(networks.critic(images), networks.critic(made.detach()))
     gradients = {}
     for network, value in ((networks.core, total), (networks.critic, critic)):
         names, parameters = zip(*((n, p) for n, p in network.named_parameters() if p.requires_grad), strict=True)
@@ -113,8 +113,8 @@ def test_sums_of_a_step(quantizer):
     with torch.no_grad():
         made, quantized, z = networks.core(images)
         verdicts = networks.critic(images), networks.critic(made)
-    terms = [per_image((made - images).abs()), perceptual_distance(toy_stages, made, images), quantized.loss]
-    terms += [-per_image(verdicts[1]), hinge(*verdicts), torch.tensor(float(BATCH)), torch.tensor(0.0)]
+    terms = [sum_image_means((made - images).abs()), measure_perceptual_distance(toy_stages, made, images), quantized.loss]
+    terms += [-sum_image_means(verdicts[1]), compute_hinge_loss(*verdicts), torch.tensor(float(BATCH)), torch.tensor(0.0)]
     kept = [i for i in range(7) if quantizer != "lfq" or i != 2]
     torch.testing.assert_close(sums.terms[kept], torch.stack(terms).double()[kept], rtol=1e-5, atol=1e-5)
     assert torch.equal(sums.codes, quantized.tokens.flatten().bincount(minlength=len(sums.codes)).double())
@@ -209,7 +209,7 @@ def test_a_codebook_starts_at_the_first_batch():
     torch.testing.assert_close(*results)
     reference = toy_networks("vq")
     with torch.no_grad():
-        z = reference.core.latents(toy_batches()(0, torch.arange(BATCH))[0])
+        z = reference.core.encode_latents(toy_batches()(0, torch.arange(BATCH))[0])
     reference.codebook.start(z.flatten(2).transpose(1, 2).flatten(0, 1))
     torch.testing.assert_close(results[0], reference.codebook.table.detach())
     assert len(reference.core.quantizer(z).tokens.unique()) > 40
@@ -226,7 +226,7 @@ def test_it_learns(tmp_path, quantizer):
     assert last["pixel"] < 0.6 * first["pixel"]
     assert last["usage"] > 0.4
     with ema.swap_weights(), torch.no_grad():
-        images = toy_pictures().rows(torch.arange(40), ALONE.device)[0]
+        images = toy_pictures().read_rows(torch.arange(40), ALONE.device)[0]
         made = networks.core.decode(networks.core.encode(images))
     spread = (images - images.mean(0)).abs().mean()
     assert (made - images).abs().mean() < 0.6 * spread

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.data.text.shards import open_text
+from unmask.data.text.shards import open_text_dataset
 from unmask.decoding.sampling import Order, Sampling
 from unmask.method.guidance import Predict
 from unmask.method.rand import seeded
@@ -63,8 +63,8 @@ def main(run: str, out: str) -> None:
 def holes(pipeline: TextPipeline, run: Path) -> tuple[Int[Tensor, "n l"], Int[Tensor, "n"]]:
     """Return evenly spaced held-out rows, and the position where the span of each begins, for all sizes."""
     length = pipeline.model.length
-    test = open_text(run / "tokens", length).test
-    rows, _ = test.rows(torch.arange(ROWS) * len(test) // ROWS, pipeline.device)
+    test = open_text_dataset(run / "tokens", length).test
+    rows, _ = test.read_rows(torch.arange(ROWS) * len(test) // ROWS, pipeline.device)
     generator = torch.Generator().manual_seed(SEED)
     widest = max(STEPS)
     return rows, torch.randint(widest, length - 2 * widest, (ROWS,), generator=generator)

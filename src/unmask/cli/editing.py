@@ -15,7 +15,7 @@ from unmask.cli.flags import SamplingFlags, WeightsFlags, choose_sampling, fetch
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.sampling import check_prompts
 from unmask.data.holes import Cells
-from unmask.data.masks import read_cutout, read_mask, read_photo, rectangle
+from unmask.data.masks import make_rectangle, read_cutout, read_mask, read_photo
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import gallery
@@ -124,7 +124,7 @@ def read_hole(path: Path, flags: InpaintFlags) -> tuple[UInt8[Tensor, "3 h w"], 
     if flags.mask is not None:
         return photo, read_mask(flags.mask, (height, width))
     if flags.box is not None:
-        return photo, rectangle((height, width), *flags.box)
+        return photo, make_rectangle((height, width), *flags.box)
     assert flags.extend is not None
     return editing.extend_canvas(photo, *flags.extend)
 

@@ -11,7 +11,7 @@ from unmask.cli.flags import Device, device_of
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.tokenizers import place_of, sources
 from unmask.data.augment import PictureSet
-from unmask.data.sources.choice import Arrays, Source
+from unmask.data.sources.choice import Arrays, PictureSource
 from unmask.decoding.names import named
 from unmask.errors import ConfigError
 from unmask.evaluation.reference import embed_real
@@ -29,7 +29,7 @@ PHOTOS = cifar10.recipe().classifier
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureFlags:
-    data: Source
+    data: PictureSource
     classifier: ClassifierConfig = PHOTOS
     out: Path
     device: Device = "auto"

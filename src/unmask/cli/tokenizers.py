@@ -10,7 +10,7 @@ import tyro
 
 from unmask.cli.flags import Device, WeightsFlags
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, Shards, Source
+from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, Shards, PictureSource
 from unmask.decoding.names import named
 from unmask.errors import ConfigError
 from unmask.experiments import tokenizer as experiment
@@ -67,7 +67,7 @@ def _describe(recipe: TokenizerRecipe) -> None:
     print(f"images        {len(ready.train):,} for training, {len(ready.test):,} held out")
 
 
-def sources(size: int, channels: int) -> dict[str, Source]:
+def sources(size: int, channels: int) -> dict[str, PictureSource]:
     """What `--source` may say."""
     return {
         "digits": Digits(),
@@ -82,7 +82,7 @@ def sources(size: int, channels: int) -> dict[str, Source]:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeFlags:
-    data: Source
+    data: PictureSource
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     out: Path
     """The folder for the codes; the same command again goes on where it was stopped."""
@@ -144,7 +144,7 @@ def say_aside(line: str) -> None:
     print(line, file=sys.stderr if line.startswith("left out") else sys.stdout, flush=True)
 
 
-def choose_source(own: Source, config: LearnedConfig, words: list[str]) -> tuple[Source, list[str]]:
+def choose_source(own: PictureSource, config: LearnedConfig, words: list[str]) -> tuple[PictureSource, list[str]]:
     """What `--source` names, or else what the tokenizer was trained on; and the other words."""
     data, rest = own, list(words)
     given = next((i for i, word in enumerate(rest) if re.match(r"--source(=|$)", word)), None)
@@ -158,6 +158,6 @@ def choose_source(own: Source, config: LearnedConfig, words: list[str]) -> tuple
     return data, [re.sub(r"^--data(?==|$)", place_of(data), word) for word in rest]
 
 
-def place_of(source: Source) -> str:
+def place_of(source: PictureSource) -> str:
     """The flag that `--data` is short for."""
     return "--data.name" if isinstance(source, HubImages) else "--data.path"

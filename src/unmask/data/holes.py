@@ -1,4 +1,4 @@
-"""What a hole in a picture hides, and what may stand in its place, as pure functions. True in a mask is the hole."""
+"""Masked regions of images: which tokens they hide and what fills them, as pure functions. True is masked."""
 
 import math
 from dataclasses import dataclass
@@ -13,11 +13,12 @@ from unmask.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Cells:
-    """Which tokens a hole hides: those with at least `share` of their pixels in it (0: any pixel, 1: all of them), then
-    every cell within `dilate` steps of one, diagonals too. A convolutional tokenizer likes dilate=1."""
+    """Which tokens a masked region hides. A convolutional tokenizer works best with dilate=1."""
 
     share: float = 0.0
+    """Hide a token if at least this fraction of its pixels is masked (0: any pixel, 1: all pixels)."""
     dilate: int = 0
+    """Hide also every token within this many steps of a hidden one, diagonals included."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1 or self.dilate < 0:
@@ -29,11 +30,11 @@ class Cells:
 ANY = Cells()
 
 
-def token_mask(hole: Bool[Tensor, "b h w"], grid: tuple[int, int], cells: Cells = ANY) -> Bool[Tensor, "b l"]:
-    """The tokens to draw anew; ConfigError where the cells do not divide the picture, or a hole would hide none."""
+def mask_tokens(hole: Bool[Tensor, "b h w"], grid: tuple[int, int], cells: Cells = ANY) -> Bool[Tensor, "b l"]:
+    """Return the tokens to sample; raise ConfigError if the grid does not divide the image or a mask hides none."""
     (num, height, width), (rows, columns) = hole.shape, grid
     if height % rows or width % columns:
-        raise ConfigError(f"{height}x{width} pixels are no whole multiple of {rows}x{columns} tokens: resize or crop")
+        raise ConfigError(f"{height}x{width} pixels are not a multiple of {rows}x{columns} tokens: resize or crop")
     area = height * width // (rows * columns)
     count = hole.reshape(num, rows, height // rows, columns, width // columns).sum((2, 4))
     masked = count >= max(1, math.ceil(cells.share * area - 1e-9))
@@ -43,14 +44,14 @@ def token_mask(hole: Bool[Tensor, "b h w"], grid: tuple[int, int], cells: Cells 
     if lost.any():
         first = int(lost.nonzero()[0])
         raise ConfigError(
-            f"the hole of image {first} has {int(hole[first].sum())} pixels, but share={cells.share} of no cell "
-            f"({area} pixels): lower the share; 0 takes any pixel"
+            f"the mask of image {first} has {int(hole[first].sum())} pixels, but covers share={cells.share} of no "
+            f"token ({area} pixels): lower the share; 0 takes any pixel"
         )
     return masked
 
 
-def blank(images: Float[Tensor, "b c h w"], hole: Bool[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
-    """The holes filled smoothly from what is visible (push-pull, Gortler et al. 1996), grey 0 where nothing is."""
+def fill_smoothly(images: Float[Tensor, "b c h w"], hole: Bool[Tensor, "b h w"]) -> Float[Tensor, "b c h w"]:
+    """Fill masked regions smoothly from visible pixels (push-pull, Gortler et al. 1996); grey 0 if none is visible."""
     hidden = hole[:, None]
     sums, weights = [torch.where(hidden, 0.0, images)], [(~hidden).to(images)]
     while max(sums[-1].shape[2:]) > 1:
@@ -65,16 +66,19 @@ def blank(images: Float[Tensor, "b c h w"], hole: Bool[Tensor, "b h w"]) -> Floa
 def paste(
     images: Float[Tensor, "b c h w"], filled: Float[Tensor, "b v c h w"], hole: Bool[Tensor, "b h w"], feather: int = 0
 ) -> Float[Tensor, "b v c h w"]:
-    """The images with their holes filled. Over the outermost `feather` pixels of a hole, the filling grows out of the
-    smooth continuation of the surroundings; the rim of the picture is no border."""
+    """Return the images with their masked regions filled.
+
+    Over the outermost `feather` pixels of a region, the fill blends into the smooth continuation of the surroundings.
+    The edge of the image does not count as a border of the region.
+    """
     if feather:
-        smooth = blank(images, hole)[:, None]
-        filled = smooth + ramp(hole, feather)[:, None, None] * (filled - smooth)
+        smooth = fill_smoothly(images, hole)[:, None]
+        filled = smooth + compute_ramp(hole, feather)[:, None, None] * (filled - smooth)
     return torch.where(hole[:, None, None], filled, images[:, None])
 
 
-def ramp(hole: Bool[Tensor, "b h w"], feather: int) -> Float[Tensor, "b h w"]:
-    """Rises from 0 outside to 1 within a hole: d / (feather + 1) at chessboard distance d from the visible."""
+def compute_ramp(hole: Bool[Tensor, "b h w"], feather: int) -> Float[Tensor, "b h w"]:
+    """Return weights from 0 outside to 1 inside: d / (feather + 1) at chessboard distance d from visible pixels."""
     depth, inside = hole.float(), hole
     for _ in range(feather):
         if not inside.any():
@@ -84,8 +88,8 @@ def ramp(hole: Bool[Tensor, "b h w"], feather: int) -> Float[Tensor, "b h w"]:
     return depth / (feather + 1)
 
 
-def holes(num: int, height: int, width: int) -> Bool[Tensor, "n h w"]:
-    """In turn the right half, the lower half, and the box in the middle of an image, as a mask (True is the hole)."""
+def make_masks(num: int, height: int, width: int) -> Bool[Tensor, "n h w"]:
+    """Make masks (True is masked) of the right half, the lower half and the central box of an image, in rotation."""
     y, x = torch.arange(height)[:, None], torch.arange(width)[None]
     box = (y >= height // 4) & (y < height - height // 4) & (x >= width // 4) & (x < width - width // 4)
     kinds = torch.stack([(x >= width // 2).expand(height, width), (y >= height // 2).expand(height, width), box])

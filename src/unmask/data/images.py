@@ -1,4 +1,4 @@
-"""Pictures in memory, and how arrays become such."""
+"""Images in memory, and their conversion from arrays."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from unmask.data.image_files import Bad
+from unmask.data.image_files import Unreadable
 from unmask.errors import DataError
 
 MAX_CLASSES = 100_000
@@ -16,11 +16,14 @@ MAX_CLASSES = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Equal-sized 8-bit pictures with optional class ids; `classes` names the ids and is () without labels."""
+    """Equal-sized 8-bit images with optional class ids."""
 
     pixels: UInt8[Tensor, "n c h w"]
+    """All pixels."""
     labels: Int[Tensor, " n"] | None
+    """The class id of each image, or None."""
     classes: tuple[str, ...] = ()
+    """The names of the classes; () without labels."""
 
     def __post_init__(self):
         if self.pixels.ndim != 4 or self.pixels.dtype != torch.uint8:
@@ -32,30 +35,32 @@ class Images:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of each picture."""
+        """(channels, height, width) of each image."""
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
 
-    def at(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
-        """The chosen pictures."""
+    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
+        """Return the chosen images."""
         return self.pixels[index]
 
-    def try_at(self, index: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Bad]]:
-        """As `Pictures.try_at`: what is in memory is good."""
+    def try_read(
+        self, index: Int[Tensor, " b"]
+    ) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Unreadable]]:
+        """Like `Pictures.try_read`; images in memory are always good."""
         return self.pixels[index], torch.arange(len(index)), []
 
-    def as_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
-        """The chosen pictures, 0..255 spread over [-1, 1]."""
+    def read_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
+        """Return the chosen images, with 0..255 mapped to [-1, 1]."""
         return self.pixels[index].float() / 127.5 - 1
 
     def take(self, index: Int[Tensor, " b"]) -> "Images":
-        """The chosen pictures with their labels."""
+        """Return the chosen images with their labels."""
         labels = None if self.labels is None else self.labels[index]
         return Images(pixels=self.pixels[index], labels=labels, classes=self.classes)
 
 
 def check_labels(labels: Int[Tensor, " n"] | None, classes: tuple[str, ...], count: int) -> None:
-    """DataError unless there is an int64 label with a class for each of `count` pictures, or neither at all."""
+    """Raise DataError unless all `count` images have an int64 label with a class, or there are no labels at all."""
     if labels is None:
         if classes:
             raise DataError(f"{len(classes)} class names but no labels: give both or neither")
@@ -68,8 +73,8 @@ def check_labels(labels: Int[Tensor, " n"] | None, classes: tuple[str, ...], cou
         raise DataError(f"labels span {span} but there are {len(classes)} classes: number them from 0")
 
 
-def number_names(labels: np.ndarray) -> tuple[str, ...]:
-    """Names for class ids that have none: their digits."""
+def name_classes(labels: np.ndarray) -> tuple[str, ...]:
+    """Name classes by their ids: "0", "1" and so on."""
     count = int(labels.max()) + 1 if labels.size else 0
     if count > MAX_CLASSES:
         raise DataError(f"labels reach {count - 1}, but {MAX_CLASSES} classes is the most: number them from 0")
@@ -84,9 +89,15 @@ def to_images(
     size: tuple[int, int] | None = None,
     binary: bool = False,
 ) -> Images:
-    """uint8 (n, h, w) or (n, h, w, c) as Images, area-averaged to `size`; then `binary` makes 0..127 black, else white.
+    """Convert uint8 (n, h, w) or (n, h, w, c) to Images.
 
-    Without `classes`, labels are named "0", "1" and so on. DataError for another type or shape.
+    Args:
+        classes: the names of the labels; by default "0", "1" and so on.
+        size: (h, w) to resize to, by area averaging.
+        binary: after that, make 0..127 black and the rest white.
+
+    Raises:
+        DataError: another type or shape.
     """
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
         raise DataError(f"images are {array.dtype} {array.shape}, not uint8 (n, h, w) or (n, h, w, c) with c 1 or 3")
@@ -95,7 +106,7 @@ def to_images(
     if labels is not None and (labels.shape != array.shape[:1] or not np.issubdtype(labels.dtype, np.integer)):
         raise DataError(f"labels are {labels.dtype} {labels.shape}, not whole numbers ({len(array)},)")
     if labels is not None and not classes:
-        classes = number_names(labels)
+        classes = name_classes(labels)
     pixels = torch.tensor(array).reshape(*array.shape[:3], -1).permute(0, 3, 1, 2)
     if size is not None and size != pixels.shape[2:]:
         pixels = F.interpolate(pixels.float(), size, mode="area").round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Holes that a user marks: a black-and-white picture, the transparent part of the photo itself, or a rectangle."""
+"""Masks made by a user: a black-and-white image, the transparent part of the photo itself, or a rectangle."""
 
 from pathlib import Path
 
@@ -8,41 +8,41 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.image_files import DAMAGE, FORMATS, UPRIGHT, Bad, flatten, open_image, quiet
+from unmask.data.image_files import FORMATS, IMAGE_DAMAGE, UPRIGHT, Unreadable, flatten, open_image, silence_warnings
 from unmask.errors import ConfigError, DataError
 from unmask.storage.files import one_line
 
 
 def read_photo(path: str | Path) -> UInt8[Tensor, "3 h w"]:
-    """A picture whole, upright, alpha over white; DataError says why it cannot be read."""
-    return _colours(_opened(path))
+    """Read a whole image, upright, alpha over white; raise DataError if it cannot be read."""
+    return _to_colours(_open_or_raise(path))
 
 
 def read_mask(path: str | Path, size: tuple[int, int]) -> Bool[Tensor, "h w"]:
-    """The hole where a picture of `size` (h, w) is white, 128 or more; black stays. DataError for another size."""
-    image = _opened(path)
+    """Read a mask of `size` (h, w): white (128 or more) is masked. Raise DataError for another size."""
+    image = _open_or_raise(path)
     if image.size != size[::-1]:
         found = f"the mask is {image.width}x{image.height}, the photo {size[1]}x{size[0]}"
         raise DataError(f"{one_line(str(path))}: {found}: make it the same size")
-    if np.array(_with_alpha(path).getchannel("A")).min() < 255:
+    if np.array(_open_with_alpha(path).getchannel("A")).min() < 255:
         raise DataError(
             f"{one_line(str(path))}: a mask with transparent parts can mean both: save it in black and white"
         )
     hole = torch.from_numpy(np.array(image.convert("L")) >= 128)
-    check_hole(hole, f"{one_line(str(path))}: ")
+    check_mask(hole, f"{one_line(str(path))}: ")
     return hole
 
 
 def read_cutout(path: str | Path) -> tuple[UInt8[Tensor, "3 h w"], Bool[Tensor, "h w"]]:
-    """A photo, and the hole where it is more transparent than not (alpha below 128). Its colours stay as stored."""
-    image = _with_alpha(path)
+    """Read a photo, with its colours as stored, and its mask: the pixels with alpha below 128."""
+    image = _open_with_alpha(path)
     hole = torch.from_numpy(np.array(image.getchannel("A")) < 128)
-    check_hole(hole, f"{one_line(str(path))}, by its transparency: ")
-    return _colours(image.convert("RGB")), hole
+    check_mask(hole, f"{one_line(str(path))}, by its transparency: ")
+    return _to_colours(image.convert("RGB")), hole
 
 
-def rectangle(size: tuple[int, int], x: int, y: int, width: int, height: int) -> Bool[Tensor, "h w"]:
-    """The hole `width` by `height` pixels whose upper left corner is (x, y), in a photo of `size` (h, w)."""
+def make_rectangle(size: tuple[int, int], x: int, y: int, width: int, height: int) -> Bool[Tensor, "h w"]:
+    """Make the mask of a rectangle with upper left corner (x, y), in a photo of `size` (h, w)."""
     if min(x, y) < 0 or min(width, height) < 1 or x + width > size[1] or y + height > size[0]:
         raise ConfigError(
             f"the box x={x} y={y} width={width} height={height} does not lie in the photo of {size[1]}x{size[0]}: it "
@@ -50,40 +50,40 @@ def rectangle(size: tuple[int, int], x: int, y: int, width: int, height: int) ->
         )
     hole = torch.zeros(size, dtype=torch.bool)
     hole[y : y + height, x : x + width] = True
-    check_hole(hole)
+    check_mask(hole)
     return hole
 
 
-def check_hole(hole: Bool[Tensor, "h w"], where: str = "") -> None:
-    """ConfigError for a hole that is nothing or everything."""
+def check_mask(hole: Bool[Tensor, "h w"], where: str = "") -> None:
+    """Raise ConfigError if a mask is empty or covers the whole image."""
     if not hole.any():
         raise ConfigError(
-            f"{where}the hole is empty, there is nothing to fill: white or transparent pixels make the hole"
+            f"{where}the mask is empty, so there is nothing to fill: make the region to fill white or transparent"
         )
     if hole.all():
-        raise ConfigError(f"{where}the hole is the whole picture and leaves nothing to go by: use unmask sample")
+        raise ConfigError(f"{where}the mask covers the whole image, so nothing guides the fill: use unmask sample")
 
 
-def _opened(path: str | Path) -> Image.Image:
-    with quiet():
+def _open_or_raise(path: str | Path) -> Image.Image:
+    with silence_warnings():
         image = open_image(path)
-    if isinstance(image, Bad):
+    if isinstance(image, Unreadable):
         raise DataError(str(image))
     return image
 
 
-def _with_alpha(path: str | Path) -> Image.Image:
-    """The picture as RGBA, upright, its colours as stored."""
-    _opened(path)  # all the checks of the one reader; what it lets through is then opened once more for its alpha
+def _open_with_alpha(path: str | Path) -> Image.Image:
+    """Read an image as RGBA, upright, with its colours as stored."""
+    _open_or_raise(path)  # all checks of the reader; then open it again for its alpha
     try:
-        with quiet(), Image.open(path, formats=FORMATS) as file:
+        with silence_warnings(), Image.open(path, formats=FORMATS) as file:
             file.load()
             turn = UPRIGHT.get(file.getexif().get(0x0112, 1))
             image = (file if file.has_transparency_data else flatten(file)).convert("RGBA")
-    except DAMAGE as error:
+    except IMAGE_DAMAGE as error:
         raise DataError(f"{one_line(str(path))}: changed while it was read ({error})") from error
     return image if turn is None else image.transpose(turn)
 
 
-def _colours(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+def _to_colours(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""Pictures of any number, in memory or read when asked for: a million photos need only their places in memory."""
+"""Image collections in memory, or read on demand: a million photos need only their paths in memory."""
 
 import hashlib
 import os
@@ -14,20 +14,20 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.image_files import Bad, fit, open_image, quiet
+from unmask.data.image_files import Unreadable, fit, open_image, silence_warnings
 from unmask.data.images import Images, check_labels
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
 from unmask.storage.files import one_line
 
 MAX_THREADS = 16
-AHEAD = 256  # pictures that threads may hold decoded while the first of them is still awaited
-PROBED = 64  # pictures whose pixels tell a set that is read when asked for from others
+AHEAD = 256  # images that threads may decode ahead of the first unfinished one
+PROBED = 64  # images that are hashed of a collection that is read on demand
 
 
 @runtime_checkable
 class Pictures(Protocol):
-    """Equal-sized 8-bit pictures with optional class ids; `classes` names the ids and is () without labels."""
+    """Equal-sized 8-bit images with optional class ids; `classes` names the ids and is () without labels."""
 
     @property
     def labels(self) -> Int[Tensor, " n"] | None: ...
@@ -37,37 +37,39 @@ class Pictures(Protocol):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of each picture."""
+        """(channels, height, width) of each image."""
 
     def __len__(self) -> int: ...
 
-    def at(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
-        """The chosen pictures; DataError names the first that cannot be read."""
+    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
+        """Read the chosen images; raise DataError that names the first unreadable one."""
 
-    def as_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
-        """As `at`, 0..255 spread over [-1, 1]."""
+    def read_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
+        """Like `read`, with 0..255 mapped to [-1, 1]."""
 
-    def try_at(self, index: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Bad]]:
-        """The good ones of the chosen pictures, their positions in `index`, and the others."""
+    def try_read(
+        self, index: Int[Tensor, " b"]
+    ) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Unreadable]]:
+        """Read the chosen images; return the good ones, their positions in `index`, and the unreadable ones."""
 
     def take(self, index: Int[Tensor, " b"]) -> "Pictures":
-        """The chosen pictures with their labels, none of them read."""
+        """Select images and their labels without reading them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """What a source loads; `bad` lists the files that were not used."""
+    """A loaded dataset; `bad` lists the files that were not used."""
 
     train: Pictures
     test: Pictures
-    bad: tuple[Bad, ...] = ()
+    bad: tuple[Unreadable, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnDemand(ABC):
-    """Pictures read by a few threads when asked for, shrunk to cover `size` (h, w) and centre-cropped.
+    """Images that a few threads read on demand, shrunk to cover `size` (h, w) and centre-cropped.
 
-    A child says how many there are, opens one, and takes some.
+    A subclass implements `__len__`, `open` and `take`.
     """
 
     labels: Int[Tensor, " n"] | None
@@ -82,41 +84,46 @@ class OnDemand(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def open(self, i: int) -> Image.Image | Bad:
-        """Picture `i` whole, in mode RGB or L; called by threads, inside `quiet`."""
+    def open(self, i: int) -> Image.Image | Unreadable:
+        """Open image `i` whole, in mode RGB or L; threads call it inside `silence_warnings`."""
 
-    def read(self, i: int) -> UInt8[Tensor, "c h w"] | Bad:
-        """Picture `i` in its final shape."""
+    def read_one(self, i: int) -> UInt8[Tensor, "c h w"] | Unreadable:
+        """Read image `i` in its final shape."""
         return fit(self.open(i), self.size, self.channels)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.channels, *self.size
 
-    def at(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
-        pixels, _, bad = self.try_at(index)
+    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
+        """Read the chosen images; raise DataError that names the first unreadable one."""
+        pixels, _, bad = self.try_read(index)
         if bad:
             raise DataError(f"{bad[0]}; repair or remove it, or leave it out with unmask tokenize")
         return pixels
 
-    def as_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
+    def read_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
+        """Like `read`, with 0..255 mapped to [-1, 1]."""
         chosen = torch.arange(len(self))[index] if isinstance(index, slice) else index
-        return self.at(chosen).float() / 127.5 - 1
+        return self.read(chosen).float() / 127.5 - 1
 
-    def try_at(self, index: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Bad]]:
-        return read_each(self.read, index, self.shape)
+    def try_read(
+        self, index: Int[Tensor, " b"]
+    ) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Unreadable]]:
+        """Read the chosen images; return the good ones, their positions in `index`, and the unreadable ones."""
+        return read_each(self.read_one, index, self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files(OnDemand):
-    """Pictures in files of their own."""
+    """Images in separate files."""
 
     paths: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def open(self, i: int) -> Image.Image | Bad:
+    def open(self, i: int) -> Image.Image | Unreadable:
         return open_image(self.paths[i])
 
     def take(self, index: Int[Tensor, " b"]) -> "Files":
@@ -125,24 +132,24 @@ class Files(OnDemand):
 
 
 def take_labels(labels: Int[Tensor, " n"] | None, index: Int[Tensor, " b"]) -> Int[Tensor, " b"] | None:
-    """The chosen labels, if there are any."""
+    """Return the chosen labels, if there are any."""
     return None if labels is None else labels[index]
 
 
 def read_each(
-    read: Callable[[int], Tensor | Bad],
+    read: Callable[[int], Tensor | Unreadable],
     index: Int[Tensor, " b"],
     shape: tuple[int, int, int],
     progress: Progress | None = None,
-) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Bad]]:
-    """As `Pictures.try_at`, calling `read` in threads: Pillow decodes and resizes outside Python's lock."""
+) -> tuple[UInt8[Tensor, "g c h w"], Int[Tensor, " g"], list[Unreadable]]:
+    """Like `Pictures.try_read`, but call `read` in threads: Pillow decodes and resizes outside Python's lock."""
     pixels = torch.empty(len(index), *shape, dtype=torch.uint8)
     good: list[int] = []
-    bad: list[Bad] = []
-    with quiet(), ThreadPoolExecutor(count_threads()) as pool:
+    bad: list[Unreadable] = []
+    with silence_warnings(), ThreadPoolExecutor(count_threads()) as pool:
         results = chain.from_iterable(pool.map(read, part.tolist()) for part in index.split(AHEAD))
         for place, result in enumerate(results):
-            if isinstance(result, Bad):
+            if isinstance(result, Unreadable):
                 bad.append(result)
             else:
                 pixels[len(good)] = result
@@ -153,19 +160,22 @@ def read_each(
 
 
 def count_threads() -> int:
-    """One for each core that this process may use."""
+    """Return one thread for each core that this process may use, at most MAX_THREADS."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MAX_THREADS)
 
 
-def gather(pictures: Pictures) -> Images:
-    """All pictures read into memory."""
-    return Images(pixels=pictures.at(torch.arange(len(pictures))), labels=pictures.labels, classes=pictures.classes)
+def read_all(pictures: Pictures) -> Images:
+    """Read all images into memory."""
+    return Images(pixels=pictures.read(torch.arange(len(pictures))), labels=pictures.labels, classes=pictures.classes)
 
 
-def digest(*sets: Pictures) -> str:
-    """SHA-256 of the classes, labels and pixels: of every picture in memory, of PROBED spread over those that are read
-    when asked for, so that one replaced among a million may go unseen."""
+def hash_pictures(*sets: Pictures) -> str:
+    """Return the SHA-256 of classes, labels and pixels.
+
+    All images in memory are hashed, but only PROBED evenly spaced ones of those that are read on demand, so one
+    replaced file among a million may go unnoticed.
+    """
     found = hashlib.sha256()
     for pictures in sets:
         num = len(pictures)
@@ -174,14 +184,14 @@ def digest(*sets: Pictures) -> str:
         if pictures.labels is not None:
             found.update(pictures.labels.numpy().tobytes())
         for index in (torch.arange(few) * num // max(1, few)).split(AHEAD):
-            pixels, places, _ = pictures.try_at(index)
+            pixels, places, _ = pictures.try_read(index)
             found.update(places.numpy().tobytes())
             found.update(pixels.numpy().tobytes())
     return found.hexdigest()
 
 
 def split(pictures: Pictures, held_out: int, seed: int) -> tuple[Pictures, Pictures]:
-    """(train, held out), shuffled by `seed` alone."""
+    """Split into (train, held out), shuffled by `seed` alone."""
     if not 0 <= held_out < len(pictures):
         raise DataError(f"cannot hold out {held_out} of {len(pictures)} images: lower held_out or add images")
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
@@ -189,7 +199,7 @@ def split(pictures: Pictures, held_out: int, seed: int) -> tuple[Pictures, Pictu
 
 
 def split_share(pictures: Pictures, held_out: float, seed: int, where: str) -> tuple[Pictures, Pictures]:
-    """(train, test) with the fraction `held_out` in the test set, at least one image unless it is 0."""
+    """Split into (train, test); the fraction `held_out` is the test set, at least one image unless it is 0."""
     count = max(1, round(held_out * len(pictures))) if held_out else 0
     if count >= len(pictures):
         seen = f"{count} of {len(pictures)} images"
@@ -198,23 +208,23 @@ def split_share(pictures: Pictures, held_out: float, seed: int, where: str) -> t
 
 
 def check_share(held_out: float) -> None:
-    """ConfigError unless `held_out` is a fraction."""
+    """Raise ConfigError unless `held_out` is a fraction in [0, 1)."""
     if not 0 <= held_out < 1:
         raise ConfigError(f"held_out {held_out}: use a fraction from 0 up to, not including, 1")
 
 
 def check_shape(size: int, channels: int) -> None:
-    """ConfigError unless pictures can be made that large and of so many channels."""
+    """Raise ConfigError unless size is 1 to 4096 pixels, and channels 1 or 3."""
     if not 1 <= size <= 4096:
         raise ConfigError(f"size {size}: use 1 to 4096 pixels")
     if channels not in (1, 3):
         raise ConfigError(f"channels {channels}: use 3 for colour or 1 for grey")
 
 
-MOST = 50_000  # pictures of a part that are looked at, spread over it
+MAX_SPREAD = 50_000  # images that represent a split, evenly spaced
 
 
-def spread(num: int, most: int = MOST) -> Int[Tensor, "n"]:
-    """All of `num` pictures, or `most` of them at equal distances."""
+def spread(num: int, most: int = MAX_SPREAD) -> Int[Tensor, "n"]:
+    """Return the indices of all `num` images, or of `most` evenly spaced ones."""
     most = min(num, most)
     return torch.arange(most) * num // most

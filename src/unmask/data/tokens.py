@@ -1,6 +1,6 @@
-"""Batches of tokens as a pure function of the step: which sample stands in which row depends on (seed, step, row) only.
+"""Batches of tokens as a pure function of the step: the sample in a row depends on (seed, step, row) only.
 
-So resuming needs one integer, and the world size, micro-batches and worker count cannot change the order of the data.
+So resuming needs one integer, and world size, micro-batches and worker count cannot change the order of the data.
 """
 
 from dataclasses import dataclass
@@ -13,61 +13,63 @@ from torch import Tensor
 from unmask.errors import DataError
 from unmask.method.rand import Rand, seeded
 
-LOGITS = 1 << 26
-"""Numbers that the logits of a forward pass without gradients may have: 256 MiB in float32."""
+MAX_LOGITS = 1 << 26
+"""Largest number of logits in a forward pass without gradients: 256 MiB in float32."""
 
-CACHED = 2048
-"""Tokens of such a pass on a CPU: with more, each takes up to half as long again (benchmarks/memory.py)."""
+MAX_CACHED_TOKENS = 2048
+"""Tokens per such pass on a CPU; with more, each token takes up to 1.5 times as long (benchmarks/memory.py)."""
 
 
-def rows_at_once(most: int, length: int, vocab_size: int, device: torch.device) -> int:
-    """How many rows to look at together: `most`, or fewer if their logits would not fit, or leave a CPU's cache."""
-    tokens = min(LOGITS // vocab_size, CACHED if device.type == "cpu" else LOGITS)
+def count_rows_at_once(most: int, length: int, vocab_size: int, device: torch.device) -> int:
+    """Return how many rows to process at once: `most`, or fewer if their logits exceed the limit or a CPU's cache."""
+    tokens = min(MAX_LOGITS // vocab_size, MAX_CACHED_TOKENS if device.type == "cpu" else MAX_LOGITS)
     return max(1, min(most, tokens // length))
 
 
 @runtime_checkable
 class Tokens(Protocol):
-    """Numbered rows of tokens, in memory or on the disk; or of pictures, which are the tokens of a tokenizer's loop."""
+    """Numbered rows of tokens, in memory or on disk; or of images, in the training of a tokenizer."""
 
     def __len__(self) -> int: ...
 
-    def rows(
+    def read_rows(
         self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
     ) -> tuple[Shaped[Tensor, "b ..."], Int[Tensor, "b"] | None]:
-        """The chosen rows and their classes on `device`; noise `u` in [0, 1) picks one of several views."""
+        """Read the chosen rows and their classes to `device`; noise `u` in [0, 1) picks one of several views."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
-    """Tokens [n, l] and, where there are classes, one class id per row."""
+    """Tokens in memory."""
 
     tokens: Int[Tensor, "n l"]
+    """One row of tokens per sample."""
     condition: Int[Tensor, "n"] | None = None
+    """One class id per row, or None without classes."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) == 0:
-            raise DataError("the data set is empty: there is nothing to train on")
+            raise DataError("the dataset is empty: there is nothing to train on")
         if self.condition is not None and len(self.condition) != len(self.tokens):
             raise DataError(f"{len(self.tokens)} samples but {len(self.condition)} labels: give one label per sample")
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def rows(
+    def read_rows(
         self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
     ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b"] | None]:
-        """The chosen rows on `device`, tokens as int64. There is one view of each, so `u` decides nothing."""
+        """Return the chosen rows on `device`, tokens as int64. Each row has one view, so `u` has no effect."""
         condition = None if self.condition is None else self.condition[index].to(device)
         return self.tokens[index].long().to(device), condition
 
 
 class Batches:
-    """`batches(step, rows)` gives those rows of the global batch of that step.
+    """`batches(step, rows)` returns those rows of the global batch of that step.
 
-    Every epoch is a new permutation, a function of (seed, epoch); batches run on across the end of an epoch, so each
-    sample is seen exactly once per epoch whatever the batch size. Where a sample has several views, which one is shown
-    is a function of (seed, epoch, sample).
+    Every epoch is a new permutation, a function of (seed, epoch). Batches continue across the end of an epoch, so each
+    sample is seen exactly once per epoch whatever the batch size. If a sample has several views, (seed, epoch, sample)
+    decides which one is shown.
     """
 
     def __init__(self, data: Tokens, batch_size: int, seed: int, device: torch.device):
@@ -80,11 +82,11 @@ class Batches:
         index, u = torch.empty_like(place), torch.empty_like(place, dtype=torch.float64)
         for e in epoch.unique().tolist():
             here = epoch == e
-            index[here] = self._permutation(e)[offset[here]]
+            index[here] = self._permute(e)[offset[here]]
             u[here] = Rand(self.seed, index[here], len(self.data), e)("view")
-        return self.data.rows(index, self.device, u)
+        return self.data.read_rows(index, self.device, u)
 
-    def _permutation(self, epoch: int) -> Int[Tensor, "n"]:
+    def _permute(self, epoch: int) -> Int[Tensor, "n"]:
         if self._epoch[0] != epoch:
             noise = seeded(self.seed, 1).at(epoch)("shuffle", len(self.data))[0]
             self._epoch = (epoch, noise.argsort())
@@ -93,15 +95,15 @@ class Batches:
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """Another set without its classes."""
+    """A dataset without its classes."""
 
     data: Tokens
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def rows(
+    def read_rows(
         self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
     ) -> tuple[Int[Tensor, "b l"], None]:
-        """The chosen rows, and no classes."""
-        return self.data.rows(index, device, u)[0], None
+        """Read the chosen rows, without classes."""
+        return self.data.read_rows(index, device, u)[0], None

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from unmask.data.holes import holes
+from unmask.data.holes import make_masks
 from unmask.data.pictures import spread
 from unmask.decoding.sampling import Sampling
 from unmask.experiments.base import predict_first_loss
@@ -65,10 +65,10 @@ def draw_inpainting(
     """Held-out images: original, with a hole, repaired."""
     pictures = experiment.real("test")
     index = spread(len(pictures), num)
-    images, places = pictures.readable(index, torch.device("cpu"))
+    images, places = pictures.read_good(index, torch.device("cpu"))
     truth = pictures.pictures.labels
     labels = truth[index[places]] if pipeline.num_classes and truth is not None else None
-    hole = holes(len(images), *images.shape[2:])
+    hole = make_masks(len(images), *images.shape[2:])
     repaired = pipeline.fill(images, hole, labels, seed=seed, sampling=sampling)
     _, masked = pipeline.mask_images(images, hole)
     height, width = pipeline.cells

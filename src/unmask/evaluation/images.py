@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from unmask.data.holes import holes
+from unmask.data.holes import make_masks
 from unmask.data.pictures import spread
-from unmask.data.shards.tokenizing import Part
+from unmask.data.shards.tokenizing import SplitName
 from unmask.data.tokens import TokenSet
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
@@ -66,13 +66,13 @@ def sample_banks(
 
 
 def rebuild_bank(
-    experiment: Experiment, pipeline: Pipeline, features: Features, part: Part, index: Int[Tensor, "n"], world: World
+    experiment: Experiment, pipeline: Pipeline, features: Features, part: SplitName, index: Int[Tensor, "n"], world: World
 ) -> Bank:
     """The features of real pictures after the tokenizer has encoded and decoded them."""
     pictures, tokenizer = experiment.real(part), pipeline.tokenizer
 
     def compute(block: slice) -> Tensor:
-        images, _ = pictures.rows(index[block], world.device)
+        images, _ = pictures.read_rows(index[block], world.device)
         return features(tokenizer.decode(tokenizer.encode(images)))
 
     return gather_rows(len(index), features.dim, compute, world)
@@ -235,8 +235,8 @@ def measure_classes(
     if len(pipeline.tokenizer.grid) != 2:
         return figures  # a token without a place repairs nothing
     some = every[spread(len(every), 300)]
-    images, _ = pictures.rows(some, world.device)
-    hole = holes(len(images), *images.shape[2:]).to(images.device)
+    images, _ = pictures.read_rows(some, world.device)
+    hole = make_masks(len(images), *images.shape[2:]).to(images.device)
     repaired = pipeline.fill(images, hole, truth[some], seed=seed, sampling=sampling)
     return figures | {"inpaint_class_accuracy": measure_accuracy(judge, judge(repaired), truth[some])}
 

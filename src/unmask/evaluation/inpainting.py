@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.holes import ANY, Cells, blank, holes, paste
+from unmask.data.holes import ANY, Cells, fill_smoothly, make_masks, paste
 from unmask.data.pictures import spread
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
@@ -73,7 +73,7 @@ def compare_schedules(
         raise ConfigError(f"stops {sorted(stops)}: each must be one of the {steps} steps")
     base = replace(sampling or pipeline.sampling, steps=steps)
     rebuilt = pipeline.tokenizer.decode(pipeline.tokenizer.encode(images)).to(images)
-    for name, filled in (("smooth fill", blank(images, holes)), ("tokenizer", rebuilt)):
+    for name, filled in (("smooth fill", fill_smoothly(images, holes)), ("tokenizer", rebuilt)):
         repaired = paste(images, filled[:, None], holes)[:, 0]
         yield InpaintingRow(schedule=name, steps=0, stop=0, figures=measure(repaired, images, holes))
     for name, shape in schedules.items():
@@ -133,8 +133,8 @@ def measure_inpainting(
         )
     made_by = environment(pipeline.device)  # before the work, as the checkout may change meanwhile
     pictures = experiment.real("test")
-    images, truth = pictures.rows(spread(len(pictures), num), torch.device("cpu"))
-    hole = holes(len(images), *images.shape[2:])
+    images, truth = pictures.read_rows(spread(len(pictures), num), torch.device("cpu"))
+    hole = make_masks(len(images), *images.shape[2:])
     labels = truth if labelled and pipeline.num_classes else None
     measure = measure_with(lambda x: embed_all(features, x), make_accuracy(judge, truth))
     rows = list(

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unmask.data.augment import PictureSet
-from unmask.data.image_files import Bad
-from unmask.data.pictures import Pictures, digest, spread
+from unmask.data.image_files import Unreadable
+from unmask.data.pictures import Pictures, hash_pictures, spread
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.experiments.images import Experiment
 from unmask.metrics.embedders import ClassifierFeatures, Features, Identity, check_same_features, identify_features
@@ -101,7 +101,7 @@ def embed_real(
     """The features of those of these pictures that can be read, and which they are; DataError if none can."""
 
     def compute(block: slice) -> Tensor:
-        images, places = pictures.readable(index[block], world.device)
+        images, places = pictures.read_good(index[block], world.device)
         rows = torch.zeros(len(index[block]), 1 + features.dim, dtype=torch.float64, device=world.device)
         if len(places):
             read = torch.ones(len(places), 1, dtype=torch.float64, device=world.device)
@@ -111,15 +111,15 @@ def embed_real(
     rows = gather_rows(len(index), 1 + features.dim, compute, world, progress, "real pictures")
     read = rows[:, 0] == 1
     if len(index) and not read.any():
-        first = pictures.pictures.try_at(index[:1])[2]
+        first = pictures.pictures.try_read(index[:1])[2]
         raise DataError(f"{first[0]}; nor can any other of {len(index)} pictures be read: restore them")
     return rows[read, 1:], index[read.cpu()]
 
 
-def list_unread(pictures: PictureSet, read: Int[Tensor, "m"]) -> list[Bad]:
+def list_unread(pictures: PictureSet, read: Int[Tensor, "m"]) -> list[Unreadable]:
     """What keeps the other pictures of a part from being read, of all that are looked at."""
     every = spread(len(pictures))
-    return pictures.pictures.try_at(every[~torch.isin(every, read)])[2]
+    return pictures.pictures.try_read(every[~torch.isin(every, read)])[2]
 
 
 def open_reference(
@@ -137,7 +137,7 @@ def open_reference(
         size=experiment.recipe.tokenizer.size,
         train=len(split.train),
         test=len(split.test),
-        pictures=digest(split.train, split.test),
+        pictures=hash_pictures(split.train, split.test),
     )
     path = path / key.file if path.is_dir() else path
     there = path.exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from unmask.data.shards.dataset import META
-from unmask.data.sources.choice import Cifar10, Codes, Digits, Folder, Mnist, Source, settled
+from unmask.data.sources.choice import Cifar10, Codes, Digits, Folder, Mnist, PictureSource, resolve_paths
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.coded import open_coded
 from unmask.experiments.images import Experiment, prepare_images
@@ -98,23 +98,23 @@ def shorten_name(name: str) -> str:
     return name.removeprefix(HUB).replace("/", "--") if is_on_hub(name) else Path(os.path.abspath(name)).name
 
 
-def find_data(spec: ModelSpec, data: str) -> Source | Codes:
+def find_data(spec: ModelSpec, data: str) -> PictureSource | Codes:
     """Return what `--data` means for a model: a token dataset, or for a model of pixels a folder of images.
 
     "digits", "mnist" and "cifar10" are the datasets of these names. ConfigError for anything else.
     """
     path = Path(data).expanduser()
     if (path / META).is_file():
-        return settled(Codes(path=data))
+        return resolve_paths(Codes(path=data))
     if not isinstance(spec.tokenizer, Pixels):
         raise ConfigError(f"{data} is no token dataset: make one with unmask tokenize NAME")
     height, width = spec.tokenizer.size
-    named: dict[str, Source] = {"digits": Digits(), "cifar10": Cifar10(), "mnist": Mnist(size=min(height, 28))}
+    named: dict[str, PictureSource] = {"digits": Digits(), "cifar10": Cifar10(), "mnist": Mnist(size=min(height, 28))}
     if data in named:
         return named[data]
     if not path.is_dir():
         raise ConfigError(f"--data {data}: no such folder; give a folder of images, or {', '.join(named)}")
-    return settled(Folder(path=data, size=max(height, width), channels=spec.tokenizer.channels))
+    return resolve_paths(Folder(path=data, size=max(height, width), channels=spec.tokenizer.channels))
 
 
 def measure_against(spec: ModelSpec, folder: Path, name: str, data: str | None, out: Path) -> MeasuredModel:
@@ -149,7 +149,7 @@ def link_weights(measured: MeasuredModel, folder: Path, out: Path) -> None:
     """Write config.json into `out`, and links to the weights; CheckpointError if something else is there."""
     if has_config(out):
         there = read_config(out / CONFIG)
-        data = settled(there.data) if isinstance(there, Recipe | MeasuredModel) else None
+        data = resolve_paths(there.data) if isinstance(there, Recipe | MeasuredModel) else None
         if not isinstance(there, ModelSpec) or data != measured.data or there.model != measured.model:
             raise CheckpointError(f"{out} holds something else: give another --out")
     names = [MODEL] if isinstance(measured.tokenizer, Pixels) else [MODEL, TOKENIZER]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from unmask.data.tokens import Tokens, rows_at_once
+from unmask.data.tokens import Tokens, count_rows_at_once
 from unmask.decoding.sampling import Order, Sampling
 from unmask.errors import ConfigError
 from unmask.figures.images import plot_curves
@@ -92,7 +92,7 @@ def score_subject(
         subject.plain, lambda p, x, r: estimate_bound(p, x, mask_id=subject.mask_id, rand=r, passes=passes).mean(1)
     )
     yield OrderScore(order=BOUND, steps=0, nats=_mean(free, num_tokens), error=_error(free, num_tokens))
-    length = subject.rows.rows(index[:1], world.device)[0].shape[1]
+    length = subject.rows.read_rows(index[:1], world.device)[0].shape[1]
     for budget in dict.fromkeys(min(budget, length) for budget in steps):
         first: Tensor | None = None
         for name, order in orders:
@@ -128,9 +128,9 @@ def _nats(
     """-log p of each row, and its number of tokens; the rows are shared out over the ranks."""
     out = torch.zeros(2, len(index), dtype=torch.float64, device=world.device)
     mine = torch.arange(world.rank, len(index), world.size)
-    length = subject.rows.rows(index[:1], world.device)[0].shape[1]
-    for part in mine.split(rows_at_once(SCORED_ROWS, length, subject.mask_id, world.device)):
-        tokens, condition = subject.rows.rows(index[part], world.device)
+    length = subject.rows.read_rows(index[:1], world.device)[0].shape[1]
+    for part in mine.split(count_rows_at_once(SCORED_ROWS, length, subject.mask_id, world.device)):
+        tokens, condition = subject.rows.read_rows(index[part], world.device)
         rand = Rand(seed, index[part].to(world.device), len(subject.rows))
         nats = measure(make(condition), tokens, rand)
         out[:, part.to(world.device)] = torch.stack([nats, (tokens != ABSENT).sum(1).double()])

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unmask.data.pictures import digest
+from unmask.data.pictures import hash_pictures
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation.images import measure_accuracy, measure_bank, rebuild_bank, sample_banks
@@ -127,7 +127,7 @@ def sweep_run(
             "weights": sha256_of(folder / MODEL),
             "features": features.sha256,
             "judge": judge.sha256 if judge else "",
-            "pictures": digest(experiment.split.train, experiment.split.test),
+            "pictures": hash_pictures(experiment.split.train, experiment.split.test),
         }
         made = environment(world.device)
         table = SweepTable(out / "sweep.csv", origin, str(made["commit"]))

@@ -93,7 +93,7 @@ def measure_writing(
 
 def _spread(rows: Tokens, num: int, world: World) -> Int[Tensor, "n l"]:
     num = min(num, len(rows))
-    return rows.rows(torch.arange(num) * len(rows) // num, world.device)[0]
+    return rows.read_rows(torch.arange(num) * len(rows) // num, world.device)[0]
 
 
 def sample_rows(pipeline: TextPipeline, num: int, seed: int, sampling: Sampling) -> Int[Tensor, "n l"]:

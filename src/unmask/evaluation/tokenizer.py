@@ -94,7 +94,7 @@ def measure_tokenizer(
     }
     if world.is_main:
         write_json(folder / "report.json", numbers)
-        images, _ = test.rows(index[:12], world.device)
+        images, _ = test.read_rows(index[:12], world.device)
         write_picture(draw_reconstructions(images, model.decode(model.encode(images))), folder / "reconstructions.png")
     return numbers
 
@@ -106,7 +106,7 @@ def measure_reconstructions(
     dim = 0 if features is None else features.dim
 
     def compute(block: slice) -> Tensor:
-        images, _ = pictures.rows(index[block], world.device)
+        images, _ = pictures.read_rows(index[block], world.device)
         tokens = model.encode(images)
         made = model.decode(tokens)
         error = (images - made).abs().flatten(1).mean(1)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.data.sources.choice import settled
+from unmask.data.sources.choice import resolve_paths
 from unmask.data.tokens import Batches, Tokens
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
@@ -77,7 +77,7 @@ def count_frequencies(experiment: Ready) -> Float[Tensor, "k"]:
     num, vocab_size = len(experiment.train), experiment.vocab_size
     counts = torch.zeros(vocab_size, dtype=torch.long)
     for index in torch.arange(0, num, -(-num // FREQUENCY_ROWS)).split(4096):
-        tokens, _ = experiment.train.rows(index, torch.device("cpu"))
+        tokens, _ = experiment.train.read_rows(index, torch.device("cpu"))
         counts += tokens[tokens != ABSENT].bincount(minlength=vocab_size)
     return counts.float()
 
@@ -186,13 +186,13 @@ def _drop_changeable(recipe: AnyRecipe) -> AnyRecipe:
     training = replace(recipe.training, **{name: getattr(plain, name) for name in free})
     # The same place may be written in two ways.
     if isinstance(recipe, TokenizerRecipe):
-        data = settled(recipe.data)
+        data = resolve_paths(recipe.data)
         return replace(recipe, data=data, training=training, classifier=TokenizerRecipe.classifier)
     if isinstance(recipe, TextRecipe):
-        return replace(recipe, data=settled(recipe.data), training=training, sampling=Sampling(), trained_on=None)
+        return replace(recipe, data=resolve_paths(recipe.data), training=training, sampling=Sampling(), trained_on=None)
     return replace(
         recipe,
-        data=settled(recipe.data),
+        data=resolve_paths(recipe.data),
         training=training,
         sampling=Sampling(),
         classifier=Recipe.classifier,

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from unmask.data.image_files import Bad
+from unmask.data.image_files import Unreadable
 from unmask.data.pictures import Pictures, Split
-from unmask.data.shards.dataset import MAX_JSON, Meta, check_tokenizer, finish, open_codes
-from unmask.data.shards.tokenizing import PLAN, Encode, Part, Plan, View, claim, collect, tokenize
+from unmask.data.shards.dataset import MAX_JSON, Meta, check_tokenizer, finish_dataset, open_token_dataset
+from unmask.data.shards.tokenizing import PLAN, Encode, SplitName, ShardPlan, View, claim_folder, collect_meta, tokenize_shards
 from unmask.data.shards.workers import tokenize_parallel
-from unmask.data.sources.choice import Source, settled
+from unmask.data.sources.choice import PictureSource, resolve_paths
 from unmask.data.tokens import Tokens
 from unmask.errors import ConfigError, DataError
 from unmask.pretrained.lone_tokenizer import read_lone_tokenizer, write_lone_tokenizer
@@ -27,7 +27,7 @@ from unmask.storage.weights import fingerprint
 class Origin:
     """Where the pictures behind codes are, as a source's config."""
 
-    data: Source
+    data: PictureSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Coded:
     weights: Path
     train: Tokens
     test: Tokens
-    source: Source
+    source: PictureSource
     counted: tuple[int, int]
 
 
@@ -58,14 +58,14 @@ class TokenizerEncoder:
 def open_coded(folder: str | Path) -> Coded:
     """DataError or CheckpointError if the folder is unfinished, damaged, or its tokenizer is not the codes' own."""
     folder = Path(folder).expanduser()
-    meta, train, test = open_codes(folder)
+    meta, train, test = open_token_dataset(folder)
     if test is None:
         raise DataError(f"{folder} holds no codes to validate on: tokenize a source that holds some pictures out")
     model = read_lone_tokenizer(folder / "tokenizer")
     check_tokenizer(meta, fingerprint(model, model.config))
     source = from_json(Origin, json.loads(meta.source), "source").data
     weights = folder / "tokenizer" / MODEL
-    plan = read_json(folder / PLAN, Plan, MAX_JSON)
+    plan = read_json(folder / PLAN, ShardPlan, MAX_JSON)
     counted = (plan.train, plan.test)
     return Coded(
         meta=meta, tokenizer=model.config, weights=weights, train=train, test=test, source=source, counted=counted
@@ -73,7 +73,7 @@ def open_coded(folder: str | Path) -> Coded:
 
 
 def make_codes(
-    source: Source,
+    source: PictureSource,
     model: LearnedModel,
     out: Path,
     *,
@@ -85,21 +85,21 @@ def make_codes(
     world: World,
     progress: Progress | None = None,
     split: Split | None = None,
-) -> tuple[Meta, list[Bad]]:
+) -> tuple[Meta, list[Unreadable]]:
     """Tokenize a source into `out`, going on where an earlier command was stopped; returns the pictures left out.
 
     `split`: the source's pictures, if they are open already. Under torchrun the ranks share the shards; alone,
     `processes` do. Raises DataError, DiskError, ConfigError.
     """
     split = split or source.load(progress)
-    plan = Plan(
+    plan = ShardPlan(
         tokenizer=fingerprint(model, model.config),
         vocab_size=model.vocab_size,
         grid=model.grid,
         size=model.config.size,
         shape=split.train.shape,
         classes=tuple(split.train.classes),
-        source=dump_json(Origin(data=settled(source))),
+        source=dump_json(Origin(data=resolve_paths(source))),
         train=len(split.train),
         test=len(split.test),
         views=views,
@@ -114,19 +114,19 @@ def make_codes(
         meta, bad = _by_ranks(split.train, split.test, model, out, plan, batch, world, progress)
         return meta, [*split.bad, *bad] if world.is_main else bad
     bad = []
-    with claim(out, plan):
+    with claim_folder(out, plan):
         write_lone_tokenizer(model, out / "tokenizer")
         encoder = TokenizerEncoder(folder=(out / "tokenizer").resolve(), device=str(world.device))
         for part, pictures in _parts(split.train, split.test):
             bad += tokenize_parallel(
                 pictures, encoder, out, part, plan, batch=batch, processes=processes, progress=progress
             )
-        meta = collect(out, plan)
-        finish(out, meta)
+        meta = collect_meta(out, plan)
+        finish_dataset(out, meta)
     return meta, [*split.bad, *bad]
 
 
-def _parts(train: Pictures, test: Pictures) -> list[tuple[Part, Pictures]]:
+def _parts(train: Pictures, test: Pictures) -> list[tuple[SplitName, Pictures]]:
     return [("train", train), ("test", test)] if len(test) else [("train", train)]
 
 
@@ -135,30 +135,30 @@ def _by_ranks(
     test: Pictures,
     model: LearnedModel,
     out: Path,
-    plan: Plan,
+    plan: ShardPlan,
     batch: int,
     world: World,
     progress: Progress | None,
-) -> tuple[Meta, list[Bad]]:
+) -> tuple[Meta, list[Unreadable]]:
     """Rank 0 holds the folder; each rank writes its own shards; rank 0 finishes."""
-    bad: list[Bad] = []
+    bad: list[Unreadable] = []
 
     def work() -> None:
         barrier(world)  # the tokenizer is there, and so is the plan
         encode = TokenizerEncoder(folder=out / "tokenizer", device=str(world.device))()
         for part, pictures in _parts(train, test):
             bad.extend(
-                tokenize(pictures, encode, out, part, plan, batch=batch, rank=world.rank, size=world.size,
+                tokenize_shards(pictures, encode, out, part, plan, batch=batch, rank=world.rank, size=world.size,
                          progress=progress)
             )  # fmt: skip
         barrier(world)
 
     if not world.is_main:
         work()
-        return collect(out, plan), bad
-    with claim(out, plan):
+        return collect_meta(out, plan), bad
+    with claim_folder(out, plan):
         write_lone_tokenizer(model, out / "tokenizer")
         work()
-        meta = collect(out, plan)
-        finish(out, meta)
+        meta = collect_meta(out, plan)
+        finish_dataset(out, meta)
     return meta, bad

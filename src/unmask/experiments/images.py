@@ -10,8 +10,8 @@ from torch import nn
 
 from unmask.data.augment import PictureSet
 from unmask.data.pictures import Pictures, Split
-from unmask.data.shards.tokenizing import Part
-from unmask.data.sources.choice import Codes, Source
+from unmask.data.shards.tokenizing import SplitName
+from unmask.data.sources.choice import Codes, PictureSource
 from unmask.data.sources.description import describe_images
 from unmask.data.tokens import Tokens, TokenSet, Unlabelled
 from unmask.errors import ConfigError, DataError
@@ -42,7 +42,7 @@ class Experiment(Generic[Fitted]):
     recipe: Fitted
     train: Tokens
     test: Tokens
-    source: Source
+    source: PictureSource
     classes: tuple[str, ...]
     weights: Path | None = None
     loaded: Split | None = None
@@ -85,7 +85,7 @@ class Experiment(Generic[Fitted]):
             )
         return split
 
-    def real(self, part: Part) -> PictureSet:
+    def real(self, part: SplitName) -> PictureSet:
         """The pictures of a part, cut to the tokenizer's size."""
         pictures = self.split.train if part == "train" else self.split.test
         return PictureSet(pictures=pictures, size=self.recipe.tokenizer.size, flip=False)
@@ -176,5 +176,5 @@ def check_classes(classes: tuple[str, ...], asked: int | None, where: str) -> No
 def encode_pictures(images: Pictures, tokenizer: Pixels, labelled: bool) -> TokenSet:
     """All images as tokens, a few thousand at a time, with their classes if asked for."""
     parts = torch.arange(len(images)).split(4096)
-    tokens = torch.cat([tokenizer.encode(images.as_float(index)) for index in parts])
+    tokens = torch.cat([tokenizer.encode(images.read_float(index)) for index in parts])
     return TokenSet(tokens=tokens, condition=images.labels if labelled else None)

@@ -6,9 +6,9 @@ from pathlib import Path
 from torch import nn
 
 from unmask.data.shards.dataset import META
-from unmask.data.sources.choice import settled
+from unmask.data.sources.choice import resolve_paths
 from unmask.data.sources.description import describe_texts
-from unmask.data.text.shards import TOKENIZER, TextMeta, TextSet, open_text, write_text
+from unmask.data.text.shards import TEXT_TOKENIZER, TextMeta, TextSet, open_text_dataset, write_text_dataset
 from unmask.data.text.sources import TextFile
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.validation import validate_generator
@@ -34,7 +34,7 @@ class TextExperiment:
     meta: TextMeta
     tokenizer: TextTokenizer
     weights: Path
-    kept: str = TOKENIZER
+    kept: str = TEXT_TOKENIZER
 
     @property
     def vocab_size(self) -> int:
@@ -62,14 +62,14 @@ def prepare_text(recipe: TextRecipe, shards: Path, progress: Progress | None = N
 
     `data.path` may itself be such a folder: its tokenizer then is the recipe's, and nothing is written.
     """
-    source = settled(recipe.data)
+    source = resolve_paths(recipe.data)
     if isinstance(source, TextFile):
         if not recipe.data.path:  # type: ignore[union-attr]
             raise ConfigError("which text? Give --data FILE, a folder of .txt files, or one of tokens made before")
         if (Path(source.path) / META).is_file():
             return _opened(recipe, Path(source.path))
-    tokenizer = build_tokenizer(recipe.tokenizer, lambda: source.documents("train"))
-    write_text(source, tokenizer, shards, progress)
+    tokenizer = build_tokenizer(recipe.tokenizer, lambda: source.read_documents("train"))
+    write_text_dataset(source, tokenizer, shards, progress)
     return _opened(recipe, shards)
 
 
@@ -85,7 +85,7 @@ def reopen_text(recipe: TextRecipe, run: Path) -> TextExperiment:
 
 
 def _opened(recipe: TextRecipe, shards: Path) -> TextExperiment:
-    meta, train, test, tokenizer = open_text(shards, recipe.tokenizer.context, recipe.packing)
+    meta, train, test, tokenizer = open_text_dataset(shards, recipe.tokenizer.context, recipe.packing)
     if test is None:
         raise ConfigError(f"{shards} holds no text to validate on: raise --data.held-out, or give --data.test FILE")
     return TextExperiment(
@@ -100,5 +100,5 @@ def _opened(recipe: TextRecipe, shards: Path) -> TextExperiment:
         test=test,
         meta=meta,
         tokenizer=tokenizer,
-        weights=shards / TOKENIZER,
+        weights=shards / TEXT_TOKENIZER,
     )

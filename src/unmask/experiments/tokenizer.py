@@ -152,7 +152,7 @@ def validate_tokenizer(experiment: TokenizerExperiment, model: Autoencoder, worl
     chosen = torch.arange(num) * len(experiment.test) // num
 
     def likeness(index: Int[Tensor, "b"]) -> tuple[Tensor, Tensor]:
-        images, _ = experiment.test.rows(index, world.device)
+        images, _ = experiment.test.read_rows(index, world.device)
         with autocast(experiment.recipe.training.precision, world):
             made = model(images)[0]
         return images, made.float().clamp(-1, 1)

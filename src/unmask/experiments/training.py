@@ -6,7 +6,7 @@ from typing import Literal
 
 from unmask.data.shards.dataset import Meta
 from unmask.data.shards.tokenizing import CENTER, FLIP, View
-from unmask.data.sources.choice import Codes, Source
+from unmask.data.sources.choice import Codes, PictureSource
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments import images as image_experiment
 from unmask.experiments import text as text_experiment
@@ -185,7 +185,7 @@ def prepare_tokenizer_data(
 
 def tokenize(
     model: str | Path | OpenedModel,
-    data: Source,
+    data: PictureSource,
     out: str | Path,
     *,
     flip: bool = True,

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor, nn
 
-from unmask.data.tokens import Tokens, rows_at_once
+from unmask.data.tokens import Tokens, count_rows_at_once
 from unmask.figures.images import choose_scale, draw_grid
 from unmask.method.critic import WithCritic
 from unmask.method.masking import exclude_absent, mask_exact
@@ -38,11 +38,11 @@ def validate_generator(
 
     def parts() -> Iterator[Tensor]:
         # As many parts on each rank: sharded models need all ranks in every forward.
-        each = -(-num // (rows_at_once(VALIDATION_ROWS, core.length, mask_id, world.device) * world.size))
+        each = -(-num // (count_rows_at_once(VALIDATION_ROWS, core.length, mask_id, world.device) * world.size))
         yield from chosen.tensor_split(each * world.size)[world.rank :: world.size]
 
     def scores(index: Int[Tensor, "b"]) -> list[Tensor]:
-        tokens, condition = data.rows(index, world.device)
+        tokens, condition = data.read_rows(index, world.device)
         rand = Rand(1, index.to(world.device), len(data))
         loss = plain(model, tokens, condition, mask_id=mask_id, rand=rand)
         row = [loss.total, loss.count]

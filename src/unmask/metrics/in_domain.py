@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from unmask.data.augment import PictureSet
-from unmask.data.pictures import OnDemand, digest, spread
+from unmask.data.pictures import OnDemand, hash_pictures, spread
 from unmask.errors import ConfigError
 from unmask.metrics.embedders import ClassifierFeatures
 from unmask.metrics.features import (
@@ -39,7 +39,7 @@ def prepare_classifier_features(
         )
     barrier(world)
     if world.is_main:
-        found = digest(pictures.pictures)
+        found = hash_pictures(pictures.pictures)
         if not (path.exists() and load_classifier(path).config == config and read_picture_digest(path) == found):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_classifier(train_on_pictures(pictures, config, world, progress), path, found)
@@ -56,7 +56,7 @@ def train_on_pictures(
     if isinstance(pictures.pictures, OnDemand):
         every = spread(len(pictures))  # the same images as the reference, which names unreadable files
     for index in every[spread(len(every), MAX_TRAINING_BYTES // pictures.dim)].split(READ_BATCH):
-        images, places = pictures.readable(index, torch.device("cpu"))
+        images, places = pictures.read_good(index, torch.device("cpu"))
         parts.append(((images + 1) * 127.5).round().to(torch.uint8))
         labels.append(pictures.pictures.labels[index[places]])
     return train_classifier(torch.cat(parts).to(world.device), torch.cat(labels).to(world.device), config, progress)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from unmask.data.holes import ANY, Cells, paste
 from unmask.data.image_files import MAX_PIXELS
-from unmask.data.masks import check_hole
-from unmask.data.tokens import rows_at_once
+from unmask.data.masks import check_mask
+from unmask.data.tokens import count_rows_at_once
 from unmask.decoding.sampling import Parallel, Sampling, ordered
 from unmask.errors import ConfigError
 from unmask.method.guidance import Condition
@@ -122,7 +122,7 @@ def inpaint_images(
         labels = torch.as_tensor(labels).to(pipeline.device)
         pipeline.check_labels(labels, len(images))
     model = pipeline.model
-    size = max(1, rows_at_once(batch, model.length, model.vocab_size, pipeline.device) // max(1, variants))
+    size = max(1, count_rows_at_once(batch, model.length, model.vocab_size, pipeline.device) // max(1, variants))
     done = []
     for at in range(0, len(images), size):
         part = slice(at, at + size)
@@ -238,7 +238,7 @@ def edit_photo(
     if hole.shape != photo.shape[1:] or len(photo) not in (1, 3) or feather < 0:
         found = f"the photo is {tuple(photo.shape)}, the hole {tuple(hole.shape)}, feather {feather}"
         raise ConfigError(f"{found}: needs 1 or 3 channels, one mask of the same size, and feather of at least 0")
-    check_hole(hole)
+    check_mask(hole)
     window = choose_window(hole, pipeline.tokenizer.size, context)
     images, hidden = view_window(pipeline, photo, hole, window)
     labels = None if label is None else torch.tensor([label])

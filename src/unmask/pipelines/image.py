@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from unmask.data.holes import Cells, blank, token_mask
-from unmask.data.tokens import rows_at_once
+from unmask.data.holes import Cells, fill_smoothly, mask_tokens
+from unmask.data.tokens import count_rows_at_once
 from unmask.decoding.sampling import Sampling, ordered
 from unmask.decoding.settings import SamplingSettings, change_sampling
 from unmask.errors import CheckpointError, ConfigError
@@ -201,7 +201,7 @@ class Pipeline:
         ids, total = self._choose_labels(labels, num)
         if batch < 1:
             raise ConfigError(f"batch {batch}: at least 1")
-        batch = rows_at_once(batch, self.model.length, self.model.vocab_size, self.device)
+        batch = count_rows_at_once(batch, self.model.length, self.model.vocab_size, self.device)
         parts = []
         for first in range(0, total, batch):
             part = None if ids is None else ids[first : first + batch]
@@ -327,7 +327,7 @@ class Pipeline:
         """Return samples number `first` to `stop` - 1 of the endless row that `generate(num=...)` begins."""
         if not 0 <= first < stop:
             raise ConfigError(f"samples {first} to {stop - 1}: give a first of at least 0, and a stop after it")
-        batch = rows_at_once(stop - first, self.model.length, self.model.vocab_size, self.device)
+        batch = count_rows_at_once(stop - first, self.model.length, self.model.vocab_size, self.device)
         images = []
         for part in torch.arange(first, stop, device=self.device).split(batch):
             labels = part % self.num_classes if self.num_classes else None
@@ -376,8 +376,8 @@ class Pipeline:
     ) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
         """Return the tokens of images, masked where a pixel is, and that mask; the masked pixels are never seen."""
         height, width = self.cells
-        masked = token_mask(mask, (height, width), cells or Cells())
-        tokens = self.tokenizer.encode(blank(images, mask))
+        masked = mask_tokens(mask, (height, width), cells or Cells())
+        tokens = self.tokenizer.encode(fill_smoothly(images, mask))
         masked = masked.to(tokens.device)
         return tokens.masked_fill(masked, self.model.mask_id).to(self.device), masked
 

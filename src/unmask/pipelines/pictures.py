@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from unmask.data.image_files import flatten
-from unmask.data.masks import check_hole
+from unmask.data.masks import check_mask
 from unmask.errors import ConfigError
 
 
@@ -29,5 +29,5 @@ def to_mask(image: Image.Image, size: tuple[int, int]) -> Bool[Tensor, "h w"]:
         found = f"the mask is {image.width}x{image.height}, the photo {size[1]}x{size[0]}"
         raise ConfigError(f"{found}: make them the same size")
     mask = torch.from_numpy(np.array(image.convert("L")) >= 128)
-    check_hole(mask)
+    check_mask(mask)
     return mask

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import Unpack
 
-from unmask.data.text.shards import TOKENIZER
-from unmask.data.tokens import rows_at_once
+from unmask.data.text.shards import TEXT_TOKENIZER
+from unmask.data.tokens import count_rows_at_once
 from unmask.decoding.sampling import FromCritic, Sampling
 from unmask.decoding.settings import SamplingSettings, change_sampling
 from unmask.errors import CheckpointError, ConfigError
@@ -103,9 +103,9 @@ class TextPipeline:
             if not has_config(folder):
                 raise CheckpointError(f"{folder}: no {CONFIG} there; give a run or an export")
             spec = read_config(folder / CONFIG, TextModelSpec)
-        tokenizer = open_text_tokenizer(folder / TOKENIZER, spec.tokenizer.context)
+        tokenizer = open_text_tokenizer(folder / TEXT_TOKENIZER, spec.tokenizer.context)
         if spec.tokenizer_sha256 not in (None, tokenizer.sha256):
-            raise CheckpointError(f"{folder / TOKENIZER} is another tokenizer than the model was trained with")
+            raise CheckpointError(f"{folder / TEXT_TOKENIZER} is another tokenizer than the model was trained with")
         where = pick_device(device)
         kind = dtype or fast_dtype(where)
         with unfilled(kind):
@@ -129,7 +129,7 @@ class TextPipeline:
         spec = replace(self.spec, sampling=self.sampling, tokenizer_sha256=self.tokenizer.sha256)
         out.mkdir(parents=True, exist_ok=True)
         write_weights(dict(self.model.named_parameters()), out / MODEL)
-        (out / TOKENIZER).write_bytes(self.tokenizer.to_bytes())
+        (out / TEXT_TOKENIZER).write_bytes(self.tokenizer.to_bytes())
         card = write_model_card(spec, name=name, licence=licence, measured=self.folder)
         (out / CARD).write_text(card, encoding="utf-8")
         write_config(spec, out)
@@ -271,7 +271,7 @@ class TextPipeline:
         ends: bool = True,
     ) -> Iterator[Int[Tensor, "l"]]:
         """`num` versions of a canvas, a batch at a time that is small enough for a large vocabulary."""
-        batch = rows_at_once(batch, len(canvas.tokens), self.model.vocab_size, self.device)
+        batch = count_rows_at_once(batch, len(canvas.tokens), self.model.vocab_size, self.device)
         for first in range(0, num, batch):
             rows = canvas.tokens.expand(min(batch, num - first), -1)
             for state in self.states(rows, seed=seed, first=first, sampling=sampling, ends=ends):

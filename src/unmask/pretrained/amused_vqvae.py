@@ -52,10 +52,10 @@ class AmusedAutoencoder(Autoencoder):
         super().__init__(config)
         self.decoder.append(ToSigned())
 
-    def latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d _ _"]:
+    def encode_latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d _ _"]:
         """Return the latents of images in [-1, 1]. Raises ConfigError in float16, which overflows."""
         self._check_dtype()
-        return super().latents((images + 1) / 2)
+        return super().encode_latents((images + 1) / 2)
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]:

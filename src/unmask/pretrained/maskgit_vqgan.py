@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.tokenizers.base import decode_in_parts, encode_in_parts, images_at_once
-from unmask.tokenizers.quantizers import full_precision
-from unmask.tokenizers.vqgan import doubled
+from unmask.tokenizers.base import count_images_at_once, decode_in_parts, encode_in_parts
+from unmask.tokenizers.quantizers import disable_autocast
+from unmask.tokenizers.vqgan import upsample
 
 NUM_GROUPS = 32
 
@@ -106,7 +106,7 @@ class MaskGITLevel(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ _ _"]:
         x = self.block(x)
-        return x if self.upsample_conv is None else doubled(x, self.upsample_conv)
+        return x if self.upsample_conv is None else upsample(x, self.upsample_conv)
 
 
 def _build_middle(dim: int, blocks: int) -> nn.Sequential:
@@ -173,17 +173,25 @@ class MaskGITAutoencoder(nn.Module):
         return self.config.grid
 
     @property
+    def size(self) -> tuple[int, int]:
+        return self.config.size
+
+    @property
+    def channels(self) -> int:
+        return self.config.channels
+
+    @property
     def at_once(self) -> int:
         """Number of images per batch in `encode` and `decode`: one activation of all pixels takes at most 256 MiB."""
         height, width = self.config.size
-        return images_at_once(height * width * self.config.width)
+        return count_images_at_once(height * width * self.config.width)
 
     def find_nearest(self, latents: Float[Tensor, "b d h w"]) -> Int[Tensor, "b l"]:
         """Return the code at the smallest Euclidean distance from each latent, computed in float32 or wider."""
         dtype = torch.promote_types(latents.dtype, torch.float32)
         table, x = self.codebook.weight.to(dtype), latents.flatten(2).transpose(1, 2).to(dtype)
         offset = table.square().sum(1) / 2  # |x - c|^2 is least where x c - |c|^2 / 2 is largest
-        with full_precision(x):
+        with disable_autocast(x):
             parts = [(part @ table.T - offset).argmax(1) for part in x.flatten(0, 1).split(1 << 14)]
         return torch.cat(parts).reshape(x.shape[:2])
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from unmask.pretrained.generators import widen
 from unmask.pretrained.maskgit_vqgan import MaskGITDecoder, MaskGITVQGAN, rename_layer
 from unmask.pretrained.vit import ViTBlock
-from unmask.tokenizers.base import decode_in_parts, encode_in_parts, images_at_once
-from unmask.tokenizers.quantizers import full_precision
+from unmask.tokenizers.base import decode_in_parts, encode_in_parts, count_images_at_once
+from unmask.tokenizers.quantizers import disable_autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,14 @@ class TiTokModel(nn.Module):
         return self.config.vocab_size
 
     @property
+    def size(self) -> tuple[int, int]:
+        return self.config.size
+
+    @property
+    def channels(self) -> int:
+        return self.config.channels
+
+    @property
     def grid(self) -> tuple[int]:
         return self.config.grid
 
@@ -130,7 +138,7 @@ class TiTokModel(nn.Module):
 
     def find_nearest(self, z: Float[Tensor, "b l d"]) -> Int[Tensor, "b l"]:
         """Return the code at the smallest angle: the nearest one, as both latents and codes are on the unit sphere."""
-        with full_precision(z):
+        with disable_autocast(z):
             table = F.normalize(widen(self.codes), dim=-1)
             return (widen(z) @ table.T).argmax(-1)  # the length of z makes no difference
 
@@ -149,7 +157,7 @@ class TiTokModel(nn.Module):
     def at_once(self) -> int:
         """Number of images per batch in `encode` and `decode`: one activation of all pixels takes at most 256 MiB."""
         height, width = self.config.size
-        return images_at_once(height * width * self.config.pixels.width)
+        return count_images_at_once(height * width * self.config.pixels.width)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from unmask.data.sources.choice import Codes, Source
+from unmask.data.sources.choice import Codes, PictureSource
 from unmask.data.text.sources import HubText, TextFile
 from unmask.decoding.sampling import FromCritic, Sampling
 from unmask.method.critic import WithCritic
@@ -29,7 +29,7 @@ class Recipe(ModelSpec):
     if the tokenizer is Pixels; a token dataset (`Codes`) brings its tokenizer with it.
     """
 
-    data: Source | Codes
+    data: PictureSource | Codes
     """Where the images are."""
     model: GeneratorConfig | Amused = TransformerConfig()
     """The network."""
@@ -54,7 +54,7 @@ class Recipe(ModelSpec):
 class MeasuredModel(ModelSpec):
     """A model that was not trained here, with the data to measure it against."""
 
-    data: Source | Codes
+    data: PictureSource | Codes
     """Where the images are."""
     classifier: ClassifierConfig = Recipe.classifier
     """The classifier that measures the samples."""
@@ -73,7 +73,7 @@ class TokenizerRecipe:
     pictures if they have class labels, or the published LPIPS; null is none. `classifier` judges them later.
     """
 
-    data: Source
+    data: PictureSource
     tokenizer: VQGAN
     loss: TokenizerLoss = TokenizerLoss()
     perceptual: ClassifierConfig | LpipsFiles | None = None

@@ -1,4 +1,4 @@
-"""What every tokenizer offers: pictures to flat token ids and back. Models and samplers see only the ids."""
+"""The tokenizer protocol: images to flat token ids and back. Models and samplers see only the ids."""
 
 import math
 from collections.abc import Callable
@@ -25,14 +25,24 @@ class Tokenizer(Protocol):
     @property
     def grid(self) -> tuple[int, ...]: ...
 
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]: ...
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its images, in pixels."""
 
-    def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]: ...
+    @property
+    def channels(self) -> int:
+        """Number of channels of its images."""
+
+    def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]:
+        """Return the tokens of images in [-1, 1], on the images' device."""
+
+    def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]:
+        """Return the images of tokens, float32 in [-1, 1], on the tokens' device."""
 
 
 @runtime_checkable
 class Learned(Protocol):
-    """The configuration of a tokenizer with weights: `build()` gives a module that is a Tokenizer."""
+    """The configuration of a tokenizer with weights: `build()` returns a module that is a Tokenizer."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -46,7 +56,8 @@ class Learned(Protocol):
     @property
     def channels(self) -> int: ...
 
-    def build(self) -> Any: ...
+    def build(self) -> Any:
+        """Build the tokenizer with random weights."""
 
 
 def open_tokenizer(
@@ -56,43 +67,56 @@ def open_tokenizer(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     packed: bool = False,
+    sha256: str | None = None,
 ) -> Tokenizer:
-    """The tokenizer of a configuration, ready to use; a learned one with its weights read from that file.
+    """Build the tokenizer of a configuration; a learned one reads its weights from that file, once.
 
-    If `packed`, it is as fast as it can be on this CPU, and cannot be moved or converted.
+    Args:
+        packed: lay out the layers for the fastest inference on this CPU; it can then be neither moved nor converted.
+        sha256: the `fingerprint` that the weights must have, if known.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another shape, or has another fingerprint.
     """
     if isinstance(config, Pixels):
         return config
-    with unfilled(dtype):
+    # A fingerprint is of the values in the file, so verify before anything is rounded or packed.
+    kind = dtype if sha256 is None else torch.promote_types(dtype, torch.float32)
+    with unfilled(kind):
         model: nn.Module = config.build()
-    model = model.to(device, dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model = model.to(device, kind, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    if sha256 is not None:
+        load_weights(model, weights)
+        if fingerprint(model, config) != sha256:
+            raise CheckpointError(f"{weights} is another tokenizer than the model was trained with")
+        model = model.to(dtype)
     if packed:
         pack(model)
-    load_weights(model, weights)
+    if sha256 is None:
+        load_weights(model, weights)
     return model  # type: ignore[return-value]
 
 
-def verify_tokenizer(config: Pixels | Learned, weights: Path, sha256: str | None) -> None:
-    """CheckpointError if a learned tokenizer's weights are not there, or not those of a known fingerprint."""
+def verify_tokenizer(config: Pixels | Learned, weights: Path, sha256: str | None = None) -> None:
+    """Raise CheckpointError if a learned tokenizer's weights are missing, or do not have a known fingerprint."""
     if isinstance(config, Pixels):
         return
     if not weights.is_file():
         where = f"{weights.parent}: no {weights.name} there"
         raise CheckpointError(f"{where}; unmask convert the tokenizer's file into it too")
-    model = open_tokenizer(config, weights) if sha256 else None
-    if isinstance(model, nn.Module) and sha256 != fingerprint(model, config):
-        raise CheckpointError(f"{weights} is another tokenizer than the model was trained with")
+    if sha256:
+        open_tokenizer(config, weights, sha256=sha256)
 
 
-def images_at_once(numbers: int) -> int:
-    """Images of which one activation, `numbers` in float32 for each, fills 256 MiB at most; 1 to 256."""
+def count_images_at_once(numbers: int) -> int:
+    """Return how many images to convert at once, 1 to 256: an activation of `numbers` per image fits 256 MiB."""
     return min(256, max(1, (1 << 26) // numbers))
 
 
 def encode_in_parts(
     convert: Callable[[Tensor], Tensor], images: Float[Tensor, "b c h w"], config: Learned, at_once: int
 ) -> Int[Tensor, "b l"]:
-    """Tokens of images, so many converted at a time, on the images' device; ConfigError for another size."""
+    """Convert images to tokens, `at_once` at a time, on the images' device; raise ConfigError for another size."""
     need = (config.channels, *config.size)
     if images.shape[1:] != need:
         raise ConfigError(f"images are {tuple(images.shape[1:])} (c, h, w), not {need}: resize them")
@@ -105,9 +129,10 @@ def encode_in_parts(
 def decode_in_parts(
     convert: Callable[[Tensor], Tensor], tokens: Int[Tensor, "b l"], config: Learned, at_once: int
 ) -> Float[Tensor, "b c h w"]:
-    """Images of tokens, so many converted at a time, in float32 on the tokens' device.
+    """Convert tokens to float32 images, `at_once` at a time, on the tokens' device.
 
-    ConfigError for another length or a token out of range.
+    Raises:
+        ConfigError: the rows have another length, or a token is out of range.
     """
     if tokens.shape[1] != math.prod(config.grid):
         raise ConfigError(f"rows hold {tokens.shape[1]} tokens, not {'*'.join(map(str, config.grid))}")

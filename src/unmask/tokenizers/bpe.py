@@ -1,5 +1,5 @@
-"""Learned vocabularies, as Hugging Face's `tokenizers` runs them: byte-level BPE as in GPT-2, trained or read from its
-two files, and any JSON of that library. Nothing is lost in silence: what a vocabulary cannot say is found and named."""
+"""Learned vocabularies, run by Hugging Face's `tokenizers`: byte-level BPE as in GPT-2, trained or read from its two
+files, and any JSON of that library. Text that a vocabulary cannot encode is found and named, never lost in silence."""
 
 import json
 import re
@@ -16,31 +16,33 @@ from unmask.storage.config import load_json
 from unmask.storage.files import one_line
 
 END = "<|endoftext|>"
-ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
-"""What published vocabularies call their end token; one that has none of these gets the first."""
+END_TOKENS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+"""Names of the end token in published vocabularies; a vocabulary without one of these gets the first."""
 
-MAX_VOCAB = 1 << 22
-LONGEST = 1 << 18  # characters that are encoded at once, where the rules allow a cut
-PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # GPT-2's two files, and their later names
+MAX_BPE_VOCAB = 1 << 22
+MAX_CHUNK = 1 << 18  # characters that are encoded at once, where the rules allow a split
+GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # GPT-2's two files, and their later names
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-# GPT-2's expression never joins a new line between two characters that are no spaces to either of them.
+# GPT-2's expression never joins a newline to either neighbour if neither of them is a space.
 _CUT = re.compile(r"(?<=\S)\n(?=\S)")
 
 
 class Rules:
-    """A JSON of `tokenizers` at work, with special tokens in the text read as plain text; `name` is for errors."""
+    """A tokenizer of the library `tokenizers`. Special tokens in a text count as plain text; `name` is for errors."""
 
     def __init__(self, data: dict[str, Any], name: str):
         self.data, self.name = data, one_line(name)
-        self._rules = _start(data, self.name)
+        self._rules = _build_rules(data, self.name)
         vocab = self._rules.get_vocab(with_added_tokens=True)
-        end = next((token for token in ENDS if token in vocab), END)
+        end = next((token for token in END_TOKENS if token in vocab), END)
         with _Refusals(self.name):
             self._rules.add_special_tokens([end])
         vocab = self._rules.get_vocab(with_added_tokens=True)
         self.end_id, self.num_tokens = vocab[end], max(vocab.values()) + 1
-        if self.num_tokens > MAX_VOCAB:
-            raise DataError(f"{self.name} has a token {self.num_tokens - 1}; more than {MAX_VOCAB} is no vocabulary")
+        if self.num_tokens > MAX_BPE_VOCAB:
+            raise DataError(
+                f"{self.name} has token {self.num_tokens - 1}; more than {MAX_BPE_VOCAB} tokens is no vocabulary"
+            )
         added = self._rules.get_added_tokens_decoder()
         special = {i for i, token in added.items() if token.special}
         unknown = {vocab[token] for token in (data["model"].get("unk_token"),) if token in vocab}
@@ -50,16 +52,16 @@ class Rules:
         self._banned = np.zeros(self.num_tokens, bool)
         self._banned[[self.end_id, *self.unused]] = True
         plain = (data.get("normalizer"), data.get("pre_tokenizer"), len(special)) == (None, BYTE_LEVEL, len(added))
-        self._byte_level = plain and set(_library().pre_tokenizers.ByteLevel.alphabet()) <= vocab.keys()
+        self._byte_level = plain and set(_import_library().pre_tokenizers.ByteLevel.alphabet()) <= vocab.keys()
 
     def encode(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
-        """The ids of each text, which are the same however long the texts are that stand together."""
-        short = [i for i, text in enumerate(texts) if len(text) <= LONGEST or not self._byte_level]
-        found = dict(zip(short, self._batch([texts[i] for i in short]), strict=True))
-        return [found[i] if i in found else self._long(text) for i, text in enumerate(texts)]
+        """Return the ids of each text; they do not depend on the other texts."""
+        short = [i for i, text in enumerate(texts) if len(text) <= MAX_CHUNK or not self._byte_level]
+        found = dict(zip(short, self._encode_batch([texts[i] for i in short]), strict=True))
+        return [found[i] if i in found else self._encode_long(text) for i, text in enumerate(texts)]
 
-    def lost(self, text: str, ids: Int32[np.ndarray, "l"]) -> int | None:
-        """The place of the first character that these ids do not say, or None."""
+    def find_lost(self, text: str, ids: Int32[np.ndarray, "l"]) -> int | None:
+        """Return the position of the first character that these ids do not encode, or None."""
         if self._byte_level and not self._banned[ids].any():
             return None
         encoding = self._rules.encode(text, add_special_tokens=False)
@@ -74,35 +76,36 @@ class Rules:
         return next((place for place in bare if not text[place].isspace()), None)
 
     def decode(self, ids: list[int]) -> str:
+        """Return the text of these ids, with special tokens by name."""
         return self._rules.decode(ids, skip_special_tokens=False)
 
-    def piece(self, i: int) -> str:
-        """A token's own text; by its name where it is special, or where the name says more (▁ is a space)."""
+    def get_piece(self, i: int) -> str:
+        """Return the text of one token; its name where it is special or where the name says more (▁ is a space)."""
         token = self._rules.id_to_token(i)
         if token is None:
             return ""
         return self.decode([i]) if self._byte_level and not self._banned[i] else token.replace("▁", " ")
 
-    def _long(self, text: str) -> Int32[np.ndarray, "l"]:
+    def _encode_long(self, text: str) -> Int32[np.ndarray, "l"]:
         parts, some = [], []
-        for part in cut(text):
+        for part in split_text(text):
             some.append(part)
             if len(some) == 16:
-                parts += self._batch(some)
+                parts += self._encode_batch(some)
                 some = []
-        return np.concatenate(parts + self._batch(some))
+        return np.concatenate(parts + self._encode_batch(some))
 
-    def _batch(self, texts: list[str]) -> list[Int32[np.ndarray, "_"]]:
+    def _encode_batch(self, texts: list[str]) -> list[Int32[np.ndarray, "_"]]:
         with _Refusals(self.name):
             encodings = self._rules.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
 
-def cut(text: str) -> Iterator[str]:
-    """Parts of a text that a GPT-2 tokenizer treats as it does the whole, of little more than `LONGEST` characters."""
+def split_text(text: str) -> Iterator[str]:
+    """Split a text where GPT-2's tokenizer allows it, into parts slightly longer than `MAX_CHUNK` characters."""
     start = 0
-    while len(text) - start > LONGEST:
-        found = _CUT.search(text, start + LONGEST)
+    while len(text) - start > MAX_CHUNK:
+        found = _CUT.search(text, start + MAX_CHUNK)
         if found is None:
             break
         yield text[start : found.end()]
@@ -111,17 +114,17 @@ def cut(text: str) -> Iterator[str]:
 
 
 def read_rules(file: str, max_bytes: int) -> Rules:
-    """From a JSON of `tokenizers`, or a folder or prefix of GPT-2's two files; DataError if they are none."""
+    """Read a JSON of `tokenizers`, or a folder or prefix of GPT-2's two files; raise DataError if not valid."""
     path = Path(file).expanduser()
     if path.is_file():
-        return Rules(_json(path, max_bytes), str(path))
+        return Rules(_read_json(path, max_bytes), str(path))
     if (path / "tokenizer.json").is_file():
-        return Rules(_json(path / "tokenizer.json", max_bytes), str(path))
+        return Rules(_read_json(path / "tokenizer.json", max_bytes), str(path))
     for join in ("/", "", "_", "-", "."):
-        for vocab, merges in PAIRS:
+        for vocab, merges in GPT2_FILES:
             pair = Path(f"{path}{join}{vocab}"), Path(f"{path}{join}{merges}")
             if all(part.is_file() for part in pair):
-                return Rules(_gpt2(_json(pair[0], max_bytes), _merges(pair[1], max_bytes)), str(path))
+                return Rules(_build_gpt2(_read_json(pair[0], max_bytes), _read_merges(pair[1], max_bytes)), str(path))
     raise DataError(
         f"{one_line(file)}: no tokenizer there; give a JSON of tokenizers, or a folder or prefix of GPT-2's "
         "encoder.json and vocab.bpe"
@@ -129,8 +132,8 @@ def read_rules(file: str, max_bytes: int) -> Rules:
 
 
 def train_rules(documents: Iterator[str], vocab_size: int) -> Rules:
-    """A byte-level BPE of exactly that many tokens, the end token being 0; DataError if the corpus is too small."""
-    library = _library()
+    """Train a byte-level BPE of exactly `vocab_size` tokens, end token 0; raise DataError if the text is too short."""
+    library = _import_library()
     trainer = library.trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END],
@@ -139,16 +142,16 @@ def train_rules(documents: Iterator[str], vocab_size: int) -> Rules:
     )
     rules = library.Tokenizer(library.models.BPE())
     rules.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    rules.train_from_iterator((part for text in documents for part in cut(text)), trainer)
+    rules.train_from_iterator((part for text in documents for part in split_text(text)), trainer)
     model = json.loads(rules.to_str())["model"]
     if len(model["vocab"]) != vocab_size:
         count = len(model["vocab"])
         raise DataError(f"the corpus gives a BPE of {count} tokens, not {vocab_size}: lower vocab_size, or add text")
-    return Rules(_gpt2(model["vocab"], model["merges"]), "the trained BPE")
+    return Rules(_build_gpt2(model["vocab"], model["merges"]), "the trained BPE")
 
 
 class _Refusals:
-    """DataError for what `tokenizers` refuses: it raises Exception itself, and for some damage Rust's panic."""
+    """Raise DataError for what `tokenizers` refuses: it raises bare Exception, or Rust's panic for some damage."""
 
     def __init__(self, name: str):
         self.name = name
@@ -161,18 +164,18 @@ class _Refusals:
             raise DataError(f"{self.name} is not a tokenizer that can be used ({reason}): get it again") from error
 
 
-def _library() -> ModuleType:
+def _import_library() -> ModuleType:
     try:
         import tokenizers
     except ImportError as error:
-        raise ConfigError("BPE takes Hugging Face's tokenizers: pip install 'unmask[text]'") from error
+        raise ConfigError("BPE needs Hugging Face's tokenizers: pip install 'unmask[text]'") from error
     return tokenizers
 
 
-def _start(data: dict[str, Any], name: str) -> Any:
+def _build_rules(data: dict[str, Any], name: str) -> Any:
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
         raise DataError(f"{name} is not a JSON of tokenizers: it has no model; give one, or a folder of GPT-2's files")
-    library = _library()
+    library = _import_library()
     with _Refusals(name):
         text = json.dumps(data, ensure_ascii=False)
         rules = library.Tokenizer.from_str(text.encode("utf-8", "replace").decode())
@@ -180,20 +183,20 @@ def _start(data: dict[str, Any], name: str) -> Any:
     rules.no_truncation()
     rules.no_padding()
     if data["model"].get("dropout"):
-        rules.model.dropout = None  # noise for training language models; codes must be the same each time
+        rules.model.dropout = None  # training noise of language models; tokens must be the same each time
     if not rules.get_vocab(with_added_tokens=True):
         raise DataError(f"{name} has no tokens at all: get it again")
     return rules
 
 
-def _json(path: Path, max_bytes: int) -> Any:
+def _read_json(path: Path, max_bytes: int) -> Any:
     try:
         return load_json(path, max_bytes)
     except ConfigError as error:
         raise DataError(f"{one_line(str(error))}: get the tokenizer again") from error
 
 
-def _merges(path: Path, max_bytes: int) -> list[list[str]]:
+def _read_merges(path: Path, max_bytes: int) -> list[list[str]]:
     try:
         with open(path, "rb") as file:
             body = file.read(max_bytes + 1)
@@ -212,8 +215,8 @@ def _merges(path: Path, max_bytes: int) -> list[list[str]]:
     return merges
 
 
-def _gpt2(vocab: Any, merges: Any) -> dict[str, Any]:
-    """The JSON that says what GPT-2's two files leave to the program."""
+def _build_gpt2(vocab: Any, merges: Any) -> dict[str, Any]:
+    """Build the full JSON of a GPT-2 tokenizer: its two files leave the other settings to the program."""
     if not isinstance(vocab, dict):
         raise DataError("the vocabulary is not an object of tokens and ids: get GPT-2's encoder.json again")
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}

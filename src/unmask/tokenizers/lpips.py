@@ -1,8 +1,8 @@
-"""LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924): how unlike two images look, by the features of VGG16 (arXiv
-1409.1556) at its last ReLU before each pooling, and learned non-negative weights of their channels.
+"""LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924): the perceptual distance of two images. It compares the features
+of VGG16 (arXiv 1409.1556) at the last ReLU before each pooling, with learned non-negative weights of their channels.
 
-The network's names are torchvision's, so the two published files are read as they are: vgg16-397923af.pth, 528 MB, of
-which the classifier is dropped, and the 7 KB of weights v0.1/vgg.pth from the authors' repository.
+The network uses torchvision's names, so it reads the two published files directly: vgg16-397923af.pth (528 MB, without
+its classifier), and the 7 KB of weights v0.1/vgg.pth from the authors' repository.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,20 +19,23 @@ from unmask.storage.files import one_line
 from unmask.storage.foreign.reader import read_tensors
 
 VGG = "https://download.pytorch.org/models/vgg16-397923af.pth"
-LINEAR = "https://github.com/richzhang/PerceptualSimilarity, lpips/weights/v0.1/vgg.pth"
-STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convolutions of each
-CHANNELS = [channels for channels, _ in STAGES]
-SMALLEST = 16  # pixels, of which four poolings leave one cell
+LPIPS_LINEAR = "https://github.com/richzhang/PerceptualSimilarity, lpips/weights/v0.1/vgg.pth"
+VGG_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convolutions of each
+CHANNELS = [channels for channels, _ in VGG_STAGES]
+MIN_PIXELS = 16  # pixels; four poolings leave one cell
 # Published for images in [-1, 1]: the mean and deviation of ImageNet's colours, moved there from [0, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class Lpips(nn.Module):
-    """Frozen features whose distances are the images': `lpips(images)` gives one map per stage, from fine to coarse.
+    """A frozen feature network: `lpips(images)` returns one map per stage, from fine to coarse.
 
-    Each cell has length 1, and then its channels are weighted such that squared differences, summed over channels and
+    Each cell is scaled to length 1, then its channels are weighted. Squared differences, summed over channels and
     averaged over cells and stages, are LPIPS. Without `linear` all weights are equal: eq. 1 with w = 1/5.
-    `weights` are those of VGG16's `features`, by torchvision's names, and `linear` one per channel of each stage.
+
+    Args:
+        weights: VGG16's `features`, by torchvision's names.
+        linear: one weight per channel of each stage.
     """
 
     shift: Tensor
@@ -42,10 +45,10 @@ class Lpips(nn.Module):
     def __init__(self, weights: Mapping[str, Tensor], linear: Sequence[Float[Tensor, "c"]] | None = None):
         super().__init__()
         with torch.device("meta"):
-            self.features = _vgg16()
+            self.features = _build_vgg16()
         self.load_state_dict(dict(weights), strict=True, assign=True)
         # The published distance is a sum over stages, ours a mean.
-        squares = torch.ones(sum(CHANNELS)) if linear is None else torch.cat(list(linear)) * len(STAGES)
+        squares = torch.ones(sum(CHANNELS)) if linear is None else torch.cat(list(linear)) * len(VGG_STAGES)
         self.register_buffer("roots", squares.sqrt())
         self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None])
         self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
@@ -53,11 +56,11 @@ class Lpips(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ _ _"]]:
-        """The maps of images in [-1, 1], in float32; grey counts as three equal channels."""
-        if images.shape[1] not in (1, 3) or min(images.shape[2:]) < SMALLEST:
+        """Return the maps of images in [-1, 1], in float32; grey counts as three equal channels."""
+        if images.shape[1] not in (1, 3) or min(images.shape[2:]) < MIN_PIXELS:
             shape = tuple(images.shape[1:])
             raise ConfigError(
-                f"images are {shape} (c, h, w): LPIPS takes 1 or 3 channels and {SMALLEST} pixels or more"
+                f"images are {shape} (c, h, w): LPIPS takes 1 or 3 channels and {MIN_PIXELS} pixels or more"
             )
         x, maps = (images - self.shift) / self.scale, []
         for layer in self.features:
@@ -67,34 +70,37 @@ class Lpips(nn.Module):
         lengths = [F.normalize(x.float(), dim=1, eps=1e-10) for x in (*maps, x)]
         return [x * root[:, None, None] for x, root in zip(lengths, self.roots.split(CHANNELS), strict=True)]
 
-    def distance(self, a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
-        """LPIPS of each pair, at least 0; with gradients to both."""
+    def measure_distance(self, a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+        """Return the LPIPS of each pair, at least 0; both get gradients."""
         pairs = zip(self(a), self(b), strict=True)
         return torch.stack([(x - y).square().sum(1).mean((1, 2)) for x, y in pairs]).mean(0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LpipsFiles:
-    """Where the two published files are."""
+    """Paths of the two published files."""
 
     vgg: str = ""
+    """VGG16's weights, vgg16-397923af.pth."""
     linear: str = ""
+    """Weights of LPIPS v0.1, vgg.pth."""
 
     def check(self) -> None:
-        """ConfigError, before any work, if a file is not there."""
-        for path, flag, source in ((self.vgg, "vgg", VGG), (self.linear, "linear", LINEAR)):
+        """Raise ConfigError if a file is missing, before any work."""
+        for path, flag, source in ((self.vgg, "vgg", VGG), (self.linear, "linear", LPIPS_LINEAR)):
             if not path or not Path(path).expanduser().is_file():
                 raise ConfigError(f"LPIPS needs --perceptual.{flag} FILE, of {source}: {path or 'none'} is not there")
 
     def load(self) -> Lpips:
+        """Load LPIPS from the two files."""
         self.check()
         return load_lpips(Path(self.vgg).expanduser(), Path(self.linear).expanduser())
 
 
-def _vgg16() -> nn.Sequential:
-    """Its convolutions up to relu5_3, numbered as published."""
+def _build_vgg16() -> nn.Sequential:
+    """Build VGG16's convolutions up to relu5_3, numbered as published."""
     layers: list[nn.Module] = []
-    for dim_in, (dim, convolutions) in zip([3, *CHANNELS], STAGES, strict=False):
+    for dim_in, (dim, convolutions) in zip([3, *CHANNELS], VGG_STAGES, strict=False):
         layers += [nn.MaxPool2d(2)] if layers else []
         for i in range(convolutions):
             layers += [nn.Conv2d(dim if i else dim_in, dim, 3, padding=1), nn.ReLU(inplace=True)]
@@ -102,27 +108,29 @@ def _vgg16() -> nn.Sequential:
 
 
 def load_lpips(vgg: Path | str, linear: Path | str | None = None) -> Lpips:
-    """LPIPS with the weights of .pth or .safetensors files, on the CPU; CheckpointError unless they fit it exactly.
+    """Load LPIPS from .pth or .safetensors files, on the CPU; raise CheckpointError unless they fit exactly.
 
-    `vgg` is the whole of torchvision's VGG16, or its `features` alone; without `linear` all channels count the same.
+    `vgg` holds torchvision's whole VGG16, or its `features` alone. Without `linear` all channels weigh the same.
     """
     found = {k: v.float() for k, v in read_tensors(Path(vgg), VGG).items() if not k.startswith("classifier.")}
     with torch.device("meta"):
-        wanted = {f"features.{name}": tuple(value.shape) for name, value in _vgg16().state_dict().items()}
+        wanted = {f"features.{name}": tuple(value.shape) for name, value in _build_vgg16().state_dict().items()}
     _check(found, wanted, vgg, VGG)
     if linear is None:
         return Lpips(found)
     shapes = {f"lin{i}.model.1.weight": (1, channels, 1, 1) for i, channels in enumerate(CHANNELS)}
-    table = {k: v.float() for k, v in read_tensors(Path(linear), LINEAR).items()}
-    _check(table, shapes, linear, LINEAR)
+    table = {k: v.float() for k, v in read_tensors(Path(linear), LPIPS_LINEAR).items()}
+    _check(table, shapes, linear, LPIPS_LINEAR)
     for name, value in table.items():
         if not float(value.min()) >= 0:
-            raise CheckpointError(f"{one_line(str(linear))}: {name} has weights below 0, which none of {LINEAR} is")
+            raise CheckpointError(
+                f"{one_line(str(linear))}: {name} has weights below 0, but {LPIPS_LINEAR} has none: get it again"
+            )
     return Lpips(found, [table[name].flatten() for name in shapes])
 
 
 def _check(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], path: Path | str, source: str) -> None:
-    """CheckpointError, naming the first differences, unless names and shapes are as wanted and all values finite."""
+    """Raise CheckpointError, naming the first differences, unless names and shapes match and all values are finite."""
     wrong = [f"{name} is missing" for name in wanted if name not in found]
     wrong += [f"{name} is not known" for name in found if name not in wanted]
     for name in wanted.keys() & found.keys():

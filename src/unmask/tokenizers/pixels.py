@@ -1,5 +1,5 @@
-"""Tokens without a network: each small block of quantised pixels is one number. Two levels and 2x2 blocks are the 16
-tokens of nanoMaskGIT's binary MNIST; the code is exact, so whatever a model gets wrong is the model's own doing."""
+"""Tokens without a network: each small block of quantised pixels is one number. Two levels and 2x2 blocks give the 16
+tokens of nanoMaskGIT's binary MNIST. Encoding is exact, so every error in a sample is an error of the model."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,22 @@ from torch import Tensor
 
 from unmask.errors import ConfigError
 
-MAX_VOCAB = 65_536
+MAX_PIXEL_VOCAB = 65_536
 SLACK = 1e-3  # how far beyond [-1, 1] rounding may carry a pixel before we call it an error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """One token = the base-`levels` number that a `channels x patch x patch` block spells, first pixel leading."""
+    """One token = a `channels x patch x patch` block read as a number in base `levels`, first pixel leading."""
 
     size: tuple[int, int]
+    """Height and width of the images, in pixels."""
     channels: int = 1
+    """Number of channels of the images."""
     patch: int = 2
+    """Height and width of a block, in pixels."""
     levels: int = 2
+    """Grey levels per pixel and channel."""
 
     def __post_init__(self):
         if min(*self.size, self.channels, self.patch) < 1:
@@ -30,10 +34,10 @@ class Pixels:
         if self.levels < 2:
             raise ConfigError(f"levels {self.levels}: at least 2 are needed to tell pixels apart")
         digits = self.channels * self.patch**2
-        # The digit count is checked first, so that a silly patch cannot make us compute an astronomical power.
-        if digits > 16 or self.levels**digits > MAX_VOCAB:
+        # Check the digit count first, so that a huge patch cannot make us compute an astronomical power.
+        if digits > 16 or self.levels**digits > MAX_PIXEL_VOCAB:
             raise ConfigError(
-                f"{self.levels} levels ** {digits} pixels per patch is more than {MAX_VOCAB} tokens: lower patch "
+                f"{self.levels} levels ** {digits} pixels per patch is more than {MAX_PIXEL_VOCAB} tokens: lower patch "
                 f"(now {self.patch}), levels (now {self.levels}) or channels (now {self.channels})"
             )
 
@@ -46,7 +50,7 @@ class Pixels:
         return self.levels ** (self.channels * self.patch**2)
 
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]:
-        """The nearest of `levels` greys for each pixel, packed; ValueError for another size or values off [-1, 1]."""
+        """Round each pixel to the nearest of `levels` greys and pack; raise ValueError for another size or range."""
         if images.shape[1:] != (self.channels, *self.size):
             raise ValueError(f"images are {tuple(images.shape[1:])} (c, h, w), not {(self.channels, *self.size)}")
         if not (images.abs() <= 1 + SLACK).all():  # written so that NaN fails too
@@ -57,22 +61,22 @@ class Pixels:
         (rows, columns), p = self.grid, self.patch
         blocks = level.reshape(-1, self.channels, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5)
         digits = blocks.reshape(len(images), rows * columns, self.channels * p * p)
-        return (digits * self._place_values(images.device)).sum(-1)
+        return (digits * self._list_place_values(images.device)).sum(-1)
 
     def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]:
-        """Images made of level centres; ValueError for another length or a token that is not in 0..vocab_size-1."""
+        """Return images of level centres; raise ValueError for another length or a token outside 0..vocab_size-1."""
         (rows, columns), p = self.grid, self.patch
         if tokens.shape[1] != rows * columns:
             raise ValueError(f"rows hold {tokens.shape[1]} tokens, not {rows}*{columns} = {rows * columns}")
         if not ((tokens >= 0) & (tokens < self.vocab_size)).all():
             low, high = tokens.min().item(), tokens.max().item()
             raise ValueError(f"tokens span {low}..{high}, not 0..{self.vocab_size - 1} ({self.vocab_size} is the mask)")
-        digits = tokens.long()[..., None] // self._place_values(tokens.device) % self.levels
+        digits = tokens.long()[..., None] // self._list_place_values(tokens.device) % self.levels
         blocks = digits.reshape(-1, rows, columns, self.channels, p, p).permute(0, 3, 1, 4, 2, 5)
         level = blocks.reshape(len(tokens), self.channels, *self.size)
         return level.float() * 2 / (self.levels - 1) - 1
 
-    def _place_values(self, device: torch.device) -> Int[Tensor, " d"]:
-        """levels ** (d-1), ..., levels, 1."""
+    def _list_place_values(self, device: torch.device) -> Int[Tensor, " d"]:
+        """Return levels ** (d-1), ..., levels, 1."""
         powers = torch.arange(self.channels * self.patch**2 - 1, -1, -1, device=device)
         return self.levels**powers

@@ -1,8 +1,8 @@
-"""Latent vectors to code numbers: finite scalar quantisation (FSQ, arXiv 2309.15505), a learned codebook (VQ, arXiv
+"""Latent vectors to tokens: finite scalar quantisation (FSQ, arXiv 2309.15505), a learned codebook (VQ, arXiv
 1711.00937, with the remedies of 2110.04627) and lookup-free bits (LFQ, arXiv 2310.05737).
 
-Each is a config whose `build()` gives a module `z [b d h w] -> Quantized`. What a codebook learns outside of gradients
-it learns in `update`, from sums over the whole global batch: no module here knows of ranks, so all ranks agree.
+Each is a config whose `build()` returns a module `z [b d h w] -> Quantized`. Without gradients, a codebook learns in
+`update`, from sums over the whole global batch. No module here knows ranks, so all ranks agree.
 """
 
 import math
@@ -14,12 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 MAX_VOCAB = 1 << 18
-MAX_LEVELS = 1000  # from 1001 on, the published margin of FSQ's bound (0.1%) lets the outermost level spill over
+MAX_LEVELS = 1000  # from 1001 on, the published margin of FSQ's bound (0.1%) reaches beyond the outermost level
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """Latents moved to their codes (gradients pass straight through), the code numbers, and the auxiliary loss.
+    """Latents moved to their codebook vectors (with straight-through gradients), the tokens, and the auxiliary loss.
 
     `loss` is summed over the batch's images, each the mean over its positions.
     """
@@ -29,31 +29,32 @@ class Quantized:
     loss: Float[Tensor, ""]
 
 
-def rows(z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b l d"]:
-    """One latent vector per position, in float32: rounding to codes is no place for bfloat16."""
+def flatten_latents(z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b l d"]:
+    """Return one latent vector per position, in float32, since bfloat16 would round to other tokens."""
     return z.flatten(2).transpose(1, 2).float()
 
 
-def unrows(x: Float[Tensor, "b l d"], like: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
-    """The inverse of `rows`."""
+def unflatten_latents(x: Float[Tensor, "b l d"], like: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+    """Undo `flatten_latents`."""
     return x.transpose(1, 2).reshape(like.shape).to(like.dtype)
 
 
-def straight_through(codes: Float[Tensor, "*n d"], x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-    """`codes`, to the last bit, with the gradient going to `x` (arXiv 1308.3432)."""
+def pass_gradient_through(codes: Float[Tensor, "*n d"], x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+    """Return `codes`, to the last bit, and pass the gradient to `x` (straight-through estimator, arXiv 1308.3432)."""
     return codes.detach() + (x - x.detach())
 
 
-def full_precision(x: Tensor) -> torch.autocast:
-    """No autocast inside: its bfloat16 matrix products choose other codes than float32 does."""
+def disable_autocast(x: Tensor) -> torch.autocast:
+    """Disable autocast inside: its bfloat16 matrix products choose other tokens than float32."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FSQ:
-    """Each of len(levels) latent channels is rounded to one of its levels: nothing to learn, nothing to collapse."""
+    """Round each of len(levels) latent channels to one of its levels: nothing is learned, so nothing can collapse."""
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
+    """Number of levels of each latent channel; their product is the vocabulary."""
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 2 or max(self.levels) > MAX_LEVELS:
@@ -72,6 +73,7 @@ class FSQ:
         return math.prod(self.levels)
 
     def build(self) -> "FiniteScalar":
+        """Build the quantizer."""
         return FiniteScalar(self)
 
 
@@ -88,41 +90,43 @@ class FiniteScalar(nn.Module):
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
 
     def bound(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-        """tanh to a range that holds exactly `levels` whole numbers; even counts are moved by one half."""
+        """Squash by tanh to a range of exactly `levels` whole numbers; even counts are shifted by one half."""
         half = (self.levels - 1) * 1.001 / 2
         offset = (self.levels + 1) % 2 * 0.5
         return (x + (offset / half).atanh()).tanh() * half - offset
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
         half = self.levels // 2
-        bounded = self.bound(rows(z))
+        bounded = self.bound(flatten_latents(z))
         whole = bounded.round()
-        # A NaN becomes a token as well, so that who trains finds it in the loss, and not as an index out of range.
+        # A NaN becomes a token too, so that it shows in the loss and not as an index out of range.
         tokens = ((whole.nan_to_num() + half).long() * self.basis).sum(-1)
-        return Quantized(unrows(straight_through(whole, bounded) / half, z), tokens, z.new_zeros(()).float())
+        return Quantized(
+            unflatten_latents(pass_gradient_through(whole, bounded) / half, z), tokens, z.new_zeros(()).float()
+        )
 
-    def lookup(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        """The codes' latent vectors."""
+    def look_up(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """Return the latent vectors of tokens."""
         half = self.levels // 2
         return (tokens[..., None] // self.basis % self.levels - half).float() / half
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQ:
-    """`vocab_size` learned vectors; a latent becomes its nearest one.
-
-    `normalize`: both on the unit sphere, nearest by angle (arXiv 2110.04627). `decay`: the codebook follows the mean of
-    its latents; 0: it is learned by gradient. `commitment`: weight that draws latents to their codes. `revive`: a code
-    used less than that often per step, on average, is moved onto a latent of the batch. The codebook starts at the
-    k-means centres of the first batch.
-    """
+    """A learned codebook; a latent becomes its nearest vector. It starts at the k-means centres of the first batch."""
 
     vocab_size: int = 1024
+    """Number of vectors in the codebook."""
     dim: int = 8
+    """Numbers per vector."""
     normalize: bool = True
+    """Put latents and codebook on the unit sphere, so that nearest means nearest by angle (arXiv 2110.04627)."""
     decay: float = 0.99
+    """The codebook follows the mean of its latents with this decay; 0 learns it by gradient."""
     commitment: float = 0.25
+    """Weight of the loss that pulls latents to their vectors."""
     revive: float = 0.03
+    """Move a vector onto a latent of the batch if it is used less often than this per step, on average."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.vocab_size <= MAX_VOCAB or self.dim < 1:
@@ -131,11 +135,12 @@ class VQ:
             raise ValueError(f"{self}: decay in [0, 1), commitment and revive at least 0 needed")
 
     def build(self) -> "Codebook":
+        """Build the quantizer."""
         return Codebook(self)
 
 
 class Codebook(nn.Module):
-    """Nearest neighbours in a learned table. `update` is called once per step with sums over the global batch."""
+    """Nearest neighbours in a learned table. Call `update` once per step with sums over the global batch."""
 
     count: Tensor
     sum: Tensor
@@ -145,75 +150,75 @@ class Codebook(nn.Module):
         super().__init__()
         self.config = config
         table = torch.empty(config.vocab_size, config.dim).uniform_(-1 / config.vocab_size, 1 / config.vocab_size)
-        # A parameter even where no gradient moves it, so that it is averaged, saved and counted like all weights.
+        # A parameter even without a gradient, so that it is averaged, saved and counted like all weights.
         self.table = nn.Parameter(table, requires_grad=config.decay == 0)
         self.register_buffer("count", torch.ones(config.vocab_size))
         self.register_buffer("sum", table.clone())
         self.register_buffer("started", torch.zeros(()))
 
-    def place(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-        """On the unit sphere, if the config says so."""
+    def normalize(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+        """Project onto the unit sphere, if the config says so."""
         return F.normalize(x, dim=-1) if self.config.normalize else x
 
-    def nearest(self, x: Float[Tensor, "n d"]) -> Int[Tensor, "n"]:
-        """argmin |x - c|^2, so many latents at a time that their distances fill 64 MiB."""
-        table = self.place(self.table.detach().float())
+    def find_nearest(self, x: Float[Tensor, "n d"]) -> Int[Tensor, "n"]:
+        """Return argmin |x - c|^2, in parts whose distances fill at most 64 MiB."""
+        table = self.normalize(self.table.detach().float())
         offset = table.square().sum(1) / 2
-        with full_precision(x):
+        with disable_autocast(x):
             parts = x.split(max(1, (1 << 24) // len(table)))
             return torch.cat([(part @ table.T - offset).argmax(1) for part in parts])
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
-        x = self.place(rows(z))
-        tokens = self.nearest(x.detach().flatten(0, 1)).reshape(x.shape[:2])
-        codes = self.lookup(tokens)
+        x = self.normalize(flatten_latents(z))
+        tokens = self.find_nearest(x.detach().flatten(0, 1)).reshape(x.shape[:2])
+        codes = self.look_up(tokens)
         loss = self.config.commitment * (x - codes.detach()).square().mean((1, 2)).sum()
         if self.table.requires_grad:
             loss = loss + (codes - x.detach()).square().mean((1, 2)).sum()
-        return Quantized(unrows(straight_through(codes, x), z), tokens, loss)
+        return Quantized(unflatten_latents(pass_gradient_through(codes, x), z), tokens, loss)
 
-    def lookup(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        """The codes' latent vectors."""
-        return self.place(F.embedding(tokens, self.table.float()))
+    def look_up(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """Return the latent vectors of tokens."""
+        return self.normalize(F.embedding(tokens, self.table.float()))
 
-    def sums(self, z: Float[Tensor, "b d h w"], tokens: Int[Tensor, "b l"]) -> Float[Tensor, "k d+1"]:
-        """How many latents each code has, and their sum: added up over micro-batches and ranks, then `update`d."""
-        x = self.place(rows(z.detach())).flatten(0, 1)
+    def sum_latents(self, z: Float[Tensor, "b d h w"], tokens: Int[Tensor, "b l"]) -> Float[Tensor, "k d+1"]:
+        """Return each token's number of latents and their sum; add these over micro-batches and ranks for `update`."""
+        x = self.normalize(flatten_latents(z.detach())).flatten(0, 1)
         with_one = torch.cat([torch.ones_like(x[:, :1]), x], dim=1)
         return x.new_zeros(len(self.table), x.shape[1] + 1).index_add_(0, tokens.flatten(), with_one)
 
     @torch.no_grad()
     def start(self, latents: Float[Tensor, "n d"], iterations: int = 10) -> None:
-        """k-means on the first latents, from centres spread over them; with fewer latents than codes, with repeats."""
-        x = self.place(latents.float())
+        """Initialize by k-means on the first latents, from centres spread over them (repeated if there are too few)."""
+        x = self.normalize(latents.float())
         self.table.copy_(x[torch.arange(len(self.table), device=x.device) * len(x) // len(self.table)])
         for _ in range(iterations):
-            tokens = self.nearest(x)
+            tokens = self.find_nearest(x)
             sums = x.new_zeros(self.table.shape).index_add_(0, tokens, x)
             counts = tokens.bincount(minlength=len(self.table))[:, None]
-            self.table.copy_(self.place(torch.where(counts > 0, sums / counts.clamp(min=1), self.table)))
+            self.table.copy_(self.normalize(torch.where(counts > 0, sums / counts.clamp(min=1), self.table)))
         self.sum.copy_(self.table)
         self.count.fill_(1.0)
         self.started.fill_(1.0)
 
     @torch.no_grad()
     def update(self, sums: Float[Tensor, "k _"], candidates: Float[Tensor, "n d"]) -> None:
-        """Move the codes to the running means of their latents, and those that died onto `candidates`, one each.
+        """Move the vectors to the running means of their latents, and each dead one onto one of `candidates`.
 
-        A code learned by gradient keeps its optimizer's moments: unused, they have faded to nothing when it is revived.
+        A vector learned by gradient keeps its optimizer's moments: they have faded to zero by the time it is revived.
         """
         config, seen = self.config, sums[:, :1]
         decay = config.decay or 0.99  # a codebook learned by gradient still counts its uses
         self.count.mul_(decay).add_(seen[:, 0], alpha=1 - decay)
         if config.decay:
             self.sum.mul_(decay).add_(sums[:, 1:], alpha=1 - decay)
-            # A code that was not seen keeps its mean; divided anew it would drift, and at last be 0 / 0.
-            moved = self.place(self.sum / self.count[:, None])
+            # An unseen vector keeps its mean; dividing again would let it drift, and end in 0 / 0.
+            moved = self.normalize(self.sum / self.count[:, None])
             self.table.copy_(torch.where(seen > 0, moved, self.table))
         dead = self.count < config.revive
         turn = dead.cumsum(0) - 1
         revived = (dead & (turn < len(candidates)))[:, None]
-        fresh = self.place(candidates.float())[turn.clamp(0, len(candidates) - 1)]
+        fresh = self.normalize(candidates.float())[turn.clamp(0, len(candidates) - 1)]
         self.table.copy_(torch.where(revived, fresh, self.table))
         self.sum.copy_(torch.where(revived, fresh, self.sum))
         self.count.masked_fill_(revived[:, 0], 1.0)
@@ -221,17 +226,18 @@ class Codebook(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LFQ:
-    """`bits` latent channels, of which only the signs are kept: 2^bits codes without a table.
-
-    `entropy` weighs the loss that makes each latent sure of its code and the batch use all codes (eq. 4 of arXiv
-    2310.05737), `diversity` the second of the two; `sharpness` is the inverse temperature of that loss.
-    """
+    """Keep only the signs of `bits` latent channels: 2^bits tokens without a table."""
 
     bits: int = 10
+    """Number of latent channels; the vocabulary has 2^bits tokens."""
     entropy: float = 0.1
+    """Weight of the loss for certain latents and for the use of all tokens (eq. 4 of arXiv 2310.05737)."""
     diversity: float = 1.0
+    """Weight, within that loss, of using all tokens."""
     sharpness: float = 1.0
+    """Inverse temperature of that loss."""
     commitment: float = 0.25
+    """Weight of the loss that pulls latents to their signs."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 18:
@@ -248,11 +254,12 @@ class LFQ:
         return 1 << self.bits
 
     def build(self) -> "LookupFree":
+        """Build the quantizer."""
         return LookupFree(self)
 
 
 class LookupFree(nn.Module):
-    """Signs as codes, bit i worth 2^i."""
+    """Signs as tokens; bit i is worth 2^i."""
 
     weights: Tensor
 
@@ -262,38 +269,38 @@ class LookupFree(nn.Module):
         self.register_buffer("weights", 1 << torch.arange(config.bits), persistent=False)
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
-        x = rows(z)
+        x = flatten_latents(z)
         codes = torch.where(x > 0, 1.0, -1.0)
         tokens = ((x > 0) * self.weights).sum(-1)
         loss = self.config.commitment * (x - codes).square().mean((1, 2)).sum()
         if self.config.entropy:
-            loss = loss + self.config.entropy * len(x) * self.entropy_loss(x.flatten(0, 1))
-        return Quantized(unrows(straight_through(codes, x), z), tokens, loss)
+            loss = loss + self.config.entropy * len(x) * self.compute_entropy_loss(x.flatten(0, 1))
+        return Quantized(unflatten_latents(pass_gradient_through(codes, x), z), tokens, loss)
 
-    def entropy_loss(self, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-        """Mean entropy of each latent's distribution over codes, minus `diversity` times the entropy of their mean.
+    def compute_entropy_loss(self, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+        """Return the mean entropy of the latents' token distributions, minus `diversity` times that of the mean.
 
-        With logits -sharpness |x - c|^2 the bits are independent given x, so the first is a sum over bits; and the mean
-        over n of products of two half-words is one matrix product, exact for all 2^bits codes.
-        The second is that of this micro-batch: it is no sum over images, and ranks do not share it.
+        With logits -sharpness |x - c|^2 the bits are independent given x, so the first term is a sum over bits. The
+        mean over n of products of two half-words is one matrix product, exact for all 2^bits tokens. The second term
+        is computed per micro-batch: it is not a sum over images, and ranks do not share it.
         """
         logits = 4 * self.config.sharpness * x
-        # Of |logits|, because p log p has no gradient where p has come to be 0 or 1.
+        # Use |logits|, because p log p has no gradient where p has become 0 or 1.
         sure = logits.abs()
         each = (F.softplus(-sure) + sure * torch.sigmoid(-sure)).sum(1).mean()
         p, half = torch.sigmoid(logits), x.shape[1] // 2
-        with full_precision(x):
-            mean = _words(p[:, :half]).T @ _words(p[:, half:]) / len(x)
+        with disable_autocast(x):
+            mean = _expand_words(p[:, :half]).T @ _expand_words(p[:, half:]) / len(x)
         mean = mean.clamp(min=torch.finfo(mean.dtype).tiny)
         return each + self.config.diversity * torch.xlogy(mean, mean).sum()
 
-    def lookup(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
-        """The codes' latent vectors."""
+    def look_up(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """Return the latent vectors of tokens."""
         return (tokens[..., None] // self.weights % 2 * 2 - 1).float()
 
 
-def _words(p: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-    """Probabilities of all 2^d words of independent bits."""
+def _expand_words(p: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+    """Return the probabilities of all 2^d words of independent bits."""
     words = p.new_ones(len(p), 1)
     for bit in p.unbind(1):
         words = torch.cat([words * (1 - bit)[:, None], words * bit[:, None]], dim=1)

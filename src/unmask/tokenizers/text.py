@@ -1,7 +1,7 @@
 """Text to tokens and back: characters, bytes, or byte-level BPE (GPT-2's, section 2.2 of its report; arXiv 1508.07909).
 
-A text is a row of tokens, of which a model sees `context` at a time. Every vocabulary has an end token, which says
-where a text is over; whatever else no text is made of, `unused` lists, so that a sampler never draws it.
+A text is a row of tokens; a model sees `context` of them at a time. Every vocabulary has an end token, which marks the
+end of a text. `unused` lists all other tokens that never occur in a text, so that a sampler never samples them.
 """
 
 import hashlib
@@ -30,10 +30,12 @@ Documents = Callable[[], Iterator[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Characters:
-    """One token per character; without an `alphabet` it is the sorted characters of the training text."""
+    """One token per character."""
 
     alphabet: str = ""
+    """All characters, in order of their tokens; if empty, the sorted characters of the training text."""
     context: int = 256
+    """Tokens per row of the model."""
 
     def __post_init__(self) -> None:
         _check_context(self.context)
@@ -45,9 +47,10 @@ class Characters:
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes:
-    """One token per byte of UTF-8: 256 of them take any text."""
+    """One token per byte of UTF-8; 256 tokens encode any text."""
 
     context: int = 256
+    """Tokens per row of the model."""
 
     def __post_init__(self) -> None:
         _check_context(self.context)
@@ -55,16 +58,16 @@ class Bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class BPE:
-    """`file` is a JSON of Hugging Face's `tokenizers`, or a folder or prefix of GPT-2's encoder.json and vocab.bpe.
-
-    Without it, a byte-level BPE of `vocab_size` tokens is trained on the corpus. `rows` above the number of tokens
-    rounds the vocabulary up for faster matrix products (50,257 to 50,304); those rows are never drawn.
-    """
+    """Byte-level BPE, read from a file or trained on the corpus."""
 
     file: str = ""
+    """A JSON of Hugging Face's `tokenizers`, or a folder or prefix of GPT-2's encoder.json and vocab.bpe."""
     vocab_size: int = 0
+    """Number of tokens of a BPE that is trained on the corpus; 0 if a file is given."""
     context: int = 256
+    """Tokens per row of the model."""
     rows: int = 0
+    """Pad the vocabulary to this number, for faster matrix products (50,257 to 50,304); those are never sampled."""
 
     def __post_init__(self) -> None:
         _check_context(self.context)
@@ -82,7 +85,7 @@ TextTokenizerConfig = Characters | Bytes | BPE
 
 
 class TextTokenizer(ABC):
-    """Text to ids 0..vocab_size-1 and back; in ids to decode, -1 says that there is no token."""
+    """Text to ids 0..vocab_size-1 and back; when decoding, -1 means no token."""
 
     def __init__(self, context: int, vocab_size: int, end_id: int, unused: tuple[int, ...] = ()):
         self.context, self.vocab_size, self.end_id, self.unused = context, vocab_size, end_id, unused
@@ -94,26 +97,29 @@ class TextTokenizer(ABC):
 
     @cached_property
     def sha256(self) -> str:
-        """That of the file it is written to, which does not depend on the context."""
+        """SHA-256 of its file, which does not depend on the context."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def to_bytes(self) -> bytes:
-        """The whole content of a `tokenizer.json` that `open_text_tokenizer` takes."""
+        """Return the content of a `tokenizer.json` that `open_text_tokenizer` reads."""
         return (json.dumps(self.to_json(), ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
     def encode(self, text: str) -> Int32[np.ndarray, "l"]:
-        """Its tokens, without an end token; DataError, with its place, for what the vocabulary lacks."""
+        """Return its tokens, without an end token; raise DataError, with line and column, for a character it lacks."""
         return self.encode_all([text])[0]
 
     def decode(self, tokens: Ids) -> str:
-        """Their text; tokens that no text is made of are empty, and bytes that are no character become U+FFFD."""
-        return self._join([i for i in self._check(tokens) if i not in self._silent])
+        """Return the text; end and unused tokens are left out, and bytes that are not a character become U+FFFD."""
+        return self._join([i for i in self._check_ids(tokens) if i not in self._silent])
 
-    def pieces(self, tokens: Ids) -> list[str]:
-        """One printable piece per token: a new line shows as ↵, part of a character as U+FFFD, no token as nothing."""
-        return ["" if i < 0 else END if i == self.end_id else printable(self._piece(i)) for i in self._check(tokens)]
+    def split_pieces(self, tokens: Ids) -> list[str]:
+        """Return a printable piece per token: a newline as ↵, part of a character as U+FFFD, no token as nothing."""
+        return [
+            "" if i < 0 else END if i == self.end_id else make_printable(self._show_piece(i))
+            for i in self._check_ids(tokens)
+        ]
 
-    def _check(self, tokens: Ids) -> list[int]:
+    def _check_ids(self, tokens: Ids) -> list[int]:
         ids = (tokens.cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens, np.int64)).reshape(-1)
         if ids.size and not -1 <= ids.min() <= ids.max() < self.vocab_size:
             raise ValueError(f"tokens span {ids.min()}..{ids.max()}, beyond the vocabulary of {self.vocab_size}")
@@ -121,26 +127,27 @@ class TextTokenizer(ABC):
 
     @abstractmethod
     def encode_all(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
-        """`encode` of each text, faster."""
+        """Encode each text; faster than `encode` one by one."""
 
     @abstractmethod
-    def to_json(self) -> dict[str, Any]: ...
+    def to_json(self) -> dict[str, Any]:
+        """Return its content as JSON; the context is not part of it."""
 
     @abstractmethod
     def _join(self, ids: list[int]) -> str: ...
 
     @abstractmethod
-    def _piece(self, i: int) -> str: ...
+    def _show_piece(self, i: int) -> str: ...
 
 
 class CharacterTokenizer(TextTokenizer):
-    """Token i is the i-th character of the alphabet, and the last one is the end."""
+    """Token i is the i-th character of the alphabet; the last token is the end token."""
 
     def __init__(self, alphabet: str, context: int):
         super().__init__(context, len(alphabet) + 1, len(alphabet))
         self.alphabet = alphabet
         self._ids = np.full(0x110000, -1, np.int32)
-        self._ids[_code_points(alphabet)] = np.arange(len(alphabet))
+        self._ids[_list_code_points(alphabet)] = np.arange(len(alphabet))
 
     def encode_all(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
         return [self._encode(text) for text in texts]
@@ -149,20 +156,20 @@ class CharacterTokenizer(TextTokenizer):
         return {"type": "Characters", "alphabet": self.alphabet}
 
     def _encode(self, text: str) -> Int32[np.ndarray, "l"]:
-        ids = self._ids[_code_points(text)]
+        ids = self._ids[_list_code_points(text)]
         if ids.size and ids.min() < 0:
-            raise outside(text, int((ids < 0).argmax()), "the alphabet")
+            raise describe_outside(text, int((ids < 0).argmax()), "the alphabet")
         return ids
 
     def _join(self, ids: list[int]) -> str:
-        return "".join(map(self._piece, ids))
+        return "".join(map(self._show_piece, ids))
 
-    def _piece(self, i: int) -> str:
+    def _show_piece(self, i: int) -> str:
         return self.alphabet[i]
 
 
 class ByteTokenizer(TextTokenizer):
-    """Tokens are the bytes of UTF-8; 256 is the end."""
+    """Tokens are the bytes of UTF-8; 256 is the end token."""
 
     def __init__(self, context: int):
         super().__init__(context, 257, 256)
@@ -176,12 +183,12 @@ class ByteTokenizer(TextTokenizer):
     def _join(self, ids: list[int]) -> str:
         return bytes(ids).decode(errors="replace")
 
-    def _piece(self, i: int) -> str:
+    def _show_piece(self, i: int) -> str:
         return bytes([i]).decode(errors="replace")
 
 
 class BPETokenizer(TextTokenizer):
-    """Tokens of a vocabulary that was learned, by Hugging Face's `tokenizers`; also its other models."""
+    """Tokens of a learned vocabulary, by Hugging Face's `tokenizers`; also the library's other models."""
 
     def __init__(self, rules: Rules, context: int, rows: int = 0):
         num = rules.num_tokens
@@ -196,9 +203,9 @@ class BPETokenizer(TextTokenizer):
             to_utf8(text)
         found = self.rules.encode(texts)
         for text, ids in zip(texts, found, strict=True):
-            place = self.rules.lost(text, ids)
+            place = self.rules.find_lost(text, ids)
             if place is not None:
-                raise outside(text, place, "the tokenizer's vocabulary")
+                raise describe_outside(text, place, "the tokenizer's vocabulary")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -207,25 +214,25 @@ class BPETokenizer(TextTokenizer):
     def _join(self, ids: list[int]) -> str:
         return self.rules.decode(ids)
 
-    def _piece(self, i: int) -> str:
-        return self.rules.piece(i)
+    def _show_piece(self, i: int) -> str:
+        return self.rules.get_piece(i)
 
 
 def build_tokenizer(config: TextTokenizerConfig, documents: Documents) -> TextTokenizer:
-    """The tokenizer of a config; `documents` gives the training corpus, which is read only if it has to be learned."""
+    """Build the tokenizer of a config; `documents` yields the training corpus, read only if needed to learn from."""
     if isinstance(config, Bytes):
         return ByteTokenizer(config.context)
     if isinstance(config, Characters):
-        return CharacterTokenizer(config.alphabet or _alphabet(documents), config.context)
+        return CharacterTokenizer(config.alphabet or _collect_alphabet(documents), config.context)
     if config.file:
         return BPETokenizer(read_rules(config.file, MAX_FILE), config.context, config.rows)
     if not config.vocab_size:
-        raise ConfigError("which BPE? Give --tokenizer.file, or --tokenizer.vocab-size to train one on the corpus")
+        raise ConfigError("no BPE chosen: give --tokenizer.file, or --tokenizer.vocab-size to train one on the corpus")
     return BPETokenizer(train_rules(documents(), config.vocab_size), config.context, config.rows)
 
 
 def open_text_tokenizer(path: Path, context: int) -> TextTokenizer:
-    """The tokenizer that `to_bytes` wrote; DataError if the file is another or damaged."""
+    """Read the tokenizer that `to_bytes` wrote; raise DataError if the file is of another kind or damaged."""
     _check_context(context)
     try:
         return _rebuild(load_json(path, MAX_FILE), path, context)
@@ -245,15 +252,15 @@ def _rebuild(data: Any, path: Path, context: int) -> TextTokenizer:
 
 
 def to_utf8(text: str) -> bytes:
-    """DataError, with its place, for half of a surrogate pair, which is no character."""
+    """Encode in UTF-8; raise DataError, with line and column, for half of a surrogate pair."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise outside(text, error.start, "Unicode's characters") from error
+        raise describe_outside(text, error.start, "Unicode's characters") from error
 
 
-def outside(text: str, place: int, what: str) -> DataError:
-    """The error that says which character cannot be encoded, and where it stands."""
+def describe_outside(text: str, place: int, what: str) -> DataError:
+    """Return the error that names a character that cannot be encoded, with its line and column."""
     line, column = text.count("\n", 0, place) + 1, place - text.rfind("\n", 0, place)
     return DataError(
         f"character {text[place]!a} (U+{ord(text[place]):04X}) at line {line}, column {column} is not one of {what}: "
@@ -261,11 +268,12 @@ def outside(text: str, place: int, what: str) -> DataError:
     )
 
 
-def printable(piece: str) -> str:
+def make_printable(piece: str) -> str:
+    """Return a text in one printable line; a newline becomes ↵."""
     return one_line(piece.replace("\n", "↵"))
 
 
-def _alphabet(documents: Documents) -> str:
+def _collect_alphabet(documents: Documents) -> str:
     found: set[str] = set()
     for text in documents():
         found.update(text)
@@ -274,7 +282,7 @@ def _alphabet(documents: Documents) -> str:
     return "".join(sorted(found))
 
 
-def _code_points(text: str) -> UInt32[np.ndarray, "l"]:
+def _list_code_points(text: str) -> UInt32[np.ndarray, "l"]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 

@@ -1,6 +1,6 @@
 """The convolutional autoencoder of VQGAN (Esser, Rombach and Ommer 2021, arXiv 2012.09841) around any quantizer.
 
-One network by configuration: taming's f16-1024, LlamaGen's VQ-16, and sizes that two CPU cores train on 32x32 images.
+One configurable network: taming's f16-1024, LlamaGen's VQ-16, and sizes that two CPU cores train on 32x32 images.
 """
 
 from dataclasses import dataclass
@@ -10,32 +10,38 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.tokenizers.base import decode_in_parts, encode_in_parts, images_at_once
+from unmask.tokenizers.base import count_images_at_once, decode_in_parts, encode_in_parts
 from unmask.tokenizers.quantizers import FSQ, LFQ, VQ, Quantized
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQGAN:
-    """Images of `size` go through one level per multiplier, each half as high and wide as the one before.
-
-    `width` times the level's multiplier is its number of channels. `blocks` residual blocks per level encode, and
-    `decoder_blocks` decode. `attention` lists the heights in cells of the levels with attention. `patch`: pixels are
-    first gathered into patches of that many by that many, which is cheap and lets small machines afford small images.
-    `groups` are those of the group norms: with 16 channels or more in each, CPUs are up to 20 times faster at them.
-    """
+    """A convolutional tokenizer with one level per multiplier, each half as high and wide as the one before."""
 
     size: tuple[int, int] = (256, 256)
+    """Height and width of the images, in pixels."""
     channels: int = 3
+    """Number of channels of the images."""
     patch: int = 1
+    """Gather pixels into patches of this side first; cheap, so that small machines can train on small images."""
     width: int = 128
+    """Channels of a level with multiplier 1."""
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Channels of each level, as multiples of the width, from fine to coarse."""
     blocks: int = 2
+    """Residual blocks per level of the encoder."""
     decoder_blocks: int = 3
+    """Residual blocks per level of the decoder."""
     attention: tuple[int, ...] = (16,)
+    """Heights, in cells, of the levels that have attention."""
     middle_attention: bool = True
+    """Use attention in the middle of encoder and decoder."""
     z_channels: int = 256
+    """Channels of the latents outside the quantizer."""
     groups: int = 32
+    """Groups of the group norms; CPUs are up to 20 times faster with 16 channels or more in each group."""
     quantizer: FSQ | VQ | LFQ = FSQ()
+    """How latent vectors become tokens."""
 
     def __post_init__(self) -> None:
         counts = (self.channels, self.patch, self.width, self.blocks, self.decoder_blocks, self.z_channels)
@@ -70,6 +76,7 @@ class VQGAN:
         return self.quantizer.vocab_size
 
     def build(self) -> "Autoencoder":
+        """Build the tokenizer."""
         return Autoencoder(self)
 
 
@@ -114,33 +121,35 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-def doubled(x: Float[Tensor, "b c h w"], conv: nn.Conv2d) -> Float[Tensor, "b c _ _"]:
-    """Nearest neighbour to twice the size, then a 3x3 convolution.
+def upsample(x: Float[Tensor, "b c h w"], conv: nn.Conv2d) -> Float[Tensor, "b c _ _"]:
+    """Double the size by nearest neighbour, then apply a 3x3 convolution.
 
-    Of the nine pixels that it sees only four differ, so it is a transposed convolution of 4x4 and stride 2 too, with
-    4/9 of the products. Without gradients on a CPU it is one, where that saves more than making its weight takes; in
-    bfloat16 sums of weights are rounded then, which is a little less exact.
+    Only four of the nine pixels under the kernel differ, so the same result comes from a 4x4 transposed convolution of
+    stride 2, with 4/9 of the products. It is used on a CPU without gradients, where it saves more than building its
+    weight costs. In bfloat16 it rounds sums of weights, which is a little less exact.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.shape[0] * x.shape[2] * x.shape[3] < x.shape[1]:
         return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
     nine = conv.weight.permute(0, 2, 3, 1).flatten(1, 2).mT
-    sums = nine.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # in a row or column, each of 4 of which 3
+    sums = nine.new_tensor(
+        [[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]]
+    )  # rows: which of the 3 weights fall on each of the 4 places
     weight = (nine @ torch.kron(sums, sums).T).transpose(0, 1).unflatten(2, (4, 4))
     return F.conv_transpose2d(x, weight, conv.bias, stride=2, padding=1)
 
 
 class Upsample(nn.Module):
-    """`doubled` with a convolution of its own."""
+    """`upsample` as a module with its convolution."""
 
     def __init__(self, dim: int):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c _ _"]:
-        return doubled(x, self.conv)
+        return upsample(x, self.conv)
 
 
-def _level(dim_in: int, dim_out: int, blocks: int, attention: bool, groups: int) -> list[nn.Module]:
+def _build_level(dim_in: int, dim_out: int, blocks: int, attention: bool, groups: int) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for i in range(blocks):
         layers.append(ResidualBlock(dim_in if i == 0 else dim_out, dim_out, groups))
@@ -149,48 +158,48 @@ def _level(dim_in: int, dim_out: int, blocks: int, attention: bool, groups: int)
     return layers
 
 
-def _middle(dim: int, config: VQGAN) -> list[nn.Module]:
+def _build_middle(dim: int, config: VQGAN) -> list[nn.Module]:
     attention = [SpatialAttention(dim, config.groups)] if config.middle_attention else []
     return [ResidualBlock(dim, dim, config.groups), *attention, ResidualBlock(dim, dim, config.groups)]
 
 
-def _out(dim: int, channels: int, config: VQGAN) -> list[nn.Module]:
+def _build_out(dim: int, channels: int, config: VQGAN) -> list[nn.Module]:
     return [nn.GroupNorm(config.groups, dim, eps=1e-6), nn.SiLU(), nn.Conv2d(dim, channels, 3, padding=1)]
 
 
-def _encoder(config: VQGAN) -> nn.Sequential:
+def _build_encoder(config: VQGAN) -> nn.Sequential:
     dims = [config.width * m for m in config.multipliers]
     height = config.size[0] // config.patch
     layers: list[nn.Module] = [nn.PixelUnshuffle(config.patch)] if config.patch > 1 else []
     layers.append(nn.Conv2d(config.channels * config.patch**2, config.width, 3, padding=1))
     for i, (dim_in, dim_out) in enumerate(zip([config.width, *dims[:-1]], dims, strict=True)):
-        layers += _level(dim_in, dim_out, config.blocks, height >> i in config.attention, config.groups)
+        layers += _build_level(dim_in, dim_out, config.blocks, height >> i in config.attention, config.groups)
         if i + 1 < len(dims):
             layers.append(Downsample(dim_out))
-    layers += _middle(dims[-1], config)
-    return nn.Sequential(*layers, *_out(dims[-1], config.z_channels, config))
+    layers += _build_middle(dims[-1], config)
+    return nn.Sequential(*layers, *_build_out(dims[-1], config.z_channels, config))
 
 
-def _decoder(config: VQGAN) -> nn.Sequential:
+def _build_decoder(config: VQGAN) -> nn.Sequential:
     dims = [config.width * m for m in reversed(config.multipliers)]
     height = config.grid[0]
     layers: list[nn.Module] = [nn.Conv2d(config.z_channels, dims[0], 3, padding=1)]
-    layers += _middle(dims[0], config)
+    layers += _build_middle(dims[0], config)
     for i, (dim_in, dim_out) in enumerate(zip([dims[0], *dims[:-1]], dims, strict=True)):
-        layers += _level(dim_in, dim_out, config.decoder_blocks, height << i in config.attention, config.groups)
+        layers += _build_level(dim_in, dim_out, config.decoder_blocks, height << i in config.attention, config.groups)
         if i + 1 < len(dims):
             layers.append(Upsample(dim_out))
-    layers += _out(dims[-1], config.channels * config.patch**2, config)
+    layers += _build_out(dims[-1], config.channels * config.patch**2, config)
     return nn.Sequential(*layers, *([nn.PixelShuffle(config.patch)] if config.patch > 1 else []))
 
 
 class Autoencoder(nn.Module):
-    """The tokenizer itself; called, it reconstructs: `model(images) -> (images, Quantized, latents)`."""
+    """The tokenizer; as a module it reconstructs: `model(images) -> (images, Quantized, latents)`."""
 
     def __init__(self, config: VQGAN):
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = _encoder(config), _decoder(config)
+        self.encoder, self.decoder = _build_encoder(config), _build_decoder(config)
         self.quantizer = config.quantizer.build()
         self.before = nn.Conv2d(config.z_channels, config.quantizer.dim, 1)
         self.after = nn.Conv2d(config.quantizer.dim, config.z_channels, 1)
@@ -204,44 +213,56 @@ class Autoencoder(nn.Module):
         return self.config.grid
 
     @property
+    def size(self) -> tuple[int, int]:
+        return self.config.size
+
+    @property
+    def channels(self) -> int:
+        return self.config.channels
+
+    @property
     def last_layer(self) -> nn.Parameter:
-        """The weights whose gradients balance the adversarial loss (eq. 7)."""
+        """Weights whose gradients balance the adversarial loss (eq. 7)."""
         convolutions = [layer for layer in self.decoder if isinstance(layer, nn.Conv2d)]
         return convolutions[-1].weight  # type: ignore[return-value]
 
-    def latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d _ _"]:
-        """What is quantized."""
+    def encode_latents(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d _ _"]:
+        """Return the latents before quantization."""
         return self.before(self.encoder(images.contiguous(memory_format=torch.channels_last)))
 
     def forward(
         self, images: Float[Tensor, "b c h w"]
     ) -> tuple[Float[Tensor, "b c h w"], Quantized, Float[Tensor, "b d _ _"]]:
-        z = self.latents(images)
+        z = self.encode_latents(images)
         quantized = self.quantizer(z)
         return self.decoder(self.after(quantized.latents)), quantized, z
 
     @property
     def at_once(self) -> int:
-        """Images that `encode` and `decode` take at a time: one activation of all pixels fills 256 MiB at most."""
+        """Images that `encode` and `decode` convert at once: one activation of all pixels fills at most 256 MiB."""
         height, width = self.config.size
-        return images_at_once(height * width * self.config.width // self.config.patch**2)
+        return count_images_at_once(height * width * self.config.width // self.config.patch**2)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b l"]:
-        """Tokens of images in [-1, 1], on the images' device; ConfigError for another size."""
+        """Return the tokens of images in [-1, 1], on the images' device; raise ConfigError for another size."""
         at = self.before.weight
         return encode_in_parts(
-            lambda part: self.quantizer(self.latents(part.to(at))).tokens, images, self.config, self.at_once
+            lambda part: self.quantizer(self.encode_latents(part.to(at))).tokens, images, self.config, self.at_once
         )
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b c h w"]:
-        """Images in [-1, 1], float32, on the tokens' device; ConfigError for another length or a token out of range."""
+        """Return float32 images in [-1, 1] on the tokens' device.
+
+        Raises:
+            ConfigError: the rows have another length, or a token is out of range.
+        """
         at = self.after.weight
 
         def convert(part: Tensor) -> Tensor:
-            codes = self.quantizer.lookup(part.to(at.device)).to(at.dtype)
-            z = codes.unflatten(1, self.grid).permute(0, 3, 1, 2)  # in memory, channels come last
+            vectors = self.quantizer.look_up(part.to(at.device)).to(at.dtype)
+            z = vectors.unflatten(1, self.grid).permute(0, 3, 1, 2)  # in memory, channels come last
             return self.decoder(self.after(z)).clamp(-1, 1)
 
         return decode_in_parts(convert, tokens, self.config, self.at_once)

@@ -186,8 +186,8 @@ def start_codebook(networks: Networks, batches: ImageBatches, config: TrainConfi
     latents = torch.zeros(config.batch_size, height * width, codebook.config.dim, device=world.device)
     for rows in split_rows(config.batch_size, config.accumulate, world):
         with autocast(config.precision, world):
-            z = core.latents(batches(0, rows)[0])
-        latents[rows.to(world.device)] = quantizers.rows(z)
+            z = core.encode_latents(batches(0, rows)[0])
+        latents[rows.to(world.device)] = quantizers.flatten_latents(z)
     codebook.start(sum_over_ranks(latents, world).flatten(0, 1))
     # GPUs sum in any order. That may move a mean, and then change the nearest mean of a latent. So all ranks take the
     # centres of rank 0.

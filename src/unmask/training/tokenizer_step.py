@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unmask.method.rand import Rand
 from unmask.runtime.distributed import World, accumulating, autocast, sum_over_ranks, unwrapped
 from unmask.tokenizers import quantizers
-from unmask.tokenizers.losses import Stages, TokenizerLoss, hinge, per_image, perceptual_distance
+from unmask.tokenizers.losses import Stages, TokenizerLoss, compute_hinge_loss, sum_image_means, measure_perceptual_distance
 from unmask.tokenizers.quantizers import Codebook
 from unmask.tokenizers.vqgan import Autoencoder
 from unmask.training.loop import TrainConfig
@@ -110,7 +110,7 @@ def compute_gradients(
         sums.codes.index_add_(0, tokens, torch.ones_like(tokens, dtype=sums.codes.dtype))
         if codebook is not None and sums.table is not None and sums.candidates is not None:
             here = rows.to(world.device)
-            sums.table.add_(codebook.sums(z, quantized.tokens))
+            sums.table.add_(codebook.sum_latents(z, quantized.tokens))
             sums.candidates[here] = _draw_latents(z, Rand(config.seed, here, config.batch_size, step))
     return sums
 
@@ -167,11 +167,11 @@ def _compute_likeness(
     world: World,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, "b c h w"]]:
     """Return the pixel term, the perceptual term, and the gradient of their weighted sum at the reconstruction."""
-    pixel = per_image((fake - images).abs())
+    pixel = sum_image_means((fake - images).abs())
     perceptual = fake.new_zeros(())
     if stages is not None and loss.perceptual:
         with autocast(config.precision, world):
-            perceptual = perceptual_distance(stages, fake, images)
+            perceptual = measure_perceptual_distance(stages, fake, images)
     (pull,) = torch.autograd.grad(loss.pixel * pixel + loss.perceptual * perceptual, fake)
     return pixel.detach(), perceptual.detach(), pull
 
@@ -182,7 +182,7 @@ def _compute_adversarial(
     """Return -D(fake) and its gradient at the reconstruction."""
     with autocast(config.precision, world):
         verdict = critic(fake)
-    adversarial = -per_image(verdict.float())
+    adversarial = -sum_image_means(verdict.float())
     return adversarial.detach(), torch.autograd.grad(adversarial, fake)[0]
 
 
@@ -196,7 +196,7 @@ def _compute_hinge(
     """Return the hinge loss of the discriminator, with gradients to its weights."""
     with autocast(config.precision, world):
         verdicts = discriminator(torch.cat([images, fake.detach()]))
-    return hinge(*verdicts.chunk(2))
+    return compute_hinge_loss(*verdicts.chunk(2))
 
 
 def _project_to_last_layer(parameter: nn.Parameter, made: Tensor, gradient: Tensor) -> Float[Tensor, "w"]:
@@ -206,6 +206,6 @@ def _project_to_last_layer(parameter: nn.Parameter, made: Tensor, gradient: Tens
 
 def _draw_latents(z: Float[Tensor, "b d h w"], rand: Rand) -> Float[Tensor, "b d"]:
     """Draw one latent of each image; an unused codebook entry may move there."""
-    x = quantizers.rows(z.detach())
+    x = quantizers.flatten_latents(z.detach())
     place = (rand("revive") * x.shape[1]).long()
     return x[torch.arange(len(x), device=x.device), place]

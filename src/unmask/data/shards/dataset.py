@@ -1,7 +1,7 @@
-"""Codes on the disk: pictures that were tokenized once, as memory-mapped shards that training reads row by row.
+"""Token datasets of images: tokenized once, then read row by row in training from memory-mapped token shards.
 
-A folder holds `train-00000.tokens.npy` [rows, views, l], `train-00000.labels.npy` where there are classes, and
-`meta.json`, which is written last: without it the folder is not finished. Only the labels are held in memory.
+A folder holds `train-00000.tokens.npy` [rows, views, l], `train-00000.labels.npy` if there are classes, and
+`meta.json`, which is written last: without it the folder is not finished. Only the labels are in memory.
 """
 
 import contextlib
@@ -25,12 +25,15 @@ from unmask.errors import ConfigError, DataError, DiskError
 from unmask.storage.config import read_json, write_json
 from unmask.storage.files import sha256_of, sync
 
+SplitName = Literal["train", "test"]
+"""The two parts of a dataset."""
+
 META = "meta.json"
 MAX_JSON = 1 << 26  # bytes
-MAX_VOCAB = 2**31 - 1
-OPEN_MAPS = 400  # each holds a file descriptor, of which a process often has 1,024
-MAX_MAPPED = 1 << 28  # bytes of the maps that are resident at a time
-FAULT = 1 << 16  # bytes that Linux maps around the one that was asked for
+MAX_STORED_VOCAB = 2**31 - 1
+OPEN_MAPS = 400  # each holds a file descriptor; a process often has 1,024
+MAX_MAPPED = 1 << 28  # bytes of the maps that may be resident
+FAULT = 1 << 16  # bytes that Linux maps around each byte it reads
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TOKENS = re.compile(r"(train|test)-\d{5,}\.tokens\.npy")
@@ -38,12 +41,16 @@ _TOKENS = re.compile(r"(train|test)-\d{5,}\.tokens\.npy")
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of codes: its sha256, and that of its labels, which lie beside it as `*.labels.npy`."""
+    """One file of tokens, with the file of its labels, `*.labels.npy`, beside it."""
 
     file: str
+    """Name of the file of tokens."""
     rows: int
+    """Number of rows."""
     sha256: str
+    """SHA-256 of the file of tokens."""
     labels: str | None
+    """SHA-256 of the file of labels, or None without classes."""
 
     def __post_init__(self) -> None:
         if not _TOKENS.fullmatch(self.file):
@@ -61,23 +68,32 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Meta:
-    """What a finished folder of codes holds; `tokenizer` is the sha256 of what made them, `source` JSON as text."""
+    """The content of a finished token dataset."""
 
     tokenizer: str
+    """SHA-256 of the tokenizer that made the tokens."""
     vocab_size: int
+    """Number of tokens of the tokenizer."""
     grid: tuple[int, ...]
+    """Grid of the tokens of an image."""
     views: tuple[str, ...]
+    """Names of the views of each image."""
     classes: tuple[str, ...]
+    """Names of the classes; () without labels."""
     source: str
+    """The source of the images, JSON as text."""
     train: tuple[Shard, ...]
+    """Shards to train on."""
     test: tuple[Shard, ...]
+    """Held-out shards."""
     format: Literal["unmask-codes-1"] = "unmask-codes-1"
+    """Version of the format."""
 
     def __post_init__(self) -> None:
         if not _SHA256.fullmatch(self.tokenizer):
             raise ConfigError(f"tokenizer is {self.tokenizer!r}; give its sha256 in hexadecimal")
-        if not 1 <= self.vocab_size <= MAX_VOCAB:
-            raise ConfigError(f"vocab_size is {self.vocab_size}; it must be from 1 to {MAX_VOCAB}")
+        if not 1 <= self.vocab_size <= MAX_STORED_VOCAB:
+            raise ConfigError(f"vocab_size is {self.vocab_size}; it must be from 1 to {MAX_STORED_VOCAB}")
         if not self.grid or min(self.grid) < 1:
             raise ConfigError(f"grid is {self.grid}; every side must be at least 1")
         if not self.views or len(set(self.views)) < len(self.views):
@@ -90,13 +106,13 @@ class Meta:
                 raise ConfigError(f"{shard.file}: a shard has labels if, and only if, there are classes")
 
 
-class CodeSet:
-    """The codes of one part of the data, read from the disk as they are asked for."""
+class TokenShards:
+    """One split of a token dataset, read from disk on demand."""
 
     def __init__(self, folder: Path, meta: Meta, shards: tuple[Shard, ...]):
         self.folder, self.meta = folder, meta
         for shard in shards:
-            self._open(shard)  # every file is looked at once, so that a missing one is named before the training
+            self._open(shard)  # open every file once, so that a missing one is named before training
         self.shards = tuple(shard for shard in shards if shard.rows)
         self._ends = np.cumsum([shard.rows for shard in self.shards], dtype=np.int64)
         parts = [_read_labels(folder, meta, shard) for shard in self.shards] if meta.classes else []
@@ -107,12 +123,13 @@ class CodeSet:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def rows(
+    def read_rows(
         self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
     ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b"] | None]:
-        """The chosen rows and their classes, int64 on `device`; view floor(u * views) of each, or else the first.
+        """Read the chosen rows and their classes, int64, to `device`; view floor(u * views) of each, or the first.
 
-        Raises DataError, naming the file, if a code is not one of the vocabulary.
+        Raises:
+            DataError: a token is outside the vocabulary; the error names the file.
         """
         at = index.numpy()
         if len(at) and not 0 <= at.min() <= at.max() < len(self):
@@ -120,7 +137,7 @@ class CodeSet:
         num = len(self.meta.views)
         view = np.zeros_like(at) if u is None else (u * num).long().clamp(0, num - 1).numpy()
         order = at.argsort(kind="stable")
-        touched, first = np.unique(self._shard_of(at[order]), return_index=True)
+        touched, first = np.unique(self._find_shards(at[order]), return_index=True)
         tokens = np.empty((len(at), math.prod(self.meta.grid)), dtype=np.int64)
         for number, here in zip(touched.tolist(), np.split(order, first[1:]), strict=False):
             start = self._ends[number] - self.shards[number].rows
@@ -130,37 +147,37 @@ class CodeSet:
         classes = None if self.labels is None else self.labels[index].long().to(device)
         return torch.from_numpy(tokens).to(device), classes
 
-    def _shard_of(self, at: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b"]:
+    def _find_shards(self, at: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b"]:
         return np.searchsorted(self._ends, at, side="right")
 
     def _check(self, tokens: Int[np.ndarray, "b l"], at: Int[np.ndarray, "b"]) -> None:
-        """A damaged shard must not index an embedding out of range: on a GPU that ends the process without a reason."""
+        """Raise DataError for a damaged shard: on a GPU, an index out of range ends the process without a reason."""
         if not tokens.size or 0 <= tokens.min() <= tokens.max() < self.meta.vocab_size:
             return
         wrong = (tokens < 0) | (tokens >= self.meta.vocab_size)
-        shard = self.shards[self._shard_of(at[wrong.any(1)])[0]]
+        shard = self.shards[self._find_shards(at[wrong.any(1)])[0]]
         raise DataError(
-            f"{self.folder / shard.file} is damaged: it holds code {tokens[wrong][0]} of a vocabulary of "
-            f"{self.meta.vocab_size}; {_again(self.folder)}"
+            f"{self.folder / shard.file} is damaged: it holds token {tokens[wrong][0]} of a vocabulary of "
+            f"{self.meta.vocab_size}; {_suggest(self.folder)}"
         )
 
     def _release(self, num: int) -> None:
-        """Close all maps once `num` more rows may have brought too much of them into memory.
+        """Close all maps once `num` more rows may have loaded too much of them into memory.
 
-        The kernel keeps what was read cached, as it has room; the process stays small whatever it has seen.
+        The kernel caches what was read while it has room; the process itself stays small.
         """
-        self._resident += num * (FAULT + math.prod(self.meta.grid) * code_type(self.meta.vocab_size).itemsize)
+        self._resident += num * (FAULT + math.prod(self.meta.grid) * choose_token_type(self.meta.vocab_size).itemsize)
         if self._resident > MAX_MAPPED:
             self._map.cache_clear()
             self._resident = 0
 
     def _open(self, shard: Shard) -> np.memmap:
         shape = (shard.rows, len(self.meta.views), math.prod(self.meta.grid))
-        return open_array(self.folder / shard.file, code_type(self.meta.vocab_size), shape)
+        return open_array(self.folder / shard.file, choose_token_type(self.meta.vocab_size), shape)
 
 
-def code_type(vocab_size: int) -> np.dtype:
-    """The smallest type of the format that holds 0..vocab_size-1."""
+def choose_token_type(vocab_size: int) -> np.dtype:
+    """Return the smallest type of the format that holds 0..vocab_size-1."""
     return np.dtype("<u2") if vocab_size <= 65536 else np.dtype("<i4")
 
 
@@ -170,9 +187,12 @@ def write_shard(
     tokens: UInt16[np.ndarray, "rows views l"] | Int32[np.ndarray, "rows views l"],
     labels: Int32[np.ndarray, "rows"] | None,
 ) -> Shard:
-    """Write `name`.tokens.npy and, given labels, `name`.labels.npy, each whole or not at all; DiskError if it cannot.
+    """Write `name`.tokens.npy and, given labels, `name`.labels.npy, each completely or not at all.
 
-    The labels are durable before the tokens, and both before this returns.
+    The labels are on disk before the tokens, and both before this returns.
+
+    Raises:
+        DiskError: a file cannot be written.
     """
     digest = None if labels is None else _write_array(folder / f"{name}.labels.npy", labels)
     file = f"{name}.tokens.npy"
@@ -180,7 +200,7 @@ def write_shard(
 
 
 def is_sound(folder: Path, shard: Shard) -> bool:
-    """Whether every byte of a shard is still as it was written."""
+    """Return whether every byte of a shard is as it was written."""
     files = [(shard.file, shard.sha256), (shard.labels_file, shard.labels)]
     try:
         return all(digest is None or sha256_of(folder / file) == digest for file, digest in files)
@@ -188,46 +208,51 @@ def is_sound(folder: Path, shard: Shard) -> bool:
         return False
 
 
-def finish(folder: Path, meta: Meta) -> None:
-    """Look at every shard once more, then write meta.json, which makes the folder one that `open_codes` takes."""
-    _parts(folder, meta)
+def finish_dataset(folder: Path, meta: Meta) -> None:
+    """Open every shard once more, then write meta.json, so that `open_token_dataset` accepts the folder."""
+    _open_parts(folder, meta)
     write_json(folder / META, meta)
 
 
-def open_codes(folder: str | Path) -> tuple[Meta, CodeSet, CodeSet | None]:
-    """What the folder holds, its training codes, and its held-out ones; DataError if they are unfinished or damaged.
+def open_token_dataset(folder: str | Path) -> tuple[Meta, TokenShards, TokenShards | None]:
+    """Open a token dataset: its metadata, its training split, and its held-out split if it has rows.
 
-    Names, types and sizes are checked here, the codes themselves as they are read.
+    Names, types and sizes are checked here, the tokens as they are read.
+
+    Raises:
+        DataError: the folder is missing, unfinished or damaged.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give codes that unmask tokenize made, or with --init pictures")
+        raise DataError(
+            f"{folder}: no such folder; give a token dataset made by unmask tokenize, or with --init images"
+        )
     if not (folder / META).exists():
         begun = (folder / "plan.json").exists()
         again = "is not finished: run the same unmask tokenize command again to continue"
-        make = "holds no codes: make them of pictures with unmask train-tokenizer and unmask tokenize"
+        make = "holds no tokens: make them from images with unmask train-tokenizer and unmask tokenize"
         raise DataError(f"{folder} {again if begun else make}")
     try:
         meta = read_json(folder / META, Meta, MAX_JSON)
     except ConfigError as error:
-        raise DataError(f"{folder / META} is damaged or of another version ({error}); {_again(folder)}") from error
-    train, test = _parts(folder, meta)
+        raise DataError(f"{folder / META} is damaged or of another version ({error}); {_suggest(folder)}") from error
+    train, test = _open_parts(folder, meta)
     return meta, train, test if len(test) else None
 
 
 def check_tokenizer(meta: Meta, sha256: str) -> None:
-    """DataError if the codes were made by another tokenizer than the one of this sha256."""
+    """Raise DataError unless the tokenizer with this sha256 made the tokens."""
     if meta.tokenizer != sha256:
         raise DataError(
-            f"the codes were made by tokenizer {meta.tokenizer[:12]}, but this one is {sha256[:12]}: "
-            "use the one that lies beside the codes, or tokenize again into another folder"
+            f"the tokens were made by tokenizer {meta.tokenizer[:12]}, but this one is {sha256[:12]}: "
+            "use the one that lies beside the tokens, or tokenize again into another folder"
         )
 
 
-def _parts(folder: Path, meta: Meta) -> tuple[CodeSet, CodeSet]:
-    train, test = CodeSet(folder, meta, meta.train), CodeSet(folder, meta, meta.test)
+def _open_parts(folder: Path, meta: Meta) -> tuple[TokenShards, TokenShards]:
+    train, test = TokenShards(folder, meta, meta.train), TokenShards(folder, meta, meta.test)
     if not len(train):
-        raise DataError(f"{folder} holds no training codes: there is nothing to train on")
+        raise DataError(f"{folder} holds no training tokens: there is nothing to train on")
     return train, test
 
 
@@ -236,12 +261,12 @@ def _read_labels(folder: Path, meta: Meta, shard: Shard) -> Int32[np.ndarray, "r
     labels = np.array(open_array(path, np.dtype("<i4"), (shard.rows,)))
     if not 0 <= labels.min() <= labels.max() < len(meta.classes):
         span = f"{labels.min()}..{labels.max()} of {len(meta.classes)} classes"
-        raise DataError(f"{path} is damaged: its labels span {span}; {_again(folder)}")
+        raise DataError(f"{path} is damaged: its labels span {span}; {_suggest(folder)}")
     return labels
 
 
 def open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    """Map a .npy file of this type and shape; its header is compared, not parsed, since it may be foreign."""
+    """Map a .npy file of this type and shape; compare its header without parsing it, since it may be foreign."""
     expected = io.BytesIO()
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(expected, header)
@@ -249,27 +274,27 @@ def open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap
     try:
         with open(path, "rb") as file:
             start = file.read(10)
-            length = int.from_bytes(start[8:], "little")  # NumPy pads the text, by more or less as its version has it
+            length = int.from_bytes(start[8:], "little")  # NumPy pads the text by an amount that depends on its version
             found = file.read(length).strip()
             size = os.fstat(file.fileno()).st_size
             whole = 10 + length + math.prod(shape) * dtype.itemsize
             if start[:8] == magic and found == text and size == whole:
                 return np.memmap(file, dtype, "r", 10 + length, shape)
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing; {_again(path.parent)}") from error
+        raise DataError(f"{path} is missing; {_suggest(path.parent)}") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; {_again(path.parent)}") from error
+        raise DataError(f"{path} cannot be read: {error.strerror}; {_suggest(path.parent)}") from error
     if found == text:
-        raise DataError(f"{path} has {size} bytes instead of {whole}; {_again(path.parent)}")
-    raise DataError(f"{path} is damaged or another shard: it does not hold {dtype} {shape}; {_again(path.parent)}")
+        raise DataError(f"{path} has {size} bytes instead of {whole}; {_suggest(path.parent)}")
+    raise DataError(f"{path} is damaged or another shard: it does not hold {dtype} {shape}; {_suggest(path.parent)}")
 
 
-def _again(folder: Path) -> str:
+def _suggest(folder: Path) -> str:
     return f"restore it, or run the command that made {folder} again, which mends it"
 
 
 def _write_array(path: Path, array: np.ndarray) -> str:
-    """Write through a temporary name; returns the file's sha256."""
+    """Write through a temporary name; return the file's sha256."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
@@ -287,6 +312,6 @@ def _write_array(path: Path, array: np.ndarray) -> str:
 
 
 def _discard(path: Path) -> None:
-    """Remove what a failed write left; what a failing disk will not remove, the next run does."""
+    """Remove what a failed write left; if the disk refuses, the next run removes it."""
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Tokenize once, train often: pictures to shards of codes, by one process or many, resumable after any end.
+"""Tokenize once, train often: images to token shards, by one process or many, resumable after any interruption.
 
-The shard is the unit of work. Its content is a function of the plan and of its pictures alone, and its sidecar
-`train-00000.json`, written last, is what "done" means; so neither a kill nor the number of processes can change a byte.
+The shard is the unit of work. Its content depends only on the plan and its images. A shard is done once its sidecar
+`train-00000.json` is written, so neither a kill nor the number of processes can change a byte.
 """
 
 import math
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,9 +17,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from unmask.data.augment import crop
-from unmask.data.image_files import Bad
+from unmask.data.image_files import Unreadable
 from unmask.data.pictures import Pictures
-from unmask.data.shards.dataset import MAX_JSON, Meta, Shard, code_type, is_sound, write_shard
+from unmask.data.shards.dataset import MAX_JSON, Meta, Shard, SplitName, choose_token_type, is_sound, write_shard
 from unmask.errors import ConfigError, DataError
 from unmask.method.rand import Rand
 from unmask.runtime.progress import Progress
@@ -28,7 +27,6 @@ from unmask.storage.config import differences, read_json, write_json
 from unmask.storage.lock import lock
 
 Encode = Callable[[Float[Tensor, "b c h w"]], Int[Tensor, "b l"]]
-Part = Literal["train", "test"]
 
 PLAN = "plan.json"
 _LEFTOVER = re.compile(r"\.[\w.-]+\.tmp-[0-9a-f]{16}")
@@ -36,11 +34,14 @@ _LEFTOVER = re.compile(r"\.[\w.-]+\.tmp-[0-9a-f]{16}")
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One way to cut a picture to the tokenizer's size: from the centre or at `random`, and mirrored if `flip`."""
+    """One way to crop an image to the tokenizer's size."""
 
     name: str
+    """Name of the view; letters, digits, _ and -."""
     flip: bool = False
+    """Mirror the image."""
     random: bool = False
+    """Crop at a random position instead of the centre."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.name):
@@ -52,25 +53,33 @@ FLIP = View(name="flip", flip=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """All that the codes depend on; a folder holds the codes of one plan.
-
-    `tokenizer` is its sha256 and `size` the (h, w) it takes, `shape` the (c, h, w) of the stored pictures, `source`
-    JSON as text that says where they come from, `train` and `test` how many there are.
-    """
+class ShardPlan:
+    """Everything that the tokens depend on; a folder holds the tokens of one plan."""
 
     tokenizer: str
+    """SHA-256 of the tokenizer."""
     vocab_size: int
+    """Number of tokens of the tokenizer."""
     grid: tuple[int, ...]
+    """Grid of the tokens of an image."""
     size: tuple[int, int]
+    """Height and width of the tokenizer's images."""
     shape: tuple[int, int, int]
+    """Channels, height and width of the stored images."""
     classes: tuple[str, ...]
+    """Names of the classes; () without labels."""
     source: str
+    """The source of the images, JSON as text."""
     train: int
+    """Number of training images."""
     test: int
+    """Number of held-out images."""
     views: tuple[View, ...] = (CENTER, FLIP)
+    """Views of each image; the first is the centre."""
     shard_size: int = 4096
+    """Images per shard."""
     seed: int = 0
+    """Seed of the random crops."""
 
     def __post_init__(self) -> None:
         names = [view.name for view in self.views]
@@ -85,40 +94,45 @@ class Plan:
         random = [view.name for view in self.views if view.random]
         if random and self.size == stored:
             raise ConfigError(
-                f"the view {random[0]} would equal the centre, since the pictures are {height}x{width} as the "
-                "tokenizer takes them: store them larger, or leave it out"
+                f"the view {random[0]} would equal the centre, since the stored images are {height}x{width}, the "
+                "size of the tokenizer: store them larger, or leave the view out"
             )
         if self.shard_size < 1:
             raise ConfigError(f"shard_size is {self.shard_size}; it must be at least 1")
         if self.train < 1 or self.test < 0:
-            raise ConfigError(f"{self.train} pictures to train on and {self.test} to test on: give at least 1 and 0")
+            raise ConfigError(f"{self.train} images to train on and {self.test} to test on: give at least 1 and 0")
 
-    def num_pictures(self, part: Part) -> int:
+    def count_pictures(self, part: SplitName) -> int:
+        """Return the number of images of a split."""
         return self.train if part == "train" else self.test
 
-    def num_shards(self, part: Part) -> int:
-        return -(-self.num_pictures(part) // self.shard_size)
+    def count_shards(self, part: SplitName) -> int:
+        """Return the number of shards of a split."""
+        return -(-self.count_pictures(part) // self.shard_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A shard's sidecar: its files, and the pictures that could not be read and are left out of it."""
+    """A shard's sidecar: its files, and the unreadable images that it leaves out."""
 
     shard: Shard
-    bad: tuple[Bad, ...]
+    bad: tuple[Unreadable, ...]
 
 
 @contextmanager
-def claim(out: Path, plan: Plan) -> Iterator[None]:
-    """Hold `out` for this command alone and for this plan: new, or begun earlier with the same plan.
+def claim_folder(out: Path, plan: ShardPlan) -> Iterator[None]:
+    """Lock `out` for this process and this plan; `out` is new, or was started with the same plan.
 
-    Raises CheckpointError if another process has it, DataError if it holds other codes. With several ranks the first
-    one claims, and the others wait until it has.
+    With several ranks, the first one locks and the others wait for it.
+
+    Raises:
+        CheckpointError: another process has locked it.
+        DataError: it holds other tokens.
     """
     with lock(out):
         for path in out.iterdir():
             if _LEFTOVER.fullmatch(path.name):
-                path.unlink()  # what a killed command left half-written
+                path.unlink()  # a killed command left it half-written
         if (out / PLAN).exists():
             _check_plan(out, plan)
         elif any(out.glob("*.npy")):
@@ -128,22 +142,24 @@ def claim(out: Path, plan: Plan) -> Iterator[None]:
         yield
 
 
-def tokenize(
+def tokenize_shards(
     pictures: Pictures,
     encode: Encode,
     out: Path,
-    part: Part,
-    plan: Plan,
+    part: SplitName,
+    plan: ShardPlan,
     *,
     batch: int = 64,
     rank: int = 0,
     size: int = 1,
     progress: Progress | None = None,
-) -> list[Bad]:
-    """Write those shards of `part` whose number is `rank` modulo `size`, and return the pictures left out of them.
+) -> list[Unreadable]:
+    """Write the shards of `part` whose number is `rank` modulo `size`; return the images that they leave out.
 
-    A shard that is there and sound is kept. `out` is claimed by the caller. Raises DiskError if a shard cannot be
-    written; those before it are kept.
+    An intact shard is kept. The caller must hold `claim_folder`.
+
+    Raises:
+        DiskError: a shard cannot be written; earlier shards are kept.
     """
     if batch < 1:
         raise ValueError(f"batch {batch}: must be at least 1")
@@ -151,10 +167,10 @@ def tokenize(
         raise ValueError(f"rank {rank} of {size}: rank must be below size")
     _check_plan(out, plan)
     _check_pictures(pictures, part, plan)
-    numbers = range(rank, plan.num_shards(part), size)
+    numbers = range(rank, plan.count_shards(part), size)
     shards = {k: torch.arange(len(pictures))[k * plan.shard_size : (k + 1) * plan.shard_size] for k in numbers}
     total, seen = sum(len(index) for index in shards.values()), 0
-    bad: list[Bad] = []
+    bad: list[Unreadable] = []
 
     def tick(name: str, more: int) -> None:
         nonlocal seen
@@ -173,8 +189,8 @@ def tokenize(
     return bad
 
 
-def collect(out: Path, plan: Plan) -> Meta:
-    """What `codes.finish` writes once every shard of both parts is done; DataError if one is not."""
+def collect_meta(out: Path, plan: ShardPlan) -> Meta:
+    """Return the metadata for `finish_dataset`; raise DataError unless every shard of both splits is done."""
     return Meta(
         tokenizer=plan.tokenizer,
         vocab_size=plan.vocab_size,
@@ -182,14 +198,14 @@ def collect(out: Path, plan: Plan) -> Meta:
         views=tuple(view.name for view in plan.views),
         classes=plan.classes,
         source=plan.source,
-        train=tuple(done.shard for done in finished(out, "train", plan)),
-        test=tuple(done.shard for done in finished(out, "test", plan)),
+        train=tuple(done.shard for done in read_finished(out, "train", plan)),
+        test=tuple(done.shard for done in read_finished(out, "test", plan)),
     )
 
 
-def finished(out: Path, part: Part, plan: Plan) -> list[Done]:
-    """The sidecars of all shards of a part, in order; DataError if one is not there."""
-    names = [f"{part}-{number:05d}" for number in range(plan.num_shards(part))]
+def read_finished(out: Path, part: SplitName, plan: ShardPlan) -> list[Done]:
+    """Read the sidecars of all shards of a split, in order; raise DataError if one is missing."""
+    names = [f"{part}-{number:05d}" for number in range(plan.count_shards(part))]
     found = {name: _read_done(out, name) for name in names}
     absent = [name for name, done in found.items() if done is None]
     if absent:
@@ -200,8 +216,10 @@ def finished(out: Path, part: Part, plan: Plan) -> list[Done]:
     return [done for done in found.values() if done is not None]
 
 
-def cut(pixels: UInt8[Tensor, "b c H W"], index: Int[Tensor, "b"], view: View, plan: Plan) -> Float[Tensor, "b c h w"]:
-    """One view of the pictures of these numbers, in [-1, 1]; a random place depends on (seed, number, view) alone."""
+def cut_view(
+    pixels: UInt8[Tensor, "b c H W"], index: Int[Tensor, "b"], view: View, plan: ShardPlan
+) -> Float[Tensor, "b c h w"]:
+    """Return one view of images, in [-1, 1]; a random crop depends only on (seed, the image's index, view)."""
     height, width = plan.size
     room = torch.tensor(pixels.shape[2:]) - torch.tensor(plan.size)
     if view.random:
@@ -220,42 +238,44 @@ def _tokenize_shard(
     out: Path,
     name: str,
     index: Int[Tensor, "n"],
-    plan: Plan,
+    plan: ShardPlan,
     batch: int,
     tick: Callable[[str, int], None],
 ) -> Done:
-    codes = [np.empty((0, len(plan.views), math.prod(plan.grid)), code_type(plan.vocab_size))]
+    tokens = [np.empty((0, len(plan.views), math.prod(plan.grid)), choose_token_type(plan.vocab_size))]
     kept: list[Tensor] = [index[:0]]
-    bad: list[Bad] = []
-    # The cut into batches begins anew with each shard, so that its codes do not depend on who else works on the part.
+    bad: list[Unreadable] = []
+    # Batches start again with each shard, so that its tokens do not depend on which process does the others.
     for some in index.split(batch):
-        pixels, places, refused = pictures.try_at(some)
+        pixels, places, refused = pictures.try_read(some)
         good = some[places]
         if len(good):
-            codes.append(_codes(encode, pixels, good, plan))
+            tokens.append(_encode_views(encode, pixels, good, plan))
         kept.append(good)
         bad += refused
         tick(name, len(some))
     labels = None if pictures.labels is None else pictures.labels[torch.cat(kept)].int().numpy()
-    done = Done(shard=write_shard(out, name, np.concatenate(codes), labels), bad=tuple(bad))
+    done = Done(shard=write_shard(out, name, np.concatenate(tokens), labels), bad=tuple(bad))
     write_json(out / f"{name}.json", done)
     return done
 
 
-def _codes(encode: Encode, pixels: UInt8[Tensor, "b c h w"], index: Int[Tensor, "b"], plan: Plan) -> np.ndarray:
-    """Codes [b, views, l]; ValueError if `encode` gives what the plan does not announce."""
+def _encode_views(
+    encode: Encode, pixels: UInt8[Tensor, "b c h w"], index: Int[Tensor, "b"], plan: ShardPlan
+) -> np.ndarray:
+    """Return tokens [b, views, l]; raise ValueError if they do not match the plan."""
     with torch.inference_mode():
-        codes = torch.stack([encode(cut(pixels, index, view, plan)) for view in plan.views], dim=1).cpu()
-    if codes.shape[2] != math.prod(plan.grid) or not 0 <= int(codes.min()) <= int(codes.max()) < plan.vocab_size:
+        tokens = torch.stack([encode(cut_view(pixels, index, view, plan)) for view in plan.views], dim=1).cpu()
+    if tokens.shape[2] != math.prod(plan.grid) or not 0 <= int(tokens.min()) <= int(tokens.max()) < plan.vocab_size:
         raise ValueError(
-            f"the tokenizer gave {codes.shape[2]} codes from {int(codes.min())} to {int(codes.max())} per picture; "
+            f"the tokenizer gave {tokens.shape[2]} tokens from {int(tokens.min())} to {int(tokens.max())} per image; "
             f"planned are {math.prod(plan.grid)} below {plan.vocab_size}"
         )
-    return codes.numpy().astype(code_type(plan.vocab_size))
+    return tokens.numpy().astype(choose_token_type(plan.vocab_size))
 
 
 def _read_done(out: Path, name: str) -> Done | None:
-    """A shard's sidecar, or None if it is absent, damaged or of another shard: then the shard is to do."""
+    """Read a shard's sidecar; return None, so that the shard is redone, if it is missing or damaged."""
     try:
         done = read_json(out / f"{name}.json", Done, MAX_JSON)
     except ConfigError:
@@ -263,18 +283,18 @@ def _read_done(out: Path, name: str) -> Done | None:
     return done if done.shard.file == f"{name}.tokens.npy" else None
 
 
-def _check_plan(out: Path, plan: Plan) -> None:
+def _check_plan(out: Path, plan: ShardPlan) -> None:
     try:
-        changed = differences(read_json(out / PLAN, Plan, MAX_JSON), plan)
+        changed = differences(read_json(out / PLAN, ShardPlan, MAX_JSON), plan)
     except ConfigError as error:
         raise DataError(f"{out} cannot be continued: {error}; give another --out, or delete the folder") from error
     if changed:
-        raise DataError(f"{out} holds other codes ({changed[0]}): give another --out, or delete the folder")
+        raise DataError(f"{out} holds other tokens ({changed[0]}): give another --out, or delete the folder")
 
 
-def _check_pictures(pictures: Pictures, part: Part, plan: Plan) -> None:
+def _check_pictures(pictures: Pictures, part: SplitName, plan: ShardPlan) -> None:
     here = (len(pictures), *pictures.shape)
-    there = (plan.num_pictures(part), *plan.shape)
+    there = (plan.count_pictures(part), *plan.shape)
     if here != there:
         raise ConfigError(f"{part}: the pictures are {here} (n, c, h, w), but the plan says {there}: plan for these")
     if tuple(pictures.classes) != plan.classes:

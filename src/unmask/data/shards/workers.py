@@ -1,4 +1,4 @@
-"""Several processes that tokenize one part of the data together; which one does what cannot be seen in the result."""
+"""Tokenize one split with several processes; the result does not depend on which process does which shard."""
 
 import multiprocessing
 import signal
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from unmask.data.image_files import Bad
+from unmask.data.image_files import Unreadable
 from unmask.data.pictures import Pictures
-from unmask.data.shards.tokenizing import Encode, Part, Plan, finished, tokenize
+from unmask.data.shards.tokenizing import Encode, ShardPlan, SplitName, read_finished, tokenize_shards
 from unmask.errors import UnmaskError
 from unmask.runtime.progress import Progress
 
@@ -20,23 +20,23 @@ def tokenize_parallel(
     pictures: Pictures,
     encoder: Callable[[], Encode],
     out: Path,
-    part: Part,
-    plan: Plan,
+    part: SplitName,
+    plan: ShardPlan,
     *,
     batch: int = 64,
     processes: int = 1,
     progress: Progress | None = None,
-) -> list[Bad]:
-    """As `tokenize`, with the shards dealt out to `processes`; `encoder` is picklable and builds `encode` in each.
+) -> list[Unreadable]:
+    """Like `tokenize_shards`, with the shards divided among `processes`; a picklable `encoder` builds `encode` in each.
 
-    The first error of a worker ends all, and is raised here. What is done by then is kept.
+    The first error of a worker stops all workers and is raised here. Finished shards are kept.
     """
-    processes = min(processes, max(1, plan.num_shards(part)))
+    processes = min(processes, max(1, plan.count_shards(part)))
     if processes < 1:
         raise ValueError(f"processes {processes}: must be at least 1")
     if processes == 1:
-        return tokenize(pictures, encoder(), out, part, plan, batch=batch, progress=progress)
-    # Not forked: a forked child can use neither a GPU nor, safely, the threads of torch.
+        return tokenize_shards(pictures, encoder(), out, part, plan, batch=batch, progress=progress)
+    # Spawn: a forked process can use neither a GPU nor, safely, torch's threads.
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // processes)
     workers: list[SpawnProcess] = []
@@ -57,11 +57,11 @@ def tokenize_parallel(
             worker.join()
         for pipe in pipes:
             pipe.close()
-    return [bad for done in finished(out, part, plan) for bad in done.bad]
+    return [bad for done in read_finished(out, part, plan) for bad in done.bad]
 
 
 def _follow(pipes: dict[Connection, int], workers: list[SpawnProcess], total: int, progress: Progress | None) -> None:
-    """Read what the workers send until all have ended well; raise the first error."""
+    """Read the workers' messages until all have finished; raise the first error."""
     seen = [0] * len(workers)
     running = dict(pipes)
     while running:
@@ -78,13 +78,13 @@ def _follow(pipes: dict[Connection, int], workers: list[SpawnProcess], total: in
 
 
 def _receive(pipe: Connection, worker: SpawnProcess) -> tuple[str, int] | None:
-    """(shard, pictures seen) as a worker goes on, or None once it is done."""
+    """Return (shard, images seen) as a worker progresses, or None once it is done."""
     try:
         message = pipe.recv()
     except (EOFError, ConnectionResetError) as error:
         worker.join()
         raise UnmaskError(
-            f"a tokenizing process ended without a word (exit code {worker.exitcode}; out of memory?): run the same "
+            f"a tokenizing process ended without a message (exit code {worker.exitcode}; out of memory?): run the same "
             "command again to continue, with fewer processes if it comes back"
         ) from error
     if isinstance(message, UnmaskError):
@@ -98,21 +98,21 @@ def _work(
     pictures: Pictures,
     encoder: Callable[[], Encode],
     out: Path,
-    part: Part,
-    plan: Plan,
+    part: SplitName,
+    plan: ShardPlan,
     batch: int,
     rank: int,
     size: int,
 ) -> None:
-    """The life of a worker: its last message is None, or the error that ended it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent alone answers it
+    """Run a worker; its last message is None, or the error that ended it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; only the parent handles it
     torch.set_num_threads(threads)
 
     def tell(name: str, seen: int, total: int) -> None:
         pipe.send((name, seen))
 
     try:
-        tokenize(pictures, encoder(), out, part, plan, batch=batch, rank=rank, size=size, progress=tell)
+        tokenize_shards(pictures, encoder(), out, part, plan, batch=batch, rank=rank, size=size, progress=tell)
         pipe.send(None)
     except BrokenPipeError:
         return  # the parent was killed: nobody waits for the rest

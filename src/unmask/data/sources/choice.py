@@ -1,5 +1,5 @@
-"""Where pictures come from. Each source is a frozen config of plain scalars whose `load()` gives a train and a test
-set; a recipe names one of them. Published files are checked by their sha256, a user's own files by their format."""
+"""The datasets of images. Each source is a frozen config of plain scalars; its `load()` returns a train and a test set,
+and a recipe names one of them. Published files are checked by their sha256, a user's files by their format."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,25 +28,28 @@ __all__ = [
     "Folder",
     "HubImages",
     "Mnist",
+    "PictureSource",
     "Shards",
-    "Source",
     "Split",
-    "settled",
+    "resolve_paths",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Digits:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey: real data without any download."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey: real data without a download."""
 
     held_out: int = 297
+    """Number of digits to hold out."""
     seed: int = 0
+    """Seed of the shuffle before the split."""
 
     def __post_init__(self):
         if not 0 < self.held_out < 1797:
             raise ConfigError(f"held_out {self.held_out} of 1797 digits: use 1 to 1796")
 
     def load(self, progress: Progress | None = None) -> Split:
+        """Load the training and the test set."""
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
@@ -59,16 +62,20 @@ class Digits:
 
 @dataclass(frozen=True, kw_only=True)
 class Arrays:
-    """An .npz file with `images`, uint8 (n, h, w) or (n, h, w, c), and maybe `labels`, whole numbers from 0."""
+    """An .npz file with `images`, uint8 (n, h, w) or (n, h, w, c), and optional `labels`, whole numbers from 0."""
 
     path: str
+    """The .npz file."""
     held_out: float = 0.1
+    """Fraction of the images to hold out."""
     seed: int = 0
+    """Seed of the shuffle before the split."""
 
     def __post_init__(self):
         check_share(self.held_out)
 
     def load(self, progress: Progress | None = None) -> Split:
+        """Load the training and the test set."""
         arrays = read_arrays(Path(self.path).expanduser(), ("images",), ("labels",))
         try:
             whole = to_images(arrays["images"], arrays.get("labels"))
@@ -78,28 +85,29 @@ class Arrays:
         return Split(train=train, test=test)
 
 
-Source = Digits | Mnist | Cifar10 | Folder | Arrays | HubImages | Shards
+PictureSource = Digits | Mnist | Cifar10 | Folder | Arrays | HubImages | Shards
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codes:
-    """A folder of codes that unmask tokenize made: no pictures, but it says where they were."""
+    """A token dataset made by unmask tokenize; it holds no images, but names their source."""
 
     path: str
+    """The folder of the token dataset."""
 
 
-AnySource = TypeVar("AnySource", bound=Source | Codes | TextFile | HubText)
+AnySource = TypeVar("AnySource", bound=PictureSource | Codes | TextFile | HubText)
 
 
-def settled(source: AnySource) -> AnySource:
-    """The same source with its paths written out, so that it means the same from any working directory."""
+def resolve_paths(source: AnySource) -> AnySource:
+    """Make the paths of a source absolute, so that it means the same from any working directory."""
     if isinstance(source, Digits | HubImages | HubText) or source.path is None:
         return source
-    settled = replace(source, path=_settled(source.path))
-    if isinstance(settled, TextFile) and settled.test is not None:
-        return replace(settled, test=_settled(settled.test))
-    return settled
+    resolved = replace(source, path=_resolve(source.path))
+    if isinstance(resolved, TextFile) and resolved.test is not None:
+        return replace(resolved, test=_resolve(resolved.test))
+    return resolved
 
 
-def _settled(path: str) -> str:
+def _resolve(path: str) -> str:
     return str(Path(path).expanduser().resolve())

@@ -6,33 +6,35 @@ from pathlib import Path
 
 import numpy as np
 
-from unmask.data.image_files import Bad, open_image, quiet
+from unmask.data.image_files import Unreadable, open_image, silence_warnings
 from unmask.data.images import Images, to_images
-from unmask.data.pictures import Split, count_threads, gather
+from unmask.data.pictures import Split, count_threads, read_all
 from unmask.data.sources.hub import HubImages
 from unmask.data.sources.npz import read_arrays
 from unmask.errors import DataError
 from unmask.runtime.progress import Progress
 from unmask.storage.files import one_line
 
-HUB = "uoft-cs/cifar10"
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR_HUB = "uoft-cs/cifar10"
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
-TILES = (40, 25)  # rows and columns of pictures on a page
+TILES = (40, 25)  # rows and columns of images on a page
 RECORD = 1 + 3 * SIDE * SIDE  # bytes: the class, then the red, the green and the blue plane
 BATCHES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar10:
-    """CIFAR-10 from a folder, as the published binary batches or as pages of tiles; without `path`, from the hub.
+    """CIFAR-10, as the published binary batches, as pages of tiles, or from the Hugging Face Hub.
 
     Pages are train_00.webp, test_00.webp and so on, 25x40 tiles each, with their classes in labels.npz.
     """
 
     path: str | None = None
+    """A folder with the binary batches or the pages; without it, download from the Hub."""
 
     def load(self, progress: Progress | None = None) -> Split:
+        """Load the training and the test set."""
         if self.path is None:
             return load_hub()
         folder = Path(self.path).expanduser()
@@ -48,15 +50,17 @@ class Cifar10:
 
 
 def load_hub() -> Split:
-    """From the Hugging Face hub, which keeps what it downloads."""
-    split = HubImages(name=HUB, image="img", label="label", size=SIDE).load()
-    if split.train.classes != CLASSES:
-        raise DataError(f"{HUB} on the hub has the classes {', '.join(split.train.classes)}: give a folder instead")
-    return Split(train=gather(split.train), test=gather(split.test))
+    """Load from the Hugging Face Hub, which caches its downloads."""
+    split = HubImages(name=CIFAR_HUB, image="img", label="label", size=SIDE).load()
+    if split.train.classes != CIFAR_CLASSES:
+        raise DataError(
+            f"{CIFAR_HUB} on the hub has the classes {', '.join(split.train.classes)}: give a folder instead"
+        )
+    return Split(train=read_all(split.train), test=read_all(split.test))
 
 
 def read_batches(folder: Path, part: str) -> Images:
-    """The published binary version: records of a class and three planes."""
+    """Read the published binary version: records of a class and three planes."""
     records = []
     for name in BATCHES[part]:
         shown = one_line(str(folder / name))
@@ -68,34 +72,34 @@ def read_batches(folder: Path, part: str) -> Images:
             raise DataError(f"{shown}: {len(body)} bytes are not records of {RECORD}; unpack it again")
         records.append(np.frombuffer(body, dtype=np.uint8).reshape(-1, RECORD))
     whole = np.concatenate(records)
-    return to_ten(whole[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), whole[:, 0], folder)
+    return to_ten_classes(whole[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), whole[:, 0], folder)
 
 
 def read_pages(folder: Path, part: str, progress: Progress | None = None) -> Images:
-    """Pages of tiles, as many as labels.npz has rows for."""
+    """Read pages of tiles, one for each row of labels.npz."""
     path = folder / "labels.npz"
     arrays = read_arrays(path, (part,), ("classes",))
-    labels, classes = arrays[part], tuple(arrays.get("classes", CLASSES))
+    labels, classes = arrays[part], tuple(arrays.get("classes", CIFAR_CLASSES))
     tiles = TILES[0] * TILES[1]
     if labels.ndim != 2 or not len(labels) or labels.shape[1] != tiles:
         raise DataError(f"{one_line(str(path))}: {part} has the shape {labels.shape}, not (pages, {tiles})")
-    if classes != CLASSES:
+    if classes != CIFAR_CLASSES:
         raise DataError(f"{one_line(str(path))}: its classes are {', '.join(map(str, classes))}, not CIFAR-10's")
     names = [folder / f"{part}_{i:02d}.webp" for i in range(len(labels))]
     pages = []
-    with quiet(), ThreadPoolExecutor(count_threads()) as pool:
+    with silence_warnings(), ThreadPoolExecutor(count_threads()) as pool:
         for name, page in zip(names, pool.map(read_page, names), strict=True):
             pages.append(page)
             if progress is not None:
                 progress(str(name), len(pages), len(names))
-    return to_ten(np.concatenate(pages), labels.reshape(-1), path)
+    return to_ten_classes(np.concatenate(pages), labels.reshape(-1), path)
 
 
 def read_page(path: Path) -> np.ndarray:
-    """The (1000, 32, 32, 3) tiles of a page, row by row; call it inside `quiet`."""
+    """Read the (1000, 32, 32, 3) tiles of a page, row by row; call it inside `silence_warnings`."""
     rows, columns = TILES
     image = open_image(path)
-    if isinstance(image, Bad):
+    if isinstance(image, Unreadable):
         raise DataError(f"{image}; get it again")
     if image.size != (columns * SIDE, rows * SIDE):
         width, height = image.size
@@ -107,9 +111,9 @@ def read_page(path: Path) -> np.ndarray:
     return array.transpose(0, 2, 1, 3, 4).reshape(-1, SIDE, SIDE, 3)
 
 
-def to_ten(array: np.ndarray, labels: np.ndarray, where: Path) -> Images:
-    """As Images, naming the place in errors."""
+def to_ten_classes(array: np.ndarray, labels: np.ndarray, where: Path) -> Images:
+    """Convert to Images with CIFAR-10's classes; errors name the path."""
     try:
-        return to_images(array, labels, CLASSES)
+        return to_images(array, labels, CIFAR_CLASSES)
     except DataError as error:
         raise DataError(f"{one_line(str(where))}: {error}; get it again") from error

@@ -3,14 +3,14 @@
 import re
 from pathlib import Path
 
-from unmask.data.sources.choice import Codes, Source
+from unmask.data.sources.choice import Codes, PictureSource
 from unmask.data.sources.cifar import Cifar10
 from unmask.data.sources.hub import HubImages
 from unmask.data.sources.mnist import Mnist
 from unmask.data.text.sources import HubText, TextFile
 
 
-def describe_source(source: Source | Codes | TextFile | HubText) -> str:
+def describe_source(source: PictureSource | Codes | TextFile | HubText) -> str:
     """Return what a source is, without where it lies: "MNIST", "a folder of images", "the Hub dataset OWNER/NAME"."""
     if isinstance(source, HubImages | HubText):
         public = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.name) and not Path(source.name).exists()
@@ -26,7 +26,7 @@ def describe_source(source: Source | Codes | TextFile | HubText) -> str:
     return known.get(type(source).__name__, "local image files")
 
 
-def describe_images(source: Source | Codes, num: int, classes: tuple[str, ...]) -> str:
+def describe_images(source: PictureSource | Codes, num: int, classes: tuple[str, ...]) -> str:
     """Return a sentence on a training set of images."""
     kinds = f" of {len(classes)} classes" if classes else ""
     return f"{num:,} images{kinds}: {describe_source(source)}"

@@ -1,4 +1,4 @@
-"""Folders of picture files, one sub-folder per class or flat: read into memory, or only listed where they are many."""
+"""Folders of image files, one sub-folder per class or flat: read into memory, or only listed if they are many."""
 
 import os
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.data.image_files import Bad
+from unmask.data.image_files import Unreadable
 from unmask.data.images import Images
 from unmask.data.pictures import Files, Pictures, Split, check_shape, check_share, read_each, split_share
 from unmask.errors import ConfigError, DataError
@@ -17,29 +17,35 @@ from unmask.runtime.progress import Progress
 from unmask.storage.files import one_line
 
 MAX_IN_MEMORY = 2 * 2**30  # bytes of pixels
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-PAIRS = ({"train", "val"}, {"train", "test"})
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SPLIT_FOLDERS = ({"train", "val"}, {"train", "test"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """A folder of image files, one sub-folder per class or flat; `channels` is 3 for colour, 1 for grey.
+    """A folder of image files, one sub-folder per class or flat.
 
-    If it holds nothing but `train` and `val` (or `test`), each of that kind, these are the two sets and nothing else
-    is held out. Sets of more than 2 GiB of pixels are listed only, and read when needed.
+    If it holds only the folders `train` and `val` (or `test`), these are the two sets and nothing else is held out.
+    A set of more than 2 GiB of pixels is only listed, and read on demand.
     """
 
     path: str
+    """The folder."""
     size: int = 32
+    """Height and width of the images after resizing, in pixels."""
     channels: int = 3
+    """3 for colour, 1 for grey."""
     held_out: float = 0.1
+    """Fraction of the images to hold out."""
     seed: int = 0
+    """Seed of the shuffle before the split."""
 
     def __post_init__(self):
         check_shape(self.size, self.channels)
         check_share(self.held_out)
 
     def load(self, progress: Progress | None = None) -> Split:
+        """Load the training and the test set."""
         if not self.path:
             raise ConfigError("which folder? Give --data DIR, with one sub-folder of images per class, or flat")
         root = Path(self.path).expanduser()
@@ -55,12 +61,12 @@ class Folder:
 
 
 def find_pair(root: Path) -> tuple[Path, Path] | None:
-    """The folders of the training and the test set, where `root` holds these two and nothing else."""
+    """Return the folders of the training and test set, if `root` holds these two and nothing else."""
     try:
         names = {name for name in os.listdir(root) if not name.startswith(".")}
-    except OSError:  # what is wrong with it, read_folder will say
+    except OSError:  # read_folder will name the reason
         return None
-    if names not in PAIRS or not all((root / name).is_dir() for name in names):
+    if names not in SPLIT_FOLDERS or not all((root / name).is_dir() for name in names):
         return None
     (other,) = names - {"train"}
     return root / "train", root / other
@@ -73,12 +79,15 @@ def read_folder(
     channels: int,
     progress: Progress | None = None,
     like: Pictures | None = None,
-) -> tuple[Pictures, list[Bad]]:
-    """All good pictures below `root`, each once and sorted by path, and the files that were not used.
+) -> tuple[Pictures, list[Unreadable]]:
+    """Read all good images below `root`, each once and sorted by path; return also the files that were not used.
 
     Sub-folders of `root` are the classes, by sorted name or numbered as in `like`. Without sub-folders there are no
-    labels. Pictures both beside and inside sub-folders are all used, without labels, and the bad list says so. More
-    than MAX_IN_MEMORY are only listed, by the suffixes of their names. DataError if there are none.
+    labels. If images lie both beside and inside sub-folders, all are used without labels, and the list of unused files
+    says so. Images of more than MAX_IN_MEMORY are only listed, by the suffixes of their names.
+
+    Raises:
+        DataError: there are no images.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -92,7 +101,7 @@ def read_folder(
         good, odd = choose_by_suffix(paths)
         found = listed.take(good)
     else:
-        pixels, good, odd = read_each(listed.read, torch.arange(len(paths)), listed.shape, progress)
+        pixels, good, odd = read_each(listed.read_one, torch.arange(len(paths)), listed.shape, progress)
         found = Images(pixels=pixels, labels=None)
     bad += odd
     if not len(good):
@@ -102,21 +111,21 @@ def read_folder(
     return replace(found, labels=labels, classes=classes), bad + lost
 
 
-def choose_by_suffix(paths: tuple[str, ...]) -> tuple[Int[Tensor, " g"], list[Bad]]:
-    """Which files are pictures by their names, and the others."""
+def choose_by_suffix(paths: tuple[str, ...]) -> tuple[Int[Tensor, " g"], list[Unreadable]]:
+    """Return the indices of files that are images by name, and the other files."""
     good, odd = [], []
     for i, path in enumerate(paths):
-        if path.lower().endswith(SUFFIXES):
+        if path.lower().endswith(IMAGE_SUFFIXES):
             good.append(i)
         else:
-            odd.append(Bad(path, f"its name ends in none of {', '.join(SUFFIXES)}"))
+            odd.append(Unreadable(path, f"its name ends in none of {', '.join(IMAGE_SUFFIXES)}"))
     return torch.tensor(good, dtype=torch.int64), odd
 
 
 def label_by_folder(
     root: Path, paths: Iterable[str], like: Pictures | None
-) -> tuple[Int[Tensor, " n"] | None, tuple[str, ...], list[Bad]]:
-    """(labels, classes, what went wrong) by the sub-folder of `root` that each path lies in."""
+) -> tuple[Int[Tensor, " n"] | None, tuple[str, ...], list[Unreadable]]:
+    """Return (labels, classes, problems) by the sub-folder of `root` that holds each path."""
     if like is not None and like.labels is None:
         return None, (), []
     start = len(os.path.join(root, ""))
@@ -127,7 +136,7 @@ def label_by_folder(
             where = one_line(str(root))
             raise DataError(f"{where}: not all images lie in class folders, as those of train do: sort them into such")
         reason = "images lie beside the class folders, so no labels were made: move them into one"
-        return None, (), [Bad(str(root), reason)] if nested else []
+        return None, (), [Unreadable(str(root), reason)] if nested else []
     found = {parts[0] for parts in places}
     classes = tuple(sorted(found)) if like is None else like.classes
     foreign = sorted(found - set(classes))
@@ -137,8 +146,8 @@ def label_by_folder(
     return torch.tensor([number[parts[0]] for parts in places]), classes, []
 
 
-def drop_twins(files: list[str]) -> tuple[tuple[str, ...], list[Bad]]:
-    """The paths that lead to different files, and those that lead to one that was met before."""
+def drop_twins(files: list[str]) -> tuple[tuple[str, ...], list[Unreadable]]:
+    """Return the paths of different files, and the paths that lead to one of these files again."""
     folders: dict[str, str] = {}
     met: dict[str, str] = {}
     twins = []
@@ -151,14 +160,14 @@ def drop_twins(files: list[str]) -> tuple[tuple[str, ...], list[Bad]]:
                 folders[folder] = os.path.realpath(folder)
             real = os.path.join(folders[folder], name)
         if real in met:
-            twins.append(Bad(path, f"the same file as {met[real]}"))
+            twins.append(Unreadable(path, f"the same file as {met[real]}"))
         else:
             met[real] = path
     return tuple(met.values()), twins
 
 
-def list_files(root: Path) -> tuple[list[str], list[Bad]]:
-    """Every visible file below `root`, sorted; links are followed unless they lead to what is read anyway."""
+def list_files(root: Path) -> tuple[list[str], list[Unreadable]]:
+    """List every visible file below `root`, sorted; follow links unless they lead to a folder that is read anyway."""
     tops: list[Path] = []
     files: list[str] = []
     bad, folders = [], [str(root)]
@@ -167,22 +176,24 @@ def list_files(root: Path) -> tuple[list[str], list[Bad]]:
         if not tops or os.path.islink(folder):
             real = Path(os.path.realpath(folder))
             if any(real.is_relative_to(top) or top.is_relative_to(real) for top in tops):
-                bad.append(Bad(folder, f"link to {real}, a loop or a folder that is read anyway"))
+                bad.append(Unreadable(folder, f"link to {real}, a loop or a folder that is read anyway"))
                 continue
             tops.append(real)
         try:
             with os.scandir(folder) as entries:
                 inner = sorted((e.name, is_folder(e)) for e in entries if not e.name.startswith("."))
         except OSError as error:
-            bad.append(Bad(folder, error.strerror or str(error)))
+            bad.append(Unreadable(folder, error.strerror or str(error)))
             continue
         folders += [os.path.join(folder, name) for name, deeper in reversed(inner) if deeper]
         files += [os.path.join(folder, name) for name, deeper in inner if not deeper]
-    return sorted(files, key=lambda path: path.replace(os.sep, "\0")), bad  # so "a b/x" does not part "a/x" and "a/y"
+    return sorted(
+        files, key=lambda path: path.replace(os.sep, "\0")
+    ), bad  # so "a b/x" does not come between "a/x" and "a/y"
 
 
 def is_folder(entry: os.DirEntry) -> bool:
-    """Whether it is a folder or a link to one; a link that leads nowhere is not."""
+    """Return whether it is a folder or a link to one; a broken link is not."""
     try:
         return entry.is_dir()
     except OSError:

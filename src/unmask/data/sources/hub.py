@@ -1,4 +1,4 @@
-"""Image data sets in the format of Hugging Face's `datasets`, from its hub or from a folder on this machine."""
+"""Image datasets in the format of Hugging Face's `datasets`, from its Hub or from a local folder."""
 
 import io
 from dataclasses import dataclass, replace
@@ -11,8 +11,8 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.image_files import Bad, decode_bytes, open_image
-from unmask.data.images import number_names
+from unmask.data.image_files import Unreadable, decode_bytes, open_image
+from unmask.data.images import name_classes
 from unmask.data.pictures import OnDemand, Pictures, Split, check_shape, check_share, split_share, take_labels
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
@@ -21,45 +21,52 @@ from unmask.storage.files import one_line
 
 @dataclass(frozen=True, kw_only=True)
 class HubImages:
-    """An image data set by its name on the Hugging Face hub, or a folder that `save_to_disk` or any loader made.
-
-    Without a split called `test`, the fraction `held_out` of the training set is held out. `label` None: no classes.
-    """
+    """An image dataset by its name on the Hugging Face Hub, or a folder made by `save_to_disk` or any loader."""
 
     name: str
+    """OWNER/NAME on the Hub, or a folder."""
     image: str = "image"
+    """The column of images."""
     label: str | None = "label"
+    """The column of classes; None for no classes."""
     train: str = "train"
+    """The split to train on."""
     test: str = "test"
+    """The split to hold out; if it is missing, a part of the training split is held out."""
     size: int = 256
+    """Height and width of the images after resizing, in pixels."""
     channels: int = 3
+    """3 for colour, 1 for grey."""
     held_out: float = 0.1
+    """Fraction of the training split to hold out, if there is no test split."""
     seed: int = 0
+    """Seed of the shuffle before the split."""
 
     def __post_init__(self):
         check_shape(self.size, self.channels)
         check_share(self.held_out)
 
     def load(self, progress: Progress | None = None) -> Split:
+        """Load the training and the test set."""
         if not self.name:
-            raise ConfigError("which data set? Give --data.name OWNER/NAME, or a folder made by save_to_disk")
+            raise ConfigError("which dataset? Give --data.name OWNER/NAME, or a folder made by save_to_disk")
         parts = load_parts(self.name)
         if self.train not in parts:
             raise ConfigError(f"{self.name} has no split {self.train!r}, but {', '.join(parts)}: set --data.train")
-        train = self._rows(parts, self.train)
+        train = self._open_rows(parts, self.train)
         if self.test in parts:
-            return Split(train=train, test=self._rows(parts, self.test, train))
+            return Split(train=train, test=self._open_rows(parts, self.test, train))
         rest, held = split_share(train, self.held_out, self.seed, self.name)
         return Split(train=rest, test=held)
 
-    def _rows(self, parts: dict[str, Any], part: str, like: Pictures | None = None) -> "Rows":
+    def _open_rows(self, parts: dict[str, Any], part: str, like: Pictures | None = None) -> "Rows":
         where = f"{self.name}, {part}"
         return to_rows(parts[part], where, self.image, self.label, (self.size, self.size), self.channels, like)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows(OnDemand):
-    """Pictures in the rows of a map-style data set, whose column `image` is encoded bytes or a path."""
+class HubRows(OnDemand):
+    """Images in the rows of a map-style dataset, whose column `image` holds encoded bytes or a path."""
 
     dataset: Any
     name: str
@@ -69,15 +76,15 @@ class Rows(OnDemand):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def open(self, i: int) -> Image.Image | Bad:
+    def open(self, i: int) -> Image.Image | Unreadable:
         row = int(self.rows[i])
         name = f"{self.name}, row {row}"
         try:
             cell = self.dataset[row][self.image]
         except (OSError, ValueError, LookupError) as error:
-            return Bad(name, f"damaged ({error})")
+            return Unreadable(name, f"damaged ({error})")
         if cell is None:
-            return Bad(name, "no picture there")
+            return Unreadable(name, "no picture there")
         if cell["bytes"] is None:
             return open_image(cell["path"])
         return decode_bytes(io.BytesIO(cell["bytes"]), name)
@@ -87,16 +94,18 @@ class Rows(OnDemand):
 
 
 def load_parts(name: str, subset: str | None = None) -> dict[str, Any]:
-    """The splits of a data set, or of one of its configurations.
+    """Load the splits of a dataset, or of one of its configurations.
 
-    ConfigError if it cannot be had, DataError if the folder `name` is not sound.
+    Raises:
+        ConfigError: it cannot be loaded.
+        DataError: the folder `name` is damaged.
     """
     try:
         import datasets
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise ConfigError(f"{name}: it takes Hugging Face's datasets to read it: pip install 'unmask[data]'") from error
-    network = HfHubHTTPError.__bases__  # the root of what its HTTP client raises, whichever that is in its version
+    network = HfHubHTTPError.__bases__  # the base errors of its HTTP client, which depends on its version
     folder = Path(name).expanduser()
     saved = any((folder / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
     try:
@@ -105,7 +114,7 @@ def load_parts(name: str, subset: str | None = None) -> dict[str, Any]:
         else:
             found = datasets.load_dataset(str(folder) if folder.is_dir() else name, subset)
     except (*network, OSError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
-        reason = one_line(" ".join(str(error).split())[:300])  # which may list what there is to choose from
+        reason = one_line(" ".join(str(error).split())[:300])  # may list the available names
         if folder.is_dir():
             raise DataError(f"{one_line(name)}: {reason}; save the data set there again") from error
         what = name if subset is None else f"{name}, {subset}"
@@ -121,8 +130,8 @@ def to_rows(
     size: tuple[int, int],
     channels: int,
     like: Pictures | None = None,
-) -> Rows:
-    """The columns `image` and `label` of a data set, with the classes of `like` if it is given."""
+) -> HubRows:
+    """Select the columns `image` and `label` of a dataset, with the classes of `like` if given."""
     from datasets import Image as Encoded
 
     features = dataset.features
@@ -142,7 +151,7 @@ def to_rows(
     if like is not None and classes[: len(like.classes)] != like.classes[: len(classes)]:
         raise DataError(f"{where}: its classes are not those of the training set; set --data.test to another split")
     try:
-        return Rows(
+        return HubRows(
             labels=labels,
             classes=classes if like is None else like.classes,
             size=size,
@@ -157,11 +166,11 @@ def to_rows(
 
 
 def read_labels(dataset: Any, label: str, where: str) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
-    """(labels, the names of the classes), by the column's own names where it has some."""
+    """Return (labels, class names); the names are those of the column, if it has some."""
     column = dataset.select_columns([label]).with_format("arrow")[:].column(label)
     values = column.to_numpy() if not column.null_count else None
     if values is None or not np.issubdtype(values.dtype, np.integer):
         seen = f"{column.null_count} empty cells" if column.null_count else str(column.type)
         raise DataError(f"{where}: column {label!r} has {seen}, not whole numbers: set --data.label, maybe to None")
     names = getattr(dataset.features[label], "names", None)
-    return torch.tensor(values.astype(np.int64)), tuple(names) if names else number_names(values)
+    return torch.tensor(values.astype(np.int64)), tuple(names) if names else name_classes(values)

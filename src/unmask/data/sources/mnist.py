@@ -30,20 +30,21 @@ TEN = tuple("0123456789")
 
 @dataclass(frozen=True, kw_only=True)
 class Mnist:
-    """MNIST's 60,000 + 10,000 digits, area-averaged from 28x28; without `path` they are downloaded once into a cache.
-
-    `path` may hold any data in the same four idx files with 10 classes, gzipped or not.
-    """
+    """MNIST's 60,000 + 10,000 digits, area-averaged from 28x28."""
 
     path: str | None = None
+    """A folder of four such idx files of any 10 classes, gzipped or not; without it, download MNIST once to a cache."""
     size: int = 14
+    """Height and width of the images after resizing, 1 to 28 pixels."""
     binary: bool = True
+    """Make each pixel black or white."""
 
     def __post_init__(self):
         if not 1 <= self.size <= 28:
             raise ConfigError(f"size {self.size}: MNIST is 28x28, use 1 to 28 (14 and 28 are exact)")
 
     def load(self, progress: Progress | None = None) -> Split:
+        """Load the training and the test set."""
         if self.path is None:
             folder = cache_dir() / "mnist"
             download_mnist(folder, progress)
@@ -63,7 +64,7 @@ class Mnist:
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """The uint8 array in an idx file, `path` or `path`.gz; DataError unless every byte is accounted for."""
+    """Read the uint8 array of an idx file, `path` or `path`.gz; raise DataError for missing or extra bytes."""
     if not path.exists():
         path = path.with_name(path.name + ".gz")
     shown = one_line(str(path))
@@ -87,9 +88,13 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
 
 
 def download_mnist(cache: Path, progress: Progress | None = None, mirrors: tuple[str, ...] = MIRRORS) -> None:
-    """Put the four published MNIST files into `cache`, unless they are there already and sound.
+    """Download the four published MNIST files into `cache`, unless they are there and intact.
 
-    DataError if no mirror gives the published bytes, DiskError if they cannot be written; neither leaves a part behind.
+    No error leaves a partial file.
+
+    Raises:
+        DataError: no mirror returns the published bytes.
+        DiskError: they cannot be written.
     """
     for name, (size, sha256) in MNIST.items():
         path = cache / name

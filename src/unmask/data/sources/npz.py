@@ -1,4 +1,4 @@
-"""Arrays from .npz files, which are zip archives and may hold pickles: those are never opened."""
+"""Read arrays from .npz files. These are zip archives that may hold pickles; pickles are never opened."""
 
 import lzma
 import struct
@@ -11,24 +11,24 @@ import numpy as np
 from unmask.errors import DataError
 from unmask.storage.files import one_line
 
-# What zipfile and numpy raise on damaged bytes; EOFError and the like come from the members' own formats.
-DAMAGE: tuple[type[Exception], ...] = (EOFError, ValueError, LookupError, RuntimeError, MemoryError, SyntaxError)
-DAMAGE += (OverflowError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+# What zipfile and numpy raise on damaged bytes; EOFError and others come from the formats of the members.
+ZIP_DAMAGE: tuple[type[Exception], ...] = (EOFError, ValueError, LookupError, RuntimeError, MemoryError, SyntaxError)
+ZIP_DAMAGE += (OverflowError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
 def read_arrays(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz file; DataError if a needed one is missing, or the file is not sound."""
+    """Read the named arrays of an .npz file; raise DataError if a needed one is missing or the file is damaged."""
     shown = one_line(str(path))
     try:
         with open(path, "rb") as file:
-            if not zipfile.is_zipfile(file):  # np.load would take a bare .npy too, and then try a pickle
+            if not zipfile.is_zipfile(file):  # np.load would also accept a bare .npy, and then try a pickle
                 raise DataError(f"{shown}: not an .npz file; write it with np.savez")
             file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:  # which checks the members' checksums
+            with np.load(file, allow_pickle=False) as arrays:  # checks the checksums of the members
                 found = {name: arrays[name] for name in (*needed, *optional) if name in arrays.files}
     except OSError as error:
         raise DataError(f"{shown}: {error.strerror or error}; give an .npz file") from error
-    except DAMAGE as error:
+    except ZIP_DAMAGE as error:
         raise DataError(f"{shown}: not a sound .npz file ({one_line(str(error))}); write it with np.savez") from error
     missing = [name for name in needed if not isinstance(found.get(name), np.ndarray)]
     if missing:

@@ -1,5 +1,5 @@
-"""WebDataset shards: pictures and labels in plain tar files, found by one scan of the headers and then read by their
-offsets. Nothing is ever extracted, so no name in an archive can lead anywhere."""
+"""WebDataset shards: images and labels in plain tar files. One scan of the headers finds them, then they are read by
+offset. Nothing is extracted, so no name in an archive can write anywhere."""
 
 import io
 import json
@@ -17,41 +17,56 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.image_files import Bad, decode_bytes
-from unmask.data.images import MAX_CLASSES, number_names
+from unmask.data.image_files import Unreadable, decode_bytes
+from unmask.data.images import MAX_CLASSES, name_classes
 from unmask.data.pictures import OnDemand, Split, check_shape, check_share, split_share, take_labels
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
 from unmask.storage.files import one_line
 
-SUFFIXES = ("jpg", "jpeg", "png", "webp")
-DOTTED = tuple("." + suffix for suffix in SUFFIXES)
-NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # as WebDataset has it: KEY up to the first dot
-MAX_BYTES = 2**29  # of one encoded picture
+PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+DOTTED = tuple("." + suffix for suffix in PICTURE_SUFFIXES)
+MEMBER_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # as in WebDataset: KEY up to the first dot
+MAX_PICTURE_BYTES = 2**29  # of one encoded image
 MAX_CLS_BYTES = 64
-MAX_JSON_BYTES = 2**20  # it may hold much more than the label
-# What tarfile raises on damaged headers; it never gets to see compressed ones.
-DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, LookupError, ArithmeticError, RecursionError, MemoryError)
+MAX_JSON_BYTES = 2**20  # may hold much more than the label
+# What tarfile raises on damaged headers; compressed archives are never opened.
+TAR_DAMAGE = (
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """Uncompressed .tar files in a folder, or those that a pattern such as "data/train-*.tar" finds.
+    """Uncompressed .tar files in the format of WebDataset.
 
-    A picture is KEY.jpg, .jpeg, .png or .webp; its class the whole number in KEY.cls, or under "label" in KEY.json.
+    An image is KEY.jpg, .jpeg, .png or .webp; its class is the whole number in KEY.cls, or "label" in KEY.json.
     """
 
     path: str
+    """A folder of .tar files, one .tar file, or a pattern such as "data/train-*.tar"."""
     size: int = 256
+    """Height and width of the images after resizing, in pixels."""
     channels: int = 3
+    """3 for colour, 1 for grey."""
     held_out: float = 0.1
+    """Fraction of the images to hold out."""
     seed: int = 0
+    """Seed of the shuffle before the split."""
 
     def __post_init__(self):
         check_shape(self.size, self.channels)
         check_share(self.held_out)
 
     def load(self, progress: Progress | None = None) -> Split:
+        """Load the training and the test set."""
         pictures, bad = read_shards(find_shards(self.path), (self.size, self.size), self.channels, progress)
         train, test = split_share(pictures, self.held_out, self.seed, self.path)
         return Split(train=train, test=test, bad=tuple(bad))
@@ -59,7 +74,7 @@ class Shards:
 
 @dataclass(frozen=True, kw_only=True)
 class Members(OnDemand):
-    """Pictures inside tar files: `places` are (index into `archives`, offset, bytes), `names` the members' names."""
+    """Images inside tar files: `places` are (index into `archives`, offset, bytes), `names` member names."""
 
     archives: tuple[str, ...]
     names: tuple[str, ...]
@@ -68,7 +83,7 @@ class Members(OnDemand):
     def __len__(self) -> int:
         return len(self.places)
 
-    def open(self, i: int) -> Image.Image | Bad:
+    def open(self, i: int) -> Image.Image | Unreadable:
         archive, offset, length = self.places[i].tolist()
         name = f"{self.archives[archive]}, {self.names[i]}"
         try:
@@ -76,9 +91,9 @@ class Members(OnDemand):
                 file.seek(offset)
                 body = file.read(length)
         except OSError as error:
-            return Bad(name, error.strerror or str(error))
+            return Unreadable(name, error.strerror or str(error))
         if len(body) < length:
-            return Bad(name, f"{len(body)} of {length} bytes are there: the archive has changed")
+            return Unreadable(name, f"{len(body)} of {length} bytes are there: the archive has changed")
         return decode_bytes(io.BytesIO(body), name)
 
     def take(self, index: Int[Tensor, " b"]) -> "Members":
@@ -87,8 +102,8 @@ class Members(OnDemand):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A regular member of an archive: where its bytes are."""
+class Member:
+    """A regular member of an archive: the position of its bytes."""
 
     name: str
     offset: int
@@ -97,14 +112,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A picture that an archive holds, and its class if it has one."""
+    """An image in an archive, and its class if it has one."""
 
-    picture: Part
+    picture: Member
     label: int | None
 
 
 def find_shards(path: str) -> list[str]:
-    """The .tar files that a folder, a pattern or a file's own path stands for, sorted."""
+    """List the .tar files of a folder, a pattern or a single path, sorted."""
     if not path:
         raise ConfigError("which shards? Give --data DIR with .tar files, or a quoted pattern such as 'train-*.tar'")
     place = os.path.expanduser(path)
@@ -121,10 +136,10 @@ def find_shards(path: str) -> list[str]:
 
 def read_shards(
     archives: list[str], size: tuple[int, int], channels: int, progress: Progress | None = None
-) -> tuple[Members, list[Bad]]:
-    """All pictures of the archives in order, and what was not used; with labels as soon as any picture has one."""
+) -> tuple[Members, list[Unreadable]]:
+    """List all images of the archives in order, and what was not used; if any image has a label, all must have one."""
     found: list[tuple[int, Sample]] = []
-    bad: list[Bad] = []
+    bad: list[Unreadable] = []
     for number, archive in enumerate(archives):
         samples, odd = read_archive(archive)
         found += [(number, sample) for sample in samples]
@@ -134,7 +149,7 @@ def read_shards(
     labelled = any(sample.label is not None for _, sample in found)
     if labelled:
         bare = "no .cls and no label in a .json of its name, but other pictures have one"
-        bad += [Bad(f"{archives[i]}, {one.picture.name}", bare) for i, one in found if one.label is None]
+        bad += [Unreadable(f"{archives[i]}, {one.picture.name}", bare) for i, one in found if one.label is None]
         found = [(i, one) for i, one in found if one.label is not None]
     if not found:
         hint = f"; the first: {bad[0]}" if bad else ""
@@ -142,7 +157,7 @@ def read_shards(
     labels = np.array([sample.label for _, sample in found], dtype=np.int64) if labelled else None
     return Members(
         labels=None if labels is None else torch.from_numpy(labels),
-        classes=() if labels is None else number_names(labels),
+        classes=() if labels is None else name_classes(labels),
         size=size,
         channels=channels,
         archives=tuple(archives),
@@ -151,17 +166,17 @@ def read_shards(
     ), bad
 
 
-def read_archive(archive: str) -> tuple[list[Sample], list[Bad]]:
-    """The pictures of an archive with their labels, in its order, and what was not used."""
+def read_archive(archive: str) -> tuple[list[Sample], list[Unreadable]]:
+    """List the images of an archive with their labels, in its order, and what was not used."""
     parts, bad = list_parts(archive)
-    groups: dict[str, dict[str, Part]] = {}
+    groups: dict[str, dict[str, Member]] = {}
     for part in parts:
-        match = NAME.fullmatch(part.name)
+        match = MEMBER_NAME.fullmatch(part.name)
         if match is None:
             continue
         group = groups.setdefault(match[1], {})
         if match[2].lower() in group:
-            bad.append(Bad(f"{archive}, {part.name}", "a second member of that name"))
+            bad.append(Unreadable(f"{archive}, {part.name}", "a second member of that name"))
         group.setdefault(match[2].lower(), part)
     if not groups:
         return [], bad
@@ -171,36 +186,36 @@ def read_archive(archive: str) -> tuple[list[Sample], list[Bad]]:
             try:
                 samples.append(Sample(choose_picture(group), read_label(file, group)))
             except DataError as error:
-                bad.append(Bad(f"{archive}, {key}", str(error)))
+                bad.append(Unreadable(f"{archive}, {key}", str(error)))
     return samples, bad
 
 
-def list_parts(archive: str) -> tuple[list[Part], list[Bad]]:
-    """The regular members whose bytes are all there; and what is wrong with the archive, if anything."""
-    parts: list[Part] = []
-    bad: list[Bad] = []
+def list_parts(archive: str) -> tuple[list[Member], list[Unreadable]]:
+    """List the regular members whose bytes are complete, and the faults of the archive, if any."""
+    parts: list[Member] = []
+    bad: list[Unreadable] = []
     try:
         with open(archive, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             end = os.fstat(file.fileno()).st_size
             for info in walk(tar):
-                part = Part(info.name, info.offset_data, info.size)
-                reason = refuse(info, end)
+                part = Member(info.name, info.offset_data, info.size)
+                reason = find_fault(info, end)
                 parts += [part] if reason == "" else []
-                bad += [Bad(f"{archive}, {info.name}", reason)] if reason else []
+                bad += [Unreadable(f"{archive}, {info.name}", reason)] if reason else []
             file.seek(tar.offset)
             mark = file.read(tarfile.BLOCKSIZE)
-            if mark.strip(b"\0"):  # at which tarfile stops without a word
-                bad.append(Bad(archive, f"damaged header at byte {tar.offset}: nothing behind it was used"))
+            if mark.strip(b"\0"):  # tarfile stops here silently
+                bad.append(Unreadable(archive, f"damaged header at byte {tar.offset}: nothing behind it was used"))
             elif len(mark) < tarfile.BLOCKSIZE:
-                bad.append(Bad(archive, "ends without tar's end mark: it may have been cut short"))
-    except DAMAGE as error:
+                bad.append(Unreadable(archive, "ends without tar's end mark: it may have been cut short"))
+    except TAR_DAMAGE as error:
         known = error.strerror if isinstance(error, OSError) and error.strerror else f"not a sound, plain tar ({error})"
-        bad.append(Bad(archive, known))
+        bad.append(Unreadable(archive, known))
     return parts, bad
 
 
 def walk(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members in order; a negative size, which could send tarfile round for ever, is a ReadError."""
+    """Yield the members in order; raise ReadError for a negative size, which could make tarfile loop forever."""
     last = -1
     for info in tar:
         if info.offset <= last or info.size < 0:
@@ -209,20 +224,20 @@ def walk(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield info
 
 
-def refuse(info: tarfile.TarInfo, end: int) -> str | None:
-    """Why a member cannot be used: "" if it can, None if it is none of ours, as a folder is."""
+def find_fault(info: tarfile.TarInfo, end: int) -> str | None:
+    """Return why a member cannot be used; "" if it can, None if it is to be ignored, such as a folder."""
     if not info.isreg() or info.issparse():
         return "a link or a sparse file: store it whole" if info.name.lower().endswith(DOTTED) else None
     if info.offset_data + info.size > end:
         return "cut short: the archive ends before it does"
-    if info.size > MAX_BYTES and info.name.lower().endswith(DOTTED):
-        return f"{info.size} bytes are more than {MAX_BYTES}: shrink it first"
+    if info.size > MAX_PICTURE_BYTES and info.name.lower().endswith(DOTTED):
+        return f"{info.size} bytes are more than {MAX_PICTURE_BYTES}: shrink it first"
     return ""
 
 
-def choose_picture(group: dict[str, Part]) -> Part:
-    """The one picture among the members of a key."""
-    pictures = [part for suffix, part in group.items() if suffix in SUFFIXES]
+def choose_picture(group: dict[str, Member]) -> Member:
+    """Return the single image among the members of a key."""
+    pictures = [part for suffix, part in group.items() if suffix in PICTURE_SUFFIXES]
     if len(pictures) == 1:
         return pictures[0]
     if pictures:
@@ -230,8 +245,8 @@ def choose_picture(group: dict[str, Part]) -> Part:
     raise DataError(f"no picture ({', '.join(DOTTED)}) beside .{', .'.join(group)}")
 
 
-def read_label(file: BinaryIO, group: dict[str, Part]) -> int | None:
-    """The class that the members of a key state, if any; DataError if it is no class."""
+def read_label(file: BinaryIO, group: dict[str, Member]) -> int | None:
+    """Read the class from the members of a key, if they state one; raise DataError if it is not valid."""
     if "cls" in group:
         text = read_part(file, group["cls"], MAX_CLS_BYTES)
         if not re.fullmatch(rb"\s*\d+\s*", text):
@@ -254,8 +269,8 @@ def read_label(file: BinaryIO, group: dict[str, Part]) -> int | None:
     return label
 
 
-def read_part(file: BinaryIO, part: Part, most: int) -> bytes:
-    """The bytes of a small member."""
+def read_part(file: BinaryIO, part: Member, most: int) -> bytes:
+    """Read the bytes of a small member."""
     if part.length > most:
         raise DataError(f"{part.name} has {part.length} bytes, too many for a label: {most} is the most")
     file.seek(part.offset)

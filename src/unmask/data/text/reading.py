@@ -1,5 +1,5 @@
-"""Foreign text read from files, in blocks: what is not UTF-8, or holds a NUL byte or an endless line, is refused with
-its place, and nothing is repaired or left out."""
+"""Read text files in blocks. Bytes that are not UTF-8, NUL bytes and endless lines are refused with their position;
+nothing is repaired or left out."""
 
 import codecs
 import gzip
@@ -11,16 +11,16 @@ from pathlib import Path
 from unmask.errors import DataError
 from unmask.storage.files import one_line
 
-Located = tuple[str, str]
-"""Where a text stands, for errors, and the text."""
+LocatedText = tuple[str, str]
+"""The position of a text, for errors, and the text."""
 
-BLOCK = 1 << 20  # bytes that are read at once
+READ_BYTES = 1 << 20  # bytes per read
 MAX_LINE = 1 << 26  # characters
 BOM = codecs.BOM_UTF8
 
 
-def read_documents(path: Path, separator: str) -> Iterator[Located]:
-    """The documents between separators, stripped, and none that are empty; or the whole as it is, without one."""
+def read_documents(path: Path, separator: str) -> Iterator[LocatedText]:
+    """Yield the documents between separators, stripped, without empty ones; without a separator, the whole text."""
     if not separator:
         text = "".join(read_blocks(path))
         if text.strip():
@@ -35,8 +35,8 @@ def read_documents(path: Path, separator: str) -> Iterator[Located]:
         line += piece.count("\n") + separator.count("\n")
 
 
-def read_lines(path: Path) -> Iterator[Located]:
-    """The lines that are not blank, without their ends; DataError for one of more than `MAX_LINE` characters."""
+def read_lines(path: Path) -> Iterator[LocatedText]:
+    """Yield the lines that are not blank, without line ends; raise DataError for one over `MAX_LINE` characters."""
     held: list[str] = []
     size, number = 0, 1
     for block in chain(read_blocks(path), ["\n"]):
@@ -46,7 +46,7 @@ def read_lines(path: Path) -> Iterator[Located]:
         if size > MAX_LINE:
             raise DataError(
                 f"{one_line(str(path))}, line {number}: more than {MAX_LINE} characters; put each document on a line "
-                "of its own, or read the file as text"
+                "by itself, or read the file as text"
             )
         if not others:
             continue
@@ -58,9 +58,9 @@ def read_lines(path: Path) -> Iterator[Located]:
 
 
 def read_blocks(path: Path) -> Iterator[str]:
-    """The text of a file bit by bit, without a byte-order mark and with \\n for \\r\\n; DataError for what is none."""
+    """Yield the text of a file in blocks, without byte-order mark, \\r\\n as \\n; raise DataError if it is not text."""
     pending, offset, line = b"", 0, 1
-    for raw in chain(_raw(path), [b""]):
+    for raw in chain(_read_raw(path), [b""]):
         data = pending + raw
         if not offset and data.startswith(BOM):
             data, offset = data[len(BOM) :], len(BOM)
@@ -82,10 +82,10 @@ def read_blocks(path: Path) -> Iterator[str]:
             yield text.replace("\r\n", "\n")
 
 
-def _raw(path: Path) -> Iterator[bytes]:
+def _read_raw(path: Path) -> Iterator[bytes]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            while block := file.read(BLOCK):
+            while block := file.read(READ_BYTES):
                 yield block
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
@@ -93,9 +93,9 @@ def _raw(path: Path) -> Iterator[bytes]:
 
 
 def _split(blocks: Iterator[str], separator: str) -> Iterator[str]:
-    """`"".join(blocks).split(separator)`, with no more in memory than one piece of it."""
+    """Yield `"".join(blocks).split(separator)` with only one piece in memory."""
     held: list[str] = []
-    edge = ""  # what may be the beginning of a separator
+    edge = ""  # may be the start of a separator
     for block in blocks:
         first, *others = (edge + block).split(separator)
         if others:

@@ -1,5 +1,5 @@
-"""Tokens of texts on the disk: one flat array per part, in which every document ends with the end token, mapped into
-memory as training reads it. `meta.json` is written last: without it the folder is not finished."""
+"""Token datasets of texts: one flat array per split, memory-mapped in training; every document ends with the end token.
+`meta.json` is written last: without it the folder is not finished."""
 
 import contextlib
 import io
@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unmask.data.shards.dataset import MAX_JSON, META, code_type
-from unmask.data.text.reading import Located
+from unmask.data.shards.dataset import MAX_JSON, META, choose_token_type
+from unmask.data.text.reading import LocatedText
 from unmask.data.text.rows import START, Packing, TextMeta, TextPart, TextSet
-from unmask.data.text.sources import Part, TextSource
+from unmask.data.text.sources import SplitName, TextSource
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.runtime.progress import Progress
 from unmask.storage.config import differences, read_json, to_json, write_json
@@ -23,13 +23,13 @@ from unmask.storage.files import one_line, sha256_of, sync
 from unmask.storage.lock import lock
 from unmask.tokenizers.text import TextTokenizer, open_text_tokenizer
 
-TOKENIZER = "tokenizer.json"
-GROUP = 1 << 22  # characters that are encoded at once, or those of one longer document
-HEADER = 128  # bytes, in which the length can be written when it is known
+TEXT_TOKENIZER = "tokenizer.json"
+GROUP = 1 << 22  # characters that are encoded at once; a longer document is encoded alone
+HEADER = 128  # bytes, reserved until the length is known
 
 
 class OpenText(NamedTuple):
-    """What a folder holds: its rows for training, those held out, and the tokenizer that made them."""
+    """An open token dataset: training rows, held-out rows, and the tokenizer that made them."""
 
     meta: TextMeta
     train: TextSet
@@ -37,25 +37,30 @@ class OpenText(NamedTuple):
     tokenizer: TextTokenizer
 
 
-def write_text(source: TextSource, tokenizer: TextTokenizer, out: Path, progress: Progress | None = None) -> TextMeta:
-    """Tokenize both parts of a source into the folder `out`, or find that this is done and whole.
+def write_text_dataset(
+    source: TextSource, tokenizer: TextTokenizer, out: Path, progress: Progress | None = None
+) -> TextMeta:
+    """Tokenize both splits of a source into the folder `out`, or do nothing if they are there and intact.
 
-    Memory is that of the longest document. DataError, with its place, for a text that cannot be encoded, or if `out`
-    holds another source's tokens or another tokenizer's; DiskError if it cannot be written.
+    Memory depends on the longest document only.
+
+    Raises:
+        DataError: a text cannot be encoded (with its position), or `out` holds tokens of another source or tokenizer.
+        DiskError: `out` cannot be written.
     """
     with lock(out):
         made: dict[str, Any] = {
             "tokenizer": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
             "source": json.dumps({"type": type(source).__name__, **to_json(source)}),
-            "files": source.digests(),
+            "files": source.hash_files(),
         }
-        found = _finished(out, made)
+        found = _read_finished(out, made)
         if found is not None:
             return found
         for path in out.glob(".*.tmp-*"):
             path.unlink()  # what a killed command left half-written
-        with _whole(out / TOKENIZER) as file:
+        with _write_atomic(out / TEXT_TOKENIZER) as file:
             file.write(tokenizer.to_bytes())
         train = _write_part(source, "train", tokenizer, out, progress)
         test = _write_part(source, "test", tokenizer, out, progress)
@@ -69,13 +74,13 @@ def write_text(source: TextSource, tokenizer: TextTokenizer, out: Path, progress
         return meta
 
 
-def open_text(folder: str | Path, context: int, packing: Packing = "stream") -> OpenText:
-    """The rows of a finished folder; DataError if it is unfinished or damaged, or if a part has no row."""
+def open_text_dataset(folder: str | Path, context: int, packing: Packing = "stream") -> OpenText:
+    """Open a finished folder; raise DataError if it is unfinished or damaged, or if a split has no row."""
     folder = Path(folder).expanduser()
     if not (folder / META).is_file():
         raise DataError(f"{one_line(str(folder))} holds no finished tokens of a text: tokenize the text into it")
     meta = _read_meta(folder)
-    tokenizer = open_text_tokenizer(folder / TOKENIZER, context)
+    tokenizer = open_text_tokenizer(folder / TEXT_TOKENIZER, context)
     check_text_tokenizer(meta, tokenizer.sha256)
     train = TextSet(folder, meta, "train", context, packing)
     test = TextSet(folder, meta, "test", context, packing)
@@ -83,44 +88,47 @@ def open_text(folder: str | Path, context: int, packing: Packing = "stream") -> 
 
 
 def check_text_tokenizer(meta: TextMeta, sha256: str) -> None:
-    """DataError if the tokens were made by another tokenizer than the one of this sha256."""
+    """Raise DataError unless the tokenizer with this sha256 made the tokens."""
     if meta.tokenizer != sha256:
         raise DataError(
             f"the tokens were made by tokenizer {meta.tokenizer[:12]}, but this one is {sha256[:12]}: use the "
-            f"{TOKENIZER} that was made with the tokens, or tokenize again into another folder"
+            f"{TEXT_TOKENIZER} that was made with the tokens, or tokenize again into another folder"
         )
 
 
 def _write_part(
-    source: TextSource, part: Part, tokenizer: TextTokenizer, out: Path, progress: Progress | None
+    source: TextSource, part: SplitName, tokenizer: TextTokenizer, out: Path, progress: Progress | None
 ) -> TextPart:
-    total = sum(1 for _ in source.documents(part)) if progress is not None else 0
+    total = sum(1 for _ in source.read_documents(part)) if progress is not None else 0
     documents = tokens = characters = size = 0
     paths = [out / f"{part}.{name}.npy" for name in ("tokens", "starts")]
-    with _whole(paths[0]) as body, _whole(paths[1]) as starts:
+    with _write_atomic(paths[0]) as body, _write_atomic(paths[1]) as starts:
         for file in (body, starts):
             file.write(bytes(HEADER))
         starts.write(np.zeros(1, START).tobytes())
-        for group in _groups(source.located(part)):
+        for group in _group(source.read_located(part)):
             ids = [np.append(x, tokenizer.end_id) for x in _encode(tokenizer, group)]
             stops = tokens + np.cumsum([len(x) for x in ids])
-            body.write(np.concatenate(ids).astype(code_type(tokenizer.vocab_size)).tobytes())
+            body.write(np.concatenate(ids).astype(choose_token_type(tokenizer.vocab_size)).tobytes())
             starts.write(stops.astype(START).tobytes())
             documents, tokens = documents + len(group), int(stops[-1])
             characters += sum(len(text) for _, text in group)
             size += sum(len(text.encode()) for _, text in group)
             if progress is not None:
                 progress(f"tokenizing {part}", documents, total)
-        for file, dtype, num in ((body, code_type(tokenizer.vocab_size), tokens), (starts, START, documents + 1)):
+        for file, dtype, num in (
+            (body, choose_token_type(tokenizer.vocab_size), tokens),
+            (starts, START, documents + 1),
+        ):
             file.seek(0)
-            file.write(_header(dtype, num))
+            file.write(_build_header(dtype, num))
     digests = [sha256_of(path) for path in paths]
     return TextPart(
         documents=documents, tokens=tokens, characters=characters, bytes=size, sha256=digests[0], starts=digests[1]
     )
 
 
-def _encode(tokenizer: TextTokenizer, group: list[Located]) -> list[np.ndarray]:
+def _encode(tokenizer: TextTokenizer, group: list[LocatedText]) -> list[np.ndarray]:
     try:
         return tokenizer.encode_all([text for _, text in group])
     except DataError:
@@ -132,9 +140,9 @@ def _encode(tokenizer: TextTokenizer, group: list[Located]) -> list[np.ndarray]:
         raise
 
 
-def _groups(documents: Iterator[Located]) -> Iterator[list[Located]]:
-    """Documents by the handful, as a tokenizer is faster on many."""
-    group: list[Located] = []
+def _group(documents: Iterator[LocatedText]) -> Iterator[list[LocatedText]]:
+    """Group documents, since a tokenizer is faster on many at once."""
+    group: list[LocatedText] = []
     size = 0
     for where, text in documents:
         group.append((where, text))
@@ -146,8 +154,8 @@ def _groups(documents: Iterator[Located]) -> Iterator[list[Located]]:
         yield group
 
 
-def _header(dtype: np.dtype, num: int) -> bytes:
-    """That of a .npy file of `num` numbers, filled up to `HEADER` bytes."""
+def _build_header(dtype: np.dtype, num: int) -> bytes:
+    """Return the header of a .npy file of `num` numbers, padded to `HEADER` bytes."""
     plain = io.BytesIO()
     np.lib.format.write_array_header_1_0(plain, {"descr": dtype.str, "fortran_order": False, "shape": (num,)})
     text = plain.getvalue()[10:].strip().ljust(HEADER - 11) + b"\n"
@@ -162,8 +170,8 @@ def _read_meta(folder: Path) -> TextMeta:
         raise DataError(one_line(message)) from error
 
 
-def _finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
-    """The tokens that are there and whole, or None; DataError if they are others."""
+def _read_finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
+    """Return the metadata of tokens that are there and intact, or None; raise DataError if they are other tokens."""
     ours = {f"{part}.{name}.npy" for part in ("train", "test") for name in ("tokens", "starts")}
     foreign = sorted(path.name for path in out.glob("*.npy") if path.name not in ours)
     if foreign:
@@ -176,21 +184,21 @@ def _finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
         pairs = [{**x, "source": json.loads(x["source"]), "files": list(x["files"])} for x in (there, made)]
         changed = one_line(differences(*pairs)[0])
         raise DataError(f"{one_line(str(out))} holds other tokens ({changed}): give another folder, or delete this one")
-    wanted = {TOKENIZER: meta.tokenizer}
+    wanted = {TEXT_TOKENIZER: meta.tokenizer}
     for part in ("train", "test"):
-        wanted |= {f"{part}.tokens.npy": meta.part(part).sha256, f"{part}.starts.npy": meta.part(part).starts}
+        wanted |= {f"{part}.tokens.npy": meta.get_part(part).sha256, f"{part}.starts.npy": meta.get_part(part).starts}
     with contextlib.suppress(OSError):
         if all(sha256_of(out / name) == digest for name, digest in wanted.items()):
             return meta
-    (out / META).unlink()  # damaged, so it is made anew
+    (out / META).unlink()  # damaged: it is tokenized again
     return None
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Any]:
-    """A file to write, which takes its name once it is whole and on the disk; DiskError if the disk will not have it.
+def _write_atomic(path: Path) -> Iterator[Any]:
+    """Open a file to write, renamed to `path` once it is complete and on disk; raise DiskError if writing fails.
 
-    Reading the text has its own errors, so what arrives here as OSError is of writing.
+    Reading the text raises other errors, so an OSError here comes from writing.
     """
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     try:

@@ -1,5 +1,5 @@
-"""Where texts come from: plain text, one document per line, JSON lines, or a Hugging Face data set, each read as it
-lies there, without normalisation. The last part of it is held out, or another file."""
+"""Sources of text: plain text, one document per line, JSON lines, or a Hugging Face dataset, all read without
+normalisation. The last part, or another file, is held out."""
 
 import hashlib
 import json
@@ -10,57 +10,58 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
+from unmask.data.shards.dataset import SplitName
 from unmask.data.sources.hub import load_parts
-from unmask.data.text.reading import Located, read_documents, read_lines
+from unmask.data.text.reading import LocatedText, read_documents, read_lines
 from unmask.errors import ConfigError, DataError
 from unmask.storage.files import one_line, sha256_of
 
-Part = Literal["train", "test"]
-
-FEW = 20  # below so many documents, characters are held out rather than documents
+FEW = 20  # with fewer documents, characters are held out instead of documents
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFile:
-    """A file of text, or a folder of them, in UTF-8; a name that ends in .gz is unpacked as it is read.
-
-    `text` is one document, or those between the occurrences of `separator`, without the space around them; `lines`
-    has one per line, `jsonl` an object per line with the text in `field`. Without a second file `test`, the last
-    `held_out` of the documents is held out, or of the characters where there are fewer than 20 documents.
-    """
+    """A file of text in UTF-8, or a folder of such files; a name that ends in .gz is unpacked while reading."""
 
     path: str
+    """The file or folder to train on."""
     test: str | None = None
+    """A file or folder to hold out; by default, the last part of `path`."""
     format: Literal["auto", "text", "lines", "jsonl"] = "auto"
+    """`text`: one document, or several between separators; `lines`: one per line; `jsonl`: one JSON object per line."""
     field: str = "text"
+    """The field of a JSON object that holds the text."""
     separator: str = ""
+    """The text between two documents in the format `text`; the space around a document is removed."""
     held_out: float = 0.1
+    """Fraction of the documents to hold out; of the characters if there are fewer than 20 documents."""
 
     def __post_init__(self) -> None:
         _check_share(self.held_out)
         if self.separator and self.format in ("lines", "jsonl"):
             raise ConfigError(f"separator {self.separator!r} is for format text, not {self.format}: leave it out")
 
-    def documents(self, part: Part) -> Iterator[str]:
-        return (text for _, text in self.located(part))
+    def read_documents(self, part: SplitName) -> Iterator[str]:
+        """Yield each document of a split."""
+        return (text for _, text in self.read_located(part))
 
-    def located(self, part: Part) -> Iterator[Located]:
-        """Each document of a part with its place; DataError, with file and line, for what is no text."""
+    def read_located(self, part: SplitName) -> Iterator[LocatedText]:
+        """Yield each document of a split with its position; raise DataError, with file and line, if it is not text."""
         if self.test is None:
-            return hold_out(lambda: self._whole(self.path), part, self.held_out, self.path)
+            return hold_out(lambda: self._read_all(self.path), part, self.held_out, self.path)
         path = self.path if part == "train" else self.test
-        return _some(self._whole(path), path)
+        return _require_some(self._read_all(path), path)
 
-    def digests(self) -> tuple[str, ...]:
-        """The sha256 of every file."""
-        paths = [path for name in (self.path, self.test) if name is not None for path in self._files(name)]
-        return tuple(_digest(path) for path in paths)
+    def hash_files(self) -> tuple[str, ...]:
+        """Return the sha256 of every file."""
+        paths = [path for name in (self.path, self.test) if name is not None for path in self._list_files(name)]
+        return tuple(_hash_file(path) for path in paths)
 
-    def _whole(self, name: str) -> Iterator[Located]:
-        return chain.from_iterable(self._read(path) for path in self._files(name))
+    def _read_all(self, name: str) -> Iterator[LocatedText]:
+        return chain.from_iterable(self._read_file(path) for path in self._list_files(name))
 
-    def _files(self, name: str) -> list[Path]:
+    def _list_files(self, name: str) -> list[Path]:
         path = Path(name).expanduser()
         if not path.is_dir():
             return [path]
@@ -70,7 +71,7 @@ class TextFile:
             raise DataError(f"{one_line(name)}: no {ending} files in this folder; name one with texts, or a file")
         return found
 
-    def _read(self, path: Path) -> Iterator[Located]:
+    def _read_file(self, path: Path) -> Iterator[LocatedText]:
         chosen = self.format
         if chosen == "auto":
             chosen = "jsonl" if path.name.removesuffix(".gz").endswith(".jsonl") else "text"
@@ -78,47 +79,50 @@ class TextFile:
             return read_documents(path, self.separator)
         if chosen == "lines":
             return read_lines(path)
-        texts = ((where, _field(line, self.field, where)) for where, line in read_lines(path))
+        texts = ((where, _parse_field(line, self.field, where)) for where, line in read_lines(path))
         return ((where, text) for where, text in texts if text.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubText:
-    """A text data set by its name on the Hugging Face hub, or a folder that `save_to_disk` or any loader made.
-
-    `subset` is one of its configurations and `split` what to train on; without a split `test`, the last `held_out` of
-    the documents is held out, as in `TextFile`.
-    """
+    """A text dataset by its name on the Hugging Face Hub, or a folder made by `save_to_disk` or any loader."""
 
     name: str
+    """OWNER/NAME on the Hub, or a folder."""
     subset: str | None = None
+    """One of its configurations."""
     split: str = "train"
+    """The split to train on."""
     test: str | None = None
+    """The split to hold out; by default, the last part of `split`."""
     field: str = "text"
+    """The column that holds the text."""
     held_out: float = 0.1
+    """Fraction of the documents to hold out; of the characters if there are fewer than 20 documents."""
 
     def __post_init__(self) -> None:
         _check_share(self.held_out)
 
-    def documents(self, part: Part) -> Iterator[str]:
-        return (text for _, text in self.located(part))
+    def read_documents(self, part: SplitName) -> Iterator[str]:
+        """Yield each document of a split."""
+        return (text for _, text in self.read_located(part))
 
-    def located(self, part: Part) -> Iterator[Located]:
-        """Each document of a part with its place; ConfigError for a split or column that is not there."""
+    def read_located(self, part: SplitName) -> Iterator[LocatedText]:
+        """Yield each document of a split with its position; raise ConfigError for a missing split or column."""
         if self.test is None:
-            rows = self._rows(self.split)
-            return hold_out(lambda: self._whole(rows, self.split), part, self.held_out, self.name)
+            rows = self._select_rows(self.split)
+            return hold_out(lambda: self._read_all(rows, self.split), part, self.held_out, self.name)
         split = self.split if part == "train" else self.test
-        return _some(self._whole(self._rows(split), split), f"{self.name}, {split}")
+        return _require_some(self._read_all(self._select_rows(split), split), f"{self.name}, {split}")
 
-    def digests(self) -> tuple[str, ...]:
-        """The fingerprint of every split, which `datasets` makes of its content or origin."""
+    def hash_files(self) -> tuple[str, ...]:
+        """Return a hash of every split, from the fingerprint that `datasets` makes of its content or origin."""
         splits = [split for split in (self.split, self.test) if split is not None]
-        return tuple(hashlib.sha256(self._rows(split)._fingerprint.encode()).hexdigest() for split in splits)
+        return tuple(hashlib.sha256(self._select_rows(split)._fingerprint.encode()).hexdigest() for split in splits)
 
-    def _rows(self, split: str) -> Any:
+    def _select_rows(self, split: str) -> Any:
         if not self.name:
-            raise ConfigError("which data set? Give --data.name OWNER/NAME, or a folder made by save_to_disk")
+            raise ConfigError("which dataset? Give --data.name OWNER/NAME, or a folder made by save_to_disk")
         parts = load_parts(self.name, self.subset)
         if split not in parts:
             raise ConfigError(f"{self.name} has no split {split!r}, but {', '.join(parts)}: set --data.split or .test")
@@ -128,13 +132,13 @@ class HubText:
             raise ConfigError(f"{self.name}, {split}: no column {self.field!r}, but {names}: set --data.field")
         return rows.select_columns([self.field])
 
-    def _whole(self, rows: Any, split: str) -> Iterator[Located]:
+    def _read_all(self, rows: Any, split: str) -> Iterator[LocatedText]:
         cells = chain.from_iterable(batch[self.field] for batch in rows.iter(batch_size=1000))
         for number, cell in enumerate(cells):
             where = f"{self.name}, {split}, row {number}"
             if not isinstance(cell, str):
                 raise DataError(f"{where}: {type(cell).__name__} instead of text in {self.field!r}: set --data.field")
-            text = _checked(cell, where)
+            text = _check_text(cell, where)
             if text.strip():
                 yield where, text
 
@@ -142,10 +146,12 @@ class HubText:
 TextSource = TextFile | HubText
 
 
-def hold_out(whole: Callable[[], Iterator[Located]], part: Part, share: float, name: str) -> Iterator[Located]:
-    """One part of documents whose last `share` is the other; of their characters, if they are fewer than `FEW`.
+def hold_out(
+    whole: Callable[[], Iterator[LocatedText]], part: SplitName, share: float, name: str
+) -> Iterator[LocatedText]:
+    """Yield one split of the documents: `test` is their last `share` (of the characters below `FEW` documents).
 
-    They are read twice, first to count them, so that memory is that of one document.
+    The documents are read twice, first to count them, so that only one is in memory at a time.
     """
     num = total = 0
     for _, text in whole():
@@ -155,7 +161,7 @@ def hold_out(whole: Callable[[], Iterator[Located]], part: Part, share: float, n
         yield from islice(whole(), end) if part == "train" else islice(whole(), end, None)
         return
     rest = int((1 - share) * total)
-    for where, text in _some(whole(), name):
+    for where, text in _require_some(whole(), name):
         kept, rest = min(rest, len(text)), max(rest - len(text), 0)
         chosen = text[:kept] if part == "train" else text[kept:]
         place = f"{where}, from its character {kept} on" if part == "test" and kept else where
@@ -163,7 +169,7 @@ def hold_out(whole: Callable[[], Iterator[Located]], part: Part, share: float, n
             yield place, chosen
 
 
-def _field(line: str, field: str, where: str) -> str:
+def _parse_field(line: str, field: str, where: str) -> str:
     try:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -171,19 +177,19 @@ def _field(line: str, field: str, where: str) -> str:
     if not isinstance(data, dict) or not isinstance(data.get(field), str):
         seen = f"it has {one_line(', '.join(data)[:200]) or 'nothing'}" if isinstance(data, dict) else "it is no object"
         raise DataError(f"{where}: no text in a field {field!r}, but {seen}; set --data.field")
-    return _checked(data[field], where)
+    return _check_text(data[field], where)
 
 
-def _checked(text: str, where: str) -> str:
-    """As files are checked, for what comes out of another format."""
+def _check_text(text: str, where: str) -> str:
+    """Check text from another format like text from a file."""
     wrong = _NO_TEXT.search(text)
     if wrong:
         raise DataError(f"{where}: it has {wrong.group()!a}, which is no character of a text; remove it")
     return text.replace("\r\n", "\n")
 
 
-def _some(documents: Iterator[Located], name: str) -> Iterator[Located]:
-    """The same, or DataError if there are none."""
+def _require_some(documents: Iterator[LocatedText], name: str) -> Iterator[LocatedText]:
+    """Yield the same documents; raise DataError if there are none."""
     first = next(documents, None)
     if first is None:
         raise DataError(f"{one_line(name)} holds no text: name another file or split")
@@ -196,7 +202,7 @@ def _check_share(held_out: float) -> None:
         raise ConfigError(f"held_out is {held_out}; hold out a fraction between 0 and 1, for the validation loss")
 
 
-def _digest(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
