@@ -27,6 +27,7 @@ from unmask.recipes.schema import AnyKind, Recipe, TextRecipe, TokenizerRecipe
 from unmask.runtime.distributed import World, barrier, distribute, resolve, whole
 from unmask.runtime.provenance import environment
 from unmask.storage.config import differences, to_json, write_json
+from unmask.storage.files import write_atomic
 from unmask.storage.lock import lock
 from unmask.storage.weights import same_bytes, same_weights, write_weights
 from unmask.training.checkpoint import clean
@@ -158,9 +159,8 @@ def _keep_tokenizer(experiment: Ready, folder: Path) -> None:
         return
     path = folder / experiment.kept
     if not path.exists():
-        part = path.with_suffix(".part")
-        shutil.copyfile(experiment.weights, part)
-        part.replace(path)
+        with write_atomic(path) as part:
+            shutil.copyfile(experiment.weights, part)
     elif not same_bytes(path, experiment.weights):
         raise CheckpointError(f"{folder} was trained with another tokenizer: give another --out")
 

@@ -5,10 +5,11 @@ import http.client
 import os
 import urllib.request
 from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 
 from unmask.runtime.progress import Progress
-from unmask.storage.files import one_line
+from unmask.storage.files import one_line, write_bytes
 
 
 def cache_dir() -> Path:
@@ -51,7 +52,15 @@ def fetch(url: str, size: int, progress: Progress | None) -> bytes:
 class SecureRedirects(urllib.request.HTTPRedirectHandler):
     """Follows a redirect only to where we would have gone ourselves."""
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
         check_secure(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -64,11 +73,6 @@ def check_secure(url: str) -> None:
 
 
 def save(path: Path, body: bytes) -> None:
-    """Write by a temporary name and rename, so that a file is there whole or not at all."""
+    """Write a file, and the folders above it where they are missing; see `write_atomic`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(body)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_bytes(body, path)

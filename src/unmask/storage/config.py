@@ -7,8 +7,6 @@ A config is rebuilt only from what its annotations list: a union of dataclasses 
 import difflib
 import json
 import math
-import os
-import secrets
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from unmask.errors import ConfigError, DiskError
-from unmask.storage.files import sync
+from unmask.storage.files import write_text
 
 T = TypeVar("T")
 _SCALARS = (bool, int, float, str)
@@ -66,16 +64,10 @@ def write_json(path: Path, obj: Any) -> None:
     """Write a config, or plain JSON data, so that a crash leaves either the old file or the new one, whole."""
     path = Path(path)
     text = dump_json(obj)
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        write_text(text, path)
     except OSError as error:
         raise DiskError(f"cannot write {path}: {error.strerror}; the file there before, if any, is kept") from error
-    finally:
-        _discard(temporary)
 
 
 def differences(a: Any, b: Any) -> list[str]:
@@ -102,14 +94,6 @@ def _leaves(data: Any, path: str = "") -> list[tuple[str, Any]]:
     if not isinstance(data, Mapping) or not data:
         return [(path, data)]
     return [leaf for key, value in data.items() for leaf in _leaves(value, f"{path}.{key}" if path else key)]
-
-
-def _discard(path: Path) -> None:
-    """Remove what a failed write left; on a disk that refuses even this, the first error is the one to tell."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -149,7 +133,7 @@ def _wrong(hint: Any, data: Any, where: str) -> ConfigError:
     return ConfigError(f"{where}: expected {_name(hint)}, got {shown}")
 
 
-def _settable(cls: type) -> list[tuple[Field, Any]]:
+def _settable(cls: type) -> list[tuple[Field[Any], Any]]:
     """The fields that the constructor takes, with their resolved annotations."""
     hints = get_type_hints(cls)
     return [(field, hints[field.name]) for field in fields(cls) if field.init]

@@ -4,7 +4,6 @@ only if size and sha256 are those published. A download that was cut goes on whe
 import errno
 import fcntl
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from unmask.errors import CheckpointError, ConfigError, DiskError
 from unmask.runtime.progress import Progress
-from unmask.storage.files import one_line
+from unmask.storage.files import move_into_place, one_line
 from unmask.storage.https import BLOCK, Answer, Cut, Unavailable, get
 
 HUB = "https://huggingface.co"
@@ -40,7 +39,7 @@ class Source:
     size: int | None = None
     sha256: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.repo is None) == (self.url is None):
             raise ConfigError(f"repo {self.repo!r}, url {self.url!r}: give one of them")
         if self.url is not None and (self.path or self.revision):
@@ -162,9 +161,7 @@ class _Download:
         if wrong:
             self.discard()
             raise Unavailable(f"it is {wrong}, so nothing was kept")
-        with open(self.part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self.part, self.path)
+        move_into_place(self.part, self.path)
         self.tag.unlink(missing_ok=True)
 
     def receive_all(self) -> bool:

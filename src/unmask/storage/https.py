@@ -9,9 +9,10 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 BLOCK = 1 << 18
@@ -183,7 +184,7 @@ def _connect(parts: SplitResult, loopback: bool) -> http.client.HTTPConnection:
     return connection
 
 
-def _first_open(addresses: list) -> socket.socket:
+def _first_open(addresses: Sequence[tuple[Any, ...]]) -> socket.socket:
     """A connection to one of the addresses that were checked: the name is not looked up again."""
     failed: OSError | None = None
     for family, kind, protocol, _, address in addresses:

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from unmask.errors import CheckpointError, DiskError
 from unmask.runtime.packed import arranged, dense
-from unmask.storage.files import sync
+from unmask.storage.files import write_atomic
 
 PORTION = 1 << 23
 """Bytes of a file that are in memory at a time while its tensors are copied."""
@@ -82,7 +81,13 @@ class _Unfilled(TorchFunctionMode):
         super().__init__()
         self.dtype = dtype
 
-    def __torch_function__(self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func is torch.empty and kwargs.get("dtype") is None:  # as the layers of torch.nn make their parameters
             kwargs = {**kwargs, "dtype": self.dtype}
@@ -95,17 +100,12 @@ class _Unfilled(TorchFunctionMode):
 
 def write_weights(weights: Mapping[str, Tensor], path: Path, facts: Mapping[str, str] | None = None) -> None:
     """Save as safetensors, with `facts` as metadata, under a temporary name, then rename: never half a file."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     plain = {name: dense(tensor).cpu().contiguous() for name, tensor in weights.items()}
     try:
-        save_file(plain, part, metadata={"format": "pt", **(facts or {})})
-        part.chmod(part.parent.stat().st_mode & 0o666)  # safetensors makes its files private whatever the umask
-        sync(part)
-        part.replace(path)
+        with write_atomic(path) as temporary:
+            save_file(plain, temporary, metadata={"format": "pt", **(facts or {})})
     except (SafetensorError, OSError) as error:  # the Rust side reports a full disk as an error of its own
         raise DiskError(f"cannot write {path}: {error}; free or mend the disk, then run the command again") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def same_weights(a: Path, b: Path) -> bool:

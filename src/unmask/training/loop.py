@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
-from unmask.method.objectives import Condition, Loss
+from unmask.method.guidance import Condition
+from unmask.method.objectives import Loss
 from unmask.method.rand import Rand
 from unmask.runtime.distributed import (
     Precision,
@@ -37,6 +38,7 @@ from unmask.runtime.distributed import (
     unwrapped,
 )
 from unmask.runtime.signals import stop_on_signal
+from unmask.storage.layout import CHECKPOINTS
 from unmask.training import checkpoint
 from unmask.training.ema import Ema
 from unmask.training.log import Log, Tracker
@@ -127,7 +129,7 @@ def train(
         **{f"ema.{n}": a for n, a in ema.average.items()},
         **state_tensors(optimizers, core),
     }
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
 
     def save(step: int) -> None:
         checkpoint.save(

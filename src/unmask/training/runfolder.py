@@ -18,6 +18,7 @@ from typing import Any
 from unmask.errors import CheckpointError, ConfigError, DiskError
 from unmask.storage.config import dump_json, from_json, load_json
 from unmask.storage.files import sync
+from unmask.storage.layout import CHECKPOINTS
 
 FORMAT = "unmask-checkpoint-1"
 PAYLOAD, SHARDS, MANIFEST = "state.safetensors", "dcp", "manifest.json"
@@ -50,7 +51,7 @@ def checkpoints(root: Path) -> list[Path]:
 
 def goes_on(run: Path) -> bool:
     """Whether a training in this run folder goes on from a checkpoint, and needs no model to start from."""
-    return bool(checkpoints(run / "checkpoints"))
+    return bool(checkpoints(run / CHECKPOINTS))
 
 
 def latest(root: Path, *, report: Callable[[str], None]) -> Found | None:

@@ -31,6 +31,7 @@ from unmask.runtime.distributed import (
     unwrapped,
 )
 from unmask.runtime.signals import stop_on_signal
+from unmask.storage.layout import CHECKPOINTS
 from unmask.tokenizers import quantizers
 from unmask.tokenizers.losses import TokenizerLoss
 from unmask.training import checkpoint
@@ -77,7 +78,7 @@ def train_tokenizer(
         **state_tensors(optimizers, core),
         **{f"discriminator.{n}": x for n, x in state_tensors(critics, networks.critic).items()},
     }
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     notes: list[str] = []
     found = checkpoint.latest(folder, report=notes.append)
     if found is not None:

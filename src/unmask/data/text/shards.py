@@ -4,8 +4,6 @@ memory as training reads it. `meta.json` is written last: without it the folder 
 import contextlib
 import io
 import json
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +17,7 @@ from unmask.data.text.sources import Part, TextSource
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.runtime.progress import Progress
 from unmask.storage.config import differences, read_json, to_json, write_json
-from unmask.storage.files import one_line, sha256_of, sync
+from unmask.storage.files import one_line, sha256_of, write_atomic
 from unmask.storage.lock import lock
 from unmask.tokenizers.text import TextTokenizer, open_text_tokenizer
 
@@ -192,16 +190,9 @@ def _whole(path: Path) -> Iterator[Any]:
 
     Reading the text has its own errors, so what arrives here as OSError is of writing.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     try:
-        with open(temporary, "wb") as file:
+        with write_atomic(path) as temporary, open(temporary, "wb") as file:
             yield file
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
     except OSError as error:
         again = "free or mend the disk, then run the same command again"
         raise DiskError(f"cannot write {path}: {error.strerror}; {again}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

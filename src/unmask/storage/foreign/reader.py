@@ -153,7 +153,7 @@ def _unpack(path: Path, size: int, container: str | None, folder: Path) -> dict[
     except subprocess.TimeoutExpired as error:
         raise _refusal(path, f"was not read in {seconds:.0f} s; get the file again") from error
     try:
-        answer = json.loads((folder / "answer").read_bytes()) if done.returncode == 0 else None
+        answer: dict[str, Any] | None = json.loads((folder / "answer").read_bytes()) if done.returncode == 0 else None
     except (OSError, ValueError):
         answer = None
     if answer is None:

@@ -67,7 +67,7 @@ def limit(size: int) -> None:
         resource.setrlimit(kind, (bound, bound))
 
 
-def forbid(event: str, arguments: tuple) -> None:
+def forbid(event: str, arguments: tuple[Any, ...]) -> None:
     """An audit hook: all files are open and all modules loaded, so whatever is attempted now comes from the file."""
     if not event.startswith(QUIET):
         os.write(2, f"attempted {event} {arguments!r:.200}\n".encode("utf-8", "backslashreplace"))

@@ -277,7 +277,7 @@ def _storage(identity: Any) -> Storage:
     return Storage(str(key), *STORAGES[kind.name], numel)
 
 
-def _stored(arguments: tuple, least: int, most: int) -> Stored:
+def _stored(arguments: tuple[Any, ...], least: int, most: int) -> Stored:
     if not least <= len(arguments) <= most or type(arguments[0]) is not Storage:
         raise Refused("its pickle describes a tensor without numbers of its own")
     storage, offset, shape, stride = arguments[:4]

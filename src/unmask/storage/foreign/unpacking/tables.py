@@ -63,11 +63,11 @@ def find_table(root: Any, container: str | None) -> Table:
     raise Refused(f"holds no table of tensors{_inside(opened)}; give the file of the weights")
 
 
-def _holds_tensors(table: dict) -> bool:
+def _holds_tensors(table: dict[Any, Any]) -> bool:
     return any(type(entry) is Stored for entry in table.values())
 
 
-def _tensors(table: dict, where: str) -> dict[str, Stored]:
+def _tensors(table: dict[Any, Any], where: str) -> dict[str, Stored]:
     if not _holds_tensors(table):
         held = [key for key in table if isinstance(key, str)]
         raise Refused(f"holds {_some(held)}{where}, and nothing that weights are known to be kept in")
