@@ -24,7 +24,7 @@ from unmask.method.models.transformer import MaskedTransformer, TransformerConfi
 from unmask.method.rand import Rand
 from unmask.pipelines.image import Pipeline
 from unmask.recipes import cifar10, cifar10_tokenizer
-from unmask.runtime.distributed import fast_dtype
+from unmask.runtime.kernels import fast_dtype
 from unmask.runtime.memory import keep_freed_memory
 from unmask.runtime.packed import pack
 from unmask.runtime.provenance import environment

@@ -13,7 +13,8 @@ from unmask.method.objectives import MaskGIT
 from unmask.method.rand import Rand
 from unmask.recipes.reading import load
 from unmask.recipes.schema import Recipe, TextRecipe
-from unmask.runtime.distributed import World, autocast, fast_dtype
+from unmask.runtime.distributed import World, autocast
+from unmask.runtime.kernels import fast_dtype
 from unmask.runtime.provenance import environment
 from unmask.training.ema import Ema
 from unmask.training.optim import Muon, MuonOptimizer

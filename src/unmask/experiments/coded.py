@@ -16,7 +16,8 @@ from unmask.data.tokens import Tokens
 from unmask.errors import ConfigError, DataError
 from unmask.pretrained.lone_tokenizer import WEIGHTS, read_tokenizer, write_tokenizer
 from unmask.pretrained.networks import LearnedConfig, LearnedModel
-from unmask.runtime.distributed import World, barrier, fast_dtype
+from unmask.runtime.distributed import World, barrier
+from unmask.runtime.kernels import fast_dtype
 from unmask.runtime.progress import Progress
 from unmask.storage.config import dump_json, from_json, read_json
 from unmask.storage.weights import fingerprint

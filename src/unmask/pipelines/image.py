@@ -29,7 +29,7 @@ from unmask.published.card import model_card
 from unmask.published.hub import HUB, upload
 from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import Recipe
-from unmask.runtime.distributed import fast_dtype
+from unmask.runtime.kernels import fast_dtype
 from unmask.runtime.packed import pack, unpack
 from unmask.runtime.progress import Progress
 from unmask.storage.config import to_json, write_json

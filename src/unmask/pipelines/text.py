@@ -22,7 +22,7 @@ from unmask.method.sampling.blocks import filled_up
 from unmask.method.sampling.decode import State
 from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import TextRecipe
-from unmask.runtime.distributed import fast_dtype
+from unmask.runtime.kernels import fast_dtype
 from unmask.runtime.packed import pack
 from unmask.storage.weights import load_weights, unfilled
 from unmask.tokenizers.text import BPETokenizer, TextTokenizer, open_text_tokenizer

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 
 from unmask.errors import ConfigError
+from unmask.runtime.kernels import fast_dtype
 
 Strategy = Literal["auto", "none", "ddp", "fsdp"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -92,13 +93,6 @@ def autocast(precision: Precision, world: World) -> torch.autocast:
     """
     half = precision == "bf16" or (precision == "auto" and fast_dtype(world.device) == torch.bfloat16)
     return torch.autocast(world.device.type, torch.bfloat16, enabled=half)
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on CUDA and on CPUs with instructions for it, else float32."""
-    # torch.cpu.get_capabilities is public, and younger than the torch that we ask for.
-    cpu = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if cpu or device.type == "cuda" else torch.float32
 
 
 def distribute(model: nn.Module, strategy: Strategy, world: World) -> nn.Module:

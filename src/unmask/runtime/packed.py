@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unmask.runtime.kernels import packs_linear
+
 Network = TypeVar("Network", bound=nn.Module)
 FIXED = (
     "this network is laid out for inference on a CPU, and can be neither trained nor moved nor converted: load it with "
@@ -108,11 +110,7 @@ def _fits(layer: nn.Module) -> TypeGuard[nn.Linear]:
     if type(layer) not in (nn.Linear, LinearGELU):
         return False
     assert isinstance(layer, nn.Linear)
-    if layer.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if layer.weight.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return layer.weight.dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return layer.weight.device.type == "cpu" and packs_linear(layer.weight.dtype)
 
 
 def _plain(packed: PackedLinear) -> nn.Linear:

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.runtime.distributed import fast_dtype, like_shards, local, whole
+from unmask.runtime.distributed import like_shards, local, whole
+from unmask.runtime.kernels import fast_dtype
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic that `orthogonalize` iterates (Jordan et al. 2024, "Muon"; those of torch.optim.Muon)."""
