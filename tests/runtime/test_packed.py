@@ -16,8 +16,8 @@ from torch import nn
 
 import unmask.runtime.packed
 from unmask.method.models.transformer import TransformerConfig
-from unmask.runtime.packed import LinearGELU, PackedLinear, arranged, dense, pack, unpack
-from unmask.storage.weights import fingerprint, load_weights, unfilled, write_weights
+from unmask.runtime.packed import LinearGELU, PackedLinear, arrange_weight, pack, to_dense, unpack
+from unmask.storage.weights import hash_weights, load_weights, skip_initial_weights, write_weights
 
 HERE = torch.backends.mkldnn.is_available()
 packs = pytest.mark.skipif(not HERE, reason="packed weights: this build of torch has no oneDNN")
@@ -71,7 +71,7 @@ def test_a_packed_layer_is_the_same_function(kind, inner, outer, rows, dtype, tu
     assert (got.shape, got.dtype) == (want.shape, dtype)
     near = 1e-5 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(got.double(), want, rtol=near, atol=near)
-    assert torch.equal(dense(packed.weight), plain.weight)
+    assert torch.equal(to_dense(packed.weight), plain.weight)
 
 
 @packs
@@ -98,7 +98,7 @@ def test_a_network_is_packed_before_or_after_it_is_loaded_and_unpacked_whole(bui
     for parameter in plain.parameters():
         nn.init.normal_(parameter, std=0.3)
     write_weights(dict(plain.named_parameters()), path)
-    with unfilled(dtype):
+    with skip_initial_weights(dtype):
         first = pack(build.build(7, (2, 3)).to(dtype).eval())
     load_weights(first, path)
     second = pack(copy.deepcopy(plain))
@@ -110,7 +110,7 @@ def test_a_network_is_packed_before_or_after_it_is_loaded_and_unpacked_whole(bui
             assert torch.equal(model(tokens, labels), first(tokens, labels))
             torch.testing.assert_close(model(tokens, labels), want, rtol=0.1, atol=1e-5 if dtype.itemsize == 4 else 0.1)
     assert [*dict(first.named_parameters())] == [*dict(plain.named_parameters())]
-    assert fingerprint(first, build) == fingerprint(plain, build)
+    assert hash_weights(first, build) == hash_weights(plain, build)
     write_weights(dict(first.named_parameters()), again)
     assert again.read_bytes() == path.read_bytes()
     unpacked = unpack(copy.deepcopy(first))
@@ -135,7 +135,7 @@ def test_what_has_no_layout_of_its_own_stays(plain):
 @pytest.mark.parametrize("packed", [set(), {torch.float32}, {torch.bfloat16}, {torch.float32, torch.bfloat16}])
 def test_layers_of_the_types_that_are_faster_so_are_packed(packed, monkeypatch):
     monkeypatch.setattr(unmask.runtime.packed, "packs_linear", lambda dtype: dtype in packed)
-    monkeypatch.setattr(unmask.runtime.packed, "arranged", lambda weight: weight.detach().clone())
+    monkeypatch.setattr(unmask.runtime.packed, "arrange_weight", lambda weight: weight.detach().clone())
     layers = {dtype: pack(nn.Sequential(nn.Linear(3, 4, dtype=dtype)))[0] for dtype in (torch.float32, torch.bfloat16)}
     assert {dtype for dtype, layer in layers.items() if isinstance(layer, PackedLinear)} == packed
 
@@ -192,9 +192,9 @@ def test_states_and_pickles_are_those_of_the_plain_layer(kind):
 def test_copying_into_a_packed_weight_keeps_every_number():
     """At sizes where oneDNN does lay it out in blocks of its own."""
     for shape in ((257, 129), (64, 768), (1, 50)):
-        value, into = torch.randn(shape), arranged(torch.zeros(shape))
-        into.copy_(arranged(value))
-        assert torch.equal(dense(into), value)
+        value, into = torch.randn(shape), arrange_weight(torch.zeros(shape))
+        into.copy_(arrange_weight(value))
+        assert torch.equal(to_dense(into), value)
 
 
 CHILD = """

@@ -21,7 +21,7 @@ from unmask.errors import CheckpointError, DiskError
 from unmask.storage.foreign import reader as foreign
 from unmask.storage.foreign.reader import open_foreign, read_foreign
 from unmask.storage.foreign.unpacking.archives import open_torch
-from unmask.storage.foreign.unpacking.tables import find_table, plan, write
+from unmask.storage.foreign.unpacking.tables import find_table, plan, write_tensors
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 WHOLES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -69,7 +69,7 @@ def test_any_table_is_read_as_torch_reads_it(made, is_zip, ordered):
         with open(path, "rb") as file, open(Path(folder) / "out", "wb") as out:
             root, parts = open_torch(file, path.stat().st_size)
             copies = plan(find_table(root, None).tensors, parts, 1 << 40)
-            write(file, copies, out)
+            write_tensors(file, copies, out)
         wanted, stored = torch.load(path, weights_only=True)["model"], load_file(Path(folder) / "out")
     found = {c.name: stored[c.name].permute([c.order.index(axis) for axis in range(len(c.order))]) for c in copies}
     assert_same(found, wanted)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unmask.decoding.names import SAMPLERS, SAMPLINGS, named, orders, schedules
-from unmask.decoding.rules import DrawnLogit, StepConfidence, stretched
+from unmask.decoding.names import SAMPLERS, SAMPLINGS, look_up, orders, schedules
+from unmask.decoding.rules import DrawnLogit, StepConfidence, stretch
 from unmask.decoding.sampling import (
     Adaptive,
     Ancestral,
@@ -59,22 +59,22 @@ class SamplingFlags:
 
 def applied(flags: SamplingFlags, pipeline: Pipeline | TextPipeline) -> Sampling:
     """The run's own sampling, or a published one, with the given flags put in."""
-    base = pipeline.sampling if flags.preset is None else named(SAMPLINGS, flags.preset, "preset")
+    base = pipeline.sampling if flags.preset is None else look_up(SAMPLINGS, flags.preset, "preset")
     base = base.on(pipeline.model.grid)
     given = {name: getattr(flags, name) for name in ("steps", "temperature", "top_k", "top_p", "block")}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if isinstance(base.temperature, tuple) and flags.steps and flags.temperature is None:
-        changes["temperature"] = stretched(base.temperature, flags.steps)
+        changes["temperature"] = stretch(base.temperature, flags.steps)
     if flags.sampler is not None:
-        changes |= {"sampler": named(SAMPLERS, flags.sampler, "sampler"), "remask": flags.sampler == "remask"}
+        changes |= {"sampler": look_up(SAMPLERS, flags.sampler, "sampler"), "remask": flags.sampler == "remask"}
     _check_read(flags, changes.get("sampler", base.sampler))
     priority = base.priority
     if flags.order is not None and not (flags.order == "confidence" and isinstance(priority, Confidence)):
-        priority = named(orders(pipeline.model.grid), flags.order, "order")
+        priority = look_up(orders(pipeline.model.grid), flags.order, "order")
     if flags.noise is not None:
         priority = _noisy(priority, flags.noise)
     if flags.schedule is not None:
-        changes["schedule"] = named(schedules(pipeline.model.length), flags.schedule, "schedule")
+        changes["schedule"] = look_up(schedules(pipeline.model.length), flags.schedule, "schedule")
     if flags.scale is not None:
         changes["scale"] = Interval(flags.scale)
     return replace(base, priority=priority, **changes)

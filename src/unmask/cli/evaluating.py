@@ -17,7 +17,7 @@ from unmask.cli.published import MEASURABLE, MeasuredFlags, WeightsFlags, locate
 from unmask.cli.tokenizers import described_tokenizer, opened_tokenizer
 from unmask.data.augment import PictureSet
 from unmask.data.sources.choice import Folder
-from unmask.decoding.names import named, shapes
+from unmask.decoding.names import look_up, shapes
 from unmask.errors import ConfigError
 from unmask.evaluation import inpainting
 from unmask.evaluation import tokenizer as evaluation
@@ -25,8 +25,8 @@ from unmask.evaluation.images import opened
 from unmask.evaluation.reference import check_judge
 from unmask.metrics.in_domain import in_domain
 from unmask.pretrained.networks import LearnedConfig
-from unmask.runtime.distributed import World, world
-from unmask.runtime.progress import progress_bar
+from unmask.runtime.distributed import World, join_world
+from unmask.runtime.progress import show_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def evaluate_tokenizer(arguments: list[str]) -> None:
         raise ConfigError(f"measured on which pictures? {name} was trained elsewhere: give --data DIR")
     run = Path(name) if elsewhere is None else flags.out or Path("runs") / f"{Path(name).name}-tokenizer"
     device = None if flags.network.device == "auto" else flags.network.device
-    with value_errors(), disk_errors(run), world(device) as here:
+    with value_errors(), disk_errors(run), join_world(device) as here:
         features, judge = open_networks(flags.network, here)
         if elsewhere is not None:
             pictures = _pictures(replace(elsewhere, path=str(flags.data)), config, here)
@@ -72,7 +72,7 @@ def evaluate_tokenizer(arguments: list[str]) -> None:
             measure = partial(evaluation.report_on, model, pictures, run, classifier=classifier)
         else:
             measure = partial(evaluation.report, run)
-        with progress_bar(shown=here.is_main) as progress:
+        with show_progress(shown=here.is_main) as progress:
             numbers = measure(world=here, features=features or judge, num=flags.pictures, progress=progress)
         if here.is_main:
             print(json.dumps(numbers, indent=2))
@@ -81,7 +81,7 @@ def evaluate_tokenizer(arguments: list[str]) -> None:
 
 def _pictures(source: Folder, config: LearnedConfig, here: World) -> tuple[PictureSet, PictureSet]:
     """Those that a classifier may learn from, and those held out; what cannot be read is named."""
-    with progress_bar(shown=here.is_main) as progress:
+    with show_progress(shown=here.is_main) as progress:
         split = source.load(progress)
     for bad in split.bad if here.is_main else ():
         print(f"left out {bad}", file=sys.stderr)
@@ -123,7 +123,7 @@ def evaluate_inpaint(arguments: list[str]) -> None:
             f"--preset {flags.sampling.preset} is of one schedule, and several are compared: leave it out"
         )
     device = None if flags.network.device == "auto" else flags.network.device
-    with value_errors(), world(device) as here:
+    with value_errors(), join_world(device) as here:
         run = measured(name, flags.published, flags.out, here)
         _fill(flags, run, flags.out or run / "inpainting", here)
 
@@ -133,7 +133,7 @@ def _fill(flags: EvaluateInpaintFlags, run: Path, out: Path, here: World) -> Non
         experiment, pipeline = opened(run, here)
         _ = pipeline.cells  # refused before anything is measured
         table = shapes(pipeline.model.length)
-        schedules = {shape: named(table, shape, "schedule") for shape in flags.schedules}
+        schedules = {shape: look_up(table, shape, "schedule") for shape in flags.schedules}
         sampling = replace(applied(flags.sampling, pipeline), steps=flags.sampling.steps or 20)
         features, judge = open_networks(flags.network, here)
         check_judge(judge, experiment.classes)

@@ -12,7 +12,7 @@ from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.tokenizers import place, sources
 from unmask.data.augment import PictureSet
 from unmask.data.sources.choice import Arrays, Source
-from unmask.decoding.names import named
+from unmask.decoding.names import look_up
 from unmask.errors import ConfigError
 from unmask.evaluation.reference import embed_real
 from unmask.metrics.embedders import ClassifierFeatures, Features, InceptionFeatures, load_dinov2
@@ -20,9 +20,9 @@ from unmask.metrics.features import ClassifierConfig, load_classifier
 from unmask.metrics.in_domain import in_domain
 from unmask.metrics.inception import find_weights, load_inception
 from unmask.recipes import cifar10
-from unmask.runtime.distributed import World, world
-from unmask.runtime.progress import progress_bar
-from unmask.runtime.provenance import environment
+from unmask.runtime.distributed import World, join_world
+from unmask.runtime.progress import show_progress
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 
 CLASSIFIER = "classifier.safetensors"
@@ -56,7 +56,7 @@ def open_networks(flags: NetworkFlags, here: World) -> tuple[Features | None, Cl
             raise ConfigError(f"--features {flags.features}: give the folder as --classifier {path_of}")
         return None, judge
     openers = {"inception": _inception, "dinov2": _dinov2}
-    return named(openers, kind, "features")(path_of or None, here), judge
+    return look_up(openers, kind, "features")(path_of or None, here), judge
 
 
 def _inception(path: str | None, here: World) -> Features:
@@ -80,13 +80,18 @@ class FeatureFlags:
 def train_features(arguments: list[str]) -> None:
     """train a classifier on pictures with classes, whose features unmask evaluate then measures in"""
     name, rest = positional(arguments, "train-features SOURCE --data PATH --out DIR, as cifar10, folder, mnist or hub")
-    source = named(sources(32, 3), "folder" if rest == ["--help"] and name == "RUN" else name, "source")
+    source = look_up(sources(32, 3), "folder" if rest == ["--help"] and name == "RUN" else name, "source")
     rest = [re.sub(r"^--data(?==|$)", place(source), word) for word in rest]
     flags = parse(
         FeatureFlags, rest, f"train-features {name}", FeatureFlags(data=source, out=Path("runs") / f"{name}-features")
     )
     device = None if flags.device == "auto" else flags.device
-    with value_errors(), disk_errors(flags.out), world(device) as here, progress_bar(shown=here.is_main) as progress:
+    with (
+        value_errors(),
+        disk_errors(flags.out),
+        join_world(device) as here,
+        show_progress(shown=here.is_main) as progress,
+    ):
         split = flags.data.load(progress)
         if isinstance(flags.data, Arrays) and not split.train.classes:
             raise ConfigError(f"{flags.data.path} holds no labels: a classifier needs them")
@@ -104,7 +109,7 @@ def train_features(arguments: list[str]) -> None:
             "test_accuracy": right,
             "features": features.name,
             "sha256": features.sha256,
-            **environment(here.device),
+            **describe_environment(here.device),
         }
         if here.is_main:
             write_json(flags.out / "report.json", report)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unmask.cli.parsing import disk_errors, parse, positional
-from unmask.decoding.names import named, nearest
+from unmask.decoding.names import look_up, suggest_nearest
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import linked
@@ -18,8 +18,8 @@ from unmask.published.catalogue import MODELS, Published
 from unmask.published.hub import HUB, is_on_hub
 from unmask.recipes.reading import read_recipe
 from unmask.runtime.distributed import World, barrier
-from unmask.runtime.progress import progress_bar
-from unmask.storage.cache import cache_dir
+from unmask.runtime.progress import show_progress
+from unmask.storage.cache import find_cache_dir
 from unmask.storage.files import one_line
 from unmask.storage.layout import TOKENIZER
 
@@ -35,7 +35,7 @@ class WeightsFlags:
 
 def located(name: str, flags: WeightsFlags) -> Path:
     """The folder of a run or an export, or of a published model, which is made at its first use."""
-    with disk_errors(cache_dir()), progress_bar(shown=True) as progress:
+    with disk_errors(find_cache_dir()), show_progress(shown=True) as progress:
         return published.located(name, weights=flags.weights, offline=flags.offline, progress=progress)
 
 
@@ -103,7 +103,7 @@ def models(arguments: list[str]) -> None:
     if arguments and not arguments[0].startswith("-"):
         if len(arguments) > 1:
             raise ConfigError(f"unmask models takes one name, not {' '.join(arguments)}")
-        return _tell(arguments[0], named(MODELS, arguments[0], "published model"))
+        return _tell(arguments[0], look_up(MODELS, arguments[0], "published model"))
     if arguments:
         print("usage: unmask models [NAME]")
         return
@@ -147,8 +147,8 @@ def fetch(arguments: list[str]) -> None:
     """download and convert a published model ahead of its first use, or convert files at hand with --weights"""
     name, rest = positional(arguments, "fetch NAME, where NAME is one of unmask models")
     flags = parse(WeightsFlags, rest, f"fetch {name}")
-    named(MODELS, name, "published model")
-    with disk_errors(cache_dir()), progress_bar(shown=True) as progress:
+    look_up(MODELS, name, "published model")
+    with disk_errors(find_cache_dir()), show_progress(shown=True) as progress:
         folder = published.made(name, weights=flags.weights, offline=flags.offline, progress=progress)
     print(f"wrote {folder}; next: unmask sample {name}")
 
@@ -167,7 +167,7 @@ def convert(arguments: list[str]) -> None:
     name, rest = positional(arguments, "convert FILE --family NAME --out DIR")
     flags = parse(ConvertFlags, rest, f"convert {name}")
     if flags.family not in FAMILIES:
-        raise ConfigError(f"no family {flags.family}{nearest(flags.family, FAMILIES)}")
+        raise ConfigError(f"no family {flags.family}{suggest_nearest(flags.family, FAMILIES)}")
     with disk_errors(flags.out):
         done = published.convert_into(Path(name), flags.family, flags.out)
     report = done.report

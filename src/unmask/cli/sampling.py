@@ -13,7 +13,7 @@ from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import MEASURABLE, MeasuredFlags, WeightsFlags, check_prompts, located, measured
-from unmask.decoding.names import expected
+from unmask.decoding.names import describe_expected
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import gallery
@@ -26,8 +26,8 @@ from unmask.pipelines.image import Pipeline
 from unmask.pipelines.labels import class_ids
 from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import TextRecipe
-from unmask.runtime.distributed import World, world
-from unmask.runtime.progress import progress_bar
+from unmask.runtime.distributed import World, join_world
+from unmask.runtime.progress import show_progress
 
 MOST = 10_000
 
@@ -74,8 +74,8 @@ def sample(arguments: list[str]) -> None:
     with value_errors(), disk_errors(flags.out.parent):
         sampling = applied(flags.sampling, pipeline)
         if flags.sampling.preset is not None:
-            print(expected(flags.sampling.preset))
-        with progress_bar(shown=True) as progress:
+            print(describe_expected(flags.sampling.preset))
+        with show_progress(shown=True) as progress:
             images = pipeline.generate(labels, num=num, seed=flags.seed, sampling=sampling, progress=progress)
         scale = figures.readable_scale(images)
         figures.write(figures.grid(images, flags.columns, scale=scale), flags.out)
@@ -116,7 +116,7 @@ def evaluate(arguments: list[str]) -> None:
     name, rest = positional(arguments, f"evaluate RUN, where RUN is {MEASURABLE}")
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
     device = None if flags.network.device == "auto" else flags.network.device
-    with value_errors(), world(device) as here:
+    with value_errors(), join_world(device) as here:
         run = measured(name, flags.published, flags.out, here)
         if flags.out not in (None, run):
             raise ConfigError("--out is for published models: a run keeps its figures")
@@ -162,7 +162,7 @@ def print_report(
     """Evaluate, print the figures, and say where each file lies and which pictures could not be read."""
     if num < 2:
         raise ConfigError(f"--samples {num}: at least 2, to have a covariance")
-    with value_errors(), disk_errors(run), progress_bar(shown=here.is_main) as progress:
+    with value_errors(), disk_errors(run), show_progress(shown=here.is_main) as progress:
         features, judge = open_networks(network, here)
         numbers = evaluation.report(
             run,
@@ -180,7 +180,7 @@ def print_report(
     for one in bad if isinstance(bad := numbers.get("unreadable"), list) else ():
         print(f"left out {one}", file=sys.stderr)
     if preset is not None:
-        print(expected(preset))
+        print(describe_expected(preset))
     print(json.dumps(numbers, indent=2))
     print("\nwrote")
     there = {file: what for file, what in PICTURES.items() if (run / file).exists()}

@@ -10,7 +10,7 @@ import tyro
 
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import MEASURABLE, MeasuredFlags, measured
-from unmask.decoding.names import named, orders, schedules
+from unmask.decoding.names import look_up, orders, schedules
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import scoring
@@ -21,7 +21,7 @@ from unmask.pipelines.image import Pipeline
 from unmask.pipelines.text import TextPipeline
 from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import Recipe, TextRecipe
-from unmask.runtime.distributed import World, world
+from unmask.runtime.distributed import World, join_world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def score(arguments: list[str]) -> None:
     """rank orders and numbers of steps by the exact likelihood they give held-out data: no samples, no judge"""
     name, rest = positional(arguments, f"score RUN, where RUN is {MEASURABLE}")
     flags = parse(ScoreFlags, rest, f"score {name}")
-    with value_errors(), world(None if flags.device == "auto" else flags.device) as here:
+    with value_errors(), join_world(None if flags.device == "auto" else flags.device) as here:
         run = measured(name, flags.published, flags.out, here)
         _table(flags, run, flags.out or run / "score", here)
 
@@ -57,8 +57,8 @@ def _table(flags: ScoreFlags, run: Path, out: Path, here: World) -> None:
         subject, sampling, grid = opened_subject(run, here)
         length = math.prod(grid)
         if flags.schedule is not None:
-            sampling = Sampling(schedule=named(schedules(length), flags.schedule, "schedule"))
-        chosen = [(order, named(orders(grid), order, "order")) for order in dict.fromkeys(flags.orders)]
+            sampling = Sampling(schedule=look_up(schedules(length), flags.schedule, "schedule"))
+        chosen = [(order, look_up(orders(grid), order, "order")) for order in dict.fromkeys(flags.orders)]
         rows = []
         for row in scoring.score(
             subject, chosen, sampling, flags.steps, num=flags.rows, passes=flags.passes, seed=flags.seed, world=here

@@ -11,15 +11,15 @@ import tyro
 from unmask.cli.networks import ReferenceFlags, open_networks
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import MEASURABLE, MeasuredFlags, measured
-from unmask.decoding.names import named, orders, schedules
+from unmask.decoding.names import look_up, orders, schedules
 from unmask.decoding.sampling import Order, Reveal, Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import sweep_table, sweeping
 from unmask.evaluation.sweeping import Plan, Setting
 from unmask.method.sampling.priorities import Confidence
 from unmask.pipelines.image import Pipeline
-from unmask.runtime.distributed import World, world
-from unmask.runtime.progress import progress_bar
+from unmask.runtime.distributed import World, join_world
+from unmask.runtime.progress import show_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +55,14 @@ def sweep(arguments: list[str]) -> None:
     if flags.out is not None and (flags.out.suffix in (".md", ".csv") or flags.out.is_file()):
         raise ConfigError(f"--out {flags.out}: give a folder, for sweep.md, sweep.csv and the plots")
     device = None if flags.network.device == "auto" else flags.network.device
-    with value_errors(), world(device) as here:
+    with value_errors(), join_world(device) as here:
         run = measured(name, flags.published, flags.out, here)
         plan = planned(flags, Pipeline.from_pretrained(run, device="cpu"), name)
         _table(flags, plan, run, flags.out or run / "sweep", here)
 
 
 def _table(flags: SweepFlags, plan: Plan, run: Path, out: Path, here: World) -> None:
-    with disk_errors(out), progress_bar(shown=here.is_main) as progress:
+    with disk_errors(out), show_progress(shown=here.is_main) as progress:
         features, judge = open_networks(flags.network, here)
         rows = sweeping.sweep(
             run,
@@ -124,13 +124,13 @@ def _priorities(flags: SweepFlags, pipeline: Pipeline) -> Iterator[tuple[str, Or
         if name == "confidence":
             yield from ((name, Confidence(noise)) for noise in flags.noises or (usual.noise,))
         else:
-            yield name, named(table, name, "order")
+            yield name, look_up(table, name, "order")
 
 
 def _schedules(flags: SweepFlags, pipeline: Pipeline) -> list[tuple[str, Reveal]]:
     table = schedules(pipeline.model.length)
     if flags.schedules:
-        return [(name, named(table, name, "schedule")) for name in flags.schedules]
+        return [(name, look_up(table, name, "schedule")) for name in flags.schedules]
     own = pipeline.sampling.schedule
     names = [name for name, shape in table.items() if shape == own]  # the last is the one that most call it by
     return [(names[-1] if names else str(own), own)]

@@ -13,7 +13,7 @@ import tyro
 from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import check_text
-from unmask.decoding.names import SAMPLERS, named, orders
+from unmask.decoding.names import SAMPLERS, look_up, orders
 from unmask.decoding.sampling import Parallel, Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import text_table
@@ -23,8 +23,8 @@ from unmask.method.sampling.priorities import Halton, Raster
 from unmask.metrics.judge import JudgeConfig
 from unmask.pipelines.text import Holed, TextPipeline
 from unmask.recipes import TextRecipe, reading
-from unmask.runtime.distributed import world
-from unmask.runtime.progress import progress_bar
+from unmask.runtime.distributed import join_world
+from unmask.runtime.progress import show_progress
 
 SHOWN = 16  # texts on a page
 
@@ -43,7 +43,7 @@ def tokenize_text(arguments: list[str]) -> None:
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     start = TokenizeTextFlags(recipe=default, out=Path("tokens") / Path(name).stem)
     flags = parse(TokenizeTextFlags, rest, f"tokenize-text {name}", start)
-    with value_errors(), disk_errors(flags.out), progress_bar(shown=True) as progress:
+    with value_errors(), disk_errors(flags.out), show_progress(shown=True) as progress:
         ready = text_experiment.prepare(flags.recipe, flags.out, progress)
     for part, held in (("train", ready.meta.train), ("test", ready.meta.test)):
         print(f"{part:5s} {held.documents:,} documents, {held.characters:,} characters, {held.tokens:,} tokens")
@@ -148,7 +148,7 @@ def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tupl
     """Ways to sample with the names they go by."""
     table = {"own": pipeline.sampling.priority, **orders(pipeline.model.grid)}
     for order, sampler, steps, temperature in product(flags.orders, flags.samplers, flags.steps, flags.temperatures):
-        kind = named(SAMPLERS, sampler, "sampler")
+        kind = look_up(SAMPLERS, sampler, "sampler")
         plain = replace(pipeline.sampling, steps=steps, temperature=temperature, sampler=kind, remask=False)
         if isinstance(kind, Parallel):
             again = sampler == "remask"
@@ -156,7 +156,7 @@ def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tupl
                 continue  # these never change their mind
             yield (
                 f"{order}, remask" if again else order,
-                replace(plain, priority=named(table, order, "order"), remask=again),
+                replace(plain, priority=look_up(table, order, "order"), remask=again),
             )
         else:
             yield sampler, plain
@@ -168,7 +168,7 @@ def evaluate_text(arguments: list[str]) -> None:
     flags = parse(EvaluateTextFlags, rest, f"evaluate-text {name}")
     check_text(name, f"evaluate {name}")
     run, out = Path(name), flags.out or Path(name) / "writing"
-    with value_errors(), disk_errors(out), world(None if flags.device == "auto" else flags.device) as here:
+    with value_errors(), disk_errors(out), join_world(None if flags.device == "auto" else flags.device) as here:
         recipe = reading.read_recipe(run / "config.json", TextRecipe)
         pipeline = TextPipeline.from_pretrained(run, device=str(here.device))
         settings = list(dict.fromkeys(_settings(flags, pipeline)))

@@ -12,7 +12,7 @@ from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.published import WeightsFlags, located_once
 from unmask.data.shards.tokenizing import CENTER, FLIP, View
 from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, Shards, Source
-from unmask.decoding.names import named
+from unmask.decoding.names import look_up
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments import coded
 from unmask.experiments import tokenizer as experiment
@@ -22,8 +22,8 @@ from unmask.pretrained.networks import LearnedConfig, LearnedModel
 from unmask.published.store import described, is_catalogued
 from unmask.published.store import located as existing
 from unmask.recipes import TokenizerRecipe, reading
-from unmask.runtime.distributed import World, barrier, world
-from unmask.runtime.progress import progress_bar
+from unmask.runtime.distributed import World, barrier, join_world
+from unmask.runtime.progress import show_progress
 from unmask.storage.config import dump_json, load_json
 from unmask.storage.layout import TOKENIZER
 from unmask.tokenizers.base import open_tokenizer
@@ -59,7 +59,7 @@ def train_tokenizer(arguments: list[str]) -> None:
     if flags.resume == "never" and (flags.out / "checkpoints").exists():
         raise CheckpointError(f"{flags.out} holds a run: give another --out, or let --resume auto continue it")
     device = None if flags.device == "auto" else flags.device
-    with value_errors(), disk_errors(flags.out), world(device) as here:
+    with value_errors(), disk_errors(flags.out), join_world(device) as here:
         for turn in (True, False):  # the main process downloads and caches first
             if here.is_main == turn:
                 ready = _prepare(flags.recipe, here.is_main)
@@ -73,7 +73,7 @@ def train_tokenizer(arguments: list[str]) -> None:
 
 
 def _prepare(recipe: TokenizerRecipe, speak: bool) -> experiment.TokenizerExperiment:
-    with progress_bar(shown=speak) as progress:
+    with show_progress(shown=speak) as progress:
         ready = experiment.prepare(recipe, progress)
     for bad in ready.split.bad if speak else ():
         print(f"left out {bad}", file=sys.stderr)
@@ -135,7 +135,12 @@ def tokenize(arguments: list[str]) -> None:
         TokenizeFlags, rest, f"tokenize {name}", TokenizeFlags(data=data, out=Path("codes") / Path(name).name)
     )
     device = None if flags.device == "auto" else flags.device
-    with value_errors(), disk_errors(flags.out), world(device) as here, progress_bar(shown=here.is_main) as progress:
+    with (
+        value_errors(),
+        disk_errors(flags.out),
+        join_world(device) as here,
+        show_progress(shown=here.is_main) as progress,
+    ):
         meta, bad = coded.make_codes(
             flags.data,
             opened_tokenizer(name, config, flags.published, here),
@@ -198,7 +203,7 @@ def chosen_source(own: Source, config: LearnedConfig, words: list[str]) -> tuple
             raise ConfigError(f"{word}: say which, as {word} folder")
         stored = own.size if isinstance(own, Folder | HubImages | Shards) else config.size[0]
         table = sources(stored, config.channels)
-        data = named(table, value or rest.pop(given), "source")
+        data = look_up(table, value or rest.pop(given), "source")
     return data, [re.sub(r"^--data(?==|$)", place(data), word) for word in rest]
 
 

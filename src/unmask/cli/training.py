@@ -22,10 +22,10 @@ from unmask.experiments import text as text_experiment
 from unmask.experiments.finetune import adopted
 from unmask.method.models.protocol import Generator
 from unmask.recipes import Recipe, TextRecipe, reading
-from unmask.runtime.distributed import World, barrier, world
-from unmask.runtime.progress import progress_bar
+from unmask.runtime.distributed import World, barrier, join_world
+from unmask.runtime.progress import show_progress
 from unmask.storage.config import dump_json
-from unmask.storage.weights import unfilled
+from unmask.storage.weights import skip_initial_weights
 from unmask.training.runfolder import goes_on
 
 
@@ -99,7 +99,7 @@ def check_start(flags: TrainFlags) -> None:
 
 def _train(flags: TrainFlags | TrainTextFlags, notes: Sequence[str] = ()) -> None:
     run = flags.out
-    with value_errors(), disk_errors(run), world(None if flags.device == "auto" else flags.device) as here:
+    with value_errors(), disk_errors(run), join_world(None if flags.device == "auto" else flags.device) as here:
         if here.is_main:
             print("\n".join(notes), end="\n" if notes else "", flush=True)
             _have_start(flags, here)
@@ -130,7 +130,7 @@ def _have_start(flags: TrainFlags | TrainTextFlags, here: World) -> None:
     if given is None:
         return
     print(f"tokenizing {_told(given, run)}", flush=True)
-    with progress_bar(shown=True) as progress:
+    with show_progress(shown=True) as progress:
         left_out = from_pictures.tokenize_given(given, run, here, progress)
     for bad in left_out:
         print(f"left out {bad}", file=sys.stderr)
@@ -140,7 +140,7 @@ def _given(flags: TrainFlags) -> from_pictures.Given | None:
     """The pictures that stand in the place of codes, if any do."""
     if not from_pictures.are_given(flags.recipe):
         return None
-    with progress_bar(shown=True) as progress:
+    with show_progress(shown=True) as progress:
         return from_pictures.open_given(flags.recipe, flags.out, flags.num_classes, progress)
 
 
@@ -156,7 +156,7 @@ def _prepare(
     flags: TrainFlags | TrainTextFlags, into: Path, speak: bool
 ) -> image_experiment.Experiment | text_experiment.TextExperiment:
     """Read the data, and name every file that was left out."""
-    with progress_bar(shown=speak) as progress:
+    with show_progress(shown=speak) as progress:
         if isinstance(flags, TrainTextFlags):
             return text_experiment.prepare(flags.recipe, into / text_experiment.TOKENS, progress)
         ready = image_experiment.prepare(flags.recipe, progress)
@@ -172,7 +172,7 @@ def _describe(flags: TrainFlags | TrainTextFlags) -> None:
     if given is not None:
         print(f"would tokenize {_told(given, flags.out)}")
         recipe = from_pictures.on_codes(given.recipe, flags.out)
-        with unfilled():
+        with skip_initial_weights():
             model: Generator = recipe.model.build(recipe.tokenizer.vocab_size, recipe.tokenizer.grid)  # type: ignore
         return _show(recipe, model, len(given.split.train), len(given.split.test))
     with tempfile.TemporaryDirectory() as aside:  # text becomes tokens on the disk: a dry run leaves none behind
@@ -212,7 +212,7 @@ def demo(arguments: list[str]) -> None:
         training = replace(recipe.training, steps=steps, seed=flags.seed, evaluate_every=every, save_every=every)
         classifier = replace(recipe.classifier, steps=judge)
     _train(TrainFlags(recipe=replace(recipe, training=training, classifier=classifier), out=flags.out))
-    with world() as here:
+    with join_world() as here:
         print_report(flags.out, flags.samples, flags.seed, recipe.sampling, here)
     print(
         "\ntry next\n"

@@ -19,7 +19,7 @@ def _steps_of(remaining: Sequence[int], tokens: int) -> list[int]:
     return counts
 
 
-def google(tokens: int, steps: int, schedule: Schedule) -> list[int]:
+def count_google(tokens: int, steps: int, schedule: Schedule) -> list[int]:
     """google-research/maskgit: floor(N g((s+1)/T)) stay masked, at least 1 until the last step; reveal at least 1."""
     at_least("google", {"tokens": tokens, "steps": steps})
     remaining, left = [], tokens
@@ -29,7 +29,7 @@ def google(tokens: int, steps: int, schedule: Schedule) -> list[int]:
     return _steps_of(remaining, tokens)
 
 
-def valeoai_v1(tokens: int, steps: int, schedule: Schedule) -> list[int]:
+def count_valeoai_v1(tokens: int, steps: int, schedule: Schedule) -> list[int]:
     """valeoai/Maskgit-pytorch v1: the curve is a *density*; counts are proportional to g(r), r from 1 down to 0.
 
     The original may end in a zero or negative count for many steps (its loop stops before); here the list ends early.
@@ -42,35 +42,35 @@ def valeoai_v1(tokens: int, steps: int, schedule: Schedule) -> list[int]:
     return _steps_of((tokens - counts.cumsum(0)).tolist(), tokens)
 
 
-def halton(tokens: int, steps: int) -> list[int]:
+def count_halton(tokens: int, steps: int) -> list[int]:
     """valeoai/Halton-MaskGIT, halton_sampler.py: int(N (1 - (2/pi) arccos((s+1)/T))) known after step s, or s + 1."""
     at_least("halton", {"tokens": tokens, "steps": steps})
     known = [int(tokens * (1 - math.acos((s + 1) / steps) / (math.pi * 0.5))) for s in range(steps)]
     return _steps_of([tokens - max(s + 1, k) for s, k in enumerate(known)], tokens)
 
 
-def halton_confidence(tokens: int, steps: int, schedule: Schedule) -> list[int]:
+def count_halton_confidence(tokens: int, steps: int, schedule: Schedule) -> list[int]:
     """valeoai/Halton-MaskGIT, confidence_sampler.py: int(N (1 - g(r))) known, r from 0 to 1, so step 0 reveals one."""
     at_least("halton_confidence", {"tokens": tokens, "steps": steps})
     known = (tokens * (1 - schedule(torch.linspace(0, 1, steps, dtype=torch.float64)))).long()
     return _steps_of([tokens - max(s + 1, int(k)) for s, k in enumerate(known)], tokens)
 
 
-def x_transformers(tokens: int, steps: int, schedule: Schedule) -> list[int]:
+def count_x_transformers(tokens: int, steps: int, schedule: Schedule) -> list[int]:
     """lucidrains/x-transformers: int(N g((s+1)/T)) still masked; a step may reveal nothing."""
     at_least("x_transformers", {"tokens": tokens, "steps": steps})
     remaining = (schedule(torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:]) * tokens).long()
     return _steps_of(remaining.tolist(), tokens)
 
 
-def muse(tokens: int, steps: int, schedule: Schedule) -> list[int]:
+def count_muse(tokens: int, steps: int, schedule: Schedule) -> list[int]:
     """lucidrains/muse-maskgit-pytorch: time starts at 0 and ends at 1, so the last step predicts a single token."""
     at_least("muse", {"tokens": tokens, "steps": steps})
     masked = (schedule(torch.linspace(0, 1, steps, dtype=torch.float64)) * tokens).long().clamp(min=1)
     return _steps_of([*masked.tolist()[1:], 0], tokens)
 
 
-def nanofm(tokens: int, steps: int) -> list[int]:
+def count_nanofm(tokens: int, steps: int) -> list[int]:
     """EPFL nanoMaskGIT: N // T per step, the remainder in the last. With T > N, one per step until none is left."""
     at_least("nanofm", {"tokens": tokens, "steps": steps})
     used = min(steps, tokens)
@@ -79,13 +79,13 @@ def nanofm(tokens: int, steps: int) -> list[int]:
     return counts + [0] * (steps - used)
 
 
-def llada(tokens: int, steps: int) -> list[int]:
+def count_llada(tokens: int, steps: int) -> list[int]:
     """ML-GSAI/LLaDA: N // T per step, the remainder spread over the first steps."""
     at_least("llada", {"tokens": tokens, "steps": steps})
     return [tokens // steps + (s < tokens % steps) for s in range(steps)]
 
 
-def fourm(tokens: int, steps: int) -> list[int]:
+def count_fourm(tokens: int, steps: int) -> list[int]:
     """apple/ml-4m: rounded differences of the half cosine (1 + cos(pi s/T))/2, a hump; the last takes the rest."""
     at_least("fourm", {"tokens": tokens, "steps": steps})
     curve = 0.5 * (1 + torch.cos(torch.arange(steps + 1, dtype=torch.float64) / steps * math.pi))

@@ -37,14 +37,14 @@ from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Shape, Sigm
 T = TypeVar("T")
 
 
-def named(table: Mapping[str, T], name: str, what: str) -> T:
+def look_up(table: Mapping[str, T], name: str, what: str) -> T:
     """table[name], or a ConfigError with the nearest name."""
     if name not in table:
-        raise ConfigError(f"no {what} {name}{nearest(name, table)}")
+        raise ConfigError(f"no {what} {name}{suggest_nearest(name, table)}")
     return table[name]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest_nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error line: the nearest known name, or all of them."""
     near = get_close_matches(name, list(known), 1)
     return f": did you mean {near[0]}?" if near else f": there are {', '.join(known)}"
@@ -61,25 +61,25 @@ PRESETS = {
     "halton-small-384-32": presets.HALTON_SMALL_384,
     "halton-base-384-32": presets.HALTON_BASE_384,
     "halton-large-384-32": presets.HALTON_LARGE_384,
-    "titok-l32-256-8": presets.TITOK_L32,
-    "titok-b64-256-8": presets.TITOK_B64,
-    "titok-s128-256-64": presets.TITOK_S128,
+    "titok-l32-256-8": presets.TITOK_L32_256,
+    "titok-b64-256-8": presets.TITOK_B64_256,
+    "titok-s128-256-64": presets.TITOK_S128_256,
 }
 """Published ones: whose, for which size, in how many steps."""
 
 
-OURS = {"ours-8": presets.ours(8), "ours-16": presets.ours(16)}
+OUR_SAMPLINGS = {"ours-8": presets.make_ours(8), "ours-16": presets.make_ours(16)}
 
 
-SAMPLINGS: dict[str, Sampling] = {name: preset.sampling for name, preset in PRESETS.items()} | OURS
+SAMPLINGS: dict[str, Sampling] = {name: preset.sampling for name, preset in PRESETS.items()} | OUR_SAMPLINGS
 """What `--preset` may say."""
 
 
-def expected(name: str) -> str:
+def describe_expected(name: str) -> str:
     """What a preset is reported to reach, in one line."""
-    if name in OURS:
+    if name in OUR_SAMPLINGS:
         return f"preset {name}: our own, of which nothing is published"
-    preset: Preset = named(PRESETS, name, "preset")
+    preset: Preset = look_up(PRESETS, name, "preset")
     fid, score = preset.expected.fid, preset.expected.inception_score
     size = "x".join(map(str, preset.size))
     judged = "" if score is None else f", IS {score:.1f}"

@@ -7,7 +7,14 @@ command found a FID of 7.66 where it says 6.80 (github.com/valeoai/Halton-MaskGI
 
 from dataclasses import dataclass
 
-from unmask.decoding.rules import DrawnLogit, RolledHalton, StepConfidence, annealing, lagging, spanning
+from unmask.decoding.rules import (
+    DrawnLogit,
+    RolledHalton,
+    StepConfidence,
+    make_lagging_noise,
+    make_linear_noise,
+    make_titok_noise,
+)
 from unmask.decoding.sampling import HaltonCounts, Sampling, ValeoaiV1
 from unmask.method.guidance import CosineRamp, Interval, LinearRamp
 from unmask.method.sampling.priorities import Confidence
@@ -45,7 +52,7 @@ def _report(steps: int, noise: float, weight: float) -> Sampling:
     return Sampling(
         steps=steps,
         schedule=ValeoaiV1(shape=Arccos()),
-        priority=StepConfidence(lagging(noise, steps)),
+        priority=StepConfidence(make_lagging_noise(noise, steps)),
         temperature=1.0,
         scale=LinearRamp(scale=1 + weight),
     )
@@ -102,7 +109,7 @@ HALTON_LARGE_384 = _halton(384, 0.5, 2.59)
 
 def _titok(steps: int, noise: float, scale: LinearRamp | CosineRamp, fid: float) -> Preset:
     """By scripts/sample_imagenet_titok.py, which the scores are of; the code's own default leaves out the annealing."""
-    noises = annealing(noise, steps)
+    noises = make_titok_noise(noise, steps)
     return Preset(
         size=(256, 256),
         sampling=Sampling(steps=steps, schedule=Arccos(), priority=DrawnLogit(noises), temperature=noises, scale=scale),
@@ -111,15 +118,17 @@ def _titok(steps: int, noise: float, scale: LinearRamp | CosineRamp, fid: float)
     )
 
 
-TITOK_L32 = _titok(8, 9.5, LinearRamp(1 + 4.5), 2.77)
-TITOK_B64 = _titok(8, 11.0, LinearRamp(1 + 3.0), 2.48)
-TITOK_S128 = _titok(64, 2.8, CosineRamp(6.9, power=3.0), 1.97)
+TITOK_L32_256 = _titok(8, 9.5, LinearRamp(1 + 4.5), 2.77)
+TITOK_B64_256 = _titok(8, 11.0, LinearRamp(1 + 3.0), 2.48)
+TITOK_S128_256 = _titok(64, 2.8, CosineRamp(6.9, power=3.0), 1.97)
 
-AMUSED = Sampling(steps=12, schedule=Cosine(), priority=StepConfidence(spanning(2.0, 12)), scale=Interval(10.0))
+AMUSED_SAMPLING = Sampling(
+    steps=12, schedule=Cosine(), priority=StepConfidence(make_linear_noise(2.0, 12)), scale=Interval(10.0)
+)
 """diffusers' AmusedPipeline: 12 steps, guidance 10, noise from 2 to 0. It draws from texts: no score for ImageNet."""
 
 
-def ours(steps: int) -> Sampling:
+def make_ours(steps: int) -> Sampling:
     """What came first by Frechet distance where we measured it (docs/results/cifar10.md), with the report's guidance.
 
     To compare with a published sampler on the same weights; on those of ImageNet it was not measured.
@@ -127,10 +136,10 @@ def ours(steps: int) -> Sampling:
     return Sampling(steps=steps, schedule=Cosine(), priority=Confidence(noise=4.5), scale=LinearRamp(scale=4.0))
 
 
-LINEAR = Power()
+LINEAR_SCHEDULE = Power()
 
 
-def x_transformers(schedule: Shape = LINEAR) -> Sampling:
+def make_x_transformers(schedule: Shape = LINEAR_SCHEDULE) -> Sampling:
     """x-transformers' defaults (NonAutoregressiveWrapper): 18 steps, linear or Cosine(), temperature from 1 to 0.
 
     Its filter, the largest 30 % of the logits, depends on the vocabulary: give top_k = ceil(0.3 K).

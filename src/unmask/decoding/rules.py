@@ -30,7 +30,7 @@ def _check(rule: object, noises: tuple[float, ...]) -> None:
         raise ValueError(f"{rule}: needs one or more finite factors >= 0")
 
 
-def stretched(values: tuple[float, ...], steps: int) -> tuple[float, ...]:
+def stretch(values: tuple[float, ...], steps: int) -> tuple[float, ...]:
     """A list of one value per step, for another number of steps."""
     return tuple(_at(values, (step + 1) / steps) for step in range(steps))
 
@@ -40,12 +40,12 @@ def _at(noises: tuple[float, ...], t: float) -> float:
     return noises[max(0, math.ceil(t * len(noises) - 1e-9) - 1)]
 
 
-def lagging(noise: float, steps: int) -> tuple[float, ...]:
+def make_lagging_noise(noise: float, steps: int) -> tuple[float, ...]:
     """noise (1 - i/T): the reproduction report's (valeoai/Maskgit-pytorch 32062fa, Trainer/vit.py), never 0."""
     return tuple(noise * (1 - step / steps) for step in range(steps))
 
 
-def spanning(noise: float, steps: int, last: float = 0.0) -> tuple[float, ...]:
+def make_linear_noise(noise: float, steps: int, last: float = 0.0) -> tuple[float, ...]:
     """From `noise` in the first step to `last` in the last one: aMUSEd's (diffusers, scheduling_amused.py)."""
     return tuple(torch.linspace(noise, last, steps, dtype=torch.float64).tolist())
 
@@ -68,7 +68,7 @@ class DrawnLogit:
         return drawn + _at(self.noises, t) * gumbel
 
 
-def annealing(noise: float, steps: int) -> tuple[float, ...]:
+def make_titok_noise(noise: float, steps: int) -> tuple[float, ...]:
     """noise (1 - r) (0.5 + 0.8 (1 - r)), r = (i + 1)/T: the script of TiTok's published scores, for draws and order.
 
     Its `softmax_temperature_annealing` divides the logits by 0.5 + 0.8 (1 - r); then the token is drawn by the largest

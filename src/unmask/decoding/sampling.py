@@ -128,13 +128,13 @@ class Sampling:
         """ValueError for parts that do not go together."""
         if self.block < 0:
             raise ValueError(f"sampling: block={self.block} must be at least 1, or 0 for none")
-        ordered = isinstance(self.sampler, Parallel)
-        if self.block and ordered and isinstance(self.priority, Placed):
+        uses_order = isinstance(self.sampler, Parallel)
+        if self.block and uses_order and isinstance(self.priority, Placed):
             raise ValueError(
                 f"sampling: {self.priority} is of the whole canvas: for block={self.block} take another order, such as "
                 "confidence"
             )
-        if self.remask and not ordered:
+        if self.remask and not uses_order:
             raise ValueError(f"sampling: remask is for the sampler Parallel, not {self.sampler}")
         if self.remask and isinstance(self.priority, Halton | RolledHalton | Raster):
             raise ValueError(
@@ -164,9 +164,9 @@ class Sampling:
 
     def _ratios(self, tokens: int, steps: int) -> list[float]:
         if isinstance(self.schedule, ValeoaiV1):
-            return ratios_from_counts(counts.valeoai_v1(tokens, steps, self.schedule.shape))
+            return ratios_from_counts(counts.count_valeoai_v1(tokens, steps, self.schedule.shape))
         if isinstance(self.schedule, HaltonCounts):
-            return ratios_from_counts(counts.halton(tokens, steps))
+            return ratios_from_counts(counts.count_halton(tokens, steps))
         return ratios(self.schedule, steps)
 
     def run(
@@ -221,7 +221,7 @@ class Sampling:
         return tuple(a * b for a, b in zip(own, moment_temperatures(self.priority.noise, steps), strict=True))
 
 
-def ordered(priority: Order | FromCritic, model: Generator, labels: Condition = None) -> Priority:
+def resolve_priority(priority: Order | FromCritic, model: Generator, labels: Condition = None) -> Priority:
     """The priority that a recipe means: itself, or one that asks the model's critic of the filled canvas."""
     if isinstance(priority, FromCritic):
         if not isinstance(model, MaskedTransformer) or model.config.critic == "none":

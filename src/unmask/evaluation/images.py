@@ -34,7 +34,7 @@ from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import Recipe
 from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.tokenizers.pixels import Pixels
 
@@ -139,7 +139,9 @@ def report(
     features there is nothing to measure in: the report then holds what needs none.
     """
     curve = read_curve(run)
-    facts = environment(world.device)  # of the code as it is now: the checkout may change in the minutes of work below
+    facts = describe_environment(
+        world.device
+    )  # of the code as it is now: the checkout may change in the minutes of work below
     experiment, pipeline = opened(run, world)
     sampling = sampling or pipeline.sampling
     if judge is None and experiment.classes:

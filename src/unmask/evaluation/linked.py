@@ -14,7 +14,7 @@ from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import Recipe
 from unmask.storage.config import to_json, write_json
 from unmask.storage.layout import MODEL, TOKENIZER
-from unmask.storage.weights import same_weights
+from unmask.storage.weights import have_same_weights
 from unmask.tokenizers.base import verify_tokenizer
 
 
@@ -45,7 +45,7 @@ def as_run(model: Path, codes: str | None, out: Path) -> Path:
             f"{codes} has {len(coded.meta.classes) or 'no'} classes and the model {recipe.model.num_classes}: their "
             "numbers mean other things"
         )
-    if not same_weights(model / TOKENIZER, coded.weights):
+    if not have_same_weights(model / TOKENIZER, coded.weights):
         raise ConfigError(f"{codes} are of another tokenizer than the model's: make them with unmask tokenize NAME")
     recipe = replace(recipe, data=settled(Codes(path=codes)), tokenizer_sha256=coded.meta.tokenizer)
     if (out / "config.json").exists() and read_recipe(out / "config.json", Recipe) != recipe:
@@ -66,4 +66,4 @@ def as_run(model: Path, codes: str | None, out: Path) -> Path:
 def _of(link: Path, model: Path) -> bool:
     """Whether it leads to that model's file, or to the same weights elsewhere."""
     theirs = model / link.name
-    return link.resolve() == theirs.resolve() or same_weights(link.resolve(), theirs.resolve())
+    return link.resolve() == theirs.resolve() or have_same_weights(link.resolve(), theirs.resolve())

@@ -24,7 +24,7 @@ from unmask.method.likelihood import bound, exact
 from unmask.method.masking import ABSENT
 from unmask.method.rand import Rand
 from unmask.runtime.distributed import World, sum_over_ranks
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.files import write_text
 
@@ -173,7 +173,7 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     first = next(row.order for row in rows if row.order != BOUND)
     said = ", ".join(f"{name} {value}" for name, value in facts.items())
-    here = environment(world.device)
+    here = describe_environment(world.device)
     lines = [head(units, first), *(line(row, units, first) for row in rows), "", f"{said}. `{here['command']}`, commit "
              f"{here['commit']}, {here['hardware']}."]  # fmt: skip
     write_text("\n".join(lines) + "\n", out / "score.md")

@@ -25,9 +25,9 @@ from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import fit_gaussian, frechet_distance
 from unmask.metrics.in_domain import in_domain
 from unmask.pipelines.image import Pipeline
-from unmask.runtime.distributed import World, agree, barrier
+from unmask.runtime.distributed import World, barrier, broadcast_text
 from unmask.runtime.progress import Progress
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.files import sha256_of, write_text
 from unmask.storage.lock import lock
 
@@ -125,7 +125,7 @@ def sweep(
             "judge": judge.sha256 if judge else "",
             "pictures": digest(experiment.split.train, experiment.split.test),
         }
-        made = environment(world.device)
+        made = describe_environment(world.device)
         table = Table(out / "sweep.csv", origin, str(made["commit"]))
         barrier(world)  # all ranks have read the same rows before the first is added
         if world.is_main:
@@ -171,7 +171,7 @@ def _rows(bench: Bench, plan: Plan, table: Table) -> Iterator[Row]:
         rows.append(row(cells_of("setting", plan, setting, candidates, plan.seed), compute))
         yield rows[-1]
     # Rank 0 decides: figures of other hardware may differ in their last digit, and two ranks must not draw two things.
-    best = int(agree(str(min(range(len(rows)), key=lambda i: rows[i].figures["frechet"])), world))
+    best = int(broadcast_text(str(min(range(len(rows)), key=lambda i: rows[i].figures["frechet"])), world))
     setting, temperature = choices[best][0], rows[best].figures["temperature"]
     cells = cells_of("again", plan, setting, (temperature,), plan.seed + 2)
     yield row(cells, lambda: measured(bench, setting.sampling, temperature, plan.samples, plan.seed + 2))
@@ -240,7 +240,7 @@ def best_temperature(bench: Bench, sampling: Sampling, temperatures: Sequence[fl
         return frechet_distance(fit_gaussian(bank), train)
 
     distances = [distance(temperature) for temperature in temperatures]
-    return temperatures[int(agree(str(distances.index(min(distances))), bench.world))]
+    return temperatures[int(broadcast_text(str(distances.index(min(distances))), bench.world))]
 
 
 def measured(bench: Bench, sampling: Sampling, temperature: float, num: int, seed: int) -> dict[str, float]:

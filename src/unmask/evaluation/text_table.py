@@ -19,7 +19,7 @@ from unmask.figures.images import curves
 from unmask.metrics.judge import JudgeConfig
 from unmask.pipelines.text import TextPipeline
 from unmask.runtime.distributed import World
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.files import write_text
 
@@ -116,7 +116,7 @@ def line(row: Line) -> str:
 def write(rows: Sequence[Line], out: Path, facts: dict[str, object], world: World) -> None:
     """writing.md, writing.csv, writing.json, samples.md, and frontier.png: perplexity against entropy."""
     out.mkdir(parents=True, exist_ok=True)
-    here = environment(world.device)
+    here = describe_environment(world.device)
     said = ", ".join(f"{name} {value}" for name, value in facts.items())
     made = f"{said}. `{here['command']}`, commit {here['commit']}, {here['hardware']}."
     write_text("\n".join([head(), *map(line, rows), "", made]) + "\n", out / "writing.md")

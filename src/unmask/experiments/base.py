@@ -24,12 +24,12 @@ from unmask.pretrained.amused import Amused
 from unmask.published.store import located
 from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import AnyKind, Recipe, TextRecipe, TokenizerRecipe
-from unmask.runtime.distributed import World, barrier, distribute, resolve, whole
-from unmask.runtime.provenance import environment
-from unmask.storage.config import differences, to_json, write_json
+from unmask.runtime.distributed import World, barrier, distribute, gather_full, resolve_strategy
+from unmask.runtime.provenance import describe_environment
+from unmask.storage.config import list_differences, to_json, write_json
 from unmask.storage.files import write_atomic
 from unmask.storage.lock import lock
-from unmask.storage.weights import same_bytes, same_weights, write_weights
+from unmask.storage.weights import have_same_bytes, have_same_weights, write_weights
 from unmask.training.checkpoint import clean
 from unmask.training.loop import Evaluator, TrainConfig, train
 from unmask.training.runfolder import goes_on
@@ -125,7 +125,7 @@ def begin(experiment: Ready, folder: Path) -> tuple[Generator, list[str]]:
         return core, []
     start = located(init)
     theirs = start / experiment.kept
-    if experiment.weights is not None and theirs.exists() and not same_weights(theirs, experiment.weights):
+    if experiment.weights is not None and theirs.exists() and not have_same_weights(theirs, experiment.weights):
         raise ConfigError(f"--init {init} was trained with another tokenizer: its tokens mean other things")
     return core, [f"starting from {init}", *start_from(core, start)]
 
@@ -134,7 +134,7 @@ def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, wor
     recipe = experiment.recipe
     barrier(world)
     training = recipe.training
-    model = distribute(core, resolve(training.strategy, world), world)  # type: ignore[arg-type]
+    model = distribute(core, resolve_strategy(training.strategy, world), world)  # type: ignore[arg-type]
     ema = train(
         model,
         recipe.objective,
@@ -145,9 +145,9 @@ def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, wor
         evaluators=experiment.evaluators(model, folder, world),
         expected_loss=expected_first_loss(experiment),
         notes=notes,
-        meta={"recipe": to_json(recipe), "environment": environment(world.device)},
+        meta={"recipe": to_json(recipe), "environment": describe_environment(world.device)},
     )
-    weights = {name: whole(average).cpu().contiguous() for name, average in ema.average.items()}
+    weights = {name: gather_full(average).cpu().contiguous() for name, average in ema.average.items()}
     if world.is_main:
         write_weights(weights, folder / "model.safetensors")
     barrier(world)
@@ -161,7 +161,7 @@ def _keep_tokenizer(experiment: Ready, folder: Path) -> None:
     if not path.exists():
         with write_atomic(path) as part:
             shutil.copyfile(experiment.weights, part)
-    elif not same_bytes(path, experiment.weights):
+    elif not have_same_bytes(path, experiment.weights):
         raise CheckpointError(f"{folder} was trained with another tokenizer: give another --out")
 
 
@@ -171,7 +171,7 @@ def claim(recipe: AnyKind, folder: Path) -> None:
     clean(folder / "checkpoints")
     path = folder / "config.json"
     if path.exists():
-        changed = differences(_lasting(read_recipe(path, type(recipe))), _lasting(recipe))
+        changed = list_differences(_lasting(read_recipe(path, type(recipe))), _lasting(recipe))
         if changed:
             raise CheckpointError(
                 f"{folder} holds another experiment ({changed[0]}): give another --out, or delete the folder"

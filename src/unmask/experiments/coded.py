@@ -20,7 +20,7 @@ from unmask.runtime.distributed import World, barrier
 from unmask.runtime.kernels import fast_dtype
 from unmask.runtime.progress import Progress
 from unmask.storage.config import dump_json, from_json, read_json
-from unmask.storage.weights import fingerprint
+from unmask.storage.weights import hash_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def open_coded(folder: str | Path) -> Coded:
     if test is None:
         raise DataError(f"{folder} holds no codes to validate on: tokenize a source that holds some pictures out")
     model = read_tokenizer(folder / "tokenizer")
-    check_tokenizer(meta, fingerprint(model, model.config))
+    check_tokenizer(meta, hash_weights(model, model.config))
     source = from_json(Origin, json.loads(meta.source), "source").data
     weights = folder / "tokenizer" / WEIGHTS
     plan = read_json(folder / PLAN, Plan, MAX_JSON)
@@ -93,7 +93,7 @@ def make_codes(
     """
     split = split or source.load(progress)
     plan = Plan(
-        tokenizer=fingerprint(model, model.config),
+        tokenizer=hash_weights(model, model.config),
         vocab_size=model.vocab_size,
         grid=model.grid,
         size=model.config.size,

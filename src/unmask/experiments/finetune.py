@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.decoding.rules import stretched
+from unmask.decoding.rules import stretch
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.models.protocol import Generator
@@ -21,7 +21,7 @@ from unmask.pretrained.google import GoogleMaskGIT
 from unmask.published.store import described
 from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
-from unmask.storage.weights import load_weights, unfilled
+from unmask.storage.weights import load_weights, skip_initial_weights
 from unmask.tokenizers.text import open_text_tokenizer
 from unmask.training.runfolder import goes_on
 
@@ -42,7 +42,7 @@ def start_from(model: Generator, run: Path) -> list[str]:
         vocab_size, grid = known.vocab_size, known.grid
     else:
         vocab_size, grid = recipe.tokenizer.vocab_size, recipe.tokenizer.grid
-    with unfilled():
+    with skip_initial_weights():
         earlier = recipe.model.build(vocab_size, grid)
     load_weights(earlier, run / "model.safetensors")
     return load_compatible(model, dict(earlier.named_parameters()), earlier.grid)
@@ -163,6 +163,6 @@ def _changed(theirs: Sampling, own: Sampling, given: Collection[str]) -> Samplin
     values = {field.name: (getattr(own, field.name), field.default) for field in fields(Sampling)}
     changes: dict[str, Any] = {name: x for name, (x, plain) in values.items() if x != plain or name in given}
     if isinstance(theirs.temperature, tuple):
-        warmth = stretched(theirs.temperature, changes.get("steps", theirs.steps))
+        warmth = stretch(theirs.temperature, changes.get("steps", theirs.steps))
         changes = {"temperature": warmth, **changes}
     return replace(theirs, **changes)

@@ -20,7 +20,7 @@ from unmask.pipelines.image import Pipeline
 from unmask.pretrained.amused import Amused
 from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import Recipe
-from unmask.runtime.distributed import World, unwrapped
+from unmask.runtime.distributed import World, unwrap
 from unmask.runtime.progress import Progress
 from unmask.storage.layout import TOKENIZER
 from unmask.tokenizers.base import open_tokenizer
@@ -59,7 +59,7 @@ class Experiment:
         tokenizer = open_tokenizer(self.recipe.tokenizer, folder / TOKENIZER)
         if isinstance(tokenizer, nn.Module):
             tokenizer = tokenizer.to(world.device)
-        pipeline = Pipeline(unwrapped(model), tokenizer, self.recipe.sampling)  # type: ignore[arg-type]
+        pipeline = Pipeline(unwrap(model), tokenizer, self.recipe.sampling)  # type: ignore[arg-type]
         training = self.recipe.training
         return [
             validation(self.recipe.objective, training.precision, self.test, model, world),

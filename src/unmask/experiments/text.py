@@ -8,7 +8,7 @@ from torch import nn
 
 from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import settled
-from unmask.data.text.shards import TOKENIZER, TextMeta, TextSet, open_text, write_text
+from unmask.data.text.shards import TEXT_TOKENIZER, TextMeta, TextSet, open_text, write_text
 from unmask.data.text.sources import TextFile
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.validation import validation
@@ -16,7 +16,7 @@ from unmask.method.models.transformer import MaskedTransformer
 from unmask.pipelines.text import TextPipeline
 from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import TextRecipe
-from unmask.runtime.distributed import World, autocast, unwrapped
+from unmask.runtime.distributed import World, autocast, unwrap
 from unmask.runtime.progress import Progress
 from unmask.storage.config import to_json, write_json
 from unmask.storage.weights import write_weights
@@ -37,7 +37,7 @@ class TextExperiment:
     meta: TextMeta
     tokenizer: TextTokenizer
     weights: Path
-    kept: str = TOKENIZER
+    kept: str = TEXT_TOKENIZER
 
     @property
     def vocab_size(self) -> int:
@@ -49,7 +49,7 @@ class TextExperiment:
 
     def evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
         """Loss and accuracy on held-out text, and a sample."""
-        core: MaskedTransformer = unwrapped(model)  # type: ignore[assignment]
+        core: MaskedTransformer = unwrap(model)  # type: ignore[assignment]
         precision = self.recipe.training.precision
         pipeline = TextPipeline(core, self.tokenizer, self.recipe.sampling, opens=self.recipe.opens)
 
@@ -92,7 +92,7 @@ def export(run: Path, out: Path) -> None:
     pipeline = TextPipeline.from_pretrained(run, device="cpu", dtype=torch.float32)
     out.mkdir(parents=True, exist_ok=True)
     write_weights(dict(pipeline.model.named_parameters()), out / "model.safetensors")
-    (out / TOKENIZER).write_bytes(pipeline.tokenizer.to_bytes())
+    (out / TEXT_TOKENIZER).write_bytes(pipeline.tokenizer.to_bytes())
     write_json(out / "config.json", to_json(read_recipe(run / "config.json", TextRecipe)))
 
 
@@ -108,5 +108,5 @@ def _opened(recipe: TextRecipe, shards: Path) -> TextExperiment:
         test=test,
         meta=meta,
         tokenizer=tokenizer,
-        weights=shards / TOKENIZER,
+        weights=shards / TEXT_TOKENIZER,
     )

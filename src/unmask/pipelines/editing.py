@@ -18,7 +18,7 @@ from unmask.data.holes import ANY, Cells, blank, paste, token_mask
 from unmask.data.image_files import MAX_PIXELS
 from unmask.data.masks import check_hole
 from unmask.data.tokens import rows_at_once
-from unmask.decoding.sampling import Parallel, Sampling, ordered
+from unmask.decoding.sampling import Parallel, Sampling, resolve_priority
 from unmask.errors import ConfigError
 from unmask.method.guidance import Condition
 from unmask.method.rand import Rand
@@ -61,7 +61,7 @@ def history(
     height, width = pipeline.cells
     tokens = pipeline.tokenizer.encode(blank(images, hole))
     tokens = tokens.masked_fill(token_mask(hole, (height, width), cells).to(tokens.device), pipeline.model.mask_id)
-    predict, order = pipeline.predict(labels, s), ordered(s.priority, pipeline.model, labels)
+    predict, order = pipeline.predict(labels, s), resolve_priority(s.priority, pipeline.model, labels)
 
     tokens = tokens.repeat_interleave(variants, 0).to(pipeline.device)
     rows = torch.arange(first, first + len(images))[:, None] + torch.arange(variants) * VARIANT

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unmask.data.holes import blank, token_mask
 from unmask.data.tokens import rows_at_once
-from unmask.decoding.sampling import Sampling, ordered
+from unmask.decoding.sampling import Sampling, resolve_priority
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.guidance import Condition, Predict, guided, remembering
 from unmask.method.models.protocol import Generator
@@ -34,7 +34,7 @@ from unmask.runtime.packed import pack, unpack
 from unmask.runtime.progress import Progress
 from unmask.storage.config import to_json, write_json
 from unmask.storage.layout import TOKENIZER
-from unmask.storage.weights import fingerprint, load_weights, unfilled, write_weights
+from unmask.storage.weights import hash_weights, load_weights, skip_initial_weights, write_weights
 from unmask.tokenizers.base import Tokenizer, open_tokenizer, verify_tokenizer
 
 
@@ -77,7 +77,7 @@ class Pipeline:
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         kind = dtype or fast_dtype(where)
         verify_tokenizer(recipe.tokenizer, folder / TOKENIZER, recipe.tokenizer_sha256)
-        with unfilled(kind):
+        with skip_initial_weights(kind):
             model: nn.Module = recipe.model.build(recipe.tokenizer.vocab_size, recipe.tokenizer.grid)
         model = pack(model.to(where, kind).eval())
         load_weights(model, folder / "model.safetensors")
@@ -108,7 +108,7 @@ class Pipeline:
         write_weights(dict(self.model.named_parameters()), out / "model.safetensors")
         if isinstance(self.tokenizer, nn.Module):
             write_weights(dict(self.tokenizer.named_parameters()), out / TOKENIZER)
-            recipe = replace(recipe, tokenizer_sha256=fingerprint(self.tokenizer, self.tokenizer.config))
+            recipe = replace(recipe, tokenizer_sha256=hash_weights(self.tokenizer, self.tokenizer.config))
         if texts is not None:
             write_clip(texts, out)
         (out / "README.md").write_text(card, encoding="utf-8")
@@ -162,7 +162,7 @@ class Pipeline:
             tokens,
             mask_id=self.model.mask_id,
             rand=seeded(seed, len(tokens), first=first, device=tokens.device),
-            priority=ordered(s.priority, self.model, labels),
+            priority=resolve_priority(s.priority, self.model, labels),
         )
 
     def predict(self, labels: Condition, sampling: Sampling) -> Predict:

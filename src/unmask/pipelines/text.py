@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unmask.data.text.shards import TOKENIZER
+from unmask.data.text.shards import TEXT_TOKENIZER
 from unmask.data.tokens import rows_at_once
 from unmask.decoding.sampling import FromCritic, Sampling
 from unmask.errors import CheckpointError, ConfigError
@@ -24,7 +24,7 @@ from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import TextRecipe
 from unmask.runtime.kernels import fast_dtype
 from unmask.runtime.packed import pack
-from unmask.storage.weights import load_weights, unfilled
+from unmask.storage.weights import load_weights, skip_initial_weights
 from unmask.tokenizers.text import BPETokenizer, TextTokenizer, open_text_tokenizer
 
 HOLE = re.compile(r"\[MASK(?::(\d+))?\]")
@@ -69,12 +69,12 @@ class TextPipeline:
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: no config.json there; give a run folder or an export")
         recipe = read_recipe(folder / "config.json", TextRecipe)
-        tokenizer = open_text_tokenizer(folder / TOKENIZER, recipe.tokenizer.context)
+        tokenizer = open_text_tokenizer(folder / TEXT_TOKENIZER, recipe.tokenizer.context)
         if recipe.tokenizer_sha256 not in (None, tokenizer.sha256):
-            raise CheckpointError(f"{folder / TOKENIZER} is another tokenizer than the model was trained with")
+            raise CheckpointError(f"{folder / TEXT_TOKENIZER} is another tokenizer than the model was trained with")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         kind = dtype or fast_dtype(where)
-        with unfilled(kind):
+        with skip_initial_weights(kind):
             model = recipe.model.build(tokenizer.vocab_size, tokenizer.grid)
         model = pack(model.to(where, kind).eval())
         load_weights(model, folder / "model.safetensors")

@@ -19,9 +19,9 @@ from unmask.published.hub import download, is_on_hub
 from unmask.recipes.reading import read_recipe
 from unmask.recipes.schema import Recipe
 from unmask.runtime.progress import Progress
-from unmask.storage.cache import cache_dir
+from unmask.storage.cache import find_cache_dir
 from unmask.storage.config import load_json, to_json, write_json
-from unmask.storage.download import alone, fetch, mismatch
+from unmask.storage.download import fetch_file, find_mismatch, lock_file
 from unmask.storage.files import one_line
 from unmask.storage.layout import MODEL, TOKENIZER
 
@@ -72,13 +72,13 @@ def made(
     name: str, *, weights: Sequence[str | Path] = (), offline: bool = False, progress: Progress | None = None
 ) -> Path:
     """A published model, converted in the cache; CheckpointError or DiskError says what is missing or differs."""
-    folder = cache_dir() / "models" / name
+    folder = find_cache_dir() / "models" / name
     given = [Path(place).expanduser() for place in weights]
     if (folder / "config.json").is_file() and not given:
         return folder
     files = _files(name, given, offline, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder):
+    with lock_file(folder):
         if not (folder / "config.json").is_file() or given:  # another process may just have made it
             _make(MODELS[name], files, folder)
     return folder
@@ -132,7 +132,7 @@ def _at_hand(part: File, given: Sequence[Path], parts: Sequence[File]) -> Path |
     found += [place / name for place in given for name in names if (place / name).is_file()]
     if not found:
         return None
-    wrong = mismatch(found[0], part.source) if part.source is not None else None
+    wrong = find_mismatch(found[0], part.source) if part.source is not None else None
     if wrong:
         raise CheckpointError(f"{one_line(str(found[0]))} is {wrong}: get the file of {part.page}")
     return found[0]
@@ -146,7 +146,7 @@ def _is_named(place: Path, ending: str) -> bool:
 def _fetched(part: File, offline: bool, progress: Progress | None) -> Path:
     assert part.source is not None
     try:
-        return fetch(part.source, cache_dir() / "downloads", offline=offline, progress=progress)
+        return fetch_file(part.source, find_cache_dir() / "downloads", offline=offline, progress=progress)
     except CheckpointError as error:
         raise CheckpointError(f"{error}, or name a copy of it with --weights") from error
 

@@ -26,7 +26,9 @@ Strategy = Literal["auto", "none", "ddp", "fsdp"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-PATIENCE = timedelta(hours=4)  # that ranks wait for the main one, which may be downloading, or training a classifier
+RANK_TIMEOUT = timedelta(
+    hours=4
+)  # that ranks wait for the main one, which may be downloading, or training a classifier
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class World:
 
 
 @contextmanager
-def world(device: str | None = None) -> Iterator[World]:
+def join_world(device: str | None = None) -> Iterator[World]:
     """The processes that torchrun started, joined in a group; or this one alone. CUDA is used where there is any."""
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
@@ -59,7 +61,7 @@ def world(device: str | None = None) -> Iterator[World]:
     if here.type == "cuda":
         torch.cuda.set_device(here)
     backend, device_id = ("nccl", here) if here.type == "cuda" else ("gloo", None)
-    dist.init_process_group(backend, device_id=device_id, timeout=PATIENCE)
+    dist.init_process_group(backend, device_id=device_id, timeout=RANK_TIMEOUT)
     try:
         yield World(dist.get_rank(), size, here)
     finally:
@@ -73,7 +75,7 @@ def check_alone(command: str) -> None:
         raise ConfigError(f"unmask {command} is the work of one process, and here are {size}: run it without torchrun")
 
 
-def resolve(strategy: Strategy, world: World) -> Strategy:
+def resolve_strategy(strategy: Strategy, world: World) -> Strategy:
     """`auto` is none for one process and ddp for several; anything that cannot work raises ConfigError."""
     if strategy == "auto":
         return "none" if world.size == 1 else "ddp"
@@ -111,13 +113,13 @@ def distribute(model: nn.Module, strategy: Strategy, world: World) -> nn.Module:
     return model
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The model itself, without DDP around it."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 @contextmanager
-def accumulating(model: nn.Module, last: bool) -> Iterator[None]:
+def accumulate_gradients(model: nn.Module, last: bool) -> Iterator[None]:
     """Backward passes inside communicate only if this is the `last` micro-batch of the step."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
@@ -125,7 +127,7 @@ def accumulating(model: nn.Module, last: bool) -> Iterator[None]:
         yield
 
 
-def gradient_factor(model: nn.Module, world: World) -> float:
+def get_gradient_factor(model: nn.Module, world: World) -> float:
     """What gradients must be multiplied by to be those of the summed loss: DDP averages over ranks."""
     return float(world.size) if isinstance(model, DistributedDataParallel) else 1.0
 
@@ -137,23 +139,23 @@ def sum_over_ranks(x: Float[Tensor, "*n"], world: World) -> Float[Tensor, "*n"]:
     return x
 
 
-def norm(tensors: list[Tensor]) -> Float[Tensor, ""]:
+def compute_norm(tensors: list[Tensor]) -> Float[Tensor, ""]:
     """The 2-norm of all tensors together, whole also when they are sharded."""
     total = nn.utils.get_total_norm(tensors)
     return total.full_tensor() if isinstance(total, DTensor) else total
 
 
-def local(x: Tensor) -> Tensor:
+def get_local(x: Tensor) -> Tensor:
     """This rank's part of a tensor, sharing memory with it."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def whole(x: Tensor) -> Tensor:
+def gather_full(x: Tensor) -> Tensor:
     """The whole of a possibly sharded tensor; all ranks must ask together."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def like_shards(x: Tensor, sharded: Tensor) -> Tensor:
+def shard_like(x: Tensor, sharded: Tensor) -> Tensor:
     """`x`, which every rank holds whole, cut as `sharded` is cut; no rank sends anything."""
     if not isinstance(sharded, DTensor):
         return x
@@ -175,7 +177,7 @@ def barrier(world: World) -> None:
         dist.barrier()
 
 
-def agree(text: str, world: World) -> str:
+def broadcast_text(text: str, world: World) -> str:
     """Rank 0's `text`, on every rank (sent as bytes, nothing is unpickled)."""
     if world.size == 1:
         return text

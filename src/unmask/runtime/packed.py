@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unmask.runtime.kernels import packs_linear
 
 Network = TypeVar("Network", bound=nn.Module)
-FIXED = (
+CANNOT_CHANGE = (
     "this network is laid out for inference on a CPU, and can be neither trained nor moved nor converted: load it with "
     "the device and dtype you want, or train with unmask train RECIPE --init"
 )
@@ -25,12 +25,12 @@ GELU = Literal["none", "tanh"]
 """As torch names them: the exact one, and its approximation."""
 
 
-def arranged(weight: Float[Tensor, "o i"]) -> Tensor:
+def arrange_weight(weight: Float[Tensor, "o i"]) -> Tensor:
     """A copy in oneDNN's own order, which only it can read; `dense` undoes it."""
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
-def dense(weight: Tensor) -> Tensor:
+def to_dense(weight: Tensor) -> Tensor:
     """The numbers in rows and columns again; any other tensor as it is."""
     return weight.detach().to_dense() if weight.is_mkldnn else weight.detach()
 
@@ -52,25 +52,25 @@ class PackedLinear(nn.Module):
     def __init__(self, layer: nn.Linear):
         super().__init__()
         self.gelu: GELU | None = layer.approximate if isinstance(layer, LinearGELU) else None
-        self.weight = nn.Parameter(arranged(layer.weight.detach()), requires_grad=False)
+        self.weight = nn.Parameter(arrange_weight(layer.weight.detach()), requires_grad=False)
         self.bias = layer.bias
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         if torch.is_grad_enabled():  # the kernel knows no gradient
             if self.weight.requires_grad:
-                raise TypeError(FIXED)
-            y = F.linear(x, dense(self.weight), self.bias)
+                raise TypeError(CANNOT_CHANGE)
+            y = F.linear(x, to_dense(self.weight), self.bias)
             return y if self.gelu is None else F.gelu(y, approximate=self.gelu)
         after, how = ("none", "") if self.gelu is None else ("gelu", self.gelu)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, after, [], how)
 
     def train(self, mode: bool = True) -> "PackedLinear":
         if mode:
-            raise TypeError(FIXED)
+            raise TypeError(CANNOT_CHANGE)
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
-        raise TypeError(FIXED)
+        raise TypeError(CANNOT_CHANGE)
 
     def __reduce__(self) -> tuple[type["PackedLinear"], tuple[nn.Linear]]:
         """Copies and pickles are of the plain layer, since only here the blocks can be read."""
@@ -78,12 +78,12 @@ class PackedLinear(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = dense(self.weight)
+        destination[f"{prefix}weight"] = to_dense(self.weight)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         name = f"{prefix}weight"
         if name in state_dict:
-            state_dict = {**state_dict, name: arranged(state_dict[name].to(self.weight.dtype))}
+            state_dict = {**state_dict, name: arrange_weight(state_dict[name].to(self.weight.dtype))}
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
@@ -114,7 +114,7 @@ def _fits(layer: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def _plain(packed: PackedLinear) -> nn.Linear:
-    weight = dense(packed.weight)
+    weight = to_dense(packed.weight)
     with torch.device("meta"):
         shape = (weight.shape[1], weight.shape[0])
         layer = nn.Linear(*shape) if packed.gelu is None else LinearGELU(*shape, packed.gelu)

@@ -13,18 +13,18 @@ Progress = Callable[[str, int, int], None]
 """Called with (what, done, total) as work goes on."""
 
 
-QUIET = 20.0  # seconds
+SECONDS_BETWEEN_LINES = 20.0  # seconds
 
 
 @contextmanager
-def progress_bar(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
+def show_progress(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Bars that `report(what, done, total)` moves, one for each `what`; they go away at the end.
 
     Without a terminal a line to stderr, every QUIET seconds: what takes long is not to look as if it hung.
     """
     console = Console(stderr=True, soft_wrap=True)
     if not console.is_terminal:  # where even a transient bar leaves an empty line
-        yield _lines(QUIET) if shown else _unsaid
+        yield _lines(SECONDS_BETWEEN_LINES) if shown else _unsaid
         return
     aside = sys.stdout.isatty()  # else what a command prints, a table for one, would follow the bar to stderr
     with Bar(console=console, transient=True, redirect_stdout=aside, disable=not shown) as bar:

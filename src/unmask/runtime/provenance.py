@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 
-def commit() -> str:
+def find_commit() -> str:
     """The git commit of this code, "+" appended if it was changed since; or the package's version."""
     here = Path(__file__).parent
     try:
@@ -21,7 +21,7 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if changed.returncode else "")
 
 
-def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+def describe_processor(info: Path = Path("/proc/cpuinfo")) -> str:
     """The CPU's name; on Linux with its family and model, as clouds give one name to CPUs of very different speeds."""
     if not info.is_file():
         return platform.processor() or platform.machine()
@@ -32,14 +32,14 @@ def processor(info: Path = Path("/proc/cpuinfo")) -> str:
     return f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')})"
 
 
-def environment(device: torch.device) -> dict[str, str | int]:
+def describe_environment(device: torch.device) -> dict[str, str | int]:
     """What a figure must be quoted with, and what bitwise repetition depends on."""
     return {
         "command": " ".join([Path(sys.argv[0]).name.replace("__main__.py", "unmask"), *sys.argv[1:]]),
-        "commit": commit(),
+        "commit": find_commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else describe_processor(),
         "threads": torch.get_num_threads(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }

@@ -12,14 +12,14 @@ from unmask.runtime.progress import Progress
 from unmask.storage.files import one_line, write_bytes
 
 
-def cache_dir() -> Path:
+def find_cache_dir() -> Path:
     """$UNMASK_CACHE, else $XDG_CACHE_HOME/unmask, else ~/.cache/unmask."""
     if os.environ.get("UNMASK_CACHE"):
         return Path(os.environ["UNMASK_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unmask"
 
 
-TIMEOUT = 30  # seconds without an answer before a mirror is given up
+MIRROR_TIMEOUT = 30  # seconds without an answer before a mirror is given up
 
 
 def fetch_first(urls: list[str], size: int, sha256: str, progress: Progress | None) -> bytes | list[str]:
@@ -27,7 +27,7 @@ def fetch_first(urls: list[str], size: int, sha256: str, progress: Progress | No
     complaints = []
     for url in urls:
         try:
-            body = fetch(url, size, progress)
+            body = fetch_bytes(url, size, progress)
         except (OSError, http.client.HTTPException, ValueError) as error:
             complaints.append(f"{urlsplit(url).netloc}: {one_line(str(error))}")
             continue
@@ -37,11 +37,11 @@ def fetch_first(urls: list[str], size: int, sha256: str, progress: Progress | No
     return complaints
 
 
-def fetch(url: str, size: int, progress: Progress | None) -> bytes:
+def fetch_bytes(url: str, size: int, progress: Progress | None) -> bytes:
     """At most `size` + 1 bytes of `url`."""
     check_secure(url)
     name, body = url.rsplit("/", 1)[-1], bytearray()
-    with urllib.request.build_opener(SecureRedirects).open(url, timeout=TIMEOUT) as answer:
+    with urllib.request.build_opener(SecureRedirects).open(url, timeout=MIRROR_TIMEOUT) as answer:
         while len(body) <= size and (chunk := answer.read(min(65536, size + 1 - len(body)))):
             body += chunk
             if progress is not None:
@@ -72,7 +72,7 @@ def check_secure(url: str) -> None:
         raise ValueError(f"{url} is not https")
 
 
-def save(path: Path, body: bytes) -> None:
+def save_cached(path: Path, body: bytes) -> None:
     """Write a file, and the folders above it where they are missing; see `write_atomic`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(body, path)

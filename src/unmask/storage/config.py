@@ -70,7 +70,7 @@ def write_json(path: Path, obj: Any) -> None:
         raise DiskError(f"cannot write {path}: {error.strerror}; the file there before, if any, is kept") from error
 
 
-def differences(a: Any, b: Any) -> list[str]:
+def list_differences(a: Any, b: Any) -> list[str]:
     """The dotted fields in which two configs (or their JSON) differ: `"model.depth 4 there, 6 here"` (a is there)."""
     there, here = (dict(_leaves(to_json(x) if is_dataclass(x) else x)) for x in (a, b))
     names = list(there) + [name for name in here if name not in there]

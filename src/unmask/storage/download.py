@@ -15,9 +15,9 @@ from urllib.parse import quote, unquote, urlsplit
 from unmask.errors import CheckpointError, ConfigError, DiskError
 from unmask.runtime.progress import Progress
 from unmask.storage.files import move_into_place, one_line
-from unmask.storage.https import BLOCK, Answer, Cut, Unavailable, get
+from unmask.storage.https import READ_SIZE, Answer, Cut, Unavailable, get
 
-HUB = "https://huggingface.co"
+HUB_URL = "https://huggingface.co"
 ATTEMPTS, GAIN, PAUSE = 4, 1 << 20, 1.0
 """A server is asked so often for every so many bytes that come, with so many seconds in between."""
 SPARE = 64 << 20
@@ -25,7 +25,7 @@ SPARE = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class PublishedFile:
     """One published file: `path` in a `repo` of the Hugging Face hub at a `revision`, or a `url`.
 
     `sha256` may be the published first digits, 8 or more. Without it the revision must be a commit, and only the
@@ -64,7 +64,7 @@ class Source:
         """Where it is published."""
         if self.url is not None:
             return self.url
-        return f"{HUB}/{quote(str(self.repo))}/resolve/{quote(self.revision or 'main')}/{quote(self.path)}"
+        return f"{HUB_URL}/{quote(str(self.repo))}/resolve/{quote(self.revision or 'main')}/{quote(self.path)}"
 
     @property
     def place(self) -> Path:
@@ -79,8 +79,13 @@ def _is_hex(text: str) -> bool:
     return all(c in "0123456789abcdef" for c in text)
 
 
-def fetch(
-    source: Source, folder: Path, *, offline: bool = False, progress: Progress | None = None, _loopback: bool = False
+def fetch_file(
+    source: PublishedFile,
+    folder: Path,
+    *,
+    offline: bool = False,
+    progress: Progress | None = None,
+    _loopback: bool = False,
 ) -> Path:
     """The file in the cache `folder`, downloaded if it is not there.
 
@@ -90,14 +95,14 @@ def fetch(
     path = Path(folder) / source.place
     by_hand = f"or put it at {one_line(str(path))} by hand, from {one_line(source.address)}"
     try:
-        wrong = mismatch(path, source) if path.is_file() else "not there"
+        wrong = find_mismatch(path, source) if path.is_file() else "not there"
         if not wrong:
             return path
         if offline:
             raise CheckpointError(f"{one_line(str(path))} is {wrong}, and this is offline; go online once, {by_hand}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(path):
-            if not path.is_file() or mismatch(path, source):  # another process may just have finished it
+        with lock_file(path):
+            if not path.is_file() or find_mismatch(path, source):  # another process may just have finished it
                 _Download(source, path, progress, _loopback).run()
     except Unavailable as error:
         raise CheckpointError(f"cannot download {path.name}: {one_line(str(error))}; try again, {by_hand}") from error
@@ -106,7 +111,7 @@ def fetch(
     return path
 
 
-def mismatch(path: Path, source: Source) -> str | None:
+def find_mismatch(path: Path, source: PublishedFile) -> str | None:
     """What of a file is not as published, or None."""
     size = path.stat().st_size
     if source.size is not None and size != source.size:
@@ -115,7 +120,7 @@ def mismatch(path: Path, source: Source) -> str | None:
         return None
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(BLOCK):
+        while block := file.read(READ_SIZE):
             digest.update(block)
     if digest.hexdigest().startswith(source.sha256):
         return None
@@ -123,7 +128,7 @@ def mismatch(path: Path, source: Source) -> str | None:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def lock_file(path: Path) -> Iterator[None]:
     """Wait for other processes that make the same file or folder."""
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -134,7 +139,7 @@ def alone(path: Path) -> Iterator[None]:
 class _Download:
     """One download: into `part` until it is whole and checked; `tag` holds the version that the part is of."""
 
-    source: Source
+    source: PublishedFile
     path: Path
     progress: Progress | None
     loopback: bool
@@ -153,11 +158,11 @@ class _Download:
 
     def run(self) -> None:
         in_one_piece = self.receive_all()
-        wrong = mismatch(self.part, self.source)
+        wrong = find_mismatch(self.part, self.source)
         if wrong and not in_one_piece:  # the pieces may be of different versions
             self.discard()
             self.receive_all()
-            wrong = mismatch(self.part, self.source)
+            wrong = find_mismatch(self.part, self.source)
         if wrong:
             self.discard()
             raise Unavailable(f"it is {wrong}, so nothing was kept")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-BLOCK = 1 << 18
+READ_SIZE = 1 << 18
 REDIRECTS = 5
 TIMEOUT = 30.0
 """Seconds without a byte, or until an answer begins, before a server is given up."""
@@ -46,7 +46,7 @@ class Answer:
         """The body as it comes. Raises Cut."""
         since, received = time.monotonic(), 0
         try:
-            while block := self.response.read1(BLOCK):
+            while block := self.response.read1(READ_SIZE):
                 yield block
                 received += len(block)
                 if time.monotonic() - since < WINDOW:

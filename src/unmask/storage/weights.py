@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from unmask.errors import CheckpointError, DiskError
-from unmask.runtime.packed import arranged, dense
+from unmask.runtime.packed import arrange_weight, to_dense
 from unmask.storage.files import write_atomic
 
 PORTION = 1 << 23
@@ -48,7 +48,7 @@ def _copy(path: Path, into: Mapping[str, Tensor]) -> None:
     with safe_open(path, framework="pt") as file:  # closed, it leaves the memory
         for name, tensor in into.items():
             value = file.get_tensor(name)
-            tensor.copy_(arranged(value.to(tensor.dtype)) if tensor.is_mkldnn else value)
+            tensor.copy_(arrange_weight(value.to(tensor.dtype)) if tensor.is_mkldnn else value)
 
 
 def _portions(numbers: Mapping[str, int]) -> Iterator[list[str]]:
@@ -65,7 +65,7 @@ def _portions(numbers: Mapping[str, int]) -> Iterator[list[str]]:
 
 
 @contextmanager
-def unfilled(dtype: torch.dtype | None = None) -> Iterator[None]:
+def skip_initial_weights(dtype: torch.dtype | None = None) -> Iterator[None]:
     """Inside it, modules are made without drawing their first weights, as they are about to be loaded, in that type.
 
     That takes most of the time of building a large network, and memory that is never written costs none.
@@ -100,7 +100,7 @@ class _Unfilled(TorchFunctionMode):
 
 def write_weights(weights: Mapping[str, Tensor], path: Path, facts: Mapping[str, str] | None = None) -> None:
     """Save as safetensors, with `facts` as metadata, under a temporary name, then rename: never half a file."""
-    plain = {name: dense(tensor).cpu().contiguous() for name, tensor in weights.items()}
+    plain = {name: to_dense(tensor).cpu().contiguous() for name, tensor in weights.items()}
     try:
         with write_atomic(path) as temporary:
             save_file(plain, temporary, metadata={"format": "pt", **(facts or {})})
@@ -108,12 +108,12 @@ def write_weights(weights: Mapping[str, Tensor], path: Path, facts: Mapping[str,
         raise DiskError(f"cannot write {path}: {error}; free or mend the disk, then run the command again") from error
 
 
-def same_weights(a: Path, b: Path) -> bool:
+def have_same_weights(a: Path, b: Path) -> bool:
     """Whether two files hold the same: all bytes of them, or, of safetensors, the names and values.
 
     They are compared a portion at a time. CheckpointError if one is damaged.
     """
-    if same_bytes(a, b):
+    if have_same_bytes(a, b):
         return True
     if a.suffix != ".safetensors" or b.suffix != ".safetensors":
         return False
@@ -121,7 +121,7 @@ def same_weights(a: Path, b: Path) -> bool:
     return ours == theirs and all(_same_values(a, b, names) for names in _portions(ours))
 
 
-def same_bytes(a: Path, b: Path) -> bool:
+def have_same_bytes(a: Path, b: Path) -> bool:
     """Whether two files are the same to the last byte; a portion of each is in memory at a time."""
     if a.stat().st_size != b.stat().st_size:
         return False
@@ -159,10 +159,10 @@ def _reading(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from error
 
 
-def fingerprint(model: nn.Module, config: object) -> str:
+def hash_weights(model: nn.Module, config: object) -> str:
     """SHA-256 of a configuration and all weights, as float32."""
     digest = hashlib.sha256(repr(config).encode())
     for name, value in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
-        digest.update(dense(value).cpu().float().contiguous().numpy().tobytes())
+        digest.update(to_dense(value).cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

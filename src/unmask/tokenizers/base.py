@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError
 from unmask.runtime.packed import pack
-from unmask.storage.weights import fingerprint, load_weights, unfilled
+from unmask.storage.weights import hash_weights, load_weights, skip_initial_weights
 from unmask.tokenizers.pixels import Pixels
 
 
@@ -63,7 +63,7 @@ def open_tokenizer(
     """
     if isinstance(config, Pixels):
         return config
-    with unfilled(dtype):
+    with skip_initial_weights(dtype):
         model: nn.Module = config.build()
     model = model.to(device, dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     if packed:
@@ -80,7 +80,7 @@ def verify_tokenizer(config: Pixels | Learned, weights: Path, sha256: str | None
         where = f"{weights.parent}: no {weights.name} there"
         raise CheckpointError(f"{where}; unmask convert the tokenizer's file into it too")
     model = open_tokenizer(config, weights) if sha256 else None
-    if isinstance(model, nn.Module) and sha256 != fingerprint(model, config):
+    if isinstance(model, nn.Module) and sha256 != hash_weights(model, config):
         raise CheckpointError(f"{weights} is another tokenizer than the model was trained with")
 
 

@@ -26,16 +26,16 @@ from unmask.runtime.distributed import (
     Precision,
     Strategy,
     World,
-    accumulating,
-    agree,
+    accumulate_gradients,
     autocast,
     barrier,
-    gradient_factor,
-    local,
-    norm,
-    resolve,
+    broadcast_text,
+    compute_norm,
+    get_gradient_factor,
+    get_local,
+    resolve_strategy,
     sum_over_ranks,
-    unwrapped,
+    unwrap,
 )
 from unmask.runtime.signals import stop_on_signal
 from unmask.storage.layout import CHECKPOINTS
@@ -111,13 +111,13 @@ def train(
     `notes` are said first.
     Raises NonFiniteError before a bad step is taken, Preempted after a signal, ConfigError, CheckpointError, DiskError.
     """
-    sharded = resolve(config.strategy, world) == "fsdp"
+    sharded = resolve_strategy(config.strategy, world) == "fsdp"
     if config.batch_size < world.size * config.accumulate:
         raise ConfigError(
             f"training.batch_size {config.batch_size} leaves some of {world.size} processes x {config.accumulate} "
             "micro-batches without a row: raise it, or lower training.accumulate"
         )
-    core = unwrapped(model)
+    core = unwrap(model)
     ema = Ema(core, config.ema)
     optimizers = config.optimizer.build(core)
     prime(optimizers)
@@ -140,7 +140,7 @@ def train(
             sharded=sharded,
             is_main=world.is_main,
             barrier=lambda: barrier(world),
-            token=agree(uuid.uuid4().hex, world),
+            token=broadcast_text(uuid.uuid4().hex, world),
             keep=config.keep,
         )
 
@@ -149,7 +149,7 @@ def train(
     if found is not None:
         checkpoint.load(found, tensors, sharded=sharded)
     start = found.step if found else 0
-    if int(agree(str(start), world)) != start:
+    if int(broadcast_text(str(start), world)) != start:
         raise CheckpointError(
             f"rank {world.rank} found step {start} in {run}, rank 0 another: share one folder among ranks"
         )
@@ -171,12 +171,12 @@ def train(
             total, count, num_tokens, stops = sums.tolist()
             tokens_seen += num_tokens
             gradients = [p.grad for p in parameters if p.grad is not None]
-            torch._foreach_mul_([local(g) for g in gradients], gradient_factor(model, world) / count)
-            gradient_norm = float(norm(gradients))
+            torch._foreach_mul_([get_local(g) for g in gradients], get_gradient_factor(model, world) / count)
+            gradient_norm = float(compute_norm(gradients))
             if not (math.isfinite(total) and math.isfinite(gradient_norm)):
                 where = _blame(step, model, objective, batches, config, world)
                 raise NonFiniteError(f"step {step}: loss {total / count}, gradient norm {gradient_norm}, from {where}")
-            torch._foreach_mul_([local(g) for g in gradients], min(1.0, config.clip / (gradient_norm + 1e-12)))
+            torch._foreach_mul_([get_local(g) for g in gradients], min(1.0, config.clip / (gradient_norm + 1e-12)))
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -228,9 +228,9 @@ def accumulate(
         rows = torch.arange(world.rank + world.size * micro, config.batch_size, world.size * config.accumulate)
         tokens, condition = batches(step, rows)
         rand = Rand(config.seed, rows.to(world.device), config.batch_size, step)
-        with accumulating(model, micro == config.accumulate - 1):
+        with accumulate_gradients(model, micro == config.accumulate - 1):
             with autocast(config.precision, world):
-                loss = objective(model, tokens, condition, mask_id=unwrapped(model).mask_id, rand=rand)
+                loss = objective(model, tokens, condition, mask_id=unwrap(model).mask_id, rand=rand)
             loss.total.backward()
         sums += torch.stack([loss.total.detach(), loss.count, sums.new_tensor(tokens.numel())]).double()
     return sums
@@ -269,7 +269,7 @@ def _blame(
         rand = Rand(config.seed, rows.to(world.device), config.batch_size, step)
         with torch.no_grad(), autocast(config.precision, world):
             tokens, condition = batches(step, rows)
-            loss = objective(model, tokens, condition, mask_id=unwrapped(model).mask_id, rand=rand)
+            loss = objective(model, tokens, condition, mask_id=unwrap(model).mask_id, rand=rand)
         if not bool(loss.total.isfinite()):
             bad.append(row)
     if len(bad) == config.batch_size:

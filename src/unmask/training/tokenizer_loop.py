@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from unmask.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
 from unmask.runtime.distributed import (
     World,
-    agree,
     autocast,
     barrier,
-    gradient_factor,
-    norm,
-    resolve,
+    broadcast_text,
+    compute_norm,
+    get_gradient_factor,
+    resolve_strategy,
     sum_over_ranks,
-    unwrapped,
+    unwrap,
 )
 from unmask.runtime.signals import stop_on_signal
 from unmask.storage.layout import CHECKPOINTS
@@ -84,7 +84,7 @@ def train_tokenizer(
     if found is not None:
         checkpoint.load(found, tensors, sharded=False)
     start = found.step if found else 0
-    if int(agree(str(start), world)) != start:
+    if int(broadcast_text(str(start), world)) != start:
         raise CheckpointError(
             f"rank {world.rank} found step {start} in {run}, rank 0 another: share one folder among ranks"
         )
@@ -153,7 +153,7 @@ def train_tokenizer(
                     meta or {},
                     is_main=world.is_main,
                     barrier=lambda: barrier(world),
-                    token=agree(uuid.uuid4().hex, world),
+                    token=broadcast_text(uuid.uuid4().hex, world),
                     keep=config.keep,
                 )
             if stops and done < config.steps:
@@ -163,7 +163,7 @@ def train_tokenizer(
 
 def _refuse(networks: Networks, loss: TokenizerLoss, config: TrainConfig, world: World) -> None:
     """ConfigError for what cannot work."""
-    if resolve(config.strategy, world) == "fsdp":
+    if resolve_strategy(config.strategy, world) == "fsdp":
         raise ConfigError("training.strategy fsdp: tokenizers are small enough for ddp; leave it out")
     if config.batch_size < world.size * config.accumulate:
         raise ConfigError(
@@ -198,9 +198,9 @@ def start_codebook(networks: Networks, batches: ImageBatches, config: TrainConfi
 
 def scale_gradients(model: nn.Module, count: float, config: TrainConfig, world: World) -> float:
     """Divide the summed gradients by `count` and clip them; their norm before clipping."""
-    gradients = [p.grad for p in unwrapped(model).parameters() if p.grad is not None]
-    torch._foreach_mul_(gradients, gradient_factor(model, world) / count)
-    total = float(norm(gradients))
+    gradients = [p.grad for p in unwrap(model).parameters() if p.grad is not None]
+    torch._foreach_mul_(gradients, get_gradient_factor(model, world) / count)
+    total = float(compute_norm(gradients))
     torch._foreach_mul_(gradients, min(1.0, config.clip / (total + 1e-12)))
     return total
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unmask.method.rand import Rand
-from unmask.runtime.distributed import World, accumulating, autocast, sum_over_ranks, unwrapped
+from unmask.runtime.distributed import World, accumulate_gradients, autocast, sum_over_ranks, unwrap
 from unmask.tokenizers import quantizers
 from unmask.tokenizers.losses import Stages, TokenizerLoss, hinge, per_image, perceptual_distance
 from unmask.tokenizers.quantizers import Codebook
@@ -34,14 +34,14 @@ class Networks:
     @property
     def core(self) -> Autoencoder:
         """The model itself."""
-        core = unwrapped(self.model)
+        core = unwrap(self.model)
         assert isinstance(core, Autoencoder)
         return core
 
     @property
     def critic(self) -> nn.Module:
         """The discriminator itself."""
-        return unwrapped(self.discriminator)
+        return unwrap(self.discriminator)
 
     @property
     def codebook(self) -> Codebook | None:
@@ -80,7 +80,7 @@ def backward(
     for micro, rows in enumerate(rows_of_rank(config, world)):
         final = micro == config.accumulate - 1
         images = batches(step, rows)[0]
-        with accumulating(networks.model, final):
+        with accumulate_gradients(networks.model, final):
             with autocast(config.precision, world):
                 made, quantized, z = networks.model(images)
             fake = made.detach().float().requires_grad_()
@@ -92,7 +92,7 @@ def backward(
                 pull = pull + weight * push
             ((made.float() * pull).sum() + quantized.loss).backward()  # whose gradient at `made` is `pull`
         if weight is not None:
-            with accumulating(networks.discriminator, final):
+            with accumulate_gradients(networks.discriminator, final):
                 critic = _judging(fake, images, networks.discriminator, config, world)
                 critic.backward()
         row = [pixel, perceptual, quantized.loss.detach(), adversarial, critic.detach()]

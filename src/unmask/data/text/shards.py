@@ -16,12 +16,12 @@ from unmask.data.text.rows import START, Packing, TextMeta, TextPart, TextSet
 from unmask.data.text.sources import Part, TextSource
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.runtime.progress import Progress
-from unmask.storage.config import differences, read_json, to_json, write_json
+from unmask.storage.config import list_differences, read_json, to_json, write_json
 from unmask.storage.files import one_line, sha256_of, write_atomic
+from unmask.storage.layout import TEXT_TOKENIZER
 from unmask.storage.lock import lock
 from unmask.tokenizers.text import TextTokenizer, open_text_tokenizer
 
-TOKENIZER = "tokenizer.json"
 GROUP = 1 << 22  # characters that are encoded at once, or those of one longer document
 HEADER = 128  # bytes, in which the length can be written when it is known
 
@@ -53,7 +53,7 @@ def write_text(source: TextSource, tokenizer: TextTokenizer, out: Path, progress
             return found
         for path in out.glob(".*.tmp-*"):
             path.unlink()  # what a killed command left half-written
-        with _whole(out / TOKENIZER) as file:
+        with _whole(out / TEXT_TOKENIZER) as file:
             file.write(tokenizer.to_bytes())
         train = _write_part(source, "train", tokenizer, out, progress)
         test = _write_part(source, "test", tokenizer, out, progress)
@@ -73,7 +73,7 @@ def open_text(folder: str | Path, context: int, packing: Packing = "stream") -> 
     if not (folder / META).is_file():
         raise DataError(f"{one_line(str(folder))} holds no finished tokens of a text: tokenize the text into it")
     meta = _read_meta(folder)
-    tokenizer = open_text_tokenizer(folder / TOKENIZER, context)
+    tokenizer = open_text_tokenizer(folder / TEXT_TOKENIZER, context)
     check_text_tokenizer(meta, tokenizer.sha256)
     train = TextSet(folder, meta, "train", context, packing)
     test = TextSet(folder, meta, "test", context, packing)
@@ -85,7 +85,7 @@ def check_text_tokenizer(meta: TextMeta, sha256: str) -> None:
     if meta.tokenizer != sha256:
         raise DataError(
             f"the tokens were made by tokenizer {meta.tokenizer[:12]}, but this one is {sha256[:12]}: use the "
-            f"{TOKENIZER} that was made with the tokens, or tokenize again into another folder"
+            f"{TEXT_TOKENIZER} that was made with the tokens, or tokenize again into another folder"
         )
 
 
@@ -172,9 +172,9 @@ def _finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
     there = {name: getattr(meta, name) for name in made}
     if there != made:
         pairs = [{**x, "source": json.loads(x["source"]), "files": list(x["files"])} for x in (there, made)]
-        changed = one_line(differences(*pairs)[0])
+        changed = one_line(list_differences(*pairs)[0])
         raise DataError(f"{one_line(str(out))} holds other tokens ({changed}): give another folder, or delete this one")
-    wanted = {TOKENIZER: meta.tokenizer}
+    wanted = {TEXT_TOKENIZER: meta.tokenizer}
     for part in ("train", "test"):
         wanted |= {f"{part}.tokens.npy": meta.part(part).sha256, f"{part}.starts.npy": meta.part(part).starts}
     with contextlib.suppress(OSError):

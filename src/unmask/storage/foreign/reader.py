@@ -25,7 +25,7 @@ from torch import Tensor
 
 from unmask.errors import CheckpointError, DiskError
 from unmask.storage.files import one_line
-from unmask.storage.foreign.unpacking.job import not_blocking
+from unmask.storage.foreign.unpacking.job import open_without_blocking
 
 MAX_TENSORS = 20_000
 MAX_HEADER = 4 << 20
@@ -85,7 +85,7 @@ def read_foreign(path: Path, *, container: str | None = None) -> Foreign:
 def _look(path: Path) -> tuple[bytes, int]:
     """The first bytes and the size of a regular file."""
     try:
-        with open(path, "rb", opener=not_blocking) as file:
+        with open(path, "rb", opener=open_without_blocking) as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise _refusal(path, "not a regular file; give the file of the weights")

@@ -7,22 +7,22 @@ import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from .pickles import MAX_BYTES, Refused, Storage, describe
+from .pickles import MAX_PICKLE, Refused, Storage, describe
 
 MAX_MEMBERS = 20_000
 MAX_DIRECTORY = 8 << 20
-BLOCK = 1 << 20
+COPY_SIZE = 1 << 20
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickle of torch's magic number, with which the older format begins."""
-NAME = re.compile(
+MEMBER_NAME = re.compile(
     r"[^/\\\x00-\x1f]{1,255}/(data\.pkl|data/\w{1,40}|byteorder|version|\.data/serialization_id|\.(format_version|storage_alignment))"
 )
-SMALL = 4096
+MAX_SMALL = 4096
 """The most bytes of a member that is neither the pickle nor numbers."""
 
 
 @dataclass(frozen=True)
-class Part:
+class Span:
     """`size` bytes of the file from `start` on; `crc` is their checksum, or 0 if there is none."""
 
     start: int
@@ -30,7 +30,7 @@ class Part:
     crc: int
 
 
-def open_torch(file: BinaryIO, size: int) -> tuple[Any, dict[str, Part]]:
+def open_torch(file: BinaryIO, size: int) -> tuple[Any, dict[str, Span]]:
     """What a torch file of `size` bytes holds, as its pickle describes it, and where each storage lies."""
     file.seek(0)
     head = file.read(len(LEGACY))
@@ -41,12 +41,12 @@ def open_torch(file: BinaryIO, size: int) -> tuple[Any, dict[str, Part]]:
     return _open_zip(file, size)
 
 
-def checksum(file: BinaryIO, part: Part) -> int:
+def checksum(file: BinaryIO, part: Span) -> int:
     """CRC-32 of a part."""
     file.seek(part.start)
     crc, left = 0, part.size
     while left:
-        block = file.read(min(left, BLOCK))
+        block = file.read(min(left, COPY_SIZE))
         if not block:
             raise Refused("the file became shorter while it was read")
         crc, left = zlib.crc32(block, crc), left - len(block)
@@ -56,7 +56,7 @@ def checksum(file: BinaryIO, part: Part) -> int:
 # -- zip --
 
 
-def _open_zip(file: BinaryIO, size: int) -> tuple[Any, dict[str, Part]]:
+def _open_zip(file: BinaryIO, size: int) -> tuple[Any, dict[str, Span]]:
     members = _members(file, size)
     tops = {name.split("/")[0] for name in members}
     if len(tops) != 1:
@@ -65,7 +65,7 @@ def _open_zip(file: BinaryIO, size: int) -> tuple[Any, dict[str, Part]]:
     if "data.pkl" not in inside:
         raise Refused("a zip archive without data.pkl: no weights of torch")
     for name, part in inside.items():
-        if not name.startswith("data/") and part.size > (MAX_BYTES if name == "data.pkl" else SMALL):
+        if not name.startswith("data/") and part.size > (MAX_PICKLE if name == "data.pkl" else MAX_SMALL):
             raise Refused(f"its member {name} has {part.size} bytes, too many for what it is")
     if "byteorder" in inside and _content(file, inside["byteorder"]) != b"little":
         raise Refused("its numbers are big-endian; save it on an ordinary machine")
@@ -80,7 +80,7 @@ def _open_zip(file: BinaryIO, size: int) -> tuple[Any, dict[str, Part]]:
     return root, parts
 
 
-def _content(file: BinaryIO, part: Part) -> bytes:
+def _content(file: BinaryIO, part: Span) -> bytes:
     file.seek(part.start)
     data = file.read(part.size)
     if len(data) != part.size or (part.crc and zlib.crc32(data) != part.crc):
@@ -88,12 +88,12 @@ def _content(file: BinaryIO, part: Part) -> bytes:
     return data
 
 
-def _members(file: BinaryIO, size: int) -> dict[str, Part]:
+def _members(file: BinaryIO, size: int) -> dict[str, Span]:
     """The members by name. Refuses an archive that leaves anything open: it must tile the file in order."""
     count, start, length = _directory(file, size)
     file.seek(start)
     directory, at = file.read(length), 0
-    found: dict[str, Part] = {}
+    found: dict[str, Span] = {}
     spans = []
     for _ in range(count):
         name, header, part, at = _entry(file, directory, at)
@@ -134,7 +134,7 @@ def _directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
     return count, start, length
 
 
-def _entry(file: BinaryIO, directory: bytes, at: int) -> tuple[str, int, Part, int]:
+def _entry(file: BinaryIO, directory: bytes, at: int) -> tuple[str, int, Span, int]:
     """Name, header's place and content of the member described at `at`, and where the next is described."""
     fixed = directory[at : at + 46]
     if len(fixed) != 46 or fixed[:4] != b"PK\x01\x02":
@@ -146,7 +146,7 @@ def _entry(file: BinaryIO, directory: bytes, at: int) -> tuple[str, int, Part, i
     extra = directory[at + 46 + names : at + 46 + names + extras]
     size, packed, header = _widened(extra, size, packed, header)
     name = raw.decode("utf-8", "backslashreplace")
-    if not NAME.fullmatch(name) or name.startswith(("./", "../")):
+    if not MEMBER_NAME.fullmatch(name) or name.startswith(("./", "../")):
         what = "TorchScript, which is code" if re.search(r"/(code/|constants\.pkl)", name) else "no weights of torch"
         raise Refused(f"its archive has a member {name[:200]!r}: {what}")
     if method or packed != size or flags & 1:
@@ -156,7 +156,7 @@ def _entry(file: BinaryIO, directory: bytes, at: int) -> tuple[str, int, Part, i
     if len(local) != 30 + names or local[:4] != b"PK\x03\x04" or local[30:] != raw or local[8:10] != b"\0\0":
         raise Refused(f"its archive's directory does not agree with the header of {name}")
     start = header + 30 + sum(struct.unpack("<2H", local[26:30]))
-    return name, header, Part(start, size, crc), at + 46 + names + extras + comments
+    return name, header, Span(start, size, crc), at + 46 + names + extras + comments
 
 
 def _widened(extra: bytes, *fields: int) -> list[int]:
@@ -177,10 +177,10 @@ def _widened(extra: bytes, *fields: int) -> list[int]:
 # -- before torch 1.6 --
 
 
-def _open_legacy(file: BinaryIO, size: int) -> tuple[Any, dict[str, Part]]:
+def _open_legacy(file: BinaryIO, size: int) -> tuple[Any, dict[str, Span]]:
     """Pickles of magic number, version, machine, the object and the storages' keys; then the storages in that order."""
     file.seek(0)
-    head, at, pickles = file.read(2 * MAX_BYTES), 0, []
+    head, at, pickles = file.read(2 * MAX_PICKLE), 0, []
     storages: dict[str, Storage] = {}
     for _ in range(5):
         value, at, mentioned = describe(head, at)
@@ -191,13 +191,13 @@ def _open_legacy(file: BinaryIO, size: int) -> tuple[Any, dict[str, Part]]:
         raise Refused("a file of another version of torch.save, or of a big-endian machine; save it anew")
     if type(keys) is not list or not all(isinstance(key, str | int) for key in keys) or len(keys) > MAX_MEMBERS:
         raise Refused(f"its list of storages is damaged, or longer than {MAX_MEMBERS}")
-    parts: dict[str, Part] = {}
+    parts: dict[str, Span] = {}
     for key in map(str, keys):
         if key not in storages or key in parts:
             raise Refused("its list of storages does not agree with its tensors")
         file.seek(at)
         count, width = int.from_bytes(file.read(8), "little"), storages[key].width
-        parts[key] = Part(at + 8, count * width, 0)
+        parts[key] = Span(at + 8, count * width, 0)
         at += 8 + count * width
         if count != storages[key].numel or at > size:
             raise Refused("a storage is not as long as its tensors say; get the file again")

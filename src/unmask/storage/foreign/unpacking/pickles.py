@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_BYTES = 8 << 20
+MAX_PICKLE = 8 << 20
 """Of one pickle; that of a published model with optimizer state is below 1 MiB."""
 MAX_STEPS = 1_000_000
 MAX_AXES = 8
@@ -138,7 +138,7 @@ class _Machine:
 
 def describe(data: bytes, start: int = 0) -> tuple[Any, int, dict[str, Storage]]:
     """What the pickle at `start` holds, where it ends, and all storages that it mentions by key. Raises Refused."""
-    machine = _Machine(data[: start + MAX_BYTES], start)
+    machine = _Machine(data[: start + MAX_PICKLE], start)
     try:
         for _ in range(MAX_STEPS):
             code = machine.take(1)[0]

@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from .archives import BLOCK, Part, checksum
+from .archives import COPY_SIZE, Span, checksum
 from .pickles import Refused, Stored
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params")
@@ -17,7 +17,7 @@ MAX_NAME = 512
 
 
 @dataclass(frozen=True)
-class Table:
+class WeightTable:
     """Tensors by name; `opened` are the entries that led to them, `left_out` the other entries on the way."""
 
     tensors: dict[str, Stored]
@@ -34,11 +34,11 @@ class Copy:
     width: int
     shape: list[int]
     order: list[int]
-    part: Part
-    whole: Part
+    part: Span
+    whole: Span
 
 
-def find_table(root: Any, container: str | None) -> Table:
+def find_table(root: Any, container: str | None) -> WeightTable:
     """The only table of tensors in known containers, or the one in `container` ("a" or "a/b") if there are any."""
     opened: list[str] = []
     left_out: list[str] = []
@@ -51,7 +51,7 @@ def find_table(root: Any, container: str | None) -> Table:
         if not opened and not known and wanted and wanted[0] not in held and _holds_tensors(root):
             wanted = []  # nothing but the weights, so there is no entry to choose
         if not wanted and not known:
-            return Table(_tensors(root, _inside(opened)), tuple(opened), tuple(left_out))
+            return WeightTable(_tensors(root, _inside(opened)), tuple(opened), tuple(left_out))
         if wanted and wanted[0] not in held:
             raise Refused(f"holds no {wanted[0]!r}{_inside(opened)}, but {_some(held)}")
         if not wanted and len(known) > 1:
@@ -87,7 +87,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(name[:40] for name in names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") or "-"
 
 
-def plan(tensors: dict[str, Stored], parts: dict[str, Part], size: int) -> list[Copy]:
+def plan(tensors: dict[str, Stored], parts: dict[str, Span], size: int) -> list[Copy]:
     """What to copy from where, widest numbers first. Refuses views that repeat numbers, have gaps or lie outside."""
     copies = [_copy(name, stored, parts) for name, stored in tensors.items()]
     total = sum(copy.part.size for copy in copies)
@@ -96,7 +96,7 @@ def plan(tensors: dict[str, Stored], parts: dict[str, Part], size: int) -> list[
     return sorted(copies, key=lambda copy: -copy.width)
 
 
-def _copy(name: str, stored: Stored, parts: dict[str, Part]) -> Copy:
+def _copy(name: str, stored: Stored, parts: dict[str, Span]) -> Copy:
     storage, shape = stored.storage, stored.shape
     if storage.key not in parts:
         raise Refused(f"lacks the numbers of {name}; get the file again")
@@ -113,11 +113,11 @@ def _copy(name: str, stored: Stored, parts: dict[str, Part]) -> Copy:
     if stored.offset + numel > storage.numel:
         raise Refused(f"holds {name} as numbers {stored.offset} to {stored.offset + numel} of {storage.numel}")
     whole = parts[storage.key]
-    part = Part(whole.start + stored.offset * storage.width, numel * storage.width, whole.crc)
+    part = Span(whole.start + stored.offset * storage.width, numel * storage.width, whole.crc)
     return Copy(name, storage.kind, storage.width, [shape[axis] for axis in order], order, part, whole)
 
 
-def write(file: BinaryIO, copies: list[Copy], out: BinaryIO) -> None:
+def write_tensors(file: BinaryIO, copies: list[Copy], out: BinaryIO) -> None:
     """A safetensors file of the tensors, each with its axes in the order of memory. Checksums are verified."""
     header: dict[str, Any] = {}
     at = 0
@@ -143,7 +143,7 @@ def _pass(file: BinaryIO, copy: Copy, out: BinaryIO) -> int:
     file.seek(copy.part.start)
     crc, left = 0, copy.part.size
     while left:
-        block = file.read(min(left, BLOCK))
+        block = file.read(min(left, COPY_SIZE))
         if not block:
             raise Refused(f"ends within {copy.name}; get the file again")
         if copy.kind == "BOOL" and block.translate(None, b"\0\1"):
