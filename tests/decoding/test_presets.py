@@ -231,7 +231,7 @@ def test_our_own_preset_stands_beside_the_published_ones(pipeline):
     for name, sampling in OUR_SAMPLINGS.items():
         assert applied(SamplingFlags(preset=name), pipeline) == sampling
         assert name == f"ours-{sampling.steps}"
-        assert "nothing is published" in describe_expected(name)
+        assert "without published scores" in describe_expected(name)
 
 
 # -- recipes ----------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def test_the_work_of_one_process_is_refused_to_several(words, toys, photo, tmp_p
     before = tree(tmp_path)
     said, code = refused(capsys, *words.format(photo=photo, here=tmp_path).split())
     name = words.split()[0]
-    assert (code, f"unmask {name} is the work of one process, and here are 2" in said) == (2, True), said
+    assert (code, f"unmask {name} runs in one process, and there are 2" in said) == (2, True), said
     assert tree(tmp_path) == before
 
 

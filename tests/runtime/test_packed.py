@@ -1,4 +1,4 @@
-"""Linear layers laid out for this CPU: the same function, the same weights, the same files, and nothing kept twice."""
+"""Packed linear layers: the same function, the same weights, the same files, and no second copy in memory."""
 
 import copy
 import ctypes
@@ -150,7 +150,7 @@ def test_without_onednn_nothing_is_packed(monkeypatch):
 def test_a_packed_network_is_neither_moved_nor_converted():
     packed = pack(nn.Sequential(nn.Linear(3, 4)))
     for change in (lambda: packed.to(torch.float64), packed.bfloat16, lambda: packed.to("meta")):
-        with pytest.raises(TypeError, match=r"laid out for inference on a CPU, .* load it with the device and dtype"):
+        with pytest.raises(TypeError, match=r"packed for inference on a CPU, .* load it with the device and dtype"):
             change()
 
 

@@ -152,7 +152,7 @@ def test_another_file_than_the_published_is_not_kept(tmp_path, serve):
     refuse(serve(answer(body=BODY + b"\0")), tmp_path, r"it is 3145729 bytes and not the published 3145728")
     refuse(serve(answer(body=BODY[:9])), tmp_path, r"it is 9 bytes and not the published 3145728")
     refuse(serve(answer(body=BODY + bytes(9), length=-1)), tmp_path, r"it is longer than 3145728 bytes")
-    refuse(source(serve(answer(length=-1)), size=None), tmp_path, r"does not say how long")
+    refuse(source(serve(answer(length=-1)), size=None), tmp_path, r"does not give the size")
     refuse(serve(answer(Content_Encoding="gzip")), tmp_path, r"encoded as gzip")
     assert kept(tmp_path) == []
 
@@ -182,7 +182,7 @@ def test_offline_only_the_cache_is_looked_at(tmp_path, serve):
 
 def test_a_disk_without_room_is_seen_before_anything_comes(tmp_path, serve, monkeypatch):
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1 << 20}))
-    refuse(serve(answer()), tmp_path, r"3 MiB are to come, and 1 MiB are free; or set UNMASK_CACHE", DiskError)
+    refuse(serve(answer()), tmp_path, r"3 MiB remain to download, and 1 MiB are free; or set UNMASK_CACHE", DiskError)
     assert kept(tmp_path) == []
 
 
@@ -205,8 +205,8 @@ def test_where_a_file_of_the_hub_is_and_lies():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({}, "give one of them"),
-        ({"repo": "a/b", "url": "https://x.org/y"}, "give one of them"),
+        ({}, "give exactly one of them"),
+        ({"repo": "a/b", "url": "https://x.org/y"}, "give exactly one of them"),
         ({"repo": "a/b", "path": "x"}, r"revision '' is no commit"),
         ({"repo": "a/b", "path": "x", "revision": "main"}, r"revision 'main' is no commit"),
         ({"repo": "a/b", "path": "../x", "sha256": DIGEST}, r"path '\.\./x'"),

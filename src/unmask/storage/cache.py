@@ -1,4 +1,4 @@
-"""The folder that keeps what is downloaded or converted once, and the small downloads themselves."""
+"""Find the cache folder for downloads and conversions, and fetch small files into it."""
 
 import hashlib
 import http.client
@@ -13,17 +13,18 @@ from unmask.storage.files import one_line, write_bytes
 
 
 def find_cache_dir() -> Path:
-    """$UNMASK_CACHE, else $XDG_CACHE_HOME/unmask, else ~/.cache/unmask."""
+    """Return $UNMASK_CACHE, else $XDG_CACHE_HOME/unmask, else ~/.cache/unmask."""
     if os.environ.get("UNMASK_CACHE"):
         return Path(os.environ["UNMASK_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unmask"
 
 
-MIRROR_TIMEOUT = 30  # seconds without an answer before a mirror is given up
+MIRROR_TIMEOUT = 30
+"""Seconds without an answer after which the next mirror is tried."""
 
 
 def fetch_first(urls: list[str], size: int, sha256: str, progress: Progress | None) -> bytes | list[str]:
-    """The bytes with that digest from the first mirror that has them, or one complaint for each mirror."""
+    """Return the bytes with this SHA-256 from the first mirror that has them, or one complaint per mirror."""
     complaints = []
     for url in urls:
         try:
@@ -38,7 +39,12 @@ def fetch_first(urls: list[str], size: int, sha256: str, progress: Progress | No
 
 
 def fetch_bytes(url: str, size: int, progress: Progress | None) -> bytes:
-    """At most `size` + 1 bytes of `url`."""
+    """Return at most `size` + 1 bytes of `url`.
+
+    Raises:
+        OSError, http.client.HTTPException: The server cannot be reached or does not answer.
+        ValueError: The address, or one that it redirects to, is not https.
+    """
     check_secure(url)
     name, body = url.rsplit("/", 1)[-1], bytearray()
     with urllib.request.build_opener(SecureRedirects).open(url, timeout=MIRROR_TIMEOUT) as answer:
@@ -50,7 +56,7 @@ def fetch_bytes(url: str, size: int, progress: Progress | None) -> bytes:
 
 
 class SecureRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only to where we would have gone ourselves."""
+    """Follow a redirect only to an address that `check_secure` allows."""
 
     def redirect_request(
         self,
@@ -66,13 +72,13 @@ class SecureRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def check_secure(url: str) -> None:
-    """ValueError unless https, or http to this very machine."""
+    """Raise ValueError unless the URL is https, or http to this machine."""
     parts = urlsplit(url)
     if parts.scheme != "https" and (parts.scheme, parts.hostname) != ("http", "127.0.0.1"):
         raise ValueError(f"{url} is not https")
 
 
 def save_cached(path: Path, body: bytes) -> None:
-    """Write a file, and the folders above it where they are missing; see `write_atomic`."""
+    """Write a file with `write_atomic`, and create its missing parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(body, path)

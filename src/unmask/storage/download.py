@@ -1,5 +1,7 @@
-"""Published weights are fetched once into a cache, from where they are published and at a pinned revision, and are used
-only if size and sha256 are those published. A download that was cut goes on where it ended."""
+"""Download published files once into a cache, from their publisher at a pinned revision.
+
+A file is used only if its size and SHA-256 are the published ones. An interrupted download resumes where it ended.
+"""
 
 import errno
 import fcntl
@@ -19,29 +21,31 @@ from unmask.storage.https import READ_SIZE, Answer, Cut, Unavailable, get
 
 HUB_URL = "https://huggingface.co"
 ATTEMPTS, GAIN, PAUSE = 4, 1 << 20, 1.0
-"""A server is asked so often for every so many bytes that come, with so many seconds in between."""
+"""Attempts without GAIN new bytes before a download fails, and the seconds between two attempts."""
 SPARE = 64 << 20
 """Bytes that stay free on the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFile:
-    """One published file: `path` in a `repo` of the Hugging Face hub at a `revision`, or a `url`.
-
-    `sha256` may be the published first digits, 8 or more. Without it the revision must be a commit, and only the
-    size, if that is known, can be checked.
-    """
+    """One published file: a `path` in a `repo` of the Hugging Face Hub at a `revision`, or a `url`."""
 
     repo: str | None = None
+    """Repository on the Hugging Face Hub, as owner/name."""
     url: str | None = None
+    """Whole address of a file that is published elsewhere."""
     path: str = ""
+    """Path of the file in the repository."""
     revision: str = ""
+    """Revision of the repository; without `sha256` it must be a commit of 40 digits."""
     size: int | None = None
+    """Published size in bytes; without it the size is not checked."""
     sha256: str | None = None
+    """Published SHA-256, or its first 8 or more digits; without it only the size is checked."""
 
     def __post_init__(self) -> None:
         if (self.repo is None) == (self.url is None):
-            raise ConfigError(f"repo {self.repo!r}, url {self.url!r}: give one of them")
+            raise ConfigError(f"repo {self.repo!r}, url {self.url!r}: give exactly one of them")
         if self.url is not None and (self.path or self.revision):
             raise ConfigError(f"path {self.path!r}, revision {self.revision!r}: a url is the whole address")
         if (
@@ -61,14 +65,14 @@ class PublishedFile:
 
     @property
     def address(self) -> str:
-        """Where it is published."""
+        """The address at the publisher."""
         if self.url is not None:
             return self.url
         return f"{HUB_URL}/{quote(str(self.repo))}/resolve/{quote(self.revision or 'main')}/{quote(self.path)}"
 
     @property
     def place(self) -> Path:
-        """Where it lies in a cache folder."""
+        """The relative path in a cache folder."""
         if self.url is not None:
             parts = urlsplit(self.url)
             return Path(parts.netloc.replace(":", "-"), *PurePosixPath(unquote(parts.path).lstrip("/")).parts)
@@ -87,10 +91,16 @@ def fetch_file(
     progress: Progress | None = None,
     _loopback: bool = False,
 ) -> Path:
-    """The file in the cache `folder`, downloaded if it is not there.
+    """Return the path of a published file in the cache `folder`, and download it first if it is not there.
 
-    CheckpointError if it cannot be had, or is not what was published: then nothing of it is kept. DiskError if it
-    cannot be written. `_loopback` is for tests: plain http to 127.0.0.1.
+    Args:
+        offline: Never use the network.
+        progress: Called with the file name, the bytes so far and all bytes.
+        _loopback: For tests: allow plain http to 127.0.0.1.
+
+    Raises:
+        CheckpointError: The file cannot be downloaded, or is not the published one; then nothing of it is kept.
+        DiskError: The file cannot be written.
     """
     path = Path(folder) / source.place
     by_hand = f"or put it at {one_line(str(path))} by hand, from {one_line(source.address)}"
@@ -112,7 +122,7 @@ def fetch_file(
 
 
 def find_mismatch(path: Path, source: PublishedFile) -> str | None:
-    """What of a file is not as published, or None."""
+    """Return how a file differs from the published one, or None if it does not."""
     size = path.stat().st_size
     if source.size is not None and size != source.size:
         return f"{size} bytes and not the published {source.size}"
@@ -129,7 +139,7 @@ def find_mismatch(path: Path, source: PublishedFile) -> str | None:
 
 @contextmanager
 def lock_file(path: Path) -> Iterator[None]:
-    """Wait for other processes that make the same file or folder."""
+    """Hold the lock of a file or folder; wait while another process that makes it holds the lock."""
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -137,7 +147,7 @@ def lock_file(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Download:
-    """One download: into `part` until it is whole and checked; `tag` holds the version that the part is of."""
+    """One download: it goes into the file `part` until that is whole and checked; `tag` holds the version of `part`."""
 
     source: PublishedFile
     path: Path
@@ -153,7 +163,7 @@ class _Download:
         return self.path.with_name(self.path.name + ".part.tag")
 
     @property
-    def have(self) -> int:
+    def received(self) -> int:
         return self.part.stat().st_size if self.part.is_file() else 0
 
     def run(self) -> None:
@@ -170,17 +180,17 @@ class _Download:
         self.tag.unlink(missing_ok=True)
 
     def receive_all(self) -> bool:
-        """Ask until all is there; whether it came in one piece."""
-        left, before, in_one_piece = ATTEMPTS, self.have, not self.have
+        """Receive the whole file; return whether it came in one piece."""
+        left, before, in_one_piece = ATTEMPTS, self.received, not self.received
         while True:
             try:
                 self.attempt()
                 return in_one_piece
             except Cut:
-                left = ATTEMPTS if self.have >= before + GAIN else left - 1
+                left = ATTEMPTS if self.received >= before + GAIN else left - 1
                 if not left:
                     raise
-                before, in_one_piece = self.have, False
+                before, in_one_piece = self.received, False
             time.sleep(PAUSE)
 
     def discard(self) -> None:
@@ -188,17 +198,17 @@ class _Download:
         self.tag.unlink(missing_ok=True)
 
     def attempt(self) -> None:
-        """Go on from what is there, if that is of the same version or can be checked in the end; else start anew."""
-        start, tag = self.have, self.tag.read_text() if self.tag.is_file() else ""
+        """Resume from `part` if it has the same version or a SHA-256 can check the result; otherwise start again."""
+        start, tag = self.received, self.tag.read_text() if self.tag.is_file() else ""
         if start and start == self.source.size:
-            return  # it was cut before it was checked
+            return  # the last download ended after the last byte and before the check
         wanted = {"Range": f"bytes={start}-"} if start and (tag or self.source.sha256) else {}
         if wanted and tag:
             wanted["If-Range"] = tag
         with get(self.source.address, wanted, loopback=self.loopback) as answer:
             if answer.status == 416 or (answer.status == 206 and (not wanted or answer.first != start)):
                 self.discard()
-                raise Cut("the server would not go on where the download had ended")
+                raise Cut("the server cannot resume the download")
             self.receive(answer, start if answer.status == 206 else 0)
 
     def receive(self, answer: Answer, start: int) -> None:
@@ -208,10 +218,12 @@ class _Download:
             raise Unavailable(f"it is {total} bytes and not the published {self.source.size}, so nothing was kept")
         total = self.source.size or total
         if total is None:
-            raise Unavailable("the server does not say how long it is")
+            raise Unavailable("the server does not give the size of the file")
         free = shutil.disk_usage(self.path.parent).free
         if free < total - start + SPARE:
-            raise OSError(errno.ENOSPC, f"{(total - start) >> 20} MiB are to come, and {free >> 20} MiB are free")
+            raise OSError(
+                errno.ENOSPC, f"{(total - start) >> 20} MiB remain to download, and {free >> 20} MiB are free"
+            )
         self.tag.write_text(answer.tag)
         with open(self.part, "r+b" if start else "wb") as file:
             file.seek(start)
@@ -226,4 +238,4 @@ class _Download:
             self.discard()
             raise Unavailable(f"it is longer than {total} bytes, so nothing was kept")
         if start < total:
-            raise Cut(f"the connection ended after {start} of {total} bytes; it goes on from there")
+            raise Cut(f"the connection ended after {start} of {total} bytes; the next attempt resumes there")
