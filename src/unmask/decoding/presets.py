@@ -44,7 +44,7 @@ class Preset:
 
 
 def _make_report(steps: int, noise: float, weight: float) -> Sampling:
-    """Make the settings of the report's table 2, by its code (github.com/valeoai/Maskgit-pytorch, Trainer/vit.py, 32062fa).
+    """Make the settings of the report's table 2, as in github.com/valeoai/Maskgit-pytorch (Trainer/vit.py, 32062fa).
 
     Its guidance (1 + w) c - w u has a weight that rises as w i/T over the steps i = 0..T-1, which is our ramp to 1 + w.
     Its noise falls as 1 - i/T, so 1/T of it is left in the last step. Its later code has i/(T-1) in both.
@@ -125,15 +125,13 @@ TITOK_S128_256 = _make_titok(64, 2.8, CosineRamp(6.9, power=3.0), 1.97)
 AMUSED_SAMPLING = Sampling(
     steps=12, schedule=Cosine(), priority=StepConfidence(make_linear_noise(2.0, 12)), scale=Interval(10.0)
 )
-"""diffusers' AmusedPipeline: 12 steps, guidance 10, noise from 2 to 0. It samples from prompts: no score for ImageNet."""
+"""diffusers' AmusedPipeline: 12 steps, guidance 10, noise from 2 to 0. It takes prompts: no score for ImageNet."""
 
 
 def make_ours(steps: int) -> Sampling:
     """Make the settings with the lowest Frechet distance on CIFAR-10 (docs/results/cifar10.md).
 
-    The guidance is the report's.
-
-    Use them to compare with a published sampler on the same weights. They were not measured on ImageNet.
+    The guidance is the report's. Use them to compare with a published sampler on the same weights. They were not measured on ImageNet.
     """
     return Sampling(steps=steps, schedule=Cosine(), priority=Confidence(noise=4.5), scale=LinearRamp(scale=4.0))
 

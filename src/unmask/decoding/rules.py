@@ -42,12 +42,12 @@ def _get_noise(noises: tuple[float, ...], t: float) -> float:
 
 
 def make_lagging_noise(noise: float, steps: int) -> tuple[float, ...]:
-    """Return noise (1 - i/T), never 0, as the reproduction report (valeoai/Maskgit-pytorch 32062fa, Trainer/vit.py)."""
+    """Return noise (1 - i/T), which is never 0, as valeoai/Maskgit-pytorch (32062fa, Trainer/vit.py)."""
     return tuple(noise * (1 - step / steps) for step in range(steps))
 
 
 def make_linear_noise(noise: float, steps: int, last: float = 0.0) -> tuple[float, ...]:
-    """Return factors from `noise` at the first step to `last` at the last, as aMUSEd (diffusers, scheduling_amused.py)."""
+    """Return factors from `noise` down to `last` in equal steps, as aMUSEd (diffusers, scheduling_amused.py)."""
     return tuple(torch.linspace(noise, last, steps, dtype=torch.float64).tolist())
 
 

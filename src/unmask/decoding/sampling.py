@@ -142,8 +142,7 @@ class Sampling:
         if self.block and uses_order and isinstance(self.priority, Placed):
             raise ValueError(
                 f"sampling: {self.priority} orders the whole canvas: with block={self.block} use another order, such "
-                "as "
-                "confidence"
+                "as confidence"
             )
         if self.remask and not uses_order:
             raise ValueError(f"sampling: remask is for the sampler Parallel, not {self.sampler}")
