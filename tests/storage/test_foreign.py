@@ -203,7 +203,7 @@ def test_a_file_of_more_than_4_gib_has_its_places_in_wide_fields(tmp_path):
 @pytest.mark.parametrize(
     ("program", "patience", "error", "said"),
     [
-        ("import time; time.sleep(60)", 0.3, CheckpointError, "was not read in 0 s; get the file again"),
+        ("import time; time.sleep(60)", 0.3, CheckpointError, "could not be read in 0 s; get the file again"),
         ("import os; os.abort()", 60, CheckpointError, r"ended with status -6"),
         ("raise SystemExit('why')", 60, CheckpointError, r"ended with status 1: why"),
         ("pass", 60, CheckpointError, r"ended with status 0: nothing"),

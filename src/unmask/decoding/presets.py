@@ -131,7 +131,8 @@ AMUSED_SAMPLING = Sampling(
 def make_ours(steps: int) -> Sampling:
     """Make the settings with the lowest Frechet distance on CIFAR-10 (docs/results/cifar10.md).
 
-    The guidance is the report's. Use them to compare with a published sampler on the same weights. They were not measured on ImageNet.
+    The guidance is the report's. Use them to compare with a published sampler on the same weights. They were not
+    measured on ImageNet.
     """
     return Sampling(steps=steps, schedule=Cosine(), priority=Confidence(noise=4.5), scale=LinearRamp(scale=4.0))
 

@@ -1,4 +1,4 @@
-"""The child process itself: limits first, then one file, then an end that runs nothing."""
+"""Run the child process: set limits, read one file, and exit without running anything else."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from .pickles import Refused
 from .tables import find_table, plan, write_tensors
 
 MAX_MEMORY = 1 << 30
-"""Bytes of address space, whatever the file's size: no tensor is ever in memory."""
+"""Bytes of address space for every file size, because no tensor is ever in memory."""
 ATTEMPT = 97
-"""Exit status of a child that was about to do something besides reading and writing its two files."""
+"""Exit status of a child that tried to do more than read and write its files."""
 ALLOWED_EVENTS = ("object.", "cpython.", "gc.", "sys.excepthook", "sys.unraisablehook", "sys._getframe")
 
 
 def main() -> NoReturn:
-    """`job IN OUT ANSWER CONTAINER`: answer with JSON, and leave by `os._exit`."""
+    """Run `job IN OUT ANSWER CONTAINER`: write the answer as JSON, and exit with `os._exit`."""
     source, out, answer, container = sys.argv[1:]
     with open(out, "xb") as written, open(answer, "xb") as told:
         said = _do(source, written, container or None)
@@ -50,17 +50,17 @@ def _do(source: str, written: Any, container: str | None) -> dict[str, Any]:
 
 
 def open_without_blocking(path: str, flags: int) -> int:
-    """Opens a pipe that was put in the file's place without waiting for ever."""
+    """Open a file without blocking, so that a pipe in its place cannot make us wait forever."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def set_limits(size: int) -> None:
-    """Bound memory, time and the bytes written to what a file of this size may need; no processes, no core file."""
+    """Limit memory, time and written bytes to what a file of `size` bytes may need; forbid processes and core files."""
     seconds = 10 + size // (50 << 20)
     wanted = {"AS": MAX_MEMORY, "CPU": seconds, "FSIZE": 2 * size + (64 << 20), "NPROC": 0, "CORE": 0}
     for name, value in wanted.items():
         kind = getattr(resource, f"RLIMIT_{name}", None)
-        if kind is None or (name == "AS" and sys.platform == "darwin"):  # which has none that works
+        if kind is None or (name == "AS" and sys.platform == "darwin"):  # macOS has no working limit
             continue
         _, most = resource.getrlimit(kind)
         bound = value if most == resource.RLIM_INFINITY else min(value, most)
@@ -68,7 +68,7 @@ def set_limits(size: int) -> None:
 
 
 def forbid(event: str, arguments: tuple[Any, ...]) -> None:
-    """An audit hook: all files are open and all modules loaded, so whatever is attempted now comes from the file."""
+    """Exit on every other event (an audit hook): files are open and modules loaded, so it comes from the file."""
     if not event.startswith(ALLOWED_EVENTS):
         os.write(2, f"attempted {event} {arguments!r:.200}\n".encode("utf-8", "backslashreplace"))
         os._exit(ATTEMPT)
