@@ -29,7 +29,7 @@ every_preset = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 
 
 def revealed(sampling, tokens, unknown=None):
-    """Tokens per step of a row with so many unknown ones."""
+    """Return the tokens per step of a row with this number of unknown tokens."""
     counts = reveal_counts(torch.tensor([tokens if unknown is None else unknown]), sampling.ratios(tokens))
     return counts[:, 0].tolist()
 
@@ -51,7 +51,7 @@ def test_the_counts_are_those_of_the_original_code(preset, tokens, counts):
 
 
 def by_the_report(tokens, steps, curve):
-    """The original code's rule, in plain Python."""
+    """Compute the rule of the original code, in plain Python."""
     values = [curve(1 - s / (steps - 1)) for s in range(steps)]
     counts = [max(1, round(v / sum(values) * tokens)) for v in values]
     counts[-1] += tokens - sum(counts)

@@ -1,4 +1,4 @@
-"""The rules of published samplers, each against the line of the code that it stands for."""
+"""Rules of published samplers, each compared with the line of code that it reproduces."""
 
 import math
 
@@ -87,7 +87,7 @@ def test_titok_scores_the_raw_logit_of_the_draw(step):
 
 
 def test_dividing_the_logits_and_then_ordering_by_them_is_one_noise():
-    """What the published script does, and what `annealing` says instead: the same order, and the same law of draws."""
+    """The published script and `make_titok_noise` give the same order and the same distribution of samples."""
     for step, factor in enumerate(make_titok_noise(9.5, 8)):
         left = 1 - (step + 1) / 8
         tau = 0.5 + 0.8 * left

@@ -28,7 +28,7 @@ def runs(tmp_path_factory):
 
 
 def distance(runs, a, b, part=""):
-    """The largest difference of two runs' weights and averages."""
+    """Return the largest difference between the weights and averages of two runs."""
     first, second = load_file(runs / f"{a}.safetensors"), load_file(runs / f"{b}.safetensors")
     assert first.keys() == second.keys()
     return max(float((first[n] - second[n]).abs().max()) for n in first if n.startswith(part))
@@ -54,7 +54,7 @@ def test_losses_gradient_norms_and_validation_agree(runs, name):
 
 
 def test_the_runs_learned_something(runs):
-    """Else the agreement would be that of runs that do nothing."""
+    """Otherwise runs that do nothing would agree too."""
     start = {f"model.{n}": p.detach() for n, p in toy_model().named_parameters()}
     after = load_file(runs / "none-1.safetensors")
     assert max(float((after[n] - p).abs().max()) for n, p in start.items()) > 0.02

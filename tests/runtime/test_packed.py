@@ -25,7 +25,7 @@ packs = pytest.mark.skipif(not HERE, reason="packed weights: this build of torch
 
 @pytest.fixture(autouse=True)
 def _packs_float32(monkeypatch):
-    """The layout is right on every CPU; here it is taken on each, also where it does not pay."""
+    """Pack float32 on every CPU, also where it is slower: the results must be right everywhere."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
 
 
@@ -34,7 +34,7 @@ KINDS = ("plain", "without bias", "none", "tanh")
 
 
 def layer(kind, inner, outer, dtype=torch.float32, seed=0):
-    """A linear layer, without its bias or with a GELU after it."""
+    """Return a linear layer, plain, without bias, or with a GELU after it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if kind in ("none", "tanh"):
@@ -43,7 +43,7 @@ def layer(kind, inner, outer, dtype=torch.float32, seed=0):
 
 
 def exact(plain, kind, x):
-    """The same in float64, by the formulas."""
+    """Compute the layer in float64, by the formulas."""
     y = x.double() @ plain.weight.double().T + (0 if plain.bias is None else plain.bias.double())
     if kind == "none":
         return y * (1 + torch.special.erf(y / 2**0.5)) / 2
@@ -126,7 +126,7 @@ class Own(nn.Linear):
 @pytest.mark.parametrize(
     "plain",
     [nn.Linear(3, 4).double(), nn.Linear(3, 4).half(), nn.Linear(3, 4, device="meta"), Own(3, 4), nn.Conv2d(3, 4, 1)],
-    ids=["float64", "float16", "another device", "a layer of its own kind", "no linear layer"],
+    ids=["float64", "float16", "another device", "another class of layer", "no linear layer"],
 )
 def test_what_has_no_layout_of_its_own_stays(plain):
     assert [*pack(nn.Sequential(plain)).children()] == [plain]
@@ -190,7 +190,7 @@ def test_states_and_pickles_are_those_of_the_plain_layer(kind):
 
 @packs
 def test_copying_into_a_packed_weight_keeps_every_number():
-    """At sizes where oneDNN does lay it out in blocks of its own."""
+    """These sizes are large enough for oneDNN to use its blocked layout."""
     for shape in ((257, 129), (64, 768), (1, 50)):
         value, into = torch.randn(shape), arrange_weight(torch.zeros(shape))
         into.copy_(arrange_weight(value))

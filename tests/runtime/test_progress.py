@@ -1,4 +1,4 @@
-"""What a command shows while it works: bars on a terminal, rare lines elsewhere, apart from what it prints."""
+"""Progress of a command: bars on a terminal, rare lines elsewhere, separate from its output."""
 
 import io
 import sys
@@ -22,7 +22,7 @@ COMMANDS = [
 
 
 class Terminal(io.StringIO):
-    """What is written to a person's screen."""
+    """Return what the screen shows."""
 
     def isatty(self):
         return True

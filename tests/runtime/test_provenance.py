@@ -1,4 +1,4 @@
-"""What stands beside every figure says which code and which machine made it."""
+"""The record beside each metric names the code and the machine that produced it."""
 
 import platform
 import re

@@ -94,7 +94,7 @@ def test_another_command_goes_on_as_well(tmp_path, serve):
 
 
 def test_a_changed_file_is_fetched_anew(tmp_path, serve):
-    """The server has another version, says so by sending all of it, or does not and the hash tells."""
+    """The server has another version: it sends the whole file, or the hash shows the difference."""
     old = bytes(len(BODY))
     for second in (answer(ETag='"2"'), partial):
         server = serve(answer(body=old[:9999], length=len(BODY), ETag='"1"'), second)
@@ -207,8 +207,8 @@ def test_where_a_file_of_the_hub_is_and_lies():
     [
         ({}, "give exactly one of them"),
         ({"repo": "a/b", "url": "https://x.org/y"}, "give exactly one of them"),
-        ({"repo": "a/b", "path": "x"}, r"revision '' is no commit"),
-        ({"repo": "a/b", "path": "x", "revision": "main"}, r"revision 'main' is no commit"),
+        ({"repo": "a/b", "path": "x"}, r"revision '' is not a commit"),
+        ({"repo": "a/b", "path": "x", "revision": "main"}, r"revision 'main' is not a commit"),
         ({"repo": "a/b", "path": "../x", "sha256": DIGEST}, r"path '\.\./x'"),
         ({"repo": "a/b", "path": "/etc/x", "sha256": DIGEST}, r"path '/etc/x'"),
         ({"repo": "a/b", "path": "", "sha256": DIGEST}, "path ''"),

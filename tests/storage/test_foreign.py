@@ -63,7 +63,7 @@ def tables(draw: st.DrawFn) -> dict[str, torch.Tensor]:
 @settings(max_examples=100)
 @given(tables(), st.booleans(), st.booleans())
 def test_any_table_is_read_as_torch_reads_it(made, is_zip, ordered):
-    """The child's reader itself, in this process, against the library's own."""
+    """Compare the reader of the child, run in this process, with torch's own."""
     with tempfile.TemporaryDirectory() as folder:
         path = save({"model": OrderedDict(made) if ordered else made, "epoch": 3}, Path(folder) / "x", is_zip)
         with open(path, "rb") as file, open(Path(folder) / "out", "wb") as out:
@@ -92,7 +92,7 @@ def test_a_training_checkpoint_is_opened_and_its_optimizer_left_out(tmp_path, is
 
 
 def test_what_lightning_saves_is_opened(tmp_path):
-    """Its callbacks lie under classes of its own, which `weights_only=True` refuses: so does the published VQGAN."""
+    """The file names callback classes, which `weights_only=True` refuses; the published VQGAN does so too."""
     callback = pickles.name_of("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
     callbacks = b"}" + callback + pickles.table(best=pickles.whole(3)) + b"s"
     body = pickles.table(epoch=pickles.whole(1), callbacks=callbacks, state_dict=pickles.table(a=pickles.tensor()))
@@ -171,7 +171,7 @@ def test_a_member_marked_as_a_folder_is_read_from_the_file(tmp_path):
 
 
 def test_a_file_of_more_than_4_gib_has_its_places_in_wide_fields(tmp_path):
-    """The directory of a sparse archive whose numbers begin beyond 4 GiB."""
+    """Return the directory of a sparse archive whose numbers begin beyond 4 GiB."""
 
     body = pickles.pickled(pickles.table(a=pickles.tensor()))
 

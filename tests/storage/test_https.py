@@ -48,11 +48,11 @@ PLACES += (
 def test_no_redirect_leads_to_a_private_place(serve, place, monkeypatch):
     monkeypatch.setattr(https, "_first_open", lambda _: pytest.fail("connected"))
     monkeypatch.setattr(https, "_connect", only_loopback(https._connect))
-    refuse(serve(redirect(place)), r"is not plain https|is not a public server|is no address|cannot reach")
+    refuse(serve(redirect(place)), r"is not plain https|is not a public server|is not a valid address|cannot reach")
 
 
 def only_loopback(real: Callable) -> Callable:
-    """Lets the test's own server through, by a socket of its own."""
+    """Let connections to the test server through, with a separate socket."""
 
     def connect(parts, loopback: bool):
         if parts.scheme == "http":

@@ -41,7 +41,7 @@ EACH = pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
 
 
 def seeded(build, seed=0):
-    """A plain build with its own first weights, and no trace in the global generator."""
+    """Build a model with initial weights, and leave the global generator unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
@@ -195,7 +195,7 @@ print((built - before) / size, (memory("VmHWM") - before) / size, float(model[11
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory of loading: only Linux tells it in /proc")
 def test_loading_takes_little_more_memory_than_the_model(tmp_path):
-    """A file of 201 MB: without `unfilled` a build alone would take all of it, and mapped at once the file as much."""
+    """Load 201 MB: without `skip_initial_weights` the build would take as much, and the file, mapped at once, again."""
     path = tmp_path / "x.safetensors"
     tensors = {f"{i}.{n}": torch.ones(shape) for i in range(12) for n, shape in (("weight", (2048, 2048)),
                                                                                ("bias", (2048,)))}  # fmt: skip
@@ -209,7 +209,7 @@ def test_loading_takes_little_more_memory_than_the_model(tmp_path):
     assert last == 2048
 
 
-# -- told apart --------------------------------------------------------------------------------------------------------
+# -- comparison --------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_weights_may_be_written_in_two_ways(tmp_path):
@@ -289,7 +289,7 @@ print((memory("VmHWM") - before) / a.stat().st_size)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory of comparing: only Linux tells it in /proc")
 def test_comparing_and_keeping_a_file_takes_a_part_of_its_size(tmp_path):
-    """Of 201 MB, as bytes and by names; read whole they would take twice as much."""
+    """Compare 201 MB, as bytes and by names; reading both files whole would take twice as much."""
     tensors = {f"{i}": torch.ones(2048, 2048) for i in range(12)}
     for name, facts in (("a", None), ("b", {"source": "elsewhere"})):
         write_weights(tensors, tmp_path / f"{name}.safetensors", facts)

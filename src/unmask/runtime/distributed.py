@@ -41,7 +41,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks to the user."""
+        """True if this process writes files and talks to the user."""
         return self.rank == 0
 
 

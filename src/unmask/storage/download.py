@@ -59,7 +59,7 @@ class PublishedFile:
                 f"sha256 {self.sha256!r}: give 64 hexadecimal digits, or the 8 or more that are published"
             )
         if self.repo and not (len(self.revision) == 40 and _is_hex(self.revision)) and self.sha256 is None:
-            raise ConfigError(f"revision {self.revision!r} is no commit of 40 digits: pin one, or give the sha256")
+            raise ConfigError(f"revision {self.revision!r} is not a commit of 40 digits: give one, or give the sha256")
         if self.size is not None and self.size < 1:
             raise ConfigError(f"size {self.size}: give the bytes of the file, or None")
 

@@ -28,7 +28,7 @@ def write_atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     A reader sees the old file or the whole new one, never a part. If the block or the rename fails, the temporary file
     is removed and the old file stays. A killed process leaves the temporary file: `.NAME.tmp-` and 16 hexadecimal
-    digits, the first 8 of which are the process id. The new file gets the permissions of the umask, also where the
+    digits, which begin with the process id (8 digits). The new file gets the permissions of the umask, even if the
     writer of the temporary file sets others, as safetensors does.
 
     Args:

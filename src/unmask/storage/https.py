@@ -105,7 +105,7 @@ def _join_url(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError as error:
-        raise Unavailable(f"{location[:200]} is no address") from error
+        raise Unavailable(f"{location[:200]} is not a valid address") from error
 
 
 @contextmanager
@@ -161,13 +161,13 @@ def _check_url(url: str, loopback: bool) -> SplitResult:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise Unavailable(f"{url[:200]} is no address") from error
+        raise Unavailable(f"{url[:200]} is not a valid address") from error
     if loopback and (parts.scheme, parts.hostname) == ("http", "127.0.0.1"):
         return parts
     if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or port not in (None, 443):
         raise Unavailable(f"{url[:200]} is not plain https")
     if not url.isascii() or any(c <= " " for c in url):
-        raise Unavailable(f"{url[:200]} is no address")
+        raise Unavailable(f"{url[:200]} is not a valid address")
     return parts
 
 

@@ -120,7 +120,7 @@ def _strip_prefixes(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]
         while short.startswith(PREFIXES):
             short = short.partition(".")[2]
         if not short.isprintable() or not short:
-            raise _make_error(path, f"a tensor is named {name[:100]!r}, which is no printable name")
+            raise _make_error(path, f"a tensor is named {name[:100]!r}, which is not a printable name")
         if short in found:
             raise _make_error(path, f"two tensors are {short} once {' and '.join(PREFIXES)} are left out")
         found[short] = tensor
