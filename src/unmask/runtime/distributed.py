@@ -82,39 +82,39 @@ def check_alone(command: str) -> None:
         raise ConfigError(f"unmask {command} runs in one process, and there are {size}: run it without torchrun")
 
 
-def resolve_strategy(strategy: Strategy, world: World) -> Strategy:
+def resolve_strategy(strategy: Strategy, here: World) -> Strategy:
     """Return the strategy, with `auto` replaced by none for one process and ddp for several.
 
     Raises:
         ConfigError: The strategy cannot work with this number of processes.
     """
     if strategy == "auto":
-        return "none" if world.size == 1 else "ddp"
-    if strategy == "none" and world.size > 1:
-        raise ConfigError(f"strategy none with {world.size} processes would train {world.size} models: use ddp or fsdp")
-    if strategy != "none" and world.size == 1:
+        return "none" if here.size == 1 else "ddp"
+    if strategy == "none" and here.size > 1:
+        raise ConfigError(f"strategy none with {here.size} processes would train {here.size} models: use ddp or fsdp")
+    if strategy != "none" and here.size == 1:
         raise ConfigError(
             f"strategy {strategy} needs several processes: start with torchrun --nproc-per-node 2, or drop it"
         )
     return strategy
 
 
-def autocast(precision: Precision, world: World) -> torch.autocast:
+def autocast(precision: Precision, here: World) -> torch.autocast:
     """Return an autocast context: matrix products run in bfloat16 or float32.
 
     `auto` takes `fast_dtype`. The weights, the optimizer and the moving average stay in float32 in both cases.
     """
-    half = precision == "bf16" or (precision == "auto" and fast_dtype(world.device) == torch.bfloat16)
-    return torch.autocast(world.device.type, torch.bfloat16, enabled=half)
+    half = precision == "bf16" or (precision == "auto" and fast_dtype(here.device) == torch.bfloat16)
+    return torch.autocast(here.device.type, torch.bfloat16, enabled=half)
 
 
-def distribute(model: nn.Module, strategy: Strategy, world: World) -> nn.Module:
+def distribute(model: nn.Module, strategy: Strategy, here: World) -> nn.Module:
     """Move `model` to the device of this rank and apply the strategy; call the result like the model."""
-    model = model.to(world.device)
+    model = model.to(here.device)
     if strategy == "ddp":
         return DistributedDataParallel(model, broadcast_buffers=False)  # all ranks compute the same buffers
     if strategy == "fsdp":
-        mesh = dist.device_mesh.init_device_mesh(world.device.type, (world.size,))
+        mesh = dist.device_mesh.init_device_mesh(here.device.type, (here.size,))
         blocks = getattr(model, "blocks", nn.ModuleList())
         for module in [*blocks, model]:
             fully_shard(module, mesh=mesh)
@@ -138,14 +138,14 @@ def accumulate_gradients(model: nn.Module, last: bool) -> Iterator[None]:
         yield
 
 
-def get_gradient_factor(model: nn.Module, world: World) -> float:
+def get_gradient_factor(model: nn.Module, here: World) -> float:
     """Return the factor that makes the gradients those of the summed loss, because DDP averages over ranks."""
-    return float(world.size) if isinstance(model, DistributedDataParallel) else 1.0
+    return float(here.size) if isinstance(model, DistributedDataParallel) else 1.0
 
 
-def sum_over_ranks(x: Float[Tensor, "*n"], world: World) -> Float[Tensor, "*n"]:
+def sum_over_ranks(x: Float[Tensor, "*n"], here: World) -> Float[Tensor, "*n"]:
     """Return the elementwise sum over all ranks, equal on each rank. Overwrites `x` if there are several ranks."""
-    if world.size > 1:
+    if here.size > 1:
         dist.all_reduce(x)
     return x
 
@@ -182,18 +182,18 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def barrier(world: World) -> None:
+def barrier(here: World) -> None:
     """Wait until every rank calls this."""
-    if world.size > 1:
+    if here.size > 1:
         dist.barrier()
 
 
-def broadcast_text(text: str, world: World) -> str:
+def broadcast_text(text: str, here: World) -> str:
     """Return the `text` of rank 0 on every rank, at most 256 bytes of it (sent as bytes; nothing is unpickled)."""
-    if world.size == 1:
+    if here.size == 1:
         return text
-    data = torch.zeros(256, dtype=torch.uint8, device=world.device)
+    data = torch.zeros(256, dtype=torch.uint8, device=here.device)
     encoded = torch.tensor(list(text.encode()[:256]), dtype=torch.uint8)
-    data[: len(encoded)] = encoded.to(world.device)
+    data[: len(encoded)] = encoded.to(here.device)
     dist.broadcast(data, 0)
     return bytes(data.cpu().tolist()).rstrip(b"\0").decode()
