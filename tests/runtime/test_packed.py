@@ -150,7 +150,7 @@ def test_without_onednn_nothing_is_packed(monkeypatch):
 def test_a_packed_network_is_neither_moved_nor_converted():
     packed = pack(nn.Sequential(nn.Linear(3, 4)))
     for change in (lambda: packed.to(torch.float64), packed.bfloat16, lambda: packed.to("meta")):
-        with pytest.raises(TypeError, match=r"packed for inference on a CPU, .* load it with the device and dtype"):
+        with pytest.raises(TypeError, match=r"packed for inference on a CPU and .* load it with the device and dtype"):
             change()
 
 
@@ -203,7 +203,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from unmask.runtime.packed import pack
-from unmask.storage.weights import load_weights, unfilled
+from unmask.storage.weights import load_weights, skip_initial_weights
 
 def memory(what):
     return int(re.search(rf"{what}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
@@ -211,7 +211,7 @@ def memory(what):
 torch.set_num_threads(1)
 pack(nn.Sequential(nn.Linear(64, 64)))(torch.zeros(1, 64))
 before, dtype = memory("VmRSS"), getattr(torch, sys.argv[2])
-with unfilled(dtype):
+with skip_initial_weights(dtype):
     model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(128)))
 pack(model)
 load_weights(model, Path(sys.argv[1]))

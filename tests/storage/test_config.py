@@ -184,7 +184,7 @@ def test_ambiguous_unions_are_a_programming_error() -> None:
     class Holder:
         odd: Odd | Cosine = field(default_factory=Cosine)
 
-    with pytest.raises(TypeError, match="rename"):
+    with pytest.raises(TypeError, match="give its dataclasses different names"):
         to_json(Holder())
 
 

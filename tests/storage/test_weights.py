@@ -177,14 +177,14 @@ CHILD = """
 import re, sys
 from pathlib import Path
 from torch import nn
-from unmask.storage.weights import load_weights, unfilled
+from unmask.storage.weights import load_weights, skip_initial_weights
 
 def memory(what):
     return int(re.search(rf"{what}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
 
 before = memory("VmRSS")
 assert memory("VmHWM") - before < 8 << 20
-with unfilled():
+with skip_initial_weights():
     model = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(12)))
 built = memory("VmRSS")
 load_weights(model, Path(sys.argv[1]))
@@ -269,7 +269,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import torch
 from unmask.experiments.base import _keep_tokenizer
-from unmask.storage.weights import same_weights
+from unmask.storage.weights import have_same_weights
 
 def memory(what):
     return int(re.search(rf"{what}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
@@ -279,10 +279,10 @@ a, b = folder / "a.safetensors", folder / "b.safetensors"
 torch.equal(torch.zeros(3), torch.zeros(3))
 before = memory("VmRSS")
 assert memory("VmHWM") - before < 8 << 20
-assert same_weights(a, b)
+assert have_same_weights(a, b)
 for _ in range(2):
     _keep_tokenizer(SimpleNamespace(weights=a, kept="kept.safetensors"), folder)
-assert same_weights(a, folder / "kept.safetensors")
+assert have_same_weights(a, folder / "kept.safetensors")
 print((memory("VmHWM") - before) / a.stat().st_size)
 """
 
