@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from unmask.method.models import layers
 from unmask.pretrained import vit
 from unmask.pretrained.valeoai import ValeoaiMaskGIT
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 PAIRS = 7
@@ -50,7 +50,7 @@ def compare(run: Callable[..., None], ours: Attend, *x: torch.Tensor) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(environment(torch.device("cpu")))
+    print(describe_environment(torch.device("cpu")))
     print(f"length  dtype     explicit ms   sdpa ms   sdpa/explicit (median of {PAIRS} pairs, forward + backward)")
     for length in (16, 32, 50, 64, 96, 128, 256):
         for dtype in (torch.float32, torch.bfloat16):

@@ -16,7 +16,7 @@ from unmask.method.masking import mask_exact
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.objectives import MaskedDiffusion
 from unmask.method.rand import seeded
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 
 VOCAB, ROWS, LENGTH = 50_304, 16, 256
 
@@ -50,7 +50,7 @@ def step(which: str) -> None:
 def main() -> None:
     if len(sys.argv) > 1:
         return step(sys.argv[1])
-    print(environment(torch.device("cpu")))
+    print(describe_environment(torch.device("cpu")))
     found = {
         which: float(
             subprocess.run([sys.executable, __file__, which], capture_output=True, text=True, check=True).stdout

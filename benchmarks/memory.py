@@ -24,10 +24,10 @@ from unmask.method.models.transformer import MaskedTransformer, TransformerConfi
 from unmask.method.rand import Rand
 from unmask.pipelines.image import Pipeline
 from unmask.recipes import cifar10, cifar10_tokenizer
-from unmask.runtime.distributed import fast_dtype
+from unmask.runtime.kernels import fast_dtype
 from unmask.runtime.memory import keep_freed_memory
 from unmask.runtime.packed import pack
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 
 WAYS, PROCESSES, ROUNDS, SAMPLES = ("given back", "kept"), 2, 3, 128
 BATCHES = (16, 32, 64, 128)
@@ -94,7 +94,7 @@ def measure(way: str) -> dict[str, list[float]]:
 def main() -> None:
     if len(sys.argv) > 1:
         return print(json.dumps(measure(sys.argv[1])))
-    print(environment(torch.device("cpu")) | {"seed": 0})
+    print(describe_environment(torch.device("cpu")) | {"seed": 0})
     told: dict[str, list[dict[str, list[float]]]] = {way: [] for way in WAYS}
     for _ in range(PROCESSES):
         for way in WAYS:

@@ -18,7 +18,7 @@ from unmask.method.objectives import MaskGIT
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import decode
 from unmask.method.schedules import Cosine, ratios
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 
 SIZES = {"digits": (256, (4, 4), 64), "mnist": (16, (7, 7), 128)}  # vocabulary, grid, batch
 
@@ -46,7 +46,7 @@ def sampling(model: MaskedTransformer, labels: torch.Tensor) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(environment(torch.device("cpu")))
+    print(describe_environment(torch.device("cpu")))
     print("model    what        fp32 s   bf16 s   fp32/bf16")
     for name, (vocab_size, grid, batch) in SIZES.items():
         model = MaskedTransformer(TransformerConfig(num_classes=10), vocab_size, grid)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from unmask.data.sources.choice import Codes
 from unmask.decoding.presets import REPORT_256
-from unmask.decoding.sampling import ordered
+from unmask.decoding.sampling import resolve_priority
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import State
 from unmask.pipelines.image import Pipeline
@@ -35,7 +35,7 @@ from unmask.pretrained.taming import TAMING_F16_1024
 from unmask.pretrained.valeoai import VALEOAI_BASE_256, translate
 from unmask.recipes.schema import Recipe
 from unmask.runtime.packed import PackedLinear
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import to_json, write_json
 from unmask.storage.weights import write_weights
 from unmask.tokenizers.vqgan import Autoencoder
@@ -220,7 +220,7 @@ def against(folder: Path) -> None:
         blank, noise, given = half.blank(1), seeded(SEED, 1), free[:1, :, :CODES].contiguous()
 
         def ours_alone() -> list[State]:
-            order = ordered(sampling.priority, half.model)
+            order = resolve_priority(sampling.priority, half.model)
             return list(sampling.run(lambda *_: given, blank, mask_id=CODES, rand=noise, priority=order))
 
         alone = {
@@ -273,7 +273,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         return load(Path(sys.argv[1]), TYPES[sys.argv[2]])
     torch.manual_seed(SEED)
-    print(environment(torch.device("cpu")) | {"seed": SEED})
+    print(describe_environment(torch.device("cpu")) | {"seed": SEED})
     with tempfile.TemporaryDirectory() as name:
         against(Path(name))
         print("\nloading    peak MiB  weights MiB   peak/weights")

@@ -9,12 +9,12 @@ import time
 import torch
 
 from unmask import Confidence, Cosine, Entropy, Halton, Margin, Random, decode, ratios, seeded
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(environment(torch.device("cpu")))
+    print(describe_environment(torch.device("cpu")))
     print("batch  tokens  vocabulary  order       CPU s for 8 steps")
     for batch, length, vocab_size in ((256, 49, 16), (256, 16, 256), (1, 256, 1024), (8, 256, 1024)):
         logits = torch.randn(batch, length, vocab_size)

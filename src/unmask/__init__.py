@@ -9,14 +9,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided, guided_with_memory
-from unmask.method.likelihood import estimate_bound, compute_exact_nll
+from unmask.method.likelihood import compute_exact_nll, estimate_bound
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.objectives import Loss, MaskedDiffusion, MaskGIT
 from unmask.method.rand import Rand, seeded
 from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adaptive
 from unmask.method.sampling.ancestral import decode_ancestral
 from unmask.method.sampling.blocks import decode_blocks
-from unmask.method.sampling.decode import State, decode, reveal_counts
+from unmask.method.sampling.decode import State, decode
 from unmask.method.sampling.priorities import (
     Confidence,
     Entropy,
@@ -29,7 +29,7 @@ from unmask.method.sampling.priorities import (
     Raster,
 )
 from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale, decode_remasking
-from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, ratios, ratios_from_counts
+from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, count_reveals, ratios, ratios_from_counts
 
 if TYPE_CHECKING:
     from unmask.decoding.sampling import Sampling
@@ -110,21 +110,21 @@ __all__ = [
     "TokenizerRecipe",
     "TransformerConfig",
     "WithCritic",
-    "adaptive",
-    "ancestral",
-    "blocks",
-    "bound",
+    "compute_exact_nll",
+    "count_reveals",
     "decode",
+    "decode_adaptive",
+    "decode_ancestral",
+    "decode_blocks",
+    "decode_remasking",
+    "estimate_bound",
     "evaluate",
-    "exact",
     "guided",
+    "guided_with_memory",
     "load",
     "ratios",
     "ratios_from_counts",
     "recipe",
-    "remdm",
-    "remembering",
-    "reveal_counts",
     "score",
     "seeded",
     "sweep",

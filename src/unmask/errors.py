@@ -1,4 +1,4 @@
-"""What can go wrong for a user, one class per exit code. The message is one line: what, where, what to do."""
+"""Errors for the user, one class per exit code. The message is one line: what, where, what to do."""
 
 
 class UnmaskError(Exception):
@@ -8,25 +8,25 @@ class UnmaskError(Exception):
 
 
 class ConfigError(UnmaskError):
-    """A flag, a field or a combination of them that cannot work."""
+    """A flag, a field or a combination of them cannot work."""
 
     exit_code = 2
 
 
 class DataError(UnmaskError):
-    """Input files that are missing, damaged or not what they claim to be."""
+    """Input files are missing, damaged or not what they claim to be."""
 
     exit_code = 3
 
 
 class CheckpointError(UnmaskError):
-    """A checkpoint or export that is damaged, foreign or of another architecture; or a run folder in use."""
+    """A checkpoint or export is damaged, foreign or of another architecture; or the run directory is in use."""
 
     exit_code = 4
 
 
 class NonFiniteError(UnmaskError):
-    """A loss or gradient became NaN or infinite; raised before the optimizer step, so nothing bad was written."""
+    """A loss or gradient became NaN or infinite. Raised before the optimizer step, so nothing bad was written."""
 
     exit_code = 5
 
@@ -38,6 +38,6 @@ class DiskError(UnmaskError):
 
 
 class Preempted(UnmaskError):
-    """A signal asked the run to stop; a checkpoint was saved, and the same command continues it."""
+    """A signal asked the run to stop. A checkpoint was saved, and the same command resumes the run."""
 
     exit_code = 85

@@ -351,13 +351,18 @@ SHAPES = {
     "sigmoid": Sigmoid(),
 }
 SHAPED = {
-    "google": counts.google,
-    "valeoai-v1": counts.valeoai_v1,
-    "halton-confidence": counts.halton_confidence,
-    "x-transformers": counts.x_transformers,
-    "muse": counts.muse,
+    "google": counts.count_google,
+    "valeoai-v1": counts.count_valeoai_v1,
+    "halton-confidence": counts.count_halton_confidence,
+    "x-transformers": counts.count_x_transformers,
+    "muse": counts.count_muse,
 }
-FIXED = {"halton": counts.halton, "nanofm": counts.nanofm, "llada": counts.llada, "4m": counts.fourm}
+FIXED = {
+    "halton": counts.count_halton,
+    "nanofm": counts.count_nanofm,
+    "llada": counts.count_llada,
+    "4m": counts.count_fourm,
+}
 
 
 def listed(capsys, *flags):
@@ -381,6 +386,6 @@ def test_schedule_draws_a_line_per_step(capsys):
     main(["schedule", "--tokens", "16", "--steps", "4"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[-4:]] == [
-        [str(i), str(n)] for i, n in enumerate(counts.google(16, 4, Cosine()), 1)
+        [str(i), str(n)] for i, n in enumerate(counts.count_google(16, 4, Cosine()), 1)
     ]
     assert "100.0 %" in lines[-1]

@@ -23,7 +23,7 @@ from unmask.data.sources.choice import Arrays, Digits, Folder, Mnist
 from unmask.data.sources.mnist import MNIST, download_mnist, read_idx
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.storage import cache
-from unmask.storage.cache import cache_dir
+from unmask.storage.cache import find_cache_dir
 
 REAL_MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 real_mnist = pytest.mark.skipif(not REAL_MNIST.is_dir(), reason="real MNIST: no folder shared/data/mnist")
@@ -322,7 +322,7 @@ def test_a_failed_rename_leaves_no_part_behind(tmp_path, serve, published, monke
 def test_mnist_without_a_root_uses_the_cache(tmp_path, published, monkeypatch):
     shutil.copytree(tmp_path / "published", tmp_path / "cache" / "mnist")
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "fetch", lambda *_: pytest.fail("went to the network"))
+    monkeypatch.setattr(cache, "fetch_bytes", lambda *_: pytest.fail("went to the network"))
     assert len(Mnist().load().train) == 7
 
 
@@ -330,11 +330,11 @@ def test_the_cache_is_where_the_environment_says(monkeypatch):
     monkeypatch.setenv("UNMASK_CACHE", "/one")
     monkeypatch.setenv("XDG_CACHE_HOME", "/two")
     monkeypatch.setenv("HOME", "/three")
-    assert cache_dir() == Path("/one")
+    assert find_cache_dir() == Path("/one")
     monkeypatch.delenv("UNMASK_CACHE")
-    assert cache_dir() == Path("/two/unmask")
+    assert find_cache_dir() == Path("/two/unmask")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_dir() == Path("/three/.cache/unmask")
+    assert find_cache_dir() == Path("/three/.cache/unmask")
 
 
 # -- folders and arrays --

@@ -11,9 +11,9 @@ from unmask.cli.choices import SamplingFlags, applied
 from unmask.cli import main
 from unmask.cli.parsing import parse
 from unmask.cli.training import TrainFlags
-from unmask.decoding.names import OURS, expected, schedules
+from unmask.decoding.names import OUR_SAMPLINGS, describe_expected, schedules
 from unmask.decoding.names import PRESETS as NAMED
-from unmask.decoding.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, x_transformers
+from unmask.decoding.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, make_x_transformers
 from unmask.decoding.sampling import Sampling, ValeoaiV1
 from unmask.errors import ConfigError
 from unmask.method.models.transformer import MaskedTransformer
@@ -51,7 +51,7 @@ def test_the_counts_are_those_of_the_original_code(preset, tokens, counts):
 
 
 def by_the_report(tokens, steps, curve):
-    """The original code's rule, in plain Python."""
+    """Compute the rule of the original code, in plain Python."""
     values = [curve(1 - s / (steps - 1)) for s in range(steps)]
     counts = [max(1, round(v / sum(values) * tokens)) for v in values]
     counts[-1] += tokens - sum(counts)
@@ -184,10 +184,10 @@ def test_a_preset_is_the_sampling_but_for_other_flags(pipeline, name):
 
 
 def test_a_preset_says_what_is_published_for_it(capsys):
-    assert expected("besnier-256-8") == (
+    assert describe_expected("besnier-256-8") == (
         "preset besnier-256-8: published FID 6.80, IS 214.0 for ImageNet at 256x256 (arXiv 2310.14400, tables 2 and 3)"
     )
-    assert {name: expected(name).split(" (")[0].split("published ")[1] for name in NAMED} == {
+    assert {name: describe_expected(name).split(" (")[0].split("published ")[1] for name in NAMED} == {
         "besnier-256-8": "FID 6.80, IS 214.0 for ImageNet at 256x256",
         "besnier-512-15": "FID 7.26, IS 223.0 for ImageNet at 512x512",
         "maskgit-256-8": "FID 6.18, IS 182.1 for ImageNet at 256x256",
@@ -205,9 +205,9 @@ def test_a_preset_says_what_is_published_for_it(capsys):
     with pytest.raises(SystemExit):
         main(["sample", "RUN", "--help"])
     told = capsys.readouterr().out
-    assert all(name in " ".join(told.replace("│", " ").split()) for name in (*NAMED, *OURS))
+    assert all(name in " ".join(told.replace("│", " ").split()) for name in (*NAMED, *OUR_SAMPLINGS))
     with pytest.raises(ConfigError, match="did you mean maskgit-256-8"):
-        expected("maskgit-256")
+        describe_expected("maskgit-256")
 
 
 def test_the_help_names_every_schedule(capsys):
@@ -228,10 +228,10 @@ def test_temperatures_of_a_preset_stretch_over_other_steps(pipeline):
 
 
 def test_our_own_preset_stands_beside_the_published_ones(pipeline):
-    for name, sampling in OURS.items():
+    for name, sampling in OUR_SAMPLINGS.items():
         assert applied(SamplingFlags(preset=name), pipeline) == sampling
         assert name == f"ours-{sampling.steps}"
-        assert "nothing is published" in expected(name)
+        assert "without published scores" in describe_expected(name)
 
 
 # -- recipes ----------------------------------------------------------------------------------------------------------
@@ -294,9 +294,9 @@ def test_the_flags_keep_the_reports_schedule(tmp_path):
 
 def test_x_transformers_defaults(pipeline):
     """18 steps, linear or cosine, with a temperature that falls from just below 1 to greedy, and that matters."""
-    plain = x_transformers()
+    plain = make_x_transformers()
     assert plain.ratios(18) == pytest.approx([(17 - i) / 18 for i in range(18)])
     assert plain.temperature == pytest.approx([1 - (i + 1) / 18 for i in range(18)])
-    assert x_transformers(Cosine()).ratios(18)[0] > plain.ratios(18)[0]
+    assert make_x_transformers(Cosine()).ratios(18)[0] > plain.ratios(18)[0]
     images = pipeline.generate(num=10, sampling=plain)
     assert not torch.equal(images, pipeline.generate(num=10, sampling=replace(plain, temperature=1.0)))

@@ -1,4 +1,4 @@
-"""The rules of published samplers, each against the line of the code that it stands for."""
+"""Rules of published samplers, each compared with the line of code that it reproduces."""
 
 import math
 
@@ -7,7 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.decoding.rules import DrawnLogit, RolledHalton, StepConfidence, annealing, lagging, spanning
+from unmask.decoding.rules import (
+    DrawnLogit,
+    RolledHalton,
+    StepConfidence,
+    make_lagging_noise,
+    make_linear_noise,
+    make_titok_noise,
+)
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import decode
 from unmask.method.sampling.priorities import Confidence, Halton, compute_halton_order
@@ -30,14 +37,16 @@ LOG_P = LOGITS.log_softmax(-1).gather(-1, SAMPLE[..., None])[..., 0]
 
 @pytest.mark.parametrize("step", range(8))
 def test_the_report_s_noise_is_that_of_one_step_earlier(step):
-    priority = StepConfidence(lagging(4.5, 8))
+    priority = StepConfidence(make_lagging_noise(4.5, 8))
     ratio = step / 8  # vit.py: r_temp * gumbel * (1 - indice / len(scheduler))
     expected = LOG_P + 4.5 * (1 - ratio) * gumbel(3, 12)
     torch.testing.assert_close(scores(priority, LOGITS, SAMPLE, (step + 1) / 8).float(), expected.float())
 
 
 def test_the_report_s_noise_does_not_end_at_zero_as_googles_does():
-    ours, theirs = (scores(p, LOGITS, SAMPLE, 1.0) for p in (Confidence(4.5), StepConfidence(lagging(4.5, 8))))
+    ours, theirs = (
+        scores(p, LOGITS, SAMPLE, 1.0) for p in (Confidence(4.5), StepConfidence(make_lagging_noise(4.5, 8)))
+    )
     torch.testing.assert_close(ours, LOG_P)
     assert (ours - theirs).abs().max() > 0.1
 
@@ -47,7 +56,7 @@ def test_amused_s_noise_falls_from_the_first_step_to_the_last(step):
     noise = torch.linspace(2, 0, 12)[step]
     expected = LOG_P + noise * gumbel(3, 12)
     torch.testing.assert_close(
-        scores(StepConfidence(spanning(2.0, 12)), LOGITS, SAMPLE, (step + 1) / 12).float(), expected.float()
+        scores(StepConfidence(make_linear_noise(2.0, 12)), LOGITS, SAMPLE, (step + 1) / 12).float(), expected.float()
     )
 
 
@@ -73,17 +82,17 @@ def test_titok_scores_the_raw_logit_of_the_draw(step):
     noise = 9.5 * (1 - ratio) * (0.5 + 0.8 * (1 - ratio))
     expected = DRAWN + noise * gumbel(3, 12)
     torch.testing.assert_close(
-        scores(DrawnLogit(annealing(9.5, 8)), LOGITS, SAMPLE, (step + 1) / 8).float(), expected.float()
+        scores(DrawnLogit(make_titok_noise(9.5, 8)), LOGITS, SAMPLE, (step + 1) / 8).float(), expected.float()
     )
 
 
 def test_dividing_the_logits_and_then_ordering_by_them_is_one_noise():
-    """What the published script does, and what `annealing` says instead: the same order, and the same law of draws."""
-    for step, factor in enumerate(annealing(9.5, 8)):
+    """The published script and `make_titok_noise` give the same order and the same distribution of samples."""
+    for step, factor in enumerate(make_titok_noise(9.5, 8)):
         left = 1 - (step + 1) / 8
         tau = 0.5 + 0.8 * left
         published = DRAWN / tau + 9.5 * left * gumbel(3, 12)
-        ours = scores(DrawnLogit(annealing(9.5, 8)), LOGITS, SAMPLE, (step + 1) / 8)
+        ours = scores(DrawnLogit(make_titok_noise(9.5, 8)), LOGITS, SAMPLE, (step + 1) / 8)
         torch.testing.assert_close(ours.double(), (tau * published).double(), rtol=1e-5, atol=1e-5)
         if factor:  # argmax of logits / tau + noise Gumbel draws from softmax(logits / (tau noise))
             law = (LOGITS / tau / (9.5 * left)).softmax(-1)

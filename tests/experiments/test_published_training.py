@@ -21,13 +21,13 @@ from unmask.experiments.finetune import adopt_network
 from unmask.pipelines.image import Pipeline
 from unmask.recipes.reading import find_recipe
 from unmask.recipes.schema import Recipe
-from unmask.storage.weights import same_weights
+from unmask.storage.weights import have_same_weights
 
 
 def test_codes_are_those_of_the_published_tokenizer(ready, coded):
     meta = image_experiment.open_coded(coded / "two").meta
     assert (meta.vocab_size, meta.grid, meta.classes) == (16, (4, 4), ("sand", "sea"))
-    assert same_weights(coded / "two/tokenizer/model.safetensors", ready / "toy-32/tokenizer.safetensors")
+    assert have_same_weights(coded / "two/tokenizer/model.safetensors", ready / "toy-32/tokenizer.safetensors")
 
 
 def test_a_published_model_is_measured(ready, coded, tmp_path, capsys):
@@ -148,7 +148,7 @@ def test_the_work_of_one_process_is_refused_to_several(words, toys, photo, tmp_p
     before = tree(tmp_path)
     said, code = refused(capsys, *words.format(photo=photo, here=tmp_path).split())
     name = words.split()[0]
-    assert (code, f"unmask {name} is the work of one process, and here are 2" in said) == (2, True), said
+    assert (code, f"unmask {name} runs in one process, and there are 2" in said) == (2, True), said
     assert tree(tmp_path) == before
 
 
@@ -249,7 +249,7 @@ def test_a_published_model_is_trained_on(ready, coded, tmp_path, capsys):
     text = re.sub(r"\s+", " ", said.out + said.err)
     assert "the network is that of toy-32: ValeoaiMaskGIT(dim=16" in text
     assert "starting from" in text
-    assert same_weights(out / "model.safetensors", ready / "toy-32/model.safetensors")  # at such a rate
+    assert have_same_weights(out / "model.safetensors", ready / "toy-32/model.safetensors")  # at such a rate
     assert unmask.load(out).classes == ("sand", "sea")
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(max((out / "checkpoints").glob("step-*")))  # as if it had been stopped after step 2

@@ -136,15 +136,15 @@ def test_same_seed_same_sample_whatever_the_batch(priority):
 
 
 STYLES = {
-    "google": lambda n, t: C.google(n, t, S.Cosine()),
-    "valeoai_v1": lambda n, t: C.valeoai_v1(n, t, S.Arccos()),
-    "halton": C.halton,
-    "halton_confidence": lambda n, t: C.halton_confidence(n, t, S.Arccos()),
-    "x_transformers": lambda n, t: C.x_transformers(n, t, S.Power(1.0)),
-    "muse": lambda n, t: C.muse(n, t, S.Cosine()),
-    "nanofm": C.nanofm,
-    "llada": C.llada,
-    "fourm": C.fourm,
+    "google": lambda n, t: C.count_google(n, t, S.Cosine()),
+    "valeoai_v1": lambda n, t: C.count_valeoai_v1(n, t, S.Arccos()),
+    "halton": C.count_halton,
+    "halton_confidence": lambda n, t: C.count_halton_confidence(n, t, S.Arccos()),
+    "x_transformers": lambda n, t: C.count_x_transformers(n, t, S.Power(1.0)),
+    "muse": lambda n, t: C.count_muse(n, t, S.Cosine()),
+    "nanofm": C.count_nanofm,
+    "llada": C.count_llada,
+    "fourm": C.count_fourm,
 }
 
 

@@ -31,13 +31,13 @@ CURVES: dict[str, Callable[[int], S.Schedule]] = {
     "exp": S.Exp,
 }
 CURVED = {
-    "google_style": C.google,
-    "valeoai_v1": C.valeoai_v1,
-    "halton_repo_confidence": C.halton_confidence,
-    "x_transformers": C.x_transformers,
-    "muse_lucidrains": C.muse,
+    "google_style": C.count_google,
+    "valeoai_v1": C.count_valeoai_v1,
+    "halton_repo_confidence": C.count_halton_confidence,
+    "x_transformers": C.count_x_transformers,
+    "muse_lucidrains": C.count_muse,
 }
-PLAIN = {"halton_sampler": C.halton, "nanofm": C.nanofm, "llada": C.llada, "ml4m": C.fourm}
+PLAIN = {"halton_sampler": C.count_halton, "nanofm": C.count_nanofm, "llada": C.count_llada, "ml4m": C.count_fourm}
 
 
 def counts_of(key: str) -> list[int]:
@@ -179,11 +179,11 @@ def test_every_style_refuses_no_tokens_and_no_steps(style):
 
 def test_equal_names_mean_different_counts():
     """Google's and x-transformers' rules agree until one of them stalls; every other pair differs."""
-    assert C.google(256, 8, S.Cosine()) == C.x_transformers(256, 8, S.Cosine())
-    assert C.google(32, 12, S.Log(32)) != C.x_transformers(32, 12, S.Log(32))
-    styles = (C.google, C.valeoai_v1, C.halton_confidence, C.muse)
+    assert C.count_google(256, 8, S.Cosine()) == C.count_x_transformers(256, 8, S.Cosine())
+    assert C.count_google(32, 12, S.Log(32)) != C.count_x_transformers(32, 12, S.Log(32))
+    styles = (C.count_google, C.count_valeoai_v1, C.count_halton_confidence, C.count_muse)
     assert len({tuple(style(256, 8, S.Cosine())) for style in styles}) == 4
-    assert len({tuple(style(256, 8, S.Arccos())) for style in styles} | {tuple(C.halton(256, 8))}) == 5
+    assert len({tuple(style(256, 8, S.Arccos())) for style in styles} | {tuple(C.count_halton(256, 8))}) == 5
 
 
 # -- ratios and the counts that a sampler reveals ----------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_count_reveals_law(unknown, steps, schedule):
 @pytest.mark.parametrize("curve", ["uniform", "pow2", "pow0.5", "cosine", "arccos"])
 def test_count_reveals_equal_google_where_it_does_not_stall(tokens, steps, curve):
     schedule = CURVES[curve](tokens)
-    assert revealed([tokens], S.ratios(schedule, steps))[0] == C.google(tokens, steps, schedule)
+    assert revealed([tokens], S.ratios(schedule, steps))[0] == C.count_google(tokens, steps, schedule)
 
 
 def test_no_token_is_lost_to_rounding():

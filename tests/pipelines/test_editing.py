@@ -12,8 +12,8 @@ from jaxtyping import TypeCheckError
 from PIL import Image
 from torch import nn
 
-from unmask.data.holes import Cells, fill_smoothly, paste, compute_ramp, mask_tokens
-from unmask.data.masks import read_cutout, read_mask, read_photo, make_rectangle
+from unmask.data.holes import Cells, compute_ramp, fill_smoothly, mask_tokens, paste
+from unmask.data.masks import make_rectangle, read_cutout, read_mask, read_photo
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError, DataError
 from unmask.evaluation import inpainting as lab

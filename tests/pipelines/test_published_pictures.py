@@ -11,7 +11,7 @@ import pytest
 from published_toys import NETWORK, PIXELS, PLAIN, SIZE, WHOLE, draw_photos, refused, run, tree
 
 from unmask.data.sources.choice import Codes
-from unmask.decoding.rules import stretched
+from unmask.decoding.rules import stretch
 from unmask.errors import ConfigError
 from unmask.experiments.finetune import adopt_network
 from unmask.recipes.reading import find_recipe, read_config
@@ -201,7 +201,7 @@ def test_a_flag_changes_one_thing_of_the_models_sampling_and_the_network_is_not_
     made, said = adopt_network(fewer, written=finetune)
     assert isinstance(whole.sampling.temperature, tuple)
     assert made.sampling == replace(
-        whole.sampling, steps=4, top_k=5, temperature=stretched(whole.sampling.temperature, 4)
+        whole.sampling, steps=4, top_k=5, temperature=stretch(whole.sampling.temperature, 4)
     )
     assert adopt_network(finetune, written=finetune, given=["steps"])[0].sampling.steps == finetune.sampling.steps == 8
     halton = replace(finetune, init="halton-tiny-256")

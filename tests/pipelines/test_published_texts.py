@@ -20,7 +20,7 @@ from unmask.pretrained.clip import NEEDED_FILES, TextSizes, build_skeleton
 from unmask.pretrained.families import Size
 from unmask.published.catalogue import MODELS
 from unmask.published.store import located, write_recipe
-from unmask.storage.weights import same_weights, write_weights
+from unmask.storage.weights import have_same_weights, write_weights
 
 WORDS = ["a", "b", "ab</w>", "a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"]
 TEXTS = sorted([*NEEDED_FILES, "tokenizer/tokenizer_config.json"])
@@ -67,7 +67,7 @@ def test_the_text_encoder_comes_along(mine, toys):
     run("fetch", "toy-words", "--weights", mine)
     folder = toys / "toy-words"
     assert tree(folder) == sorted([*WHOLE, *TEXTS])
-    assert same_weights(folder / WEIGHTS, mine / WEIGHTS)
+    assert have_same_weights(folder / WEIGHTS, mine / WEIGHTS)
     assert json.loads((folder / "tokenizer/tokenizer_config.json").read_text())["pad_token"] == "a"
     assert "_name_or_path" not in json.loads((folder / "text_encoder/config.json").read_text())
 
@@ -79,7 +79,7 @@ def test_weights_given_anew_replace_an_old_text_encoder(mine, toys):
     (folder / "tokenizer/special_tokens_map.json").write_text('{"pad_token": "b"}')
     write_texts(mine, seed=1)
     run("fetch", "toy-words", "--weights", mine)
-    assert same_weights(folder / WEIGHTS, mine / WEIGHTS)
+    assert have_same_weights(folder / WEIGHTS, mine / WEIGHTS)
     assert tree(folder) == sorted([*WHOLE, *TEXTS])  # and no file that counted for more
     assert "damaged" not in (folder / "text_encoder/config.json").read_text()
 

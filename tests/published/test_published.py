@@ -37,8 +37,8 @@ from unmask.pretrained.lone_tokenizer import read_lone_tokenizer
 from unmask.published.catalogue import MODELS
 from unmask.recipes.reading import read_config
 from unmask.recipes.schema import Recipe
-from unmask.storage.download import Source
-from unmask.storage.weights import same_weights
+from unmask.storage.download import PublishedFile
+from unmask.storage.weights import have_same_weights
 
 # -- listed and fetched ------------------------------------------------------------------------------------------------
 
@@ -142,7 +142,7 @@ def fetched(toys, files, tmp_path, monkeypatch):
     for part, name in (("model", FILES["valeoai-v1"]), ("tokenizer", FILES["taming-vqgan"])):
         body = (files / name).read_bytes()
         digest = hashlib.sha256(body).hexdigest()[:8]
-        source = Source(repo="toy/weights", path=name, size=len(body), sha256=digest)
+        source = PublishedFile(repo="toy/weights", path=name, size=len(body), sha256=digest)
         parts[part] = replace(getattr(MODELS["toy-32"], part), source=source)
         place = toys.parent / "downloads" / source.place
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +210,7 @@ def test_a_folder_that_is_not_whole_is_made_again(toys, files, capsys):
     assert "toy-32 needs toy/generator.pth" in said
     run("fetch", "toy-32", "--weights", files)
     assert tree(folder) == WHOLE
-    assert all(same_weights(folder / name, sound / name) for name in WHOLE)
+    assert all(have_same_weights(folder / name, sound / name) for name in WHOLE)
 
 
 # -- converted by hand -------------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def test_a_generator_and_then_its_tokenizer_are_a_model(toys, files, tmp_path, c
     assert picture.exists()
     run("fetch", "toy-32", "--weights", files)
     assert (out / "config.json").read_bytes() == (toys / "toy-32/config.json").read_bytes()
-    assert all(same_weights(out / name, toys / "toy-32" / name) for name in WHOLE if name.endswith(".safetensors"))
+    assert all(have_same_weights(out / name, toys / "toy-32" / name) for name in WHOLE if name.endswith(".safetensors"))
     here, there = Pipeline.from_pretrained(out), Pipeline.from_pretrained(toys / "toy-32")
     assert torch.equal(here.generate(num=3), there.generate(num=3))
 

@@ -8,7 +8,16 @@ from safetensors.torch import load_file
 from toy_run import ALONE, job, metrics, poisoned, state, toy_config, toy_model, toy_train
 
 from unmask.errors import ConfigError, NonFiniteError
-from unmask.runtime.distributed import World, agree, distribute, gradient_factor, local, resolve, sum_over_ranks, whole
+from unmask.runtime.distributed import (
+    World,
+    broadcast_text,
+    distribute,
+    gather_full,
+    get_gradient_factor,
+    get_local,
+    resolve_strategy,
+    sum_over_ranks,
+)
 
 TWO = World(1, 2, torch.device("cpu"))
 
@@ -19,7 +28,7 @@ def runs(tmp_path_factory):
 
 
 def distance(runs, a, b, part=""):
-    """The largest difference of two runs' weights and averages."""
+    """Return the largest difference between the weights and averages of two runs."""
     first, second = load_file(runs / f"{a}.safetensors"), load_file(runs / f"{b}.safetensors")
     assert first.keys() == second.keys()
     return max(float((first[n] - second[n]).abs().max()) for n in first if n.startswith(part))
@@ -45,7 +54,7 @@ def test_losses_gradient_norms_and_validation_agree(runs, name):
 
 
 def test_the_runs_learned_something(runs):
-    """Else the agreement would be that of runs that do nothing."""
+    """Otherwise runs that do nothing would agree too."""
     start = {f"model.{n}": p.detach() for n, p in toy_model().named_parameters()}
     after = load_file(runs / "none-1.safetensors")
     assert max(float((after[n] - p).abs().max()) for n, p in start.items()) > 0.02
@@ -104,21 +113,21 @@ def test_only_rank_0_writes_metrics(runs):
 
 
 def test_strategies_that_cannot_work_are_refused():
-    assert resolve("auto", ALONE) == "none"
-    assert resolve("auto", TWO) == "ddp"
+    assert resolve_strategy("auto", ALONE) == "none"
+    assert resolve_strategy("auto", TWO) == "ddp"
     with pytest.raises(ConfigError, match="strategy none with 2 processes"):
-        resolve("none", TWO)
+        resolve_strategy("none", TWO)
     for strategy in ("ddp", "fsdp"):
         with pytest.raises(ConfigError, match="torchrun"):
-            resolve(strategy, ALONE)
+            resolve_strategy(strategy, ALONE)
 
 
 def test_one_process_needs_no_group():
     x = torch.ones(3)
     assert torch.equal(sum_over_ranks(x, ALONE), torch.ones(3))
-    assert agree("token", ALONE) == "token"
+    assert broadcast_text("token", ALONE) == "token"
     model = toy_model()
     assert distribute(model, "none", ALONE) is model
-    assert gradient_factor(model, ALONE) == 1
-    assert local(x) is x
-    assert whole(x) is x
+    assert get_gradient_factor(model, ALONE) == 1
+    assert get_local(x) is x
+    assert gather_full(x) is x

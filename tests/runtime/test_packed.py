@@ -1,4 +1,4 @@
-"""Linear layers laid out for this CPU: the same function, the same weights, the same files, and nothing kept twice."""
+"""Packed linear layers: the same function, the same weights, the same files, and no second copy in memory."""
 
 import copy
 import ctypes
@@ -16,8 +16,8 @@ from torch import nn
 
 import unmask.runtime.packed
 from unmask.method.models.transformer import TransformerConfig
-from unmask.runtime.packed import LinearGELU, PackedLinear, arranged, dense, pack, unpack
-from unmask.storage.weights import fingerprint, load_weights, unfilled, write_weights
+from unmask.runtime.packed import LinearGELU, PackedLinear, arrange_weight, pack, to_dense, unpack
+from unmask.storage.weights import hash_weights, load_weights, skip_initial_weights, write_weights
 
 HERE = torch.backends.mkldnn.is_available()
 packs = pytest.mark.skipif(not HERE, reason="packed weights: this build of torch has no oneDNN")
@@ -25,7 +25,7 @@ packs = pytest.mark.skipif(not HERE, reason="packed weights: this build of torch
 
 @pytest.fixture(autouse=True)
 def _packs_float32(monkeypatch):
-    """The layout is right on every CPU; here it is taken on each, also where it does not pay."""
+    """Pack float32 on every CPU, also where it is slower: the results must be right everywhere."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
 
 
@@ -34,7 +34,7 @@ KINDS = ("plain", "without bias", "none", "tanh")
 
 
 def layer(kind, inner, outer, dtype=torch.float32, seed=0):
-    """A linear layer, without its bias or with a GELU after it."""
+    """Return a linear layer, plain, without bias, or with a GELU after it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if kind in ("none", "tanh"):
@@ -43,7 +43,7 @@ def layer(kind, inner, outer, dtype=torch.float32, seed=0):
 
 
 def exact(plain, kind, x):
-    """The same in float64, by the formulas."""
+    """Compute the layer in float64, by the formulas."""
     y = x.double() @ plain.weight.double().T + (0 if plain.bias is None else plain.bias.double())
     if kind == "none":
         return y * (1 + torch.special.erf(y / 2**0.5)) / 2
@@ -71,7 +71,7 @@ def test_a_packed_layer_is_the_same_function(kind, inner, outer, rows, dtype, tu
     assert (got.shape, got.dtype) == (want.shape, dtype)
     near = 1e-5 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(got.double(), want, rtol=near, atol=near)
-    assert torch.equal(dense(packed.weight), plain.weight)
+    assert torch.equal(to_dense(packed.weight), plain.weight)
 
 
 @packs
@@ -98,7 +98,7 @@ def test_a_network_is_packed_before_or_after_it_is_loaded_and_unpacked_whole(bui
     for parameter in plain.parameters():
         nn.init.normal_(parameter, std=0.3)
     write_weights(dict(plain.named_parameters()), path)
-    with unfilled(dtype):
+    with skip_initial_weights(dtype):
         first = pack(build.build(7, (2, 3)).to(dtype).eval())
     load_weights(first, path)
     second = pack(copy.deepcopy(plain))
@@ -110,7 +110,7 @@ def test_a_network_is_packed_before_or_after_it_is_loaded_and_unpacked_whole(bui
             assert torch.equal(model(tokens, labels), first(tokens, labels))
             torch.testing.assert_close(model(tokens, labels), want, rtol=0.1, atol=1e-5 if dtype.itemsize == 4 else 0.1)
     assert [*dict(first.named_parameters())] == [*dict(plain.named_parameters())]
-    assert fingerprint(first, build) == fingerprint(plain, build)
+    assert hash_weights(first, build) == hash_weights(plain, build)
     write_weights(dict(first.named_parameters()), again)
     assert again.read_bytes() == path.read_bytes()
     unpacked = unpack(copy.deepcopy(first))
@@ -126,28 +126,16 @@ class Own(nn.Linear):
 @pytest.mark.parametrize(
     "plain",
     [nn.Linear(3, 4).double(), nn.Linear(3, 4).half(), nn.Linear(3, 4, device="meta"), Own(3, 4), nn.Conv2d(3, 4, 1)],
-    ids=["float64", "float16", "another device", "a layer of its own kind", "no linear layer"],
+    ids=["float64", "float16", "another device", "another class of layer", "no linear layer"],
 )
 def test_what_has_no_layout_of_its_own_stays(plain):
     assert [*pack(nn.Sequential(plain)).children()] == [plain]
 
 
-@packs
-@pytest.mark.parametrize(
-    ("capability", "bf16", "packed"),
-    [
-        ("DEFAULT", False, set()),
-        ("AVX2", False, set()),
-        ("AVX2", True, {torch.bfloat16}),  # AVX2 with VNNI: oneDNN has kernels for bfloat16
-        ("AVX512", False, {torch.float32}),
-        ("AVX512", True, {torch.float32, torch.bfloat16}),
-    ],
-)
-def test_what_is_packed_on_which_cpu(capability, bf16, packed, monkeypatch):
-    """In float32 only with AVX-512: without it torch's own product was 1.34 times as fast (24x768, 257 tokens)."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16)
-    monkeypatch.setattr(unmask.runtime.packed, "arranged", lambda weight: weight.detach().clone())
+@pytest.mark.parametrize("packed", [set(), {torch.float32}, {torch.bfloat16}, {torch.float32, torch.bfloat16}])
+def test_layers_of_the_types_that_are_faster_so_are_packed(packed, monkeypatch):
+    monkeypatch.setattr(unmask.runtime.packed, "packs_linear", lambda dtype: dtype in packed)
+    monkeypatch.setattr(unmask.runtime.packed, "arrange_weight", lambda weight: weight.detach().clone())
     layers = {dtype: pack(nn.Sequential(nn.Linear(3, 4, dtype=dtype)))[0] for dtype in (torch.float32, torch.bfloat16)}
     assert {dtype for dtype, layer in layers.items() if isinstance(layer, PackedLinear)} == packed
 
@@ -162,7 +150,7 @@ def test_without_onednn_nothing_is_packed(monkeypatch):
 def test_a_packed_network_is_neither_moved_nor_converted():
     packed = pack(nn.Sequential(nn.Linear(3, 4)))
     for change in (lambda: packed.to(torch.float64), packed.bfloat16, lambda: packed.to("meta")):
-        with pytest.raises(TypeError, match=r"laid out for inference on a CPU, .* load it with the device and dtype"):
+        with pytest.raises(TypeError, match=r"packed for inference on a CPU and .* load it with the device and dtype"):
             change()
 
 
@@ -202,11 +190,11 @@ def test_states_and_pickles_are_those_of_the_plain_layer(kind):
 
 @packs
 def test_copying_into_a_packed_weight_keeps_every_number():
-    """At sizes where oneDNN does lay it out in blocks of its own."""
+    """These sizes are large enough for oneDNN to use its blocked layout."""
     for shape in ((257, 129), (64, 768), (1, 50)):
-        value, into = torch.randn(shape), arranged(torch.zeros(shape))
-        into.copy_(arranged(value))
-        assert torch.equal(dense(into), value)
+        value, into = torch.randn(shape), arrange_weight(torch.zeros(shape))
+        into.copy_(arrange_weight(value))
+        assert torch.equal(to_dense(into), value)
 
 
 CHILD = """
@@ -215,7 +203,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from unmask.runtime.packed import pack
-from unmask.storage.weights import load_weights, unfilled
+from unmask.storage.weights import load_weights, skip_initial_weights
 
 def memory(what):
     return int(re.search(rf"{what}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
@@ -223,7 +211,7 @@ def memory(what):
 torch.set_num_threads(1)
 pack(nn.Sequential(nn.Linear(64, 64)))(torch.zeros(1, 64))
 before, dtype = memory("VmRSS"), getattr(torch, sys.argv[2])
-with unfilled(dtype):
+with skip_initial_weights(dtype):
     model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(128)))
 pack(model)
 load_weights(model, Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""What a command shows while it works: bars on a terminal, rare lines elsewhere, apart from what it prints."""
+"""Progress of a command: bars on a terminal, rare lines elsewhere, separate from its output."""
 
 import io
 import sys
@@ -10,7 +10,7 @@ import torch
 
 from unmask.cli import main
 from unmask.pipelines.image import Pipeline
-from unmask.runtime.progress import progress_bar
+from unmask.runtime.progress import show_progress
 
 TINY = ["--model.dim", "16", "--model.depth", "1", "--model.heads", "2", "--training.batch-size", "8"]
 TINY += ["--classifier.steps", "5", "--device", "cpu", "--training.steps", "2"]
@@ -22,7 +22,7 @@ COMMANDS = [
 
 
 class Terminal(io.StringIO):
-    """What is written to a person's screen."""
+    """Return what the screen shows."""
 
     def isatty(self):
         return True
@@ -65,7 +65,7 @@ def test_what_is_printed_on_the_same_terminal_stands_above_the_bar(monkeypatch):
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setattr(sys, "stderr", screen)
     line = "| " + "a long row of a table " * 20 + "|"
-    with progress_bar(shown=True) as progress:
+    with show_progress(shown=True) as progress:
         progress("samples", 1, 3)
         print(line)
         progress("samples", 2, 5)
@@ -76,7 +76,7 @@ def test_what_is_printed_on_the_same_terminal_stands_above_the_bar(monkeypatch):
 def test_a_bar_takes_a_new_total(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
-    with progress_bar(shown=True) as progress:
+    with show_progress(shown=True) as progress:
         progress("samples", 10, 10)
         progress("samples", 10, 40)
     assert "25%" in screen.getvalue()
@@ -86,12 +86,12 @@ def test_without_a_terminal_what_takes_long_says_so_now_and_then(monkeypatch):
     now, said = [0.0], io.StringIO()
     monkeypatch.setattr(sys, "stderr", said)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with progress_bar(shown=True) as progress:
+    with show_progress(shown=True) as progress:
         for step in range(1, 101):
             now[0] += 0.5
             progress("classifier", step, 4000)
     assert said.getvalue() == "classifier 40/4,000\nclassifier 80/4,000\n"
-    with progress_bar(shown=False) as progress:
+    with show_progress(shown=False) as progress:
         now[0] += 100
         progress("classifier", 1, 4000)
     assert "1/4,000" not in said.getvalue()

@@ -1,4 +1,4 @@
-"""What stands beside every figure says which code and which machine made it."""
+"""The record beside each metric names the code and the machine that produced it."""
 
 import platform
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from unmask.runtime.provenance import environment, processor
+from unmask.runtime.provenance import describe_environment, describe_processor
 
 ONE = "processor\t: 0\ncpu family\t: {}\nmodel\t\t: {}\nmodel name\t: AMD EPYC\nflags\t\t: a:b c\n\n"
 
@@ -26,12 +26,12 @@ def test_processors_of_one_name_are_told_apart(written, name, tmp_path):
     info = tmp_path / "cpuinfo"
     if written is not None:
         info.write_text(written)
-    assert processor(info) == name
+    assert describe_processor(info) == name
 
 
 def test_an_environment_is_known_whatever_this_torch_knows_of_the_cpu(monkeypatch):
     """torch 2.10 has no torch.cpu.get_capabilities."""
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    told = environment(torch.device("cpu"))
+    told = describe_environment(torch.device("cpu"))
     assert re.fullmatch(r"[0-9a-f]{40}\+?|unmask .+", str(told["commit"]))
     assert all(told[key] for key in ("command", "torch", "python", "hardware", "threads", "processes"))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmask.errors import ConfigError, DiskError
-from unmask.storage.config import differences, dump_json, from_json, load_json, read_json, to_json, write_json
+from unmask.storage.config import dump_json, from_json, list_differences, load_json, read_json, to_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,8 @@ def test_round_trip(run: Run) -> None:
 
 @given(runs, runs)
 def test_differences_are_empty_exactly_for_equal_configs(a: Run, b: Run) -> None:
-    assert differences(a, a) == []
-    assert (differences(a, b) == []) == (to_json(a) == to_json(b))
+    assert list_differences(a, a) == []
+    assert (list_differences(a, b) == []) == (to_json(a) == to_json(b))
 
 
 def test_the_tag_is_written_only_where_it_is_needed() -> None:
@@ -184,20 +184,20 @@ def test_ambiguous_unions_are_a_programming_error() -> None:
     class Holder:
         odd: Odd | Cosine = field(default_factory=Cosine)
 
-    with pytest.raises(TypeError, match="rename"):
+    with pytest.raises(TypeError, match="give its dataclasses different names"):
         to_json(Holder())
 
 
 def test_differences_read_as_sentences() -> None:
     a = Run(model=Model(depth=4), schedule=Power(exponent=2.0))
     b = Run(model=Model(depth=6, grid=(8,)))
-    assert differences(a, b) == [
+    assert list_differences(a, b) == [
         "model.depth 4 there, 6 here",
         "model.grid [8, 8] there, [8] here",
         'schedule.type "Power" there, "Cosine" here',
         "schedule.exponent 2.0 there, absent here",
     ]
-    assert differences(to_json(a), b) == differences(a, b)
+    assert list_differences(to_json(a), b) == list_differences(a, b)
 
 
 def test_files(tmp_path) -> None:

@@ -11,7 +11,7 @@ from odd_server import BODY, Server, answer, partial, redirect, serving
 
 from unmask.errors import CheckpointError, ConfigError, DiskError
 from unmask.storage import download, https
-from unmask.storage.download import Source, fetch
+from unmask.storage.download import PublishedFile, fetch_file
 
 DIGEST = hashlib.sha256(BODY).hexdigest()
 
@@ -28,21 +28,23 @@ def quick(monkeypatch):
     monkeypatch.setattr(https, "TIMEOUT", 1.0)
 
 
-def source(server: Server | str, **options: object) -> Source:
+def source(server: Server | str, **options: object) -> PublishedFile:
     url = server if isinstance(server, str) else server.url
-    return Source(**{"url": url, "size": len(BODY), "sha256": DIGEST, **options})
+    return PublishedFile(**{"url": url, "size": len(BODY), "sha256": DIGEST, **options})
 
 
-def get(server: Server | Source, folder: Path, **options: object) -> Path:
-    wanted = server if isinstance(server, Source) else source(server)
-    return fetch(wanted, folder, _loopback=True, **options)
+def get(server: Server | PublishedFile, folder: Path, **options: object) -> Path:
+    wanted = server if isinstance(server, PublishedFile) else source(server)
+    return fetch_file(wanted, folder, _loopback=True, **options)
 
 
 def kept(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".lock"))
 
 
-def refuse(server: Server | Source, folder: Path, said: str, error: type = CheckpointError, **options: object) -> str:
+def refuse(
+    server: Server | PublishedFile, folder: Path, said: str, error: type = CheckpointError, **options: object
+) -> str:
     with pytest.raises(error, match=said) as caught:
         get(server, folder, **options)
     assert str(caught.value).isprintable()
@@ -60,7 +62,7 @@ def test_a_file_is_fetched_once_and_then_never_again(tmp_path, serve):
     assert seen[-1] == ("x.pth", len(BODY), len(BODY))
     assert [done for _, done, _ in seen] == sorted({done for _, done, _ in seen})
     assert get(server, tmp_path) == path
-    assert fetch(source(server), tmp_path, offline=True) == path
+    assert fetch_file(source(server), tmp_path, offline=True) == path
     assert len(server.asked) == 1
     assert "Authorization" not in server.asked[0]
 
@@ -92,7 +94,7 @@ def test_another_command_goes_on_as_well(tmp_path, serve):
 
 
 def test_a_changed_file_is_fetched_anew(tmp_path, serve):
-    """The server has another version, says so by sending all of it, or does not and the hash tells."""
+    """The server has another version: it sends the whole file, or the hash shows the difference."""
     old = bytes(len(BODY))
     for second in (answer(ETag='"2"'), partial):
         server = serve(answer(body=old[:9999], length=len(BODY), ETag='"1"'), second)
@@ -120,7 +122,7 @@ def test_redirects_are_followed_and_a_busy_server_is_asked_again(tmp_path, serve
 
 
 def load(url: str, folder: Path, done: "multiprocessing.Queue[bool]") -> None:
-    done.put(fetch(source(url), folder, _loopback=True).read_bytes() == BODY)
+    done.put(fetch_file(source(url), folder, _loopback=True).read_bytes() == BODY)
 
 
 def test_two_processes_at_once_do_no_harm(tmp_path, serve):
@@ -150,7 +152,7 @@ def test_another_file_than_the_published_is_not_kept(tmp_path, serve):
     refuse(serve(answer(body=BODY + b"\0")), tmp_path, r"it is 3145729 bytes and not the published 3145728")
     refuse(serve(answer(body=BODY[:9])), tmp_path, r"it is 9 bytes and not the published 3145728")
     refuse(serve(answer(body=BODY + bytes(9), length=-1)), tmp_path, r"it is longer than 3145728 bytes")
-    refuse(source(serve(answer(length=-1)), size=None), tmp_path, r"does not say how long")
+    refuse(source(serve(answer(length=-1)), size=None), tmp_path, r"does not give the size")
     refuse(serve(answer(Content_Encoding="gzip")), tmp_path, r"encoded as gzip")
     assert kept(tmp_path) == []
 
@@ -180,7 +182,7 @@ def test_offline_only_the_cache_is_looked_at(tmp_path, serve):
 
 def test_a_disk_without_room_is_seen_before_anything_comes(tmp_path, serve, monkeypatch):
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1 << 20}))
-    refuse(serve(answer()), tmp_path, r"3 MiB are to come, and 1 MiB are free; or set UNMASK_CACHE", DiskError)
+    refuse(serve(answer()), tmp_path, r"3 MiB remain to download, and 1 MiB are free; or set UNMASK_CACHE", DiskError)
     assert kept(tmp_path) == []
 
 
@@ -193,20 +195,20 @@ def test_a_folder_that_cannot_be_written_is_a_disk_error(tmp_path, serve):
 
 
 def test_where_a_file_of_the_hub_is_and_lies():
-    made = Source(repo="a/b", path="sub dir/x.pth", revision="0" * 40)
+    made = PublishedFile(repo="a/b", path="sub dir/x.pth", revision="0" * 40)
     assert made.address == f"https://huggingface.co/a/b/resolve/{'0' * 40}/sub%20dir/x.pth"
     assert made.place == Path("a--b/000000000000/sub dir/x.pth")
-    assert Source(url="https://example.org/a/x?y=1", sha256=DIGEST).place == Path("example.org/a/x")
-    assert Source(repo="a/b", path="x", sha256=DIGEST).address == "https://huggingface.co/a/b/resolve/main/x"
+    assert PublishedFile(url="https://example.org/a/x?y=1", sha256=DIGEST).place == Path("example.org/a/x")
+    assert PublishedFile(repo="a/b", path="x", sha256=DIGEST).address == "https://huggingface.co/a/b/resolve/main/x"
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({}, "give one of them"),
-        ({"repo": "a/b", "url": "https://x.org/y"}, "give one of them"),
-        ({"repo": "a/b", "path": "x"}, r"revision '' is no commit"),
-        ({"repo": "a/b", "path": "x", "revision": "main"}, r"revision 'main' is no commit"),
+        ({}, "give exactly one of them"),
+        ({"repo": "a/b", "url": "https://x.org/y"}, "give exactly one of them"),
+        ({"repo": "a/b", "path": "x"}, r"revision '' is not a commit"),
+        ({"repo": "a/b", "path": "x", "revision": "main"}, r"revision 'main' is not a commit"),
         ({"repo": "a/b", "path": "../x", "sha256": DIGEST}, r"path '\.\./x'"),
         ({"repo": "a/b", "path": "/etc/x", "sha256": DIGEST}, r"path '/etc/x'"),
         ({"repo": "a/b", "path": "", "sha256": DIGEST}, "path ''"),
@@ -221,4 +223,4 @@ def test_where_a_file_of_the_hub_is_and_lies():
 )
 def test_impossible_sources_are_refused(wrong, said):
     with pytest.raises(ConfigError, match=said):
-        Source(**wrong)
+        PublishedFile(**wrong)

@@ -21,7 +21,7 @@ from unmask.errors import CheckpointError, DiskError
 from unmask.storage.foreign import reader as foreign
 from unmask.storage.foreign.reader import open_foreign, read_foreign
 from unmask.storage.foreign.unpacking.archives import open_torch
-from unmask.storage.foreign.unpacking.tables import find_table, plan, write
+from unmask.storage.foreign.unpacking.tables import find_table, plan, write_tensors
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 WHOLES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -63,13 +63,13 @@ def tables(draw: st.DrawFn) -> dict[str, torch.Tensor]:
 @settings(max_examples=100)
 @given(tables(), st.booleans(), st.booleans())
 def test_any_table_is_read_as_torch_reads_it(made, is_zip, ordered):
-    """The child's reader itself, in this process, against the library's own."""
+    """Compare the reader of the child, run in this process, with torch's own."""
     with tempfile.TemporaryDirectory() as folder:
         path = save({"model": OrderedDict(made) if ordered else made, "epoch": 3}, Path(folder) / "x", is_zip)
         with open(path, "rb") as file, open(Path(folder) / "out", "wb") as out:
             root, parts = open_torch(file, path.stat().st_size)
             copies = plan(find_table(root, None).tensors, parts, 1 << 40)
-            write(file, copies, out)
+            write_tensors(file, copies, out)
         wanted, stored = torch.load(path, weights_only=True)["model"], load_file(Path(folder) / "out")
     found = {c.name: stored[c.name].permute([c.order.index(axis) for axis in range(len(c.order))]) for c in copies}
     assert_same(found, wanted)
@@ -92,7 +92,7 @@ def test_a_training_checkpoint_is_opened_and_its_optimizer_left_out(tmp_path, is
 
 
 def test_what_lightning_saves_is_opened(tmp_path):
-    """Its callbacks lie under classes of its own, which `weights_only=True` refuses: so does the published VQGAN."""
+    """The file names callback classes, which `weights_only=True` refuses; the published VQGAN does so too."""
     callback = pickles.name_of("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
     callbacks = b"}" + callback + pickles.table(best=pickles.whole(3)) + b"s"
     body = pickles.table(epoch=pickles.whole(1), callbacks=callbacks, state_dict=pickles.table(a=pickles.tensor()))
@@ -171,7 +171,7 @@ def test_a_member_marked_as_a_folder_is_read_from_the_file(tmp_path):
 
 
 def test_a_file_of_more_than_4_gib_has_its_places_in_wide_fields(tmp_path):
-    """The directory of a sparse archive whose numbers begin beyond 4 GiB."""
+    """Return the directory of a sparse archive whose numbers begin beyond 4 GiB."""
 
     body = pickles.pickled(pickles.table(a=pickles.tensor()))
 
@@ -203,7 +203,7 @@ def test_a_file_of_more_than_4_gib_has_its_places_in_wide_fields(tmp_path):
 @pytest.mark.parametrize(
     ("program", "patience", "error", "said"),
     [
-        ("import time; time.sleep(60)", 0.3, CheckpointError, "was not read in 0 s; get the file again"),
+        ("import time; time.sleep(60)", 0.3, CheckpointError, "could not be read in 0 s; get the file again"),
         ("import os; os.abort()", 60, CheckpointError, r"ended with status -6"),
         ("raise SystemExit('why')", 60, CheckpointError, r"ended with status 1: why"),
         ("pass", 60, CheckpointError, r"ended with status 0: nothing"),

@@ -54,7 +54,7 @@ def changed(path: Path, **values) -> None:
 
 
 def refuse(there: Path) -> str:
-    """The one line that refuses a folder, soon and without memory."""
+    """Return the one-line error for a folder, which comes fast and takes little memory."""
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(CheckpointError) as error:
         load_text_reader(there)
@@ -72,7 +72,7 @@ def refuse(there: Path) -> str:
 
 @pytest.fixture
 def kernels(tmp_path, folder):  # noqa: F811
-    """The environment of a child that has a package `kernels`, which notes what is asked of it, and that note."""
+    """Return the environment of a child with a package `kernels` that records its calls, and the record."""
     from transformers.utils import import_utils
 
     version = getattr(import_utils, "KERNELS_MIN_VERSION", "0.9.0")

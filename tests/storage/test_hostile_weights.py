@@ -38,7 +38,7 @@ class Campaign:
         self.refused, self.opened, self.slowest, self.before = 0, 0, 0.0, resident()
 
     def open(self, data: bytes | Path) -> dict[str, torch.Tensor] | str:
-        """What a file holds, or the line that refuses it."""
+        """Return the content of a file, or the error line."""
         path = data if isinstance(data, Path) else self.folder / f"{self.refused + self.opened}.weights"
         if isinstance(data, bytes):
             path.write_bytes(data)
@@ -78,7 +78,7 @@ def campaign(tmp_path):
 
 
 def unpickle_all(canary: Path, bodies: dict[str, bytes]) -> set[str]:
-    """The names of the bodies that write the canary if Python unpickles them, which a throwaway child does."""
+    """Return the bodies that write the canary if Python unpickles them; a child process does so."""
     code = """
 import os, pickle, sys
 canary, bodies = pickle.load(sys.stdin.buffer)

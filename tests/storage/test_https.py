@@ -46,13 +46,13 @@ PLACES += (
     "place", [*PLACES, "//169.254.169.254/x", "https://exa mple.org/x", "https://example.org/\x7f"]
 )
 def test_no_redirect_leads_to_a_private_place(serve, place, monkeypatch):
-    monkeypatch.setattr(https, "_first_open", lambda _: pytest.fail("connected"))
+    monkeypatch.setattr(https, "_connect_first", lambda _: pytest.fail("connected"))
     monkeypatch.setattr(https, "_connect", only_loopback(https._connect))
-    refuse(serve(redirect(place)), r"is not plain https|is not a public server|is no address|cannot reach")
+    refuse(serve(redirect(place)), r"is not plain https|is not a public server|is not a valid address|cannot reach")
 
 
 def only_loopback(real: Callable) -> Callable:
-    """Lets the test's own server through, by a socket of its own."""
+    """Let connections to the test server through, with a separate socket."""
 
     def connect(parts, loopback: bool):
         if parts.scheme == "http":
@@ -68,7 +68,7 @@ def test_a_name_of_a_private_place_is_not_connected_to(monkeypatch):
     """Nor one that has a public address as well: whichever were taken, it has been checked."""
     both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 443)) for ip in ("93.184.216.34", "192.168.1.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
-    monkeypatch.setattr(https, "_first_open", lambda _: pytest.fail("connected"))
+    monkeypatch.setattr(https, "_connect_first", lambda _: pytest.fail("connected"))
     refuse("https://rebound.example.org/x", r"is 192\.168\.1\.1, which is not a public server")
 
 

@@ -26,7 +26,7 @@ def raw(tensor: Tensor) -> bytes:
 
 
 def packed(tensor: Tensor) -> msgpack.ExtType:
-    """As flax packs an array: shape, name of the type, bytes."""
+    """Pack an array as flax does: shape, name of the type, bytes."""
     kind = str(tensor.dtype).removeprefix("torch.")
     return msgpack.ExtType(1, msgpack.packb((tuple(tensor.shape), kind, raw(tensor)), use_bin_type=True))
 
@@ -37,7 +37,7 @@ def flax_bytes(tree: object) -> bytes:
 
 
 def chunked(tensor: Tensor, size: int) -> dict:
-    """As flax cuts up an array that is too large for one object."""
+    """Split an array as flax does when it is too large for one object."""
     chunks = {str(i): part for i, part in enumerate(tensor.reshape(-1).split(size))}
     return {CHUNKED: True, "shape": {str(i): n for i, n in enumerate(tensor.shape)}, "chunks": chunks}
 

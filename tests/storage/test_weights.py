@@ -14,7 +14,14 @@ from unmask.pretrained.maskgit_vqgan import MaskGITVQGAN
 from unmask.pretrained.titok import TiTok
 from unmask.pretrained.titok_bert import TiTokBert
 from unmask.pretrained.valeoai import ValeoaiMaskGIT
-from unmask.storage.weights import PORTION, load_weights, same_bytes, same_weights, unfilled, write_weights
+from unmask.storage.weights import (
+    PORTION,
+    have_same_bytes,
+    have_same_weights,
+    load_weights,
+    skip_initial_weights,
+    write_weights,
+)
 from unmask.tokenizers.quantizers import FSQ, LFQ, VQ
 from unmask.tokenizers.vqgan import VQGAN
 
@@ -34,7 +41,7 @@ EACH = pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
 
 
 def seeded(build, seed=0):
-    """A plain build with its own first weights, and no trace in the global generator."""
+    """Build a model with initial weights, and leave the global generator unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
@@ -57,7 +64,7 @@ def test_an_unfilled_module_with_loaded_weights_is_the_plain_one(build, tmp_path
     path = tmp_path / "x.safetensors"
     write_weights(dict(plain.named_parameters()), path)
     before = torch.get_rng_state()
-    with unfilled():
+    with skip_initial_weights():
         loaded = build()
     assert torch.equal(torch.get_rng_state(), before)
     assert [(n, p.shape, p.dtype) for n, p in loaded.named_parameters()] == [
@@ -72,7 +79,7 @@ def test_an_unfilled_module_with_loaded_weights_is_the_plain_one(build, tmp_path
 
 
 def test_unfilled_skips_the_drawing_of_parameters_alone():
-    with unfilled():
+    with skip_initial_weights():
         layer = nn.Linear(64, 64)
         layer.weight.data.copy_(torch.eye(64))
         for draw in (nn.init.normal_, nn.init.xavier_uniform_, nn.init.ones_):
@@ -95,7 +102,7 @@ def broken():
 
 def test_unfilled_ends_with_an_error():
     before = torch.get_rng_state()
-    with pytest.raises(ValueError, match="0 heads"), unfilled():
+    with pytest.raises(ValueError, match="0 heads"), skip_initial_weights():
         broken()
     assert torch.equal(torch.get_rng_state(), before)
     assert float(nn.init.ones_(nn.Linear(2, 2).weight).detach().sum()) == 4
@@ -170,14 +177,14 @@ CHILD = """
 import re, sys
 from pathlib import Path
 from torch import nn
-from unmask.storage.weights import load_weights, unfilled
+from unmask.storage.weights import load_weights, skip_initial_weights
 
 def memory(what):
     return int(re.search(rf"{what}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
 
 before = memory("VmRSS")
 assert memory("VmHWM") - before < 8 << 20
-with unfilled():
+with skip_initial_weights():
     model = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(12)))
 built = memory("VmRSS")
 load_weights(model, Path(sys.argv[1]))
@@ -188,7 +195,7 @@ print((built - before) / size, (memory("VmHWM") - before) / size, float(model[11
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory of loading: only Linux tells it in /proc")
 def test_loading_takes_little_more_memory_than_the_model(tmp_path):
-    """A file of 201 MB: without `unfilled` a build alone would take all of it, and mapped at once the file as much."""
+    """Load 201 MB: without `skip_initial_weights` the build would take as much, and the file, mapped at once, again."""
     path = tmp_path / "x.safetensors"
     tensors = {f"{i}.{n}": torch.ones(shape) for i in range(12) for n, shape in (("weight", (2048, 2048)),
                                                                                ("bias", (2048,)))}  # fmt: skip
@@ -202,7 +209,7 @@ def test_loading_takes_little_more_memory_than_the_model(tmp_path):
     assert last == 2048
 
 
-# -- told apart --------------------------------------------------------------------------------------------------------
+# -- comparison --------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_weights_may_be_written_in_two_ways(tmp_path):
@@ -211,19 +218,19 @@ def test_the_same_weights_may_be_written_in_two_ways(tmp_path):
         write_weights(tensors, tmp_path / f"{name}.safetensors", facts)
     x, y = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
     assert x.read_bytes() != y.read_bytes()
-    assert same_weights(x, y)
+    assert have_same_weights(x, y)
     for other in ({**tensors, "a": torch.arange(4.0) + 1e-6}, {"a": tensors["a"]}, {**tensors, "c": torch.ones(1)}):
         write_weights(other, y)
-        assert not same_weights(x, y)
+        assert not have_same_weights(x, y)
 
 
 def test_files_of_another_kind_are_the_same_by_their_bytes_alone(tmp_path):
     a, b = tmp_path / "a.json", tmp_path / "b.json"
     a.write_text("{}")
     b.write_text("{}")
-    assert same_weights(a, b)
+    assert have_same_weights(a, b)
     b.write_text("{ }")
-    assert not same_weights(a, b)
+    assert not have_same_weights(a, b)
 
 
 def test_the_type_that_values_are_written_in_is_no_difference(tmp_path):
@@ -231,11 +238,11 @@ def test_the_type_that_values_are_written_in_is_no_difference(tmp_path):
     rough = {"a": torch.arange(5.0).bfloat16() / 3}
     write_weights(rough, x)
     write_weights({"a": rough["a"].float()}, y)
-    assert same_weights(x, y)
+    assert have_same_weights(x, y)
     write_weights({"a": torch.arange(5.0) / 3}, y)
-    assert not same_weights(x, y)
+    assert not have_same_weights(x, y)
     write_weights({"a": rough["a"].float()[:, None]}, y)
-    assert not same_weights(x, y)
+    assert not have_same_weights(x, y)
 
 
 def test_a_difference_in_any_portion_is_found(tmp_path, monkeypatch):
@@ -244,15 +251,15 @@ def test_a_difference_in_any_portion_is_found(tmp_path, monkeypatch):
     tensors = {f"{i}": torch.full((7,), float(i)) for i in range(9)}
     write_weights(tensors, x)
     write_weights(tensors, y)
-    assert same_bytes(x, y)
+    assert have_same_bytes(x, y)
     for name in tensors:
         write_weights({**tensors, name: tensors[name] + torch.eye(7)[6]}, y)
-        assert not same_bytes(x, y)
-        assert not same_weights(x, y)
+        assert not have_same_bytes(x, y)
+        assert not have_same_weights(x, y)
     y.write_bytes(x.read_bytes() + b"x")
-    assert not same_bytes(x, y)
+    assert not have_same_bytes(x, y)
     with pytest.raises(CheckpointError, match=r"y\.safetensors: damaged") as caught:
-        same_weights(x, y)
+        have_same_weights(x, y)
     assert "\n" not in str(caught.value)
 
 
@@ -262,7 +269,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import torch
 from unmask.experiments.base import _keep_tokenizer
-from unmask.storage.weights import same_weights
+from unmask.storage.weights import have_same_weights
 
 def memory(what):
     return int(re.search(rf"{what}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
@@ -272,17 +279,17 @@ a, b = folder / "a.safetensors", folder / "b.safetensors"
 torch.equal(torch.zeros(3), torch.zeros(3))
 before = memory("VmRSS")
 assert memory("VmHWM") - before < 8 << 20
-assert same_weights(a, b)
+assert have_same_weights(a, b)
 for _ in range(2):
     _keep_tokenizer(SimpleNamespace(weights=a, kept="kept.safetensors"), folder)
-assert same_weights(a, folder / "kept.safetensors")
+assert have_same_weights(a, folder / "kept.safetensors")
 print((memory("VmHWM") - before) / a.stat().st_size)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory of comparing: only Linux tells it in /proc")
 def test_comparing_and_keeping_a_file_takes_a_part_of_its_size(tmp_path):
-    """Of 201 MB, as bytes and by names; read whole they would take twice as much."""
+    """Compare 201 MB, as bytes and by names; reading both files whole would take twice as much."""
     tensors = {f"{i}": torch.ones(2048, 2048) for i in range(12)}
     for name, facts in (("a", None), ("b", {"source": "elsewhere"})):
         write_weights(tensors, tmp_path / f"{name}.safetensors", facts)

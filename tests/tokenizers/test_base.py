@@ -13,7 +13,7 @@ from unmask.pretrained.maskgit_vqgan import MaskGITVQGAN
 from unmask.pretrained.networks import LearnedConfig
 from unmask.pretrained.titok import TiTok
 from unmask.runtime.packed import PackedLinear
-from unmask.storage.weights import fingerprint, write_weights
+from unmask.storage.weights import hash_weights, write_weights
 from unmask.tokenizers import base
 from unmask.tokenizers.base import Tokenizer, open_tokenizer, verify_tokenizer
 from unmask.tokenizers.pixels import Pixels
@@ -56,7 +56,7 @@ def saved(tmp_path):
     config = CONFIGS[-1]
     model = make(config)
     write_weights(dict(model.named_parameters()), tmp_path / "tokenizer.safetensors")
-    return config, tmp_path / "tokenizer.safetensors", fingerprint(model, config)
+    return config, tmp_path / "tokenizer.safetensors", hash_weights(model, config)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

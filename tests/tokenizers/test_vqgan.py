@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError
-from unmask.storage.weights import fingerprint, write_weights
+from unmask.storage.weights import hash_weights, write_weights
 from unmask.tokenizers.base import Tokenizer, open_tokenizer
 from unmask.tokenizers.quantizers import FSQ, LFQ, VQ
 from unmask.tokenizers.vqgan import VQGAN, Autoencoder, Downsample, ResidualBlock, SpatialAttention, Upsample
@@ -262,11 +262,11 @@ def test_memory_layout_changes_nothing():
     model, images = built(SMALL), pictures(4, SMALL)
     tokens = model.encode(images)
     whole = model.decode(tokens)
-    name = fingerprint(model, SMALL)
+    name = hash_weights(model, SMALL)
     last = model.to(memory_format=torch.channels_last)
     assert torch.equal(last.encode(images.contiguous(memory_format=torch.channels_last)), tokens)
     torch.testing.assert_close(last.decode(tokens), whole, rtol=1e-5, atol=1e-5)
-    assert fingerprint(last, SMALL) == name
+    assert hash_weights(last, SMALL) == name
 
 
 def test_the_last_layer_makes_the_pixels():
@@ -325,7 +325,7 @@ def test_weights_come_back_from_a_file(tmp_path, name):
     again = open_tokenizer(config, path)
     assert isinstance(again, Autoencoder)
     assert not again.training
-    assert fingerprint(again, config) == fingerprint(model, config)
+    assert hash_weights(again, config) == hash_weights(model, config)
     assert torch.equal(again.encode(images), model.encode(images))
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     with pytest.raises(CheckpointError, match=r"does not fit the model in config\.json"):
@@ -336,12 +336,12 @@ def test_a_fingerprint_changes_with_any_weight_and_any_setting():
     model = built(CONFIGS["vq"])
     config = model.config
     seen = {
-        fingerprint(model, config),
-        fingerprint(model, replace(config, quantizer=replace(config.quantizer, decay=0.5))),
+        hash_weights(model, config),
+        hash_weights(model, replace(config, quantizer=replace(config.quantizer, decay=0.5))),
     }
     with torch.no_grad():
         for p in model.parameters():
             p.view(-1)[-1] += 1e-3
-            seen.add(fingerprint(model, config))
+            seen.add(hash_weights(model, config))
     assert len(seen) == 2 + len(list(model.parameters()))
-    assert fingerprint(built(config), config) == fingerprint(built(config), config)
+    assert hash_weights(built(config), config) == hash_weights(built(config), config)

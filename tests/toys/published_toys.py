@@ -163,7 +163,7 @@ def convert_all(files, cache):
         write_recipe(size, folder, PLAIN)
     shutil.copy(cache / "models/toy-32/tokenizer.safetensors", cache / "models/toy-bare")
     (cache / "models/toy-texts").mkdir()
-    write_recipe(MODELS["amused-256"].size, cache / "models/toy-texts", presets.AMUSED)
+    write_recipe(MODELS["amused-256"].size, cache / "models/toy-texts", presets.AMUSED_SAMPLING)
     return cache
 
 

@@ -29,7 +29,7 @@ from unmask.experiments.validation import validate_generator
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.objectives import Loss, MaskGIT
 from unmask.recipes.schema import Recipe
-from unmask.runtime.distributed import World, distribute, unwrapped, whole, world
+from unmask.runtime.distributed import World, distribute, gather_full, join_world, unwrap
 from unmask.storage.lock import lock
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.loop import TrainConfig, train
@@ -116,7 +116,7 @@ def toy_train(
     ema = train(
         model, objective or MaskGIT(), batches, config, run, world=here, evaluators=[e(model) for e in evaluators]
     )
-    return unwrapped(model), ema
+    return unwrap(model), ema
 
 
 def toy_experiment(test: int = 21) -> Experiment:
@@ -194,7 +194,7 @@ def two_ranks(task: Callable[[World], None]) -> None:
         settings = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in settings.items()}, MASTER_ADDR="127.0.0.1")
         torch.set_num_threads(1)
-        with world("cpu") as here:
+        with join_world("cpu") as here:
             task(here)
 
     children = [fork(lambda n=n: rank(n)) for n in range(2)]
@@ -205,8 +205,8 @@ def two_ranks(task: Callable[[World], None]) -> None:
 
 def keep(folder: Path, name: str, here: World, model: nn.Module, ema) -> None:
     """Whole weights and averages as `<name>.safetensors`."""
-    tensors = {f"model.{n}": whole(p.detach()) for n, p in model.named_parameters()}
-    tensors |= {f"ema.{n}": whole(a) for n, a in ema.average.items()}
+    tensors = {f"model.{n}": gather_full(p.detach()) for n, p in model.named_parameters()}
+    tensors |= {f"ema.{n}": gather_full(a) for n, a in ema.average.items()}
     if here.is_main:
         save_file({n: t.contiguous() for n, t in tensors.items()}, folder / f"{name}.safetensors")
 
@@ -242,7 +242,7 @@ def faults(folder: Path, strategy: str, here: World) -> None:
         toy_train(folder / f"{strategy}-nan", config, here, objective=poisoned(3, 5), model=model)
     except NonFiniteError as error:
         (folder / f"{strategy}-nan-{here.rank}").write_text(str(error))
-    weights = {n: whole(p.detach()).contiguous() for n, p in model.named_parameters()}
+    weights = {n: gather_full(p.detach()).contiguous() for n, p in model.named_parameters()}
     save_file(weights, folder / f"{strategy}-nan-{here.rank}.safetensors")
 
     ask = stopping(4, lambda: os.kill(os.getpid(), signal.SIGTERM)) if here.rank == 1 else toy_batches()

@@ -16,7 +16,7 @@ from unmask.data.augment import PictureSet
 from unmask.data.images import Images
 from unmask.data.tokens import Batches
 from unmask.errors import NonFiniteError
-from unmask.runtime.distributed import World, distribute, resolve
+from unmask.runtime.distributed import World, distribute, resolve_strategy
 from unmask.tokenizers.losses import PatchGAN, TokenizerLoss
 from unmask.tokenizers.quantizers import FSQ, LFQ, VQ
 from unmask.tokenizers.vqgan import VQGAN
@@ -75,7 +75,7 @@ def toy_networks(quantizer: str = "fsq", here: World = ALONE, **changes) -> Netw
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, discriminator = replace(config, **changes).build(), LOSS.discriminator.build(1)
-    strategy = resolve("auto", here)
+    strategy = resolve_strategy("auto", here)
     return Networks(distribute(model, strategy, here), distribute(discriminator, strategy, here), toy_stages)
 
 

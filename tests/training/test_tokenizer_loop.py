@@ -29,7 +29,13 @@ from toy_tokenizer import (
 
 from unmask.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
 from unmask.runtime.distributed import World
-from unmask.tokenizers.losses import PatchGAN, TokenizerLoss, compute_hinge_loss, sum_image_means, measure_perceptual_distance
+from unmask.tokenizers.losses import (
+    PatchGAN,
+    TokenizerLoss,
+    compute_hinge_loss,
+    measure_perceptual_distance,
+    sum_image_means,
+)
 from unmask.tokenizers.quantizers import Codebook
 from unmask.training.checkpoint import load_checkpoint
 from unmask.training.optim import Constant, Muon
@@ -113,8 +119,17 @@ def test_sums_of_a_step(quantizer):
     with torch.no_grad():
         made, quantized, z = networks.core(images)
         verdicts = networks.critic(images), networks.critic(made)
-    terms = [sum_image_means((made - images).abs()), measure_perceptual_distance(toy_stages, made, images), quantized.loss]
-    terms += [-sum_image_means(verdicts[1]), compute_hinge_loss(*verdicts), torch.tensor(float(BATCH)), torch.tensor(0.0)]
+    terms = [
+        sum_image_means((made - images).abs()),
+        measure_perceptual_distance(toy_stages, made, images),
+        quantized.loss,
+    ]
+    terms += [
+        -sum_image_means(verdicts[1]),
+        compute_hinge_loss(*verdicts),
+        torch.tensor(float(BATCH)),
+        torch.tensor(0.0),
+    ]
     kept = [i for i in range(7) if quantizer != "lfq" or i != 2]
     torch.testing.assert_close(sums.terms[kept], torch.stack(terms).double()[kept], rtol=1e-5, atol=1e-5)
     assert torch.equal(sums.codes, quantized.tokens.flatten().bincount(minlength=len(sums.codes)).double())

@@ -28,7 +28,7 @@ from unmask.method.sampling.decode import State
 from unmask.method.sampling.priorities import Confidence, Halton, Margin, Random, Raster
 from unmask.method.schedules import Power
 from unmask.pipelines.text import TextPipeline
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 
 ROWS, BATCH, SEED = 200, 50, 0
 STEPS = {1: (1,), 2: (1, 2), 4: (1, 4), 8: (1, 8), 16: (1, 4, 16)}
@@ -49,7 +49,7 @@ def main(run: str, out: str) -> None:
     torch.set_num_threads(1)
     pipeline, folder = TextPipeline.from_pretrained(run, device="cpu"), Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    here = environment(pipeline.device)
+    here = describe_environment(pipeline.device)
     made = f"Seed {SEED}. `python docs/results/text/{here['command']}`, commit {here['commit']}, {here['hardware']}."
     rows = list(filled(pipeline, *holes(pipeline, Path(run))))
     write_csv(folder / "infilling.csv", rows)

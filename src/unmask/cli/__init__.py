@@ -19,7 +19,7 @@ from unmask.cli.sweeping import run_sweep
 from unmask.cli.text import run_evaluate_text, run_generate, run_infill, run_tokenize_text
 from unmask.cli.tokenizers import run_tokenize, run_train_tokenizer
 from unmask.cli.training import run_demo, run_train
-from unmask.decoding.names import nearest
+from unmask.decoding.names import suggest_nearest
 from unmask.errors import ConfigError, UnmaskError
 from unmask.runtime.distributed import check_alone
 from unmask.runtime.memory import keep_freed_memory
@@ -76,7 +76,7 @@ def _dispatch(arguments: list[str]) -> None:
         return
     name, *rest = arguments
     if name not in COMMANDS:
-        raise ConfigError(f"no command {name}{nearest(name, COMMANDS)}")
+        raise ConfigError(f"no command {name}{suggest_nearest(name, COMMANDS)}")
     if name in ALONE:
         check_alone(name)
     COMMANDS[name](rest)

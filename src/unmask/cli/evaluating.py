@@ -23,7 +23,7 @@ from unmask.cli.networks import PHOTOS
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.data.augment import PictureSet
 from unmask.data.sources.choice import Folder
-from unmask.decoding.names import named, shapes
+from unmask.decoding.names import look_up, shapes
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import inpainting
@@ -35,8 +35,8 @@ from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.pretrained.networks import LearnedConfig, LearnedModel
 from unmask.published.opening import MODEL_NAMES, OpenedModel
 from unmask.recipes.schema import TokenizerRecipe
-from unmask.runtime.distributed import World, world
-from unmask.runtime.progress import progress_bar
+from unmask.runtime.distributed import World, join_world
+from unmask.runtime.progress import show_progress
 from unmask.storage.layout import CLASSIFIER
 from unmask.tokenizers.base import open_tokenizer
 
@@ -68,7 +68,7 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
     if not own and flags.data is None:
         raise ConfigError(f"measured on which images? {name} is no run of a tokenizer: give --data DIR")
     run = Path(name) if own else flags.out or Path("runs") / f"{shorten_name(name)}-tokenizer"
-    with value_errors(), disk_errors(run), world(device_of(flags.network.device)) as here:
+    with value_errors(), disk_errors(run), join_world(device_of(flags.network.device)) as here:
         features, judge = flags.network.open(here)
         if own:
             measure = partial(evaluation.measure_tokenizer_run, run)
@@ -81,7 +81,7 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
             model: LearnedModel = open_tokenizer(config, opened.tokenizer_weights())  # type: ignore[assignment]
             run.mkdir(parents=True, exist_ok=True)
             measure = partial(evaluation.measure_tokenizer, model, pictures, run, classifier=classifier)
-        with progress_bar(shown=here.is_main) as progress:
+        with show_progress(shown=here.is_main) as progress:
             numbers = measure(world=here, features=features or judge, num=flags.pictures, progress=progress)
         if here.is_main:
             print(json.dumps(numbers, indent=2))
@@ -90,7 +90,7 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
 
 def _pictures(source: Folder, config: LearnedConfig, here: World) -> tuple[PictureSet, PictureSet]:
     """Those that a classifier may learn from, and those held out; what cannot be read is named."""
-    with progress_bar(shown=here.is_main) as progress:
+    with show_progress(shown=here.is_main) as progress:
         split = source.load(progress)
     for bad in split.bad if here.is_main else ():
         print(f"left out {bad}", file=sys.stderr)
@@ -129,12 +129,12 @@ def run_evaluate_inpaint(arguments: list[str]) -> None:
         raise ConfigError(f"--schedule {flags.sampling.schedule}: say which to compare, --schedules cosine linear")
     if flags.sampling.preset is not None:
         raise ConfigError(f"--preset {flags.sampling.preset} has one schedule, and several are compared: leave it out")
-    with value_errors(), world(device_of(flags.network.device)) as here:
+    with value_errors(), join_world(device_of(flags.network.device)) as here:
         opened = flags.published.open(name, here)
         spec = opened.require_image_spec()
         sampling = replace(choose_sampling(flags.sampling, spec), steps=flags.sampling.steps or 20)
         table = shapes(spec.length)
-        schedules = {shape: named(table, shape, "schedule") for shape in flags.schedules}
+        schedules = {shape: look_up(table, shape, "schedule") for shape in flags.schedules}
         fetch_model(opened, here)
         _measure(flags, opened, sampling, schedules, here)
 

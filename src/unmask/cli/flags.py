@@ -14,8 +14,8 @@ from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes.spec import ModelSpec, TextModelSpec
 from unmask.runtime.distributed import World
-from unmask.runtime.progress import progress_bar
-from unmask.storage.cache import cache_dir
+from unmask.runtime.progress import show_progress
+from unmask.storage.cache import find_cache_dir
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -37,7 +37,7 @@ class WeightsFlags:
 
     def open(self, name: str | Path, here: World | None = None) -> OpenedModel:
         """Find the model of this name, and read its configuration."""
-        with disk_errors(cache_dir()):
+        with disk_errors(find_cache_dir()):
             return open_model(name, weights=self.weights, offline=self.offline, world=here)
 
 
@@ -52,7 +52,7 @@ class MeasuredFlags(WeightsFlags):
 
 def fetch_model(opened: OpenedModel, here: World | None = None) -> Path:
     """Return the folder of a model's weights, with a progress bar while it is downloaded and converted."""
-    with disk_errors(cache_dir()), progress_bar(shown=here is None or here.is_main) as progress:
+    with disk_errors(find_cache_dir()), show_progress(shown=here is None or here.is_main) as progress:
         return opened.fetch(progress, here)
 
 

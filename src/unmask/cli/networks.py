@@ -12,15 +12,15 @@ from unmask.cli.parsing import disk_errors, parse, positional, value_errors
 from unmask.cli.tokenizers import place_of, sources
 from unmask.data.augment import PictureSet
 from unmask.data.sources.choice import Arrays, PictureSource
-from unmask.decoding.names import named
+from unmask.decoding.names import look_up
 from unmask.errors import ConfigError
 from unmask.evaluation.reference import embed_real
 from unmask.metrics.features import ClassifierConfig
 from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.recipes import cifar10
-from unmask.runtime.distributed import world
-from unmask.runtime.progress import progress_bar
-from unmask.runtime.provenance import environment
+from unmask.runtime.distributed import join_world
+from unmask.runtime.progress import show_progress
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.layout import CLASSIFIER, REPORT
 
@@ -38,7 +38,7 @@ class FeatureFlags:
 def run_train_features(arguments: list[str]) -> None:
     """train a classifier on pictures with classes, whose features unmask evaluate then measures in"""
     name, rest = positional(arguments, "train-features SOURCE --data PATH --out DIR, as cifar10, folder, mnist or hub")
-    source = named(sources(32, 3), "folder" if rest == ["--help"] and name == "RUN" else name, "source")
+    source = look_up(sources(32, 3), "folder" if rest == ["--help"] and name == "RUN" else name, "source")
     rest = [re.sub(r"^--data(?==|$)", place_of(source), word) for word in rest]
     flags = parse(
         FeatureFlags, rest, f"train-features {name}", FeatureFlags(data=source, out=Path("runs") / f"{name}-features")
@@ -46,8 +46,8 @@ def run_train_features(arguments: list[str]) -> None:
     with (
         value_errors(),
         disk_errors(flags.out),
-        world(device_of(flags.device)) as here,
-        progress_bar(shown=here.is_main) as progress,
+        join_world(device_of(flags.device)) as here,
+        show_progress(shown=here.is_main) as progress,
     ):
         split = flags.data.load(progress)
         if isinstance(flags.data, Arrays) and not split.train.classes:
@@ -66,7 +66,7 @@ def run_train_features(arguments: list[str]) -> None:
             "test_accuracy": right,
             "features": features.name,
             "sha256": features.sha256,
-            **environment(here.device),
+            **describe_environment(here.device),
         }
         if here.is_main:
             write_json(flags.out / REPORT, report)

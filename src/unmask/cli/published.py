@@ -9,7 +9,7 @@ import tyro
 
 from unmask.cli.flags import WeightsFlags, fetch_model
 from unmask.cli.parsing import disk_errors, parse, positional
-from unmask.decoding.names import named, nearest
+from unmask.decoding.names import look_up, suggest_nearest
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.pipelines.load import export_model
@@ -17,8 +17,8 @@ from unmask.pretrained.families import FAMILIES
 from unmask.published.catalogue import MODELS, Published
 from unmask.published.opening import MODEL_NAMES
 from unmask.published.store import convert_into, fetch_published
-from unmask.runtime.progress import progress_bar
-from unmask.storage.cache import cache_dir
+from unmask.runtime.progress import show_progress
+from unmask.storage.cache import find_cache_dir
 from unmask.storage.layout import TOKENIZER
 
 
@@ -27,7 +27,7 @@ def list_models(arguments: list[str]) -> None:
     if arguments and not arguments[0].startswith("-"):
         if len(arguments) > 1:
             raise ConfigError(f"unmask models takes one name, not {' '.join(arguments)}")
-        return _describe_model(arguments[0], named(MODELS, arguments[0], "published model"))
+        return _describe_model(arguments[0], look_up(MODELS, arguments[0], "published model"))
     if arguments:
         print("usage: unmask models [NAME]")
         return
@@ -71,8 +71,8 @@ def run_fetch(arguments: list[str]) -> None:
     """download and convert a published model ahead of its first use, or convert local files with --weights"""
     name, rest = positional(arguments, "fetch NAME, where NAME is one of unmask models")
     flags = parse(WeightsFlags, rest, f"fetch {name}")
-    named(MODELS, name, "published model")
-    with disk_errors(cache_dir()), progress_bar(shown=True) as progress:
+    look_up(MODELS, name, "published model")
+    with disk_errors(find_cache_dir()), show_progress(shown=True) as progress:
         folder = fetch_published(name, weights=flags.weights, offline=flags.offline, progress=progress)
     print(f"wrote {folder}; next: unmask sample {name}")
 
@@ -93,7 +93,7 @@ def run_convert(arguments: list[str]) -> None:
     name, rest = positional(arguments, "convert FILE --family NAME --out DIR")
     flags = parse(ConvertFlags, rest, f"convert {name}")
     if flags.family not in FAMILIES:
-        raise ConfigError(f"no family {flags.family}{nearest(flags.family, FAMILIES)}")
+        raise ConfigError(f"no family {flags.family}{suggest_nearest(flags.family, FAMILIES)}")
     with disk_errors(flags.out):
         done = convert_into(Path(name), flags.family, flags.out)
     report = done.report

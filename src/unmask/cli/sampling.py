@@ -21,7 +21,7 @@ from unmask.cli.flags import (
     settings_of,
 )
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.decoding.names import expected
+from unmask.decoding.names import describe_expected
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation.gallery import draw_decoding
@@ -34,8 +34,8 @@ from unmask.pipelines.load import load_image_pipeline
 from unmask.pretrained.conditions import takes_prompts
 from unmask.published.opening import MODEL_NAMES, OpenedModel
 from unmask.recipes.spec import ModelSpec
-from unmask.runtime.distributed import World, world
-from unmask.runtime.progress import progress_bar
+from unmask.runtime.distributed import World, join_world
+from unmask.runtime.progress import show_progress
 
 MOST_IMAGES = 10_000
 
@@ -84,8 +84,8 @@ def run_sample(arguments: list[str]) -> None:
         labels = ids[torch.arange(num) % len(ids)]
     with value_errors(), disk_errors(flags.out.parent):
         if flags.sampling.preset is not None:
-            print(expected(flags.sampling.preset))
-        with progress_bar(shown=True) as progress:
+            print(describe_expected(flags.sampling.preset))
+        with show_progress(shown=True) as progress:
             images = pipeline.generate(labels, num=num, seed=flags.seed, sampling=sampling, progress=progress)
         scale = figures.choose_scale(images)
         figures.write_picture(figures.draw_grid(images, flags.columns, scale=scale), flags.out)
@@ -133,7 +133,7 @@ def run_evaluate(arguments: list[str]) -> None:
     """measure a run (FID-style metrics, class accuracy, near-duplicates) into report.json, and draw its pictures"""
     name, rest = positional(arguments, f"evaluate MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
-    with value_errors(), world(device_of(flags.network.device)) as here:
+    with value_errors(), join_world(device_of(flags.network.device)) as here:
         opened = flags.published.open(name, here)
         sampling = check_sampling(opened.require_image_spec(), settings_of(flags.sampling))
         if opened.is_run and flags.out is not None and flags.out != opened.folder:
@@ -160,7 +160,7 @@ PICTURES = {
 def print_report(opened: OpenedModel, here: World, flags: EvaluateFlags, sampling: Sampling) -> None:
     """Evaluate, print the metrics, and say where each file lies and which images could not be read."""
     folder = opened.fetch() if opened.is_run else flags.out or Path("runs") / shorten_name(opened.name)
-    with value_errors(), disk_errors(folder), progress_bar(shown=here.is_main) as progress:
+    with value_errors(), disk_errors(folder), show_progress(shown=here.is_main) as progress:
         numbers = evaluate_opened(
             opened,
             here,
@@ -179,7 +179,7 @@ def print_report(opened: OpenedModel, here: World, flags: EvaluateFlags, samplin
     for one in bad if isinstance(bad := numbers.get("unreadable"), list) else ():
         print(f"left out {one}", file=sys.stderr)
     if flags.sampling.preset is not None:
-        print(expected(flags.sampling.preset))
+        print(describe_expected(flags.sampling.preset))
     print(json.dumps(numbers, indent=2))
     print("\nwrote")
     there = {file: what for file, what in PICTURES.items() if (folder / file).exists()}

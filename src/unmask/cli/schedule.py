@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 from unmask.cli.parsing import parse, value_errors
 from unmask.decoding import counts
-from unmask.decoding.names import named, shapes
+from unmask.decoding.names import look_up, shapes
 from unmask.errors import ConfigError
 
 SHAPED = {
-    "google": counts.google,
-    "valeoai-v1": counts.valeoai_v1,
-    "halton-confidence": counts.halton_confidence,
-    "x-transformers": counts.x_transformers,
-    "muse": counts.muse,
+    "google": counts.count_google,
+    "valeoai-v1": counts.count_valeoai_v1,
+    "halton-confidence": counts.count_halton_confidence,
+    "x-transformers": counts.count_x_transformers,
+    "muse": counts.count_muse,
 }
 FIXED = {
-    "halton": (counts.halton, "arccos"),
-    "nanofm": (counts.nanofm, "constant"),
-    "llada": (counts.llada, "linear"),
-    "4m": (counts.fourm, "cosine"),
+    "halton": (counts.count_halton, "arccos"),
+    "nanofm": (counts.count_nanofm, "constant"),
+    "llada": (counts.count_llada, "linear"),
+    "4m": (counts.count_fourm, "cosine"),
 }
 
 
@@ -60,5 +60,5 @@ def count_tokens(style: str, shape: str | None, tokens: int, steps: int) -> list
             raise ConfigError(f"--style {style} has one shape, {only}: leave --shape out")
         return count(tokens, steps)
     if style not in SHAPED:
-        named(dict.fromkeys([*SHAPED, *FIXED]), style, "style")
-    return SHAPED[style](tokens, steps, named(shapes(tokens), shape or "cosine", "shape"))
+        look_up(dict.fromkeys([*SHAPED, *FIXED]), style, "style")
+    return SHAPED[style](tokens, steps, look_up(shapes(tokens), shape or "cosine", "shape"))

@@ -8,7 +8,7 @@ import tyro
 
 from unmask.cli.flags import Device, MeasuredFlags, device_of, fetch_model
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.decoding.names import named, orders, schedules
+from unmask.decoding.names import look_up, orders, schedules
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import scoring
@@ -16,7 +16,7 @@ from unmask.evaluation.measuring import open_subject
 from unmask.published.opening import MODEL_NAMES, OpenedModel
 from unmask.recipes.schema import TokenizerRecipe
 from unmask.recipes.spec import ModelSpec, TextModelSpec
-from unmask.runtime.distributed import World, world
+from unmask.runtime.distributed import World, join_world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def run_score(arguments: list[str]) -> None:
     """rank orders and numbers of steps by the exact likelihood of held-out data: no samples, no classifier"""
     name, rest = positional(arguments, f"score MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(ScoreFlags, rest, f"score {name}")
-    with value_errors(), world(device_of(flags.device)) as here:
+    with value_errors(), join_world(device_of(flags.device)) as here:
         opened = flags.published.open(name, here)
         if not isinstance(opened.config, ModelSpec | TextModelSpec):
             kind = "a tokenizer's run" if isinstance(opened.config, TokenizerRecipe) else "a tokenizer"
@@ -54,9 +54,9 @@ def run_score(arguments: list[str]) -> None:
         table = schedules(opened.config.length)
         sampling = None
         if flags.schedule is not None:
-            sampling = Sampling(schedule=named(table, flags.schedule, "schedule"))
+            sampling = Sampling(schedule=look_up(table, flags.schedule, "schedule"))
         grid = opened.config.grid
-        chosen = [(order, named(orders(grid), order, "order")) for order in dict.fromkeys(flags.orders)]
+        chosen = [(order, look_up(orders(grid), order, "order")) for order in dict.fromkeys(flags.orders)]
         fetch_model(opened, here)
         _print_table(flags, opened, chosen, sampling, here)
 

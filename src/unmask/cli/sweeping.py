@@ -14,8 +14,8 @@ from unmask.evaluation.plans import SweepChoices, plan_sweep
 from unmask.evaluation.runs import open_run
 from unmask.evaluation.sweeping import SweepPlan, sweep_run
 from unmask.published.opening import MODEL_NAMES, OpenedModel
-from unmask.runtime.distributed import World, world
-from unmask.runtime.progress import progress_bar
+from unmask.runtime.distributed import World, join_world
+from unmask.runtime.progress import show_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ def run_sweep(arguments: list[str]) -> None:
     flags = parse(SweepFlags, rest, f"sweep {name}")
     if flags.out is not None and (flags.out.suffix in (".md", ".csv") or flags.out.is_file()):
         raise ConfigError(f"--out {flags.out}: give a folder, for sweep.md, sweep.csv and the plots")
-    with value_errors(), world(device_of(flags.network.device)) as here:
+    with value_errors(), join_world(device_of(flags.network.device)) as here:
         opened = flags.published.open(name, here)
         spec = opened.require_image_spec()
         own = flags.network.features == "classifier" and flags.network.classifier is None
@@ -48,7 +48,7 @@ def run_sweep(arguments: list[str]) -> None:
 
 
 def _print_table(flags: SweepFlags, plan: SweepPlan, opened: OpenedModel, here: World) -> None:
-    with disk_errors(flags.out or Path("runs")), progress_bar(shown=here.is_main) as progress:
+    with disk_errors(flags.out or Path("runs")), show_progress(shown=here.is_main) as progress:
         features, judge = flags.network.open(here)
         run = open_run(opened, here, data=flags.published.data, out=flags.out, progress=progress)
         out = flags.out or run.folder / "sweep"

@@ -12,7 +12,7 @@ import tyro
 
 from unmask.cli.flags import Device, SamplingFlags, WeightsFlags, device_of, fetch_model, settings_of
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.decoding.names import SAMPLERS, named, orders
+from unmask.decoding.names import SAMPLERS, look_up, orders
 from unmask.decoding.sampling import Parallel, Sampling
 from unmask.decoding.settings import change_sampling
 from unmask.errors import ConfigError
@@ -24,8 +24,8 @@ from unmask.metrics.judge import JudgeConfig
 from unmask.pipelines.text import MaskedText, TextPipeline
 from unmask.published.opening import MODEL_NAMES
 from unmask.recipes import TextRecipe, reading
-from unmask.runtime.distributed import world
-from unmask.runtime.progress import progress_bar
+from unmask.runtime.distributed import join_world
+from unmask.runtime.progress import show_progress
 
 MOST_TEXTS = 16  # texts on a page
 
@@ -44,7 +44,7 @@ def run_tokenize_text(arguments: list[str]) -> None:
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     start = TokenizeTextFlags(recipe=default, out=Path("tokens") / Path(name).stem)
     flags = parse(TokenizeTextFlags, rest, f"tokenize-text {name}", start)
-    with value_errors(), disk_errors(flags.out), progress_bar(shown=True) as progress:
+    with value_errors(), disk_errors(flags.out), show_progress(shown=True) as progress:
         ready = text_experiment.prepare_text(flags.recipe, flags.out, progress)
     for part, held in (("train", ready.meta.train), ("test", ready.meta.test)):
         print(f"{part:5s} {held.documents:,} documents, {held.characters:,} characters, {held.tokens:,} tokens")
@@ -154,7 +154,7 @@ def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tupl
     """Ways to sample with the names they go by."""
     table = {"own": pipeline.sampling.priority, **orders(pipeline.model.grid)}
     for order, sampler, steps, temperature in product(flags.orders, flags.samplers, flags.steps, flags.temperatures):
-        kind = named(SAMPLERS, sampler, "sampler")
+        kind = look_up(SAMPLERS, sampler, "sampler")
         plain = replace(pipeline.sampling, steps=steps, temperature=temperature, sampler=kind, remask=False)
         if isinstance(kind, Parallel):
             again = sampler == "remask"
@@ -162,7 +162,7 @@ def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tupl
                 continue  # these never change their mind
             yield (
                 f"{order}, remask" if again else order,
-                replace(plain, priority=named(table, order, "order"), remask=again),
+                replace(plain, priority=look_up(table, order, "order"), remask=again),
             )
         else:
             yield sampler, plain
@@ -173,7 +173,7 @@ def run_evaluate_text(arguments: list[str]) -> None:
     name, rest = positional(arguments, "evaluate-text RUN, where RUN is the run of a text model")
     flags = parse(EvaluateTextFlags, rest, f"evaluate-text {name}")
     run, out = Path(name), flags.out or Path(name) / "writing"
-    with value_errors(), disk_errors(out), world(device_of(flags.device)) as here:
+    with value_errors(), disk_errors(out), join_world(device_of(flags.device)) as here:
         opened = WeightsFlags().open(name, here)
         opened.require_text_spec(f"evaluate {name}")
         recipe = opened.config

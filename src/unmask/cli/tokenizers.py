@@ -10,8 +10,8 @@ import tyro
 
 from unmask.cli.flags import Device, WeightsFlags
 from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, Shards, PictureSource
-from unmask.decoding.names import named
+from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, PictureSource, Shards
+from unmask.decoding.names import look_up
 from unmask.errors import ConfigError
 from unmask.experiments import tokenizer as experiment
 from unmask.experiments.training import prepare_tokenizer_data, tokenize, train_tokenizer
@@ -19,7 +19,7 @@ from unmask.pretrained.networks import LearnedConfig
 from unmask.published.opening import MODEL_NAMES, open_model
 from unmask.recipes import TokenizerRecipe, reading
 from unmask.runtime.devices import is_main_process
-from unmask.storage.cache import cache_dir
+from unmask.storage.cache import find_cache_dir
 from unmask.storage.config import dump_json
 from unmask.storage.layout import MODEL
 
@@ -107,7 +107,7 @@ def run_tokenize(arguments: list[str]) -> None:
     name, rest = positional(arguments, usage)
     if rest == ["--help"]:
         parse(TokenizeFlags, rest, "tokenize MODEL", TokenizeFlags(data=Folder(path=""), out=Path("codes/RUN")))
-    with disk_errors(cache_dir()):
+    with disk_errors(find_cache_dir()):
         opened = open_model(name, offline="--offline" in rest)
     config = opened.require_tokenizer()
     recipe = opened.config
@@ -154,7 +154,7 @@ def choose_source(own: PictureSource, config: LearnedConfig, words: list[str]) -
             raise ConfigError(f"{word}: say which, as {word} folder")
         stored = own.size if isinstance(own, Folder | HubImages | Shards) else config.size[0]
         table = sources(stored, config.channels)
-        data = named(table, value or rest.pop(given), "source")
+        data = look_up(table, value or rest.pop(given), "source")
     return data, [re.sub(r"^--data(?==|$)", place_of(data), word) for word in rest]
 
 

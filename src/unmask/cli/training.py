@@ -21,11 +21,11 @@ from unmask.experiments.training import check_resume, describe_given, open_image
 from unmask.method.models.protocol import Generator
 from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes import Recipe, TextRecipe, reading
-from unmask.runtime.distributed import world
-from unmask.storage.cache import cache_dir
+from unmask.runtime.distributed import join_world
+from unmask.storage.cache import find_cache_dir
 from unmask.storage.config import dump_json
 from unmask.storage.layout import MODEL
-from unmask.storage.weights import unfilled
+from unmask.storage.weights import skip_initial_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def run_train(arguments: list[str]) -> None:
             flags = parse(TrainFlags, rest, f"train {name}", TrainFlags(recipe=recipe, out=run))
     check_start(flags)
     check_resume(flags.out, "auto" if flags.dry_run else flags.resume)
-    with value_errors(), disk_errors(cache_dir()):
+    with value_errors(), disk_errors(find_cache_dir()):
         places = flags.published if isinstance(flags, TrainFlags) else WeightsFlags()
         start = find_start(flags.recipe, flags.out, weights=places.weights, offline=places.offline)
     notes: list[str] = []
@@ -103,7 +103,7 @@ def check_start(flags: TrainFlags | TrainTextFlags) -> None:
 
 def _train(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None = None, notes: Sequence[str] = ()) -> None:
     run = flags.out
-    with value_errors(), disk_errors(run), world(device_of(flags.device)) as here:
+    with value_errors(), disk_errors(run), join_world(device_of(flags.device)) as here:
         if here.is_main:
             print("\n".join(notes), end="\n" if notes else "", flush=True)
         num_classes = flags.num_classes if isinstance(flags, TrainFlags) else None
@@ -119,7 +119,7 @@ def _describe(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None) -> 
     if given is not None:
         print(f"would tokenize {describe_given(given, flags.out)}")
         recipe = on_codes(given.recipe, flags.out)
-        with unfilled():
+        with skip_initial_weights():
             model: Generator = recipe.model.build(recipe.tokenizer.vocab_size, recipe.tokenizer.grid)  # type: ignore
         return _show(recipe, model, len(given.split.train), len(given.split.test))
     num_classes = flags.num_classes if isinstance(flags, TrainFlags) else None
@@ -160,7 +160,7 @@ def run_demo(arguments: list[str]) -> None:
         training = replace(recipe.training, steps=steps, seed=flags.seed, evaluate_every=every, save_every=every)
         classifier = replace(recipe.classifier, steps=judge)
     _train(TrainFlags(recipe=replace(recipe, training=training, classifier=classifier), out=flags.out))
-    with world() as here:
+    with join_world() as here:
         opened = open_model(flags.out)
         measure = EvaluateFlags(samples=flags.samples, seed=flags.seed)
         print_report(opened, here, measure, opened.require_image_spec().sampling)

@@ -1,5 +1,8 @@
-"""Tokens revealed per step as each code base of the field has them, each under its own name, since equal names of
-schedules ("cosine", "arccos") mean different counts in each of them. `ratios_from_counts` makes a sampler use them."""
+"""Count the tokens revealed per step as each published code base does.
+
+Each code base has its own function, because equal names of schedules ("cosine", "arccos") mean different counts in
+them. `ratios_from_counts` turns counts into ratios for a sampler.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +13,7 @@ from unmask.method.schedules import Schedule, check_at_least
 
 
 def _steps_of(remaining: Sequence[int], tokens: int) -> list[int]:
-    """Differences of a list of remaining counts, forced to stay within the tokens there are and to end at 0."""
+    """Return the differences of remaining counts, clamped to 0..tokens and made to end at 0."""
     counts, left = [], tokens
     for after in [*remaining[:-1], 0]:
         after = min(left, max(0, after))
@@ -19,8 +22,11 @@ def _steps_of(remaining: Sequence[int], tokens: int) -> list[int]:
     return counts
 
 
-def google(tokens: int, steps: int, schedule: Schedule) -> list[int]:
-    """google-research/maskgit: floor(N g((s+1)/T)) stay masked, at least 1 until the last step; reveal at least 1."""
+def count_google(tokens: int, steps: int, schedule: Schedule) -> list[int]:
+    """Count as google-research/maskgit: floor(N g((s+1)/T)) stay masked, at least 1 before the last step.
+
+    Each step reveals at least 1 token.
+    """
     check_at_least("google", {"tokens": tokens, "steps": steps})
     remaining, left = [], tokens
     for ratio in schedule(torch.arange(1, steps + 1, dtype=torch.float64) / steps).tolist():
@@ -29,10 +35,10 @@ def google(tokens: int, steps: int, schedule: Schedule) -> list[int]:
     return _steps_of(remaining, tokens)
 
 
-def valeoai_v1(tokens: int, steps: int, schedule: Schedule) -> list[int]:
-    """valeoai/Maskgit-pytorch v1: the curve is a *density*; counts are proportional to g(r), r from 1 down to 0.
+def count_valeoai_v1(tokens: int, steps: int, schedule: Schedule) -> list[int]:
+    """Count as valeoai/Maskgit-pytorch v1: the curve is a *density*; counts are proportional to g(r), r from 1 to 0.
 
-    The original may end in a zero or negative count for many steps (its loop stops before); here the list ends early.
+    With many steps the original may end in zero or negative counts (its loop stops before); here the list ends early.
     """
     check_at_least("valeoai_v1", {"tokens": tokens, "steps": steps})
     density = schedule(torch.linspace(1, 0, steps, dtype=torch.float64))
@@ -42,36 +48,42 @@ def valeoai_v1(tokens: int, steps: int, schedule: Schedule) -> list[int]:
     return _steps_of((tokens - counts.cumsum(0)).tolist(), tokens)
 
 
-def halton(tokens: int, steps: int) -> list[int]:
-    """valeoai/Halton-MaskGIT, halton_sampler.py: int(N (1 - (2/pi) arccos((s+1)/T))) known after step s, or s + 1."""
+def count_halton(tokens: int, steps: int) -> list[int]:
+    """Count as valeoai/Halton-MaskGIT, halton_sampler.py: int(N (1 - (2/pi) arccos((s+1)/T))) known after step s.
+
+    At least s + 1 are known.
+    """
     check_at_least("halton", {"tokens": tokens, "steps": steps})
     known = [int(tokens * (1 - math.acos((s + 1) / steps) / (math.pi * 0.5))) for s in range(steps)]
     return _steps_of([tokens - max(s + 1, k) for s, k in enumerate(known)], tokens)
 
 
-def halton_confidence(tokens: int, steps: int, schedule: Schedule) -> list[int]:
-    """valeoai/Halton-MaskGIT, confidence_sampler.py: int(N (1 - g(r))) known, r from 0 to 1, so step 0 reveals one."""
+def count_halton_confidence(tokens: int, steps: int, schedule: Schedule) -> list[int]:
+    """Count as valeoai/Halton-MaskGIT, confidence_sampler.py: int(N (1 - g(r))) known, r from 0 to 1.
+
+    So step 0 reveals one token.
+    """
     check_at_least("halton_confidence", {"tokens": tokens, "steps": steps})
     known = (tokens * (1 - schedule(torch.linspace(0, 1, steps, dtype=torch.float64)))).long()
     return _steps_of([tokens - max(s + 1, int(k)) for s, k in enumerate(known)], tokens)
 
 
-def x_transformers(tokens: int, steps: int, schedule: Schedule) -> list[int]:
-    """lucidrains/x-transformers: int(N g((s+1)/T)) still masked; a step may reveal nothing."""
+def count_x_transformers(tokens: int, steps: int, schedule: Schedule) -> list[int]:
+    """Count as lucidrains/x-transformers: int(N g((s+1)/T)) still masked; a step may reveal nothing."""
     check_at_least("x_transformers", {"tokens": tokens, "steps": steps})
     remaining = (schedule(torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:]) * tokens).long()
     return _steps_of(remaining.tolist(), tokens)
 
 
-def muse(tokens: int, steps: int, schedule: Schedule) -> list[int]:
-    """lucidrains/muse-maskgit-pytorch: time starts at 0 and ends at 1, so the last step predicts a single token."""
+def count_muse(tokens: int, steps: int, schedule: Schedule) -> list[int]:
+    """Count as lucidrains/muse-maskgit-pytorch: time goes from 0 to 1, so the last step predicts a single token."""
     check_at_least("muse", {"tokens": tokens, "steps": steps})
     masked = (schedule(torch.linspace(0, 1, steps, dtype=torch.float64)) * tokens).long().clamp(min=1)
     return _steps_of([*masked.tolist()[1:], 0], tokens)
 
 
-def nanofm(tokens: int, steps: int) -> list[int]:
-    """EPFL nanoMaskGIT: N // T per step, the remainder in the last. With T > N, one per step until none is left."""
+def count_nanofm(tokens: int, steps: int) -> list[int]:
+    """Count as EPFL nanoMaskGIT: N // T per step, the remainder in the last; with T > N, one per step to the end."""
     check_at_least("nanofm", {"tokens": tokens, "steps": steps})
     used = min(steps, tokens)
     counts = [tokens // used] * used
@@ -79,14 +91,14 @@ def nanofm(tokens: int, steps: int) -> list[int]:
     return counts + [0] * (steps - used)
 
 
-def llada(tokens: int, steps: int) -> list[int]:
-    """ML-GSAI/LLaDA: N // T per step, the remainder spread over the first steps."""
+def count_llada(tokens: int, steps: int) -> list[int]:
+    """Count as ML-GSAI/LLaDA: N // T per step, the remainder spread over the first steps."""
     check_at_least("llada", {"tokens": tokens, "steps": steps})
     return [tokens // steps + (s < tokens % steps) for s in range(steps)]
 
 
-def fourm(tokens: int, steps: int) -> list[int]:
-    """apple/ml-4m: rounded differences of the half cosine (1 + cos(pi s/T))/2, a hump; the last takes the rest."""
+def count_fourm(tokens: int, steps: int) -> list[int]:
+    """Count as apple/ml-4m: rounded differences of (1 + cos(pi s/T))/2, a hump; the last step takes the rest."""
     check_at_least("fourm", {"tokens": tokens, "steps": steps})
     curve = 0.5 * (1 + torch.cos(torch.arange(steps + 1, dtype=torch.float64) / steps * math.pi))
     counts = (-curve.diff() * tokens).round().long()

@@ -1,4 +1,4 @@
-"""The names of orders, schedules, samplers and presets, for the command line and for Python."""
+"""Names of unmasking orders, schedules, samplers and presets, for the command line and for Python."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -37,15 +37,15 @@ from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Shape, Sigm
 T = TypeVar("T")
 
 
-def named(table: Mapping[str, T], name: str, what: str) -> T:
-    """table[name], or a ConfigError with the nearest name."""
+def look_up(table: Mapping[str, T], name: str, what: str) -> T:
+    """Return table[name]; raise ConfigError with the nearest name if there is none."""
     if name not in table:
-        raise ConfigError(f"no {what} {name}{nearest(name, table)}")
+        raise ConfigError(f"no {what} {name}{suggest_nearest(name, table)}")
     return table[name]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error line: the nearest known name, or all of them."""
+def suggest_nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message: the nearest known name, or all names if none is near."""
     near = get_close_matches(name, list(known), 1)
     return f": did you mean {near[0]}?" if near else f": there are {', '.join(known)}"
 
@@ -61,25 +61,25 @@ PRESETS = {
     "halton-small-384-32": presets.HALTON_SMALL_384,
     "halton-base-384-32": presets.HALTON_BASE_384,
     "halton-large-384-32": presets.HALTON_LARGE_384,
-    "titok-l32-256-8": presets.TITOK_L32,
-    "titok-b64-256-8": presets.TITOK_B64,
-    "titok-s128-256-64": presets.TITOK_S128,
+    "titok-l32-256-8": presets.TITOK_L32_256,
+    "titok-b64-256-8": presets.TITOK_B64_256,
+    "titok-s128-256-64": presets.TITOK_S128_256,
 }
-"""Published ones: whose, for which size, in how many steps."""
+"""Published presets. A name gives the publisher, the image size and the number of steps."""
 
 
-OURS = {"ours-8": presets.ours(8), "ours-16": presets.ours(16)}
+OUR_SAMPLINGS = {"ours-8": presets.make_ours(8), "ours-16": presets.make_ours(16)}
 
 
-SAMPLINGS: dict[str, Sampling] = {name: preset.sampling for name, preset in PRESETS.items()} | OURS
-"""What `--preset` may say."""
+SAMPLINGS: dict[str, Sampling] = {name: preset.sampling for name, preset in PRESETS.items()} | OUR_SAMPLINGS
+"""Values of `--preset`."""
 
 
-def expected(name: str) -> str:
-    """What a preset is reported to reach, in one line."""
-    if name in OURS:
-        return f"preset {name}: our own, of which nothing is published"
-    preset: Preset = named(PRESETS, name, "preset")
+def describe_expected(name: str) -> str:
+    """Return one line with the published scores of a preset."""
+    if name in OUR_SAMPLINGS:
+        return f"preset {name}: by unmask, without published scores"
+    preset: Preset = look_up(PRESETS, name, "preset")
     fid, score = preset.expected.fid, preset.expected.inception_score
     size = "x".join(map(str, preset.size))
     judged = "" if score is None else f", IS {score:.1f}"
@@ -96,18 +96,18 @@ SAMPLERS: dict[str, Parallel | Ancestral | ReMDM | Adaptive] = {
     "entropy-bound": Adaptive(EntropyBound(0.1)),
     "threshold": Adaptive(Threshold(0.9)),
 }
-"""What `--sampler` may say."""
+"""Values of `--sampler`."""
 
 
 def schedules(length: int) -> dict[str, Reveal]:
-    """What `--schedule` may say: fractions still masked, or tokens per step as the reproduction report has them."""
+    """Return the values of `--schedule`: fractions still masked, or (valeoai-v1) tokens per step of the report."""
     plain = shapes(length)
     densities = {f"valeoai-v1-{name}": ValeoaiV1(shape=shape) for name, shape in plain.items()}
     return {**plain, **densities, "halton-maskgit": HaltonCounts()}
 
 
 def orders(grid: tuple[int, ...]) -> dict[str, Order]:
-    """What `--order` may say."""
+    """Return the values of `--order`, the unmasking orders."""
     return {
         "confidence": Confidence(),
         "confidence-without-noise": Confidence(0.0),
@@ -124,7 +124,7 @@ def orders(grid: tuple[int, ...]) -> dict[str, Order]:
 
 
 def shapes(tokens: int) -> dict[str, Shape]:
-    """What `--shape` and `--schedule` may say; log and exp depend on the number of tokens."""
+    """Return the values of `--shape`, which `--schedule` also takes; log and exp depend on the number of tokens."""
     powers = {"uniform": 1.0, "linear": 1.0, "pow2": 2.0, "square": 2.0, "pow3": 3.0, "pow0.5": 0.5, "root": 0.5}
     named_shapes: dict[str, Shape] = {name: Power(exponent) for name, exponent in powers.items()}
     named_shapes |= {"cosine": Cosine(), "arccos": Arccos(), "sigmoid": Sigmoid()}

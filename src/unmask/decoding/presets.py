@@ -1,13 +1,20 @@
-"""How the published results were sampled, each beside the scores that its source reports for 50,000 ImageNet images.
+"""Sampling settings of published results, each with the scores that its source reports for 50,000 ImageNet images.
 
-The scores are of the authors' weights and of their own evaluation: an expectation, not a target that any model meets.
-The reproduction report stretched every image to its full range before it measured, and users of its weights and
-command found a FID of 7.66 where it says 6.80 (github.com/valeoai/Halton-MaskGIT/issues/7).
+The scores hold for the authors' weights and their own evaluation: an expectation, not a target for every model. The
+reproduction report stretched every image to its full range before the evaluation. Users of its weights and command
+found an FID of 7.66 instead of the reported 6.80 (github.com/valeoai/Halton-MaskGIT/issues/7).
 """
 
 from dataclasses import dataclass
 
-from unmask.decoding.rules import DrawnLogit, RolledHalton, StepConfidence, annealing, lagging, spanning
+from unmask.decoding.rules import (
+    DrawnLogit,
+    RolledHalton,
+    StepConfidence,
+    make_lagging_noise,
+    make_linear_noise,
+    make_titok_noise,
+)
 from unmask.decoding.sampling import HaltonCounts, Sampling, ValeoaiV1
 from unmask.method.guidance import CosineRamp, Interval, LinearRamp
 from unmask.method.sampling.priorities import Confidence
@@ -16,7 +23,7 @@ from unmask.method.schedules import Arccos, Cosine, Power, Shape, anneal_tempera
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """As printed; other than FID only where the source has them."""
+    """Scores as published; those other than FID only where the source gives them."""
 
     fid: float
     inception_score: float | None = None
@@ -28,7 +35,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Settings for images of `size` pixels in cells of 16, what they are reported to reach, and where."""
+    """Sampling settings for images of `size` pixels in cells of 16, with the reported scores and their source."""
 
     size: tuple[int, int]
     sampling: Sampling
@@ -36,16 +43,16 @@ class Preset:
     source: str
 
 
-def _report(steps: int, noise: float, weight: float) -> Sampling:
-    """Table 2 of the report in our words, by its code (github.com/valeoai/Maskgit-pytorch, Trainer/vit.py, 32062fa).
+def _make_report(steps: int, noise: float, weight: float) -> Sampling:
+    """Make the settings of the report's table 2, as in github.com/valeoai/Maskgit-pytorch (Trainer/vit.py, 32062fa).
 
-    Its guidance (1 + w) c - w u has a weight that rises as w i/T over the steps i = 0..T-1, our ramp to 1 + w, and its
-    noise falls as 1 - i/T, so that a T-th of it is left in the last step; its later code has i/(T-1) in both.
+    Its guidance (1 + w) c - w u has a weight that rises as w i/T over the steps i = 0..T-1, which is our ramp to 1 + w.
+    Its noise falls as 1 - i/T, so 1/T of it is left in the last step. Its later code has i/(T-1) in both.
     """
     return Sampling(
         steps=steps,
         schedule=ValeoaiV1(shape=Arccos()),
-        priority=StepConfidence(lagging(noise, steps)),
+        priority=StepConfidence(make_lagging_noise(noise, steps)),
         temperature=1.0,
         scale=LinearRamp(scale=1 + weight),
     )
@@ -53,13 +60,13 @@ def _report(steps: int, noise: float, weight: float) -> Sampling:
 
 REPORT_256 = Preset(
     size=(256, 256),
-    sampling=_report(steps=8, noise=4.5, weight=3.0),
+    sampling=_make_report(steps=8, noise=4.5, weight=3.0),
     expected=Scores(fid=6.80, inception_score=214.0, precision=0.82, recall=0.51, density=1.25, coverage=0.84),
     source="arXiv 2310.14400, tables 2 and 3",
 )
 REPORT_512 = Preset(
     size=(512, 512),
-    sampling=_report(steps=15, noise=7.0, weight=2.8),
+    sampling=_make_report(steps=15, noise=7.0, weight=2.8),
     expected=Scores(fid=7.26, inception_score=223.0, precision=0.85, recall=0.49, density=1.33, coverage=0.86),
     source="arXiv 2310.14400, tables 2 and 3",
 )
@@ -77,8 +84,8 @@ GOOGLE_512 = Preset(
 )
 
 
-def _halton(size: int, weight: float, fid: float) -> Preset:
-    """As the weights' page has it: 32 steps in Halton's order from a random place on, and guidance of constant w."""
+def _make_halton(size: int, weight: float, fid: float) -> Preset:
+    """Make the settings on the weights' page: 32 steps, Halton's order from a random cell, constant guidance w."""
     return Preset(
         size=(size, size),
         sampling=Sampling(
@@ -92,17 +99,17 @@ def _halton(size: int, weight: float, fid: float) -> Preset:
     )
 
 
-HALTON_TINY_256 = _halton(256, 1.5, 10.2)
-HALTON_SMALL_256 = _halton(256, 1.0, 6.40)
-HALTON_BASE_256 = _halton(256, 0.7, 4.17)
-HALTON_SMALL_384 = _halton(384, 1.0, 6.11)
-HALTON_BASE_384 = _halton(384, 0.7, 4.15)
-HALTON_LARGE_384 = _halton(384, 0.5, 2.59)
+HALTON_TINY_256 = _make_halton(256, 1.5, 10.2)
+HALTON_SMALL_256 = _make_halton(256, 1.0, 6.40)
+HALTON_BASE_256 = _make_halton(256, 0.7, 4.17)
+HALTON_SMALL_384 = _make_halton(384, 1.0, 6.11)
+HALTON_BASE_384 = _make_halton(384, 0.7, 4.15)
+HALTON_LARGE_384 = _make_halton(384, 0.5, 2.59)
 
 
-def _titok(steps: int, noise: float, scale: LinearRamp | CosineRamp, fid: float) -> Preset:
-    """By scripts/sample_imagenet_titok.py, which the scores are of; the code's own default leaves out the annealing."""
-    noises = annealing(noise, steps)
+def _make_titok(steps: int, noise: float, scale: LinearRamp | CosineRamp, fid: float) -> Preset:
+    """Make the settings of scripts/sample_imagenet_titok.py, which gave the scores; the default has no annealing."""
+    noises = make_titok_noise(noise, steps)
     return Preset(
         size=(256, 256),
         sampling=Sampling(steps=steps, schedule=Arccos(), priority=DrawnLogit(noises), temperature=noises, scale=scale),
@@ -111,29 +118,32 @@ def _titok(steps: int, noise: float, scale: LinearRamp | CosineRamp, fid: float)
     )
 
 
-TITOK_L32 = _titok(8, 9.5, LinearRamp(1 + 4.5), 2.77)
-TITOK_B64 = _titok(8, 11.0, LinearRamp(1 + 3.0), 2.48)
-TITOK_S128 = _titok(64, 2.8, CosineRamp(6.9, power=3.0), 1.97)
+TITOK_L32_256 = _make_titok(8, 9.5, LinearRamp(1 + 4.5), 2.77)
+TITOK_B64_256 = _make_titok(8, 11.0, LinearRamp(1 + 3.0), 2.48)
+TITOK_S128_256 = _make_titok(64, 2.8, CosineRamp(6.9, power=3.0), 1.97)
 
-AMUSED = Sampling(steps=12, schedule=Cosine(), priority=StepConfidence(spanning(2.0, 12)), scale=Interval(10.0))
-"""diffusers' AmusedPipeline: 12 steps, guidance 10, noise from 2 to 0. It draws from texts: no score for ImageNet."""
+AMUSED_SAMPLING = Sampling(
+    steps=12, schedule=Cosine(), priority=StepConfidence(make_linear_noise(2.0, 12)), scale=Interval(10.0)
+)
+"""diffusers' AmusedPipeline: 12 steps, guidance 10, noise from 2 to 0. It takes prompts: no score for ImageNet."""
 
 
-def ours(steps: int) -> Sampling:
-    """What came first by Frechet distance where we measured it (docs/results/cifar10.md), with the report's guidance.
+def make_ours(steps: int) -> Sampling:
+    """Make the settings with the lowest Frechet distance on CIFAR-10 (docs/results/cifar10.md).
 
-    To compare with a published sampler on the same weights; on those of ImageNet it was not measured.
+    The guidance is the report's. Use them to compare with a published sampler on the same weights. They were not
+    measured on ImageNet.
     """
     return Sampling(steps=steps, schedule=Cosine(), priority=Confidence(noise=4.5), scale=LinearRamp(scale=4.0))
 
 
-LINEAR = Power()
+LINEAR_SCHEDULE = Power()
 
 
-def x_transformers(schedule: Shape = LINEAR) -> Sampling:
-    """x-transformers' defaults (NonAutoregressiveWrapper): 18 steps, linear or Cosine(), temperature from 1 to 0.
+def make_x_transformers(schedule: Shape = LINEAR_SCHEDULE) -> Sampling:
+    """Make the defaults of x-transformers' NonAutoregressiveWrapper: 18 steps, linear or Cosine(), temperature 1 to 0.
 
-    Its filter, the largest 30 % of the logits, depends on the vocabulary: give top_k = ceil(0.3 K).
+    Its filter keeps the largest 30 % of the logits and depends on the vocabulary: give top_k = ceil(0.3 K).
     """
     return Sampling(
         steps=18, schedule=schedule, priority=Confidence(noise=0.0), temperature=tuple(anneal_temperatures(1.0, 18))

@@ -1,6 +1,6 @@
-"""Where the samplers of published code bases differ from ours, as priorities: each is one code base's rule, cited.
+"""Priorities of published code bases whose samplers differ from ours; each cites its source.
 
-Tokens per step are in `decoding/counts.py`, guidance in `method/guidance.py`; `decoding/presets.py` combines them.
+Tokens per step are in `decoding/counts.py`, guidance is in `method/guidance.py`; `decoding/presets.py` combines them.
 """
 
 import math
@@ -14,65 +14,68 @@ from unmask.method.sampling.priorities import Canvas, Confidence, Logits, Mask, 
 
 @dataclass(frozen=True)
 class StepConfidence:
-    """`Confidence` with a noise factor for each step, where others do not let it fall as 1 - (i + 1)/T."""
+    """`Confidence` with one noise factor per step, for code bases whose noise does not fall as 1 - (i + 1)/T."""
 
     noises: tuple[float, ...]
+    """Noise factor of each step, finite and at least 0."""
 
     def __post_init__(self) -> None:
-        _check(self, self.noises)
+        _check_noises(self, self.noises)
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
-        return Confidence(_at(self.noises, t))(logits, sample, masked=masked, t=0.0, rand=rand)
+        return Confidence(_get_noise(self.noises, t))(logits, sample, masked=masked, t=0.0, rand=rand)
 
 
-def _check(rule: object, noises: tuple[float, ...]) -> None:
+def _check_noises(rule: object, noises: tuple[float, ...]) -> None:
     if not noises or not all(0 <= noise < math.inf for noise in noises):
-        raise ValueError(f"{rule}: needs one or more finite factors >= 0")
+        raise ValueError(f"{rule}: give one or more finite noise factors of at least 0")
 
 
-def stretched(values: tuple[float, ...], steps: int) -> tuple[float, ...]:
-    """A list of one value per step, for another number of steps."""
-    return tuple(_at(values, (step + 1) / steps) for step in range(steps))
+def stretch(values: tuple[float, ...], steps: int) -> tuple[float, ...]:
+    """Stretch a list of one value per step to another number of steps."""
+    return tuple(_get_noise(values, (step + 1) / steps) for step in range(steps))
 
 
-def _at(noises: tuple[float, ...], t: float) -> float:
-    """The factor of the step that ends at t; another number of steps stretches the list."""
+def _get_noise(noises: tuple[float, ...], t: float) -> float:
+    """Return the factor of the step that ends at t; with another number of steps the list is stretched."""
     return noises[max(0, math.ceil(t * len(noises) - 1e-9) - 1)]
 
 
-def lagging(noise: float, steps: int) -> tuple[float, ...]:
-    """noise (1 - i/T): the reproduction report's (valeoai/Maskgit-pytorch 32062fa, Trainer/vit.py), never 0."""
+def make_lagging_noise(noise: float, steps: int) -> tuple[float, ...]:
+    """Return noise (1 - i/T), which is never 0, as valeoai/Maskgit-pytorch (32062fa, Trainer/vit.py)."""
     return tuple(noise * (1 - step / steps) for step in range(steps))
 
 
-def spanning(noise: float, steps: int, last: float = 0.0) -> tuple[float, ...]:
-    """From `noise` in the first step to `last` in the last one: aMUSEd's (diffusers, scheduling_amused.py)."""
+def make_linear_noise(noise: float, steps: int, last: float = 0.0) -> tuple[float, ...]:
+    """Return factors from `noise` down to `last` in equal steps, as aMUSEd (diffusers, scheduling_amused.py)."""
     return tuple(torch.linspace(noise, last, steps, dtype=torch.float64).tolist())
 
 
 @dataclass(frozen=True)
 class DrawnLogit:
-    """The raw logit of the drawn token + noise Gumbel, a factor for each step: TiTok's (bytedance/1d-tokenizer).
+    """Order by the raw logit of the sampled token + noise Gumbel, as TiTok (bytedance/1d-tokenizer).
 
-    Not normalised, so a place where all logits are large comes before one where the draw is sure.
+    The logit is not normalised, so a position where all logits are large comes before one where the sample is certain.
     """
 
     noises: tuple[float, ...]
+    """Noise factor of each step, finite and at least 0."""
 
     def __post_init__(self) -> None:
-        _check(self, self.noises)
+        _check_noises(self, self.noises)
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         drawn = logits.gather(-1, sample[..., None])[..., 0]
         gumbel = -torch.log(-torch.log(rand("order", sample.shape[1])))
-        return drawn + _at(self.noises, t) * gumbel
+        return drawn + _get_noise(self.noises, t) * gumbel
 
 
-def annealing(noise: float, steps: int) -> tuple[float, ...]:
-    """noise (1 - r) (0.5 + 0.8 (1 - r)), r = (i + 1)/T: the script of TiTok's published scores, for draws and order.
+def make_titok_noise(noise: float, steps: int) -> tuple[float, ...]:
+    """Return noise (1 - r) (0.5 + 0.8 (1 - r)), r = (i + 1)/T, as the script of TiTok's published scores.
 
-    Its `softmax_temperature_annealing` divides the logits by 0.5 + 0.8 (1 - r); then the token is drawn by the largest
-    logit + noise (1 - r) Gumbel, and places are ordered by that rule too. On logits that are not divided both are this.
+    Use it as the temperature and as the noise of the order. `softmax_temperature_annealing` of TiTok divides the logits
+    by 0.5 + 0.8 (1 - r). Then the largest logit + noise (1 - r) Gumbel decides the token and also the order. With
+    undivided logits, both are these factors.
     """
     left = [1 - (step + 1) / steps for step in range(steps)]
     return tuple(noise * x * (0.5 + 0.8 * x) for x in left)
@@ -80,17 +83,18 @@ def annealing(noise: float, steps: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class RolledHalton:
-    """The Halton sequence entered at a random place for each image (valeoai/Halton-MaskGIT, randomize=True)."""
+    """Halton sequence that starts at a random cell for each image (valeoai/Halton-MaskGIT, randomize=True)."""
 
     grid: tuple[int, ...]
+    """Cells along each of the one to three axes of the canvas."""
 
     def __post_init__(self) -> None:
         if not (1 <= len(self.grid) <= 3 and min(self.grid) >= 1):
-            raise ValueError(f"RolledHalton(grid={self.grid}): needs one to three axes of at least one cell")
+            raise ValueError(f"RolledHalton(grid={self.grid}): give one to three axes of at least one cell")
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         order, cells = compute_halton_order(self.grid), sample.shape[1]
         if len(order) != cells:
-            raise ValueError(f"{self} has {len(order)} cells, but the canvas has {cells}")
-        offset = (rand.at(0)("roll", 1) * cells).long()  # one for all steps
+            raise ValueError(f"{self} has {len(order)} cells, but the canvas has {cells}: give the grid of the canvas")
+        offset = (rand.at(0)("roll", 1) * cells).long()  # the same for all steps
         return -((order.argsort().to(sample.device) + offset) % cells).float()

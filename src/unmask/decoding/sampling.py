@@ -1,4 +1,4 @@
-"""How to decode, as data: what a recipe holds, a flag changes and a sampler consumes."""
+"""Sampling settings as data: recipes hold them, flags change them, samplers consume them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -38,84 +38,94 @@ Order = (
     | StepConfidence | DrawnLogit | RolledHalton
 )  # fmt: skip
 MOST_STEPS = 100_000
-"""More than any canvas has tokens: a slip of the hand would fill the memory with its plan."""
+"""More than any canvas has tokens; a mistyped larger number would fill the memory with its plan."""
 Placed = Halton | RolledHalton | MarginRepulsion
-"""The orders that know the grid of the canvas."""
+"""The unmasking orders that know the grid of the canvas."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromCritic:
-    """What the model's own token critic trusts most comes first (arXiv 2209.04439); `noise` as in `critic.CriticScore`.
+    """Order by the token critic of the model (arXiv 2209.04439): the tokens that it trusts most come first.
 
-    Meant for `Sampling.remask`, so that the critic may take back what was revealed.
+    Use it with `Sampling.remask`, so that the critic can mask revealed tokens again.
     """
 
     noise: float = 1.0
+    """Factor of the noise, as in `critic.CriticScore`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValeoaiV1:
-    """The counts of `counts.valeoai_v1`: `shape` says how many tokens a step reveals, not how many stay masked."""
+    """Reveal the counts of `counts.count_valeoai_v1`."""
 
     shape: Shape = Arccos()
+    """Curve of the tokens that a step reveals, not of those that stay masked."""
 
 
 @dataclass(frozen=True)
 class HaltonCounts:
-    """The counts of `counts.halton`, which that code base has for the Halton order."""
+    """Reveal the counts of `counts.count_halton`, which Halton-MaskGIT uses with the Halton order."""
 
 
 Reveal = Shape | ValeoaiV1 | HaltonCounts
-"""What says how many tokens each step reveals."""
+"""Schedules: how many tokens each step reveals."""
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """`sampling.decode`: so many tokens a step as the schedule says, chosen by the priority."""
+    """Use `sampling.decode`: the schedule gives the number of tokens per step, the priority chooses them."""
 
 
 @dataclass(frozen=True)
 class Ancestral:
-    """`sampling.ancestral`: each token by its own coin, as the schedule says; no priority."""
+    """Use `sampling.ancestral`: each token is revealed independently, as the schedule says; no priority."""
 
 
 @dataclass(frozen=True)
 class ReMDM:
-    """`sampling.remasking.remdm`: ancestral, and revealed tokens are masked again by the rule; no priority."""
+    """Use `sampling.remasking.remdm`: ancestral, and some revealed tokens are masked again; no priority."""
 
     rule: Cap | Rescale | ConfidenceWeighted = Rescale(0.1)
+    """Which revealed tokens are masked again."""
 
 
 @dataclass(frozen=True)
 class Adaptive:
-    """`sampling.adaptive`: the model decides how many tokens a step reveals, in `steps` at most; no schedule."""
+    """Use `sampling.adaptive`: the model decides how many tokens a step reveals, in at most `steps`; no schedule."""
 
     rule: EntropyBound | Threshold = EntropyBound(0.1)
+    """When a token is certain enough to be revealed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to decode: each field is an argument of a sampler or of `guided`, as data. Interval(s) is a constant scale s.
-
-    `block` > 0 goes from left to right in blocks of so many tokens, `steps` in all; `remask` is for Parallel. The order
-    Moment brings the temperatures of its steps (`moment_temperatures`), which `temperature` multiplies.
-    """
+    """Sampling settings: each field is an argument of a sampler or of `guided`, as data."""
 
     steps: int = 8
+    """Forward passes of the (guided) model, from 1 to 100,000."""
     schedule: Reveal = Cosine()
+    """How many tokens each step reveals."""
     priority: Order | FromCritic = Confidence()
+    """Unmasking order: which tokens are revealed first."""
     temperature: float | tuple[float, ...] = 1.0
+    """Divisor of the logits, one for all steps or one per step. Moment has temperatures too; both are multiplied."""
     scale: Interval | LinearRamp | CosineRamp = Interval(scale=1.0)
+    """Guidance scale; 1 is no guidance, and Interval(s) is the constant scale s."""
     top_k: int | None = None
+    """Sample from the top_k most likely tokens; unset samples from all."""
     top_p: float | None = None
+    """Sample from the most likely tokens with this total probability, in (0, 1]; unset samples from all."""
     remask: bool = False
+    """Let Parallel mask revealed tokens again."""
     sampler: Parallel | Ancestral | ReMDM | Adaptive = Parallel()
+    """Algorithm that reveals the tokens."""
     block: int = 0
+    """Sample from left to right in blocks of this many tokens, with `steps` for all blocks together; 0 is one block."""
 
     def __post_init__(self) -> None:
         many = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
         if not 1 <= self.steps <= MOST_STEPS:
-            raise ValueError(f"sampling: steps={self.steps}: from 1 to {MOST_STEPS:,}")
+            raise ValueError(f"sampling: steps={self.steps} must be from 1 to {MOST_STEPS:,}")
         if not all(0 <= x < float("inf") for x in many):
             raise ValueError(f"sampling: temperature={many} must be finite and >= 0")
         if (self.top_k is not None and self.top_k < 1) or (self.top_p is not None and not 0 < self.top_p <= 1):
@@ -125,48 +135,50 @@ class Sampling:
         self._check_sampler()
 
     def _check_sampler(self) -> None:
-        """ValueError for parts that do not go together."""
+        """Raise ValueError for fields that do not work together."""
         if self.block < 0:
-            raise ValueError(f"sampling: block={self.block} must be at least 1, or 0 for none")
-        ordered = isinstance(self.sampler, Parallel)
-        if self.block and ordered and isinstance(self.priority, Placed):
+            raise ValueError(f"sampling: block={self.block} must be at least 1, or 0 for no blocks")
+        uses_order = isinstance(self.sampler, Parallel)
+        if self.block and uses_order and isinstance(self.priority, Placed):
             raise ValueError(
-                f"sampling: {self.priority} is of the whole canvas: for block={self.block} take another order, such as "
-                "confidence"
+                f"sampling: {self.priority} orders the whole canvas: with block={self.block} use another order, such "
+                "as confidence"
             )
-        if self.remask and not ordered:
+        if self.remask and not uses_order:
             raise ValueError(f"sampling: remask is for the sampler Parallel, not {self.sampler}")
         if self.remask and isinstance(self.priority, Halton | RolledHalton | Raster):
             raise ValueError(
-                f"sampling: {self.priority} never changes its mind: with remask take another order, such as confidence"
+                f"sampling: {self.priority} never masks a token again: use another order with remask, e.g. confidence"
             )
         several = isinstance(self.temperature, tuple) or isinstance(self.priority, Moment)
         if isinstance(self.sampler, Adaptive) and several:
-            raise ValueError("sampling: Adaptive takes one temperature, as its number of steps is not known before")
+            raise ValueError(
+                "sampling: Adaptive takes one temperature, because its number of steps is not known before"
+            )
         if self.block and isinstance(self.temperature, tuple):
             raise ValueError(f"sampling: block={self.block} takes one temperature, not one per step")
 
     def on(self, grid: tuple[int, ...]) -> "Sampling":
-        """The same on another canvas, for the orders that know its grid."""
+        """Return the settings for a canvas of another grid, which some unmasking orders know."""
         if isinstance(self.priority, Placed):
             return replace(self, priority=replace(self.priority, grid=grid))
         return self
 
     @property
     def unguided(self) -> bool:
-        """Whether the guidance scale is 1 in every step."""
+        """True if the guidance scale is 1 in every step."""
         start = self.scale.start if isinstance(self.scale, LinearRamp) else 1.0
         return self.scale.scale == start == 1
 
     def ratios(self, tokens: int) -> list[float]:
-        """The fractions still masked after each step, for a canvas of so many tokens."""
+        """Return the fraction still masked after each step, for a canvas of `tokens` tokens."""
         return self._ratios(tokens, self.steps)
 
     def _ratios(self, tokens: int, steps: int) -> list[float]:
         if isinstance(self.schedule, ValeoaiV1):
-            return ratios_from_counts(counts.valeoai_v1(tokens, steps, self.schedule.shape))
+            return ratios_from_counts(counts.count_valeoai_v1(tokens, steps, self.schedule.shape))
         if isinstance(self.schedule, HaltonCounts):
-            return ratios_from_counts(counts.halton(tokens, steps))
+            return ratios_from_counts(counts.count_halton(tokens, steps))
         return ratios(self.schedule, steps)
 
     def run(
@@ -179,13 +191,20 @@ class Sampling:
         priority: Priority,
         plan: Sequence[float] | None = None,
     ) -> Iterator[State]:
-        """Every step of the sampler, the canvas first; `priority` is what the order of this config means here.
+        """Yield each step of the sampler, starting with the canvas.
 
-        `plan`: other ratios than those of the schedule.
+        Args:
+            priority: The unmasking order of this config for the model at hand, from `resolve_priority`.
+            plan: Ratios to use instead of those of the schedule.
+
+        Raises:
+            ValueError: There are more blocks than steps.
         """
         num_blocks = -(-tokens.shape[1] // self.block) if self.block else 1
         if num_blocks > self.steps:
-            raise ValueError(f"{self.steps} steps for {num_blocks} blocks of {self.block}: each needs at least one")
+            raise ValueError(
+                f"{self.steps} steps for {num_blocks} blocks of {self.block}: each block needs at least one step"
+            )
         sampler = self._start(num_blocks, mask_id, rand, priority, plan)
         return decode_blocks(sampler, predict, tokens, size=self.block) if self.block else sampler(predict, tokens)
 
@@ -195,7 +214,9 @@ class Sampling:
         kind, top_k, top_p = self.sampler, self.top_k, self.top_p
 
         def sampler(predict: Predict, tokens: Int[Tensor, "b l"]) -> Iterator[State]:
-            block = -(-tokens.shape[1] // self.block) if self.block else 1  # the canvas ends with it
+            block = (
+                -(-tokens.shape[1] // self.block) if self.block else 1
+            )  # the number of the block that ends the canvas so far
             steps = block * self.steps // num_blocks - (block - 1) * self.steps // num_blocks
             warmth = self._temperatures(steps)
             if isinstance(kind, Adaptive):
@@ -221,10 +242,16 @@ class Sampling:
         return tuple(a * b for a, b in zip(own, compute_moment_temperatures(self.priority.noise, steps), strict=True))
 
 
-def ordered(priority: Order | FromCritic, model: Generator, labels: Condition = None) -> Priority:
-    """The priority that a recipe means: itself, or one that asks the model's critic of the filled canvas."""
+def resolve_priority(priority: Order | FromCritic, model: Generator, labels: Condition = None) -> Priority:
+    """Return the priority for a model: `priority` itself, or the scores of the model's critic on the filled canvas.
+
+    Raises:
+        ConfigError: The model has no critic.
+    """
     if isinstance(priority, FromCritic):
         if not isinstance(model, MaskedTransformer) or model.config.critic == "none":
-            raise ConfigError("this model has no critic to order by: train one with the objective WithCritic")
+            raise ConfigError(
+                "this model has no critic: choose another order, or train a model with the objective WithCritic"
+            )
         return CriticScore(lambda canvas: model(canvas, labels, judge=True), priority.noise)
     return priority

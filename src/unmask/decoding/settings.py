@@ -11,8 +11,8 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from unmask.decoding.names import SAMPLERS, SAMPLINGS, named, orders, schedules
-from unmask.decoding.rules import DrawnLogit, StepConfidence, stretched
+from unmask.decoding.names import SAMPLERS, SAMPLINGS, look_up, orders, schedules
+from unmask.decoding.rules import DrawnLogit, StepConfidence, stretch
 from unmask.decoding.sampling import Adaptive, Ancestral, FromCritic, Order, Parallel, ReMDM, Sampling
 from unmask.errors import ConfigError
 from unmask.method.guidance import Interval
@@ -60,23 +60,23 @@ def change_sampling(base: Sampling, grid: tuple[int, ...], settings: Mapping[str
     """
     check_settings(settings)
     given = {name: value for name, value in settings.items() if value is not None}
-    base = named(SAMPLINGS, given["preset"], "preset") if "preset" in given else base
+    base = look_up(SAMPLINGS, given["preset"], "preset") if "preset" in given else base
     base = base.on(grid)
     changes: dict[str, Any] = {
         name: given[name] for name in ("steps", "temperature", "top_k", "top_p", "block") if name in given
     }
     if isinstance(base.temperature, tuple) and "steps" in given and "temperature" not in given:
-        changes["temperature"] = stretched(base.temperature, given["steps"])
+        changes["temperature"] = stretch(base.temperature, given["steps"])
     if "sampler" in given:
-        changes |= {"sampler": named(SAMPLERS, given["sampler"], "sampler"), "remask": given["sampler"] == "remask"}
+        changes |= {"sampler": look_up(SAMPLERS, given["sampler"], "sampler"), "remask": given["sampler"] == "remask"}
     _check_read(given, changes.get("sampler", base.sampler))
     priority = base.priority
     if "order" in given and not (given["order"] == "confidence" and isinstance(priority, Confidence)):
-        priority = named(orders(grid), given["order"], "order")
+        priority = look_up(orders(grid), given["order"], "order")
     if "noise" in given:
         priority = _change_noise(priority, given["noise"])
     if "schedule" in given:
-        changes["schedule"] = named(schedules(math.prod(grid)), given["schedule"], "schedule")
+        changes["schedule"] = look_up(schedules(math.prod(grid)), given["schedule"], "schedule")
     if "guidance" in given:
         changes["scale"] = Interval(given["guidance"])
     return replace(base, priority=priority, **changes)

@@ -33,7 +33,7 @@ from unmask.metrics.neighbours import compare_with_training_set
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.layout import CLASSIFIER, REPORT
 from unmask.tokenizers.pixels import Pixels
@@ -66,7 +66,12 @@ def sample_banks(
 
 
 def rebuild_bank(
-    experiment: Experiment, pipeline: Pipeline, features: Features, part: SplitName, index: Int[Tensor, "n"], world: World
+    experiment: Experiment,
+    pipeline: Pipeline,
+    features: Features,
+    part: SplitName,
+    index: Int[Tensor, "n"],
+    world: World,
 ) -> Bank:
     """The features of real pictures after the tokenizer has encoded and decoded them."""
     pictures, tokenizer = experiment.real(part), pipeline.tokenizer
@@ -137,7 +142,9 @@ def measure_run(
     """
     folder, experiment, pipeline = run.folder, run.experiment, run.pipeline
     curve = read_curve(folder)
-    facts = environment(world.device)  # of the code as it is now: the checkout may change in the minutes of work below
+    facts = describe_environment(
+        world.device
+    )  # of the code as it is now: the checkout may change in the minutes of work below
     sampling = sampling or pipeline.sampling
     if judge is None and experiment.classes:
         path = folder / CLASSIFIER

@@ -25,7 +25,7 @@ from unmask.metrics.embedders import ClassifierFeatures, Features, embed_all, id
 from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
 from unmask.pipelines.editing import inpaint_images
 from unmask.pipelines.image import Pipeline
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 
 InpaintingMeasure = Callable[[Tensor, Tensor, Tensor], dict[str, float]]
@@ -131,7 +131,7 @@ def measure_inpainting(
         raise ConfigError(
             "without classes there is nothing to measure in: give --features inception or dinov2, or --classifier DIR"
         )
-    made_by = environment(pipeline.device)  # before the work, as the checkout may change meanwhile
+    made_by = describe_environment(pipeline.device)  # before the work, as the checkout may change meanwhile
     pictures = experiment.real("test")
     images, truth = pictures.read_rows(spread(len(pictures), num), torch.device("cpu"))
     hole = make_masks(len(images), *images.shape[2:])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from typing_extensions import Unpack
 
-from unmask.decoding.names import named
+from unmask.decoding.names import look_up
 from unmask.decoding.names import orders as orders_of
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import SamplingSettings, change_sampling
@@ -27,7 +27,7 @@ from unmask.pretrained.conditions import check_guidance
 from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes.schema import TextRecipe
 from unmask.recipes.spec import ModelSpec
-from unmask.runtime.distributed import World, world
+from unmask.runtime.distributed import World, join_world
 from unmask.runtime.progress import Progress
 
 
@@ -63,7 +63,7 @@ def evaluate(
     Returns:
         The metrics, as in report.json.
     """
-    with world(None if device == "auto" else device) as here:
+    with join_world(None if device == "auto" else device) as here:
         opened = open_model(run, world=here)
         sampling = check_sampling(opened.require_image_spec(), settings)
         return evaluate_opened(
@@ -143,7 +143,7 @@ def sweep(
     Returns:
         The rows: the real-data baseline, the tokenizer bound, each setting, and the best one with a fresh seed.
     """
-    with world(None if device == "auto" else device) as here:
+    with join_world(None if device == "auto" else device) as here:
         opened = open_model(run, world=here)
         plan = plan_sweep(opened.require_image_spec(), choices, opened.name)
         extractor, judge = open_networks(features, classifier, here)
@@ -191,12 +191,12 @@ def score(
     Returns:
         The bound, then a score for each order and number of steps.
     """
-    with world(None if device == "auto" else device) as here:
+    with join_world(None if device == "auto" else device) as here:
         opened = open_model(run, world=here)
         subject, sampling, grid, folder = open_subject(opened, here, data, None if out is None else Path(out))
         if schedule is not None:
             sampling = Sampling(schedule=change_sampling(Sampling(), grid, {"schedule": schedule}).schedule)
-        chosen = [(order, named(orders_of(grid), order, "order")) for order in dict.fromkeys(orders)]
+        chosen = [(order, look_up(orders_of(grid), order, "order")) for order in dict.fromkeys(orders)]
         scores = list(score_subject(subject, chosen, sampling, steps, num=rows, passes=passes, seed=seed, world=here))
         if here.is_main:
             facts: dict[str, object] = {"rows": min(rows, len(subject.rows)), "passes": passes, "seed": seed}

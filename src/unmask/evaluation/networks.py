@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unmask.decoding.names import named
+from unmask.decoding.names import look_up
 from unmask.errors import ConfigError
 from unmask.metrics.embedders import ClassifierFeatures, Features, InceptionFeatures, load_dinov2
 from unmask.metrics.features import load_classifier
@@ -34,7 +34,7 @@ def open_networks(
         if weights:
             raise ConfigError(f"--features {features}: give the folder as --classifier {weights}")
         return None, judge
-    return named({"inception": _open_inception, "dinov2": _open_dinov2}, kind, "features")(
+    return look_up({"inception": _open_inception, "dinov2": _open_dinov2}, kind, "features")(
         weights or None, world
     ), judge
 

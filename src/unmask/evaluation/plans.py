@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.decoding.names import named, orders, schedules
+from unmask.decoding.names import look_up, orders, schedules
 from unmask.decoding.sampling import Order, Reveal, Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation.sweep_table import RAMPS, GuidanceRamp
@@ -81,13 +81,13 @@ def _list_orders(choices: SweepChoices, spec: ModelSpec) -> Iterator[tuple[str, 
         if name == "confidence":
             yield from ((name, Confidence(noise)) for noise in choices.noises or (usual.noise,))
         else:
-            yield name, named(table, name, "order")
+            yield name, look_up(table, name, "order")
 
 
 def _list_schedules(choices: SweepChoices, spec: ModelSpec) -> list[tuple[str, Reveal]]:
     table = schedules(spec.length)
     if choices.schedules:
-        return [(name, named(table, name, "schedule")) for name in choices.schedules]
+        return [(name, look_up(table, name, "schedule")) for name in choices.schedules]
     own = spec.sampling.schedule
     names = [name for name, shape in table.items() if shape == own]  # the last is the most common name
     return [(names[-1] if names else str(own), own)]

@@ -22,7 +22,7 @@ from unmask.experiments.images import Experiment
 from unmask.metrics.embedders import ClassifierFeatures, Features, Identity, check_same_features, identify_features
 from unmask.runtime.distributed import World, barrier, sum_over_ranks
 from unmask.runtime.progress import Progress
-from unmask.storage.config import differences, dump_json, from_json, to_json
+from unmask.storage.config import dump_json, from_json, list_differences, to_json
 from unmask.storage.weights import write_weights
 
 PICTURES_AT_ONCE = 256
@@ -164,7 +164,7 @@ def _read(path: Path, key: ReferenceKey, world: World) -> Reference:
     check_same_features(found.features, key.features)
     if found != key:
         raise ConfigError(
-            f"{path} holds the features of other pictures ({differences(found, key)[0]}): give another file"
+            f"{path} holds the features of other pictures ({list_differences(found, key)[0]}): give another file"
         )
     return Reference(key=key, train=train, test=test, train_index=train_index, test_index=test_index)
 

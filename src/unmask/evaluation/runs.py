@@ -26,7 +26,7 @@ from unmask.recipes.spec import ModelSpec
 from unmask.runtime.distributed import World, barrier
 from unmask.runtime.progress import Progress
 from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
-from unmask.storage.weights import same_weights
+from unmask.storage.weights import have_same_weights
 from unmask.tokenizers.base import verify_tokenizer
 from unmask.tokenizers.pixels import Pixels
 
@@ -139,7 +139,7 @@ def measure_against(spec: ModelSpec, folder: Path, name: str, data: str | None, 
                 f"{data} has {len(classes) or 'no'} classes and the model {num_classes}: their numbers mean other "
                 "things"
             )
-        if not same_weights(folder / TOKENIZER, coded.weights):
+        if not have_same_weights(folder / TOKENIZER, coded.weights):
             raise ConfigError(f"{data} was made by another tokenizer than the model's: use unmask tokenize NAME")
     fields = {name: getattr(spec.spec, name) for name in ModelSpec.__dataclass_fields__}
     return MeasuredModel(**{**fields, "tokenizer_sha256": sha256}, data=source)
@@ -168,4 +168,4 @@ def link_weights(measured: MeasuredModel, folder: Path, out: Path) -> None:
 def _leads_to(link: Path, folder: Path) -> bool:
     """Return whether a link leads to the file in `folder`, or to the same weights elsewhere."""
     theirs = folder / link.name
-    return link.resolve() == theirs.resolve() or same_weights(link.resolve(), theirs.resolve())
+    return link.resolve() == theirs.resolve() or have_same_weights(link.resolve(), theirs.resolve())

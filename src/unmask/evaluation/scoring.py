@@ -24,7 +24,7 @@ from unmask.method.likelihood import compute_exact_nll, estimate_bound
 from unmask.method.masking import ABSENT
 from unmask.method.rand import Rand
 from unmask.runtime.distributed import World, sum_over_ranks
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.files import write_text
 
@@ -173,7 +173,7 @@ def write_scores(
     out.mkdir(parents=True, exist_ok=True)
     first = next(row.order for row in rows if row.order != BOUND)
     said = ", ".join(f"{name} {value}" for name, value in facts.items())
-    here = environment(world.device)
+    here = describe_environment(world.device)
     shown = [format_score_head(units, first), *(format_score(row, units, first) for row in rows)]
     lines = [*shown, "", f"{said}. `{here['command']}`, commit "
              f"{here['commit']}, {here['hardware']}."]  # fmt: skip

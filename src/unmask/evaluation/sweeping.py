@@ -26,9 +26,9 @@ from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
 from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.pipelines.image import Pipeline
-from unmask.runtime.distributed import World, agree, barrier
+from unmask.runtime.distributed import World, barrier, broadcast_text
 from unmask.runtime.progress import Progress
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.files import sha256_of, write_text
 from unmask.storage.layout import CLASSIFIER, MODEL
 from unmask.storage.lock import lock
@@ -129,7 +129,7 @@ def sweep_run(
             "judge": judge.sha256 if judge else "",
             "pictures": hash_pictures(experiment.split.train, experiment.split.test),
         }
-        made = environment(world.device)
+        made = describe_environment(world.device)
         table = SweepTable(out / "sweep.csv", origin, str(made["commit"]))
         barrier(world)  # all ranks have read the same rows before the first is added
         if world.is_main:
@@ -175,7 +175,7 @@ def _rows(bench: SweepBench, plan: SweepPlan, table: SweepTable) -> Iterator[Swe
         rows.append(row(describe_row("setting", plan, setting, candidates, plan.seed), compute))
         yield rows[-1]
     # Rank 0 decides: figures of other hardware may differ in their last digit, and two ranks must not draw two things.
-    best = int(agree(str(min(range(len(rows)), key=lambda i: rows[i].figures["frechet"])), world))
+    best = int(broadcast_text(str(min(range(len(rows)), key=lambda i: rows[i].figures["frechet"])), world))
     setting, temperature = choices[best][0], rows[best].figures["temperature"]
     cells = describe_row("again", plan, setting, (temperature,), plan.seed + 2)
     yield row(cells, lambda: measure_setting(bench, setting.sampling, temperature, plan.samples, plan.seed + 2))
@@ -248,7 +248,7 @@ def choose_temperature(
         return compute_frechet_distance(fit_gaussian(bank), train)
 
     distances = [distance(temperature) for temperature in temperatures]
-    return temperatures[int(agree(str(distances.index(min(distances))), bench.world))]
+    return temperatures[int(broadcast_text(str(distances.index(min(distances))), bench.world))]
 
 
 def measure_setting(bench: SweepBench, sampling: Sampling, temperature: float, num: int, seed: int) -> dict[str, float]:

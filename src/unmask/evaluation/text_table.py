@@ -19,7 +19,7 @@ from unmask.figures.images import plot_curves
 from unmask.metrics.judge import JudgeConfig
 from unmask.pipelines.text import TextPipeline
 from unmask.runtime.distributed import World
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.files import write_text
 
@@ -116,7 +116,7 @@ def format_writing(row: WritingRow) -> str:
 def write_writing(rows: Sequence[WritingRow], out: Path, facts: dict[str, object], world: World) -> None:
     """writing.md, writing.csv, writing.json, samples.md, and frontier.png: perplexity against entropy."""
     out.mkdir(parents=True, exist_ok=True)
-    here = environment(world.device)
+    here = describe_environment(world.device)
     said = ", ".join(f"{name} {value}" for name, value in facts.items())
     made = f"{said}. `{here['command']}`, commit {here['commit']}, {here['hardware']}."
     write_text("\n".join([format_writing_head(), *map(format_writing, rows), "", made]) + "\n", out / "writing.md")

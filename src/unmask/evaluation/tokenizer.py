@@ -22,9 +22,9 @@ from unmask.metrics.reconstruction import compute_code_statistics, compute_psnr,
 from unmask.pretrained.networks import LearnedModel
 from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
-from unmask.runtime.provenance import environment
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
-from unmask.storage.weights import fingerprint
+from unmask.storage.weights import hash_weights
 
 
 def measure_tokenizer_run(
@@ -75,7 +75,7 @@ def measure_tokenizer(
     else in those of a classifier trained on the others. PSNR in dB, SSIM at most 1; usage and perplexity are those of
     the codes of these pictures.
     """
-    facts = environment(world.device)  # before the work, as the checkout may change meanwhile
+    facts = describe_environment(world.device)  # before the work, as the checkout may change meanwhile
     model = model.to(world.device)
     train, test = pictures
     classes = train.pictures.classes
@@ -88,7 +88,7 @@ def measure_tokenizer(
     numbers = measure_reconstructions(model, test, index, features, world)
     numbers |= {
         "num_pictures": len(index),
-        "tokenizer": fingerprint(model, model.config),
+        "tokenizer": hash_weights(model, model.config),
         **(known or {}),
         **facts,
     }

@@ -24,14 +24,14 @@ from unmask.pretrained.amused import Amused
 from unmask.published.opening import OpenedModel
 from unmask.recipes.reading import config_to_json, read_config, write_config
 from unmask.recipes.schema import AnyRecipe, Recipe, TextRecipe, TokenizerRecipe
-from unmask.runtime.distributed import World, barrier, distribute, resolve, whole
-from unmask.runtime.provenance import environment
-from unmask.storage.config import differences
+from unmask.runtime.distributed import World, barrier, distribute, gather_full, resolve_strategy
+from unmask.runtime.provenance import describe_environment
+from unmask.storage.config import list_differences
+from unmask.storage.files import write_atomic
 from unmask.storage.lock import lock
-from unmask.storage.weights import same_bytes, same_weights, write_weights
-from unmask.training.runfolder import remove_leftovers
+from unmask.storage.weights import have_same_bytes, have_same_weights, write_weights
 from unmask.training.loop import Evaluator, TrainConfig, train
-from unmask.training.runfolder import has_checkpoint
+from unmask.training.runfolder import has_checkpoint, remove_leftovers
 
 FREQUENCY_ROWS = 1 << 17
 
@@ -124,7 +124,7 @@ def build_start(experiment: Ready, folder: Path, start: OpenedModel | None) -> t
     if start is None or has_checkpoint(folder):
         return core, []
     theirs = start.fetch() / experiment.kept
-    if experiment.weights is not None and theirs.exists() and not same_weights(theirs, experiment.weights):
+    if experiment.weights is not None and theirs.exists() and not have_same_weights(theirs, experiment.weights):
         raise ConfigError(f"--init {start.name} was trained with another tokenizer: its tokens mean other things")
     return core, [f"starting from {start.name}", *start_from(core, start)]
 
@@ -133,7 +133,7 @@ def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, wor
     recipe = experiment.recipe
     barrier(world)
     training = recipe.training
-    model = distribute(core, resolve(training.strategy, world), world)  # type: ignore[arg-type]
+    model = distribute(core, resolve_strategy(training.strategy, world), world)  # type: ignore[arg-type]
     ema = train(
         model,
         recipe.objective,
@@ -144,9 +144,9 @@ def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, wor
         evaluators=experiment.evaluators(model, folder, world),
         expected_loss=predict_first_loss(experiment),
         notes=notes,
-        meta={"recipe": config_to_json(recipe), "environment": environment(world.device)},
+        meta={"recipe": config_to_json(recipe), "environment": describe_environment(world.device)},
     )
-    weights = {name: whole(average).cpu().contiguous() for name, average in ema.average.items()}
+    weights = {name: gather_full(average).cpu().contiguous() for name, average in ema.average.items()}
     if world.is_main:
         write_weights(weights, folder / "model.safetensors")
     barrier(world)
@@ -158,10 +158,9 @@ def _keep_tokenizer(experiment: Ready, folder: Path) -> None:
         return
     path = folder / experiment.kept
     if not path.exists():
-        part = path.with_suffix(".part")
-        shutil.copyfile(experiment.weights, part)
-        part.replace(path)
-    elif not same_bytes(path, experiment.weights):
+        with write_atomic(path) as part:
+            shutil.copyfile(experiment.weights, part)
+    elif not have_same_bytes(path, experiment.weights):
         raise CheckpointError(f"{folder} was trained with another tokenizer: give another --out")
 
 
@@ -171,7 +170,7 @@ def claim_run(recipe: AnyRecipe, folder: Path) -> None:
     remove_leftovers(folder / "checkpoints")
     path = folder / "config.json"
     if path.exists():
-        changed = differences(_drop_changeable(read_config(path, type(recipe))), _drop_changeable(recipe))
+        changed = list_differences(_drop_changeable(read_config(path, type(recipe))), _drop_changeable(recipe))
         if changed:
             raise CheckpointError(
                 f"{folder} holds another experiment ({changed[0]}): give another --out, or delete the folder"

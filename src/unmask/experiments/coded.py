@@ -9,18 +9,28 @@ import torch
 from unmask.data.image_files import Unreadable
 from unmask.data.pictures import Pictures, Split
 from unmask.data.shards.dataset import MAX_JSON, Meta, check_tokenizer, finish_dataset, open_token_dataset
-from unmask.data.shards.tokenizing import PLAN, Encode, SplitName, ShardPlan, View, claim_folder, collect_meta, tokenize_shards
+from unmask.data.shards.tokenizing import (
+    PLAN,
+    Encode,
+    ShardPlan,
+    SplitName,
+    View,
+    claim_folder,
+    collect_meta,
+    tokenize_shards,
+)
 from unmask.data.shards.workers import tokenize_parallel
 from unmask.data.sources.choice import PictureSource, resolve_paths
 from unmask.data.tokens import Tokens
 from unmask.errors import ConfigError, DataError
 from unmask.pretrained.lone_tokenizer import read_lone_tokenizer, write_lone_tokenizer
 from unmask.pretrained.networks import LearnedConfig, LearnedModel
-from unmask.runtime.distributed import World, barrier, fast_dtype
+from unmask.runtime.distributed import World, barrier
+from unmask.runtime.kernels import fast_dtype
 from unmask.runtime.progress import Progress
 from unmask.storage.config import dump_json, from_json, read_json
 from unmask.storage.layout import MODEL
-from unmask.storage.weights import fingerprint
+from unmask.storage.weights import hash_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +72,7 @@ def open_coded(folder: str | Path) -> Coded:
     if test is None:
         raise DataError(f"{folder} holds no codes to validate on: tokenize a source that holds some pictures out")
     model = read_lone_tokenizer(folder / "tokenizer")
-    check_tokenizer(meta, fingerprint(model, model.config))
+    check_tokenizer(meta, hash_weights(model, model.config))
     source = from_json(Origin, json.loads(meta.source), "source").data
     weights = folder / "tokenizer" / MODEL
     plan = read_json(folder / PLAN, ShardPlan, MAX_JSON)
@@ -93,7 +103,7 @@ def make_codes(
     """
     split = split or source.load(progress)
     plan = ShardPlan(
-        tokenizer=fingerprint(model, model.config),
+        tokenizer=hash_weights(model, model.config),
         vocab_size=model.vocab_size,
         grid=model.grid,
         size=model.config.size,

@@ -13,8 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
-from unmask.data.text.shards import TOKENIZER as TEXT_TOKENIZER
-from unmask.decoding.rules import stretched
+from unmask.decoding.rules import stretch
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.models.protocol import Generator
@@ -25,8 +24,8 @@ from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes.reading import has_config, read_config
 from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
 from unmask.recipes.spec import ModelSpec, TextModelSpec
-from unmask.storage.layout import CONFIG, MODEL
-from unmask.storage.weights import load_weights, unfilled
+from unmask.storage.layout import CONFIG, MODEL, TEXT_TOKENIZER
+from unmask.storage.weights import load_weights, skip_initial_weights
 from unmask.tokenizers.text import open_text_tokenizer
 from unmask.training.runfolder import has_checkpoint
 
@@ -56,7 +55,7 @@ def start_from(model: Generator, start: OpenedModel) -> list[str]:
         vocab_size, grid = known.vocab_size, known.grid
     else:
         vocab_size, grid = spec.tokenizer.vocab_size, spec.tokenizer.grid
-    with unfilled():
+    with skip_initial_weights():
         earlier = spec.model.build(vocab_size, grid)
     load_weights(earlier, folder / MODEL)
     return load_compatible(model, dict(earlier.named_parameters()), earlier.grid)
@@ -191,6 +190,6 @@ def _merge_sampling(theirs: Sampling, own: Sampling, given: Collection[str]) -> 
     values = {field.name: (getattr(own, field.name), field.default) for field in fields(Sampling)}
     changes: dict[str, Any] = {name: x for name, (x, plain) in values.items() if x != plain or name in given}
     if isinstance(theirs.temperature, tuple):
-        warmth = stretched(theirs.temperature, changes.get("steps", theirs.steps))
+        warmth = stretch(theirs.temperature, changes.get("steps", theirs.steps))
         changes = {"temperature": warmth, **changes}
     return replace(theirs, **changes)

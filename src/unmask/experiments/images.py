@@ -21,7 +21,7 @@ from unmask.method.models.transformer import TransformerConfig
 from unmask.pipelines.image import Pipeline
 from unmask.pretrained.amused import Amused
 from unmask.recipes.schema import MeasuredModel, Recipe
-from unmask.runtime.distributed import World, unwrapped
+from unmask.runtime.distributed import World, unwrap
 from unmask.runtime.progress import Progress
 from unmask.storage.layout import TOKENIZER
 from unmask.tokenizers.base import open_tokenizer
@@ -62,7 +62,7 @@ class Experiment(Generic[Fitted]):
         tokenizer = open_tokenizer(self.recipe.tokenizer, folder / TOKENIZER)
         if isinstance(tokenizer, nn.Module):
             tokenizer = tokenizer.to(world.device)
-        pipeline = Pipeline(unwrapped(model), tokenizer, self.recipe.sampling)  # type: ignore[arg-type]
+        pipeline = Pipeline(unwrap(model), tokenizer, self.recipe.sampling)  # type: ignore[arg-type]
         assert isinstance(self.recipe, Recipe)
         training = self.recipe.training
         return [

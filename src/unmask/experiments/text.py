@@ -15,7 +15,7 @@ from unmask.experiments.validation import validate_generator
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.pipelines.text import TextPipeline
 from unmask.recipes.schema import TextRecipe
-from unmask.runtime.distributed import World, autocast, unwrapped
+from unmask.runtime.distributed import World, autocast, unwrap
 from unmask.runtime.progress import Progress
 from unmask.tokenizers.text import TextTokenizer, build_tokenizer
 from unmask.training.loop import Evaluator
@@ -46,7 +46,7 @@ class TextExperiment:
 
     def evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
         """Loss and accuracy on held-out text, and a sample."""
-        core: MaskedTransformer = unwrapped(model)  # type: ignore[assignment]
+        core: MaskedTransformer = unwrap(model)  # type: ignore[assignment]
         precision = self.recipe.training.precision
         pipeline = TextPipeline(core, self.tokenizer, self.recipe.sampling, opens=self.recipe.opens)
 

@@ -20,9 +20,9 @@ from unmask.metrics.features import Classifier, ClassifierConfig
 from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.recipes.reading import config_to_json, read_config
 from unmask.recipes.schema import TokenizerRecipe
-from unmask.runtime.distributed import World, autocast, barrier, distribute, resolve, sum_over_ranks, unwrapped
-from unmask.runtime.progress import Progress, progress_bar
-from unmask.runtime.provenance import environment
+from unmask.runtime.distributed import World, autocast, barrier, distribute, resolve_strategy, sum_over_ranks, unwrap
+from unmask.runtime.progress import Progress, show_progress
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.lock import lock
 from unmask.storage.weights import write_weights
 from unmask.tokenizers.base import open_tokenizer
@@ -94,9 +94,9 @@ def run_tokenizer(experiment: TokenizerExperiment, folder: Path, world: World) -
 
 def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
     recipe, training = experiment.recipe, experiment.recipe.training
-    with progress_bar(shown=world.is_main) as progress:
+    with show_progress(shown=world.is_main) as progress:
         stages = open_perceptual(experiment, folder, world, progress)
-    strategy = resolve(training.strategy, world)
+    strategy = resolve_strategy(training.strategy, world)
     model, discriminator = (
         distribute(x.to(memory_format=torch.channels_last), strategy, world)  # type: ignore[call-overload]
         for x in build_networks(recipe)
@@ -108,8 +108,8 @@ def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
         training,
         folder,
         world=world,
-        evaluators=[validate_tokenizer(experiment, unwrapped(model), world)],  # type: ignore[arg-type]
-        meta={"recipe": config_to_json(recipe), "environment": environment(world.device)},
+        evaluators=[validate_tokenizer(experiment, unwrap(model), world)],  # type: ignore[arg-type]
+        meta={"recipe": config_to_json(recipe), "environment": describe_environment(world.device)},
     )
     if world.is_main:
         write_weights(ema.average, folder / "model.safetensors")

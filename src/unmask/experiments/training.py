@@ -18,8 +18,8 @@ from unmask.experiments.from_pictures import CODES, GivenImages, are_given, on_c
 from unmask.metrics.features import ClassifierConfig
 from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
-from unmask.runtime.distributed import World, barrier, world
-from unmask.runtime.progress import progress_bar
+from unmask.runtime.distributed import World, barrier, join_world
+from unmask.runtime.progress import show_progress
 from unmask.storage.layout import CHECKPOINTS
 from unmask.tokenizers.base import open_tokenizer
 from unmask.training.runfolder import has_checkpoint
@@ -62,7 +62,7 @@ def train(
         recipe, notes = adopt_network(recipe, start)
         for note in notes:
             say(note)
-    with world(None if device == "auto" else device) as here:
+    with join_world(None if device == "auto" else device) as here:
         run_recipe(recipe, run, here, start=start, say=say)
     return run
 
@@ -92,7 +92,7 @@ def prepare_data(
     recipe: Recipe | TextRecipe, into: Path, *, num_classes: int | None = None, shown: bool, say: Say
 ) -> image_experiment.Experiment | text_experiment.TextExperiment:
     """Read the data, and name every file that was left out. Text becomes tokens in the folder `into`."""
-    with progress_bar(shown=shown) as progress:
+    with show_progress(shown=shown) as progress:
         if isinstance(recipe, TextRecipe):
             return text_experiment.prepare_text(recipe, into / text_experiment.TEXT_TOKENS, progress)
         ready = image_experiment.prepare_images(recipe, progress)
@@ -111,12 +111,12 @@ def fetch_start(
         return
     given = open_images(recipe, start, num_classes)
     if not has_checkpoint(run):
-        with progress_bar(shown=True) as progress:
+        with show_progress(shown=True) as progress:
             start.fetch(progress)
     if given is None:
         return
     say(f"tokenizing {describe_given(given, run)}")
-    with progress_bar(shown=True) as progress:
+    with show_progress(shown=True) as progress:
         left_out = tokenize_given(given, run, here, progress)
     for bad in left_out:
         say(f"left out {bad}")
@@ -126,7 +126,7 @@ def open_images(recipe: Recipe, start: OpenedModel | None, num_classes: int | No
     """Open the images that were given in place of a token dataset, if any were."""
     if start is None or not are_given(recipe):
         return None
-    with progress_bar(shown=True) as progress:
+    with show_progress(shown=True) as progress:
         return open_given(recipe, start, num_classes, progress)
 
 
@@ -159,7 +159,7 @@ def train_tokenizer(
     """
     run, say = Path(out), say or _ignore
     check_resume(run, resume)
-    with world(None if device == "auto" else device) as here:
+    with join_world(None if device == "auto" else device) as here:
         for turn in (True, False):
             if here.is_main == turn:
                 ready = prepare_tokenizer_data(recipe, shown=here.is_main, say=say)
@@ -176,7 +176,7 @@ def prepare_tokenizer_data(
     recipe: TokenizerRecipe, *, shown: bool, say: Say
 ) -> tokenizer_experiment.TokenizerExperiment:
     """Read the images of a tokenizer's recipe, and name every file that was left out."""
-    with progress_bar(shown=shown) as progress:
+    with show_progress(shown=shown) as progress:
         ready = tokenizer_experiment.prepare_tokenizer(recipe, progress)
     for bad in ready.split.bad if shown else ():
         say(f"left out {bad}")
@@ -217,7 +217,7 @@ def tokenize(
     """
     folder, say = Path(out), say or _ignore
     views = choose_views(flip, crops)
-    with world(None if device == "auto" else device) as here, progress_bar(shown=here.is_main) as progress:
+    with join_world(None if device == "auto" else device) as here, show_progress(shown=here.is_main) as progress:
         opened = model if isinstance(model, OpenedModel) else open_model(model, world=here)
         config = opened.require_tokenizer()
         opened.fetch(progress, here)

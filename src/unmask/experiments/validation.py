@@ -16,7 +16,7 @@ from unmask.method.models.protocol import Generator
 from unmask.method.objectives import Objective
 from unmask.method.rand import Rand
 from unmask.pipelines.image import Pipeline
-from unmask.runtime.distributed import Precision, World, autocast, sum_over_ranks, unwrapped
+from unmask.runtime.distributed import Precision, World, autocast, sum_over_ranks, unwrap
 from unmask.training.loop import Evaluator
 
 VALIDATION_ROWS = 512
@@ -33,7 +33,7 @@ def validate_generator(
     chosen = torch.arange(num) * len(data) // num
     generator = objective.generator if isinstance(objective, WithCritic) else objective
     plain = replace(generator, drop=0.0)
-    core: Generator = unwrapped(model)  # type: ignore[assignment]
+    core: Generator = unwrap(model)  # type: ignore[assignment]
     mask_id = core.mask_id
 
     def parts() -> Iterator[Tensor]:

@@ -5,7 +5,6 @@ no tokenizer.
 """
 
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from unmask.errors import ConfigError, DataError, DiskError
+from unmask.storage.files import write_bytes
 
 PAPER, INK, FAINT = (255, 255, 255), (33, 37, 41), (222, 226, 230)
 KNOWN = (190, 190, 190)  # tokens that were never masked: grey, which viridis does not contain
@@ -324,13 +324,10 @@ def find_image_format(path: Path | str, *, animated: bool = False) -> str:
 
 
 def _write_bytes(data: bytes, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        write_bytes(data, path, durable=False)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DiskError(f"{path} could not be written ({error.strerror}); check space and permissions") from error
 
 

@@ -7,6 +7,7 @@ where they are needed. Sums and counts are divided once, at the end, so micro-ba
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -100,7 +101,7 @@ class CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
         total = logits.logsumexp(-1)
         ctx.save_for_backward(logits, target, total)
         ctx.smoothing = smoothing
@@ -109,7 +110,7 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         logits, target, total = ctx.saved_tensors
         p = (logits - total[:, None]).exp_()
         if ctx.smoothing:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError, DiskError
 from unmask.runtime.progress import Progress
-from unmask.storage.cache import cache_dir, fetch_first, save
+from unmask.storage.cache import fetch_first, find_cache_dir, save_cached
 from unmask.storage.files import one_line
 from unmask.storage.foreign.reader import read_tensors
 
@@ -217,7 +217,7 @@ def find_inception_weights(progress: Progress | None = None) -> Path:
         ConfigError: If the download fails; it says where to put the file.
         DiskError: If the cache cannot be written.
     """
-    path = cache_dir() / "inception" / FILE
+    path = find_cache_dir() / "inception" / FILE
     if path.is_file() and path.stat().st_size == BYTES:
         return path
     body = fetch_first(list(URLS), BYTES, SHA256, progress)
@@ -227,7 +227,7 @@ def find_inception_weights(progress: Progress | None = None) -> Path:
             f"cannot download {FILE} ({'; '.join(body)}): put it at {where}, or pass --features classifier"
         )
     try:
-        save(path, body)
+        save_cached(path, body)
     except OSError as error:
         raise DiskError(f"{one_line(str(path))}: {error.strerror or error}; or set UNMASK_CACHE") from error
     return path

@@ -18,7 +18,7 @@ from unmask.data.holes import ANY, Cells, paste
 from unmask.data.image_files import MAX_PIXELS
 from unmask.data.masks import check_mask
 from unmask.data.tokens import count_rows_at_once
-from unmask.decoding.sampling import Parallel, Sampling, ordered
+from unmask.decoding.sampling import Parallel, Sampling, resolve_priority
 from unmask.errors import ConfigError
 from unmask.method.guidance import Condition
 from unmask.method.rand import Rand
@@ -59,7 +59,7 @@ def stream_inpainting(
         pipeline.check_labels(labels, len(images))
         labels = labels.repeat_interleave(variants)
     tokens, _ = pipeline.mask_images(images, hole, cells)
-    predict, order = pipeline.predict(labels, s), ordered(s.priority, pipeline.model, labels)
+    predict, order = pipeline.predict(labels, s), resolve_priority(s.priority, pipeline.model, labels)
 
     tokens = tokens.repeat_interleave(variants, 0)
     rows = torch.arange(first, first + len(images))[:, None] + torch.arange(variants) * VARIANT

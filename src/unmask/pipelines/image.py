@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from unmask.data.holes import Cells, fill_smoothly, mask_tokens
 from unmask.data.tokens import count_rows_at_once
-from unmask.decoding.sampling import Sampling, ordered
+from unmask.decoding.sampling import Sampling, resolve_priority
 from unmask.decoding.settings import SamplingSettings, change_sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.figures import images as figures
@@ -36,8 +36,8 @@ from unmask.runtime.devices import pick_device
 from unmask.runtime.distributed import fast_dtype
 from unmask.runtime.packed import pack, unpack
 from unmask.runtime.progress import Progress
-from unmask.storage.layout import CARD, CONFIG, MODEL, TOKENIZER
-from unmask.storage.weights import fingerprint, load_weights, unfilled, write_weights
+from unmask.storage.layout import CONFIG, MODEL, README, TOKENIZER
+from unmask.storage.weights import hash_weights, load_weights, skip_initial_weights, write_weights
 from unmask.tokenizers.base import Tokenizer, open_tokenizer, verify_tokenizer
 
 Output = Literal["pil", "tensor", "tokens"]
@@ -103,7 +103,7 @@ class Pipeline:
         where = pick_device(device)
         kind = dtype or fast_dtype(where)
         verify_tokenizer(spec.tokenizer, folder / TOKENIZER, spec.tokenizer_sha256)
-        with unfilled(kind):
+        with skip_initial_weights(kind):
             network: nn.Module = spec.model.build(spec.tokenizer.vocab_size, spec.tokenizer.grid)
         network = pack(network.to(where, kind).eval())
         load_weights(network, folder / MODEL)
@@ -130,9 +130,9 @@ class Pipeline:
         write_weights(dict(self.model.named_parameters()), out / MODEL)
         if isinstance(self.tokenizer, nn.Module):
             write_weights(dict(self.tokenizer.named_parameters()), out / TOKENIZER)
-            spec = replace(spec, tokenizer_sha256=fingerprint(self.tokenizer, self.tokenizer.config))
+            spec = replace(spec, tokenizer_sha256=hash_weights(self.tokenizer, self.tokenizer.config))
         write_extras(extras, out)
-        (out / CARD).write_text(card, encoding="utf-8")
+        (out / README).write_text(card, encoding="utf-8")
         write_config(spec, out)
 
     def push_to_hub(
@@ -303,7 +303,7 @@ class Pipeline:
             tokens,
             mask_id=self.model.mask_id,
             rand=seeded(seed, len(tokens), first=first, device=tokens.device),
-            priority=ordered(s.priority, self.model, labels),
+            priority=resolve_priority(s.priority, self.model, labels),
         )
 
     def predict(self, labels: Condition, sampling: Sampling) -> Predict:

@@ -32,8 +32,8 @@ from unmask.recipes.spec import TextModelSpec
 from unmask.runtime.devices import pick_device
 from unmask.runtime.distributed import fast_dtype
 from unmask.runtime.packed import pack, unpack
-from unmask.storage.layout import CARD, CONFIG, MODEL
-from unmask.storage.weights import load_weights, unfilled, write_weights
+from unmask.storage.layout import CONFIG, MODEL, README
+from unmask.storage.weights import load_weights, skip_initial_weights, write_weights
 from unmask.tokenizers.text import BPETokenizer, TextTokenizer, open_text_tokenizer
 
 MASK_PATTERN = re.compile(r"\[MASK(?::(\d+))?\]")
@@ -108,7 +108,7 @@ class TextPipeline:
             raise CheckpointError(f"{folder / TEXT_TOKENIZER} is another tokenizer than the model was trained with")
         where = pick_device(device)
         kind = dtype or fast_dtype(where)
-        with unfilled(kind):
+        with skip_initial_weights(kind):
             model = spec.model.build(tokenizer.vocab_size, tokenizer.grid)
         model = pack(model.to(where, kind).eval())
         load_weights(model, folder / MODEL)
@@ -131,7 +131,7 @@ class TextPipeline:
         write_weights(dict(self.model.named_parameters()), out / MODEL)
         (out / TEXT_TOKENIZER).write_bytes(self.tokenizer.to_bytes())
         card = write_model_card(spec, name=name, licence=licence, measured=self.folder)
-        (out / CARD).write_text(card, encoding="utf-8")
+        (out / README).write_text(card, encoding="utf-8")
         write_config(spec, out)
 
     def push_to_hub(

@@ -7,7 +7,6 @@ is what this module read.
 """
 
 import os
-import secrets
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from unmask.errors import CheckpointError, ConfigError, DiskError
 from unmask.pretrained.conversion import convert_tensors
 from unmask.storage.config import from_json, load_json, to_json, write_json
-from unmask.storage.files import one_line, sync
+from unmask.storage.files import one_line, write_text
 from unmask.storage.foreign.reader import read_tensors
 from unmask.storage.weights import write_weights
 
@@ -150,16 +149,11 @@ def write_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
     write_json(folder / VOCABULARY, vocabulary.ids)
     write_json(folder / SPECIAL_TOKENS, {"tokenizer_class": "CLIPTokenizer", **vocabulary.special})
     merges = folder / MERGES
-    part = merges.with_name(f".merges.tmp-{secrets.token_hex(8)}")
     try:
         (folder / OLDER_SPECIAL_TOKENS).unlink(missing_ok=True)  # it would take precedence
-        part.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in vocabulary.merges), encoding="utf-8")
-        sync(part)
-        part.replace(merges)
+        write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in vocabulary.merges), merges)
     except OSError as error:
         raise DiskError(f"cannot write {merges}: {error.strerror}; free or repair the disk, then try again") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def build_skeleton(sizes: TextSizes) -> nn.Module:

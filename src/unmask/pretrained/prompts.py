@@ -21,7 +21,7 @@ from unmask.pretrained.clip import read_clip, write_vocabulary
 from unmask.pretrained.ids import check_ids
 from unmask.storage.config import to_json
 from unmask.storage.files import one_line
-from unmask.storage.weights import unfilled
+from unmask.storage.weights import skip_initial_weights
 
 TEXTS_AT_ONCE = 64
 """Texts per batch; the 13 states of all layers of one batch take 200 MiB."""
@@ -178,7 +178,7 @@ def load_text_reader(folder: Path) -> TextReader:
     found = read_clip(folder)
     try:
         config = CLIPTextConfig(**to_json(found.sizes), **TEXT_MODEL_SETTINGS)
-        with unfilled(torch.float32):
+        with skip_initial_weights(torch.float32):
             encoder: Any = CLIPTextModelWithProjection(config)
         encoder.load_state_dict(found.weights)
         with tempfile.TemporaryDirectory(prefix="unmask-words-") as own:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unmask.pretrained.generators import widen
 from unmask.pretrained.maskgit_vqgan import MaskGITDecoder, MaskGITVQGAN, rename_layer
 from unmask.pretrained.vit import ViTBlock
-from unmask.tokenizers.base import decode_in_parts, encode_in_parts, count_images_at_once
+from unmask.tokenizers.base import count_images_at_once, decode_in_parts, encode_in_parts
 from unmask.tokenizers.quantizers import disable_autocast
 
 

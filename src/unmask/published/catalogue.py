@@ -10,7 +10,7 @@ from unmask.decoding.presets import Preset
 from unmask.decoding.sampling import Sampling
 from unmask.pretrained.families import AMUSED_SIZES, FAMILIES, GOOGLE_SIZES, TITOK_SIZES, VALEOAI_SIZES, Size
 from unmask.recipes.spec import ModelSpec
-from unmask.storage.download import Source
+from unmask.storage.download import PublishedFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class File:
     family: str
     page: str
     name: str
-    source: Source | None = None
+    source: PublishedFile | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +56,13 @@ class Published:
 
 
 def _hub(family: str, repo: str, path: str, size: int | None = None, sha256: str | None = None) -> File:
-    source = Source(repo=repo, path=path, size=size, sha256=sha256) if sha256 else None
+    source = PublishedFile(repo=repo, path=path, size=size, sha256=sha256) if sha256 else None
     return File(family=family, page=f"https://huggingface.co/{repo}", name=path, source=source)
 
 
 def _google(family: str, name: str) -> File:
     url = f"https://storage.googleapis.com/maskgit-public/checkpoints/{name}"
-    return File(family=family, page=url, name=name, source=Source(url=url))
+    return File(family=family, page=url, name=name, source=PublishedFile(url=url))
 
 
 def _valeoai(size: Size, file: File, preset: Preset, pixels: int) -> Published:
@@ -107,7 +107,7 @@ def _amused(place: int, pixels: int) -> Published:
     repo, file = f"amused/amused-{pixels}", "diffusion_pytorch_model.safetensors"
     return Published(
         about=f"aMUSEd (Patil et al. 2024, arXiv 2401.01808), {pixels}x{pixels} from texts",
-        licence="openrail++", data="LAION (see its page)", size=AMUSED_SIZES[place], sampling=presets.AMUSED,
+        licence="openrail++", data="LAION (see its page)", size=AMUSED_SIZES[place], sampling=presets.AMUSED_SAMPLING,
         model=_hub("amused", repo, f"transformer/{file}"), tokenizer=_hub("amused-vqvae", repo, f"vqvae/{file}"),
     )  # fmt: skip
 
@@ -134,9 +134,9 @@ MODELS: dict[str, Published] = {
     "halton-large-384": _halton("large", 384, presets.HALTON_LARGE_384),
     "maskgit-256": _maskgit(0, 256, presets.GOOGLE_256),
     "maskgit-512": _maskgit(1, 512, presets.GOOGLE_512),
-    "titok-l32": _titok("l32", 0, presets.TITOK_L32),
-    "titok-b64": _titok("b64", 1, presets.TITOK_B64),
-    "titok-s128": _titok("s128", 2, presets.TITOK_S128),
+    "titok-l32": _titok("l32", 0, presets.TITOK_L32_256),
+    "titok-b64": _titok("b64", 1, presets.TITOK_B64_256),
+    "titok-s128": _titok("s128", 2, presets.TITOK_S128_256),
     "amused-256": _amused(0, 256),
     "amused-512": _amused(1, 512),
 }

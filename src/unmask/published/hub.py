@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unmask.errors import ConfigError
 from unmask.pretrained.clip import FILES as TEXT_FILES
-from unmask.storage.cache import cache_dir
+from unmask.storage.cache import find_cache_dir
 from unmask.storage.files import one_line
 
 HUB = "hf-hub:"
@@ -42,7 +42,7 @@ def download_model(name: str, *, offline: bool = False) -> Path:
     if not found:
         raise ConfigError(f"{one_line(name)}: give {HUB}OWNER/NAME, or {HUB}OWNER/NAME@REVISION")
     owner, repo, revision = found.groups()
-    folder = cache_dir() / "hub" / f"{owner}--{repo}@{(revision or 'main').replace('/', '--')}"
+    folder = find_cache_dir() / "hub" / f"{owner}--{repo}@{(revision or 'main').replace('/', '--')}"
     with _refusals(f"cannot load {name}"):
         from huggingface_hub import snapshot_download
 

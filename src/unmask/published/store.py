@@ -17,9 +17,9 @@ from unmask.published.catalogue import MODELS, File, Published
 from unmask.recipes.reading import read_config, write_config
 from unmask.recipes.spec import ModelSpec
 from unmask.runtime.progress import Progress
-from unmask.storage.cache import cache_dir
+from unmask.storage.cache import find_cache_dir
 from unmask.storage.config import load_json
-from unmask.storage.download import alone, fetch, mismatch
+from unmask.storage.download import fetch_file, find_mismatch, lock_file
 from unmask.storage.files import one_line
 from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
 
@@ -34,13 +34,13 @@ def fetch_published(
 
     CheckpointError or DiskError says what is missing or differs.
     """
-    folder = cache_dir() / "models" / name
+    folder = find_cache_dir() / "models" / name
     given = [Path(place).expanduser() for place in weights]
     if (folder / CONFIG).is_file() and not given:
         return folder
     files = _find_files(name, given, offline, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder):
+    with lock_file(folder):
         if not (folder / CONFIG).is_file() or given:  # another process may just have made it
             _convert_files(MODELS[name], files, folder)
     return folder
@@ -94,7 +94,7 @@ def _find_given(part: File, given: Sequence[Path], parts: Sequence[File]) -> Pat
     found += [place / name for place in given for name in names if (place / name).is_file()]
     if not found:
         return None
-    wrong = mismatch(found[0], part.source) if part.source is not None else None
+    wrong = find_mismatch(found[0], part.source) if part.source is not None else None
     if wrong:
         raise CheckpointError(f"{one_line(str(found[0]))} is {wrong}: get the file of {part.page}")
     return found[0]
@@ -108,7 +108,7 @@ def _is_named(place: Path, ending: str) -> bool:
 def _fetch_file(part: File, offline: bool, progress: Progress | None) -> Path:
     assert part.source is not None
     try:
-        return fetch(part.source, cache_dir() / "downloads", offline=offline, progress=progress)
+        return fetch_file(part.source, find_cache_dir() / "downloads", offline=offline, progress=progress)
     except CheckpointError as error:
         raise CheckpointError(f"{error}, or name a copy of it with --weights") from error
 

@@ -1,7 +1,7 @@
-"""One process, DDP or FSDP2: the only module that knows ranks, process groups and device numbers.
+"""Run in one process, with DDP or with FSDP2. Only this module knows ranks, process groups and device numbers.
 
-The model is written for one device; `distribute` applies parallelism to it from outside. Whatever the strategy, after
-`backward`, gradients times `gradient_factor` are those of the *sum* of the losses over all ranks.
+The model is written for one device; `distribute` applies parallelism from outside. With every strategy, after
+`backward`, the gradients times `get_gradient_factor` are those of the *sum* of the losses over all ranks.
 """
 
 import os
@@ -20,35 +20,45 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 
 from unmask.errors import ConfigError
+from unmask.runtime.kernels import fast_dtype
 
 Strategy = Literal["auto", "none", "ddp", "fsdp"]
 Precision = Literal["auto", "fp32", "bf16"]
 
-
-PATIENCE = timedelta(hours=4)  # that ranks wait for the main one, which may be downloading, or training a classifier
+RANK_TIMEOUT = timedelta(hours=4)
+"""Time that ranks wait for the main one, which may download files or train a classifier."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: its rank, how many there are, and the device it computes on."""
+    """This process among all processes."""
 
     rank: int
     size: int
+    """Number of processes."""
     device: torch.device
+    """The device on which this process computes."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks to the user."""
+        """True if this process writes files and talks to the user."""
         return self.rank == 0
 
 
 @contextmanager
-def world(device: str | None = None) -> Iterator[World]:
-    """The processes that torchrun started, joined in a group; or this one alone. CUDA is used where there is any."""
+def join_world(device: str | None = None) -> Iterator[World]:
+    """Join the processes that torchrun started into a group, and yield this one; without torchrun there is one process.
+
+    Args:
+        device: "cpu" or "cuda"; None takes CUDA if there is any.
+
+    Raises:
+        ConfigError: CUDA was requested and is not available.
+    """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "device cuda: there is none here, or this build of torch has no CUDA; leave it out, or say cpu"
+            "device cuda: this machine has none, or this build of torch has no CUDA; leave it out, or give cpu"
         )
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -58,7 +68,7 @@ def world(device: str | None = None) -> Iterator[World]:
     if here.type == "cuda":
         torch.cuda.set_device(here)
     backend, device_id = ("nccl", here) if here.type == "cuda" else ("gloo", None)
-    dist.init_process_group(backend, device_id=device_id, timeout=PATIENCE)
+    dist.init_process_group(backend, device_id=device_id, timeout=RANK_TIMEOUT)
     try:
         yield World(dist.get_rank(), size, here)
     finally:
@@ -66,48 +76,45 @@ def world(device: str | None = None) -> Iterator[World]:
 
 
 def check_alone(command: str) -> None:
-    """ConfigError for several processes where each would do all of the work, and write the same files."""
+    """Raise ConfigError if there are several processes: each would do all the work and write the same files."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1:
-        raise ConfigError(f"unmask {command} is the work of one process, and here are {size}: run it without torchrun")
+        raise ConfigError(f"unmask {command} runs in one process, and there are {size}: run it without torchrun")
 
 
-def resolve(strategy: Strategy, world: World) -> Strategy:
-    """`auto` is none for one process and ddp for several; anything that cannot work raises ConfigError."""
+def resolve_strategy(strategy: Strategy, here: World) -> Strategy:
+    """Return the strategy, with `auto` replaced by none for one process and ddp for several.
+
+    Raises:
+        ConfigError: The strategy cannot work with this number of processes.
+    """
     if strategy == "auto":
-        return "none" if world.size == 1 else "ddp"
-    if strategy == "none" and world.size > 1:
-        raise ConfigError(f"strategy none with {world.size} processes would train {world.size} models: use ddp or fsdp")
-    if strategy != "none" and world.size == 1:
+        return "none" if here.size == 1 else "ddp"
+    if strategy == "none" and here.size > 1:
+        raise ConfigError(f"strategy none with {here.size} processes would train {here.size} models: use ddp or fsdp")
+    if strategy != "none" and here.size == 1:
         raise ConfigError(
             f"strategy {strategy} needs several processes: start with torchrun --nproc-per-node 2, or drop it"
         )
     return strategy
 
 
-def autocast(precision: Precision, world: World) -> torch.autocast:
-    """bfloat16 for matrix products, or float32: `auto` takes bfloat16 on CUDA and on CPUs with instructions for it.
+def autocast(precision: Precision, here: World) -> torch.autocast:
+    """Return an autocast context: matrix products run in bfloat16 or float32.
 
-    The weights, the optimizer and the average stay in float32 either way.
+    `auto` takes `fast_dtype`. The weights, the optimizer and the moving average stay in float32 in both cases.
     """
-    half = precision == "bf16" or (precision == "auto" and fast_dtype(world.device) == torch.bfloat16)
-    return torch.autocast(world.device.type, torch.bfloat16, enabled=half)
+    half = precision == "bf16" or (precision == "auto" and fast_dtype(here.device) == torch.bfloat16)
+    return torch.autocast(here.device.type, torch.bfloat16, enabled=half)
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on CUDA and on CPUs with instructions for it, else float32."""
-    # torch.cpu.get_capabilities is public, and younger than the torch that we ask for.
-    cpu = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if cpu or device.type == "cuda" else torch.float32
-
-
-def distribute(model: nn.Module, strategy: Strategy, world: World) -> nn.Module:
-    """Move `model` to this rank's device and apply the strategy; the result is called just like the model."""
-    model = model.to(world.device)
+def distribute(model: nn.Module, strategy: Strategy, here: World) -> nn.Module:
+    """Move `model` to the device of this rank and apply the strategy; call the result like the model."""
+    model = model.to(here.device)
     if strategy == "ddp":
-        return DistributedDataParallel(model, broadcast_buffers=False)  # all ranks compute the same ones
+        return DistributedDataParallel(model, broadcast_buffers=False)  # all ranks compute the same buffers
     if strategy == "fsdp":
-        mesh = dist.device_mesh.init_device_mesh(world.device.type, (world.size,))
+        mesh = dist.device_mesh.init_device_mesh(here.device.type, (here.size,))
         blocks = getattr(model, "blocks", nn.ModuleList())
         for module in [*blocks, model]:
             fully_shard(module, mesh=mesh)
@@ -117,50 +124,50 @@ def distribute(model: nn.Module, strategy: Strategy, world: World) -> nn.Module:
     return model
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, without DDP around it."""
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model without DDP around it."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 @contextmanager
-def accumulating(model: nn.Module, last: bool) -> Iterator[None]:
-    """Backward passes inside communicate only if this is the `last` micro-batch of the step."""
+def accumulate_gradients(model: nn.Module, last: bool) -> Iterator[None]:
+    """Let backward passes inside communicate only if this is the `last` micro-batch of the step."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
         yield
 
 
-def gradient_factor(model: nn.Module, world: World) -> float:
-    """What gradients must be multiplied by to be those of the summed loss: DDP averages over ranks."""
-    return float(world.size) if isinstance(model, DistributedDataParallel) else 1.0
+def get_gradient_factor(model: nn.Module, here: World) -> float:
+    """Return the factor that makes the gradients those of the summed loss, because DDP averages over ranks."""
+    return float(here.size) if isinstance(model, DistributedDataParallel) else 1.0
 
 
-def sum_over_ranks(x: Float[Tensor, "*n"], world: World) -> Float[Tensor, "*n"]:
-    """The elementwise sum over all ranks, the same on each."""
-    if world.size > 1:
+def sum_over_ranks(x: Float[Tensor, "*n"], here: World) -> Float[Tensor, "*n"]:
+    """Return the elementwise sum over all ranks, equal on each rank. Overwrites `x` if there are several ranks."""
+    if here.size > 1:
         dist.all_reduce(x)
     return x
 
 
-def norm(tensors: list[Tensor]) -> Float[Tensor, ""]:
-    """The 2-norm of all tensors together, whole also when they are sharded."""
+def compute_norm(tensors: list[Tensor]) -> Float[Tensor, ""]:
+    """Return the 2-norm of all tensors together, over all ranks if they are sharded."""
     total = nn.utils.get_total_norm(tensors)
     return total.full_tensor() if isinstance(total, DTensor) else total
 
 
-def local(x: Tensor) -> Tensor:
-    """This rank's part of a tensor, sharing memory with it."""
+def get_local(x: Tensor) -> Tensor:
+    """Return the part of a tensor on this rank; it shares memory with the tensor."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def whole(x: Tensor) -> Tensor:
-    """The whole of a possibly sharded tensor; all ranks must ask together."""
+def gather_full(x: Tensor) -> Tensor:
+    """Return the whole of a possibly sharded tensor; all ranks must call this together."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def like_shards(x: Tensor, sharded: Tensor) -> Tensor:
-    """`x`, which every rank holds whole, cut as `sharded` is cut; no rank sends anything."""
+def shard_like(x: Tensor, sharded: Tensor) -> Tensor:
+    """Return `x`, which every rank holds whole, with the sharding of `sharded`; no rank sends data."""
     if not isinstance(sharded, DTensor):
         return x
     mesh = sharded.device_mesh
@@ -169,24 +176,24 @@ def like_shards(x: Tensor, sharded: Tensor) -> Tensor:
 
 
 def reshard(model: nn.Module) -> None:
-    """Forget gathered copies of sharded weights: `parameters()` are the shards again, and may be written to."""
+    """Drop gathered copies of sharded weights: `parameters()` are shards again, and may be written."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def barrier(world: World) -> None:
-    """Wait until every rank is here."""
-    if world.size > 1:
+def barrier(here: World) -> None:
+    """Wait until every rank calls this."""
+    if here.size > 1:
         dist.barrier()
 
 
-def agree(text: str, world: World) -> str:
-    """Rank 0's `text`, on every rank (sent as bytes, nothing is unpickled)."""
-    if world.size == 1:
+def broadcast_text(text: str, here: World) -> str:
+    """Return the `text` of rank 0 on every rank, at most 256 bytes of it (sent as bytes; nothing is unpickled)."""
+    if here.size == 1:
         return text
-    data = torch.zeros(256, dtype=torch.uint8, device=world.device)
+    data = torch.zeros(256, dtype=torch.uint8, device=here.device)
     encoded = torch.tensor(list(text.encode()[:256]), dtype=torch.uint8)
-    data[: len(encoded)] = encoded.to(world.device)
+    data[: len(encoded)] = encoded.to(here.device)
     dist.broadcast(data, 0)
     return bytes(data.cpu().tolist()).rstrip(b"\0").decode()

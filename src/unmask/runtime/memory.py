@@ -1,7 +1,8 @@
-"""What this process frees stays with it, as every step of training or sampling asks for the same memory again.
+"""Keep freed memory in the process, because every step of training or sampling allocates the same sizes again.
 
-glibc gives a large block back to the system at once, and gets the next one from it page by page, each page a fault:
-up to a third of the time of drawing large batches on a CPU (`benchmarks/memory.py`). Elsewhere nothing is changed.
+glibc gives a large block back to the system at once, and gets the next one page by page, with a page fault each. This
+takes up to a third of the time of sampling large batches on a CPU (`benchmarks/memory.py`). Systems without glibc are
+not changed.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> None:
-    """For the whole process, from now on; so it is for programs to do, and not for a library on being imported."""
+    """Keep freed memory from now on, in the whole process. Programs call this; a library must not do so at import."""
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it

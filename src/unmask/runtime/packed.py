@@ -1,8 +1,8 @@
-"""Linear layers whose weights lie as oneDNN multiplies them, so that a CPU arranges them once and not in each call.
+"""Pack linear layers: store their weights in the layout of oneDNN, so that a CPU converts them once, not in each call.
 
-In float32 oneDNN then multiplies too: up to twice as fast as torch's own choice on CPUs with AVX-512. On those without
-it is 1.3 times as slow, so nothing is packed there. The numbers are the same but for the order of sums, and a GELU that
-is taken of the sum before it is rounded (`benchmarks/published.py`).
+In float32 oneDNN then also computes the product: up to twice as fast as torch's own choice on CPUs with AVX-512. On
+CPUs without AVX-512 it is 1.3 times as slow, so nothing is packed there. Results are equal except for the order of
+sums, and for GELU, which is computed from the sum before the sum is rounded (`benchmarks/published.py`).
 """
 
 import copy
@@ -14,27 +14,29 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unmask.runtime.kernels import packs_linear
+
 Network = TypeVar("Network", bound=nn.Module)
-FIXED = (
-    "this network is laid out for inference on a CPU, and can be neither trained nor moved nor converted: load it with "
+CANNOT_CHANGE = (
+    "this network is packed for inference on a CPU and can be neither trained nor moved nor converted: load it with "
     "the device and dtype you want, or train with unmask train RECIPE --init"
 )
 GELU = Literal["none", "tanh"]
-"""As torch names them: the exact one, and its approximation."""
+"""The names of torch for the exact GELU and its tanh approximation."""
 
 
-def arranged(weight: Float[Tensor, "o i"]) -> Tensor:
-    """A copy in oneDNN's own order, which only it can read; `dense` undoes it."""
+def arrange_weight(weight: Float[Tensor, "o i"]) -> Tensor:
+    """Return a copy of the weight in the layout of oneDNN, which only oneDNN can read; `to_dense` undoes it."""
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
-def dense(weight: Tensor) -> Tensor:
-    """The numbers in rows and columns again; any other tensor as it is."""
+def to_dense(weight: Tensor) -> Tensor:
+    """Return an arranged weight in rows and columns again, and any other tensor unchanged."""
     return weight.detach().to_dense() if weight.is_mkldnn else weight.detach()
 
 
 class LinearGELU(nn.Linear):
-    """A linear layer, then the GELU of it; packed, they are one."""
+    """A linear layer followed by GELU; when packed, both run as one kernel."""
 
     def __init__(self, in_features: int, out_features: int, approximate: GELU = "none"):
         super().__init__(in_features, out_features)
@@ -45,78 +47,74 @@ class LinearGELU(nn.Linear):
 
 
 class PackedLinear(nn.Module):
-    """The same function as `layer`, whose weight has no gradient and stays in its type on its CPU."""
+    """The same function as `layer`. The weight has no gradient and cannot change its type or device."""
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
         self.gelu: GELU | None = layer.approximate if isinstance(layer, LinearGELU) else None
-        self.weight = nn.Parameter(arranged(layer.weight.detach()), requires_grad=False)
+        self.weight = nn.Parameter(arrange_weight(layer.weight.detach()), requires_grad=False)
         self.bias = layer.bias
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
-        if torch.is_grad_enabled():  # the kernel knows no gradient
+        if torch.is_grad_enabled():  # the kernel has no gradient
             if self.weight.requires_grad:
-                raise TypeError(FIXED)
-            y = F.linear(x, dense(self.weight), self.bias)
+                raise TypeError(CANNOT_CHANGE)
+            y = F.linear(x, to_dense(self.weight), self.bias)
             return y if self.gelu is None else F.gelu(y, approximate=self.gelu)
         after, how = ("none", "") if self.gelu is None else ("gelu", self.gelu)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, after, [], how)
 
     def train(self, mode: bool = True) -> "PackedLinear":
         if mode:
-            raise TypeError(FIXED)
+            raise TypeError(CANNOT_CHANGE)
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
-        raise TypeError(FIXED)
+        raise TypeError(CANNOT_CHANGE)
 
     def __reduce__(self) -> tuple[type["PackedLinear"], tuple[nn.Linear]]:
-        """Copies and pickles are of the plain layer, since only here the blocks can be read."""
-        return PackedLinear, (_plain(self),)
+        """Copy and pickle the plain layer, because only this machine can read the packed layout."""
+        return PackedLinear, (_make_plain(self),)
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = dense(self.weight)
+        destination[f"{prefix}weight"] = to_dense(self.weight)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         name = f"{prefix}weight"
         if name in state_dict:
-            state_dict = {**state_dict, name: arranged(state_dict[name].to(self.weight.dtype))}
+            state_dict = {**state_dict, name: arrange_weight(state_dict[name].to(self.weight.dtype))}
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def pack(network: Network) -> Network:
-    """Replace the linear layers inside `network`, one at a time, where this CPU has a layout of its own for them."""
-    # glibc keeps for itself blocks of up to the size of the largest one that it was given back, and of 32 MiB at most:
-    # or else the activations of each layer could be new memory, a fault for each page.
+    """Pack the linear layers inside `network` in place, one at a time, where `packs_linear` says that it is faster."""
+    # glibc keeps freed blocks up to the size of the largest block freed so far, at most 32 MiB. Without this block, the
+    # activations of each layer could be new memory, with a fault for each page.
     torch.empty(31 << 20, dtype=torch.uint8)
-    return _replaced(network, lambda layer: PackedLinear(layer) if _fits(layer) else layer)
+    return _replace_layers(network, lambda layer: PackedLinear(layer) if _can_pack(layer) else layer)
 
 
 def unpack(network: Network) -> Network:
-    """Undo `pack`."""
-    return _replaced(network, lambda layer: _plain(layer) if isinstance(layer, PackedLinear) else layer)
+    """Replace packed layers inside `network` by plain ones, in place: undo `pack`."""
+    return _replace_layers(network, lambda layer: _make_plain(layer) if isinstance(layer, PackedLinear) else layer)
 
 
-def _replaced(network: Network, made: Callable[[nn.Module], nn.Module]) -> Network:
-    for name in [name for name, _ in network.named_children()]:  # to hold the old layers would be to hold all weights
-        setattr(network, name, _replaced(made(network.get_submodule(name)), made))
+def _replace_layers(network: Network, convert: Callable[[nn.Module], nn.Module]) -> Network:
+    for name in [name for name, _ in network.named_children()]:  # a list of the old layers would keep all weights
+        setattr(network, name, _replace_layers(convert(network.get_submodule(name)), convert))
     return network
 
 
-def _fits(layer: nn.Module) -> TypeGuard[nn.Linear]:
+def _can_pack(layer: nn.Module) -> TypeGuard[nn.Linear]:
     if type(layer) not in (nn.Linear, LinearGELU):
         return False
     assert isinstance(layer, nn.Linear)
-    if layer.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if layer.weight.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return layer.weight.dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return layer.weight.device.type == "cpu" and packs_linear(layer.weight.dtype)
 
 
-def _plain(packed: PackedLinear) -> nn.Linear:
-    weight = dense(packed.weight)
+def _make_plain(packed: PackedLinear) -> nn.Linear:
+    weight = to_dense(packed.weight)
     with torch.device("meta"):
         shape = (weight.shape[1], weight.shape[0])
         layer = nn.Linear(*shape) if packed.gelu is None else LinearGELU(*shape, packed.gelu)

@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, or a line now and then without one."""
+"""Show the progress of long work: as a bar on a terminal, otherwise as a line now and then."""
 
 import sys
 import time
@@ -10,23 +10,25 @@ from rich.progress import Progress as Bar
 from rich.progress import TaskID
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total) as work goes on."""
+"""Called with (what, done, total) during the work."""
 
 
-QUIET = 20.0  # seconds
+SECONDS_BETWEEN_LINES = 20.0
+"""Without a terminal, a line appears at most this often."""
 
 
 @contextmanager
-def progress_bar(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Bars that `report(what, done, total)` moves, one for each `what`; they go away at the end.
+def show_progress(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield `report(what, done, total)`, which moves one bar for each `what`; the bars disappear at the end.
 
-    Without a terminal a line to stderr, every QUIET seconds: what takes long is not to look as if it hung.
+    Without a terminal, `report` prints a line to stderr at most every SECONDS_BETWEEN_LINES seconds, so that long work
+    does not look as if it hung.
     """
     console = Console(stderr=True, soft_wrap=True)
-    if not console.is_terminal:  # where even a transient bar leaves an empty line
-        yield _lines(QUIET) if shown else _unsaid
+    if not console.is_terminal:  # there, even a transient bar leaves an empty line
+        yield _make_line_report(SECONDS_BETWEEN_LINES) if shown else _report_nothing
         return
-    aside = sys.stdout.isatty()  # else what a command prints, a table for one, would follow the bar to stderr
+    aside = sys.stdout.isatty()  # otherwise the output of a command, such as a table, would follow the bar to stderr
     with Bar(console=console, transient=True, redirect_stdout=aside, disable=not shown) as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -38,8 +40,8 @@ def progress_bar(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-def _lines(seconds: float) -> Callable[[str, int, int], None]:
-    """Reports as lines, at most one in so many seconds, none before the first of them."""
+def _make_line_report(seconds: float) -> Callable[[str, int, int], None]:
+    """Return a `report` that prints at most one line in `seconds` seconds, and none in the first `seconds`."""
     last = time.monotonic()
 
     def report(what: str, done: int, total: int) -> None:
@@ -51,5 +53,5 @@ def _lines(seconds: float) -> Callable[[str, int, int], None]:
     return report
 
 
-def _unsaid(what: str, done: int, total: int) -> None:
+def _report_nothing(what: str, done: int, total: int) -> None:
     pass

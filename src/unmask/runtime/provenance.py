@@ -1,4 +1,4 @@
-"""What a figure must be quoted with: the command, the commit of this code, and the machine."""
+"""Record the command, the commit and the hardware of a result."""
 
 import os
 import platform
@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 
-def commit() -> str:
-    """The git commit of this code, "+" appended if it was changed since; or the package's version."""
+def find_commit() -> str:
+    """Return the git commit of this code, with "+" if files changed since, or the package version without git."""
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
@@ -21,8 +21,8 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if changed.returncode else "")
 
 
-def processor(info: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's name; on Linux with its family and model, as clouds give one name to CPUs of very different speeds."""
+def describe_processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the name of the CPU, on Linux with its family and model: clouds use one name for very different CPUs."""
     if not info.is_file():
         return platform.processor() or platform.machine()
     lines = (line.partition(":") for line in info.read_text(errors="replace").split("\n\n")[0].splitlines())
@@ -32,14 +32,14 @@ def processor(info: Path = Path("/proc/cpuinfo")) -> str:
     return f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')})"
 
 
-def environment(device: torch.device) -> dict[str, str | int]:
-    """What a figure must be quoted with, and what bitwise repetition depends on."""
+def describe_environment(device: torch.device) -> dict[str, str | int]:
+    """Return the command, commit, versions, hardware, threads and processes: bitwise repetition depends on them."""
     return {
         "command": " ".join([Path(sys.argv[0]).name.replace("__main__.py", "unmask"), *sys.argv[1:]]),
-        "commit": commit(),
+        "commit": find_commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else describe_processor(),
         "threads": torch.get_num_threads(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }

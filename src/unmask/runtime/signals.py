@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C ask for a stop at the next step boundary; a second one stops at once."""
+"""Stop a run at the next step boundary after SIGTERM or Ctrl-C; a second signal stops it at once."""
 
 import signal
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass
 class StopFlag:
-    """Whether a signal came in."""
+    """`asked` is True after a signal."""
 
     asked: bool = False
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopFlag]:
-    """The handlers only set a flag; the loop acts on it. The previous handlers come back at the end."""
+    """Yield a flag that signal handlers set and the loop reads; restore the previous handlers at the end."""
     flag = StopFlag()
     names = (signal.SIGTERM, signal.SIGINT)
     previous = {name: signal.getsignal(name) for name in names}

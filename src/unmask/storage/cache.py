@@ -1,32 +1,34 @@
-"""The folder that keeps what is downloaded or converted once, and the small downloads themselves."""
+"""Find the cache folder for downloads and conversions, and fetch small files into it."""
 
 import hashlib
 import http.client
 import os
 import urllib.request
 from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 
 from unmask.runtime.progress import Progress
-from unmask.storage.files import one_line
+from unmask.storage.files import one_line, write_bytes
 
 
-def cache_dir() -> Path:
-    """$UNMASK_CACHE, else $XDG_CACHE_HOME/unmask, else ~/.cache/unmask."""
+def find_cache_dir() -> Path:
+    """Return $UNMASK_CACHE, else $XDG_CACHE_HOME/unmask, else ~/.cache/unmask."""
     if os.environ.get("UNMASK_CACHE"):
         return Path(os.environ["UNMASK_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unmask"
 
 
-TIMEOUT = 30  # seconds without an answer before a mirror is given up
+MIRROR_TIMEOUT = 30
+"""Seconds without an answer after which the next mirror is tried."""
 
 
 def fetch_first(urls: list[str], size: int, sha256: str, progress: Progress | None) -> bytes | list[str]:
-    """The bytes with that digest from the first mirror that has them, or one complaint for each mirror."""
+    """Return the bytes with this SHA-256 from the first mirror that has them, or one complaint per mirror."""
     complaints = []
     for url in urls:
         try:
-            body = fetch(url, size, progress)
+            body = fetch_bytes(url, size, progress)
         except (OSError, http.client.HTTPException, ValueError) as error:
             complaints.append(f"{urlsplit(url).netloc}: {one_line(str(error))}")
             continue
@@ -36,11 +38,16 @@ def fetch_first(urls: list[str], size: int, sha256: str, progress: Progress | No
     return complaints
 
 
-def fetch(url: str, size: int, progress: Progress | None) -> bytes:
-    """At most `size` + 1 bytes of `url`."""
+def fetch_bytes(url: str, size: int, progress: Progress | None) -> bytes:
+    """Return at most `size` + 1 bytes of `url`.
+
+    Raises:
+        OSError, http.client.HTTPException: The server cannot be reached or does not answer.
+        ValueError: The address, or one that it redirects to, is not https.
+    """
     check_secure(url)
     name, body = url.rsplit("/", 1)[-1], bytearray()
-    with urllib.request.build_opener(SecureRedirects).open(url, timeout=TIMEOUT) as answer:
+    with urllib.request.build_opener(SecureRedirects).open(url, timeout=MIRROR_TIMEOUT) as answer:
         while len(body) <= size and (chunk := answer.read(min(65536, size + 1 - len(body)))):
             body += chunk
             if progress is not None:
@@ -49,26 +56,29 @@ def fetch(url: str, size: int, progress: Progress | None) -> bytes:
 
 
 class SecureRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only to where we would have gone ourselves."""
+    """Follow a redirect only to an address that `check_secure` allows."""
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
         check_secure(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def check_secure(url: str) -> None:
-    """ValueError unless https, or http to this very machine."""
+    """Raise ValueError unless the URL is https, or http to this machine."""
     parts = urlsplit(url)
     if parts.scheme != "https" and (parts.scheme, parts.hostname) != ("http", "127.0.0.1"):
         raise ValueError(f"{url} is not https")
 
 
-def save(path: Path, body: bytes) -> None:
-    """Write by a temporary name and rename, so that a file is there whole or not at all."""
+def save_cached(path: Path, body: bytes) -> None:
+    """Write a file with `write_atomic`, and create its missing parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(body)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_bytes(body, path)

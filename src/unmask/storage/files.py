@@ -1,17 +1,20 @@
-"""Small pieces of reading and writing files: durable, whole, and told in one line."""
+"""Read and write files: atomic writes, checksums, and text that stays on one line."""
 
+import contextlib
 import hashlib
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 
 def one_line(text: str) -> str:
-    """Escape what would break a line or a terminal."""
+    """Escape every character that would break a line or a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
         while block := file.read(1 << 20):
@@ -19,15 +22,59 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def write_atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`, and rename it to `path` when the block ends.
+
+    A reader sees the old file or the whole new one, never a part. If the block or the rename fails, the temporary file
+    is removed and the old file stays. A killed process leaves the temporary file: `.NAME.tmp-` and 16 hexadecimal
+    digits, which begin with the process id (8 digits). The new file gets the permissions of the umask, even if the
+    writer of the temporary file sets others, as safetensors does.
+
+    Args:
+        durable: Sync the file before the rename and the folder after it, so that a power cut cannot undo the write.
+
+    Raises:
+        OSError: The disk refused the write.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid():08x}{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        mode = os.fstat(descriptor).st_mode & 0o777
+        os.close(descriptor)
+        yield temporary
+        if temporary.stat().st_mode & 0o777 != mode:
+            temporary.chmod(mode)
+        move_into_place(temporary, path, durable=durable)
+    finally:
+        # On a disk that refuses even this, the first error is the one to report.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def move_into_place(temporary: Path, path: Path, *, durable: bool = True) -> None:
+    """Rename a finished file to `path` in the same folder; see `write_atomic` for `durable`."""
+    if durable:
+        sync(temporary)
+    os.replace(temporary, path)
+    if durable:
+        sync(path.parent)
+
+
 def write_text(text: str, path: Path) -> None:
-    """Readers never see half a file."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    """Write a text file with `write_atomic`, in UTF-8."""
+    with write_atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(data: bytes | memoryview, path: Path, *, durable: bool = True) -> None:
+    """Write a binary file with `write_atomic`."""
+    with write_atomic(path, durable=durable) as temporary:
+        temporary.write_bytes(data)
 
 
 def sync(path: Path) -> None:
-    """Force a file or a folder to the disk; a renamed file is durable only once its folder is synced too."""
+    """Force a file or a folder to the disk; a renamed file is durable only after a sync of its folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

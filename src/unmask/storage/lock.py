@@ -1,4 +1,4 @@
-"""A lock on a folder, by the kernel (`flock`): it is released however the process ends."""
+"""Lock a folder with `flock`: the kernel releases the lock however the process ends."""
 
 import errno
 import fcntl
@@ -13,19 +13,24 @@ from unmask.errors import CheckpointError, DiskError
 
 @contextmanager
 def lock(run: Path, *, patience: float = 10.0) -> Iterator[None]:
-    """Hold `run` for this process; CheckpointError if another process has it.
+    """Hold the folder `run` for this process.
 
-    A killed owner's data workers share its lock and live a few seconds longer; they are waited for up to
-    `patience` seconds. A living owner is not waited for.
+    Args:
+        patience: Seconds to wait for the data workers of a killed owner, which share its lock and live a few seconds
+            longer. There is no wait for a living owner.
+
+    Raises:
+        CheckpointError: Another process holds the folder.
+        DiskError: The folder cannot be created or locked.
     """
-    descriptor = _open(run)
+    descriptor = _open_lock_file(run)
     try:
         deadline = time.monotonic() + patience
-        while not _taken(descriptor):
+        while not _try_lock(descriptor):
             owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             if time.monotonic() >= deadline or not _is_dead(owner):
                 raise CheckpointError(
-                    f"{run} is in use by another process (pid {owner}); wait for it, or choose another run folder"
+                    f"{run} is in use by another process (pid {owner}); wait for it, or choose another run directory"
                 )
             time.sleep(0.1)
         os.ftruncate(descriptor, 0)
@@ -35,26 +40,26 @@ def lock(run: Path, *, patience: float = 10.0) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _open(run: Path) -> int:
+def _open_lock_file(run: Path) -> int:
     try:
         run.mkdir(parents=True, exist_ok=True)
         return os.open(run / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
-        raise DiskError(f"cannot write in {run}: {error.strerror}; choose a writable run folder") from error
+        raise DiskError(f"cannot write in {run}: {error.strerror}; choose a writable run directory") from error
 
 
-def _taken(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        raise DiskError(f"this file system cannot lock the run folder: {error.strerror}; use another one") from error
+        raise DiskError(f"this file system cannot lock the run directory: {error.strerror}; use another one") from error
     return True
 
 
 def _is_dead(owner: str) -> bool:
-    """Whether `owner` was a process of this machine that has ended."""
+    """Return whether `owner` is the id of a process that no longer runs on this machine."""
     if not owner.isdigit():
         return False
     try:

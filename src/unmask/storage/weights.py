@@ -1,8 +1,7 @@
-"""Weights on the disk, as safetensors: read strictly, written whole or not at all, and told apart by a hash."""
+"""Read and write weights as safetensors: strict reading, atomic writing, comparison and hashing."""
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,17 +14,21 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from unmask.errors import CheckpointError, DiskError
-from unmask.runtime.packed import arranged, dense
-from unmask.storage.files import sync
+from unmask.runtime.packed import arrange_weight, to_dense
+from unmask.storage.files import write_atomic
 
 PORTION = 1 << 23
-"""Bytes of a file that are in memory at a time while its tensors are copied."""
+"""Bytes of a file that are in memory at a time while its tensors are copied or compared."""
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill `model`, of whatever type and device, from a safetensors file, a portion of the file at a time.
+    """Fill the parameters of `model` from a safetensors file, in the type and on the device of the model.
 
-    Exactly its names and shapes, or CheckpointError names the difference, before anything is written.
+    The file is read a portion at a time. Its names and shapes must be exactly those of the model; this is checked
+    before any parameter is written.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or does not fit the model.
     """
     own = dict(model.named_parameters())
     try:
@@ -36,8 +39,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
             raise CheckpointError(
                 f"{path}: does not fit the model in config.json: {len(wrong)} tensors differ, first {wrong[0]}"
             )
-        for names in _portions({name: tensor.numel() for name, tensor in own.items()}):
-            _copy(path, {name: own[name] for name in names})
+        for names in _split_portions({name: tensor.numel() for name, tensor in own.items()}):
+            _copy_tensors(path, {name: own[name] for name in names})
     except FileNotFoundError as e:
         raise CheckpointError(f"{path}: no such file; train to the end first, or `unmask export` the run") from e
     except (SafetensorError, OSError) as e:
@@ -45,15 +48,18 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 @torch.no_grad()
-def _copy(path: Path, into: Mapping[str, Tensor]) -> None:
-    with safe_open(path, framework="pt") as file:  # closed, it leaves the memory
+def _copy_tensors(path: Path, into: Mapping[str, Tensor]) -> None:
+    with safe_open(path, framework="pt") as file:  # when it is closed, its memory is free
         for name, tensor in into.items():
             value = file.get_tensor(name)
-            tensor.copy_(arranged(value.to(tensor.dtype)) if tensor.is_mkldnn else value)
+            tensor.copy_(arrange_weight(value.to(tensor.dtype)) if tensor.is_mkldnn else value)
 
 
-def _portions(numbers: Mapping[str, int]) -> Iterator[list[str]]:
-    """Names of tensors of so many numbers, in groups of at most PORTION bytes as float32, or of one."""
+def _split_portions(numbers: Mapping[str, int]) -> Iterator[list[str]]:
+    """Yield groups of tensor names: one tensor, or several of at most PORTION bytes together as float32.
+
+    `numbers` maps each name to its number of elements.
+    """
     group: list[str] = []
     size = 0
     for name, count in numbers.items():
@@ -66,25 +72,32 @@ def _portions(numbers: Mapping[str, int]) -> Iterator[list[str]]:
 
 
 @contextmanager
-def unfilled(dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Inside it, modules are made without drawing their first weights, as they are about to be loaded, in that type.
+def skip_initial_weights(dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Build modules inside this context without initial weights, in `dtype`, because weights are loaded next.
 
-    That takes most of the time of building a large network, and memory that is never written costs none.
+    Drawing initial weights takes most of the time of building a large network. Parameters that are never written also
+    take no memory.
     """
-    with torch.random.fork_rng(devices=[]), _Unfilled(dtype):
+    with torch.random.fork_rng(devices=[]), _SkipInitialWeights(dtype):
         yield
 
 
-class _Unfilled(TorchFunctionMode):
+class _SkipInitialWeights(TorchFunctionMode):
     FILLING = (Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_)
 
     def __init__(self, dtype: torch.dtype | None):
         super().__init__()
         self.dtype = dtype
 
-    def __torch_function__(self, func: Callable, types: Iterable, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.empty and kwargs.get("dtype") is None:  # as the layers of torch.nn make their parameters
+        if func is torch.empty and kwargs.get("dtype") is None:  # this is how the layers of torch.nn create parameters
             kwargs = {**kwargs, "dtype": self.dtype}
         if func in self.FILLING or getattr(func, "__module__", "") == nn.init.__name__:
             filled = args[0] if args else kwargs["tensor"]
@@ -94,35 +107,37 @@ class _Unfilled(TorchFunctionMode):
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path, facts: Mapping[str, str] | None = None) -> None:
-    """Save as safetensors, with `facts` as metadata, under a temporary name, then rename: never half a file."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    plain = {name: dense(tensor).cpu().contiguous() for name, tensor in weights.items()}
-    try:
-        save_file(plain, part, metadata={"format": "pt", **(facts or {})})
-        part.chmod(part.parent.stat().st_mode & 0o666)  # safetensors makes its files private whatever the umask
-        sync(part)
-        part.replace(path)
-    except (SafetensorError, OSError) as error:  # the Rust side reports a full disk as an error of its own
-        raise DiskError(f"cannot write {path}: {error}; free or mend the disk, then run the command again") from error
-    finally:
-        part.unlink(missing_ok=True)
+    """Write a safetensors file with `write_atomic`, with `facts` as its metadata.
 
-
-def same_weights(a: Path, b: Path) -> bool:
-    """Whether two files hold the same: all bytes of them, or, of safetensors, the names and values.
-
-    They are compared a portion at a time. CheckpointError if one is damaged.
+    Raises:
+        DiskError: The disk refused the file; an older file stays.
     """
-    if same_bytes(a, b):
+    plain = {name: to_dense(tensor).cpu().contiguous() for name, tensor in weights.items()}
+    try:
+        with write_atomic(path) as temporary:
+            save_file(plain, temporary, metadata={"format": "pt", **(facts or {})})
+    except (SafetensorError, OSError) as error:  # safetensors reports a full disk as SafetensorError
+        raise DiskError(f"cannot write {path}: {error}; free or repair the disk, then run the command again") from error
+
+
+def have_same_weights(a: Path, b: Path) -> bool:
+    """Return whether two files have the same bytes, or, if both are safetensors, the same names and values.
+
+    Files are compared a portion at a time.
+
+    Raises:
+        CheckpointError: A file is damaged.
+    """
+    if have_same_bytes(a, b):
         return True
     if a.suffix != ".safetensors" or b.suffix != ".safetensors":
         return False
-    ours, theirs = _numbers(a), _numbers(b)
-    return ours == theirs and all(_same_values(a, b, names) for names in _portions(ours))
+    ours, theirs = _count_numbers(a), _count_numbers(b)
+    return ours == theirs and all(_have_same_values(a, b, names) for names in _split_portions(ours))
 
 
-def same_bytes(a: Path, b: Path) -> bool:
-    """Whether two files are the same to the last byte; a portion of each is in memory at a time."""
+def have_same_bytes(a: Path, b: Path) -> bool:
+    """Return whether all bytes of two files are equal; a portion of each file is in memory at a time."""
     if a.stat().st_size != b.stat().st_size:
         return False
     with a.open("rb") as ours, b.open("rb") as theirs:
@@ -132,15 +147,15 @@ def same_bytes(a: Path, b: Path) -> bool:
     return True
 
 
-def _numbers(path: Path) -> dict[str, int]:
-    """How many numbers each tensor of a file has."""
-    with _reading(path) as file:
+def _count_numbers(path: Path) -> dict[str, int]:
+    """Return the number of elements of each tensor in a file."""
+    with _open_safetensors(path) as file:
         return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
-def _same_values(a: Path, b: Path, names: Sequence[str]) -> bool:
-    """Whether these tensors are equal in both files, whatever the type they are written in."""
-    with _reading(a) as ours, _reading(b) as theirs:  # closed, they leave the memory
+def _have_same_values(a: Path, b: Path, names: Sequence[str]) -> bool:
+    """Return whether these tensors have equal values in both files; their types may differ."""
+    with _open_safetensors(a) as ours, _open_safetensors(b) as theirs:  # when they are closed, their memory is free
         for name in names:
             x, y = ours.get_tensor(name), theirs.get_tensor(name)
             wide = torch.promote_types(x.dtype, y.dtype)
@@ -150,8 +165,8 @@ def _same_values(a: Path, b: Path, names: Sequence[str]) -> bool:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Any]:
-    """A safetensors file, open; CheckpointError if it is damaged."""
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; raise CheckpointError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -159,10 +174,10 @@ def _reading(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from error
 
 
-def fingerprint(model: nn.Module, config: object) -> str:
-    """SHA-256 of a configuration and all weights, as float32."""
+def hash_weights(model: nn.Module, config: object) -> str:
+    """Return the SHA-256 of a configuration and of all weights as float32."""
     digest = hashlib.sha256(repr(config).encode())
     for name, value in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
-        digest.update(dense(value).cpu().float().contiguous().numpy().tobytes())
+        digest.update(to_dense(value).cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError
 from unmask.runtime.packed import pack
-from unmask.storage.weights import fingerprint, load_weights, unfilled
+from unmask.storage.weights import hash_weights, load_weights, skip_initial_weights
 from unmask.tokenizers.pixels import Pixels
 
 
@@ -82,12 +82,12 @@ def open_tokenizer(
         return config
     # A fingerprint is of the values in the file, so verify before anything is rounded or packed.
     kind = dtype if sha256 is None else torch.promote_types(dtype, torch.float32)
-    with unfilled(kind):
+    with skip_initial_weights(kind):
         model: nn.Module = config.build()
     model = model.to(device, kind, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     if sha256 is not None:
         load_weights(model, weights)
-        if fingerprint(model, config) != sha256:
+        if hash_weights(model, config) != sha256:
             raise CheckpointError(f"{weights} is another tokenizer than the model was trained with")
         model = model.to(dtype)
     if packed:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from unmask.runtime.distributed import local, reshard
+from unmask.runtime.distributed import get_local, reshard
 
 
 class Ema:
@@ -23,8 +23,8 @@ class Ema:
     def update(self, step: int) -> None:
         """Add the current weights to the average, after optimizer step number `step`, counted from 0."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        average = [local(a) for a in self.average.values()]
-        weights = [local(p).float() for p in self.model.parameters()]
+        average = [get_local(a) for a in self.average.values()]
+        weights = [get_local(p).float() for p in self.model.parameters()]
         torch._foreach_lerp_(average, weights, weight)
 
     @contextmanager
@@ -34,8 +34,8 @@ class Ema:
         The raw weights come back at the end, bit for bit, also after an exception.
         """
         reshard(self.model)
-        raw = [local(p).detach().clone() for p in self.model.parameters()]
-        self._write([local(a) for a in self.average.values()])
+        raw = [get_local(p).detach().clone() for p in self.model.parameters()]
+        self._write([get_local(a) for a in self.average.values()])
         try:
             yield
         finally:
@@ -46,4 +46,4 @@ class Ema:
         # A forward pass may have left gathered weights in place of the shards, and writes to those would be lost.
         reshard(self.model)
         for p, value in zip(self.model.parameters(), values, strict=True):
-            local(p).copy_(value)
+            get_local(p).copy_(value)

@@ -19,6 +19,8 @@ from rich.progress import (
 )
 
 from unmask.errors import ConfigError
+from unmask.storage.files import write_atomic
+from unmask.storage.layout import METRICS
 
 Tracker = Literal["none", "tensorboard", "wandb"]
 Recorder = Callable[[int, dict[str, float]], None]
@@ -39,7 +41,7 @@ class TrainLog:
         self.console = Console(file=sys.stdout, highlight=False, quiet=run is None, soft_wrap=True)
         self._track: Recorder = _open_tracker(tracker, run) if run is not None else _ignore
         self._file: TextIO | None
-        self._file, before = (None, 0.0) if run is None else _reopen(run / "metrics.jsonl", start)
+        self._file, before = (None, 0.0) if run is None else _reopen(run / METRICS, start)
         self._began = time.perf_counter() - before
         columns = [
             TextColumn("step"),
@@ -107,9 +109,8 @@ def _reopen(path: Path, start: int) -> tuple[TextIO, float]:
         if step <= start and start > 0:
             kept.append(line + "\n")
             seconds = so_far
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept))
-    part.replace(path)  # a kill in between must not lose the curve
+    with write_atomic(path, durable=False) as part:  # a kill in between must not lose the curve
+        part.write_text("".join(kept))
     return path.open("a"), seconds
 
 

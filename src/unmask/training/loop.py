@@ -18,18 +18,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unmask.errors import NonFiniteError
-from unmask.method.objectives import Condition, Loss
+from unmask.method.guidance import Condition
+from unmask.method.objectives import Loss
 from unmask.method.rand import Rand
 from unmask.runtime.distributed import (
     Precision,
     Strategy,
     World,
-    accumulating,
+    accumulate_gradients,
     autocast,
-    gradient_factor,
-    resolve,
+    get_gradient_factor,
+    resolve_strategy,
     sum_over_ranks,
-    unwrapped,
+    unwrap,
 )
 from unmask.runtime.signals import stop_on_signal
 from unmask.training.ema import Ema
@@ -143,9 +144,9 @@ def train(
         CheckpointError: If no checkpoint is complete or it is of another model.
         DiskError: If a checkpoint cannot be written.
     """
-    sharded = resolve(config.strategy, world) == "fsdp"
+    sharded = resolve_strategy(config.strategy, world) == "fsdp"
     check_batch_size(config.batch_size, config.accumulate, world)
-    core = unwrapped(model)
+    core = unwrap(model)
     ema = Ema(core, config.ema)
     optimizers = config.optimizer.build(core)
     create_optimizer_state(optimizers)
@@ -181,7 +182,7 @@ def train(
             sums = accumulate(step, model, objective, batches, config, world)
             sums = sum_over_ranks(torch.cat([sums, sums.new_tensor([stop.asked])]), world)
             total, count, num_tokens, stops = sums.tolist()
-            gradient_norm = scale_gradients(parameters, gradient_factor(model, world) / count, config.clip)
+            gradient_norm = scale_gradients(parameters, get_gradient_factor(model, world) / count, config.clip)
             if not (math.isfinite(total) and math.isfinite(gradient_norm)):
                 where = _find_cause(step, model, objective, batches, config, world)
                 raise NonFiniteError(f"step {step}: loss {total / count}, gradient norm {gradient_norm}, from {where}")
@@ -222,9 +223,9 @@ def accumulate(
     for micro, rows in enumerate(split_rows(config.batch_size, config.accumulate, world)):
         tokens, condition = batches(step, rows)
         rand = Rand(config.seed, rows.to(world.device), config.batch_size, step)
-        with accumulating(model, micro == config.accumulate - 1):
+        with accumulate_gradients(model, micro == config.accumulate - 1):
             with autocast(config.precision, world):
-                loss = objective(model, tokens, condition, mask_id=unwrapped(model).mask_id, rand=rand)
+                loss = objective(model, tokens, condition, mask_id=unwrap(model).mask_id, rand=rand)
             loss.total.backward()
         sums += torch.stack([loss.total.detach(), loss.count, sums.new_tensor(tokens.numel())]).double()
     return sums
@@ -263,7 +264,7 @@ def _find_cause(
         rand = Rand(config.seed, rows.to(world.device), config.batch_size, step)
         with torch.no_grad(), autocast(config.precision, world):
             tokens, condition = batches(step, rows)
-            loss = objective(model, tokens, condition, mask_id=unwrapped(model).mask_id, rand=rand)
+            loss = objective(model, tokens, condition, mask_id=unwrap(model).mask_id, rand=rand)
         if not bool(loss.total.isfinite()):
             bad.append(row)
     return describe_bad_rows(bad, config.batch_size)

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.runtime.distributed import fast_dtype, like_shards, local, whole
+from unmask.runtime.distributed import gather_full, get_local, shard_like
+from unmask.runtime.kernels import fast_dtype
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic that `orthogonalize` iterates (Jordan et al. 2024, "Muon"; as in torch.optim.Muon)."""
@@ -94,23 +95,23 @@ class MuonOptimizer(torch.optim.Optimizer):
             if not parameters:  # such as in a tokenizer without attention
                 continue
             updates = self._update_momentum(parameters, group["momentum"])
-            torch._foreach_mul_([local(p) for p in parameters], 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_([get_local(p) for p in parameters], 1 - group["lr"] * group["weight_decay"])
             order = sorted(range(len(parameters)), key=lambda i: tuple(parameters[i].shape))
             for shape, same in groupby(order, key=lambda i: tuple(parameters[i].shape)):
                 indices = list(same)
-                batch = torch.stack([whole(updates[i]) for i in indices])
+                batch = torch.stack([gather_full(updates[i]) for i in indices])
                 factor = group["lr"] * 0.2 * math.sqrt(max(shape))  # to the root mean square of AdamW's update
                 for i, update in zip(indices, orthogonalize(batch, fast_dtype(batch.device)), strict=True):
-                    parameters[i].add_(like_shards(update.to(batch.dtype), parameters[i]), alpha=-factor)
+                    parameters[i].add_(shard_like(update.to(batch.dtype), parameters[i]), alpha=-factor)
 
     def _update_momentum(self, parameters: list[nn.Parameter], momentum: float) -> list[Tensor]:
         """Add the gradients to their running averages, and return the Nesterov updates."""
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        averages = [local(self.state[p]["momentum_buffer"]) for p in parameters]
+        averages = [get_local(self.state[p]["momentum_buffer"]) for p in parameters]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        torch._foreach_lerp_(averages, [local(g) for g in gradients], 1 - momentum)
+        torch._foreach_lerp_(averages, [get_local(g) for g in gradients], 1 - momentum)
         return [g.lerp(self.state[p]["momentum_buffer"], momentum) for p, g in zip(parameters, gradients, strict=True)]
 
 

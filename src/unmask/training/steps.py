@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError, Preempted
-from unmask.runtime.distributed import World, agree, barrier, local, norm
+from unmask.runtime.distributed import World, barrier, broadcast_text, compute_norm, get_local
 from unmask.training.checkpoint import load_checkpoint, save_checkpoint
 from unmask.training.optim import Optimizers
 from unmask.training.runfolder import find_latest_checkpoint
@@ -56,7 +56,7 @@ class RunState:
         if found is not None:
             load_checkpoint(found, self.tensors, sharded=self.sharded)
         start = found.step if found else 0
-        if int(agree(str(start), self.world)) != start:
+        if int(broadcast_text(str(start), self.world)) != start:
             raise CheckpointError(
                 f"rank {self.world.rank} found step {start} in {self.run}, rank 0 another: share one folder among ranks"
             )
@@ -81,7 +81,7 @@ class RunState:
                 sharded=self.sharded,
                 is_main=self.world.is_main,
                 barrier=lambda: barrier(self.world),
-                token=agree(uuid.uuid4().hex, self.world),
+                token=broadcast_text(uuid.uuid4().hex, self.world),
                 keep=self.keep,
             )
         if stopped and done < self.steps:
@@ -110,9 +110,9 @@ def split_rows(batch_size: int, accumulate: int, world: World) -> list[Int[Tenso
 def scale_gradients(parameters: Sequence[nn.Parameter], factor: float, clip: float) -> float:
     """Multiply all gradients by `factor`, clip their global norm to `clip`, and return the norm before clipping."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    torch._foreach_mul_([local(g) for g in gradients], factor)
-    gradient_norm = float(norm(gradients))
-    torch._foreach_mul_([local(g) for g in gradients], min(1.0, clip / (gradient_norm + 1e-12)))
+    torch._foreach_mul_([get_local(g) for g in gradients], factor)
+    gradient_norm = float(compute_norm(gradients))
+    torch._foreach_mul_([get_local(g) for g in gradients], min(1.0, clip / (gradient_norm + 1e-12)))
     return gradient_norm
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unmask.errors import ConfigError, NonFiniteError
-from unmask.runtime.distributed import World, autocast, gradient_factor, resolve, sum_over_ranks
+from unmask.runtime.distributed import World, autocast, get_gradient_factor, resolve_strategy, sum_over_ranks
 from unmask.runtime.signals import stop_on_signal
 from unmask.tokenizers import quantizers
 from unmask.tokenizers.losses import TokenizerLoss
@@ -116,10 +116,10 @@ def train_tokenizer(
             sums.terms[-1] += stop.asked
             reduce_sums(sums, world)
             *terms, count, stops = sums.terms.tolist()
-            factor = gradient_factor(networks.model, world) / count
+            factor = get_gradient_factor(networks.model, world) / count
             gradient_norm, critic_norm = scale_gradients(parameters, factor, config.clip), 0.0
             if fooling:
-                factor = gradient_factor(networks.discriminator, world) / count
+                factor = get_gradient_factor(networks.discriminator, world) / count
                 critic_norm = scale_gradients(critic_parameters, factor, config.clip)
             if not math.isfinite(sum(terms) + gradient_norm + critic_norm):
                 where = find_cause(step, networks, loss, weight, batches, config, world)
@@ -162,7 +162,7 @@ def train_tokenizer(
 
 def _check_setup(networks: Networks, loss: TokenizerLoss, config: TrainConfig, world: World) -> None:
     """Raise ConfigError for settings that cannot work together."""
-    if resolve(config.strategy, world) == "fsdp":
+    if resolve_strategy(config.strategy, world) == "fsdp":
         raise ConfigError("training.strategy fsdp: tokenizers are small enough for ddp; leave it out")
     check_batch_size(config.batch_size, config.accumulate, world)
     (height, width), patches = networks.core.config.size, loss.discriminator

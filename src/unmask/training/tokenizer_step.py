@@ -12,9 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unmask.method.rand import Rand
-from unmask.runtime.distributed import World, accumulating, autocast, sum_over_ranks, unwrapped
+from unmask.runtime.distributed import World, accumulate_gradients, autocast, sum_over_ranks, unwrap
 from unmask.tokenizers import quantizers
-from unmask.tokenizers.losses import Stages, TokenizerLoss, compute_hinge_loss, sum_image_means, measure_perceptual_distance
+from unmask.tokenizers.losses import (
+    Stages,
+    TokenizerLoss,
+    compute_hinge_loss,
+    measure_perceptual_distance,
+    sum_image_means,
+)
 from unmask.tokenizers.quantizers import Codebook
 from unmask.tokenizers.vqgan import Autoencoder
 from unmask.training.loop import TrainConfig
@@ -39,14 +45,14 @@ class Networks:
     @property
     def core(self) -> Autoencoder:
         """The tokenizer, unwrapped."""
-        core = unwrapped(self.model)
+        core = unwrap(self.model)
         assert isinstance(core, Autoencoder)
         return core
 
     @property
     def critic(self) -> nn.Module:
         """The discriminator, unwrapped."""
-        return unwrapped(self.discriminator)
+        return unwrap(self.discriminator)
 
     @property
     def codebook(self) -> Codebook | None:
@@ -89,7 +95,7 @@ def compute_gradients(
     for micro, rows in enumerate(split_rows(config.batch_size, config.accumulate, world)):
         final = micro == config.accumulate - 1
         images = batches(step, rows)[0]
-        with accumulating(networks.model, final):
+        with accumulate_gradients(networks.model, final):
             with autocast(config.precision, world):
                 made, quantized, z = networks.model(images)
             fake = made.detach().float().requires_grad_()
@@ -101,7 +107,7 @@ def compute_gradients(
                 pull = pull + weight * push
             ((made.float() * pull).sum() + quantized.loss).backward()  # its gradient at `made` is `pull`
         if weight is not None:
-            with accumulating(networks.discriminator, final):
+            with accumulate_gradients(networks.discriminator, final):
                 critic = _compute_hinge(fake, images, networks.discriminator, config, world)
                 critic.backward()
         row = [pixel, perceptual, quantized.loss.detach(), adversarial, critic.detach()]

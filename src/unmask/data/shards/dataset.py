@@ -4,14 +4,12 @@ A folder holds `train-00000.tokens.npy` [rows, views, l], `train-00000.labels.np
 `meta.json`, which is written last: without it the folder is not finished. Only the labels are in memory.
 """
 
-import contextlib
 import functools
 import hashlib
 import io
 import math
 import os
 import re
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.storage.config import read_json, write_json
-from unmask.storage.files import sha256_of, sync
+from unmask.storage.files import sha256_of, write_bytes
 
 SplitName = Literal["train", "test"]
 """The two parts of a dataset."""
@@ -297,21 +295,9 @@ def _write_array(path: Path, array: np.ndarray) -> str:
     """Write through a temporary name; return the file's sha256."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     try:
-        temporary.write_bytes(buffer.getbuffer())
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        write_bytes(buffer.getbuffer(), path)
     except OSError as error:
         kept = "what was finished there is kept: free or mend the disk, then run the same command again"
         raise DiskError(f"cannot write {path}: {error.strerror}; {kept}") from error
-    finally:
-        _discard(temporary)
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
-
-
-def _discard(path: Path) -> None:
-    """Remove what a failed write left; if the disk refuses, the next run removes it."""
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from unmask.data.shards.dataset import MAX_JSON, Meta, Shard, SplitName, choose_
 from unmask.errors import ConfigError, DataError
 from unmask.method.rand import Rand
 from unmask.runtime.progress import Progress
-from unmask.storage.config import differences, read_json, write_json
+from unmask.storage.config import list_differences, read_json, write_json
 from unmask.storage.lock import lock
 
 Encode = Callable[[Float[Tensor, "b c h w"]], Int[Tensor, "b l"]]
@@ -285,7 +285,7 @@ def _read_done(out: Path, name: str) -> Done | None:
 
 def _check_plan(out: Path, plan: ShardPlan) -> None:
     try:
-        changed = differences(read_json(out / PLAN, ShardPlan, MAX_JSON), plan)
+        changed = list_differences(read_json(out / PLAN, ShardPlan, MAX_JSON), plan)
     except ConfigError as error:
         raise DataError(f"{out} cannot be continued: {error}; give another --out, or delete the folder") from error
     if changed:

@@ -59,7 +59,7 @@ class HubImages:
         rest, held = split_share(train, self.held_out, self.seed, self.name)
         return Split(train=rest, test=held)
 
-    def _open_rows(self, parts: dict[str, Any], part: str, like: Pictures | None = None) -> "Rows":
+    def _open_rows(self, parts: dict[str, Any], part: str, like: Pictures | None = None) -> "HubRows":
         where = f"{self.name}, {part}"
         return to_rows(parts[part], where, self.image, self.label, (self.size, self.size), self.channels, like)
 
@@ -89,7 +89,7 @@ class HubRows(OnDemand):
             return open_image(cell["path"])
         return decode_bytes(io.BytesIO(cell["bytes"]), name)
 
-    def take(self, index: Int[Tensor, " b"]) -> "Rows":
+    def take(self, index: Int[Tensor, " b"]) -> "HubRows":
         return replace(self, rows=self.rows[index], labels=take_labels(self.labels, index))
 
 

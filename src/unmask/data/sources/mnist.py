@@ -13,7 +13,7 @@ from unmask.data.images import Images, to_images
 from unmask.data.pictures import Split
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.runtime.progress import Progress
-from unmask.storage.cache import cache_dir, fetch_first, save
+from unmask.storage.cache import fetch_first, find_cache_dir, save_cached
 from unmask.storage.files import one_line
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
@@ -46,7 +46,7 @@ class Mnist:
     def load(self, progress: Progress | None = None) -> Split:
         """Load the training and the test set."""
         if self.path is None:
-            folder = cache_dir() / "mnist"
+            folder = find_cache_dir() / "mnist"
             download_mnist(folder, progress)
         else:
             folder = Path(self.path).expanduser()
@@ -107,6 +107,6 @@ def download_mnist(cache: Path, progress: Progress | None = None, mirrors: tuple
                     f"cannot download {name} ({'; '.join(body)}): put {', '.join(MNIST)} into "
                     f"{one_line(str(cache))}, or name a folder that has them with --data DIR"
                 )
-            save(path, body)
+            save_cached(path, body)
         except OSError as error:
             raise DiskError(f"{one_line(str(path))}: {error.strerror or error}; or set UNMASK_CACHE") from error

@@ -4,8 +4,6 @@
 import contextlib
 import io
 import json
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +16,9 @@ from unmask.data.text.rows import START, Packing, TextMeta, TextPart, TextSet
 from unmask.data.text.sources import SplitName, TextSource
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.runtime.progress import Progress
-from unmask.storage.config import differences, read_json, to_json, write_json
-from unmask.storage.files import one_line, sha256_of, sync
+from unmask.storage.config import list_differences, read_json, to_json, write_json
+from unmask.storage.files import one_line, sha256_of, write_atomic
+from unmask.storage.layout import TEXT_TOKENIZER
 from unmask.storage.lock import lock
 from unmask.tokenizers.text import TextTokenizer, open_text_tokenizer
 
@@ -182,7 +181,7 @@ def _read_finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
     there = {name: getattr(meta, name) for name in made}
     if there != made:
         pairs = [{**x, "source": json.loads(x["source"]), "files": list(x["files"])} for x in (there, made)]
-        changed = one_line(differences(*pairs)[0])
+        changed = one_line(list_differences(*pairs)[0])
         raise DataError(f"{one_line(str(out))} holds other tokens ({changed}): give another folder, or delete this one")
     wanted = {TEXT_TOKENIZER: meta.tokenizer}
     for part in ("train", "test"):
@@ -200,16 +199,9 @@ def _write_atomic(path: Path) -> Iterator[Any]:
 
     Reading the text raises other errors, so an OSError here comes from writing.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     try:
-        with open(temporary, "wb") as file:
+        with write_atomic(path) as temporary, open(temporary, "wb") as file:
             yield file
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
     except OSError as error:
         again = "free or mend the disk, then run the same command again"
         raise DiskError(f"cannot write {path}: {error.strerror}; {again}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -1,9 +1,11 @@
-"""The one place where foreign weight files are read. What a file is, its first bytes say; that nothing in it can run or
-use up the machine is seen to before a tensor is made.
+"""Read foreign weight files; no other module does.
 
-Of a torch file nothing is unpickled at all: a child process with limits reads the pickle as data (`unpacking`), copies
-the weights, and only them, into a safetensors file, and this process maps that. Others may call `torch.load` safe with
-`weights_only=True`; it has been broken twice (CVE-2025-32434, CVE-2026-24747), and bounds neither memory nor time.
+The first bytes of a file tell its format. Before a tensor is made, checks ensure that nothing in the file can run code
+or exhaust the machine.
+
+A torch file is never unpickled. A child process with limits reads the pickle as data (`unpacking`) and copies only the
+weights into a safetensors file, which this process maps. `torch.load` with `weights_only=True` is often called safe; it
+was broken twice (CVE-2025-32434, CVE-2026-24747), and it limits neither memory nor time.
 """
 
 import errno
@@ -25,45 +27,53 @@ from torch import Tensor
 
 from unmask.errors import CheckpointError, DiskError
 from unmask.storage.files import one_line
-from unmask.storage.foreign.unpacking.job import not_blocking
+from unmask.storage.foreign.unpacking.job import open_without_blocking
+from unmask.storage.foreign.unpacking.pickles import MAX_AXES
+from unmask.storage.foreign.unpacking.tables import MAX_NAME
 
 MAX_TENSORS = 20_000
 MAX_HEADER = 4 << 20
-MAX_AXES = 8
-MAX_NAME = 512
 KINDS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-"""Types in safetensors that are read, and the bytes of one number."""
+"""Types of safetensors that are read, and the bytes of one number."""
 PREFIXES = ("module.", "_orig_mod.")
-"""What wrappers for many GPUs and compiled models put before every name."""
+"""Prefixes that wrappers for many GPUs and compiled models add to every name."""
 PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); from unpacking.job import main; main()"
 LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-"""All of the environment that a child gets; keys and tokens are none of its business."""
+"""The only environment variables that a child gets: it must see no keys or tokens."""
 PATIENCE = 60
-"""Seconds that a child may take, besides those for the size of its file."""
+"""Seconds that a child may take, in addition to those for the size of its file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
-    """What a foreign file holds; `opened` are the containers that the weights were in, `left_out` what lay beside."""
+    """The content of a foreign file."""
 
     tensors: dict[str, Tensor]
     opened: tuple[str, ...] = ()
+    """The containers in the file that hold the weights."""
     left_out: tuple[str, ...] = ()
+    """The other entries beside them."""
 
 
 def open_foreign(path: Path, *, container: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, torch (.pth, .pt, .ckpt, .bin) or flax file, mapped; else one line.
+    """Map the tensors of a .safetensors, torch (.pth, .pt, .ckpt, .bin) or flax file into memory.
 
-    `container` is the entry that holds the weights in a torch file that has entries. Writing to the tensors does not
-    change the file. Raises CheckpointError.
+    Writing to the tensors does not change the file.
+
+    Args:
+        container: The entry that holds the weights, in a torch file with entries.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, unsafe or of another format.
+        DiskError: The temporary folder has no room for a copy.
     """
     return read_foreign(path, container=container).tensors
 
 
 def read_foreign(path: Path, *, container: str | None = None) -> Foreign:
-    """As `open_foreign`, and says what was opened and left out."""
+    """Read a file as `open_foreign` does, and also return what was opened and left out."""
     path = Path(path)
-    head, size = _look(path)
+    head, size = _read_head(path)
     is_zip = head[:4] == b"PK\x03\x04"
     is_safetensors = head[8:9] == b"{" and not is_zip
     is_torch = is_zip or (head[0] == 0x80 and not is_safetensors)
@@ -76,43 +86,43 @@ def read_foreign(path: Path, *, container: str | None = None) -> Foreign:
 
         found = Foreign(tensors=read_flax(path))
     else:
-        raise _refusal(
+        raise _make_error(
             path, "neither safetensors, torch nor flax; give one of .safetensors, .pth, .ckpt, .bin, msgpack"
         )
-    return Foreign(tensors=_named(path, found.tensors), opened=found.opened, left_out=found.left_out)
+    return Foreign(tensors=_strip_prefixes(path, found.tensors), opened=found.opened, left_out=found.left_out)
 
 
-def _look(path: Path) -> tuple[bytes, int]:
-    """The first bytes and the size of a regular file."""
+def _read_head(path: Path) -> tuple[bytes, int]:
+    """Return the first 16 bytes and the size of a regular file."""
     try:
-        with open(path, "rb", opener=not_blocking) as file:
+        with open(path, "rb", opener=open_without_blocking) as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
-                raise _refusal(path, "not a regular file; give the file of the weights")
+                raise _make_error(path, "not a regular file; give the file of the weights")
             head = file.read(16)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise _refusal(path, f"cannot be read ({reason}); give the file of the weights") from error
+        raise _make_error(path, f"cannot be read ({reason}); give the file of the weights") from error
     if len(head) < 9:
-        raise _refusal(path, f"only {len(head)} bytes; get the file again")
+        raise _make_error(path, f"only {len(head)} bytes; get the file again")
     return head, facts.st_size
 
 
-def _refusal(path: Path, reason: str) -> CheckpointError:
+def _make_error(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"{one_line(str(path))}: {one_line(reason)}")
 
 
-def _named(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes of wrappers."""
+def _strip_prefixes(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with the prefixes of wrappers removed from their names."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = name
         while short.startswith(PREFIXES):
             short = short.partition(".")[2]
         if not short.isprintable() or not short:
-            raise _refusal(path, f"a tensor is named {name[:100]!r}, which is no printable name")
+            raise _make_error(path, f"a tensor is named {name[:100]!r}, which is not a printable name")
         if short in found:
-            raise _refusal(path, f"two tensors are {short} once {' and '.join(PREFIXES)} are left out")
+            raise _make_error(path, f"two tensors are {short} once {' and '.join(PREFIXES)} are left out")
         found[short] = tensor
     return found
 
@@ -124,7 +134,7 @@ def _read_torch(path: Path, size: int, container: str | None) -> Foreign:
     try:
         with tempfile.TemporaryDirectory(prefix="unmask-weights-") as name:
             answer = _unpack(path, size, container, Path(name))
-            tensors = _read_safetensors(Path(name) / "weights", path)  # mapped, so the file may go
+            tensors = _read_safetensors(Path(name) / "weights", path)  # mapped, so the file may be removed
     except OSError as error:
         where = one_line(tempfile.gettempdir())
         raise DiskError(f"{where}: {error.strerror or error}; free room for a copy, or set TMPDIR") from error
@@ -134,7 +144,7 @@ def _read_torch(path: Path, size: int, container: str | None) -> Foreign:
 
 
 def _unpack(path: Path, size: int, container: str | None, folder: Path) -> dict[str, Any]:
-    """Let a child copy the weights to `folder`/weights, and return its answer."""
+    """Run a child that copies the weights to `folder`/weights, and return its answer."""
     code = [sys.executable, "-I", "-S", "-c", PROGRAM, str(Path(__file__).parent)]
     files = [os.path.abspath(path), str(folder / "weights"), str(folder / "answer"), container or ""]
     seconds = PATIENCE + size / (10 << 20)
@@ -151,19 +161,19 @@ def _unpack(path: Path, size: int, container: str | None, folder: Path) -> dict[
                 check=False,
             )
     except subprocess.TimeoutExpired as error:
-        raise _refusal(path, f"was not read in {seconds:.0f} s; get the file again") from error
+        raise _make_error(path, f"could not be read in {seconds:.0f} s; get the file again") from error
     try:
-        answer = json.loads((folder / "answer").read_bytes()) if done.returncode == 0 else None
+        answer: dict[str, Any] | None = json.loads((folder / "answer").read_bytes()) if done.returncode == 0 else None
     except (OSError, ValueError):
         answer = None
     if answer is None:
         said = (folder / "errors").read_bytes()[-1000:].decode("utf-8", "replace").strip().splitlines() or ["nothing"]
-        raise _refusal(path, f"the process that read it ended with status {done.returncode}: {said[-1][-200:]}")
+        raise _make_error(path, f"the process that read it ended with status {done.returncode}: {said[-1][-200:]}")
     if answer.get("errno") == errno.ENOSPC:
         raise OSError(errno.ENOSPC, answer["refused"])
     if "refused" in answer:
         advice = "" if ";" in answer["refused"] else "; get the file again, or a .safetensors file of the same weights"
-        raise _refusal(path, answer["refused"] + advice)
+        raise _make_error(path, answer["refused"] + advice)
     return answer
 
 
@@ -177,22 +187,22 @@ def _read_safetensors(path: Path, shown: Path | None = None) -> dict[str, Tensor
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if length > MAX_HEADER:
-                raise _refusal(shown, f"its header has {length} bytes, and {MAX_HEADER} are possible")
-            header = json.loads(file.read(length), object_pairs_hook=_unique)
+                raise _make_error(shown, f"its header has {length} bytes, and {MAX_HEADER} are possible")
+            header = json.loads(file.read(length), object_pairs_hook=_refuse_repeats)
         _check_header(header, size - 8 - length)
         tensors = load_file(path)
     except RecursionError as error:
-        raise _refusal(shown, "its header is nested too deep; get the file again") from error
+        raise _make_error(shown, "its header is nested too deep; get the file again") from error
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise _refusal(shown, f"damaged or not a safetensors file ({error}); get the file again") from error
+        raise _make_error(shown, f"damaged or not a safetensors file ({error}); get the file again") from error
     for name, tensor in tensors.items():
         if tensor.dtype == torch.bool and tensor.view(torch.uint8).max() > 1:
-            raise _refusal(shown, f"{name} holds truth values that are neither 0 nor 1; get the file again")
+            raise _make_error(shown, f"{name} holds truth values that are neither 0 nor 1; get the file again")
     return tensors
 
 
 def _check_header(header: Any, size: int) -> None:
-    """ValueError unless the tensors tile `size` bytes one after the other, each as long as its shape says."""
+    """Raise ValueError unless the tensors fill `size` bytes without gaps, each with the bytes of its shape."""
     if not isinstance(header, dict) or not 0 < len(header) <= MAX_TENSORS:
         raise ValueError(f"no table of 1 to {MAX_TENSORS} tensors")
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
@@ -217,17 +227,21 @@ def _are_counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 62 for value in values)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name is repeated")
     return table
 
 
 def read_tensors(path: Path, source: str) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors or .pth file, without running anything that it says.
+    """Return the tensors of a foreign file by name, without running code of the file.
 
-    `source` tells, in the CheckpointError, where to get a sound one.
+    Args:
+        source: Where to get a good file, for the error message.
+
+    Raises:
+        CheckpointError: As `open_foreign`.
     """
     try:
         return open_foreign(path)

@@ -1,3 +1,5 @@
-"""A program of its own that turns a torch file (.pth, .pt, .ckpt, .bin) into a safetensors file: `foreign.py` starts it
-as a child process with limits. It imports the standard library only, builds no object that a pickle names, and calls
-nothing that a pickle asks for: the pickle is read as a description of tensors, and their bytes are copied."""
+"""Turn a torch file (.pth, .pt, .ckpt, .bin) into a safetensors file, in a program that `foreign/reader.py` starts.
+
+The program is a child process with limits. It imports only the standard library, builds no object that a pickle names,
+and calls nothing that a pickle asks for. It reads the pickle as a description of tensors, and copies their bytes.
+"""

@@ -1,0 +1,55 @@
+"""Which type and which kernel each kind of device gets."""
+
+import pytest
+import torch
+
+from unmask.runtime.kernels import fast_dtype, packs_linear
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+OTHERS = (torch.float64, torch.float16, torch.int8)
+
+
+@pytest.fixture
+def cpu(monkeypatch):
+    """Give this process a CPU of the given capabilities, as torch and oneDNN report them."""
+
+    def pretend(capability, *, bf16=False, amx=False, onednn_bf16=False, onednn=True):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn_bf16)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("capability", "facts", "fast", "packed"),
+    [
+        ("DEFAULT", {}, FLOAT32, set()),
+        ("AVX2", {}, FLOAT32, set()),
+        ("AVX2", {"onednn_bf16": True}, FLOAT32, {BFLOAT16}),  # AVX2 with VNNI
+        ("AVX512", {}, FLOAT32, {FLOAT32}),
+        ("AVX512", {"onednn_bf16": True}, FLOAT32, {FLOAT32, BFLOAT16}),
+        ("AVX512", {"onednn_bf16": True, "bf16": True}, BFLOAT16, {FLOAT32, BFLOAT16}),
+        ("AVX512", {"onednn_bf16": True, "amx": True}, BFLOAT16, {FLOAT32, BFLOAT16}),
+        ("AVX512", {"onednn_bf16": True, "bf16": True, "amx": True, "onednn": False}, BFLOAT16, set()),
+    ],
+)
+def test_each_cpu_gets_what_is_fast_on_it(cpu, capability, facts, fast, packed):
+    """In float32 only with AVX-512: without it torch's own product was 1.34 times as fast (24x768, 257 tokens)."""
+    cpu(capability, **facts)
+    assert fast_dtype(CPU) == fast
+    assert {dtype for dtype in (FLOAT32, BFLOAT16, *OTHERS) if packs_linear(dtype)} == packed
+
+
+@pytest.mark.parametrize("facts", [{}, {"bf16": True, "amx": True}])
+def test_cuda_is_fast_in_bfloat16_whatever_the_cpu(cpu, facts):
+    cpu("AVX2", **facts)
+    assert fast_dtype(CUDA) == BFLOAT16
+
+
+def test_a_device_without_a_measurement_gets_float32(cpu):
+    cpu("AVX512", bf16=True, amx=True)
+    assert fast_dtype(torch.device("meta")) == FLOAT32
