@@ -24,7 +24,7 @@ from unmask.method.models.transformer import MaskedTransformer, TransformerConfi
 from unmask.method.rand import Rand
 from unmask.pipelines.image import Pipeline
 from unmask.recipes import cifar10, cifar10_tokenizer
-from unmask.runtime.kernels import fast_dtype
+from unmask.runtime.kernels import choose_dtype
 from unmask.runtime.memory import keep_freed_memory
 from unmask.runtime.packed import pack
 from unmask.runtime.provenance import describe_environment
@@ -42,7 +42,7 @@ def network() -> MaskedTransformer:
 
 def drawing() -> dict[str, Callable[[], object]]:
     """One way of drawing for each size of a batch."""
-    dtype = fast_dtype(torch.device("cpu"))
+    dtype = choose_dtype(torch.device("cpu"))
     model, tokenizer = (pack(part.to(dtype).eval()) for part in (network(), TOKENIZER.build()))
     pipeline = Pipeline(model, tokenizer, cifar10.recipe().sampling)  # type: ignore[arg-type]
     tokens.MAX_CACHED_TOKENS = tokens.MAX_LOGITS  # for larger batches than a CPU gets
@@ -57,13 +57,13 @@ def training() -> dict[str, Callable[[], object]]:
     labels, images = torch.arange(rows) % CLASSES, torch.rand(64, 3, 32, 32) * 2 - 1
 
     def generator() -> None:
-        with torch.autocast("cpu", fast_dtype(torch.device("cpu"))):
+        with torch.autocast("cpu", choose_dtype(torch.device("cpu"))):
             rand = Rand(0, torch.arange(rows), rows)
             loss = recipe.objective(model, codes, labels, mask_id=model.mask_id, rand=rand)
         (loss.total / loss.count).backward()
 
     def tokenizer() -> None:
-        with torch.autocast("cpu", fast_dtype(torch.device("cpu"))):
+        with torch.autocast("cpu", choose_dtype(torch.device("cpu"))):
             loss = F.mse_loss(autoencoder(images)[0], images)
         loss.backward()
 

@@ -14,7 +14,7 @@ from unmask.method.rand import Rand
 from unmask.recipes.reading import load_recipe
 from unmask.recipes.schema import Recipe, TextRecipe
 from unmask.runtime.distributed import World, autocast
-from unmask.runtime.kernels import fast_dtype
+from unmask.runtime.kernels import choose_dtype
 from unmask.runtime.provenance import describe_environment
 from unmask.training.ema import Ema
 from unmask.training.optim import Muon, MuonOptimizer
@@ -72,7 +72,7 @@ def measure(name: str) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(describe_environment(torch.device("cpu")), "orthogonalizes in", fast_dtype(torch.device("cpu")))
+    print(describe_environment(torch.device("cpu")), "orthogonalizes in", choose_dtype(torch.device("cpu")))
     print("recipe       the rest s  Muon s   torch s torch/Muon    share   (CPU seconds a step, medians)")
     for name in SHAPES:
         print(measure(name), flush=True)

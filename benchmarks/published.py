@@ -217,7 +217,7 @@ def against(folder: Path) -> None:
             assert max(off, blurred) < most
         print(f"\nwhat             whose             CPU s  peer/ours (median and range of {ROUNDS} pairs)")
         free, sampling = torch.randn(2, CELLS, CODES + 1), REPORT_256.sampling
-        blank, noise, given = half.blank(1), seeded(SEED, 1), free[:1, :, :CODES].contiguous()
+        blank, noise, given = half.make_canvas(1), seeded(SEED, 1), free[:1, :, :CODES].contiguous()
 
         def ours_alone() -> list[State]:
             order = resolve_priority(sampling.priority, half.model)

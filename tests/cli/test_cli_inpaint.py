@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from unmask.cli.editing import inpaint
+from unmask.cli.editing import run_inpaint
 from unmask.data.sources.choice import Digits
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError, DataError
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.recipes.reading import write_config
 from unmask.recipes.schema import Recipe
-from unmask.storage.config import to_json, write_json
 from unmask.storage.weights import write_weights
 from unmask.tokenizers.pixels import Pixels
 
@@ -29,7 +29,7 @@ def saved(folder, num_classes):
             if not p.any():
                 nn.init.normal_(p, std=0.3)
     folder.mkdir()
-    write_json(folder / "config.json", to_json(recipe))
+    write_config(recipe, folder)
     write_weights(dict(model.named_parameters()), folder / "model.safetensors")
     return folder
 
@@ -47,7 +47,7 @@ def photo(tmp_path_factory):
 
 
 def call(*arguments):
-    inpaint([str(a) for a in arguments])
+    run_inpaint([str(a) for a in arguments])
 
 
 def pixels(path):
@@ -171,9 +171,9 @@ def test_a_model_without_classes_takes_no_label(photo, tmp_path):
 def test_usage_and_help(run, capsys):
     for arguments in ([], [str(run)], [str(run), "--alpha"]):
         with pytest.raises(ConfigError, match="usage: unmask inpaint RUN PHOTO"):
-            inpaint(arguments)
+            run_inpaint(arguments)
     for arguments in (["--help"], [str(run), "--help"], [str(run), "x.png", "--help"]):
         with pytest.raises(SystemExit) as stop:
-            inpaint(arguments)
+            run_inpaint(arguments)
         assert not stop.value.code
         assert "--feather" in capsys.readouterr().out

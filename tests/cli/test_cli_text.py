@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from unmask.cli.choices import SamplingFlags, applied
 
 from unmask.cli import main
-from unmask.cli.scoring import opened_subject
+from unmask.cli.flags import SamplingFlags, choose_sampling
 from unmask.decoding.sampling import Adaptive, Ancestral, Sampling
+from unmask.evaluation.measuring import open_subject
 from unmask.evaluation.scoring import score_subject
 from unmask.experiments import text as text_experiment
 from unmask.method.likelihood import compute_exact_nll
@@ -21,6 +21,7 @@ from unmask.method.rand import Rand
 from unmask.method.sampling.priorities import Confidence, Halton, Margin, Raster, compute_moment_temperatures
 from unmask.method.schedules import Power, ratios
 from unmask.pipelines.text import TextPipeline
+from unmask.published.opening import open_model
 from unmask.recipes.reading import load_recipe, read_config
 from unmask.recipes.schema import TextRecipe
 from unmask.runtime.distributed import World
@@ -129,7 +130,7 @@ def test_infill_keeps_what_is_given(run, capsys):
         (["generate", "RUN", "--prompt", "a" * 40], "leaves none to write"),
         (["generate", "RUN", "--scale", "2"], "nothing to guide towards"),
         (["generate", "RUN", "--num", "0"], "at least 1"),
-        (["sample", "RUN"], "text model's"),
+        (["sample", "RUN"], "is a text model: use unmask generate"),
         (["score", "RUN", "--orders", "sideways"], "no order sideways"),
         (["score", "RUN", "--rows", "1"], "at least 2 rows"),
         (["train", "shakespeare"], "which text?"),
@@ -200,12 +201,11 @@ def test_documents_of_their_own_rows_train_and_write(tmp_path):
 
 def test_one_rank_and_two_score_alike(run):
     """The rows are shared out, and the sum over ranks is that of one process."""
-    from unmask.cli.scoring import opened_subject
     from unmask.evaluation.scoring import _nats
     from unmask.method.likelihood import estimate_bound
 
     here = World(rank=0, size=1, device=torch.device("cpu"))
-    subject, _, _ = opened_subject(run, here)
+    subject, _, _, _ = open_subject(open_model(run), here)
     index = torch.arange(5)
 
     def measure(predict, tokens, rand):
@@ -270,8 +270,8 @@ def test_every_sampler_writes_from_the_command_line(run, capsys, sampler):
 
 def test_flags_that_a_sampler_does_not_read_are_refused(run, capsys):
     for more in (["--order", "raster"], ["--noise", "2"]):
-        assert "does not look at it" in refused(capsys, "generate", run, "--sampler", "ancestral", *more)[1]
-    assert "does not look" in refused(capsys, "generate", run, "--sampler", "threshold", "--schedule", "cosine")[1]
+        assert "ignores it: add --sampler parallel" in refused(capsys, "generate", run, "--sampler", "ancestral", *more)[1]
+    assert "ignores it: add --sampler parallel" in refused(capsys, "generate", run, "--sampler", "threshold", "--schedule", "cosine")[1]
 
 
 def test_a_run_is_scored_and_exported_without_its_text(run, tmp_path, monkeypatch, capsys):
@@ -285,7 +285,9 @@ def test_a_run_is_scored_and_exported_without_its_text(run, tmp_path, monkeypatc
     main(["score", "run", "--orders", "raster", "--steps", "1", "99", "--rows", "4", "--passes", "1"])
     assert "| raster | 32 |" in capsys.readouterr().out, "more steps than tokens are as many"
     main(["export", "run", "--out", "model"])
-    assert {path.name for path in (there / "model").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    left = {path.name for path in (there / "model").iterdir()}
+    assert left == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    assert "gone.txt" not in (there / "model/config.json").read_text()
     one, other = (TextPipeline.from_pretrained(there / name).generate("the", seed=3) for name in ("run", "model"))
     assert one == other
 
@@ -297,12 +299,12 @@ def test_a_training_may_start_from_another_of_the_same_tokenizer(run, tmp_path, 
 
 
 def test_the_moment_order_brings_its_temperatures(run):
-    pipeline = TextPipeline.from_pretrained(run)
-    sampling = applied(SamplingFlags(order="moment", noise=2.0, steps=4), pipeline)
+    spec = TextPipeline.from_pretrained(run).spec
+    sampling = choose_sampling(SamplingFlags(order="moment", noise=2.0, steps=4), spec)
     assert sampling._temperatures(4) == tuple(compute_moment_temperatures(2.0, 4))
-    cold = applied(SamplingFlags(order="moment", noise=2.0, steps=4, temperature=0.5), pipeline)
+    cold = choose_sampling(SamplingFlags(order="moment", noise=2.0, steps=4, temperature=0.5), spec)
     assert cold._temperatures(4) == tuple(x / 2 for x in compute_moment_temperatures(2.0, 4))
-    assert applied(SamplingFlags(order="entropy"), pipeline)._temperatures(4) == 1.0
+    assert choose_sampling(SamplingFlags(order="entropy"), spec)._temperatures(4) == 1.0
 
 
 def test_the_bound_of_a_self_conditioned_model_has_no_memory(tmp_path):
@@ -313,9 +315,9 @@ def test_the_bound_of_a_self_conditioned_model_has_no_memory(tmp_path):
     recipe.write_text(
         "from dataclasses import replace\n"
         "from unmask.method.objectives import MaskedDiffusion\n"
-        "from unmask.recipes import load\n"
+        "from unmask.recipes.reading import load_recipe\n"
         "def recipe():\n"
-        "    base = load('shakespeare')\n"
+        "    base = load_recipe('shakespeare')\n"
         "    model = replace(base.model, dim=16, depth=1, heads=2, self_condition=True)\n"
         "    return replace(base, model=model, objective=MaskedDiffusion(self_condition=0.75),\n"
         "                   tokenizer=replace(base.tokenizer, context=32))\n"
@@ -324,7 +326,7 @@ def test_the_bound_of_a_self_conditioned_model_has_no_memory(tmp_path):
     main(["train", str(recipe), "--data", str(tmp_path / "noise.txt"), "--out", str(run), "--device", "cpu",
           "--training.steps", "2", "--training.batch-size", "4"])  # fmt: skip
     here = World(rank=0, size=1, device=torch.device("cpu"))
-    subject, sampling, _ = opened_subject(run, here)
+    subject, sampling, _, _ = open_subject(open_model(run), here)
     asked = []
 
     def spy(make):
@@ -345,10 +347,10 @@ def test_steps_are_shared_out_over_blocks_and_no_more_are_taken(run):
     pipeline = TextPipeline.from_pretrained(run)
     for block, steps in ((64, 8), (8, 8), (5, 16), (8, 4)):
         sampling = replace(pipeline.sampling, priority=Confidence(), steps=steps, block=block)
-        states = list(pipeline.states(pipeline.canvas("").tokens[None], sampling=sampling))
+        states = list(pipeline.stream_states(pipeline.make_canvas("").tokens[None], sampling=sampling))
         assert len(states) - 1 == steps if 32 % min(block, 32) == 0 else len(states) - 1 <= steps, (block, steps)
     with pytest.raises(ValueError, match="2 steps for 4 blocks"):
-        list(pipeline.states(pipeline.canvas("").tokens[None], sampling=replace(sampling, steps=2)))
+        list(pipeline.stream_states(pipeline.make_canvas("").tokens[None], sampling=replace(sampling, steps=2)))
 
 
 def test_parts_of_a_sampling_that_do_not_go_together_are_refused():
@@ -385,7 +387,7 @@ def test_score_divides_the_sum_of_all_rows_once(tmp_path):
           "--model.padded", "--out", str(run), *SMALL, "--training.steps", "2"])  # fmt: skip
     main(["score", str(run), "--steps", "2", "--rows", "10", "--passes", "2"])
     table = list(csv.DictReader((run / "score/score.csv").read_text().splitlines()))
-    subject, _, _ = opened_subject(run, World(rank=0, size=1, device=torch.device("cpu")))
+    subject, _, _, _ = open_subject(open_model(run), World(rank=0, size=1, device=torch.device("cpu")))
     index = torch.arange(10) * len(subject.rows) // 10
     tokens, _ = subject.rows.read_rows(index, torch.device("cpu"))
     nats = compute_exact_nll(subject.predict(None), tokens, ratios(Power(), 2), mask_id=subject.mask_id,

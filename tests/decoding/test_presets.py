@@ -6,12 +6,12 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from unmask.cli.choices import SamplingFlags, applied
 
 from unmask.cli import main
+from unmask.cli.flags import SamplingFlags, choose_sampling
 from unmask.cli.parsing import parse
 from unmask.cli.training import TrainFlags
-from unmask.decoding.names import OUR_SAMPLINGS, describe_expected, schedules
+from unmask.decoding.names import OUR_SAMPLINGS, describe_expected, list_schedules
 from unmask.decoding.names import PRESETS as NAMED
 from unmask.decoding.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, make_x_transformers
 from unmask.decoding.sampling import Sampling, ValeoaiV1
@@ -21,6 +21,7 @@ from unmask.method.schedules import Arccos, Cosine, Power, count_reveals
 from unmask.pipelines.image import Pipeline
 from unmask.recipes.reading import find_recipe, list_recipes, load_recipe
 from unmask.recipes.schema import Recipe, TokenizerRecipe
+from unmask.recipes.spec import ModelSpec
 from unmask.storage.config import from_json, to_json
 from unmask.tokenizers.pixels import Pixels
 
@@ -110,8 +111,8 @@ def test_noise_falls_as_in_the_report(preset, noise):
     assert preset.sampling.priority.noises == pytest.approx([noise * (1 - i / steps) for i in range(steps)])
 
 
-def test_the_noise_of_a_preset_can_be_changed(pipeline):
-    sampling = applied(SamplingFlags(preset="besnier-256-8", noise=9.0), pipeline)
+def test_the_noise_of_a_preset_can_be_changed(spec):
+    sampling = choose_sampling(SamplingFlags(preset="besnier-256-8", noise=9.0), spec)
     assert sampling.priority.noises == pytest.approx([9.0 * (1 - i / 8) for i in range(8)])
 
 
@@ -128,7 +129,7 @@ def test_a_preset_is_plain_data_and_samples(preset):
         torch.manual_seed(0)
         model = MaskedTransformer(config, tokenizer.vocab_size, tokenizer.grid).eval()
     pipeline = Pipeline(model, tokenizer, preset.sampling)
-    states = pipeline.history(num=2)
+    states = pipeline.collect_states(num=2)
     assert len(states) == preset.sampling.steps + 1
     assert not (states[-1].tokens == model.mask_id).any()
     counts = [int(s.revealed[0].sum()) for s in states[1:]]
@@ -146,39 +147,45 @@ GIVEN = {
     "noise": 0.5,
     "schedule": "pow3",
     "temperature": 0.5,
-    "scale": 3.0,
+    "guidance": 3.0,
     "top_k": 2,
     "top_p": 0.3,
 }
 
 
 @pytest.fixture(scope="module")
-def pipeline():
+def spec():
     tokenizer = Pixels(size=(8, 8), patch=2, levels=4)
-    config = replace(load_recipe("digits").model, num_classes=10, depth=1)
+    model = replace(load_recipe("digits").model, num_classes=10, depth=1)
+    return ModelSpec(tokenizer=tokenizer, model=model, sampling=load_recipe("digits").sampling)
+
+
+@pytest.fixture(scope="module")
+def pipeline(spec):
+    tokenizer = spec.tokenizer
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = MaskedTransformer(config, tokenizer.vocab_size, tokenizer.grid).eval()
+        model = MaskedTransformer(spec.model, tokenizer.vocab_size, tokenizer.grid).eval()
         for zero in (parameter for parameter in model.parameters() if not parameter.any()):
             torch.nn.init.normal_(zero, std=0.3)
-    return Pipeline(model, tokenizer, load_recipe("digits").sampling)
+    return Pipeline(model, tokenizer, spec.sampling)
 
 
-def test_every_sampling_flag_changes_the_sampling(pipeline):
+def test_every_sampling_flag_changes_the_sampling(pipeline, spec):
     assert set(GIVEN) == {field.name for field in fields(SamplingFlags)}
-    plain = applied(SamplingFlags(), pipeline)
+    plain = choose_sampling(SamplingFlags(), spec)
     assert plain == pipeline.sampling
     for name, value in GIVEN.items():
-        assert applied(SamplingFlags(**{name: value}), pipeline) != plain, name
+        assert choose_sampling(SamplingFlags(**{name: value}), spec) != plain, name
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_preset_is_the_sampling_but_for_other_flags(pipeline, name):
+def test_a_preset_is_the_sampling_but_for_other_flags(pipeline, spec, name):
     preset = NAMED[name]
-    sampling, there = applied(SamplingFlags(preset=name), pipeline), preset.sampling.on(pipeline.model.grid)
+    sampling, there = choose_sampling(SamplingFlags(preset=name), spec), preset.sampling.fit_to(pipeline.model.grid)
     assert sampling == there
     assert not torch.equal(pipeline.generate(num=10, sampling=sampling), pipeline.generate(num=10))
-    mixed = applied(SamplingFlags(preset=name, steps=3, temperature=0.5), pipeline)
+    mixed = choose_sampling(SamplingFlags(preset=name, steps=3, temperature=0.5), spec)
     assert mixed == replace(there, steps=3, temperature=0.5)
     assert name.endswith(f"-{preset.size[0]}-{preset.sampling.steps}")
 
@@ -214,22 +221,22 @@ def test_the_help_names_every_schedule(capsys):
     with pytest.raises(SystemExit):
         main(["sample", "RUN", "--help"])
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    list_recipes = [name for name in schedules(256) if not name.startswith("valeoai-v1-")]
+    names = [name for name in list_schedules(256) if not name.startswith("valeoai-v1-")]
     aliases = {"uniform", "pow2", "pow0.5"}  # of linear, square and root
-    assert [name for name in {*list_recipes, "valeoai-v1-arccos"} - aliases if name not in told] == []
+    assert [name for name in {*names, "valeoai-v1-arccos"} - aliases if name not in told] == []
 
 
-def test_temperatures_of_a_preset_stretch_over_other_steps(pipeline):
+def test_temperatures_of_a_preset_stretch_over_other_steps(spec):
     theirs = NAMED["titok-l32-256-8"].sampling.temperature
-    assert applied(SamplingFlags(preset="titok-l32-256-8", steps=16), pipeline).temperature == tuple(
+    assert choose_sampling(SamplingFlags(preset="titok-l32-256-8", steps=16), spec).temperature == tuple(
         value for value in theirs for _ in range(2)
     )
-    assert applied(SamplingFlags(preset="titok-l32-256-8", steps=4), pipeline).temperature == theirs[1::2]
+    assert choose_sampling(SamplingFlags(preset="titok-l32-256-8", steps=4), spec).temperature == theirs[1::2]
 
 
-def test_our_own_preset_stands_beside_the_published_ones(pipeline):
+def test_our_own_preset_stands_beside_the_published_ones(spec):
     for name, sampling in OUR_SAMPLINGS.items():
-        assert applied(SamplingFlags(preset=name), pipeline) == sampling
+        assert choose_sampling(SamplingFlags(preset=name), spec) == sampling
         assert name == f"ours-{sampling.steps}"
         assert "without published scores" in describe_expected(name)
 

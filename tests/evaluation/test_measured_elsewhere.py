@@ -9,8 +9,6 @@ from published_toys import FILES, PLAIN, SIZE, refused, run, tree
 from safetensors.torch import load_file
 
 import unmask
-from unmask.evaluation.linked import trained_elsewhere
-from unmask.published.store import write_recipe
 from unmask.storage.weights import write_weights
 
 HUB = "hf-hub:me/toy"
@@ -40,7 +38,7 @@ def held(folder):
 def downloads(monkeypatch):
     """What the hub has, by name; nothing is asked for."""
     there = {}
-    monkeypatch.setattr("unmask.published.store.download", lambda name, offline=False: there[name])
+    monkeypatch.setattr("unmask.published.opening.download_model", lambda name, offline=False: there[name])
     return there
 
 
@@ -59,7 +57,7 @@ def test_a_model_without_pictures_is_measured_beside_itself(
         codes = tmp_path / "codes"
     before = held(folder)
     said, code = refused(capsys, "score", name)
-    assert (code, "Give --data CODES, which unmask tokenize NAME makes" in said) == (2, True), said
+    assert (code, "give --data CODES from unmask tokenize NAME" in said) == (2, True), said
     data, judge = ["--data", codes], ["--classifier", coded / "judge"]
     run("score", name, *data, *SCORED)
     assert (out / "score/score.csv").exists()
@@ -102,47 +100,75 @@ def test_what_is_missing_is_one_line(ready, files, coded, tmp_path, monkeypatch,
     assert (code, "no tokenizer.safetensors there; unmask convert" in said) == (4, True), said
     run("convert", files / FILES["taming-vqgan"], "--family", "taming-vqgan", "--out", "alone")
     said, code = refused(capsys, "score", "alone", "--data", coded / "two")
-    assert (code, "is of a tokenizer alone" in said) == (2, True), said
+    assert (code, "alone is a tokenizer" in said) == (2, True), said
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_export_of_ones_own_run_is_measured_where_its_pictures_are(tmp_path, downloads, monkeypatch, capsys):
+def test_an_export_of_ones_own_run_is_measured_against_given_pictures(tmp_path, downloads, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     judge = ["--classifier.steps", 2, "--classifier.width", 4]
     run("train", "digits", "--out", "run", *TINY, *judge, "--training.steps", 2)
     run("export", "run", "--out", "mine")
+    before = held(tmp_path / "mine")
+    for name, out in (("mine", "runs/mine"), (HUB, "runs/me--toy")):
+        downloads[HUB] = tmp_path / "mine"
+        for command in ("evaluate", "sweep", "score", "evaluate-inpaint"):
+            said, code = refused(capsys, command, name)
+            assert (code, f"{name} is no run, so give --data DIR, a folder of images" in said) == (2, True), said
+        assert not (tmp_path / out).exists()
+        run("evaluate", name, "--data", "digits", "--samples", 4, *judge)
+        report = json.loads((tmp_path / out / "report.json").read_text())
+        assert report["num_samples"] == 4
+        assert "train_steps" not in report  # an export does not hold it
+        run("score", name, "--data", "digits", *SCORED)
+        assert (tmp_path / out / "score/score.csv").exists()
+    assert held(tmp_path / "mine") == before
+
+
+def test_an_early_export_of_a_run_is_measured_where_its_pictures_are(tmp_path, downloads, monkeypatch, capsys):
+    """Early versions copied the recipe of the run, with its data, into an export."""
+    monkeypatch.chdir(tmp_path)
+    judge = ["--classifier.steps", 2, "--classifier.width", 4]
+    run("train", "digits", "--out", "run", *TINY, *judge, "--training.steps", 2)
+    (tmp_path / "mine").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tmp_path / "run" / name, tmp_path / "mine")
+    config = json.loads((tmp_path / "mine/config.json").read_text())
+    del config["kind"]
+    (tmp_path / "mine/config.json").write_text(json.dumps(config))
     run("evaluate", "mine", "--samples", 4)
     report = json.loads((tmp_path / "mine/report.json").read_text())
     assert report["num_samples"] == 4
-    assert "train_steps" not in report  # of which an export does not tell
+    assert "train_steps" not in report  # an export does not hold it
     run("score", "mine", *SCORED)
     assert (tmp_path / "mine/score/score.csv").exists()
-    for word in ("--data", "--out"):
+    for word, words in (("--data", "--data is for published and exported models: a run k"), ("--out", "--out is for")):
         said, code = refused(capsys, "evaluate", "mine", word, tmp_path / "x")
-        assert (code, f"{word} is for published models: a run k" in said) == (2, True), said
+        assert (code, words in said) == (2, True), said
     (tmp_path / "run/metrics.jsonl").write_text("")
     said, code = refused(capsys, "evaluate", "run", "--samples", 4)
     assert (code, "tells of no validation" in said) == (4, True), said
     downloads[HUB] = tmp_path / "mine"
     for command in ("evaluate", "sweep", "score", "evaluate-inpaint"):
         said, code = refused(capsys, command, HUB)
-        assert (code, f"unmask export {HUB} --out DIR, then give DIR" in said) == (2, True), said
+        assert (code, f"{HUB} is no run, so give --data DIR, a folder of images" in said) == (2, True), said
 
 
-def test_an_export_whose_codes_are_gone_is_one_line(ready, coded, tmp_path, capsys):
+def test_a_run_whose_tokens_are_gone_is_one_line(ready, coded, tmp_path, capsys):
     codes = shutil.copytree(coded / "two", tmp_path / "codes")
     few = ["--training.steps", 2, "--training.batch-size", 4]
     run("train", "finetune", "--init", "toy-32", "--data", codes, "--out", tmp_path / "run", *few)
-    run("export", tmp_path / "run", "--out", tmp_path / "mine")
-    run("score", tmp_path / "mine", *SCORED)
+    run("score", tmp_path / "run", *SCORED)
     shutil.rmtree(codes)
-    said, code = refused(capsys, "evaluate", tmp_path / "mine", "--samples", 4)
+    said, code = refused(capsys, "evaluate", tmp_path / "run", "--samples", 4)
     assert (code, str(codes) in said) == (3, True), said
 
 
-def test_which_folders_are_of_a_training_elsewhere(ready, coded, tmp_path):
-    write_recipe(SIZE, tmp_path, PLAIN)
-    assert trained_elsewhere(tmp_path)
-    assert trained_elsewhere(ready / "toy-32")
-    assert not trained_elsewhere(coded / "two")
-    assert not trained_elsewhere(tmp_path / "nowhere")
+def test_which_folders_are_of_a_training_elsewhere(ready, tmp_path):
+    write_config(ModelSpec(tokenizer=SIZE.tokenizer, model=SIZE.model, sampling=PLAIN), tmp_path / "spec")
+    assert not open_model(tmp_path / "spec").is_run
+    assert not open_model(ready / "toy-32").is_run
+    run("train", "digits", "--out", tmp_path / "run", *TINY, "--training.steps", 1)
+    assert open_model(tmp_path / "run").is_run
+    with pytest.raises(CheckpointError, match="no config.json there"):
+        open_model(tmp_path / "nowhere")

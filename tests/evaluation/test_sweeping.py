@@ -12,17 +12,19 @@ import pytest
 import torch
 
 from unmask.cli import main
-from unmask.cli.sweeping import SweepFlags, planned
 from unmask.data.sources.choice import Digits
 from unmask.decoding.sampling import Sampling, ValeoaiV1
 from unmask.errors import ConfigError
-from unmask.evaluation import images as evaluate
 from unmask.evaluation import sweeping
+from unmask.evaluation.images import measure_run
+from unmask.evaluation.plans import SweepChoices, plan_sweep
+from unmask.evaluation.runs import open_run
 from unmask.evaluation.sweep_table import COLUMNS, KEY, ORIGIN, SWEEP_METRICS, SweepTable
 from unmask.evaluation.sweeping import SweepPlan, SweepSetting
 from unmask.method.sampling.priorities import Confidence, Halton, Raster
 from unmask.method.schedules import Arccos, Power
 from unmask.metrics.features import ClassifierConfig
+from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.distributed import World
 
@@ -73,7 +75,7 @@ def test_a_row_has_the_figures_of_a_report_with_the_same_settings(run, swept, tm
         pipeline.sampling, steps=3, priority=Halton(pipeline.model.grid), temperature=float(row["temperature"])
     )
     copy = shutil.copytree(run, tmp_path / "run")
-    report = evaluate.measure_run(copy, num=40, seed=0, world=ALONE, sampling=sampling)
+    report = measure_run(open_run(copy, ALONE), num=40, seed=0, world=ALONE, sampling=sampling)
     names = ["frechet", "inception_score", "precision", "recall", "density", "coverage"]
     for name in [*names, "class_accuracy"]:
         assert float(row[name]) == report[name], name
@@ -151,7 +153,7 @@ def test_reveal_times_of_a_known_order(run):
 
 
 def test_the_product_of_all_flags(run):
-    flags = SweepFlags(
+    choices = SweepChoices(
         orders=("confidence", "halton"),
         noises=(0.0, 3.0),
         schedules=("linear", "valeoai-v1-arccos"),
@@ -161,13 +163,13 @@ def test_the_product_of_all_flags(run):
         temperatures=(0.7, 1.0),
     )
     pipeline = Pipeline.from_pretrained(run)
-    plan = planned(flags, pipeline, "run")
+    plan = plan_sweep(pipeline.spec, choices, "run")
     assert len(set(plan.settings)) == len(plan.settings) == 3 * 2 * 2 * 2
     assert {s.sampling.schedule for s in plan.settings} == {Power(1.0), ValeoaiV1(shape=Arccos())}
     assert {s.sampling.priority for s in plan.settings} == {Confidence(0.0), Confidence(3.0), Halton((4, 4))}
-    assert len(plan.choices()) == 24
-    assert len(planned(replace(flags, tune=0), pipeline, "run").choices()) == 48
-    cells = sweeping.describe_row("setting", plan, *plan.choices()[-1], 0)
+    assert len(plan.list_choices()) == 24
+    assert len(plan_sweep(pipeline.spec, replace(choices, tune=0), "run").list_choices()) == 48
+    cells = sweeping.describe_row("setting", plan, *plan.list_choices()[-1], 0)
     expected = {"order": "halton", "schedule": "valeoai-v1-arccos", "steps": "5", "noise": "", "scale": "4"}
     expected |= {"ramp": "linear", "temperatures": "0.7 1", "tune": "1000", "samples": "5000", "seed": "0"}
     assert {name: cells[name] for name in expected} == expected
@@ -176,7 +178,7 @@ def test_the_product_of_all_flags(run):
 
 def test_what_is_not_given_is_the_runs_own(run):
     pipeline = Pipeline.from_pretrained(run)
-    plan = planned(SweepFlags(), pipeline, "run")
+    plan = plan_sweep(pipeline.spec, SweepChoices(), "run")
     assert len(plan.settings) == 4 * 6
     assert {(s.schedule, s.sampling.schedule) for s in plan.settings} == {("cosine", pipeline.sampling.schedule)}
     assert {s.sampling.scale for s in plan.settings} == {pipeline.sampling.scale}
@@ -218,7 +220,7 @@ def test_without_classes_another_network_has_to_measure(tmp_path, capsys):
     code, error = refused(capsys, "sweep", run, *SMALL)
     assert (code, "has no classes" in error) == (2, True)
     judge = tmp_path / "judge.safetensors"
-    features = sweeping.in_domain(evaluate.opened(run, ALONE)[0].real("train"), config(), judge, ALONE)
+    features = train_judge(run, judge)
     assert refused(capsys, "sweep", run, *SMALL, "--classifier", judge, "--scales", 2)[0] == 2
     main(["sweep", str(run), *SMALL, "--classifier", str(judge)])
     rows = rows_of(run / "sweep")
@@ -227,8 +229,10 @@ def test_without_classes_another_network_has_to_measure(tmp_path, capsys):
     assert len(rows) == 2 + 4 + 1
 
 
-def config():
-    return ClassifierConfig(channels=1, num_classes=10, steps=3, seed=7)
+def train_judge(run, path):
+    """Train a classifier on the pictures of a run, and keep it at `path`."""
+    config = ClassifierConfig(channels=1, num_classes=10, steps=3, seed=7)
+    return prepare_classifier_features(open_run(run, ALONE).experiment.read_pictures("train"), config, path, ALONE)
 
 
 # -- what a kill leaves, and whose table it is -------------------------------------------------------------------------
@@ -297,7 +301,7 @@ def test_a_row_of_other_settings_is_not_taken(swept):
 def test_a_foreign_table_is_refused(run, swept, tmp_path, capsys):
     command = ["sweep", run, *SMALL]
     judge = tmp_path / "judge.safetensors"
-    sweeping.in_domain(evaluate.opened(run, ALONE)[0].real("train"), config(), judge, ALONE)
+    train_judge(run, judge)
     before = (swept / "sweep.csv").read_bytes()
     code, error = refused(capsys, *command, "--classifier", judge)
     assert (code, "other features" in error, "--out" in error) == (2, True, True)
@@ -376,7 +380,7 @@ def test_each_number_that_was_swept_over_is_plotted_and_no_other(run, swept, tmp
 
     assert pictures(swept) == {"steps-frechet.png", "steps-inception-score.png"}
     assert min((swept / name).stat().st_size for name in pictures(swept)) > 1000
-    monkeypatch.setattr("unmask.evaluation.sweep_table.figures.curves", curves)
+    monkeypatch.setattr("unmask.evaluation.sweep_table.figures.plot_curves", curves)
     out = ["--samples", "20", "--tune", "0", "--out", str(tmp_path / "out")]
     many = ["--steps", "1", "2", "--noises", "0", "2", "--scales", "1", "3", "--temperatures", "0.5", "1"]
     main(["sweep", str(run), *out, "--orders", "confidence", "random", *many])

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unmask import recipes
 from unmask.cli import main
 from unmask.errors import CheckpointError, ConfigError
-from unmask.evaluation import images as evaluate
+from unmask.evaluation.images import measure_run
 from unmask.evaluation.reference import open_reference
+from unmask.evaluation.runs import open_run
 from unmask.experiments.base import run_experiment
 from unmask.experiments.images import prepare_images
 from unmask.method.guidance import LinearRamp
@@ -19,6 +19,8 @@ from unmask.method.sampling.priorities import Halton
 from unmask.metrics.features import Classifier, hash_network, load_classifier, save_classifier
 from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.pipelines.image import Pipeline
+from unmask.recipes.reading import load_recipe, read_config
+from unmask.recipes.schema import Recipe
 from unmask.runtime.distributed import World
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -36,7 +38,7 @@ def finished(tmp_path_factory):
 
 
 def recipe_of(out):
-    return recipes.load(str(out / "config.json"))
+    return read_config(out / "config.json", Recipe)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_how_it_is_computed_and_watched_may_change(finished):
 def test_a_classifier_of_another_configuration_is_trained_anew(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
     experiment, path = prepare_images(recipe_of(out)), out / "classifier.safetensors"
-    config, pictures = experiment.recipe.classifier, experiment.real("train")
+    config, pictures = experiment.recipe.classifier, experiment.read_pictures("train")
     first, again = (prepare_classifier_features(pictures, config, path, ALONE) for _ in range(2))
     other = prepare_classifier_features(pictures, replace(config, steps=6), path, ALONE)
     assert first.sha256 == again.sha256 != other.sha256
@@ -79,7 +81,7 @@ def test_a_classifier_of_another_configuration_is_trained_anew(finished, tmp_pat
 def test_what_was_learned_of_other_pictures_is_made_anew(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
     experiment, path = prepare_images(recipe_of(out)), out / "classifier.safetensors"
-    config, pictures = experiment.recipe.classifier, experiment.real("train")
+    config, pictures = experiment.recipe.classifier, experiment.read_pictures("train")
     first = prepare_classifier_features(pictures, config, path, ALONE)
     pixels = pictures.pictures.pixels.clone()
     pixels[:50] = 255 - pixels[:50]
@@ -94,7 +96,7 @@ def test_what_was_learned_of_other_pictures_is_made_anew(finished, tmp_path):
     assert torch.equal(kept.train_index, torch.arange(1500))
     with pytest.raises(ConfigError, match=r"other pictures \(pictures"):
         open_reference(other, first, out / real.key.file, ALONE)
-    assert prepare_classifier_features(other.real("train"), config, path, ALONE).sha256 != first.sha256
+    assert prepare_classifier_features(other.read_pictures("train"), config, path, ALONE).sha256 != first.sha256
     assert prepare_classifier_features(pictures, config, path, ALONE).sha256 == first.sha256
 
 
@@ -103,11 +105,11 @@ def test_a_classifier_of_before_the_digest_is_trained_anew(finished, tmp_path):
     config = replace(experiment.recipe.classifier, steps=2)
     save_classifier(Classifier(config), path)
     stale = hash_network(load_classifier(path))
-    assert prepare_classifier_features(experiment.real("train"), config, path, ALONE).sha256 != stale
+    assert prepare_classifier_features(experiment.read_pictures("train"), config, path, ALONE).sha256 != stale
 
 
 def test_the_tokenizer_decides_the_grid_of_a_halton_order():
-    recipe = recipes.load("digits")
+    recipe = load_recipe("digits")
     wrong = replace(recipe, sampling=replace(recipe.sampling, priority=Halton((7, 7))))
     assert prepare_images(wrong).recipe.sampling.priority == Halton((4, 4))
 
@@ -115,7 +117,7 @@ def test_the_tokenizer_decides_the_grid_of_a_halton_order():
 def test_without_classes_all_works_but_the_judge(tmp_path):
     out = tmp_path / "run"
     steps = ["--training.steps", "4", "--training.evaluate-every", "2"]
-    assert recipes.load("digits").sampling.scale == LinearRamp(2.0), "a guided recipe is what went wrong once"
+    assert load_recipe("digits").sampling.scale == LinearRamp(2.0), "a guided recipe is what went wrong once"
     main(["train", "digits", "--out", str(out), *TINY, *steps, "--no-conditional"])
     main(["sample", str(out), "--out", str(tmp_path / "samples.png"), "--num", "4"])
     main(["evaluate", str(out), "--samples", "20"])
@@ -130,22 +132,22 @@ def test_without_classes_all_works_but_the_judge(tmp_path):
 
 def test_the_report_inpaints_as_it_samples(finished, monkeypatch):
     used = []
-    real = Pipeline.inpaint
+    real = Pipeline.fill
 
     def watched(self, *args, sampling=None, **kwargs):
         used.append(sampling)
         return real(self, *args, sampling=sampling, **kwargs)
 
-    monkeypatch.setattr(Pipeline, "inpaint", watched)
+    monkeypatch.setattr(Pipeline, "fill", watched)
     wanted = replace(recipe_of(finished).sampling, steps=2)
-    evaluate.measure_run(finished, num=20, seed=0, world=ALONE, sampling=wanted)
+    measure_run(open_run(finished, ALONE), num=20, seed=0, world=ALONE, sampling=wanted)
     assert used == [wanted, wanted]
 
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}])
 def test_sampling_that_cannot_be_is_refused_at_once(bad):
     with pytest.raises(ValueError, match="sampling"):
-        replace(recipes.load("digits").sampling, **bad)
+        replace(load_recipe("digits").sampling, **bad)
 
 
 def test_inpainting_without_labels_runs_unconditionally(finished):
@@ -153,20 +155,21 @@ def test_inpainting_without_labels_runs_unconditionally(finished):
     images = prepare_images(recipe_of(finished)).split.test.read_float(slice(0, 3))
     hole = torch.zeros(3, 8, 8, dtype=torch.bool)
     hole[:, 4:] = True
-    filled = pipeline.inpaint(images, hole)
+    filled = pipeline.fill(images, hole)
     assert torch.equal(filled[:, :, :4], images[:, :, :4])
 
 
 def test_an_export_is_evaluated_as_its_run_is(finished, tmp_path, capsys):
-    """With all figures but those of the training, of which it does not tell."""
+    """Against data that the caller names, with all metrics but those of the training; it writes nothing beside it."""
     main(["export", str(finished), "--out", str(tmp_path / "out")])
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert sorted(before) == ["README.md", "config.json", "model.safetensors"]
-    main(["evaluate", str(tmp_path / "out"), "--samples", "20"])
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    results = tmp_path / "results"
+    main(["evaluate", str(tmp_path / "out"), "--data", "digits", "--out", str(results), "--samples", "20"])
+    report = json.loads((results / "report.json").read_text())
     assert report["num_samples"] == 20
     assert not {"validation_loss", "train_seconds", "train_steps"} & set(report)
-    assert before == {name: (tmp_path / "out" / name).read_bytes() for name in before}
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +184,7 @@ def test_a_recipe_file_that_is_none_is_named(tmp_path, text, named):
     path = tmp_path / "mine.py"
     path.write_text(text if "=" in text or "import" in text else f"def recipe():\n    {text}\n")
     with pytest.raises(ConfigError, match=named) as error:
-        recipes.load(str(path))
+        load_recipe(str(path))
     assert str(path) in str(error.value)
 
 

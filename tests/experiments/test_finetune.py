@@ -9,8 +9,9 @@ from unmask.errors import CheckpointError
 from unmask.experiments.finetune import load_compatible, resize_positions, start_from
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.pretrained.valeoai import ValeoaiMaskGIT
+from unmask.published.opening import open_model
+from unmask.recipes.reading import write_config
 from unmask.recipes.schema import Recipe
-from unmask.storage.config import to_json, write_json
 from unmask.storage.weights import write_weights
 from unmask.tokenizers.pixels import Pixels
 
@@ -187,7 +188,7 @@ def run(tmp_path):
         data=Digits(), tokenizer=tokenizer, model=TransformerConfig(dim=16, depth=1, heads=2, num_classes=10)
     )
     made = model(0, (4, 4), tokenizer.vocab_size, depth=1, num_classes=10)
-    write_json(tmp_path / "config.json", to_json(recipe))
+    write_config(recipe, tmp_path)
     write_weights(dict(made.named_parameters()), tmp_path / "model.safetensors")
     return tmp_path, made
 
@@ -196,7 +197,7 @@ def test_a_run_is_read_with_its_own_grid_and_classes(run):
     folder, there = run
     before = torch.get_rng_state()
     here = model(1, (8, 8), 16, depth=1, num_classes=3)
-    notes = start_from(here, folder)
+    notes = start_from(here, open_model(folder))
     assert notes == [
         "positions of a grid of 4x4 resized to 8x8",
         "new class table of 3 classes, 10 there; the rest loaded",
@@ -209,7 +210,7 @@ def test_a_run_is_read_with_its_own_grid_and_classes(run):
 def test_folders_without_a_run_are_named(run, tmp_path):
     folder, _ = run
     with pytest.raises(CheckpointError, match=r"nowhere: no config\.json"):
-        start_from(model(1), tmp_path / "nowhere")
+        start_from(model(1), open_model(tmp_path / "nowhere"))
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors: no such file"):
-        start_from(model(1, (4, 4), 16, depth=1), folder)
+        start_from(model(1, (4, 4), 16, depth=1), open_model(folder))

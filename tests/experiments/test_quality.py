@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from unmask.cli import main
-from unmask.evaluation.images import measure_accuracy, opened, sample_banks
+from unmask.evaluation.images import measure_accuracy, sample_banks
 from unmask.evaluation.reference import Reference, open_reference
+from unmask.evaluation.runs import open_run
 from unmask.metrics.embedders import ClassifierFeatures
 from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
 from unmask.metrics.in_domain import prepare_classifier_features
@@ -34,9 +35,9 @@ def bench(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quality") / "run"
     steps = [f"--training.{name}={STEPS}" for name in ("steps", "evaluate-every", "save-every")]
     main(["train", "digits", "--out", str(folder), *steps, "--classifier.steps", "200", "--device", "cpu"])
-    experiment, _ = opened(folder, ALONE)
+    experiment = open_run(folder, ALONE).experiment
     path = folder / "classifier.safetensors"
-    judge = prepare_classifier_features(experiment.real("train"), experiment.recipe.classifier, path, ALONE)
+    judge = prepare_classifier_features(experiment.read_pictures("train"), experiment.recipe.classifier, path, ALONE)
     return Bench(
         judge=judge,
         real=open_reference(experiment, judge, folder, ALONE),
@@ -61,7 +62,7 @@ def banks(bench):
 
 
 def accuracy(bench, banks, dtype):
-    return measure_accuracy(bench.judge, banks[dtype], bench.pipelines[dtype].labels(SAMPLES))
+    return measure_accuracy(bench.judge, banks[dtype], bench.pipelines[dtype].cycle_labels(SAMPLES))
 
 
 def test_the_judge_knows_real_digits(bench):

@@ -232,8 +232,10 @@ def test_no_annotation_is_postponed_where_shapes_are_types(name):
 
 @every_file
 def test_no_keyword_is_swallowed(name):
-    public = [f for f in functions(name) if not f.name.startswith("_")]
-    assert not [f.name for f in public if f.args.kwarg is not None]
+    """A function takes open keywords only by a TypedDict, which type checkers know and the function checks."""
+    public = [f.args.kwarg for f in functions(name) if not f.name.startswith("_") and f.args.kwarg is not None]
+    typed = [a for a in public if a.annotation is not None and ast.unparse(a.annotation).startswith("Unpack[")]
+    assert public == typed
 
 
 @pytest.mark.parametrize("name", METHOD)
@@ -303,3 +305,103 @@ for name in {names!r}:
 assert state() == before, (state(), before)
 """
     assert python(code) == ""
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+MODULE_PROTOCOLS = {"recipe", "translate", "main"}
+"""Functions that each module of a kind defines: recipes, families of published weights, programs."""
+
+
+def top_level_names(tree: ast.Module) -> list[str]:
+    """Return the public names that a module defines at its top level; overloads count once."""
+    found: list[str] = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            overloaded = any("overload" in ast.unparse(decorator) for decorator in node.decorator_list)
+            found += [] if overloaded else [node.name]
+        elif isinstance(node, ast.Assign):
+            found += [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.append(node.target.id)
+    return [name for name in found if not name.startswith("_") and len(name) > 1]
+
+
+def names_defined_twice(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
+    """Return the names that two modules define, with the modules."""
+    places: dict[str, list[str]] = {}
+    for file, tree in trees.items():
+        for name in dict.fromkeys(top_level_names(tree)):
+            places.setdefault(name, []).append(file)
+    return {name: files for name, files in places.items() if len(files) > 1 and name not in MODULE_PROTOCOLS}
+
+
+def test_one_name_has_one_meaning():
+    assert names_defined_twice(TREES) == {}
+
+
+def test_a_name_that_is_defined_twice_is_found():
+    trees = {file: ast.parse(text) for file, text in {"a.py": "def load(): ...", "b.py": "load: int = 1"}.items()}
+    assert names_defined_twice(trees) == {"load": ["a.py", "b.py"]}
+
+
+VERBS = set(
+    """
+    accumulate add adopt aggregate animate anneal append apply arrange attach attempt attend average begin bound broadcast
+    build catch change check choose claim classify clear close collect compare compile compute convert copy correct
+    corrupt count create crop cut cycle decode describe detach disable discard distribute download drop draw dump edit
+    embed encode escape estimate evaluate exclude expect export extend extract fetch fill find finish fit flatten forbid
+    forget format gather generate get group hash hide hold identify infill inpaint invert join keep label link list load
+    lock look make mask match measure merge mirror move name narrow normalize notify number open orthogonalize overlay
+    pack pad paint parse paste patch pick place plan plot pool predict prepare print prune push query raise read rebuild
+    receive record reduce refuse remember remove rename render reopen replace report require reset reshard resize resolve
+    restore resume rotate run sample save say scale score search send set shard share shift shorten show silence skip sort
+    split spread start stop store stratify stream stretch suggest sum swap sweep sync take tokenize train transfer
+    transform translate try unflatten unpack unwrap update upload upsample use validate verify view wait walk warn watch
+    widen wrap write
+    """.split()
+)
+STATEMENTS = {"is", "has", "have", "can", "takes", "packs", "needs"}
+"""First words of functions that answer yes or no."""
+FIXED_NAMES = {
+    # the method's own words, which DESIGN and the papers fix
+    "guided", "guided_with_memory", "ratios", "ratios_from_counts", "seeded", "at", "recipe", "main",
+    # names that torch, Python or the Hugging Face libraries give
+    "forward", "backward", "step", "parameters", "named_parameters", "autocast", "barrier", "from_pretrained",
+    "from_json", "redirect_request", "pass_gradient_through",
+}  # fmt: skip
+
+
+def functions_that_are_no_verbs(tree: ast.Module) -> list[str]:
+    """Return the public functions and methods, other than properties, whose name does not start with a verb."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef) or node.name.startswith("_") or node.name in FIXED_NAMES:
+            continue
+        if any("property" in ast.unparse(decorator) or ".setter" in ast.unparse(decorator)
+               for decorator in node.decorator_list):  # fmt: skip
+            continue
+        first = node.name.split("_")[0]
+        is_conversion = first == "to"
+        if first not in VERBS | STATEMENTS and not is_conversion:
+            found.append(node.name)
+    return found
+
+
+@every_file
+def test_functions_are_verbs(name):
+    nested = {inner.name for f in functions(name) for inner in ast.walk(f)
+              if isinstance(inner, ast.FunctionDef) and inner is not f}  # fmt: skip
+    assert [f for f in functions_that_are_no_verbs(TREES[name]) if f not in nested] == []
+
+
+def test_a_function_that_is_no_verb_is_found():
+    source = """
+def told(): ...
+def read_rows(): ...
+class A:
+    def opened(self): ...
+    @property
+    def length(self): ...
+"""
+    assert functions_that_are_no_verbs(ast.parse(source)) == ["told", "opened"]

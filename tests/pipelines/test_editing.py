@@ -40,7 +40,7 @@ COLOUR = Pixels(size=(8, 8), channels=3, patch=1, levels=4)
 class Smeared:
     """A tokenizer that sees far: each token is a level of brightness of the picture blurred over seven pixels."""
 
-    vocab_size, grid = 9, (4, 6)
+    vocab_size, grid, size, channels = 9, (4, 6), (8, 12), 1
 
     def encode(self, images):
         wide = F.avg_pool2d(images.mean(1, keepdim=True), 7, 1, 3)
@@ -124,7 +124,7 @@ def test_cells_follow_their_policy(grid, cell, share, dilate, seed, density):
         expected[b, i, j] = near.any()
     lost = [i for i in range(3) if hole[i].any() and not hidden[i].any()]
     if lost:
-        with pytest.raises(ConfigError, match=f"hole of image {lost[0]} has .* share={share}"):
+        with pytest.raises(ConfigError, match=f"mask of image {lost[0]} has .* share={share}"):
             mask_tokens(hole, grid, Cells(share=share, dilate=dilate))
     else:
         assert (mask_tokens(hole, grid, Cells(share=share, dilate=dilate)).view(3, *grid).numpy() == expected).all()
@@ -134,7 +134,7 @@ def test_cells_refuse_what_cannot_be():
     for share, dilate in ((-0.1, 0), (1.1, 0), (0.5, -1), (float("nan"), 0)):
         with pytest.raises(ConfigError, match=f"share {share} .* dilate {dilate}"):
             Cells(share=share, dilate=dilate)
-    with pytest.raises(ConfigError, match="9x12 pixels are no whole multiple of 4x6 tokens"):
+    with pytest.raises(ConfigError, match="9x12 pixels are not a multiple of 4x6 tokens"):
         mask_tokens(torch.ones(1, 9, 12, dtype=torch.bool), (4, 6))
     assert mask_tokens(torch.ones(1, 8, 12, dtype=torch.bool), (4, 6), Cells(dilate=10**9)).all()
 
@@ -217,7 +217,7 @@ def test_each_image_is_repaired_as_if_it_were_alone_whatever_the_batch():
 def test_once_the_hole_is_blank_it_is_the_pipelines_own_repair():
     images, hole = pictures(5), some_holes()
     ours = inpaint_images(PIPELINE, images, hole, torch.arange(5), seed=6)[:, 0]
-    assert torch.equal(ours, PIPELINE.inpaint(fill_smoothly(images, hole), hole, torch.arange(5), seed=6))
+    assert torch.equal(ours, PIPELINE.fill(fill_smoothly(images, hole), hole, torch.arange(5), seed=6))
     whole = torch.ones(2, 8, 12, dtype=torch.bool)
     labels = torch.tensor([3, 1])
     assert torch.equal(
@@ -261,7 +261,7 @@ def test_an_early_stop_is_the_full_run_up_to_its_last_pass(stop):
     assert torch.equal(*both) == (stop == 6)
     last = full[stop].revealed  # the stop-th pass predicts and draws the same for what both reveal
     assert torch.equal(both[0][last], full[stop].tokens[last])
-    plain = list(PIPELINE.states(PIPELINE.blank(3), labels, sampling=sampling))
+    plain = list(PIPELINE.stream_states(PIPELINE.make_canvas(3), labels, sampling=sampling))
     assert torch.equal(plain[-1].tokens, full[-1].tokens)
 
 
@@ -287,7 +287,7 @@ def test_feather_grows_out_of_the_surroundings_and_inside_only():
         ({"feather": -1}, "feather -1"),
         ({"batch": 0}, "batch 0"),
         ({"labels": torch.tensor([5])}, "no class 5: this model's labels go from 0 to 4"),
-        ({"cells": Cells(share=1.0)}, "1 pixels, but share=1.0 of no cell"),
+        ({"cells": Cells(share=1.0)}, "1 pixels, but covers share=1.0 of no token"),
     ],
 )
 def test_repairs_refuse_in_a_line(options, message):
@@ -473,10 +473,10 @@ def test_the_photos_own_transparency_is_the_hole_and_its_colours_stay(tmp_path):
     assert torch.equal(hole, (rgba[..., 3] < 128).rot90(-1))
     assert read_photo(path).shape == (3, 9, 7)
     Image.fromarray(rgba[..., :3].contiguous().numpy()).save(path)
-    with pytest.raises(ConfigError, match=r"cut\.png, by its transparency: the hole is empty"):
+    with pytest.raises(ConfigError, match=r"cut\.png, by its transparency: the mask is empty"):
         read_cutout(path)
     Image.fromarray(rgba[..., 0].contiguous().numpy().astype(np.uint16) * 257).save(path)  # 16-bit grey, no alpha
-    with pytest.raises(ConfigError, match="the hole is empty"):
+    with pytest.raises(ConfigError, match="the mask is empty"):
         read_cutout(path)
 
 
@@ -485,7 +485,7 @@ def test_rectangles_lie_inside():
     for box in ((5, 0, 3, 1), (0, 4, 1, 2), (-1, 0, 2, 2), (0, 0, 0, 2)):
         with pytest.raises(ConfigError, match=f"x={box[0]} y={box[1]} .* photo of 7x5"):
             make_rectangle((5, 7), *box)
-    with pytest.raises(ConfigError, match="whole picture"):
+    with pytest.raises(ConfigError, match="whole image"):
         make_rectangle((5, 7), 0, 0, 7, 5)
 
 

@@ -9,14 +9,16 @@ from torch import nn
 from unmask.data.sources.choice import Digits
 from unmask.decoding.sampling import Ancestral, Sampling
 from unmask.errors import CheckpointError, ConfigError
-from unmask.experiments.images import export
 from unmask.method.guidance import Interval
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.sampling.priorities import Confidence, Halton
 from unmask.method.schedules import Power
 from unmask.pipelines.image import Pipeline
+from unmask.pipelines.load import export_model
+from unmask.published.opening import open_model
+from unmask.recipes.reading import write_config
 from unmask.recipes.schema import Recipe
-from unmask.storage.config import to_json, write_json
+from unmask.storage.config import to_json
 from unmask.storage.weights import write_weights
 from unmask.tokenizers.pixels import Pixels
 
@@ -43,7 +45,7 @@ def random_model(config):
 def saved(folder, given):
     """A folder with what a finished run leaves."""
     folder.mkdir()
-    write_json(folder / "config.json", to_json(given))
+    write_config(given, folder)
     write_weights(dict(random_model(given.model).named_parameters()), folder / "model.safetensors")
     return folder
 
@@ -102,12 +104,12 @@ def test_images_are_of_the_tokenizers_values_and_run_through_the_classes(pipelin
     images = pipeline.generate(num=23)
     assert images.shape == (23, 1, 8, 8)
     assert float((images[..., None] - LEVELS).abs().min(-1).values.max()) < 1e-6
-    assert pipeline.labels(23).tolist() == [i % 10 for i in range(23)]
+    assert pipeline.cycle_labels(23).tolist() == [i % 10 for i in range(23)]
     assert torch.equal(images, pipeline.generate(torch.arange(23) % 10))
 
 
 def test_the_history_ends_in_the_image(pipeline):
-    states = pipeline.history(num=6, seed=2)
+    states = pipeline.collect_states(num=6, seed=2)
     assert len(states) == 6  # the blank canvas and five steps
     assert bool((states[0].tokens == pipeline.model.mask_id).all())
     assert torch.equal(TOKENIZER.decode(states[-1].tokens), pipeline.generate(num=6, seed=2))
@@ -132,7 +134,7 @@ def all_holes():
 def test_only_the_holes_change_whatever_their_shapes(pipeline, labels):
     images, hole = pictures(5), all_holes()
     before = images.clone(), hole.clone()
-    repaired = pipeline.inpaint(images, hole, labels, seed=4)
+    repaired = pipeline.fill(images, hole, labels, seed=4)
     inside = hole[:, None]
     assert torch.equal(repaired[~inside], images[~inside])
     assert float((repaired[inside][:, None] - LEVELS).abs().min(-1).values.max()) < 1e-6
@@ -146,20 +148,20 @@ def test_each_image_is_repaired_as_if_it_were_alone(pipeline):
     for row in range(5):
         order = [row, *(i for i in range(5) if i != row)]
         hole = all_holes()[order]
-        together = pipeline.inpaint(images[order], hole, labels[order], seed=4)
-        alone = pipeline.inpaint(images[row : row + 1], hole[:1], labels[row : row + 1], seed=4)
+        together = pipeline.fill(images[order], hole, labels[order], seed=4)
+        alone = pipeline.fill(images[row : row + 1], hole[:1], labels[row : row + 1], seed=4)
         assert torch.equal(together[:1], alone)
 
 
 def test_a_hole_as_large_as_the_image_is_generating(pipeline):
     labels = torch.tensor([3, 1])
     hole = torch.ones(2, 8, 8, dtype=torch.bool)
-    assert torch.equal(pipeline.inpaint(pictures(2), hole, labels, seed=9), pipeline.generate(labels, seed=9))
+    assert torch.equal(pipeline.fill(pictures(2), hole, labels, seed=9), pipeline.generate(labels, seed=9))
 
 
 def test_a_token_with_any_pixel_in_the_hole_is_masked(pipeline):
     images, hole = pictures(5), all_holes()
-    tokens, masked = pipeline.with_hole(images, hole)
+    tokens, masked = pipeline.mask_images(images, hole)
     expected = hole.view(5, 4, 2, 4, 2).permute(0, 1, 3, 2, 4).flatten(3).any(-1).flatten(1)
     assert torch.equal(masked, expected)
     assert torch.equal(tokens == pipeline.model.mask_id, masked)
@@ -170,7 +172,7 @@ def test_a_token_with_any_pixel_in_the_hole_is_masked(pipeline):
 
 
 def test_a_run_and_its_export_give_identical_images(run, pipeline, tmp_path):
-    export(run, tmp_path / "deep/export")
+    export_model(open_model(run), tmp_path / "deep/export")
     written = sorted(p.name for p in (tmp_path / "deep/export").iterdir())
     assert written == ["README.md", "config.json", "model.safetensors"]
     loaded = Pipeline.from_pretrained(tmp_path / "deep/export", device="cpu")
@@ -201,10 +203,10 @@ def test_labels_that_the_model_does_not_have_are_refused(pipeline, labels):
         lambda p: p.generate(num=0),
         lambda p: p.generate(num=2, batch=0),
         lambda p: p.generate(num=2, batch=-1),
-        lambda p: p.samples(3, 3),
-        lambda p: p.samples(-1, 3),
-        lambda p: p.history([]),
-        lambda p: p.history(),
+        lambda p: p.sample_range(3, 3),
+        lambda p: p.sample_range(-1, 3),
+        lambda p: p.collect_states([]),
+        lambda p: p.collect_states(num=0),
     ],
 )
 def test_no_images_are_refused_in_words(pipeline, none):
@@ -214,7 +216,7 @@ def test_no_images_are_refused_in_words(pipeline, none):
 
 def test_an_unconditional_model_takes_no_labels(tmp_path):
     plain = Pipeline.from_pretrained(saved(tmp_path / "run", recipe(num_classes=0)), device="cpu")
-    assert plain.labels(3) is None
+    assert plain.cycle_labels(3) is None
     assert plain.generate(num=3).shape == (3, 1, 8, 8)
     with pytest.raises(ConfigError, match="unconditional"):
         plain.generate(torch.tensor([0]))
@@ -223,7 +225,7 @@ def test_an_unconditional_model_takes_no_labels(tmp_path):
 @pytest.mark.parametrize("change", [{"dim": 32}, {"depth": 2}, {"num_classes": 3}, {"gated": False}])
 def test_weights_of_another_architecture_are_refused(run, tmp_path, change):
     folder = saved(tmp_path / "run", recipe())
-    write_json(folder / "config.json", to_json(recipe(**change)))
+    write_config(recipe(**change), folder)
     with pytest.raises(CheckpointError, match=r"does not fit the model in config\.json"):
         Pipeline.from_pretrained(folder)
 

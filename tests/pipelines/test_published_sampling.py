@@ -108,7 +108,7 @@ def test_every_published_model_is_in_the_table():
 def test_a_published_sampling_is_plain_data(name):
     sampling = MODELS[name].sampling
     assert from_json(Sampling, json.loads(json.dumps(to_json(sampling)))) == sampling
-    assert sampling.on(MODELS[name].size.tokenizer.grid) == sampling  # it is of this grid already
+    assert sampling.fit_to(MODELS[name].size.tokenizer.grid) == sampling  # it is of this grid already
 
 
 def factor(priority, t):

@@ -1,7 +1,4 @@
-"""The text encoder that comes along with a model that draws from texts: fetched, replaced, saved, and nothing else.
-
-Where only the files beside the network are looked at, a model of classes stands for it.
-"""
+"""The text encoder of a model that takes prompts is fetched, replaced and saved with the model, and nothing else is."""
 
 import json
 import os
@@ -9,7 +6,8 @@ import shutil
 
 import pytest
 import torch
-from published_toys import FILES, PIXELS, PLAIN, SIZE, WHOLE, entry, random, refused, run, tree
+from published_amused import published
+from published_toys import FILES, PIXELS, WHOLE, entry, random, refused, run, tree
 from safetensors.torch import load_file, save_file
 
 from unmask.errors import CheckpointError
@@ -18,13 +16,18 @@ from unmask.pipelines.load import load
 from unmask.pretrained.amused import Amused
 from unmask.pretrained.clip import NEEDED_FILES, TextSizes, build_skeleton
 from unmask.pretrained.families import Size
-from unmask.published.catalogue import MODELS
-from unmask.published.store import located, write_recipe
+from unmask.published.catalogue import MODELS, File
+from unmask.published.opening import open_model
+from unmask.recipes.reading import write_config
 from unmask.storage.weights import have_same_weights, write_weights
 
 WORDS = ["a", "b", "ab</w>", "a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"]
 TEXTS = sorted([*NEEDED_FILES, "tokenizer/tokenizer_config.json"])
 WEIGHTS = "text_encoder/model.safetensors"
+NETWORK = Amused(
+    dim=8, depth=1, heads=2, mlp_dim=8, block_dim=6, blocks=1, block_heads=2, text_dim=8, pooled_dim=6, micro_dim=4
+)
+NETWORK_FILE = "toy/words.safetensors"
 
 
 def write_texts(folder, seed=0):
@@ -46,9 +49,12 @@ def write_texts(folder, seed=0):
 
 @pytest.fixture
 def mine(toys, files, tmp_path, monkeypatch):
-    """toy-words, a model of texts, and its files."""
-    monkeypatch.setitem(MODELS, "toy-words", entry(SIZE, preset=None))
-    return write_texts(shutil.copytree(files, tmp_path / "mine"))
+    """toy-words, a model that takes prompts, and its files."""
+    model = File(family="amused", page="https://example.org/toy", name=NETWORK_FILE)
+    monkeypatch.setitem(MODELS, "toy-words", entry(Size(model=NETWORK, tokenizer=PIXELS), model=model, preset=None))
+    folder = shutil.copytree(files, tmp_path / "mine")
+    save_file(random(published(NETWORK, PIXELS.vocab_size)), folder / NETWORK_FILE)
+    return write_texts(folder)
 
 
 @pytest.fixture
@@ -85,7 +91,7 @@ def test_weights_given_anew_replace_an_old_text_encoder(mine, toys):
 
 
 def test_links_of_a_cache_are_followed(mine, snapshot, toys):
-    for given in ([snapshot], [snapshot / name for name in FILES.values()]):
+    for given in ([snapshot], [snapshot / name for name in (NETWORK_FILE, FILES["taming-vqgan"])]):
         run("fetch", "toy-words", "--weights", *given)
         assert tree(toys / "toy-words") == sorted([*WHOLE, *TEXTS])
         assert not any(path.is_symlink() for path in (toys / "toy-words").rglob("*"))
@@ -135,7 +141,7 @@ def test_a_refused_text_encoder_leaves_the_model_as_it_was(mine, toys, capsys):
     said, code = refused(capsys, "fetch", "toy-words", "--weights", mine)
     assert (code, "1 with NaN" in said) == (4, True)
     assert before == {name: (toys / "toy-words" / name).read_bytes() for name in tree(toys / "toy-words")}
-    assert located("toy-words") == toys / "toy-words"
+    assert open_model("toy-words").fetch() == toys / "toy-words"
 
 
 # -- saved -------------------------------------------------------------------------------------------------------------
@@ -143,12 +149,9 @@ def test_a_refused_text_encoder_leaves_the_model_as_it_was(mine, toys, capsys):
 
 @pytest.fixture
 def drawing(tmp_path):
-    """A tiny model that draws from texts."""
+    """A tiny model that takes prompts."""
     pytest.importorskip("transformers", reason="prompts: no transformers")
-    network = Amused(
-        dim=8, depth=1, heads=2, mlp_dim=8, block_dim=6, blocks=1, block_heads=2, text_dim=8, pooled_dim=6, micro_dim=4
-    )
-    folder, size = tmp_path / "drawing", Size(model=network, tokenizer=PIXELS)
+    folder, size = tmp_path / "drawing", Size(model=NETWORK, tokenizer=PIXELS)
     folder.mkdir()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -156,7 +159,7 @@ def drawing(tmp_path):
     for part, built in parts.items():
         write_weights(dict(built.named_parameters()), folder / f"{part}.safetensors")
     write_texts(folder)
-    write_recipe(size, folder, PLAIN)
+    write_config(entry(size).spec, folder)
     return folder
 
 
@@ -180,6 +183,6 @@ def test_nothing_that_a_link_leads_to_is_uploaded(drawing, tmp_path, name, monke
         model.save_pretrained(tmp_path / "out")
     assert str(error.value).isprintable()
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr("unmask.pipelines.image.upload", lambda *given, **more: pytest.fail("uploaded"))
+    monkeypatch.setattr("unmask.pipelines.base.upload_model", lambda *given, **more: pytest.fail("uploaded"))
     with pytest.raises(CheckpointError):
         model.push_to_hub("me/words")

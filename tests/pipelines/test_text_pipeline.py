@@ -46,7 +46,7 @@ def test_holes_are_filled_and_nothing_else_changes(opens, padded):
         assert " dog" in text
         assert " ran" in text
         assert len(text) <= len("The ... dog. ran..")
-    canvas = pipeline(opens=opens).holed("The [MASK:3]")
+    canvas = pipeline(opens=opens).mask_text("The [MASK:3]")
     assert (canvas.tokens == ends + 1).sum() == 3
     assert (canvas.tokens[0] == ends) == opens
     assert (canvas.tokens[-1] == ends) == opens
@@ -109,8 +109,8 @@ def test_bad_prompts_and_lengths_are_one_clear_line():
 
 def test_frames_and_page_show_each_token_in_the_step_that_revealed_it():
     own = pipeline(sampling=Sampling(steps=4, priority=Raster()))
-    canvas = own.canvas("<b>".replace("<", "T").replace(">", "."), 11)
-    states = list(own.states(canvas.tokens[None]))
+    canvas = own.make_canvas("<b>".replace("<", "T").replace(">", "."), 11)
+    states = list(own.stream_states(canvas.tokens[None]))
     when = find_unmasking_steps(states)
     assert when.tolist()[:3] == [0, 0, 0]
     assert when.tolist()[3:] == sorted(when.tolist()[3:])

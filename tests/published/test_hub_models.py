@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from unmask.cli import main
-from unmask.errors import ConfigError
+from unmask.errors import CheckpointError, ConfigError
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.load import load
-from unmask.published.store import located
+from unmask.published.opening import open_model
 
 pytest.importorskip("huggingface_hub")
 TINY = ["--model.dim", "16", "--model.depth", "1", "--model.heads", "2", "--training.batch-size", "8"]
@@ -128,14 +128,15 @@ def test_what_cannot_be_had_is_one_line(hub, tmp_path):
 )
 def test_a_name_that_is_none_is_refused(name):
     with pytest.raises(ConfigError, match="give hf-hub:OWNER/NAME, or hf-hub:OWNER/NAME@REVISION"):
-        located(name)
+        open_model(name)
 
 
 def test_weights_are_for_published_models(tmp_path):
     with pytest.raises(ConfigError, match="on the hub with its weights"):
-        located(NAME, weights=[tmp_path])
+        open_model(NAME, weights=[tmp_path])
 
 
 def test_a_mistyped_folder_is_not_looked_for_on_the_hub(monkeypatch):
-    monkeypatch.setattr("unmask.published.store.download", None)
-    assert str(located("me/digits")) == "me/digits"
+    monkeypatch.setattr("unmask.published.opening.download_model", None)
+    with pytest.raises(CheckpointError, match=r"^me/digits: no config\.json there"):
+        open_model("me/digits")

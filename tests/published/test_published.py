@@ -36,7 +36,7 @@ from unmask.pipelines.image import Pipeline
 from unmask.pretrained.lone_tokenizer import read_lone_tokenizer
 from unmask.published.catalogue import MODELS
 from unmask.recipes.reading import read_config
-from unmask.recipes.schema import Recipe
+from unmask.recipes.spec import ModelSpec
 from unmask.storage.download import PublishedFile
 from unmask.storage.weights import have_same_weights
 
@@ -235,9 +235,9 @@ def test_a_generator_and_then_its_tokenizer_are_a_model(toys, files, tmp_path, c
     assert f"source: {generator}\nparameters: {count:,} as float32\nkept under their names: 0\n" in report
     assert "\n  last_layer.4.bias -> last.3.bias\n" in report
     assert "\n  pos_emb -> position, class_position\n" in report
-    recipe = read_config(out / "config.json", Recipe)
-    assert (recipe.model, recipe.tokenizer) == (NETWORK, PIXELS)  # and not the taller size, which is listed first
-    assert recipe.sampling == PLAIN
+    spec = read_config(out / "config.json", ModelSpec)
+    assert (spec.model, spec.tokenizer) == (NETWORK, PIXELS)  # and not the taller size, which is listed first
+    assert spec.sampling == PLAIN
     picture = tmp_path / "x.png"
     run("sample", out, "--labels", 0, 1, "--num", 4, "--out", picture)
     assert picture.exists()
@@ -296,7 +296,7 @@ def test_a_file_of_another_size_is_refused(toys, tmp_path, capsys):
 def test_the_sizes_of_a_family_are_told_apart(toys, tmp_path):
     path = write("valeoai-v1", random(generator_shapes(NETWORK, 16, 32)), tmp_path)
     run("convert", path, "--family", "valeoai-v1", "--out", tmp_path / "tall")
-    assert read_config(tmp_path / "tall/config.json", Recipe).tokenizer == WIDER
+    assert read_config(tmp_path / "tall/config.json", ModelSpec).tokenizer == WIDER
 
 
 def test_a_tokenizer_alone_makes_codes(toys, files, photos, tmp_path, capsys):
@@ -347,20 +347,20 @@ def test_flags_change_how_a_published_model_draws(ready, tmp_path):
     ("sample toy-32 --steps 1000000000", 2, "from 1 to 100,000"),
     ("sample toy-32 --out {here}/x.txt", 2, "x.txt: no image format has the suffix; use .png"),
     ("sample toy-32 --gif {here}/x.mp4", 2, "x.mp4: an animation is a .gif or a .webp"),
-    ("sample amused-256 --classes 1", 2, "amused-256 draws from texts: give --prompt"),
-    ("sample besnier-256 --prompt cat", 2, "besnier-256 knows classes and no texts: give --labels"),
+    ("sample amused-256 --classes 1", 2, "amused-256 generates images from texts: give prompts"),
+    ("sample besnier-256 --prompt cat", 2, "besnier-256 takes class labels, not texts: give labels"),
     ("fetch besnier-256 --weights", 2, "--weights: give the files, or a folder that holds them"),
     ("fetch besnier-256 --weights --offline", 2, "--weights: give the files, or a folder that holds them"),
-    ("sample toy-32 --prompt cat", 2, "toy-32 knows classes and no texts"),
-    ("sample toy-texts", 2, "toy-texts draws from texts: give"),
-    ("sample toy-texts --classes 0", 2, "toy-texts draws from texts: give"),
+    ("sample toy-32 --prompt cat", 2, "toy-32 takes class labels, not texts"),
+    ("sample toy-texts", 2, "toy-texts generates images from texts: give"),
+    ("sample toy-texts --classes 0", 2, "toy-texts generates images from texts: give"),
     ("inpaint toy-32 {photo} --box 8 8 16 16 --label 2", 2, "no class 2: this model's labels go from 0 to 1"),
-    ("inpaint toy-32 {photo} --box 8 8 16 16 --prompt cat", 2, "toy-32 knows classes and no texts"),
-    ("inpaint toy-texts {photo} --box 8 8 16 16", 2, "toy-texts draws from texts"),
+    ("inpaint toy-32 {photo} --box 8 8 16 16 --prompt cat", 2, "toy-32 takes class labels, not texts"),
+    ("inpaint toy-texts {photo} --box 8 8 16 16", 2, "toy-texts generates images from texts"),
     ("inpaint toy-texts {photo} --box 8 8 16 16 --label 1 --prompt cat", 2, "--label and --prompt: a model draws"),
-    ("inpaint toy-bare {photo} --box 8 8 16 16", 2, 'trained without "no class": give each picture a label'),
+    ("inpaint toy-bare {photo} --box 8 8 16 16", 2, 'trained without "no class": give each image a label'),
     ("inpaint toy-bare {photo} --box 8 8 16 16 --label 1 --scale 2", 2, "give --scale 1"),
-    ("sample toy-bare --scale 2", 2, 'trained without "no class" to guide away from: give --scale 1'),
+    ("sample toy-bare --scale 2", 2, 'trained without "no class", which guidance needs: give --scale 1'),
     ("inpaint toy-32 {photo}", 2, "say where the hole is"),
     ("inpaint toy-row {photo} --box 8 8 16 16 --label 1", 2, "a row of 4 tokens of the whole picture"),
     ("sample toy-row --gif {here}/x.gif --out {here}/x.png", 2, "a row of 4 tokens of the whole picture"),
@@ -377,10 +377,10 @@ def test_a_model_without_no_class_is_asked_for_none_on_any_device(scale, ready):
     """It is refused before the network, which looks at ids on a CPU alone."""
     pipeline = unmask.load("toy-bare", device="cpu")
     labels = torch.tensor([0, 1])
-    with pytest.raises(ConfigError, match="guide away from"):
+    with pytest.raises(ConfigError, match="which guidance needs"):
         pipeline.generate(labels, sampling=replace(PLAIN, scale=scale))
-    with pytest.raises(ConfigError, match="give each picture a label"):
-        list(pipeline.states(pipeline.blank(1), None))
+    with pytest.raises(ConfigError, match="give each image a label"):
+        list(pipeline.stream_states(pipeline.make_canvas(1), None))
     for plain in (Interval(1.0), LinearRamp(1.0), CosineRamp(1.0)):
         pipeline.predict(labels, replace(PLAIN, scale=plain))
 

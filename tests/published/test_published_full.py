@@ -19,7 +19,8 @@ from unmask.pretrained.families import FAMILIES
 from unmask.pretrained.google import GOOGLE_BASE_256
 from unmask.pretrained.maskgit_vqgan import MASKGIT_VQGAN_256
 from unmask.published import catalogue
-from unmask.published import store as published
+from unmask.pipelines.load import load
+from unmask.published.opening import open_model
 
 KEYS = Path(__file__).parents[3] / "shared/reference/checkpoint_keys"
 LISTS = {
@@ -83,7 +84,7 @@ def check(name: str, folder: Path, monkeypatch, tmp_path: Path) -> None:
     unchecked = replace(model, model=replace(model.model, source=None), tokenizer=replace(model.tokenizer, source=None))
     monkeypatch.setitem(catalogue.MODELS, name, unchecked)
     texts = ("a cat", "a dog") if name.startswith("amused") else ()
-    pipeline = published.load(name, weights=[folder], prompts=texts, device="cpu")
+    pipeline = load(name, weights=[folder], prompts=texts, device="cpu")
     quick = replace(pipeline.sampling, steps=2, temperature=1.0)
     images = pipeline.generate(torch.tensor([0, 1]), seed=0, sampling=quick)
     side = model.size.tokenizer.size[0]
@@ -95,12 +96,12 @@ def check(name: str, folder: Path, monkeypatch, tmp_path: Path) -> None:
     hole[:, : side // 4, : side // 4] = True
     if len(pipeline.tokenizer.grid) == 1:
         with pytest.raises(ConfigError, match=r"a row of \d+ tokens of the whole picture"):
-            pipeline.inpaint(images[:1], hole, torch.tensor([1]), sampling=quick)
+            pipeline.fill(images[:1], hole, torch.tensor([1]), sampling=quick)
         return
-    repaired = pipeline.inpaint(images[:1], hole, torch.tensor([1]), sampling=quick)
+    repaired = pipeline.fill(images[:1], hole, torch.tensor([1]), sampling=quick)
     assert torch.equal(repaired[~hole[:, None].expand_as(repaired)], images[:1][~hole[:, None].expand_as(repaired)])
     assert not torch.equal(repaired, images[:1])
-    assert published.located(name) == tmp_path / "cache/models" / name  # the weights are needed once
+    assert open_model(name).fetch() == tmp_path / "cache/models" / name  # the weights are needed once
 
 
 @pytest.mark.skipif(not KEYS.is_dir(), reason="published models at full size: no shared/reference/checkpoint_keys")

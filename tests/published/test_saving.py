@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from unmask.cli import main
-from unmask.data.sources.choice import Codes
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.pipelines.image import Pipeline
 from unmask.published.card import write_model_card
 from unmask.published.catalogue import MODELS
-from unmask.published.store import as_recipe
+from unmask.recipes.reading import read_config
+from unmask.recipes.schema import Recipe
 
 TINY = ["--model.dim", "16", "--model.depth", "1", "--model.heads", "2", "--training.batch-size", "8"]
 
@@ -50,21 +50,20 @@ def test_the_card_says_what_is_known(run, tmp_path):
     _, front, body = card.split("---\n", 2)
     assert "library_name: unmask\n" in front
     assert "license: mit\n" in front
-    for word in ("Digits(", "8x8", "| frechet | 1.25 |", "| num_samples | 77 |", "steps=", "2 steps of 8"):
+    training_data = f"* Training data: {read_config(run / 'config.json', Recipe).trained_on}\n"
+    assert "1,500 images of 10 classes: digits" in training_data
+    for word in (training_data, "8x8", "| frechet | 1.25 |", "| num_samples | 77 |", "steps 8", "2 steps of 8"):
         assert word in body, word
     assert "of no interest" not in card
     (run / "report.json").unlink()
 
 
-def test_the_card_of_what_was_trained_elsewhere_invents_no_training(tmp_path):
-    recipe = as_recipe(MODELS["maskgit-256"].size, MODELS["maskgit-256"].sampling)
-    card = write_model_card(recipe, tmp_path, None, "FOLDER")
-    assert "* Training: elsewhere; see its publisher\n" in card
-    assert "1,500 steps" not in card
-    texts = as_recipe(MODELS["amused-256"].size, MODELS["amused-256"].sampling)
-    assert 'unmask.load("FOLDER", prompts=["a cat"]).generate(num=4)' in write_model_card(
-        texts, tmp_path, None, "FOLDER"
-    )
+def test_the_card_of_a_published_model_invents_no_training(tmp_path):
+    card = write_model_card(MODELS["maskgit-256"].spec, name="FOLDER", licence=None, measured=tmp_path)
+    assert "* Training data: ImageNet\n* Training: not stated\n" in card
+    assert " steps of " not in card
+    prompted = write_model_card(MODELS["amused-256"].spec, name="FOLDER", licence=None, measured=tmp_path)
+    assert 'unmask.load("FOLDER", prompts=["a cat"])(num=4)' in prompted
 
 
 def test_a_card_without_a_licence_says_so(run, tmp_path):
@@ -76,10 +75,10 @@ def test_a_card_without_a_licence_says_so(run, tmp_path):
 
 @pytest.mark.parametrize("source", ["MaskGIT_ImageNet_256.pth", "downloads/of mine/MaskGIT_ImageNet_256.pth"])
 def test_the_card_of_a_converted_model_names_its_file(run, tmp_path, source):
-    recipe = replace(Pipeline.from_pretrained(run, device="cpu").recipe, data=Codes(path=""))
+    spec = replace(Pipeline.from_pretrained(run, device="cpu").spec, trained_on=None)
     (tmp_path / "model-conversion.txt").write_text(f"source: {source}\nparameters: 7 as float32\n")
-    card = write_model_card(recipe, tmp_path, None, "mine")
-    assert "* Training data: see its publisher; converted from MaskGIT_ImageNet_256.pth\n" in card
+    card = write_model_card(spec, name="mine", licence=None, measured=tmp_path)
+    assert "* Training data: not stated; converted from MaskGIT_ImageNet_256.pth\n" in card
 
 
 def test_a_pipeline_made_by_hand_is_not_saved(run, tmp_path):

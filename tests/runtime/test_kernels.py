@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unmask.runtime.kernels import fast_dtype, packs_linear
+from unmask.runtime.kernels import choose_dtype, packs_linear
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
@@ -40,16 +40,16 @@ def cpu(monkeypatch):
 def test_each_cpu_gets_what_is_fast_on_it(cpu, capability, facts, fast, packed):
     """In float32 only with AVX-512: without it torch's own product was 1.34 times as fast (24x768, 257 tokens)."""
     cpu(capability, **facts)
-    assert fast_dtype(CPU) == fast
+    assert choose_dtype(CPU) == fast
     assert {dtype for dtype in (FLOAT32, BFLOAT16, *OTHERS) if packs_linear(dtype)} == packed
 
 
 @pytest.mark.parametrize("facts", [{}, {"bf16": True, "amx": True}])
 def test_cuda_is_fast_in_bfloat16_whatever_the_cpu(cpu, facts):
     cpu("AVX2", **facts)
-    assert fast_dtype(CUDA) == BFLOAT16
+    assert choose_dtype(CUDA) == BFLOAT16
 
 
 def test_a_device_without_a_measurement_gets_float32(cpu):
     cpu("AVX512", bf16=True, amx=True)
-    assert fast_dtype(torch.device("meta")) == FLOAT32
+    assert choose_dtype(torch.device("meta")) == FLOAT32

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from unmask.errors import DiskError
 from unmask.storage.config import load_json, write_json
-from unmask.storage.files import move_into_place, one_line, sha256_of, write_atomic, write_bytes, write_text
+from unmask.storage.files import move_into_place, escape_line, hash_file, write_atomic, write_bytes, write_text
 from unmask.storage.weights import write_weights
 
 NAME = "table.csv"
@@ -179,9 +179,9 @@ def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path, write, name):
 
 
 def test_text_on_one_line():
-    assert one_line("a\nb\x1b[0mé\ud800") == "a\\nb\\x1b[0mé\\ud800"
+    assert escape_line("a\nb\x1b[0mé\ud800") == "a\\nb\\x1b[0mé\\ud800"
 
 
 def test_the_sha256_of_a_file(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
-    assert sha256_of(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert hash_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

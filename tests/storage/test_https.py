@@ -28,7 +28,7 @@ def refuse(server: Server | str, said: str, loopback: bool = True) -> None:
         pytest.raises(Unavailable, match=said),
         https.get(server if isinstance(server, str) else server.url, {}, loopback=loopback) as got,
     ):
-        list(got.blocks())
+        list(got.read_blocks())
 
 
 PLACES = ("http://169.254.169.254/x", "https://169.254.169.254/x", "https://127.0.0.1/x", "https://[::1]/x")

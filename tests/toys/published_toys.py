@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from unmask.cli import main
-from unmask.decoding import presets
 from unmask.decoding.presets import Preset, Scores
 from unmask.decoding.sampling import Sampling
 from unmask.pretrained.families import FAMILIES, Size
@@ -19,7 +18,8 @@ from unmask.pretrained.titok import TiTok
 from unmask.pretrained.titok_bert import TiTokBert
 from unmask.pretrained.valeoai import ValeoaiMaskGIT
 from unmask.published.catalogue import MODELS, File, Published
-from unmask.published.store import write_recipe
+from unmask.recipes.reading import write_config
+from unmask.recipes.spec import ModelSpec
 from unmask.storage.weights import write_weights
 from unmask.tokenizers.quantizers import VQ
 from unmask.tokenizers.vqgan import VQGAN
@@ -160,10 +160,10 @@ def convert_all(files, cache):
             parts = {"model": size.build(), "tokenizer": size.tokenizer.build()}
         for part, network in parts.items():
             write_weights(dict(network.named_parameters()), folder / f"{part}.safetensors")
-        write_recipe(size, folder, PLAIN)
+        write_config(ModelSpec(tokenizer=size.tokenizer, model=size.model, sampling=PLAIN), folder)
     shutil.copy(cache / "models/toy-32/tokenizer.safetensors", cache / "models/toy-bare")
     (cache / "models/toy-texts").mkdir()
-    write_recipe(MODELS["amused-256"].size, cache / "models/toy-texts", presets.AMUSED_SAMPLING)
+    write_config(MODELS["amused-256"].spec, cache / "models/toy-texts")
     return cache
 
 

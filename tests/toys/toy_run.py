@@ -32,7 +32,7 @@ from unmask.recipes.schema import Recipe
 from unmask.runtime.distributed import World, distribute, gather_full, join_world, unwrap
 from unmask.storage.lock import lock
 from unmask.tokenizers.pixels import Pixels
-from unmask.training.loop import TrainConfig, train
+from unmask.training.loop import TrainConfig, train_model
 from unmask.training.optim import AdamW, CosineDecay, Muon
 from unmask.training.runfolder import remove_leftovers
 
@@ -113,7 +113,7 @@ def toy_train(
     model = distribute(model or toy_model(), config.strategy, here)
     run.mkdir(parents=True, exist_ok=True)
     batches = batches or toy_batches()
-    ema = train(
+    ema = train_model(
         model, objective or MaskGIT(), batches, config, run, world=here, evaluators=[e(model) for e in evaluators]
     )
     return unwrap(model), ema

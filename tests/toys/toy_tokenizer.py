@@ -23,7 +23,7 @@ from unmask.tokenizers.vqgan import VQGAN
 from unmask.training.ema import Ema
 from unmask.training.loop import TrainConfig
 from unmask.training.optim import CosineDecay
-from unmask.training.tokenizer_loop import Networks, train_tokenizer
+from unmask.training.tokenizer_loop import Networks, train_autoencoder
 
 BATCH, STEPS = 16, 12
 QUANTIZERS = {
@@ -122,7 +122,7 @@ def toy_train(
     networks = networks or toy_networks()
     run.mkdir(parents=True, exist_ok=True)
     evaluators = [e(networks.core) for e in more]
-    ema = train_tokenizer(networks, loss, batches or toy_batches(), config, run, world=here, evaluators=evaluators)
+    ema = train_autoencoder(networks, loss, batches or toy_batches(), config, run, world=here, evaluators=evaluators)
     return networks, ema
 
 

@@ -192,7 +192,7 @@ def test_an_all_zero_matrix_stays_zero():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_muon_is_torch_s_muon_in_the_type_of_the_device(dtype, monkeypatch):
     """Take ten steps with the same gradients. torch orthogonalizes in bfloat16, so only that type agrees closely."""
-    monkeypatch.setattr(optim, "fast_dtype", lambda device: dtype)
+    monkeypatch.setattr(optim, "choose_dtype", lambda device: dtype)
     ours, theirs = toy_model(), toy_model()
     muon, _ = Muon(learning_rate=0.02, weight_decay=0.1).build(ours)
     taken = {id(p) for g in muon.param_groups for p in g["params"]}
@@ -214,7 +214,7 @@ def test_muon_is_torch_s_muon_in_the_type_of_the_device(dtype, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_muon_takes_the_type_that_this_cpu_is_fast_in(dtype, monkeypatch):
-    monkeypatch.setattr(optim, "fast_dtype", lambda device: dtype)
+    monkeypatch.setattr(optim, "choose_dtype", lambda device: dtype)
     used = []
     monkeypatch.setattr(optim, "orthogonalize", lambda x, kind: used.append(kind) or x)
     model = toy_model()

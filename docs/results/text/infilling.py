@@ -91,7 +91,7 @@ def fill(pipeline: TextPipeline, canvas: Int[Tensor, "n l"], sampling: Sampling)
     ends = []
     for first in range(0, len(canvas), BATCH):
         part = canvas[first : first + BATCH]
-        *_, last = pipeline.states(part, seed=SEED, first=first, sampling=sampling, ends=False)
+        *_, last = pipeline.stream_states(part, seed=SEED, first=first, sampling=sampling, ends=False)
         ends.append(last.tokens)
     return torch.cat(ends)
 
@@ -149,7 +149,7 @@ def reveal(
 ) -> tuple[Float[Tensor, "n l"], Int[Tensor, "n l"], float, float]:
     """Return the time t of each position, the texts, and the shares unmasked with and beside a neighbour."""
     mask_id, length = pipeline.model.mask_id, pipeline.model.length
-    sampling, times, texts, together, beside = sampling.on((length,)), [], [], 0, 0
+    sampling, times, texts, together, beside = sampling.fit_to((length,)), [], [], 0, 0
     for first in range(0, ROWS, BATCH):
         tokens = torch.full((min(BATCH, ROWS - first), length), mask_id)
         rand = seeded(SEED, len(tokens), first=first)

@@ -12,8 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from unmask.cli.flags import SamplingFlags, WeightsFlags, choose_sampling, fetch_model
-from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.cli.sampling import check_prompts
+from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.holes import Cells
 from unmask.data.masks import make_rectangle, read_cutout, read_mask, read_photo
 from unmask.decoding.sampling import Sampling
@@ -24,6 +23,7 @@ from unmask.pipelines import editing
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.labels import resolve_label
 from unmask.pipelines.load import load_image_pipeline
+from unmask.pretrained.conditions import check_prompts
 
 COMPARISON_SIZE = 512  # pixels of the longer side of each picture in the comparison
 USAGE = "inpaint RUN PHOTO, where RUN is as unmask sample has it, with --mask, --alpha, --box or --extend"
@@ -66,8 +66,8 @@ class InpaintFlags:
 
 def run_inpaint(arguments: list[str]) -> None:
     """fill a hole in a photo of any size, extend its canvas, or draw another class into a part of it"""
-    name, rest = positional(arguments, USAGE)
-    path, rest = ("PHOTO", rest) if rest == ["--help"] else positional(rest, USAGE)
+    name, rest = split_positional(arguments, USAGE)
+    path, rest = ("PHOTO", rest) if rest == ["--help"] else split_positional(rest, USAGE)
     flags = parse(InpaintFlags, rest, f"inpaint {name} {path}")
     photo, hole = read_hole(Path(path), flags)
     cells = choose_cells(flags.cells, flags.dilate)
@@ -79,14 +79,14 @@ def run_inpaint(arguments: list[str]) -> None:
     texts = () if flags.prompt is None else (flags.prompt,)
     opened = flags.published.open(name)
     spec = opened.require_image_spec()
-    check_prompts(name, spec, texts)
-    with value_errors():
+    check_prompts(spec.model, texts, name)
+    with catch_value_errors():
         sampling = choose_sampling(flags.sampling, spec)
     fetch_model(opened)
     pipeline = load_image_pipeline(opened, prompts=texts)
     chosen = "0" if texts else flags.label
     label = None if chosen is None else resolve_label(chosen, () if texts else pipeline.classes)
-    with value_errors(), disk_errors(flags.out.parent):
+    with catch_value_errors(), catch_disk_errors(flags.out.parent):
         edited = editing.edit_photo(
             pipeline,
             photo,

@@ -15,15 +15,15 @@ from unmask.cli.flags import (
     NetworkFlags,
     SamplingFlags,
     WeightsFlags,
+    choose_device,
     choose_sampling,
-    device_of,
     fetch_model,
 )
 from unmask.cli.networks import PHOTOS
-from unmask.cli.parsing import disk_errors, parse, positional, value_errors
+from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.augment import PictureSet
 from unmask.data.sources.choice import Folder
-from unmask.decoding.names import look_up, shapes
+from unmask.decoding.names import list_shapes, look_up
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import inpainting
@@ -56,7 +56,7 @@ class EvaluateTokenizerFlags:
 def run_evaluate_tokenizer(arguments: list[str]) -> None:
     """measure a tokenizer (rFID, PSNR, SSIM, codebook use) into report.json, and draw reconstructions"""
     usage = f"evaluate-tokenizer MODEL, where MODEL is the run of a tokenizer, or {MODEL_NAMES}"
-    name, rest = positional(arguments, usage)
+    name, rest = split_positional(arguments, usage)
     flags = parse(EvaluateTokenizerFlags, rest, f"evaluate-tokenizer {name}")
     if flags.pictures < 2:
         raise ConfigError(f"--pictures {flags.pictures}: at least 2, to have a covariance")
@@ -68,7 +68,7 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
     if not own and flags.data is None:
         raise ConfigError(f"measured on which images? {name} is no run of a tokenizer: give --data DIR")
     run = Path(name) if own else flags.out or Path("runs") / f"{shorten_name(name)}-tokenizer"
-    with value_errors(), disk_errors(run), join_world(device_of(flags.network.device)) as here:
+    with catch_value_errors(), catch_disk_errors(run), join_world(choose_device(flags.network.device)) as here:
         features, judge = flags.network.open(here)
         if own:
             measure = partial(evaluation.measure_tokenizer_run, run)
@@ -78,7 +78,7 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
             classes = max(2, len(pictures[0].pictures.classes))
             classifier = replace(PHOTOS, channels=config.channels, num_classes=classes)
             fetch_model(opened, here)
-            model: LearnedModel = open_tokenizer(config, opened.tokenizer_weights())  # type: ignore[assignment]
+            model: LearnedModel = open_tokenizer(config, opened.find_tokenizer_weights())  # type: ignore[assignment]
             run.mkdir(parents=True, exist_ok=True)
             measure = partial(evaluation.measure_tokenizer, model, pictures, run, classifier=classifier)
         with show_progress(shown=here.is_main) as progress:
@@ -121,7 +121,7 @@ class EvaluateInpaintFlags:
 
 def run_evaluate_inpaint(arguments: list[str]) -> None:
     """mask parts of held-out images, inpaint them with several schedules and early stops, and measure the results"""
-    name, rest = positional(arguments, f"evaluate-inpaint MODEL, where MODEL is {MODEL_NAMES}")
+    name, rest = split_positional(arguments, f"evaluate-inpaint MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(EvaluateInpaintFlags, rest, f"evaluate-inpaint {name}")
     if flags.images < 2:
         raise ConfigError(f"--images {flags.images}: at least 2, to have a covariance")
@@ -129,11 +129,11 @@ def run_evaluate_inpaint(arguments: list[str]) -> None:
         raise ConfigError(f"--schedule {flags.sampling.schedule}: say which to compare, --schedules cosine linear")
     if flags.sampling.preset is not None:
         raise ConfigError(f"--preset {flags.sampling.preset} has one schedule, and several are compared: leave it out")
-    with value_errors(), join_world(device_of(flags.network.device)) as here:
+    with catch_value_errors(), join_world(choose_device(flags.network.device)) as here:
         opened = flags.published.open(name, here)
         spec = opened.require_image_spec()
         sampling = replace(choose_sampling(flags.sampling, spec), steps=flags.sampling.steps or 20)
-        table = shapes(spec.length)
+        table = list_shapes(spec.length)
         schedules = {shape: look_up(table, shape, "schedule") for shape in flags.schedules}
         fetch_model(opened, here)
         _measure(flags, opened, sampling, schedules, here)
@@ -142,7 +142,7 @@ def run_evaluate_inpaint(arguments: list[str]) -> None:
 def _measure(
     flags: EvaluateInpaintFlags, opened: OpenedModel, sampling: Sampling, schedules: dict[str, Shape], here: World
 ) -> None:
-    with disk_errors(flags.out or Path("runs")):
+    with catch_disk_errors(flags.out or Path("runs")):
         run = open_run(opened, here, data=flags.published.data, out=flags.out)
         experiment, pipeline, out = run.experiment, run.pipeline, flags.out or run.folder / "inpainting"
         _ = pipeline.cells  # refused before anything is measured
@@ -150,7 +150,9 @@ def _measure(
         check_judge(judge, experiment.classes)
         if judge is None and experiment.classes:
             config = experiment.recipe.classifier
-            judge = prepare_classifier_features(experiment.real("train"), config, run.folder / CLASSIFIER, here)
+            judge = prepare_classifier_features(
+                experiment.read_pictures("train"), config, run.folder / CLASSIFIER, here
+            )
         if not here.is_main:
             return  # one process does it: the pictures are few
         rows = inpainting.measure_inpainting(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from unmask.cli.parsing import disk_errors
+from unmask.cli.parsing import catch_disk_errors
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import change_sampling
 from unmask.evaluation.networks import open_networks
@@ -20,7 +20,7 @@ from unmask.storage.cache import find_cache_dir
 Device = Literal["auto", "cpu", "cuda"]
 
 
-def device_of(name: str) -> str | None:
+def choose_device(name: str) -> str | None:
     """Return the name of a device for `world`; None picks one."""
     return None if name == "auto" else name
 
@@ -37,7 +37,7 @@ class WeightsFlags:
 
     def open(self, name: str | Path, here: World | None = None) -> OpenedModel:
         """Find the model of this name, and read its configuration."""
-        with disk_errors(find_cache_dir()):
+        with catch_disk_errors(find_cache_dir()):
             return open_model(name, weights=self.weights, offline=self.offline, world=here)
 
 
@@ -52,7 +52,7 @@ class MeasuredFlags(WeightsFlags):
 
 def fetch_model(opened: OpenedModel, here: World | None = None) -> Path:
     """Return the folder of a model's weights, with a progress bar while it is downloaded and converted."""
-    with disk_errors(find_cache_dir()), show_progress(shown=here is None or here.is_main) as progress:
+    with catch_disk_errors(find_cache_dir()), show_progress(shown=here is None or here.is_main) as progress:
         return opened.fetch(progress, here)
 
 
@@ -91,10 +91,10 @@ class SamplingFlags:
 
 def choose_sampling(flags: SamplingFlags, spec: ModelSpec | TextModelSpec) -> Sampling:
     """Return the model's own sampling, or a published one, with the given flags put in."""
-    return change_sampling(spec.sampling, spec.grid, settings_of(flags))
+    return change_sampling(spec.sampling, spec.grid, collect_settings(flags))
 
 
-def settings_of(flags: SamplingFlags) -> dict[str, Any]:
+def collect_settings(flags: SamplingFlags) -> dict[str, Any]:
     """Return the given flags as sampling settings."""
     return {name: value for name, value in asdict(flags).items() if value is not None}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from unmask.cli.flags import Device, device_of
-from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.cli.tokenizers import place_of, sources
+from unmask.cli.flags import Device, choose_device
+from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.cli.tokenizers import find_data_flag, list_sources
 from unmask.data.augment import PictureSet
 from unmask.data.sources.choice import Arrays, PictureSource
 from unmask.decoding.names import look_up
@@ -37,16 +37,18 @@ class FeatureFlags:
 
 def run_train_features(arguments: list[str]) -> None:
     """train a classifier on pictures with classes, whose features unmask evaluate then measures in"""
-    name, rest = positional(arguments, "train-features SOURCE --data PATH --out DIR, as cifar10, folder, mnist or hub")
-    source = look_up(sources(32, 3), "folder" if rest == ["--help"] and name == "RUN" else name, "source")
-    rest = [re.sub(r"^--data(?==|$)", place_of(source), word) for word in rest]
+    name, rest = split_positional(
+        arguments, "train-features SOURCE --data PATH --out DIR, as cifar10, folder, mnist or hub"
+    )
+    source = look_up(list_sources(32, 3), "folder" if rest == ["--help"] and name == "RUN" else name, "source")
+    rest = [re.sub(r"^--data(?==|$)", find_data_flag(source), word) for word in rest]
     flags = parse(
         FeatureFlags, rest, f"train-features {name}", FeatureFlags(data=source, out=Path("runs") / f"{name}-features")
     )
     with (
-        value_errors(),
-        disk_errors(flags.out),
-        join_world(device_of(flags.device)) as here,
+        catch_value_errors(),
+        catch_disk_errors(flags.out),
+        join_world(choose_device(flags.device)) as here,
         show_progress(shown=here.is_main) as progress,
     ):
         split = flags.data.load(progress)

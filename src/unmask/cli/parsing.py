@@ -42,7 +42,7 @@ def _one_line(box: str) -> str:
     return " ".join(rows[:rule]) + (f": did you mean {near.group()}?" if near and "Perhaps" in box else "")
 
 
-def positional(arguments: list[str], usage: str) -> tuple[str, list[str]]:
+def split_positional(arguments: list[str], usage: str) -> tuple[str, list[str]]:
     """The first argument, which says what to work on, and the rest."""
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"usage: unmask {usage}; then flags:")
@@ -53,7 +53,7 @@ def positional(arguments: list[str], usage: str) -> tuple[str, list[str]]:
 
 
 @contextlib.contextmanager
-def value_errors() -> Iterator[None]:
+def catch_value_errors() -> Iterator[None]:
     """The method raises ValueError for numbers that it cannot use; in here they came from a flag."""
     try:
         yield
@@ -62,7 +62,7 @@ def value_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
+def catch_disk_errors(where: Path) -> Iterator[None]:
     """A full, read-only or missing disk, in one line."""
     try:
         yield

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from unmask.cli.flags import WeightsFlags, fetch_model
-from unmask.cli.parsing import disk_errors, parse, positional
+from unmask.cli.parsing import catch_disk_errors, parse, split_positional
 from unmask.decoding.names import look_up, suggest_nearest
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
@@ -69,10 +69,10 @@ def _describe_sampling(sampling: Sampling) -> str:
 
 def run_fetch(arguments: list[str]) -> None:
     """download and convert a published model ahead of its first use, or convert local files with --weights"""
-    name, rest = positional(arguments, "fetch NAME, where NAME is one of unmask models")
+    name, rest = split_positional(arguments, "fetch NAME, where NAME is one of unmask models")
     flags = parse(WeightsFlags, rest, f"fetch {name}")
     look_up(MODELS, name, "published model")
-    with disk_errors(find_cache_dir()), show_progress(shown=True) as progress:
+    with catch_disk_errors(find_cache_dir()), show_progress(shown=True) as progress:
         folder = fetch_published(name, weights=flags.weights, offline=flags.offline, progress=progress)
     print(f"wrote {folder}; next: unmask sample {name}")
 
@@ -90,11 +90,11 @@ class ConvertFlags:
 
 def run_convert(arguments: list[str]) -> None:
     """turn a published weight file into safetensors and config.json, strictly and without running anything in it"""
-    name, rest = positional(arguments, "convert FILE --family NAME --out DIR")
+    name, rest = split_positional(arguments, "convert FILE --family NAME --out DIR")
     flags = parse(ConvertFlags, rest, f"convert {name}")
     if flags.family not in FAMILIES:
         raise ConfigError(f"no family {flags.family}{suggest_nearest(flags.family, FAMILIES)}")
-    with disk_errors(flags.out):
+    with catch_disk_errors(flags.out):
         done = convert_into(Path(name), flags.family, flags.out)
     report = done.report
     print(
@@ -118,11 +118,11 @@ class ExportFlags:
 
 def run_export(arguments: list[str]) -> None:
     """write a model to a folder of its own, with a model card and without any path, host or user name"""
-    name, rest = positional(arguments, f"export MODEL --out DIR, where MODEL is {MODEL_NAMES}")
+    name, rest = split_positional(arguments, f"export MODEL --out DIR, where MODEL is {MODEL_NAMES}")
     flags = parse(ExportFlags, rest, f"export {name}")
     opened = flags.published.open(name)
     fetch_model(opened)
-    with disk_errors(flags.out):
+    with catch_disk_errors(flags.out):
         export_model(opened, flags.out)
     command = "generate" if opened.is_text else "sample"
     print(f"wrote {flags.out}: unmask {command} {flags.out}, or unmask.load({str(flags.out)!r}) in Python")

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -15,12 +14,12 @@ from unmask.cli.flags import (
     ReferenceFlags,
     SamplingFlags,
     WeightsFlags,
+    choose_device,
     choose_sampling,
-    device_of,
+    collect_settings,
     fetch_model,
-    settings_of,
 )
-from unmask.cli.parsing import disk_errors, parse, positional, value_errors
+from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.decoding.names import describe_expected
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
@@ -31,9 +30,8 @@ from unmask.figures import images as figures
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.pipelines.labels import resolve_labels
 from unmask.pipelines.load import load_image_pipeline
-from unmask.pretrained.conditions import takes_prompts
+from unmask.pretrained.conditions import check_prompts
 from unmask.published.opening import MODEL_NAMES, OpenedModel
-from unmask.recipes.spec import ModelSpec
 from unmask.runtime.distributed import World, join_world
 from unmask.runtime.progress import show_progress
 
@@ -61,13 +59,13 @@ class SampleFlags:
 
 def run_sample(arguments: list[str]) -> None:
     """generate images from a run, an export or a published model"""
-    name, rest = positional(arguments, f"sample MODEL, where MODEL is {MODEL_NAMES}")
+    name, rest = split_positional(arguments, f"sample MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(SampleFlags, rest, f"sample {name}")
     _check(flags)
     opened = flags.published.open(name)
     spec = opened.require_image_spec()
-    check_prompts(name, spec, flags.prompts)
-    with value_errors():
+    check_prompts(spec.model, flags.prompts, name)
+    with catch_value_errors():
         sampling = choose_sampling(flags.sampling, spec)
     fetch_model(opened)
     pipeline = load_image_pipeline(opened, prompts=flags.prompts)
@@ -82,7 +80,7 @@ def run_sample(arguments: list[str]) -> None:
     if flags.labels:
         ids = resolve_labels(flags.labels, pipeline.classes)
         labels = ids[torch.arange(num) % len(ids)]
-    with value_errors(), disk_errors(flags.out.parent):
+    with catch_value_errors(), catch_disk_errors(flags.out.parent):
         if flags.sampling.preset is not None:
             print(describe_expected(flags.sampling.preset))
         with show_progress(shown=True) as progress:
@@ -93,16 +91,9 @@ def run_sample(arguments: list[str]) -> None:
         if flags.gif is not None:
             shown = min(30, num)
             some = None if labels is None else labels[:shown]
-            states = pipeline.history(some, num=shown, seed=flags.seed, sampling=sampling)
+            states = pipeline.collect_states(some, num=shown, seed=flags.seed, sampling=sampling)
             figures.write_animation(draw_decoding(pipeline, states, scale), flags.gif)
             print(f"wrote {flags.gif}")
-
-
-def check_prompts(name: str, spec: ModelSpec, prompts: Sequence[str]) -> None:
-    """ConfigError if a model takes prompts and has none, or the other way round; before anything is downloaded."""
-    if takes_prompts(spec.model) != bool(prompts):
-        needed = "takes prompts: give --prompt" if not prompts else "takes classes, not prompts: give --labels"
-        raise ConfigError(f"{name} {needed}")
 
 
 def _check(flags: SampleFlags) -> None:
@@ -131,11 +122,11 @@ class EvaluateFlags:
 
 def run_evaluate(arguments: list[str]) -> None:
     """measure a run (FID-style metrics, class accuracy, near-duplicates) into report.json, and draw its pictures"""
-    name, rest = positional(arguments, f"evaluate MODEL, where MODEL is {MODEL_NAMES}")
+    name, rest = split_positional(arguments, f"evaluate MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
-    with value_errors(), join_world(device_of(flags.network.device)) as here:
+    with catch_value_errors(), join_world(choose_device(flags.network.device)) as here:
         opened = flags.published.open(name, here)
-        sampling = check_sampling(opened.require_image_spec(), settings_of(flags.sampling))
+        sampling = check_sampling(opened.require_image_spec(), collect_settings(flags.sampling))
         if opened.is_run and flags.out is not None and flags.out != opened.folder:
             raise ConfigError("--out is for published and exported models: a run keeps its results")
         fetch_model(opened, here)
@@ -160,7 +151,7 @@ PICTURES = {
 def print_report(opened: OpenedModel, here: World, flags: EvaluateFlags, sampling: Sampling) -> None:
     """Evaluate, print the metrics, and say where each file lies and which images could not be read."""
     folder = opened.fetch() if opened.is_run else flags.out or Path("runs") / shorten_name(opened.name)
-    with value_errors(), disk_errors(folder), show_progress(shown=here.is_main) as progress:
+    with catch_value_errors(), catch_disk_errors(folder), show_progress(shown=here.is_main) as progress:
         numbers = evaluate_opened(
             opened,
             here,

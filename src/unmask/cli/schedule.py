@@ -4,9 +4,9 @@ import json as json_text
 import sys
 from dataclasses import dataclass
 
-from unmask.cli.parsing import parse, value_errors
+from unmask.cli.parsing import catch_value_errors, parse
 from unmask.decoding import counts
-from unmask.decoding.names import look_up, shapes
+from unmask.decoding.names import list_shapes, look_up
 from unmask.errors import ConfigError
 
 SHAPED = {
@@ -39,7 +39,7 @@ class ScheduleFlags:
 def run_schedule(arguments: list[str]) -> None:
     """print how many tokens each step reveals, as each code base of the field counts them"""
     flags = parse(ScheduleFlags, arguments, "schedule")
-    with value_errors():
+    with catch_value_errors():
         tokens = count_tokens(flags.style, flags.shape, flags.tokens, flags.steps)
     if flags.json:
         print(json_text.dumps(tokens))
@@ -61,4 +61,4 @@ def count_tokens(style: str, shape: str | None, tokens: int, steps: int) -> list
         return count(tokens, steps)
     if style not in SHAPED:
         look_up(dict.fromkeys([*SHAPED, *FIXED]), style, "style")
-    return SHAPED[style](tokens, steps, look_up(shapes(tokens), shape or "cosine", "shape"))
+    return SHAPED[style](tokens, steps, look_up(list_shapes(tokens), shape or "cosine", "shape"))

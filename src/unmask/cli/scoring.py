@@ -6,9 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.flags import Device, MeasuredFlags, device_of, fetch_model
-from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.decoding.names import look_up, orders, schedules
+from unmask.cli.flags import Device, MeasuredFlags, choose_device, fetch_model
+from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.decoding.names import list_orders, list_schedules, look_up
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import scoring
@@ -44,25 +44,25 @@ class ScoreFlags:
 
 def run_score(arguments: list[str]) -> None:
     """rank orders and numbers of steps by the exact likelihood of held-out data: no samples, no classifier"""
-    name, rest = positional(arguments, f"score MODEL, where MODEL is {MODEL_NAMES}")
+    name, rest = split_positional(arguments, f"score MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(ScoreFlags, rest, f"score {name}")
-    with value_errors(), join_world(device_of(flags.device)) as here:
+    with catch_value_errors(), join_world(choose_device(flags.device)) as here:
         opened = flags.published.open(name, here)
         if not isinstance(opened.config, ModelSpec | TextModelSpec):
             kind = "a tokenizer's run" if isinstance(opened.config, TokenizerRecipe) else "a tokenizer"
             raise ConfigError(f"{name} is {kind}: give a model of images or text")
-        table = schedules(opened.config.length)
+        table = list_schedules(opened.config.length)
         sampling = None
         if flags.schedule is not None:
             sampling = Sampling(schedule=look_up(table, flags.schedule, "schedule"))
         grid = opened.config.grid
-        chosen = [(order, look_up(orders(grid), order, "order")) for order in dict.fromkeys(flags.orders)]
+        chosen = [(order, look_up(list_orders(grid), order, "order")) for order in dict.fromkeys(flags.orders)]
         fetch_model(opened, here)
         _print_table(flags, opened, chosen, sampling, here)
 
 
 def _print_table(flags: ScoreFlags, opened: OpenedModel, chosen: list, sampling: Sampling | None, here: World) -> None:
-    with disk_errors(flags.out or Path("runs")):
+    with catch_disk_errors(flags.out or Path("runs")):
         subject, own, _, folder = open_subject(opened, here, flags.published.data, flags.out)
         out = flags.out or folder / "score"
         rows = []

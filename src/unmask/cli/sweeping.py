@@ -6,8 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.flags import MeasuredFlags, ReferenceFlags, device_of, fetch_model
-from unmask.cli.parsing import disk_errors, parse, positional, value_errors
+from unmask.cli.flags import MeasuredFlags, ReferenceFlags, choose_device, fetch_model
+from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.errors import ConfigError
 from unmask.evaluation import sweep_table
 from unmask.evaluation.plans import SweepChoices, plan_sweep
@@ -30,11 +30,11 @@ class SweepFlags(SweepChoices):
 
 def run_sweep(arguments: list[str]) -> None:
     """compare orders, schedules, steps, noises and guidance in one table with plots; run again to resume"""
-    name, rest = positional(arguments, f"sweep MODEL, where MODEL is {MODEL_NAMES}")
+    name, rest = split_positional(arguments, f"sweep MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(SweepFlags, rest, f"sweep {name}")
     if flags.out is not None and (flags.out.suffix in (".md", ".csv") or flags.out.is_file()):
         raise ConfigError(f"--out {flags.out}: give a folder, for sweep.md, sweep.csv and the plots")
-    with value_errors(), join_world(device_of(flags.network.device)) as here:
+    with catch_value_errors(), join_world(choose_device(flags.network.device)) as here:
         opened = flags.published.open(name, here)
         spec = opened.require_image_spec()
         own = flags.network.features == "classifier" and flags.network.classifier is None
@@ -48,7 +48,7 @@ def run_sweep(arguments: list[str]) -> None:
 
 
 def _print_table(flags: SweepFlags, plan: SweepPlan, opened: OpenedModel, here: World) -> None:
-    with disk_errors(flags.out or Path("runs")), show_progress(shown=here.is_main) as progress:
+    with catch_disk_errors(flags.out or Path("runs")), show_progress(shown=here.is_main) as progress:
         features, judge = flags.network.open(here)
         run = open_run(opened, here, data=flags.published.data, out=flags.out, progress=progress)
         out = flags.out or run.folder / "sweep"

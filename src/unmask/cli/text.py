@@ -10,9 +10,9 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.flags import Device, SamplingFlags, WeightsFlags, device_of, fetch_model, settings_of
-from unmask.cli.parsing import disk_errors, parse, positional, value_errors
-from unmask.decoding.names import SAMPLERS, look_up, orders
+from unmask.cli.flags import Device, SamplingFlags, WeightsFlags, choose_device, collect_settings, fetch_model
+from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.decoding.names import SAMPLERS, list_orders, look_up
 from unmask.decoding.sampling import Parallel, Sampling
 from unmask.decoding.settings import change_sampling
 from unmask.errors import ConfigError
@@ -39,12 +39,12 @@ class TokenizeTextFlags:
 
 def run_tokenize_text(arguments: list[str]) -> None:
     """make a text corpus into a folder of tokens, for several trainings or ahead of one; unmask train does it too"""
-    name, rest = positional(arguments, "tokenize-text RECIPE --data FILE --out DIR, where RECIPE is one on text")
+    name, rest = split_positional(arguments, "tokenize-text RECIPE --data FILE --out DIR, where RECIPE is one on text")
     default = reading.find_recipe("shakespeare" if rest == ["--help"] else name, TextRecipe)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     start = TokenizeTextFlags(recipe=default, out=Path("tokens") / Path(name).stem)
     flags = parse(TokenizeTextFlags, rest, f"tokenize-text {name}", start)
-    with value_errors(), disk_errors(flags.out), show_progress(shown=True) as progress:
+    with catch_value_errors(), catch_disk_errors(flags.out), show_progress(shown=True) as progress:
         ready = text_experiment.prepare_text(flags.recipe, flags.out, progress)
     for part, held in (("train", ready.meta.train), ("test", ready.meta.test)):
         print(f"{part:5s} {held.documents:,} documents, {held.characters:,} characters, {held.tokens:,} tokens")
@@ -73,17 +73,17 @@ class GenerateFlags(WritingFlags):
 
 def run_generate(arguments: list[str]) -> None:
     """write texts with a run on text, from nothing or from a prompt"""
-    name, rest = positional(arguments, f"generate MODEL, where MODEL is a text model: {MODEL_NAMES}")
+    name, rest = split_positional(arguments, f"generate MODEL, where MODEL is a text model: {MODEL_NAMES}")
     flags = parse(GenerateFlags, rest, f"generate {name}")
     pipeline = _open_text(name, f"sample {name}")
-    with value_errors():
-        _write(pipeline, pipeline.canvas(flags.prompt, flags.length), flags, whole=False)
+    with catch_value_errors():
+        _write(pipeline, pipeline.make_canvas(flags.prompt, flags.length), flags, whole=False)
 
 
 def run_infill(arguments: list[str]) -> None:
     """fill the holes of a text: unmask infill RUN "The [MASK:12] dog ran to the [MASK:3]." """
     usage = 'infill MODEL "The [MASK:12] dog ran to the [MASK:3].", where MODEL is a text model'
-    name, rest = positional(arguments, usage)
+    name, rest = split_positional(arguments, usage)
     if rest == ["--help"]:
         template, rest = "TEXT", rest
     else:
@@ -92,7 +92,7 @@ def run_infill(arguments: list[str]) -> None:
         template, rest = rest[0], rest[1:]
     flags = parse(WritingFlags, rest, f"infill {name} TEXT")
     pipeline = _open_text(name, f"inpaint {name} PHOTO")
-    with value_errors():
+    with catch_value_errors():
         _write(pipeline, pipeline.mask_text(template), flags, whole=True)
 
 
@@ -111,12 +111,12 @@ def _write(pipeline: TextPipeline, canvas: MaskedText, flags: WritingFlags, *, w
         raise ConfigError(f"{found}: a text model has nothing to guide towards; leave it out")
     if flags.sampling.preset is not None:
         raise ConfigError(f"--preset {flags.sampling.preset}: published for images; leave it out")
-    sampling = change_sampling(pipeline.sampling, pipeline.model.grid, settings_of(flags.sampling))
+    sampling = change_sampling(pipeline.sampling, pipeline.model.grid, collect_settings(flags.sampling))
     shown = min(flags.num, MOST_TEXTS) if flags.html is not None else 1
     states = []
     if flags.frames or flags.html is not None:
         rows = canvas.tokens.expand(shown, -1)
-        states = list(pipeline.states(rows, seed=flags.seed, sampling=sampling, ends=not whole))
+        states = list(pipeline.stream_states(rows, seed=flags.seed, sampling=sampling, ends=not whole))
     if flags.frames:
         for number, frame in enumerate(text_figures.render_frames(states, pipeline.tokenizer, canvas.front)):
             print(f"--- step {number} of {len(states) - 1} ---\n{frame}\n")
@@ -126,7 +126,7 @@ def _write(pipeline: TextPipeline, canvas: MaskedText, flags: WritingFlags, *, w
         if flags.num > 1:
             print("-" * 50)
     if flags.html is not None:
-        with disk_errors(flags.html.parent):
+        with catch_disk_errors(flags.html.parent):
             text = text_figures.render_page(states, pipeline.tokenizer, canvas.front, "unmask", shown)
             flags.html.write_text(text, encoding="utf-8")
         print(f"wrote {flags.html}", file=sys.stderr)
@@ -152,7 +152,7 @@ class EvaluateTextFlags:
 
 def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tuple[str, Sampling]]:
     """Ways to sample with the names they go by."""
-    table = {"own": pipeline.sampling.priority, **orders(pipeline.model.grid)}
+    table = {"own": pipeline.sampling.priority, **list_orders(pipeline.model.grid)}
     for order, sampler, steps, temperature in product(flags.orders, flags.samplers, flags.steps, flags.temperatures):
         kind = look_up(SAMPLERS, sampler, "sampler")
         plain = replace(pipeline.sampling, steps=steps, temperature=temperature, sampler=kind, remask=False)
@@ -170,10 +170,10 @@ def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tupl
 
 def run_evaluate_text(arguments: list[str]) -> None:
     """measure what a run on text writes, by orders, steps and temperatures, beside held-out text"""
-    name, rest = positional(arguments, "evaluate-text RUN, where RUN is the run of a text model")
+    name, rest = split_positional(arguments, "evaluate-text RUN, where RUN is the run of a text model")
     flags = parse(EvaluateTextFlags, rest, f"evaluate-text {name}")
     run, out = Path(name), flags.out or Path(name) / "writing"
-    with value_errors(), disk_errors(out), join_world(device_of(flags.device)) as here:
+    with catch_value_errors(), catch_disk_errors(out), join_world(choose_device(flags.device)) as here:
         opened = WeightsFlags().open(name, here)
         opened.require_text_spec(f"evaluate {name}")
         recipe = opened.config

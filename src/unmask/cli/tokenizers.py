@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from unmask.cli.flags import Device, WeightsFlags
-from unmask.cli.parsing import disk_errors, parse, positional, value_errors
+from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, PictureSource, Shards
 from unmask.decoding.names import look_up
 from unmask.errors import ConfigError
@@ -43,14 +43,14 @@ def run_train_tokenizer(arguments: list[str]) -> None:
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: unmask {usage}; the flags depend on it: unmask train-tokenizer cifar10-tokenizer --help")
         return
-    name, rest = positional(arguments, usage)
+    name, rest = split_positional(arguments, usage)
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
     default = TrainTokenizerFlags(recipe=reading.find_recipe(name, TokenizerRecipe), out=run)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     flags = parse(TrainTokenizerFlags, rest, f"train-tokenizer {name}", default)
     if flags.dry_run:
         return _describe(flags.recipe)
-    with value_errors(), disk_errors(flags.out):
+    with catch_value_errors(), catch_disk_errors(flags.out):
         run = train_tokenizer(flags.recipe, flags.out, resume=flags.resume, device=flags.device, say=say_aside)
     if is_main_process():
         print(f"wrote {run / MODEL}; next: unmask evaluate-tokenizer {run}")
@@ -67,7 +67,7 @@ def _describe(recipe: TokenizerRecipe) -> None:
     print(f"images        {len(ready.train):,} for training, {len(ready.test):,} held out")
 
 
-def sources(size: int, channels: int) -> dict[str, PictureSource]:
+def list_sources(size: int, channels: int) -> dict[str, PictureSource]:
     """What `--source` may say."""
     return {
         "digits": Digits(),
@@ -104,10 +104,10 @@ def run_tokenize(arguments: list[str]) -> None:
     usage = (
         f"tokenize MODEL --out DIR [--source NAME] [--data PATH], where MODEL is a tokenizer's run, or {MODEL_NAMES}"
     )
-    name, rest = positional(arguments, usage)
+    name, rest = split_positional(arguments, usage)
     if rest == ["--help"]:
         parse(TokenizeFlags, rest, "tokenize MODEL", TokenizeFlags(data=Folder(path=""), out=Path("codes/RUN")))
-    with disk_errors(find_cache_dir()):
+    with catch_disk_errors(find_cache_dir()):
         opened = open_model(name, offline="--offline" in rest)
     config = opened.require_tokenizer()
     recipe = opened.config
@@ -118,7 +118,7 @@ def run_tokenize(arguments: list[str]) -> None:
     if opened.folder is not None and flags.published.weights:
         flags.published.open(name)  # which refuses other weights than its own
     opened.weights, opened.offline = flags.published.weights, flags.published.offline
-    with value_errors(), disk_errors(flags.out):
+    with catch_value_errors(), catch_disk_errors(flags.out):
         meta = tokenize(
             opened,
             flags.data,
@@ -153,11 +153,11 @@ def choose_source(own: PictureSource, config: LearnedConfig, words: list[str]) -
         if not value and given == len(rest):
             raise ConfigError(f"{word}: say which, as {word} folder")
         stored = own.size if isinstance(own, Folder | HubImages | Shards) else config.size[0]
-        table = sources(stored, config.channels)
+        table = list_sources(stored, config.channels)
         data = look_up(table, value or rest.pop(given), "source")
-    return data, [re.sub(r"^--data(?==|$)", place_of(data), word) for word in rest]
+    return data, [re.sub(r"^--data(?==|$)", find_data_flag(data), word) for word in rest]
 
 
-def place_of(source: PictureSource) -> str:
+def find_data_flag(source: PictureSource) -> str:
     """The flag that `--data` is short for."""
     return "--data.name" if isinstance(source, HubImages) else "--data.path"

@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.cli.flags import Device, WeightsFlags, device_of
-from unmask.cli.parsing import disk_errors, parse, positional, value_errors
+from unmask.cli.flags import Device, WeightsFlags, choose_device
+from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.sampling import EvaluateFlags, print_report
 from unmask.cli.tokenizers import say_aside
 from unmask.errors import ConfigError
 from unmask.experiments.base import build_model
 from unmask.experiments.finetune import adopt_network, find_start
-from unmask.experiments.from_pictures import on_codes
+from unmask.experiments.from_pictures import use_tokenized
 from unmask.experiments.training import check_resume, describe_given, open_images, prepare_data, run_recipe
 from unmask.method.models.protocol import Generator
 from unmask.published.opening import OpenedModel, open_model
@@ -59,20 +59,20 @@ def run_train(arguments: list[str]) -> None:
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: unmask {usage}; the flags depend on it: unmask train digits --help")
         return
-    name, rest = positional(arguments, usage)
+    name, rest = split_positional(arguments, usage)
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
     recipe = reading.load_recipe(name)
     place = "--data.path" if hasattr(recipe.data, "path") else "--data.name"
     rest = [re.sub(r"^--data(?==|$)", place, word) for word in rest]
     flags: TrainFlags | TrainTextFlags
-    with value_errors():
+    with catch_value_errors():
         if isinstance(recipe, TextRecipe):
             flags = parse(TrainTextFlags, rest, f"train {name}", TrainTextFlags(recipe=recipe, out=run))
         else:
             flags = parse(TrainFlags, rest, f"train {name}", TrainFlags(recipe=recipe, out=run))
     check_start(flags)
     check_resume(flags.out, "auto" if flags.dry_run else flags.resume)
-    with value_errors(), disk_errors(find_cache_dir()):
+    with catch_value_errors(), catch_disk_errors(find_cache_dir()):
         places = flags.published if isinstance(flags, TrainFlags) else WeightsFlags()
         start = find_start(flags.recipe, flags.out, weights=places.weights, offline=places.offline)
     notes: list[str] = []
@@ -81,7 +81,7 @@ def run_train(arguments: list[str]) -> None:
             start.require_text_spec(f"train finetune --init {flags.recipe.init}")
     else:
         assert isinstance(recipe, Recipe)
-        with value_errors():
+        with catch_value_errors():
             given = [word.split("=")[0][11:].replace("-", "_") for word in rest if word.startswith("--sampling.")]
             adopted, notes = adopt_network(flags.recipe, start, recipe, given)
         flags = replace(flags, recipe=adopted)
@@ -103,7 +103,7 @@ def check_start(flags: TrainFlags | TrainTextFlags) -> None:
 
 def _train(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None = None, notes: Sequence[str] = ()) -> None:
     run = flags.out
-    with value_errors(), disk_errors(run), join_world(device_of(flags.device)) as here:
+    with catch_value_errors(), catch_disk_errors(run), join_world(choose_device(flags.device)) as here:
         if here.is_main:
             print("\n".join(notes), end="\n" if notes else "", flush=True)
         num_classes = flags.num_classes if isinstance(flags, TrainFlags) else None
@@ -118,7 +118,7 @@ def _describe(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None) -> 
     given = open_images(flags.recipe, start, flags.num_classes) if isinstance(flags, TrainFlags) else None
     if given is not None:
         print(f"would tokenize {describe_given(given, flags.out)}")
-        recipe = on_codes(given.recipe, flags.out)
+        recipe = use_tokenized(given.recipe, flags.out)
         with skip_initial_weights():
             model: Generator = recipe.model.build(recipe.tokenizer.vocab_size, recipe.tokenizer.grid)  # type: ignore
         return _show(recipe, model, len(given.split.train), len(given.split.test))
@@ -156,7 +156,7 @@ def run_demo(arguments: list[str]) -> None:
     steps = recipe.training.steps if flags.steps is None else flags.steps
     judge = recipe.classifier.steps if flags.classifier_steps is None else flags.classifier_steps
     every = max(1, steps // 5)
-    with value_errors():
+    with catch_value_errors():
         training = replace(recipe.training, steps=steps, seed=flags.seed, evaluate_every=every, save_every=every)
         classifier = replace(recipe.classifier, steps=judge)
     _train(TrainFlags(recipe=replace(recipe, training=training, classifier=classifier), out=flags.out))

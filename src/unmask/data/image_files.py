@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from unmask.errors import DataError
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # never EPS and similar: they start other programs
@@ -60,7 +60,7 @@ class Unreadable:
     reason: str
 
     def __str__(self) -> str:
-        return f"{one_line(self.path)}: {one_line(self.reason)}"
+        return f"{escape_line(self.path)}: {escape_line(self.reason)}"
 
 
 def read_image(path: str | Path, size: tuple[int, int], channels: int) -> UInt8[Tensor, "c h w"]:

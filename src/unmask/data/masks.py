@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unmask.data.image_files import FORMATS, IMAGE_DAMAGE, UPRIGHT, Unreadable, flatten, open_image, silence_warnings
 from unmask.errors import ConfigError, DataError
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 
 def read_photo(path: str | Path) -> UInt8[Tensor, "3 h w"]:
@@ -23,13 +23,13 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Bool[Tensor, "h w"]:
     image = _open_or_raise(path)
     if image.size != size[::-1]:
         found = f"the mask is {image.width}x{image.height}, the photo {size[1]}x{size[0]}"
-        raise DataError(f"{one_line(str(path))}: {found}: make it the same size")
+        raise DataError(f"{escape_line(str(path))}: {found}: make it the same size")
     if np.array(_open_with_alpha(path).getchannel("A")).min() < 255:
         raise DataError(
-            f"{one_line(str(path))}: a mask with transparent parts can mean both: save it in black and white"
+            f"{escape_line(str(path))}: a mask with transparent parts can mean both: save it in black and white"
         )
     hole = torch.from_numpy(np.array(image.convert("L")) >= 128)
-    check_mask(hole, f"{one_line(str(path))}: ")
+    check_mask(hole, f"{escape_line(str(path))}: ")
     return hole
 
 
@@ -37,7 +37,7 @@ def read_cutout(path: str | Path) -> tuple[UInt8[Tensor, "3 h w"], Bool[Tensor, 
     """Read a photo, with its colours as stored, and its mask: the pixels with alpha below 128."""
     image = _open_with_alpha(path)
     hole = torch.from_numpy(np.array(image.getchannel("A")) < 128)
-    check_mask(hole, f"{one_line(str(path))}, by its transparency: ")
+    check_mask(hole, f"{escape_line(str(path))}, by its transparency: ")
     return _to_colours(image.convert("RGB")), hole
 
 
@@ -81,7 +81,7 @@ def _open_with_alpha(path: str | Path) -> Image.Image:
             turn = UPRIGHT.get(file.getexif().get(0x0112, 1))
             image = (file if file.has_transparency_data else flatten(file)).convert("RGBA")
     except IMAGE_DAMAGE as error:
-        raise DataError(f"{one_line(str(path))}: changed while it was read ({error})") from error
+        raise DataError(f"{escape_line(str(path))}: changed while it was read ({error})") from error
     return image if turn is None else image.transpose(turn)
 
 

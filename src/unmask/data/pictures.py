@@ -18,7 +18,7 @@ from unmask.data.image_files import Unreadable, fit, open_image, silence_warning
 from unmask.data.images import Images, check_labels
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 MAX_THREADS = 16
 AHEAD = 256  # images that threads may decode ahead of the first unfinished one
@@ -203,7 +203,7 @@ def split_share(pictures: Pictures, held_out: float, seed: int, where: str) -> t
     count = max(1, round(held_out * len(pictures))) if held_out else 0
     if count >= len(pictures):
         seen = f"{count} of {len(pictures)} images"
-        raise DataError(f"{one_line(where)}: {seen} would be held out: add images or lower it")
+        raise DataError(f"{escape_line(where)}: {seen} would be held out: add images or lower it")
     return split(pictures, count, seed)
 
 

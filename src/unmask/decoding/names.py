@@ -99,14 +99,14 @@ SAMPLERS: dict[str, Parallel | Ancestral | ReMDM | Adaptive] = {
 """Values of `--sampler`."""
 
 
-def schedules(length: int) -> dict[str, Reveal]:
+def list_schedules(length: int) -> dict[str, Reveal]:
     """Return the values of `--schedule`: fractions still masked, or (valeoai-v1) tokens per step of the report."""
-    plain = shapes(length)
+    plain = list_shapes(length)
     densities = {f"valeoai-v1-{name}": ValeoaiV1(shape=shape) for name, shape in plain.items()}
     return {**plain, **densities, "halton-maskgit": HaltonCounts()}
 
 
-def orders(grid: tuple[int, ...]) -> dict[str, Order]:
+def list_orders(grid: tuple[int, ...]) -> dict[str, Order]:
     """Return the values of `--order`, the unmasking orders."""
     return {
         "confidence": Confidence(),
@@ -123,7 +123,7 @@ def orders(grid: tuple[int, ...]) -> dict[str, Order]:
     }
 
 
-def shapes(tokens: int) -> dict[str, Shape]:
+def list_shapes(tokens: int) -> dict[str, Shape]:
     """Return the values of `--shape`, which `--schedule` also takes; log and exp depend on the number of tokens."""
     powers = {"uniform": 1.0, "linear": 1.0, "pow2": 2.0, "square": 2.0, "pow3": 3.0, "pow0.5": 0.5, "root": 0.5}
     named_shapes: dict[str, Shape] = {name: Power(exponent) for name, exponent in powers.items()}

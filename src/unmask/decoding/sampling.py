@@ -158,7 +158,7 @@ class Sampling:
         if self.block and isinstance(self.temperature, tuple):
             raise ValueError(f"sampling: block={self.block} takes one temperature, not one per step")
 
-    def on(self, grid: tuple[int, ...]) -> "Sampling":
+    def fit_to(self, grid: tuple[int, ...]) -> "Sampling":
         """Return the settings for a canvas of another grid, which some unmasking orders know."""
         if isinstance(self.priority, Placed):
             return replace(self, priority=replace(self.priority, grid=grid))

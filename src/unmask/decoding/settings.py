@@ -11,7 +11,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from unmask.decoding.names import SAMPLERS, SAMPLINGS, look_up, orders, schedules
+from unmask.decoding.names import SAMPLERS, SAMPLINGS, list_orders, list_schedules, look_up
 from unmask.decoding.rules import DrawnLogit, StepConfidence, stretch
 from unmask.decoding.sampling import Adaptive, Ancestral, FromCritic, Order, Parallel, ReMDM, Sampling
 from unmask.errors import ConfigError
@@ -61,7 +61,7 @@ def change_sampling(base: Sampling, grid: tuple[int, ...], settings: Mapping[str
     check_settings(settings)
     given = {name: value for name, value in settings.items() if value is not None}
     base = look_up(SAMPLINGS, given["preset"], "preset") if "preset" in given else base
-    base = base.on(grid)
+    base = base.fit_to(grid)
     changes: dict[str, Any] = {
         name: given[name] for name in ("steps", "temperature", "top_k", "top_p", "block") if name in given
     }
@@ -72,11 +72,11 @@ def change_sampling(base: Sampling, grid: tuple[int, ...], settings: Mapping[str
     _check_read(given, changes.get("sampler", base.sampler))
     priority = base.priority
     if "order" in given and not (given["order"] == "confidence" and isinstance(priority, Confidence)):
-        priority = look_up(orders(grid), given["order"], "order")
+        priority = look_up(list_orders(grid), given["order"], "order")
     if "noise" in given:
         priority = _change_noise(priority, given["noise"])
     if "schedule" in given:
-        changes["schedule"] = look_up(schedules(math.prod(grid)), given["schedule"], "schedule")
+        changes["schedule"] = look_up(list_schedules(math.prod(grid)), given["schedule"], "schedule")
     if "guidance" in given:
         changes["scale"] = Interval(given["guidance"])
     return replace(base, priority=priority, **changes)

@@ -29,7 +29,7 @@ def draw_pictures(run: Path, experiment: Experiment, pipeline: Pipeline, samplin
         draw_loss_curve(run, experiment)
     if len(pipeline.tokenizer.grid) != 2:
         return
-    states = pipeline.history(num=30, seed=seed, sampling=sampling)
+    states = pipeline.collect_states(num=30, seed=seed, sampling=sampling)
     figures.write_animation(draw_decoding(pipeline, states, scale), run / "decode.gif")
     figures.write_picture(draw_decoding_strip(pipeline, states, 10, scale), run / "decode.png")
     when = torch.stack([s.revealed.long() * s.step for s in states]).sum(0).cpu()
@@ -63,7 +63,7 @@ def draw_inpainting(
     experiment: Experiment, pipeline: Pipeline, sampling: Sampling, seed: int, scale: int, num: int = 12
 ) -> Image.Image:
     """Held-out images: original, with a hole, repaired."""
-    pictures = experiment.real("test")
+    pictures = experiment.read_pictures("test")
     index = spread(len(pictures), num)
     images, places = pictures.read_good(index, torch.device("cpu"))
     truth = pictures.pictures.labels

@@ -74,7 +74,7 @@ def rebuild_bank(
     world: World,
 ) -> Bank:
     """The features of real pictures after the tokenizer has encoded and decoded them."""
-    pictures, tokenizer = experiment.real(part), pipeline.tokenizer
+    pictures, tokenizer = experiment.read_pictures(part), pipeline.tokenizer
 
     def compute(block: slice) -> Tensor:
         images, _ = pictures.read_rows(index[block], world.device)
@@ -149,7 +149,7 @@ def measure_run(
     if judge is None and experiment.classes:
         path = folder / CLASSIFIER
         judge = prepare_classifier_features(
-            experiment.real("train"), experiment.recipe.classifier, path, world, progress
+            experiment.read_pictures("train"), experiment.recipe.classifier, path, world, progress
         )
     check_judge(judge, experiment.classes)
     features = features or judge
@@ -158,7 +158,7 @@ def measure_run(
     measures: list[tuple[int, BankMeasure]] = [(network.dim, network) for network in networks]
     exact = isinstance(experiment.train, TokenSet)  # small pictures, made of their tokens: copies are equal pixels
     if exact:
-        measures.append((experiment.real("test").dim, lambda images: images.flatten(1)))
+        measures.append((experiment.read_pictures("test").dim, lambda images: images.flatten(1)))
     banks = sample_banks(pipeline, num, measures, world, seed=seed, sampling=sampling, progress=progress)
     if features is None:
         reason = "without classes there is no classifier to measure in: give --features inception or dinov2"
@@ -212,8 +212,8 @@ def compare_to_real(
         "num_floor": num,
     }
     bad = [
-        *list_unread(experiment.real("train"), real.train_index),
-        *list_unread(experiment.real("test"), real.test_index),
+        *list_unread(experiment.read_pictures("train"), real.train_index),
+        *list_unread(experiment.read_pictures("test"), real.test_index),
     ]
     numbers |= {"unreadable": [str(one) for one in bad]} if bad else {}
     return numbers | ({"left_out": left_out} if left_out else {})
@@ -229,7 +229,7 @@ def measure_classes(
     seed: int,
 ) -> dict[str, object]:
     """Class accuracy of samples, of real held-out pictures, and of those after a hole in them was filled."""
-    labels, pictures = pipeline.cycle_labels(len(bank)), experiment.real("test")
+    labels, pictures = pipeline.cycle_labels(len(bank)), experiment.read_pictures("test")
     truth = experiment.split.test.labels
     assert labels is not None
     assert truth is not None

@@ -132,7 +132,7 @@ def measure_inpainting(
             "without classes there is nothing to measure in: give --features inception or dinov2, or --classifier DIR"
         )
     made_by = describe_environment(pipeline.device)  # before the work, as the checkout may change meanwhile
-    pictures = experiment.real("test")
+    pictures = experiment.read_pictures("test")
     images, truth = pictures.read_rows(spread(len(pictures), num), torch.device("cpu"))
     hole = make_masks(len(images), *images.shape[2:])
     labels = truth if labelled and pipeline.num_classes else None

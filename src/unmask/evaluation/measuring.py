@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from typing_extensions import Unpack
 
-from unmask.decoding.names import look_up
-from unmask.decoding.names import orders as orders_of
+from unmask.decoding.names import list_orders, look_up
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import SamplingSettings, change_sampling
 from unmask.errors import ConfigError
@@ -196,7 +195,7 @@ def score(
         subject, sampling, grid, folder = open_subject(opened, here, data, None if out is None else Path(out))
         if schedule is not None:
             sampling = Sampling(schedule=change_sampling(Sampling(), grid, {"schedule": schedule}).schedule)
-        chosen = [(order, look_up(orders_of(grid), order, "order")) for order in dict.fromkeys(orders)]
+        chosen = [(order, look_up(list_orders(grid), order, "order")) for order in dict.fromkeys(orders)]
         scores = list(score_subject(subject, chosen, sampling, steps, num=rows, passes=passes, seed=seed, world=here))
         if here.is_main:
             facts: dict[str, object] = {"rows": min(rows, len(subject.rows)), "passes": passes, "seed": seed}

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.decoding.names import look_up, orders, schedules
+from unmask.decoding.names import list_orders, list_schedules, look_up
 from unmask.decoding.sampling import Order, Reveal, Sampling
 from unmask.errors import ConfigError
-from unmask.evaluation.sweep_table import RAMPS, GuidanceRamp
+from unmask.evaluation.sweep_table import RAMPS, ScaleRamp
 from unmask.evaluation.sweeping import SweepPlan, SweepSetting
 from unmask.method.sampling.priorities import Confidence
 from unmask.pretrained.conditions import check_guidance
@@ -65,7 +65,7 @@ def plan_sweep(spec: ModelSpec, choices: SweepChoices, name: str) -> SweepPlan:
 
 
 def _list_settings(choices: SweepChoices, spec: ModelSpec) -> Iterator[SweepSetting]:
-    sampling = spec.sampling.on(spec.grid)
+    sampling = spec.sampling.fit_to(spec.grid)
     for (order, priority), (schedule, shape), steps, scale in product(
         _list_orders(choices, spec), _list_schedules(choices, spec), choices.steps, _list_scales(choices, sampling)
     ):
@@ -75,7 +75,7 @@ def _list_settings(choices: SweepChoices, spec: ModelSpec) -> Iterator[SweepSett
 
 def _list_orders(choices: SweepChoices, spec: ModelSpec) -> Iterator[tuple[str, Order]]:
     """Yield orders by name; confidence once for each noise."""
-    table, own = orders(spec.grid), spec.sampling.priority
+    table, own = list_orders(spec.grid), spec.sampling.priority
     usual = own if isinstance(own, Confidence) else Confidence()
     for name in choices.orders:
         if name == "confidence":
@@ -85,7 +85,7 @@ def _list_orders(choices: SweepChoices, spec: ModelSpec) -> Iterator[tuple[str, 
 
 
 def _list_schedules(choices: SweepChoices, spec: ModelSpec) -> list[tuple[str, Reveal]]:
-    table = schedules(spec.length)
+    table = list_schedules(spec.length)
     if choices.schedules:
         return [(name, look_up(table, name, "schedule")) for name in choices.schedules]
     own = spec.sampling.schedule
@@ -93,7 +93,7 @@ def _list_schedules(choices: SweepChoices, spec: ModelSpec) -> list[tuple[str, R
     return [(names[-1] if names else str(own), own)]
 
 
-def _list_scales(choices: SweepChoices, own: Sampling) -> list[GuidanceRamp]:
+def _list_scales(choices: SweepChoices, own: Sampling) -> list[ScaleRamp]:
     if not (choices.scales or choices.ramp):
         return [own.scale]
     ramp = RAMPS[choices.ramp or "constant"]

@@ -144,8 +144,8 @@ def open_reference(
     barrier(world)  # all ranks have looked before the first writes
     if there:
         return _read(path, key, world)
-    train, train_index = embed_real(experiment.real("train"), features, spread(key.train), world, progress)
-    test, test_index = embed_real(experiment.real("test"), features, spread(key.test), world, progress)
+    train, train_index = embed_real(experiment.read_pictures("train"), features, spread(key.train), world, progress)
+    test, test_index = embed_real(experiment.read_pictures("test"), features, spread(key.test), world, progress)
     made = {"train": train, "test": test, "train_index": train_index, "test_index": test_index}
     if world.is_main:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from unmask.errors import ConfigError
 from unmask.figures import images as figures
 from unmask.method.guidance import CosineRamp, Interval, LinearRamp
 
-GuidanceRamp = Interval | LinearRamp | CosineRamp
+ScaleRamp = Interval | LinearRamp | CosineRamp
 RAMPS: Mapping[str, type[Interval] | type[LinearRamp] | type[CosineRamp]] = MappingProxyType(
     {"constant": Interval, "linear": LinearRamp, "cosine": CosineRamp}
 )

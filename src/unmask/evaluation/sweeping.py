@@ -29,7 +29,7 @@ from unmask.pipelines.image import Pipeline
 from unmask.runtime.distributed import World, barrier, broadcast_text
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment
-from unmask.storage.files import sha256_of, write_text
+from unmask.storage.files import hash_file, write_text
 from unmask.storage.layout import CLASSIFIER, MODEL
 from unmask.storage.lock import lock
 
@@ -114,7 +114,7 @@ def sweep_run(
     if judge is None and experiment.classes:
         path = folder / CLASSIFIER
         judge = prepare_classifier_features(
-            experiment.real("train"), experiment.recipe.classifier, path, world, progress
+            experiment.read_pictures("train"), experiment.recipe.classifier, path, world, progress
         )
     features = features or judge
     if features is None:
@@ -124,7 +124,7 @@ def sweep_run(
         out.mkdir(parents=True, exist_ok=True)
     with lock(out) if world.is_main else nullcontext():
         origin = {
-            "weights": sha256_of(folder / MODEL),
+            "weights": hash_file(folder / MODEL),
             "features": features.sha256,
             "judge": judge.sha256 if judge else "",
             "pictures": hash_pictures(experiment.split.train, experiment.split.test),
@@ -276,9 +276,9 @@ def measure_reveal_times(
     every = pipeline.cycle_labels(num)
 
     def compute(block: slice) -> Tensor:
-        canvas = pipeline.blank(block.stop - block.start)
+        canvas = pipeline.make_canvas(block.stop - block.start)
         labels = None if every is None else every[block]
-        states = pipeline.states(canvas, labels, seed=seed, first=block.start, sampling=sampling)
+        states = pipeline.stream_states(canvas, labels, seed=seed, first=block.start, sampling=sampling)
         when = torch.zeros(canvas.shape, dtype=torch.float64, device=canvas.device)
         for state in states:
             when += state.revealed.double() * state.t
@@ -303,7 +303,7 @@ def write_caption(bench: SweepBench, plan: SweepPlan) -> str:
         lines.append(f"{bench.real.num_unread:,} pictures could not be read and are left out.")
     if plan.tuned:
         lines.append(
-            f"Its temperature is the best of {', '.join(map(format_number, plan.temperatures))}, by {plan.tune:,} samples "
-            f"of seed {plan.seed + 1} against training pictures."
+            f"Its temperature is the best of {', '.join(map(format_number, plan.temperatures))}, by {plan.tune:,} "
+            f"samples of seed {plan.seed + 1} against training pictures."
         )
     return " ".join([*lines, f"The fresh seed is {plan.seed + 2}."])

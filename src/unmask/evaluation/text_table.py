@@ -74,7 +74,7 @@ def measure_writing(
         end_id=tokenizer.end_id,
         text=ready.meta.train.sha256,
     )
-    front = pipeline.canvas("").front  # a given end token is no part of what was written
+    front = pipeline.make_canvas("").front  # a given end token is no part of what was written
     real = _spread(ready.test, 2 * num, world)[:, front:]
     training = measure_texts(_spread(ready.train, num, world)[:, front:], real, reader, tokenizer.decode)
     floor = {name.removesuffix("_floor"): value for name, value in training.items() if name.endswith("_floor")}
@@ -98,7 +98,7 @@ def _spread(rows: Tokens, num: int, world: World) -> Int[Tensor, "n l"]:
 
 def sample_rows(pipeline: TextPipeline, num: int, seed: int, sampling: Sampling) -> Int[Tensor, "n l"]:
     """`num` whole rows of tokens from nothing."""
-    return torch.stack([*pipeline.finish(pipeline.canvas(""), num, seed=seed, sampling=sampling)])
+    return torch.stack([*pipeline.finish(pipeline.make_canvas(""), num, seed=seed, sampling=sampling)])
 
 
 def format_writing_head() -> str:

@@ -20,9 +20,9 @@ from unmask.method.masking import ABSENT
 from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.objectives import MaskGIT
-from unmask.pretrained.amused import Amused
+from unmask.pretrained.conditions import takes_prompts
 from unmask.published.opening import OpenedModel
-from unmask.recipes.reading import config_to_json, read_config, write_config
+from unmask.recipes.reading import dump_config, read_config, write_config
 from unmask.recipes.schema import AnyRecipe, Recipe, TextRecipe, TokenizerRecipe
 from unmask.runtime.distributed import World, barrier, distribute, gather_full, resolve_strategy
 from unmask.runtime.provenance import describe_environment
@@ -30,7 +30,7 @@ from unmask.storage.config import list_differences
 from unmask.storage.files import write_atomic
 from unmask.storage.lock import lock
 from unmask.storage.weights import have_same_bytes, have_same_weights, write_weights
-from unmask.training.loop import Evaluator, TrainConfig, train
+from unmask.training.loop import Evaluator, TrainConfig, train_model
 from unmask.training.runfolder import has_checkpoint, remove_leftovers
 
 FREQUENCY_ROWS = 1 << 17
@@ -56,7 +56,7 @@ class Ready(Protocol):
     @property
     def kept(self) -> str: ...
 
-    def evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
+    def make_evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
         """What the training shows of itself; called once the tokenizer lies in the run folder."""
 
 
@@ -65,7 +65,7 @@ def build_model(experiment: Ready) -> Generator:
     recipe = experiment.recipe
     with torch.random.fork_rng(devices=[]):  # layers draw their initial weights from the global generator
         torch.manual_seed(recipe.training.seed)
-        assert not isinstance(recipe.model, Amused)  # `prepare` has refused it
+        assert not takes_prompts(recipe.model)  # `prepare` has refused it
         model = recipe.model.build(experiment.vocab_size, experiment.grid)
     if recipe.unigram and isinstance(model, MaskedTransformer):
         model.set_unigram(count_frequencies(experiment))
@@ -134,17 +134,17 @@ def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, wor
     barrier(world)
     training = recipe.training
     model = distribute(core, resolve_strategy(training.strategy, world), world)  # type: ignore[arg-type]
-    ema = train(
+    ema = train_model(
         model,
         recipe.objective,
         Batches(experiment.train, training.batch_size, training.seed, world.device),
         training,
         folder,
         world=world,
-        evaluators=experiment.evaluators(model, folder, world),
+        evaluators=experiment.make_evaluators(model, folder, world),
         expected_loss=predict_first_loss(experiment),
         notes=notes,
-        meta={"recipe": config_to_json(recipe), "environment": describe_environment(world.device)},
+        meta={"recipe": dump_config(recipe), "environment": describe_environment(world.device)},
     )
     weights = {name: gather_full(average).cpu().contiguous() for name, average in ema.average.items()}
     if world.is_main:

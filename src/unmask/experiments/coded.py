@@ -26,7 +26,7 @@ from unmask.errors import ConfigError, DataError
 from unmask.pretrained.lone_tokenizer import read_lone_tokenizer, write_lone_tokenizer
 from unmask.pretrained.networks import LearnedConfig, LearnedModel
 from unmask.runtime.distributed import World, barrier
-from unmask.runtime.kernels import fast_dtype
+from unmask.runtime.kernels import choose_dtype
 from unmask.runtime.progress import Progress
 from unmask.storage.config import dump_json, from_json, read_json
 from unmask.storage.layout import MODEL
@@ -62,7 +62,7 @@ class TokenizerEncoder:
 
     def __call__(self) -> Encode:
         device = torch.device(self.device)
-        return read_lone_tokenizer(self.folder).to(device, fast_dtype(device)).encode
+        return read_lone_tokenizer(self.folder).to(device, choose_dtype(device)).encode
 
 
 def open_coded(folder: str | Path) -> Coded:

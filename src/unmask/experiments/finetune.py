@@ -18,7 +18,7 @@ from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import TransformerConfig
-from unmask.pretrained.google import GoogleMaskGIT
+from unmask.pretrained.conditions import add_null_class
 from unmask.pretrained.lone_tokenizer import LoneTokenizer
 from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes.reading import has_config, read_config
@@ -174,9 +174,7 @@ def adopt_network(
         raise ConfigError(
             f"network and tokenizer are those of {recipe.init}: leave the flags of --model and --tokenizer out"
         )
-    network, sampling, notes = theirs.model, recipe.sampling, []
-    if isinstance(network, GoogleMaskGIT):
-        network = replace(network, null_class=True)
+    network, sampling, notes = add_null_class(theirs.model), recipe.sampling, []
     if written.sampling == Sampling():
         sampling = _merge_sampling(theirs.sampling, sampling, given)
         but = "" if sampling == theirs.sampling else ", except for what flags say"

@@ -38,7 +38,7 @@ class GivenImages:
     start: OpenedModel
 
 
-def are_given(recipe: Recipe) -> bool:
+def has_given_images(recipe: Recipe) -> bool:
     """Whether a recipe on codes that starts from a model names a folder that holds none."""
     if not recipe.init or not isinstance(recipe.data, Codes) or not recipe.data.path:
         return False
@@ -46,7 +46,7 @@ def are_given(recipe: Recipe) -> bool:
     return folder.is_dir() and not any((folder / name).exists() for name in (META, PLAN))
 
 
-def on_codes(recipe: Recipe, run: Path) -> Recipe:
+def use_tokenized(recipe: Recipe, run: Path) -> Recipe:
     """The recipe with the codes that `tokenize_given` makes in the run."""
     return replace(recipe, data=Codes(path=str(run / CODES)))
 
@@ -103,5 +103,5 @@ def _open_tokenizer(given: GivenImages, run: Path) -> LearnedModel:
     """Open the tokenizer of the model to start from; a run that resumes has a copy."""
     if has_checkpoint(run):
         return read_lone_tokenizer(run / CODES / "tokenizer")
-    weights = given.start.tokenizer_weights()
+    weights = given.start.find_tokenizer_weights()
     return open_tokenizer(given.recipe.tokenizer, weights)  # type: ignore[return-value]

@@ -19,7 +19,7 @@ from unmask.experiments.coded import open_coded
 from unmask.experiments.validation import sample_evaluator, validate_generator
 from unmask.method.models.transformer import TransformerConfig
 from unmask.pipelines.image import Pipeline
-from unmask.pretrained.amused import Amused
+from unmask.pretrained.conditions import takes_prompts
 from unmask.recipes.schema import MeasuredModel, Recipe
 from unmask.runtime.distributed import World, unwrap
 from unmask.runtime.progress import Progress
@@ -57,7 +57,7 @@ class Experiment(Generic[Fitted]):
     def grid(self) -> tuple[int, ...]:
         return self.recipe.tokenizer.grid
 
-    def evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
+    def make_evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
         """Loss and accuracy on held-out pictures, and a grid of samples."""
         tokenizer = open_tokenizer(self.recipe.tokenizer, folder / TOKENIZER)
         if isinstance(tokenizer, nn.Module):
@@ -85,7 +85,7 @@ class Experiment(Generic[Fitted]):
             )
         return split
 
-    def real(self, part: SplitName) -> PictureSet:
+    def read_pictures(self, part: SplitName) -> PictureSet:
         """The pictures of a part, cut to the tokenizer's size."""
         pictures = self.split.train if part == "train" else self.split.test
         return PictureSet(pictures=pictures, size=self.recipe.tokenizer.size, flip=False)
@@ -149,13 +149,15 @@ def _prepare_codes(recipe: Fitted, data: Codes) -> Experiment[Fitted]:
 
 def fit_to_data(recipe: Fitted, classes: tuple[str, ...]) -> Fitted:
     """Return the recipe with the numbers that the data and the tokenizer decide."""
-    if isinstance(recipe.model, Amused):
-        raise ConfigError("aMUSEd draws from texts, and can be sampled here but not trained: take a recipe of classes")
+    if takes_prompts(recipe.model):
+        raise ConfigError(
+            "this model generates images from texts, and such a model cannot be trained here: take a recipe of classes"
+        )
     if not isinstance(recipe.model, TransformerConfig) and not (recipe.conditional and classes):
         raise ConfigError("a published network needs classes, and there are no classes here: sort the pictures by them")
     return replace(
         recipe,
-        sampling=recipe.sampling.on(recipe.tokenizer.grid),
+        sampling=recipe.sampling.fit_to(recipe.tokenizer.grid),
         classes=tuple(classes) if recipe.conditional else (),
         model=replace(recipe.model, num_classes=len(classes) if recipe.conditional else 0),
         classifier=replace(recipe.classifier, channels=recipe.tokenizer.channels, num_classes=max(2, len(classes))),

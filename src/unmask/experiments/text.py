@@ -8,7 +8,7 @@ from torch import nn
 from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import resolve_paths
 from unmask.data.sources.description import describe_texts
-from unmask.data.text.shards import TEXT_TOKENIZER, TextMeta, TextSet, open_text_dataset, write_text_dataset
+from unmask.data.text.shards import TextMeta, TextSet, open_text_dataset, write_text_dataset
 from unmask.data.text.sources import TextFile
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.validation import validate_generator
@@ -17,6 +17,7 @@ from unmask.pipelines.text import TextPipeline
 from unmask.recipes.schema import TextRecipe
 from unmask.runtime.distributed import World, autocast, unwrap
 from unmask.runtime.progress import Progress
+from unmask.storage.layout import TEXT_TOKENIZER
 from unmask.tokenizers.text import TextTokenizer, build_tokenizer
 from unmask.training.loop import Evaluator
 
@@ -44,7 +45,7 @@ class TextExperiment:
     def grid(self) -> tuple[int, ...]:
         return self.tokenizer.grid
 
-    def evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
+    def make_evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
         """Loss and accuracy on held-out text, and a sample."""
         core: MaskedTransformer = unwrap(model)  # type: ignore[assignment]
         precision = self.recipe.training.precision

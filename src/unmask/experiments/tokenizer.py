@@ -18,7 +18,7 @@ from unmask.experiments.base import claim_run
 from unmask.figures.images import choose_scale, draw_triptych
 from unmask.metrics.features import Classifier, ClassifierConfig
 from unmask.metrics.in_domain import prepare_classifier_features
-from unmask.recipes.reading import config_to_json, read_config
+from unmask.recipes.reading import dump_config, read_config
 from unmask.recipes.schema import TokenizerRecipe
 from unmask.runtime.distributed import World, autocast, barrier, distribute, resolve_strategy, sum_over_ranks, unwrap
 from unmask.runtime.progress import Progress, show_progress
@@ -30,7 +30,7 @@ from unmask.tokenizers.losses import Stages
 from unmask.tokenizers.lpips import LpipsFiles
 from unmask.tokenizers.vqgan import Autoencoder
 from unmask.training.loop import Evaluator
-from unmask.training.tokenizer_loop import Networks, train_tokenizer
+from unmask.training.tokenizer_loop import Networks, train_autoencoder
 
 VALIDATION_IMAGES = 2048
 PERCEPTUAL = "perceptual.safetensors"
@@ -101,7 +101,7 @@ def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
         distribute(x.to(memory_format=torch.channels_last), strategy, world)  # type: ignore[call-overload]
         for x in build_networks(recipe)
     )
-    ema = train_tokenizer(
+    ema = train_autoencoder(
         Networks(model, discriminator, stages),
         recipe.loss,
         Batches(experiment.train, training.batch_size, training.seed, world.device),
@@ -109,7 +109,7 @@ def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
         folder,
         world=world,
         evaluators=[validate_tokenizer(experiment, unwrap(model), world)],  # type: ignore[arg-type]
-        meta={"recipe": config_to_json(recipe), "environment": describe_environment(world.device)},
+        meta={"recipe": dump_config(recipe), "environment": describe_environment(world.device)},
     )
     if world.is_main:
         write_weights(ema.average, folder / "model.safetensors")

@@ -14,7 +14,14 @@ from unmask.experiments import tokenizer as tokenizer_experiment
 from unmask.experiments.base import run_experiment
 from unmask.experiments.coded import make_codes
 from unmask.experiments.finetune import adopt_network, find_start
-from unmask.experiments.from_pictures import CODES, GivenImages, are_given, on_codes, open_given, tokenize_given
+from unmask.experiments.from_pictures import (
+    CODES,
+    GivenImages,
+    has_given_images,
+    open_given,
+    tokenize_given,
+    use_tokenized,
+)
 from unmask.metrics.features import ClassifierConfig
 from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
@@ -79,8 +86,8 @@ def run_recipe(
     """Prepare the data of a recipe and train it; the main process downloads and caches first."""
     if here.is_main:
         fetch_start(recipe, run, here, start, num_classes, say)
-    if isinstance(recipe, Recipe) and are_given(recipe):
-        recipe = on_codes(recipe, run)
+    if isinstance(recipe, Recipe) and has_given_images(recipe):
+        recipe = use_tokenized(recipe, run)
     for turn in (True, False):
         if here.is_main == turn:
             ready = prepare_data(recipe, run, num_classes=num_classes, shown=here.is_main, say=say)
@@ -124,7 +131,7 @@ def fetch_start(
 
 def open_images(recipe: Recipe, start: OpenedModel | None, num_classes: int | None) -> GivenImages | None:
     """Open the images that were given in place of a token dataset, if any were."""
-    if start is None or not are_given(recipe):
+    if start is None or not has_given_images(recipe):
         return None
     with show_progress(shown=True) as progress:
         return open_given(recipe, start, num_classes, progress)
@@ -223,7 +230,7 @@ def tokenize(
         opened.fetch(progress, here)
         meta, bad = make_codes(
             data,
-            open_tokenizer(config, opened.tokenizer_weights()),  # type: ignore[arg-type]
+            open_tokenizer(config, opened.find_tokenizer_weights()),  # type: ignore[arg-type]
             folder,
             views=views,
             shard_size=shard_size,

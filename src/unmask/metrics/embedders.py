@@ -19,7 +19,7 @@ from torch import Tensor
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.metrics.features import Classifier, embed, hash_network
 from unmask.metrics.inception import CleanResize, Inception, PlainResize
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 ROUNDED = "8 bits"  # every `preprocessing` text begins with it
 GREY = "grey as three equal channels"
@@ -203,16 +203,18 @@ def load_dinov2(path: Path | str = "facebook/dinov2-large") -> Dinov2Features:
         from transformers import Dinov2Model
     except ImportError as error:
         raise ConfigError("DINOv2 needs transformers: pip install 'unmask[dinov2]'") from error
-    shown = one_line(str(path))
+    shown = escape_line(str(path))
     try:
         loaded: Any = Dinov2Model.from_pretrained(path, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = one_line((str(error).strip() or type(error).__name__).splitlines()[0])
+        reason = escape_line((str(error).strip() or type(error).__name__).splitlines()[0])
         raise CheckpointError(
             f"{shown}: no DINOv2 can be loaded ({reason}); name a folder with config.json and model.safetensors"
         ) from error
     network, info = loaded
     wrong = sorted(str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind])
     if wrong:  # transformers fills missing tensors with noise and ignores the others
-        raise CheckpointError(f"{shown} is not a DINOv2: {len(wrong)} tensors do not fit, first {one_line(wrong[0])}")
+        raise CheckpointError(
+            f"{shown} is not a DINOv2: {len(wrong)} tensors do not fit, first {escape_line(wrong[0])}"
+        )
     return Dinov2Features(network.float().requires_grad_(False).eval())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unmask.errors import CheckpointError, ConfigError, DiskError
 from unmask.runtime.progress import Progress
 from unmask.storage.cache import fetch_first, find_cache_dir, save_cached
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 from unmask.storage.foreign.reader import read_tensors
 
 SIZE = 299
@@ -222,14 +222,14 @@ def find_inception_weights(progress: Progress | None = None) -> Path:
         return path
     body = fetch_first(list(URLS), BYTES, SHA256, progress)
     if isinstance(body, list):
-        where = one_line(str(path))
+        where = escape_line(str(path))
         raise ConfigError(
             f"cannot download {FILE} ({'; '.join(body)}): put it at {where}, or pass --features classifier"
         )
     try:
         save_cached(path, body)
     except OSError as error:
-        raise DiskError(f"{one_line(str(path))}: {error.strerror or error}; or set UNMASK_CACHE") from error
+        raise DiskError(f"{escape_line(str(path))}: {error.strerror or error}; or set UNMASK_CACHE") from error
     return path
 
 
@@ -250,7 +250,7 @@ def load_inception(path: Path | str) -> Inception:
             wrong.append(f"{name} is {tuple(weights[name].shape)}, not {shape}")
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{one_line(str(path))} is not {FILE}: {one_line('; '.join(wrong[:3]))}{more}")
+        raise CheckpointError(f"{escape_line(str(path))} is not {FILE}: {escape_line('; '.join(wrong[:3]))}{more}")
     network.load_state_dict(weights, strict=True, assign=True)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on CPUs
     return network.requires_grad_(False).eval()

@@ -1,8 +1,5 @@
 """Image models ready to use: generate, watch and inpaint. Tokenizer, network and sampler in one object."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing_extensions import Unpack
 from unmask.data.holes import Cells, fill_smoothly, mask_tokens
 from unmask.data.tokens import count_rows_at_once
 from unmask.decoding.sampling import Sampling, resolve_priority
-from unmask.decoding.settings import SamplingSettings, change_sampling
+from unmask.decoding.settings import SamplingSettings
 from unmask.errors import CheckpointError, ConfigError
 from unmask.figures import images as figures
 from unmask.method.guidance import Condition, Predict, guided, guided_with_memory
@@ -25,18 +22,24 @@ from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import State
+from unmask.pipelines.base import LoadedModel, describe_device, report_steps, take_last_tokens
 from unmask.pipelines.labels import Labels, resolve_label, resolve_labels
 from unmask.pipelines.pictures import to_mask, to_photo, to_pil
-from unmask.pretrained.conditions import attach_prompts, check_guidance, read_extras, takes_prompts, write_extras
-from unmask.published.card import write_model_card
-from unmask.published.hub import HUB, upload_model
-from unmask.recipes.reading import has_config, read_config, write_config
+from unmask.pretrained.conditions import (
+    attach_prompts,
+    check_guidance,
+    check_prompts,
+    detach_prompts,
+    read_extras,
+    write_extras,
+)
+from unmask.recipes.reading import has_config, read_config
 from unmask.recipes.spec import ModelSpec
 from unmask.runtime.devices import pick_device
-from unmask.runtime.distributed import fast_dtype
-from unmask.runtime.packed import pack, unpack
+from unmask.runtime.kernels import choose_dtype
+from unmask.runtime.packed import pack
 from unmask.runtime.progress import Progress
-from unmask.storage.layout import CONFIG, MODEL, README, TOKENIZER
+from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
 from unmask.storage.weights import hash_weights, load_weights, skip_initial_weights, write_weights
 from unmask.tokenizers.base import Tokenizer, open_tokenizer, verify_tokenizer
 
@@ -44,15 +47,11 @@ Output = Literal["pil", "tensor", "tokens"]
 """What to return: PIL images, a tensor of images in [-1, 1], or token ids."""
 
 
-class Pipeline:
-    """An image model ready to use.
+class Pipeline(LoadedModel[ModelSpec]):
+    """An image model ready to use: `pipe(["cat", "ship"], steps=8, seed=0)`.
 
-    Every call takes settings as keywords, by the names of the command line: steps, order, schedule, temperature,
-    guidance, noise, sampler, block, top_k, top_p, preset. What is left out is as the model has it.
-
-    Example:
-        pipe = unmask.load("runs/cifar10")
-        images = pipe(["cat", "ship"], steps=8, seed=0)
+    Every call takes settings as keywords, by the names of the command line (`SamplingSettings`): steps, order,
+    schedule, temperature, guidance, noise, sampler, block, top_k, top_p, preset. Unset ones default to the model.
     """
 
     def __init__(self, model: Generator, tokenizer: Tokenizer, sampling: Sampling, classes: tuple[str, ...] = ()):
@@ -64,8 +63,6 @@ class Pipeline:
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.device = next(model.parameters()).device
         self.num_classes, self.classes = model.config.num_classes, classes
-        self.spec: ModelSpec | None = None
-        self.folder: Path | None = None
 
     # -- load and save -------------------------------------------------------------------------------------------------
 
@@ -97,11 +94,9 @@ class Pipeline:
             if not has_config(folder):
                 raise CheckpointError(f"{folder}: no {CONFIG} there; give a run, an export or one of unmask models")
             spec = read_config(folder / CONFIG, ModelSpec)
-        if takes_prompts(spec.model) != bool(prompts):
-            needed = "takes prompts: give some" if not prompts else "takes classes, not prompts: give labels"
-            raise ConfigError(f"the model {folder.name} {needed}")
+        check_prompts(spec.model, prompts, f"the model {folder.name}")
         where = pick_device(device)
-        kind = dtype or fast_dtype(where)
+        kind = dtype or choose_dtype(where)
         verify_tokenizer(spec.tokenizer, folder / TOKENIZER, spec.tokenizer_sha256)
         with skip_initial_weights(kind):
             network: nn.Module = spec.model.build(spec.tokenizer.vocab_size, spec.tokenizer.grid)
@@ -113,18 +108,9 @@ class Pipeline:
         pipeline.spec, pipeline.folder = spec.spec, folder
         return pipeline
 
-    def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
-        """Write what `from_pretrained` reads, in the type that the weights have here, and a model card.
-
-        No path, host or user name is written. ConfigError for a pipeline put together by hand; DiskError.
-        """
-        self._save(Path(folder), licence, "FOLDER")
-
-    def _save(self, out: Path, licence: str | None, name: str) -> None:
-        if self.spec is None or self.folder is None:
-            raise ConfigError("this pipeline was put together by hand: only one that was loaded can be saved")
-        spec = replace(self.spec, sampling=self.sampling)
-        card = write_model_card(spec, name=name, licence=licence, measured=self.folder)
+    def _write_weights(self, out: Path, spec: ModelSpec) -> ModelSpec:
+        assert self.folder is not None
+        spec = replace(spec, sampling=self.sampling)
         extras = read_extras(spec.model, self.folder)  # before anything is written
         out.mkdir(parents=True, exist_ok=True)
         write_weights(dict(self.model.named_parameters()), out / MODEL)
@@ -132,30 +118,11 @@ class Pipeline:
             write_weights(dict(self.tokenizer.named_parameters()), out / TOKENIZER)
             spec = replace(spec, tokenizer_sha256=hash_weights(self.tokenizer, self.tokenizer.config))
         write_extras(extras, out)
-        (out / README).write_text(card, encoding="utf-8")
-        write_config(spec, out)
+        return spec
 
-    def push_to_hub(
-        self, repo: str, *, licence: str | None = None, private: bool = False, token: str | None = None
-    ) -> str:
-        """Upload to a model repository of the Hugging Face Hub, created if needed, and return its address.
-
-        It loads by the name hf-hub:OWNER/NAME. ConfigError without huggingface_hub, or if the Hub refuses.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self._save(Path(folder), licence, f"{HUB}{repo}")
-            return upload_model(Path(folder), repo, private=private, token=token)
-
-    def compile(self) -> None:
-        """Compile the network with torch.compile: the next call takes a minute or more, later ones are faster.
-
-        ConfigError on a CPU without a C++ compiler.
-        """
-        if self.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-            raise ConfigError("compiling for a CPU needs a C++ compiler: install g++, or do not compile")
-        network = getattr(self.model, "network", self.model)
-        assert isinstance(network, nn.Module)
-        unpack(network).compile()
+    @property
+    def _module(self) -> nn.Module:
+        return detach_prompts(self.model)
 
     # -- generate, watch, inpaint --------------------------------------------------------------------------------------
 
@@ -167,7 +134,7 @@ class Pipeline:
         seed: int = 0,
         **settings: Unpack[SamplingSettings],
     ) -> list[Image.Image]:
-        """Generate PIL images: one per label, or `num` that cycle through the classes (1 by default)."""
+        """Generate PIL images; see `generate`."""
         return self.generate(labels, num=num, seed=seed, output="pil", **settings)
 
     def generate(
@@ -197,7 +164,7 @@ class Pipeline:
         Raises:
             ConfigError: A label, number or setting that this model cannot use.
         """
-        sampling = self._choose_sampling(sampling, settings)
+        sampling = self._choose_sampling(sampling, settings, self.model.grid)
         ids, total = self._choose_labels(labels, num)
         if batch < 1:
             raise ConfigError(f"batch {batch}: at least 1")
@@ -205,13 +172,14 @@ class Pipeline:
         parts = []
         for first in range(0, total, batch):
             part = None if ids is None else ids[first : first + batch]
-            canvas = self.blank(min(batch, total - first))
-            states = self.states(canvas, part, seed=seed, first=first, sampling=sampling)
+            canvas = self.make_canvas(min(batch, total - first))
+            states = self.stream_states(canvas, part, seed=seed, first=first, sampling=sampling)
             if progress is not None:
                 done = first // batch * sampling.steps
                 states = report_steps(states, done, -(-total // batch) * sampling.steps, progress)
-            parts.append(_last_tokens(states) if output == "tokens" else self._decode_last(states))
-        return self._convert(torch.cat(parts), output)
+            parts.append(take_last_tokens(states) if output == "tokens" else self._decode_last(states))
+        found = torch.cat(parts)
+        return to_pil(found) if output == "pil" else found
 
     def stream(
         self,
@@ -222,11 +190,11 @@ class Pipeline:
         **settings: Unpack[SamplingSettings],
     ) -> Iterator[Image.Image]:
         """Yield a PIL image per step, the all-masked canvas first; masked cells are hatched. See `generate`."""
-        sampling = self._choose_sampling(None, settings)
+        sampling = self._choose_sampling(None, settings, self.model.grid)
         ids, total = self._choose_labels(labels, num)
         height, width = self.cells
         scale = None
-        for state in self.states(self.blank(total), ids, seed=seed, sampling=sampling):
+        for state in self.stream_states(self.make_canvas(total), ids, seed=seed, sampling=sampling):
             tokens = state.tokens.cpu()
             masked = tokens == self.model.mask_id
             images = self.tokenizer.decode(tokens.masked_fill(masked, 0))
@@ -272,7 +240,7 @@ class Pipeline:
             to_mask(mask, (photo.height, photo.width)),
             None if label is None else resolve_label(label, self.classes),
             seed=seed,
-            sampling=self._choose_sampling(None, settings),
+            sampling=self._choose_sampling(None, settings, self.model.grid),
             cells=cells or Cells(),
             feather=feather,
             variants=variants,
@@ -282,7 +250,7 @@ class Pipeline:
 
     # -- in tensors, for those who build on it -------------------------------------------------------------------------
 
-    def states(
+    def stream_states(
         self,
         tokens: Int[Tensor, "b l"],
         labels: Condition,
@@ -313,7 +281,7 @@ class Pipeline:
         make = guided_with_memory if remembers else guided
         return make(self.model, labels, scale=1.0 if labels is None else sampling.scale)
 
-    def blank(self, num: int) -> Int[Tensor, "b l"]:
+    def make_canvas(self, num: int) -> Int[Tensor, "b l"]:
         """Return an all-masked canvas."""
         return torch.full((num, self.model.length), self.model.mask_id, device=self.device)
 
@@ -331,16 +299,18 @@ class Pipeline:
         images = []
         for part in torch.arange(first, stop, device=self.device).split(batch):
             labels = part % self.num_classes if self.num_classes else None
-            states = self.states(self.blank(len(part)), labels, seed=seed, first=int(part[0]), sampling=sampling)
+            states = self.stream_states(
+                self.make_canvas(len(part)), labels, seed=seed, first=int(part[0]), sampling=sampling
+            )
             images.append(self._decode_last(states))
         return torch.cat(images)
 
-    def history(
+    def collect_states(
         self, labels: Labels = None, *, num: int | None = None, seed: int = 0, sampling: Sampling | None = None
     ) -> list[State]:
         """Return every step of generating one batch, the all-masked canvas first."""
         ids, total = self._choose_labels(labels, num)
-        return list(self.states(self.blank(total), ids, seed=seed, sampling=sampling))
+        return list(self.stream_states(self.make_canvas(total), ids, seed=seed, sampling=sampling))
 
     def fill(
         self,
@@ -357,7 +327,7 @@ class Pipeline:
         """
         tokens, _ = self.mask_images(images, mask)
         ids = None if labels is None else resolve_labels(labels, self.classes).to(self.device)
-        filled = self._decode_last(self.states(tokens, ids, seed=seed, sampling=sampling)).to(images)
+        filled = self._decode_last(self.stream_states(tokens, ids, seed=seed, sampling=sampling)).to(images)
         return torch.where(mask[:, None], filled, images)
 
     @property
@@ -365,8 +335,8 @@ class Pipeline:
         """Rows and columns of the tokens; ConfigError if tokens have no place in the image, as TiTok's."""
         if len(self.tokenizer.grid) != 2:
             raise ConfigError(
-                f"this tokenizer makes a row of {self.tokenizer.grid[0]} tokens of the whole picture, and none is a "
-                "place in it, so nothing can be inpainted and no cell shown: take a model with a grid"
+                f"this tokenizer makes a row of {self.tokenizer.grid[0]} tokens of the whole picture, and none has a "
+                "place in it: to inpaint or to show cells, take a model with a grid"
             )
         height, width = self.tokenizer.grid
         return height, width
@@ -403,23 +373,13 @@ class Pipeline:
             "model": "by hand" if self.folder is None else self.folder.name,
             "images": f"{height}x{width}",
             "tokens": f"{'x'.join(map(str, self.model.grid))} of {self.model.vocab_size:,}",
-            "network": f"{type(getattr(self.model, 'network', self.model)).__name__}, {size:,} parameters",
+            "network": f"{type(detach_prompts(self.model)).__name__}, {size:,} parameters",
             "classes": f"{self.num_classes}{named}" if self.num_classes else "none",
             "sampling": f"{self.sampling.steps} steps, {type(self.sampling.priority).__name__}",
-            "device": f"{self.device}, {str(next(self.model.parameters()).dtype).removeprefix('torch.')}",
+            "device": describe_device(self.device, next(self.model.parameters()).dtype),
         }
 
-    def __repr__(self) -> str:
-        facts = ", ".join(f"{name}: {value}" for name, value in self.describe().items())
-        return f"Pipeline({facts})"
-
-    def _repr_html_(self) -> str:
-        return describe_as_html("Pipeline", self.describe())
-
     # -- inside --------------------------------------------------------------------------------------------------------
-
-    def _choose_sampling(self, sampling: Sampling | None, settings: Any) -> Sampling:
-        return change_sampling(sampling or self.sampling, self.model.grid, settings)
 
     def _choose_labels(self, labels: str | int | Labels, num: int | None) -> tuple[Condition, int]:
         if isinstance(labels, str | int):
@@ -435,28 +395,4 @@ class Pipeline:
         return ids, num
 
     def _decode_last(self, states: Iterator[State]) -> Float[Tensor, "b c h w"]:
-        return self.tokenizer.decode(_last_tokens(states).cpu())
-
-    def _convert(self, found: Tensor, output: Output) -> Any:
-        return to_pil(found) if output == "pil" else found
-
-
-def _last_tokens(states: Iterator[State]) -> Int[Tensor, "b l"]:
-    for state in states:
-        tokens = state.tokens
-    return tokens
-
-
-def report_steps(states: Iterator[State], done: int, total: int, progress: Progress) -> Iterator[State]:
-    """Yield the same states, and report each to `progress`."""
-    for state in states:
-        progress("steps", done + state.step, total)
-        yield state
-
-
-def describe_as_html(title: str, facts: dict[str, str]) -> str:
-    """Return facts as a small table, for notebooks."""
-    import html
-
-    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
-    return f"<table><caption>unmask {html.escape(title)}</caption>{rows}</table>"
+        return self.tokenizer.decode(take_last_tokens(states).cpu())

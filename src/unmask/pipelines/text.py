@@ -1,7 +1,6 @@
 """Text model + tokenizer + sampler in one object: write, go on from a prompt, or fill the holes of a text."""
 
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,13 +8,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from unmask.data.text.shards import TEXT_TOKENIZER
 from unmask.data.tokens import count_rows_at_once
 from unmask.decoding.sampling import FromCritic, Sampling
-from unmask.decoding.settings import SamplingSettings, change_sampling
+from unmask.decoding.settings import SamplingSettings
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.critic import CriticScore
 from unmask.method.guidance import Predict, guided, guided_with_memory
@@ -24,15 +22,14 @@ from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
 from unmask.method.sampling.blocks import pad_canvas
 from unmask.method.sampling.decode import State
-from unmask.pipelines.image import describe_as_html
-from unmask.published.card import write_model_card
-from unmask.published.hub import HUB, upload_model
-from unmask.recipes.reading import has_config, read_config, write_config
+from unmask.pipelines.base import LoadedModel, describe_device
+from unmask.recipes.reading import has_config, read_config
 from unmask.recipes.spec import TextModelSpec
 from unmask.runtime.devices import pick_device
-from unmask.runtime.distributed import fast_dtype
-from unmask.runtime.packed import pack, unpack
-from unmask.storage.layout import CONFIG, MODEL, README
+from unmask.runtime.kernels import choose_dtype
+from unmask.runtime.packed import pack
+from unmask.storage.files import write_bytes
+from unmask.storage.layout import CONFIG, MODEL, TEXT_TOKENIZER
 from unmask.storage.weights import load_weights, skip_initial_weights, write_weights
 from unmask.tokenizers.text import BPETokenizer, TextTokenizer, open_text_tokenizer
 
@@ -49,7 +46,7 @@ class MaskedText:
     front: int
 
 
-class TextPipeline:
+class TextPipeline(LoadedModel[TextModelSpec]):
     """A text model ready to use.
 
     Every call takes settings as keywords, by the names of the command line: steps, order, schedule, temperature, noise,
@@ -69,8 +66,6 @@ class TextPipeline:
             )
         self.model, self.tokenizer, self.sampling, self.opens = model, tokenizer, sampling, opens
         self.device = next(model.parameters()).device
-        self.spec: TextModelSpec | None = None
-        self.folder: Path | None = None
         self._unused = torch.tensor(tokenizer.unused, dtype=torch.long, device=self.device)
         self._front = [tokenizer.end_id] if opens else []
 
@@ -107,7 +102,7 @@ class TextPipeline:
         if spec.tokenizer_sha256 not in (None, tokenizer.sha256):
             raise CheckpointError(f"{folder / TEXT_TOKENIZER} is another tokenizer than the model was trained with")
         where = pick_device(device)
-        kind = dtype or fast_dtype(where)
+        kind = dtype or choose_dtype(where)
         with skip_initial_weights(kind):
             model = spec.model.build(tokenizer.vocab_size, tokenizer.grid)
         model = pack(model.to(where, kind).eval())
@@ -116,38 +111,15 @@ class TextPipeline:
         pipeline.spec, pipeline.folder = spec.spec, folder
         return pipeline
 
-    def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
-        """Write what `from_pretrained` reads, in the type that the weights have here, and a model card.
-
-        No path, host or user name is written. ConfigError for a pipeline put together by hand; DiskError.
-        """
-        self._save(Path(folder), licence, "FOLDER")
-
-    def _save(self, out: Path, licence: str | None, name: str) -> None:
-        if self.spec is None or self.folder is None:
-            raise ConfigError("this pipeline was put together by hand: only one that was loaded can be saved")
-        spec = replace(self.spec, sampling=self.sampling, tokenizer_sha256=self.tokenizer.sha256)
+    def _write_weights(self, out: Path, spec: TextModelSpec) -> TextModelSpec:
         out.mkdir(parents=True, exist_ok=True)
         write_weights(dict(self.model.named_parameters()), out / MODEL)
-        (out / TEXT_TOKENIZER).write_bytes(self.tokenizer.to_bytes())
-        card = write_model_card(spec, name=name, licence=licence, measured=self.folder)
-        (out / README).write_text(card, encoding="utf-8")
-        write_config(spec, out)
+        write_bytes(self.tokenizer.to_bytes(), out / TEXT_TOKENIZER)
+        return replace(spec, sampling=self.sampling, tokenizer_sha256=self.tokenizer.sha256)
 
-    def push_to_hub(
-        self, repo: str, *, licence: str | None = None, private: bool = False, token: str | None = None
-    ) -> str:
-        """Upload to a model repository of the Hugging Face Hub, created if needed, and return its address.
-
-        It loads by the name hf-hub:OWNER/NAME. ConfigError without huggingface_hub, or if the Hub refuses.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self._save(Path(folder), licence, f"{HUB}{repo}")
-            return upload_model(Path(folder), repo, private=private, token=token)
-
-    def compile(self) -> None:
-        """Compile the network with torch.compile: the next call takes a minute or more, later ones are faster."""
-        unpack(self.model).compile()
+    @property
+    def _module(self) -> nn.Module:
+        return self.model
 
     # -- generate, watch, infill ---------------------------------------------------------------------------------------
 
@@ -182,16 +154,16 @@ class TextPipeline:
         Raises:
             ConfigError: A prompt, number or setting that this model cannot use.
         """
-        canvas = self.canvas(prompt, length)
-        chosen = self._choose_sampling(sampling, settings)
+        canvas = self.make_canvas(prompt, length)
+        chosen = self._choose_sampling(sampling, settings, self.model.grid)
         rows = self.finish(canvas, num, seed=seed, sampling=chosen, batch=batch)
         return [self.decode_row(row, canvas.front) for row in rows]
 
     def stream(self, prompt: str = "", *, seed: int = 0, **settings: Unpack[SamplingSettings]) -> Iterator[str]:
         """Yield the text after each step, the masked canvas first; "░" stands for a masked token."""
-        canvas = self.canvas(prompt)
-        sampling = self._choose_sampling(None, settings)
-        for state in self.states(canvas.tokens[None], seed=seed, sampling=sampling):
+        canvas = self.make_canvas(prompt)
+        sampling = self._choose_sampling(None, settings, self.model.grid)
+        for state in self.stream_states(canvas.tokens[None], seed=seed, sampling=sampling):
             yield self._decode_masked(state.tokens[0, canvas.front :])
 
     def infill(
@@ -209,7 +181,7 @@ class TextPipeline:
         a mask is left to the mask. ConfigError for a text without masks, an empty mask, or one beyond the context.
         """
         masked = self.mask_text(text)
-        chosen = self._choose_sampling(sampling, settings)
+        chosen = self._choose_sampling(sampling, settings, self.model.grid)
         rows = self.finish(masked, num, seed=seed, sampling=chosen, ends=False)
         return [self.tokenizer.decode(row[masked.front :]) for row in rows]
 
@@ -237,7 +209,7 @@ class TextPipeline:
         """What stands after the end of a canvas: nothing, if the model knows that, or else tokens that stay masked."""
         return ABSENT if self.model.config.padded else self.model.mask_id
 
-    def states(
+    def stream_states(
         self,
         tokens: Int[Tensor, "b l"],
         *,
@@ -250,7 +222,7 @@ class TextPipeline:
 
         Without `ends` no end token is drawn, as inside of a given text.
         """
-        s = (sampling or self.sampling).on((tokens.shape[1],))
+        s = (sampling or self.sampling).fit_to((tokens.shape[1],))
         critic = CriticScore(self.score_tokens, s.priority.noise) if isinstance(s.priority, FromCritic) else s.priority
         return s.run(
             self.predict(ends=ends),
@@ -274,11 +246,11 @@ class TextPipeline:
         batch = count_rows_at_once(batch, len(canvas.tokens), self.model.vocab_size, self.device)
         for first in range(0, num, batch):
             rows = canvas.tokens.expand(min(batch, num - first), -1)
-            for state in self.states(rows, seed=seed, first=first, sampling=sampling, ends=ends):
+            for state in self.stream_states(rows, seed=seed, first=first, sampling=sampling, ends=ends):
                 tokens = state.tokens
             yield from tokens
 
-    def canvas(self, prompt: str, length: int | None = None) -> MaskedText:
+    def make_canvas(self, prompt: str, length: int | None = None) -> MaskedText:
         """The prompt and, after it, as many masked tokens as there is room for."""
         length = self.model.length if length is None else length
         known = [*self._front, *self.tokenizer.encode(prompt).tolist()]
@@ -341,23 +313,16 @@ class TextPipeline:
             "context": f"{self.model.length} tokens of {self.model.vocab_size:,}",
             "network": f"{type(self.model).__name__}, {size:,} parameters",
             "sampling": f"{self.sampling.steps} steps, {type(self.sampling.priority).__name__}",
-            "device": f"{self.device}, {str(next(self.model.parameters()).dtype).removeprefix('torch.')}",
+            "device": describe_device(self.device, next(self.model.parameters()).dtype),
         }
-
-    def __repr__(self) -> str:
-        facts = ", ".join(f"{name}: {value}" for name, value in self.describe().items())
-        return f"TextPipeline({facts})"
-
-    def _repr_html_(self) -> str:
-        return describe_as_html("TextPipeline", self.describe())
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _choose_sampling(self, sampling: Sampling | None, settings: Any) -> Sampling:
+    def _choose_sampling(self, sampling: Sampling | None, settings: Any, grid: tuple[int, ...]) -> Sampling:
         for name, kind in (("guidance", "nothing to guide towards"), ("preset", "no published presets")):
             if settings.get(name) is not None:
                 raise ConfigError(f"{name} {settings[name]}: a text model has {kind}; leave it out")
-        return change_sampling(sampling or self.sampling, self.model.grid, settings)
+        return super()._choose_sampling(sampling, settings, grid)
 
     def _decode_masked(self, tokens: Int[Tensor, "l"]) -> str:
         """Return the text of a row, a "░" for each masked token, up to the end token."""

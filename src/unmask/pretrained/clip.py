@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unmask.errors import CheckpointError, ConfigError, DiskError
 from unmask.pretrained.conversion import convert_tensors
 from unmask.storage.config import from_json, load_json, to_json, write_json
-from unmask.storage.files import one_line, write_text
+from unmask.storage.files import escape_line, write_text
 from unmask.storage.foreign.reader import read_tensors
 from unmask.storage.weights import write_weights
 
@@ -104,7 +104,7 @@ def read_clip(folder: Path) -> Clip:
 
     Raises CheckpointError for a missing file, weights of another network, or a tokenizer of another vocabulary.
     """
-    shown = one_line(str(folder))
+    shown = escape_line(str(folder))
     for part in NEEDED_FILES:
         if not os.path.isfile(folder / part):  # a pipe or device is refused: reading it may never end
             raise CheckpointError(f"{shown}: no {part} there; name a local copy of amused/amused-256 or -512")
@@ -113,7 +113,7 @@ def read_clip(folder: Path) -> Clip:
         vocabulary = _read_vocabulary(folder)
     except ConfigError as error:
         raise CheckpointError(
-            f"{shown}: not a CLIP text model ({one_line(str(error))}): copy the folder again"
+            f"{shown}: not a CLIP text model ({escape_line(str(error))}): copy the folder again"
         ) from error
     count, end = len(vocabulary.ids), vocabulary.end
     # With a wrong end, CLIP would pool the start token. Older files have an end of 2 and mean the highest number.
@@ -128,7 +128,7 @@ def read_clip(folder: Path) -> Clip:
         tensors,
         lambda name, tensor: {} if name == POSITION_IDS else {name: tensor},
         build_skeleton(sizes),
-        source=one_line(str(folder / TEXT_WEIGHTS)),
+        source=escape_line(str(folder / TEXT_WEIGHTS)),
         family="CLIP's text model of its config.json",
     )
     return Clip(sizes=sizes, weights=done.weights, vocabulary=vocabulary)

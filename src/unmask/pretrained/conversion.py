@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 from unmask.storage.weights import write_weights
 
 Translate = Callable[[str, Tensor], dict[str, Tensor]]
@@ -76,7 +76,7 @@ class Report:
         lines += [f"split: {len(self.split)}"] + [f"  {theirs} -> {', '.join(ours)}" for theirs, ours in self.split]
         for what, names in (("not needed", self.dropped), ("there twice, and equal", self.same), *self.problems):
             lines += [f"{what}: {len(names)}", *(f"  {name}" for name in names)]
-        return "\n".join(map(one_line, lines)) + "\n"
+        return "\n".join(map(escape_line, lines)) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def convert_tensors(
         not_finite=tuple(_name_both(n, origin[n]) for n in shapes if not shapes[n] and not _is_finite(found[n], dtype)),
     )
     if report.problems:
-        raise CheckpointError(one_line(_describe_problems(report, tensors.keys(), family, families or {})))
+        raise CheckpointError(escape_line(_describe_problems(report, tensors.keys(), family, families or {})))
     return Converted(weights=_make_storable(found, wanted, dtype), report=report)
 
 

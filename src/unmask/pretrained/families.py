@@ -25,7 +25,7 @@ from unmask.pretrained import (
 )
 from unmask.pretrained.conversion import Converted, convert_tensors
 from unmask.pretrained.networks import AnyGeneratorConfig, LearnedConfig
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 from unmask.storage.foreign.reader import open_foreign
 
 
@@ -147,8 +147,8 @@ def convert_file(
     with torch.device("meta"):
         model = size.build()
     done = convert_tensors(
-        tensors, partial(rules.translate, size.config), model, source=one_line(str(path)), dtype=dtype, family=family,
-        families=list_known_names(),
+        tensors, partial(rules.translate, size.config), model, source=escape_line(path.name), dtype=dtype,
+        family=family, families=list_known_names(),
     )  # fmt: skip
     parameters = {name for name, _ in model.named_parameters()}  # our files hold only these
     return size, replace(done, weights={name: value for name, value in done.weights.items() if name in parameters})

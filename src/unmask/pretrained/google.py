@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.errors import CheckpointError, ConfigError
+from unmask.errors import CheckpointError
 from unmask.method.guidance import NULL
 from unmask.pretrained.bert import BERT_EPS, PostNormBlock
 from unmask.pretrained.generators import ClassGenerator, GeneratorSizes
@@ -43,16 +43,6 @@ GOOGLE_BASE_256 = GoogleMaskGIT()
 """maskgit_imagenet256_checkpoint: 172,457,193 values with K = 1024 and a grid of 16x16; FID 6.06 in its README."""
 GOOGLE_BASE_512 = GOOGLE_BASE_256
 """maskgit_imagenet512_checkpoint: 173,047,017 values; the same sizes on a grid of 32x32; FID 7.32 in its README."""
-
-
-def check_null(config: object, *, labelled: bool, guided: bool) -> None:
-    """Raise ConfigError if unlabelled images or guidance need NULL ("no class") and the network does not have it."""
-    if not isinstance(config, GoogleMaskGIT) or config.null_class:
-        return
-    if not labelled:
-        raise ConfigError('this model was trained without "no class": give each picture a label')
-    if guided:
-        raise ConfigError('this model was trained without "no class" to guide away from: give --scale 1')
 
 
 class GoogleTransformer(ClassGenerator):

@@ -20,7 +20,7 @@ from unmask.pretrained.amused import Prompt, UVit2D
 from unmask.pretrained.clip import read_clip, write_vocabulary
 from unmask.pretrained.ids import check_ids
 from unmask.storage.config import to_json
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 from unmask.storage.weights import skip_initial_weights
 
 TEXTS_AT_ONCE = 64
@@ -149,7 +149,8 @@ class TextReader:
         for text, row in zip(texts, rows, strict=True):
             if len(row) > self.longest:
                 raise ConfigError(
-                    f"{one_line(text)!r} has {len(row)} tokens with start and end, and {self.longest} fit: shorten it"
+                    f"{escape_line(text)!r} has {len(row)} tokens with start and end, and {self.longest} fit: "
+                    "shorten it"
                 )
         ids = torch.tensor(rows, device=self.encoder.device)
         parts = [self.encoder(part, output_hidden_states=True) for part in ids.split(TEXTS_AT_ONCE)]
@@ -185,9 +186,9 @@ def load_text_reader(folder: Path) -> TextReader:
             write_vocabulary(found.vocabulary, Path(own))
             tokenizer: Any = CLIPTokenizer.from_pretrained(Path(own) / "tokenizer", local_files_only=True)
     except TRANSFORMERS_ERRORS as error:
-        reason = one_line((str(error).strip() or type(error).__name__).splitlines()[0])
+        reason = escape_line((str(error).strip() or type(error).__name__).splitlines()[0])
         raise CheckpointError(
-            f"{one_line(str(folder))}: transformers cannot build a CLIP text model from it ({reason}): "
+            f"{escape_line(str(folder))}: transformers cannot build a CLIP text model from it ({reason}): "
             "copy the folder again"
         ) from error
     return TextReader(tokenizer, encoder.requires_grad_(False).eval())

@@ -4,11 +4,14 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from unmask.pretrained.amused import Amused
+from unmask.pretrained.conditions import takes_prompts
 from unmask.published.catalogue import MODELS
+from unmask.published.store import CONVERSION_REPORT
+from unmask.recipes.reading import has_config, read_config
+from unmask.recipes.schema import Recipe, TextRecipe
 from unmask.recipes.spec import ModelSpec, TextModelSpec
 from unmask.storage.config import load_json
-from unmask.storage.layout import REPORT
+from unmask.storage.layout import CONFIG, MODEL, REPORT
 
 CARD_METRICS = (
     "frechet", "frechet_floor", "frechet_limit", "precision", "recall", "density", "coverage", "class_accuracy",
@@ -24,7 +27,7 @@ def write_model_card(spec: ModelSpec | TextModelSpec, *, name: str, licence: str
         spec: What the model is.
         name: What to load it by.
         licence: Its licence; by default that of the published model with this network and tokenizer, if there is one.
-        measured: The folder that may hold a report.json on it.
+        measured: The model's folder, which may hold a report.json on it, a report on its conversion, and its recipe.
     """
     if isinstance(spec, TextModelSpec):
         task, call = "text-generation", f'print(unmask.load("{name}").generate("Once", num=1)[0])'
@@ -34,10 +37,10 @@ def write_model_card(spec: ModelSpec | TextModelSpec, *, name: str, licence: str
             m.licence for m in MODELS.values() if (m.size.model, m.size.tokenizer) == (spec.model, spec.tokenizer)
         )
         licence = licence or next(theirs, None)
-        prompts = isinstance(spec.model, Amused)
+        prompts = takes_prompts(spec.model)
         task = "text-to-image" if prompts else "unconditional-image-generation"
-        example = '["a cat"]' if prompts else "num=4"
-        call = f'images = unmask.load("{name}")({example})  # PIL images'
+        example = ', prompts=["a cat"]' if prompts else ""
+        call = f'images = unmask.load("{name}"{example})(num=4)  # PIL images'
         title = "A masked generative transformer for {}x{} images".format(*spec.tokenizer.size)
     lines = [
         *("---", "library_name: unmask", f"pipeline_tag: {task}", "tags:", "- maskgit"),
@@ -45,7 +48,8 @@ def write_model_card(spec: ModelSpec | TextModelSpec, *, name: str, licence: str
         *("---", "", f"# {title}", "", "```python", "import unmask", "", call, "```", ""),
         f"* Network: {describe_config(spec.model)}",
         f"* Tokenizer: {describe_config(spec.tokenizer)}",
-        f"* Training data: {spec.trained_on or 'not stated'}",
+        f"* Training data: {spec.trained_on or 'not stated'}{_name_converted_file(measured)}",
+        f"* Training: {_describe_training(measured)}",
     ]
     if isinstance(spec, ModelSpec):
         lines.append(f"* Classes: {', '.join(spec.classes) if spec.classes else 'by number'}")
@@ -76,6 +80,23 @@ def _format_value(value: Any) -> str:
             ", ".join(x if isinstance(x, str) else _format_value(x) for x in shown)
         )  # fmt: skip
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _name_converted_file(folder: Path | None) -> str:
+    """Return the name of the published file that the model was converted from, without its folder; "" if none was."""
+    report = None if folder is None else folder / f"{Path(MODEL).stem}-{CONVERSION_REPORT}"
+    if report is None or not report.is_file():
+        return ""
+    first = (report.read_text(encoding="utf-8").splitlines() or [""])[0]
+    return f"; converted from {Path(first.removeprefix('source: ')).name}"
+
+
+def _describe_training(folder: Path | None) -> str:
+    recipe = read_config(folder / CONFIG) if folder is not None and has_config(folder) else None
+    if not isinstance(recipe, Recipe | TextRecipe):
+        return "not stated"
+    training = recipe.training
+    return f"{describe_config(recipe.objective)}, {training.steps:,} steps of {training.batch_size}"
 
 
 def _read_metrics(folder: Path | None) -> dict[str, object]:

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unmask.errors import ConfigError
-from unmask.pretrained.clip import FILES as TEXT_FILES
+from unmask.pretrained.conditions import EXTRA_FILES
 from unmask.storage.cache import find_cache_dir
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 HUB = "hf-hub:"
 """What the name of a model begins with that is to come from the hub: hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION.
@@ -40,7 +40,7 @@ def download_model(name: str, *, offline: bool = False) -> Path:
     """
     found = re.fullmatch(r"([\w.-]+)/([\w.-]+)(?:@([\w./-]+))?", name.removeprefix(HUB))
     if not found:
-        raise ConfigError(f"{one_line(name)}: give {HUB}OWNER/NAME, or {HUB}OWNER/NAME@REVISION")
+        raise ConfigError(f"{escape_line(name)}: give {HUB}OWNER/NAME, or {HUB}OWNER/NAME@REVISION")
     owner, repo, revision = found.groups()
     folder = find_cache_dir() / "hub" / f"{owner}--{repo}@{(revision or 'main').replace('/', '--')}"
     with _refusals(f"cannot load {name}"):
@@ -50,7 +50,7 @@ def download_model(name: str, *, offline: bool = False) -> Path:
             f"{owner}/{repo}",
             revision=revision,
             local_dir=folder,
-            allow_patterns=["config.json", "*.safetensors", "README.md", *TEXT_FILES],
+            allow_patterns=["config.json", "*.safetensors", "README.md", *EXTRA_FILES],
             local_files_only=offline,
         )
     return folder
@@ -70,4 +70,4 @@ def _refusals(what: str) -> Iterator[None]:
     except failures as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = next((line for line in lines if "Client Error" not in line), lines[0])  # which is a number alone
-        raise ConfigError(f"{what}: {one_line(reason.strip())}") from error
+        raise ConfigError(f"{what}: {escape_line(reason.strip())}") from error

@@ -20,7 +20,7 @@ from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
 from unmask.recipes.spec import ModelSpec, TextModelSpec
 from unmask.runtime.distributed import World, barrier
 from unmask.runtime.progress import Progress
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
 from unmask.tokenizers.pixels import Pixels
 
@@ -73,7 +73,7 @@ class OpenedModel:
             raise ConfigError(f"{self.name} has no tokenizer to run: its tokens are pixels")
         return self.config.tokenizer
 
-    def tokenizer_weights(self) -> Path:
+    def find_tokenizer_weights(self) -> Path:
         """Return the weight file of its learned tokenizer, after `fetch`."""
         alone = isinstance(self.config, TokenizerRecipe | LoneTokenizer)
         return self.fetch() / (MODEL if alone else TOKENIZER)
@@ -126,7 +126,7 @@ def open_model(
     else:
         folder = _find_folder(Path(name), weights)
     if not has_config(folder):
-        raise CheckpointError(f"{one_line(str(folder))}: no {CONFIG} there; give {MODEL_NAMES}")
+        raise CheckpointError(f"{escape_line(str(folder))}: no {CONFIG} there; give {MODEL_NAMES}")
     return OpenedModel(name=str(name), config=read_config(folder / CONFIG), folder=folder)
 
 
@@ -139,7 +139,7 @@ def _find_folder(path: Path, weights: Sequence[str | Path]) -> Path:
     if not path.exists() and len(path.parts) == 1:
         near = get_close_matches(str(path), MODELS, 1)
         hint = f"did you mean the published {near[0]}?" if near else "unmask models lists the published ones"
-        raise CheckpointError(f"{one_line(str(path))}: no such run, and no published model: {hint}")
+        raise CheckpointError(f"{escape_line(str(path))}: no such run, and no published model: {hint}")
     if weights:
         raise ConfigError(f"{path} is a folder with its own weights: --weights is for a published model")
     return path

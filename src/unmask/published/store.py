@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.errors import CheckpointError
-from unmask.pretrained.clip import read_clip, write_clip
+from unmask.pretrained.conditions import read_extras, write_extras
 from unmask.pretrained.conversion import Converted
 from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
 from unmask.pretrained.lone_tokenizer import write_lone_tokenizer_config
@@ -20,10 +20,10 @@ from unmask.runtime.progress import Progress
 from unmask.storage.cache import find_cache_dir
 from unmask.storage.config import load_json
 from unmask.storage.download import fetch_file, find_mismatch, lock_file
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
 
-REPORT = "conversion.txt"
+CONVERSION_REPORT = "conversion.txt"
 """The end of the name of the report on a converted file."""
 
 
@@ -47,16 +47,15 @@ def fetch_published(
 
 
 def _convert_files(model: Published, files: Mapping[File, Path], folder: Path) -> None:
-    # What reads texts lies beside the transformer's folder, in a cache as links. It is written as it was read, and so
-    # nothing comes along that is no text model, wherever a link leads.
-    texts = read_clip(files[model.model].parent.parent) if model.preset is None else None
+    # A text encoder lies beside the network's folder, in a cache as links. What was read is written, so a link that
+    # leads to anything else adds nothing.
+    extras = read_extras(model.size.model, files[model.model].parent.parent)
     (folder / CONFIG).unlink(missing_ok=True)
-    if texts is not None:
-        write_clip(texts, folder)
+    write_extras(extras, folder)
     for part, path in files.items():
         _, done = convert_file(path, part.family, like=_own(model.size, part.family))
         into = folder / (TOKENIZER if part is model.tokenizer else MODEL)
-        write_converted(done, into, folder / f"{into.stem}-{REPORT}")
+        write_converted(done, into, folder / f"{into.stem}-{CONVERSION_REPORT}")
     write_config(model.spec, folder)  # last: a folder that has it is whole
 
 
@@ -65,12 +64,12 @@ def _find_files(name: str, given: Sequence[Path], offline: bool, progress: Progr
     parts = (MODELS[name].model, MODELS[name].tokenizer)
     for place in given:
         if not place.exists():
-            raise CheckpointError(f"{one_line(str(place))}: no such file or folder")
+            raise CheckpointError(f"{escape_line(str(place))}: no such file or folder")
     found = {part: _find_given(part, given, parts) for part in parts}
     for place in given:
         if not any(path is not None and place in (path, *path.parents) for path in found.values()):
             names = " or ".join(part.name for part in parts)
-            raise CheckpointError(f"{one_line(str(place))} is not, and does not hold, {names}, which {name} needs")
+            raise CheckpointError(f"{escape_line(str(place))} is not, and does not hold, {names}, which {name} needs")
     for part, path in found.items():
         if path is None and part.source is None:
             raise CheckpointError(
@@ -96,7 +95,7 @@ def _find_given(part: File, given: Sequence[Path], parts: Sequence[File]) -> Pat
         return None
     wrong = find_mismatch(found[0], part.source) if part.source is not None else None
     if wrong:
-        raise CheckpointError(f"{one_line(str(found[0]))} is {wrong}: get the file of {part.page}")
+        raise CheckpointError(f"{escape_line(str(found[0]))} is {wrong}: get the file of {part.page}")
     return found[0]
 
 
@@ -132,7 +131,7 @@ def convert_into(path: Path, family: str, out: Path) -> Converted:
     size, done = convert_file(path, family, like=like)
     out.mkdir(parents=True, exist_ok=True)
     into = out / (TOKENIZER if joins else MODEL)
-    write_converted(done, into, out / f"{into.stem}-{REPORT}")
+    write_converted(done, into, out / f"{into.stem}-{CONVERSION_REPORT}")
     if not rules.is_tokenizer:
         write_config(_find_spec(size), out)
     elif not joins:

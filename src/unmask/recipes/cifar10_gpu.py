@@ -14,7 +14,7 @@ from unmask.recipes import cifar10, cifar10_gpu_tokenizer
 from unmask.recipes.schema import Recipe
 from unmask.training.optim import AdamW, Muon, WarmupStableDecay
 
-BATCH = 512
+CIFAR10_GPU_BATCH = 512
 
 
 def recipe() -> Recipe:
@@ -25,8 +25,8 @@ def recipe() -> Recipe:
         model=TransformerConfig(dim=512, depth=10, heads=8),
         training=replace(
             base.training,
-            steps=400 * 50_000 // BATCH,
-            batch_size=BATCH,
+            steps=400 * 50_000 // CIFAR10_GPU_BATCH,
+            batch_size=CIFAR10_GPU_BATCH,
             ema=0.9995,
             optimizer=Muon(learning_rate=3e-3, rest=AdamW(learning_rate=1e-3)),
             learning_rate=WarmupStableDecay(warmup=500, decay=0.4),

@@ -11,7 +11,7 @@ from unmask.recipes import cifar10_tokenizer
 from unmask.recipes.schema import TokenizerRecipe
 from unmask.training.optim import AdamW, CosineDecay
 
-BATCH = 256
+CIFAR10_GPU_TOKENIZER_BATCH = 256
 
 
 def recipe() -> TokenizerRecipe:
@@ -22,8 +22,8 @@ def recipe() -> TokenizerRecipe:
         tokenizer=replace(network, z_channels=256),
         training=replace(
             base.training,
-            steps=100 * 50_000 // BATCH,
-            batch_size=BATCH,
+            steps=100 * 50_000 // CIFAR10_GPU_TOKENIZER_BATCH,
+            batch_size=CIFAR10_GPU_TOKENIZER_BATCH,
             optimizer=AdamW(learning_rate=4e-4, beta1=0.5, beta2=0.98, weight_decay=0.0),
             learning_rate=CosineDecay(warmup=500),
             evaluate_every=2000,

@@ -28,7 +28,7 @@ from unmask.training.loop import TrainConfig
 from unmask.training.optim import AdamW, Constant
 
 STEPS = 1_000_000
-BATCH = 24
+IMAGENET256_TOKENIZER_BATCH = 24
 
 
 def recipe() -> TokenizerRecipe:
@@ -45,8 +45,8 @@ def recipe() -> TokenizerRecipe:
         perceptual=LpipsFiles(),
         training=TrainConfig(
             steps=STEPS,
-            batch_size=BATCH,
-            optimizer=AdamW(learning_rate=4.5e-6 * BATCH, beta1=0.5, beta2=0.9, weight_decay=0.0),
+            batch_size=IMAGENET256_TOKENIZER_BATCH,
+            optimizer=AdamW(learning_rate=4.5e-6 * IMAGENET256_TOKENIZER_BATCH, beta1=0.5, beta2=0.9, weight_decay=0.0),
             learning_rate=Constant(),
             clip=1e6,  # none, that is
             ema=0.0,

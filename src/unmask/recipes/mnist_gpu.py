@@ -15,7 +15,7 @@ from unmask.recipes.schema import Recipe
 from unmask.training.optim import AdamW, CosineDecay, Muon
 
 TOKENS = 500_000_000
-BATCH = 1024
+MNIST_GPU_BATCH = 1024
 
 
 def recipe() -> Recipe:
@@ -25,8 +25,8 @@ def recipe() -> Recipe:
         model=TransformerConfig(dim=512, depth=8, heads=8),
         training=replace(
             base.training,
-            steps=TOKENS // (BATCH * 49),
-            batch_size=BATCH,
+            steps=TOKENS // (MNIST_GPU_BATCH * 49),
+            batch_size=MNIST_GPU_BATCH,
             optimizer=Muon(learning_rate=3e-3, rest=AdamW(learning_rate=1e-3)),
             learning_rate=CosineDecay(warmup=300),
             evaluate_every=1000,

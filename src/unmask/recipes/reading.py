@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
 from typing import Any, TypeVar, overload
 
 from unmask import recipes
@@ -21,9 +20,11 @@ from unmask.storage.layout import CONFIG
 
 AnyConfig = Recipe | TextRecipe | TokenizerRecipe | MeasuredModel | ModelSpec | TextModelSpec | LoneTokenizer
 """What a config.json may hold."""
+Kinds = Any
+"""A class or a union of classes, as `isinstance` takes them."""
 Wanted = TypeVar("Wanted", bound=AnyConfig)
 WantedRecipe = TypeVar("WantedRecipe", bound=AnyRecipe)
-KINDS: dict[str, type[AnyConfig]] = {
+CONFIG_KINDS: dict[str, type[AnyConfig]] = {
     "image-recipe": Recipe,
     "text-recipe": TextRecipe,
     "tokenizer-recipe": TokenizerRecipe,
@@ -34,7 +35,7 @@ KINDS: dict[str, type[AnyConfig]] = {
 """The field "kind" of a config.json."""
 EARLIER_KINDS: dict[str, type[AnyConfig]] = {"loss": TokenizerRecipe, "packing": TextRecipe, "data": Recipe}
 """The field that tells the kind in files written before there was a "kind"."""
-COMMANDS: dict[type, tuple[str, str]] = {
+KIND_TITLES: dict[type, tuple[str, str]] = {
     Recipe: ("the recipe of an image model", "train"),
     TextRecipe: ("the recipe of a text model", "train (or, for a run, generate, infill, score or evaluate-text)"),
     TokenizerRecipe: ("the recipe of a tokenizer", "train-tokenizer"),
@@ -69,8 +70,8 @@ def load_recipe(name: str) -> Recipe | TextRecipe:
 @overload
 def find_recipe(name: str, kind: type[WantedRecipe]) -> WantedRecipe: ...
 @overload
-def find_recipe(name: str, kind: UnionType) -> Any: ...
-def find_recipe(name: str, kind: type | UnionType = AnyRecipe) -> Any:
+def find_recipe(name: str, kind: Kinds = ...) -> Any: ...
+def find_recipe(name: str, kind: Kinds = AnyRecipe) -> Any:
     """Return a recipe by name, by the path of a .py file with `recipe()`, or by the config.json of an earlier run.
 
     A .py file is executed: only give one that you trust.
@@ -95,17 +96,17 @@ def find_recipe(name: str, kind: type | UnionType = AnyRecipe) -> Any:
     return _check_kind(build(), kind, name)
 
 
-def config_to_json(config: AnyConfig) -> dict[str, Any]:
+def dump_config(config: AnyConfig) -> dict[str, Any]:
     """Return the JSON form of a recipe or spec, with its kind. `read_config` reads it."""
     if isinstance(config, LoneTokenizer):
         return to_json(config)["tokenizer"]
-    kind = next(name for name, cls in KINDS.items() if type(config) is cls)
+    kind = next(name for name, cls in CONFIG_KINDS.items() if type(config) is cls)
     return {"kind": kind, **to_json(config)}
 
 
 def write_config(config: AnyConfig, folder: Path) -> None:
     """Write `folder`/config.json."""
-    write_json(folder / CONFIG, config_to_json(config))
+    write_json(folder / CONFIG, dump_config(config))
 
 
 def has_config(folder: Path) -> bool:
@@ -116,8 +117,8 @@ def has_config(folder: Path) -> bool:
 @overload
 def read_config(path: Path, kind: type[Wanted]) -> Wanted: ...
 @overload
-def read_config(path: Path, kind: UnionType = AnyConfig) -> Any: ...
-def read_config(path: Path, kind: type | UnionType = AnyConfig) -> Any:
+def read_config(path: Path, kind: Kinds = ...) -> Any: ...
+def read_config(path: Path, kind: Kinds = AnyConfig) -> Any:
     """Read a config.json: that of a run, an export, a published model or a lone tokenizer.
 
     Args:
@@ -131,10 +132,10 @@ def read_config(path: Path, kind: type | UnionType = AnyConfig) -> Any:
     if (isinstance(data, dict) and "type" in data) or not isinstance(data, dict):
         return _check_kind(parse_lone_tokenizer(data), kind, str(path))
     name = data.pop("kind", None)
-    if name is not None and name not in KINDS:
+    if name is not None and name not in CONFIG_KINDS:
         raise ConfigError(f"{path.name}: kind {name!r} is unknown here: it was written by a newer version of unmask")
     known = (cls for field, cls in EARLIER_KINDS.items() if field in data)
-    here = KINDS[name] if name is not None else next(known, Recipe)
+    here = CONFIG_KINDS[name] if name is not None else next(known, Recipe)
     for field, only in EARLIER_TYPES.get(here, {}).items():
         if isinstance(data.get(field), dict) and "type" not in data[field]:
             data[field] = {"type": only} | data[field]
@@ -144,10 +145,10 @@ def read_config(path: Path, kind: type | UnionType = AnyConfig) -> Any:
     return _check_kind(found, kind, str(path))
 
 
-def _check_kind(found: AnyConfig, kind: type | UnionType, name: str) -> AnyConfig:
+def _check_kind(found: AnyConfig, kind: Kinds, name: str) -> AnyConfig:
     if isinstance(found, kind):
         return found
-    what, command = COMMANDS[type(found)]
+    what, command = KIND_TITLES[type(found)]
     if isinstance(kind, type) and type(found) in kind.__bases__:
         raise ConfigError(f"{name} is {what} without its training recipe: give the run that trained it")
     raise ConfigError(f"{name} is {what}: use unmask {command}")

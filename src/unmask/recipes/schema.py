@@ -12,8 +12,8 @@ from unmask.method.critic import WithCritic
 from unmask.method.models.transformer import TransformerConfig
 from unmask.method.objectives import MaskedDiffusion, MaskGIT, Objective
 from unmask.metrics.features import ClassifierConfig
-from unmask.pretrained.amused import Amused
-from unmask.pretrained.networks import GeneratorConfig
+from unmask.pretrained.conditions import takes_prompts
+from unmask.pretrained.networks import AnyGeneratorConfig
 from unmask.recipes.spec import ModelSpec, TextModelSpec
 from unmask.tokenizers.losses import TokenizerLoss
 from unmask.tokenizers.lpips import LpipsFiles
@@ -31,7 +31,7 @@ class Recipe(ModelSpec):
 
     data: PictureSource | Codes
     """Where the images are."""
-    model: GeneratorConfig | Amused = TransformerConfig()
+    model: AnyGeneratorConfig = TransformerConfig()
     """The network."""
     objective: Objective | WithCritic = MaskGIT()
     """What training minimizes."""
@@ -62,7 +62,7 @@ class MeasuredModel(ModelSpec):
     @property
     def conditional(self) -> bool:
         """Whether it knows classes."""
-        return not isinstance(self.model, Amused) and self.model.num_classes > 0
+        return not takes_prompts(self.model) and self.model.num_classes > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class TextRecipe(TextModelSpec):
         _check_parts(self.objective, self.model, self.sampling)
 
 
-def _check_parts(objective: Objective | WithCritic, model: GeneratorConfig | Amused, sampling: Sampling) -> None:
+def _check_parts(objective: Objective | WithCritic, model: AnyGeneratorConfig, sampling: Sampling) -> None:
     """ValueError for a part of the network that nothing trains, or that is asked for and not there."""
     judged = isinstance(objective, WithCritic)
     generator = objective.generator if isinstance(objective, WithCritic) else objective

@@ -11,8 +11,7 @@ import tyro
 
 from unmask.decoding.sampling import Sampling
 from unmask.method.models.transformer import TransformerConfig
-from unmask.pretrained.amused import Amused
-from unmask.pretrained.networks import GeneratorConfig, LearnedConfig
+from unmask.pretrained.networks import AnyGeneratorConfig, LearnedConfig
 from unmask.tokenizers.pixels import Pixels
 from unmask.tokenizers.text import BPE, Bytes, Characters
 
@@ -25,7 +24,7 @@ class ModelSpec:
 
     tokenizer: Pixels | LearnedConfig
     """How images become tokens."""
-    model: GeneratorConfig | Amused
+    model: AnyGeneratorConfig
     """The network."""
     sampling: Sampling = Sampling()
     """How to sample, unless a call or a flag says otherwise."""

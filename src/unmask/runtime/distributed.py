@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 
 from unmask.errors import ConfigError
-from unmask.runtime.kernels import fast_dtype
+from unmask.runtime.kernels import choose_dtype
 
 Strategy = Literal["auto", "none", "ddp", "fsdp"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -102,9 +102,9 @@ def resolve_strategy(strategy: Strategy, here: World) -> Strategy:
 def autocast(precision: Precision, here: World) -> torch.autocast:
     """Return an autocast context: matrix products run in bfloat16 or float32.
 
-    `auto` takes `fast_dtype`. The weights, the optimizer and the moving average stay in float32 in both cases.
+    `auto` takes `choose_dtype`. The weights, the optimizer and the moving average stay in float32 in both cases.
     """
-    half = precision == "bf16" or (precision == "auto" and fast_dtype(here.device) == torch.bfloat16)
+    half = precision == "bf16" or (precision == "auto" and choose_dtype(here.device) == torch.bfloat16)
     return torch.autocast(here.device.type, torch.bfloat16, enabled=half)
 
 

@@ -1,6 +1,6 @@
 """Choose types and kernels by what a device computes fast. Every such choice of a whole program is made here.
 
-| device              | `fast_dtype` | `packs_linear`                                      |
+| device              | choose_dtype | packs_linear                                        |
 |---------------------|--------------|-----------------------------------------------------|
 | CUDA                | bfloat16     | never: only a CPU has the layout                    |
 | CPU, AMX            | bfloat16     | float32 and bfloat16                                |
@@ -11,7 +11,7 @@
 Without oneDNN in torch nothing is packed. The choices were measured with these benchmarks:
 
 * bfloat16 against float32: `benchmarks/precision.py`.
-* Muon, which takes `fast_dtype`: `benchmarks/muon.py`. A CPU without bfloat16 instructions emulates them, 17 times as
+* Muon, which takes `choose_dtype`: `benchmarks/muon.py`. A CPU without bfloat16 instructions emulates them, 17 times as
   slow as float32.
 * Packed linear layers: `benchmarks/published.py`. In float32 they are up to twice as fast with AVX-512, and 1.3 times
   as slow without it.
@@ -23,7 +23,7 @@ Attention and convolutions choose between two formulas by device and shape, in `
 import torch
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
+def choose_dtype(device: torch.device) -> torch.dtype:
     """Return bfloat16 on CUDA and on CPUs with instructions for it, else float32."""
     # torch.cpu.get_capabilities is public, but newer than the oldest torch that this project supports.
     cpu = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -9,7 +9,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from unmask.runtime.progress import Progress
-from unmask.storage.files import one_line, write_bytes
+from unmask.storage.files import escape_line, write_bytes
 
 
 def find_cache_dir() -> Path:
@@ -30,7 +30,7 @@ def fetch_first(urls: list[str], size: int, sha256: str, progress: Progress | No
         try:
             body = fetch_bytes(url, size, progress)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            complaints.append(f"{urlsplit(url).netloc}: {one_line(str(error))}")
+            complaints.append(f"{urlsplit(url).netloc}: {escape_line(str(error))}")
             continue
         if hashlib.sha256(body).hexdigest() == sha256:
             return body

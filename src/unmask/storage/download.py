@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from unmask.errors import CheckpointError, ConfigError, DiskError
 from unmask.runtime.progress import Progress
-from unmask.storage.files import move_into_place, one_line
+from unmask.storage.files import escape_line, move_into_place
 from unmask.storage.https import READ_SIZE, Answer, Cut, Unavailable, get
 
 HUB_URL = "https://huggingface.co"
@@ -103,21 +103,25 @@ def fetch_file(
         DiskError: The file cannot be written.
     """
     path = Path(folder) / source.place
-    by_hand = f"or put it at {one_line(str(path))} by hand, from {one_line(source.address)}"
+    by_hand = f"or put it at {escape_line(str(path))} by hand, from {escape_line(source.address)}"
     try:
         wrong = find_mismatch(path, source) if path.is_file() else "not there"
         if not wrong:
             return path
         if offline:
-            raise CheckpointError(f"{one_line(str(path))} is {wrong}, and this is offline; go online once, {by_hand}")
+            raise CheckpointError(
+                f"{escape_line(str(path))} is {wrong}, and this is offline; go online once, {by_hand}"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         with lock_file(path):
             if not path.is_file() or find_mismatch(path, source):  # another process may just have finished it
                 _Download(source, path, progress, _loopback).run()
     except Unavailable as error:
-        raise CheckpointError(f"cannot download {path.name}: {one_line(str(error))}; try again, {by_hand}") from error
+        raise CheckpointError(
+            f"cannot download {path.name}: {escape_line(str(error))}; try again, {by_hand}"
+        ) from error
     except OSError as error:
-        raise DiskError(f"{one_line(str(path))}: {error.strerror or error}; or set UNMASK_CACHE") from error
+        raise DiskError(f"{escape_line(str(path))}: {error.strerror or error}; or set UNMASK_CACHE") from error
     return path
 
 
@@ -227,7 +231,7 @@ class _Download:
         self.tag.write_text(answer.tag)
         with open(self.part, "r+b" if start else "wb") as file:
             file.seek(start)
-            for block in answer.blocks():
+            for block in answer.read_blocks():
                 start += len(block)
                 if start > total:
                     break

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def one_line(text: str) -> str:
+def escape_line(text: str) -> str:
     """Escape every character that would break a line or a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
-def sha256_of(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:

@@ -47,7 +47,7 @@ class Answer:
     """Offset of the first byte, if the answer is a part of the file."""
     response: http.client.HTTPResponse
 
-    def blocks(self) -> Iterator[bytes]:
+    def read_blocks(self) -> Iterator[bytes]:
         """Yield the body in blocks; raise Cut if the connection ends early or the server is too slow."""
         since, received = time.monotonic(), 0
         try:

@@ -13,7 +13,7 @@ from jaxtyping import Int32
 
 from unmask.errors import ConfigError, DataError
 from unmask.storage.config import load_json
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 END = "<|endoftext|>"
 END_TOKENS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
@@ -31,7 +31,7 @@ class Rules:
     """A tokenizer of the library `tokenizers`. Special tokens in a text count as plain text; `name` is for errors."""
 
     def __init__(self, data: dict[str, Any], name: str):
-        self.data, self.name = data, one_line(name)
+        self.data, self.name = data, escape_line(name)
         self._rules = _build_rules(data, self.name)
         vocab = self._rules.get_vocab(with_added_tokens=True)
         end = next((token for token in END_TOKENS if token in vocab), END)
@@ -126,7 +126,7 @@ def read_rules(file: str, max_bytes: int) -> Rules:
             if all(part.is_file() for part in pair):
                 return Rules(_build_gpt2(_read_json(pair[0], max_bytes), _read_merges(pair[1], max_bytes)), str(path))
     raise DataError(
-        f"{one_line(file)}: no tokenizer there; give a JSON of tokenizers, or a folder or prefix of GPT-2's "
+        f"{escape_line(file)}: no tokenizer there; give a JSON of tokenizers, or a folder or prefix of GPT-2's "
         "encoder.json and vocab.bpe"
     )
 
@@ -160,7 +160,7 @@ class _Refusals:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is Exception or (kind is not None and kind.__name__ == "PanicException"):
-            reason = one_line(str(error)[:200])
+            reason = escape_line(str(error)[:200])
             raise DataError(f"{self.name} is not a tokenizer that can be used ({reason}): get it again") from error
 
 
@@ -193,7 +193,7 @@ def _read_json(path: Path, max_bytes: int) -> Any:
     try:
         return load_json(path, max_bytes)
     except ConfigError as error:
-        raise DataError(f"{one_line(str(error))}: get the tokenizer again") from error
+        raise DataError(f"{escape_line(str(error))}: get the tokenizer again") from error
 
 
 def _read_merges(path: Path, max_bytes: int) -> list[list[str]]:
@@ -202,16 +202,16 @@ def _read_merges(path: Path, max_bytes: int) -> list[list[str]]:
             body = file.read(max_bytes + 1)
         lines = body.decode().split("\n") if len(body) <= max_bytes else None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{one_line(str(path))} cannot be read ({error}): get it again") from error
+        raise DataError(f"{escape_line(str(path))} cannot be read ({error}): get it again") from error
     if lines is None:
-        raise DataError(f"{one_line(str(path))} is longer than {max_bytes} bytes: it is no list of merges")
+        raise DataError(f"{escape_line(str(path))} is longer than {max_bytes} bytes: it is no list of merges")
     merges = []
     for number, line in enumerate(lines, 1):
         pair = line.rstrip("\r").split(" ")
         if line.strip() and not (number == 1 and line.startswith("#version")):
             merges.append(pair)
             if len(pair) != 2 or not all(pair):
-                raise DataError(f"{one_line(str(path))}, line {number}: not a merge of two tokens: get it again")
+                raise DataError(f"{escape_line(str(path))}, line {number}: not a merge of two tokens: get it again")
     return merges
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 from unmask.storage.foreign.reader import read_tensors
 
 VGG = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -124,7 +124,7 @@ def load_lpips(vgg: Path | str, linear: Path | str | None = None) -> Lpips:
     for name, value in table.items():
         if not float(value.min()) >= 0:
             raise CheckpointError(
-                f"{one_line(str(linear))}: {name} has weights below 0, but {LPIPS_LINEAR} has none: get it again"
+                f"{escape_line(str(linear))}: {name} has weights below 0, but {LPIPS_LINEAR} has none: get it again"
             )
     return Lpips(found, [table[name].flatten() for name in shapes])
 
@@ -140,4 +140,4 @@ def _check(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], p
             wrong.append(f"{name} is not finite")
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{one_line(str(path))} is not {source}: {one_line('; '.join(wrong[:3]))}{more}")
+        raise CheckpointError(f"{escape_line(str(path))} is not {source}: {escape_line('; '.join(wrong[:3]))}{more}")

@@ -89,7 +89,7 @@ class FiniteScalar(nn.Module):
         self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
 
-    def bound(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+    def bound_latents(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """Squash by tanh to a range of exactly `levels` whole numbers; even counts are shifted by one half."""
         half = (self.levels - 1) * 1.001 / 2
         offset = (self.levels + 1) % 2 * 0.5
@@ -97,7 +97,7 @@ class FiniteScalar(nn.Module):
 
     def forward(self, z: Float[Tensor, "b d h w"]) -> Quantized:
         half = self.levels // 2
-        bounded = self.bound(flatten_latents(z))
+        bounded = self.bound_latents(flatten_latents(z))
         whole = bounded.round()
         # A NaN becomes a token too, so that it shows in the loss and not as an index out of range.
         tokens = ((whole.nan_to_num() + half).long() * self.basis).sum(-1)

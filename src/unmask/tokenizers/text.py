@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unmask.errors import ConfigError, DataError
 from unmask.storage.config import load_json
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 from unmask.tokenizers.bpe import END, Rules, read_rules, train_rules
 
 MAX_FILE = 1 << 26  # bytes
@@ -237,7 +237,9 @@ def open_text_tokenizer(path: Path, context: int) -> TextTokenizer:
     try:
         return _rebuild(load_json(path, MAX_FILE), path, context)
     except ConfigError as error:
-        raise DataError(f"{one_line(str(error))}: restore the tokenizer.json that was made with the tokens") from error
+        raise DataError(
+            f"{escape_line(str(error))}: restore the tokenizer.json that was made with the tokens"
+        ) from error
 
 
 def _rebuild(data: Any, path: Path, context: int) -> TextTokenizer:
@@ -248,7 +250,9 @@ def _rebuild(data: Any, path: Path, context: int) -> TextTokenizer:
             return CharacterTokenizer(Characters(alphabet=alphabet).alphabet, context)
         case {"type": "BPE", "rows": int(rows), "tokenizer": dict(content), **rest} if not rest:
             return BPETokenizer(Rules(content, str(path)), context, rows)
-    raise DataError(f"{one_line(str(path))} is not a text tokenizer of ours: restore it; other files go to BPE's file")
+    raise DataError(
+        f"{escape_line(str(path))} is not a text tokenizer of ours: restore it; other files go to BPE's file"
+    )
 
 
 def to_utf8(text: str) -> bytes:
@@ -270,7 +274,7 @@ def describe_outside(text: str, place: int, what: str) -> DataError:
 
 def make_printable(piece: str) -> str:
     """Return a text in one printable line; a newline becomes ↵."""
-    return one_line(piece.replace("\n", "↵"))
+    return escape_line(piece.replace("\n", "↵"))
 
 
 def _collect_alphabet(documents: Documents) -> str:

@@ -110,7 +110,7 @@ class TrainConfig:
             )
 
 
-def train(
+def train_model(
     model: nn.Module,
     objective: LossFunction,
     batches: Callable[[int, Int[Tensor, "b"]], Batch],

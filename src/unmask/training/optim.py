@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unmask.runtime.distributed import gather_full, get_local, shard_like
-from unmask.runtime.kernels import fast_dtype
+from unmask.runtime.kernels import choose_dtype
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic that `orthogonalize` iterates (Jordan et al. 2024, "Muon"; as in torch.optim.Muon)."""
@@ -80,7 +80,7 @@ class MuonOptimizer(torch.optim.Optimizer):
     It has the same update and the same state, `momentum_buffer`, as `torch.optim.Muon` with `match_rms_adamw`.
 
     Differs from torch: all matrices of one shape are orthogonalized in one batched product, in the type that is fast on
-    their device (`fast_dtype`). torch always takes bfloat16. A CPU without bfloat16 instructions emulates it, 17 times
+    their device (`choose_dtype`). torch always takes bfloat16. A CPU without such instructions emulates it, 17 times
     slower than float32 (`benchmarks/muon.py`).
     """
 
@@ -101,7 +101,7 @@ class MuonOptimizer(torch.optim.Optimizer):
                 indices = list(same)
                 batch = torch.stack([gather_full(updates[i]) for i in indices])
                 factor = group["lr"] * 0.2 * math.sqrt(max(shape))  # to the root mean square of AdamW's update
-                for i, update in zip(indices, orthogonalize(batch, fast_dtype(batch.device)), strict=True):
+                for i, update in zip(indices, orthogonalize(batch, choose_dtype(batch.device)), strict=True):
                     parameters[i].add_(shard_like(update.to(batch.dtype), parameters[i]), alpha=-factor)
 
     def _update_momentum(self, parameters: list[nn.Parameter], momentum: float) -> list[Tensor]:

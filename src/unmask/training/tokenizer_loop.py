@@ -39,7 +39,7 @@ from unmask.training.tokenizer_step import (
 COLLAPSED = 0.1  # below this share of tokens in use, the log warns
 
 
-def train_tokenizer(
+def train_autoencoder(
     networks: Networks,
     loss: TokenizerLoss,
     batches: ImageBatches,

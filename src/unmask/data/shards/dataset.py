@@ -21,7 +21,7 @@ from torch import Tensor
 
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.storage.config import read_json, write_json
-from unmask.storage.files import sha256_of, write_bytes
+from unmask.storage.files import hash_file, write_bytes
 
 SplitName = Literal["train", "test"]
 """The two parts of a dataset."""
@@ -201,7 +201,7 @@ def is_sound(folder: Path, shard: Shard) -> bool:
     """Return whether every byte of a shard is as it was written."""
     files = [(shard.file, shard.sha256), (shard.labels_file, shard.labels)]
     try:
-        return all(digest is None or sha256_of(folder / file) == digest for file, digest in files)
+        return all(digest is None or hash_file(folder / file) == digest for file, digest in files)
     except OSError:
         return False
 

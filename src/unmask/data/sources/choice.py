@@ -18,7 +18,7 @@ from unmask.data.sources.webdataset import Shards
 from unmask.data.text.sources import HubText, TextFile
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 __all__ = [
     "Arrays",
@@ -80,7 +80,7 @@ class Arrays:
         try:
             whole = to_images(arrays["images"], arrays.get("labels"))
         except DataError as error:
-            raise DataError(f"{one_line(self.path)}: {error}") from error
+            raise DataError(f"{escape_line(self.path)}: {error}") from error
         train, test = split_share(whole, self.held_out, self.seed, self.path)
         return Split(train=train, test=test)
 

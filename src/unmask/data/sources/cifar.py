@@ -13,7 +13,7 @@ from unmask.data.sources.hub import HubImages
 from unmask.data.sources.npz import read_arrays
 from unmask.errors import DataError
 from unmask.runtime.progress import Progress
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 CIFAR_HUB = "uoft-cs/cifar10"
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -43,7 +43,7 @@ class Cifar10:
                 return Split(train=read_batches(binary, "train"), test=read_batches(binary, "test"))
         if not (folder / "labels.npz").exists():
             raise DataError(
-                f"{one_line(str(folder))}: neither {BATCHES['test'][0]} nor labels.npz is there; give a folder that "
+                f"{escape_line(str(folder))}: neither {BATCHES['test'][0]} nor labels.npz is there; give a folder that "
                 "holds CIFAR-10's binary version, unpacked, or pages of tiles"
             )
         return Split(train=read_pages(folder, "train", progress), test=read_pages(folder, "test", progress))
@@ -63,7 +63,7 @@ def read_batches(folder: Path, part: str) -> Images:
     """Read the published binary version: records of a class and three planes."""
     records = []
     for name in BATCHES[part]:
-        shown = one_line(str(folder / name))
+        shown = escape_line(str(folder / name))
         try:
             body = (folder / name).read_bytes()
         except OSError as error:
@@ -82,9 +82,9 @@ def read_pages(folder: Path, part: str, progress: Progress | None = None) -> Ima
     labels, classes = arrays[part], tuple(arrays.get("classes", CIFAR_CLASSES))
     tiles = TILES[0] * TILES[1]
     if labels.ndim != 2 or not len(labels) or labels.shape[1] != tiles:
-        raise DataError(f"{one_line(str(path))}: {part} has the shape {labels.shape}, not (pages, {tiles})")
+        raise DataError(f"{escape_line(str(path))}: {part} has the shape {labels.shape}, not (pages, {tiles})")
     if classes != CIFAR_CLASSES:
-        raise DataError(f"{one_line(str(path))}: its classes are {', '.join(map(str, classes))}, not CIFAR-10's")
+        raise DataError(f"{escape_line(str(path))}: its classes are {', '.join(map(str, classes))}, not CIFAR-10's")
     names = [folder / f"{part}_{i:02d}.webp" for i in range(len(labels))]
     pages = []
     with silence_warnings(), ThreadPoolExecutor(count_threads()) as pool:
@@ -104,7 +104,7 @@ def read_page(path: Path) -> np.ndarray:
     if image.size != (columns * SIDE, rows * SIDE):
         width, height = image.size
         raise DataError(
-            f"{one_line(str(path))}: {width}x{height} pixels, not {columns * SIDE}x{rows * SIDE}: {columns} columns "
+            f"{escape_line(str(path))}: {width}x{height} pixels, not {columns * SIDE}x{rows * SIDE}: {columns} columns "
             f"and {rows} rows of {SIDE}x{SIDE} tiles"
         )
     array = np.asarray(image.convert("RGB")).reshape(rows, SIDE, columns, SIDE, 3)
@@ -116,4 +116,4 @@ def to_ten_classes(array: np.ndarray, labels: np.ndarray, where: Path) -> Images
     try:
         return to_images(array, labels, CIFAR_CLASSES)
     except DataError as error:
-        raise DataError(f"{one_line(str(where))}: {error}; get it again") from error
+        raise DataError(f"{escape_line(str(where))}: {error}; get it again") from error

@@ -14,7 +14,7 @@ from unmask.data.images import Images
 from unmask.data.pictures import Files, Pictures, Split, check_shape, check_share, read_each, split_share
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 MAX_IN_MEMORY = 2 * 2**30  # bytes of pixels
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -91,7 +91,7 @@ def read_folder(
     """
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise DataError(f"{one_line(str(root))}: no such folder; give one that holds images")
+        raise DataError(f"{escape_line(str(root))}: no such folder; give one that holds images")
     files, bad = list_files(root)
     paths, twins = drop_twins(files)
     bad += twins
@@ -106,7 +106,7 @@ def read_folder(
     bad += odd
     if not len(good):
         hint = f"; the first: {bad[0]}" if bad else ""
-        raise DataError(f"{one_line(str(root))}: no readable image among {len(files)} files{hint}")
+        raise DataError(f"{escape_line(str(root))}: no readable image among {len(files)} files{hint}")
     labels, classes, lost = label_by_folder(root, [paths[i] for i in good.tolist()], like)
     return replace(found, labels=labels, classes=classes), bad + lost
 
@@ -133,7 +133,7 @@ def label_by_folder(
     nested = sum(len(parts) > 1 for parts in places)
     if nested < len(places):
         if like is not None:
-            where = one_line(str(root))
+            where = escape_line(str(root))
             raise DataError(f"{where}: not all images lie in class folders, as those of train do: sort them into such")
         reason = "images lie beside the class folders, so no labels were made: move them into one"
         return None, (), [Unreadable(str(root), reason)] if nested else []
@@ -141,7 +141,9 @@ def label_by_folder(
     classes = tuple(sorted(found)) if like is None else like.classes
     foreign = sorted(found - set(classes))
     if foreign:
-        raise DataError(f"{one_line(str(root))}: no class {one_line(foreign[0])} in train; move or remove that folder")
+        raise DataError(
+            f"{escape_line(str(root))}: no class {escape_line(foreign[0])} in train; move or remove that folder"
+        )
     number = {name: i for i, name in enumerate(classes)}
     return torch.tensor([number[parts[0]] for parts in places]), classes, []
 

@@ -16,7 +16,7 @@ from unmask.data.images import name_classes
 from unmask.data.pictures import OnDemand, Pictures, Split, check_shape, check_share, split_share, take_labels
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +114,9 @@ def load_parts(name: str, subset: str | None = None) -> dict[str, Any]:
         else:
             found = datasets.load_dataset(str(folder) if folder.is_dir() else name, subset)
     except (*network, OSError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
-        reason = one_line(" ".join(str(error).split())[:300])  # may list the available names
+        reason = escape_line(" ".join(str(error).split())[:300])  # may list the available names
         if folder.is_dir():
-            raise DataError(f"{one_line(name)}: {reason}; save the data set there again") from error
+            raise DataError(f"{escape_line(name)}: {reason}; save the data set there again") from error
         what = name if subset is None else f"{name}, {subset}"
         raise ConfigError(f"cannot load {what} ({reason}): check name and network, or name a folder with it") from error
     return dict(found) if isinstance(found, dict) else {"train": found}

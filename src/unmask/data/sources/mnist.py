@@ -14,7 +14,7 @@ from unmask.data.pictures import Split
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.runtime.progress import Progress
 from unmask.storage.cache import fetch_first, find_cache_dir, save_cached
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
 # name -> (bytes, sha256) of the published files
@@ -56,18 +56,18 @@ class Mnist:
         images = read_idx(folder / f"{part}-images-idx3-ubyte", 3)
         labels = read_idx(folder / f"{part}-labels-idx1-ubyte", 1)
         if len(images) != len(labels):
-            raise DataError(f"{one_line(str(folder))}: {part} has {len(images)} images but {len(labels)} labels")
+            raise DataError(f"{escape_line(str(folder))}: {part} has {len(images)} images but {len(labels)} labels")
         try:
             return to_images(images, labels, TEN, size=(self.size, self.size), binary=self.binary)
         except DataError as error:
-            raise DataError(f"{one_line(str(folder))}, {part}: {error}") from error
+            raise DataError(f"{escape_line(str(folder))}, {part}: {error}") from error
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
     """Read the uint8 array of an idx file, `path` or `path`.gz; raise DataError for missing or extra bytes."""
     if not path.exists():
         path = path.with_name(path.name + ".gz")
-    shown = one_line(str(path))
+    shown = escape_line(str(path))
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             header = file.read(4 + 4 * ndim)
@@ -105,8 +105,8 @@ def download_mnist(cache: Path, progress: Progress | None = None, mirrors: tuple
             if isinstance(body, list):
                 raise DataError(
                     f"cannot download {name} ({'; '.join(body)}): put {', '.join(MNIST)} into "
-                    f"{one_line(str(cache))}, or name a folder that has them with --data DIR"
+                    f"{escape_line(str(cache))}, or name a folder that has them with --data DIR"
                 )
             save_cached(path, body)
         except OSError as error:
-            raise DiskError(f"{one_line(str(path))}: {error.strerror or error}; or set UNMASK_CACHE") from error
+            raise DiskError(f"{escape_line(str(path))}: {error.strerror or error}; or set UNMASK_CACHE") from error

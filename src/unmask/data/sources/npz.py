@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from unmask.errors import DataError
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 # What zipfile and numpy raise on damaged bytes; EOFError and others come from the formats of the members.
 ZIP_DAMAGE: tuple[type[Exception], ...] = (EOFError, ValueError, LookupError, RuntimeError, MemoryError, SyntaxError)
@@ -18,7 +18,7 @@ ZIP_DAMAGE += (OverflowError, struct.error, zlib.error, lzma.LZMAError, zipfile.
 
 def read_arrays(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Read the named arrays of an .npz file; raise DataError if a needed one is missing or the file is damaged."""
-    shown = one_line(str(path))
+    shown = escape_line(str(path))
     try:
         with open(path, "rb") as file:
             if not zipfile.is_zipfile(file):  # np.load would also accept a bare .npy, and then try a pickle
@@ -29,7 +29,9 @@ def read_arrays(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] =
     except OSError as error:
         raise DataError(f"{shown}: {error.strerror or error}; give an .npz file") from error
     except ZIP_DAMAGE as error:
-        raise DataError(f"{shown}: not a sound .npz file ({one_line(str(error))}); write it with np.savez") from error
+        raise DataError(
+            f"{shown}: not a sound .npz file ({escape_line(str(error))}); write it with np.savez"
+        ) from error
     missing = [name for name in needed if not isinstance(found.get(name), np.ndarray)]
     if missing:
         given = ", ".join(f"{name}=..." for name in (*needed, *optional))

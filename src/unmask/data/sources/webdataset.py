@@ -22,7 +22,7 @@ from unmask.data.images import MAX_CLASSES, name_classes
 from unmask.data.pictures import OnDemand, Split, check_shape, check_share, split_share, take_labels
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 DOTTED = tuple("." + suffix for suffix in PICTURE_SUFFIXES)
@@ -130,7 +130,7 @@ def find_shards(path: str) -> list[str]:
     else:
         found = [place] if os.path.isfile(place) else []
     if not found:
-        raise DataError(f"{one_line(path)}: no .tar file; give a folder of them, or a pattern such as 'train-*.tar'")
+        raise DataError(f"{escape_line(path)}: no .tar file; give a folder of them, or a pattern such as 'train-*.tar'")
     return sorted(found)
 
 
@@ -153,7 +153,7 @@ def read_shards(
         found = [(i, one) for i, one in found if one.label is not None]
     if not found:
         hint = f"; the first: {bad[0]}" if bad else ""
-        raise DataError(f"{one_line(archives[0])}: no readable picture in {len(archives)} shards{hint}")
+        raise DataError(f"{escape_line(archives[0])}: no readable picture in {len(archives)} shards{hint}")
     labels = np.array([sample.label for _, sample in found], dtype=np.int64) if labelled else None
     return Members(
         labels=None if labels is None else torch.from_numpy(labels),

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from unmask.errors import DataError
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 LocatedText = tuple[str, str]
 """The position of a text, for errors, and the text."""
@@ -24,13 +24,13 @@ def read_documents(path: Path, separator: str) -> Iterator[LocatedText]:
     if not separator:
         text = "".join(read_blocks(path))
         if text.strip():
-            yield one_line(str(path)), text
+            yield escape_line(str(path)), text
         return
     line = 1
     for piece in _split(read_blocks(path), separator):
         begin = len(piece) - len(piece.lstrip())
         if begin < len(piece):
-            where = f"{one_line(str(path))}, document at line {line + piece.count(chr(10), 0, begin)}"
+            where = f"{escape_line(str(path))}, document at line {line + piece.count(chr(10), 0, begin)}"
             yield where, piece.strip()
         line += piece.count("\n") + separator.count("\n")
 
@@ -45,14 +45,14 @@ def read_lines(path: Path) -> Iterator[LocatedText]:
         size += len(first)
         if size > MAX_LINE:
             raise DataError(
-                f"{one_line(str(path))}, line {number}: more than {MAX_LINE} characters; put each document on a line "
-                "by itself, or read the file as text"
+                f"{escape_line(str(path))}, line {number}: more than {MAX_LINE} characters; put each document on a "
+                "line by itself, or read the file as text"
             )
         if not others:
             continue
         for line in ("".join(held), *others[:-1]):
             if line.strip():
-                yield f"{one_line(str(path))}, line {number}", line
+                yield f"{escape_line(str(path))}, line {number}", line
             number += 1
         held, size = others[-1:], len(others[-1])
 
@@ -68,13 +68,15 @@ def read_blocks(path: Path) -> Iterator[str]:
         if nul >= 0:
             at = f"line {line + data.count(10, 0, nul)} (byte {offset + nul})"
             raise DataError(
-                f"{one_line(str(path))}, {at}: a NUL byte, which no text has; clean it, or save it as UTF-8"
+                f"{escape_line(str(path))}, {at}: a NUL byte, which no text has; clean it, or save it as UTF-8"
             )
         try:
             text, used = codecs.utf_8_decode(data, "strict", not raw)
         except UnicodeDecodeError as error:
             at = f"byte {offset + error.start} (line {line + data.count(10, 0, error.start)})"
-            raise DataError(f"{one_line(str(path))}, {at}: {error.reason}, so not UTF-8; convert it to that") from error
+            raise DataError(
+                f"{escape_line(str(path))}, {at}: {error.reason}, so not UTF-8; convert it to that"
+            ) from error
         if raw and text.endswith("\r"):  # its \n may come with the next block
             text, used = text[:-1], used - 1
         pending, offset, line = data[used:], offset + used, line + text.count("\n")
@@ -89,7 +91,9 @@ def _read_raw(path: Path) -> Iterator[bytes]:
                 yield block
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{one_line(str(path))} cannot be read: {reason}; check the path, or get it again") from error
+        raise DataError(
+            f"{escape_line(str(path))} cannot be read: {reason}; check the path, or get it again"
+        ) from error
 
 
 def _split(blocks: Iterator[str], separator: str) -> Iterator[str]:

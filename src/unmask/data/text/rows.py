@@ -14,7 +14,7 @@ from torch import Tensor
 from unmask.data.shards.dataset import FAULT, MAX_MAPPED, choose_token_type, open_array
 from unmask.data.text.sources import SplitName
 from unmask.errors import ConfigError, DataError
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 
 Packing = Literal["stream", "documents"]
 START = np.dtype("<i8")
@@ -95,7 +95,8 @@ class TextSet:
         self._resident = 0  # bytes, at most
         if not len(self):
             raise DataError(
-                f"{one_line(str(folder))}: the {part} part has {self._num} tokens, fewer than a context of {context}: "
+                f"{escape_line(str(folder))}: the {part} part has {self._num} tokens, fewer than a context of "
+                f"{context}: "
                 "give more text, hold out another share, or lower the context"
             )
 
@@ -150,7 +151,7 @@ class TextSet:
             self._resident = 0
 
     def _describe_damage(self, what: str) -> DataError:
-        where = one_line(str(self.folder / f"{self.part}.tokens.npy"))
+        where = escape_line(str(self.folder / f"{self.part}.tokens.npy"))
         return DataError(f"{where} or its starts are damaged: {what}; tokenize the text again, which mends it")
 
 

@@ -17,12 +17,11 @@ from unmask.data.text.sources import SplitName, TextSource
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.runtime.progress import Progress
 from unmask.storage.config import list_differences, read_json, to_json, write_json
-from unmask.storage.files import one_line, sha256_of, write_atomic
+from unmask.storage.files import escape_line, hash_file, write_atomic
 from unmask.storage.layout import TEXT_TOKENIZER
 from unmask.storage.lock import lock
 from unmask.tokenizers.text import TextTokenizer, open_text_tokenizer
 
-TEXT_TOKENIZER = "tokenizer.json"
 GROUP = 1 << 22  # characters that are encoded at once; a longer document is encoded alone
 HEADER = 128  # bytes, reserved until the length is known
 
@@ -77,7 +76,7 @@ def open_text_dataset(folder: str | Path, context: int, packing: Packing = "stre
     """Open a finished folder; raise DataError if it is unfinished or damaged, or if a split has no row."""
     folder = Path(folder).expanduser()
     if not (folder / META).is_file():
-        raise DataError(f"{one_line(str(folder))} holds no finished tokens of a text: tokenize the text into it")
+        raise DataError(f"{escape_line(str(folder))} holds no finished tokens of a text: tokenize the text into it")
     meta = _read_meta(folder)
     tokenizer = open_text_tokenizer(folder / TEXT_TOKENIZER, context)
     check_text_tokenizer(meta, tokenizer.sha256)
@@ -121,7 +120,7 @@ def _write_part(
         ):
             file.seek(0)
             file.write(_build_header(dtype, num))
-    digests = [sha256_of(path) for path in paths]
+    digests = [hash_file(path) for path in paths]
     return TextPart(
         documents=documents, tokens=tokens, characters=characters, bytes=size, sha256=digests[0], starts=digests[1]
     )
@@ -166,7 +165,7 @@ def _read_meta(folder: Path) -> TextMeta:
         return read_json(folder / META, TextMeta, MAX_JSON)
     except ConfigError as error:
         message = f"{folder / META} is damaged or of another kind ({error}); give another folder, or delete this one"
-        raise DataError(one_line(message)) from error
+        raise DataError(escape_line(message)) from error
 
 
 def _read_finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
@@ -174,20 +173,22 @@ def _read_finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
     ours = {f"{part}.{name}.npy" for part in ("train", "test") for name in ("tokens", "starts")}
     foreign = sorted(path.name for path in out.glob("*.npy") if path.name not in ours)
     if foreign:
-        raise DataError(f"{one_line(str(out))} holds other arrays ({one_line(foreign[0])}): give another folder")
+        raise DataError(f"{escape_line(str(out))} holds other arrays ({escape_line(foreign[0])}): give another folder")
     if not (out / META).exists():
         return None
     meta = _read_meta(out)
     there = {name: getattr(meta, name) for name in made}
     if there != made:
         pairs = [{**x, "source": json.loads(x["source"]), "files": list(x["files"])} for x in (there, made)]
-        changed = one_line(list_differences(*pairs)[0])
-        raise DataError(f"{one_line(str(out))} holds other tokens ({changed}): give another folder, or delete this one")
+        changed = escape_line(list_differences(*pairs)[0])
+        raise DataError(
+            f"{escape_line(str(out))} holds other tokens ({changed}): give another folder, or delete this one"
+        )
     wanted = {TEXT_TOKENIZER: meta.tokenizer}
     for part in ("train", "test"):
         wanted |= {f"{part}.tokens.npy": meta.get_part(part).sha256, f"{part}.starts.npy": meta.get_part(part).starts}
     with contextlib.suppress(OSError):
-        if all(sha256_of(out / name) == digest for name, digest in wanted.items()):
+        if all(hash_file(out / name) == digest for name, digest in wanted.items()):
             return meta
     (out / META).unlink()  # damaged: it is tokenized again
     return None

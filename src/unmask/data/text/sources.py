@@ -14,7 +14,7 @@ from unmask.data.shards.dataset import SplitName
 from unmask.data.sources.hub import load_parts
 from unmask.data.text.reading import LocatedText, read_documents, read_lines
 from unmask.errors import ConfigError, DataError
-from unmask.storage.files import one_line, sha256_of
+from unmask.storage.files import escape_line, hash_file
 
 FEW = 20  # with fewer documents, characters are held out instead of documents
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -68,7 +68,7 @@ class TextFile:
         ending = ".jsonl" if self.format == "jsonl" else ".txt"
         found = sorted(file for file in path.rglob("*") if file.name.removesuffix(".gz").endswith(ending))
         if not found:
-            raise DataError(f"{one_line(name)}: no {ending} files in this folder; name one with texts, or a file")
+            raise DataError(f"{escape_line(name)}: no {ending} files in this folder; name one with texts, or a file")
         return found
 
     def _read_file(self, path: Path) -> Iterator[LocatedText]:
@@ -173,9 +173,11 @@ def _parse_field(line: str, field: str, where: str) -> str:
     try:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({one_line(str(error))}); put one object on each line") from error
+        raise DataError(f"{where}: not JSON ({escape_line(str(error))}); put one object on each line") from error
     if not isinstance(data, dict) or not isinstance(data.get(field), str):
-        seen = f"it has {one_line(', '.join(data)[:200]) or 'nothing'}" if isinstance(data, dict) else "it is no object"
+        seen = (
+            f"it has {escape_line(', '.join(data)[:200]) or 'nothing'}" if isinstance(data, dict) else "it is no object"
+        )
         raise DataError(f"{where}: no text in a field {field!r}, but {seen}; set --data.field")
     return _check_text(data[field], where)
 
@@ -192,7 +194,7 @@ def _require_some(documents: Iterator[LocatedText], name: str) -> Iterator[Locat
     """Yield the same documents; raise DataError if there are none."""
     first = next(documents, None)
     if first is None:
-        raise DataError(f"{one_line(name)} holds no text: name another file or split")
+        raise DataError(f"{escape_line(name)} holds no text: name another file or split")
     yield first
     yield from documents
 
@@ -204,6 +206,6 @@ def _check_share(held_out: float) -> None:
 
 def _hash_file(path: Path) -> str:
     try:
-        return sha256_of(path)
+        return hash_file(path)
     except OSError as error:
-        raise DataError(f"{one_line(str(path))} cannot be read: {error.strerror}; check the path") from error
+        raise DataError(f"{escape_line(str(path))} cannot be read: {error.strerror}; check the path") from error

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import CheckpointError
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 from unmask.storage.foreign.unpacking.pickles import MAX_AXES
 from unmask.storage.foreign.unpacking.tables import MAX_NAME
 
@@ -63,22 +63,24 @@ def read_flax(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The file is missing or damaged; raised before a tensor is made.
     """
-    shown = one_line(str(path))
+    shown = escape_line(str(path))
     if not path.is_file():
         raise CheckpointError(f"{shown}: no such file; give a flax msgpack file")
     try:
         with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:  # an empty file gives a ValueError
-        raise CheckpointError(f"{shown}: cannot be read ({one_line(str(error))}); give a flax msgpack file") from error
+        raise CheckpointError(
+            f"{shown}: cannot be read ({escape_line(str(error))}); give a flax msgpack file"
+        ) from error
     arrays: dict[str, Array] = {}
     reader = _Reader(data, shown)
     for name, leaf in reader.read_all().items():
         short = name.removeprefix("params/")
         if not isinstance(leaf, Array):
-            raise reader.make_error(leaf.at, f"{one_line(short)} is a plain number and not an array")
+            raise reader.make_error(leaf.at, f"{escape_line(short)} is a plain number and not an array")
         if short in arrays:
-            raise reader.make_error(leaf.at, f"there are two of {one_line(short)}")
+            raise reader.make_error(leaf.at, f"there are two of {escape_line(short)}")
         arrays[short] = leaf
     return {name: _make_tensor(data, array) for name, array in arrays.items()}
 
@@ -170,7 +172,7 @@ class _Reader:
                 raise self.make_error(start, f"a name of {len(full)} characters, and {MAX_NAME} are possible")
             inner = self.read_entry(full, depth)
             if not found.keys().isdisjoint(inner):
-                raise self.make_error(start, f"there are two of {one_line(full)}")
+                raise self.make_error(start, f"there are two of {escape_line(full)}")
             found |= inner
         return {name: self.join_chunks(name, found)} if name and f"{name}/{CHUNKED}" in found else found
 
@@ -183,7 +185,7 @@ class _Reader:
             return {full: self.read_array(size)}
         if kind == "integer":
             return {full: Number(start, size)}
-        raise self.make_error(start, f"{one_line(full)} is {kind} and not an array")
+        raise self.make_error(start, f"{escape_line(full)} is {kind} and not an array")
 
     def read_array(self, size: int) -> Array:
         """Read an extension object of `size` bytes: code, then a list of shape, type name, and numbers in C order."""
@@ -217,7 +219,7 @@ class _Reader:
         kinds = {chunk.dtype for chunk in chunks}
         if len(shape) + len(chunks) + 1 != len(found) or len(kinds) != 1 or len(shape) > MAX_AXES:
             raise self.make_error(
-                start, f"{one_line(name)} is not a valid array in chunks: they must be numbered and of one type"
+                start, f"{escape_line(name)} is not a valid array in chunks: they must be numbered and of one type"
             )
         parts = tuple(part for chunk in chunks for part in chunk.parts)
         return self.check_array(start, shape, str(kinds.pop()).removeprefix("torch."), parts)
@@ -225,7 +227,7 @@ class _Reader:
     def check_array(self, at: int, shape: tuple[int, ...], kind: str, parts: tuple[tuple[int, int], ...]) -> Array:
         """Return the array; raise CheckpointError if it is empty or its bytes do not agree with its shape."""
         if kind not in DTYPES:
-            raise self.make_error(at, f"an array of {one_line(kind)}, and only {', '.join(DTYPES)} can be read")
+            raise self.make_error(at, f"an array of {escape_line(kind)}, and only {', '.join(DTYPES)} can be read")
         dtype, nbytes = DTYPES[kind], sum(n for _, n in parts)
         if nbytes != math.prod(shape) * dtype.itemsize or not nbytes:
             raise self.make_error(at, f"an array of shape {shape} and type {kind} in {nbytes} bytes")

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unmask.errors import CheckpointError, DiskError
-from unmask.storage.files import one_line
+from unmask.storage.files import escape_line
 from unmask.storage.foreign.unpacking.job import open_without_blocking
 from unmask.storage.foreign.unpacking.pickles import MAX_AXES
 from unmask.storage.foreign.unpacking.tables import MAX_NAME
@@ -37,7 +37,7 @@ KINDS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, 
 """Types of safetensors that are read, and the bytes of one number."""
 PREFIXES = ("module.", "_orig_mod.")
 """Prefixes that wrappers for many GPUs and compiled models add to every name."""
-PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); from unpacking.job import main; main()"
+PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); from unpacking.job import run_job; run_job()"
 LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """The only environment variables that a child gets: it must see no keys or tokens."""
 PATIENCE = 60
@@ -109,7 +109,7 @@ def _read_head(path: Path) -> tuple[bytes, int]:
 
 
 def _make_error(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{one_line(str(path))}: {one_line(reason)}")
+    return CheckpointError(f"{escape_line(str(path))}: {escape_line(reason)}")
 
 
 def _strip_prefixes(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ def _read_torch(path: Path, size: int, container: str | None) -> Foreign:
             answer = _unpack(path, size, container, Path(name))
             tensors = _read_safetensors(Path(name) / "weights", path)  # mapped, so the file may be removed
     except OSError as error:
-        where = one_line(tempfile.gettempdir())
+        where = escape_line(tempfile.gettempdir())
         raise DiskError(f"{where}: {error.strerror or error}; free room for a copy, or set TMPDIR") from error
     for moved, order in answer["moved"].items():
         tensors[moved] = tensors[moved].permute([order.index(axis) for axis in range(len(order))])

@@ -16,7 +16,7 @@ MAX_DIRECTORY = 8 << 20
 COPY_SIZE = 1 << 20
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickle of torch's magic number, which begins a file of the older format."""
-MEMBER_NAME = re.compile(
+ARCHIVE_MEMBER = re.compile(
     r"[^/\\\x00-\x1f]{1,255}/(data\.pkl|data/\w{1,40}|byteorder|version|\.data/serialization_id|\.(format_version|storage_alignment))"
 )
 MAX_SMALL = 4096
@@ -43,7 +43,7 @@ def open_torch(file: BinaryIO, size: int) -> tuple[Any, dict[str, Span]]:
     return _open_zip(file, size)
 
 
-def checksum(file: BinaryIO, part: Span) -> int:
+def compute_checksum(file: BinaryIO, part: Span) -> int:
     """Return the CRC-32 of a part."""
     file.seek(part.start)
     crc, left = 0, part.size
@@ -148,7 +148,7 @@ def _read_entry(file: BinaryIO, directory: bytes, at: int) -> tuple[str, int, Sp
     extra = directory[at + 46 + names : at + 46 + names + extras]
     size, packed, header = _widen(extra, size, packed, header)
     name = raw.decode("utf-8", "backslashreplace")
-    if not MEMBER_NAME.fullmatch(name) or name.startswith(("./", "../")):
+    if not ARCHIVE_MEMBER.fullmatch(name) or name.startswith(("./", "../")):
         what = "TorchScript, which is code" if re.search(r"/(code/|constants\.pkl)", name) else "no weights of torch"
         raise Refused(f"its archive has a member {name[:200]!r}: {what}")
     if method or packed != size or flags & 1:

@@ -18,7 +18,7 @@ ATTEMPT = 97
 ALLOWED_EVENTS = ("object.", "cpython.", "gc.", "sys.excepthook", "sys.unraisablehook", "sys._getframe")
 
 
-def main() -> NoReturn:
+def run_job() -> NoReturn:
     """Run `job IN OUT ANSWER CONTAINER`: write the answer as JSON, and exit with `os._exit`."""
     source, out, answer, container = sys.argv[1:]
     with open(out, "xb") as written, open(answer, "xb") as told:

@@ -113,13 +113,13 @@ class _Machine:
     def number(self, form: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
-    def line(self) -> str:
+    def read_line(self) -> str:
         end = self.data.find(b"\n", self.at, self.at + 512)
         if end < 0:
             raise Refused("its pickle names a class without an end")
         return self.take(end + 1 - self.at)[:-1].decode()
 
-    def since_mark(self) -> list[Any]:
+    def take_since_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
@@ -214,8 +214,8 @@ VALUES = {
     0x58: lambda m: m.take(m.number("<I")).decode("utf-8", "surrogatepass"),
     0x55: lambda m: _decode_old_text(m.take(m.number("B"))),
     0x54: lambda m: _decode_old_text(m.take(m.number("<I"))),
-    0x63: lambda m: _make_global(m.line(), m.line()),
-    0x74: lambda m: tuple(m.since_mark()),
+    0x63: lambda m: _make_global(m.read_line(), m.read_line()),
+    0x74: lambda m: tuple(m.take_since_mark()),
     0x68: lambda m: m.memo[m.number("B")],
     0x6A: lambda m: m.memo[m.number("<I")],
 }
@@ -233,7 +233,7 @@ NOTES = {
 
 
 def _use_after_mark(m: _Machine, use: Any) -> None:
-    items = m.since_mark()
+    items = m.take_since_mark()
     use(m.stack[-1], items)
 
 

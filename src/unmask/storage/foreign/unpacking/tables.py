@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from .archives import COPY_SIZE, Span, checksum
+from .archives import COPY_SIZE, Span, compute_checksum
 from .pickles import Refused, Stored
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params")
@@ -144,7 +144,7 @@ def write_tensors(file: BinaryIO, copies: list[Copy], out: BinaryIO) -> None:
         crc = _copy_bytes(file, copy, out)
         if not copy.whole.crc or copy.whole.start in checked:
             continue
-        if (crc if copy.part.size == copy.whole.size else checksum(file, copy.whole)) != copy.whole.crc:
+        if (crc if copy.part.size == copy.whole.size else compute_checksum(file, copy.whole)) != copy.whole.crc:
             raise Refused(f"holds {copy.name} damaged: its checksum differs; get the file again")
         checked.add(copy.whole.start)
     out.flush()

@@ -1,0 +1,118 @@
+"""What image and text pipelines share: saving, uploading, and saying what they are."""
+
+import html
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from unmask.decoding.sampling import Sampling
+from unmask.decoding.settings import change_sampling
+from unmask.errors import ConfigError
+from unmask.method.sampling.decode import State
+from unmask.published.card import write_model_card
+from unmask.published.hub import HUB, upload_model
+from unmask.recipes.reading import write_config
+from unmask.recipes.spec import ModelSpec, TextModelSpec
+from unmask.runtime.packed import unpack
+from unmask.runtime.progress import Progress
+from unmask.storage.files import write_text
+from unmask.storage.layout import README
+
+Spec = TypeVar("Spec", ModelSpec, TextModelSpec)
+
+
+class LoadedModel(Generic[Spec]):
+    """A model with its sampling; `spec` and `folder` are None if it was put together by hand."""
+
+    sampling: Sampling
+    spec: Spec | None = None
+    folder: Path | None = None
+
+    def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
+        """Write what `from_pretrained` reads, in the type that the weights have here, and a model card.
+
+        No path, host or user name is written. ConfigError for a pipeline put together by hand; DiskError.
+        """
+        self._save(Path(folder), licence, "FOLDER")
+
+    def push_to_hub(
+        self, repo: str, *, licence: str | None = None, private: bool = False, token: str | None = None
+    ) -> str:
+        """Upload to a model repository of the Hugging Face Hub, created if needed, and return its address.
+
+        It loads by the name hf-hub:OWNER/NAME. ConfigError without huggingface_hub, or if the Hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(Path(folder), licence, f"{HUB}{repo}")
+            return upload_model(Path(folder), repo, private=private, token=token)
+
+    def _save(self, out: Path, licence: str | None, name: str) -> None:
+        if self.spec is None or self.folder is None:
+            raise ConfigError("this pipeline was put together by hand: only one that was loaded can be saved")
+        spec = self._write_weights(out, self.spec)
+        card = write_model_card(spec, name=name, licence=licence, measured=self.folder)
+        write_text(card, out / README)
+        write_config(spec, out)  # last: a folder that has it is whole
+
+    def _write_weights(self, out: Path, spec: Spec) -> Spec:
+        """Write all weights into `out`, which is made, and return the spec as it is here."""
+        raise NotImplementedError
+
+    @property
+    def _module(self) -> nn.Module:
+        """The network alone."""
+        raise NotImplementedError
+
+    def compile(self) -> None:
+        """Compile the network with torch.compile: the next call takes a minute or more, later ones are faster.
+
+        ConfigError on a CPU without a C++ compiler.
+        """
+        on_cpu = next(self._module.parameters()).device.type == "cpu"
+        if on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+            raise ConfigError("compiling for a CPU needs a C++ compiler: install g++, or do not compile")
+        unpack(self._module).compile()
+
+    def _choose_sampling(self, sampling: Sampling | None, settings: Any, grid: tuple[int, ...]) -> Sampling:
+        return change_sampling(sampling or self.sampling, grid, settings)
+
+    def describe(self) -> dict[str, str]:
+        """Return what the model is, in a few words each."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}: {value}" for name, value in self.describe().items())
+        return f"{type(self).__name__}({facts})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            for name, value in self.describe().items()
+        )
+        return f"<table><caption>unmask {type(self).__name__}</caption>{rows}</table>"
+
+
+def describe_device(device: torch.device, dtype: torch.dtype) -> str:
+    """Return a device and a type of weights in words."""
+    return f"{device}, {str(dtype).removeprefix('torch.')}"
+
+
+def report_steps(states: Iterator[State], done: int, total: int, progress: Progress) -> Iterator[State]:
+    """Yield the same states, and report each to `progress`."""
+    for state in states:
+        progress("steps", done + state.step, total)
+        yield state
+
+
+def take_last_tokens(states: Iterator[State]) -> Int[Tensor, "b l"]:
+    """Run a sampler to its end and return its last canvas."""
+    for state in states:
+        tokens = state.tokens
+    return tokens
