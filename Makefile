@@ -2,7 +2,7 @@
 PYTHON ?= python3
 FLAGS ?=
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test test-fast lint types check clean
 
 demo: .venv/demo.installed  ## learn real digits, draw, repair and measure them; results in runs/demo
 	.venv/bin/unmask demo $(FLAGS)
@@ -10,8 +10,12 @@ demo: .venv/demo.installed  ## learn real digits, draw, repair and measure them;
 test: .venv/dev.installed  ## the whole test suite
 	.venv/bin/pytest $(FLAGS)
 
+test-fast: .venv/dev.installed  ## the tests that take under 5 seconds each
+	.venv/bin/pytest -m "not slow" $(FLAGS)
+
 lint: .venv/dev.installed
 	.venv/bin/ruff check
+	.venv/bin/ruff format --check
 
 types: .venv/dev.installed
 	.venv/bin/mypy

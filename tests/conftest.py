@@ -77,3 +77,21 @@ def coded(converted, photos, tmp_path_factory):
     from published_toys import code_all
 
     return code_all(converted, photos, tmp_path_factory.mktemp("coded"))
+
+
+SLOW = {
+    "test_checkpoint", "test_cli", "test_cli_inpaint", "test_cli_text", "test_distributed", "test_experiment",
+    "test_export", "test_finetune", "test_hostile_texts", "test_hostile_weights", "test_loop",
+    "test_measured_elsewhere",
+    "test_memory", "test_photos", "test_published", "test_published_full", "test_published_pictures",
+    "test_published_sampling", "test_published_texts", "test_published_training", "test_quality", "test_sweeping",
+    "test_text_data", "test_tokenizer_loop", "test_tokenizing", "test_inception", "test_embedders", "test_api",
+}  # fmt: skip
+"""Files with tests that take over 5 seconds: trainings, processes of their own, networks at full size."""
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what `make test-fast` leaves out."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)

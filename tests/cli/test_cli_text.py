@@ -269,9 +269,13 @@ def test_every_sampler_writes_from_the_command_line(run, capsys, sampler):
 
 
 def test_flags_that_a_sampler_does_not_read_are_refused(run, capsys):
-    for more in (["--order", "raster"], ["--noise", "2"]):
-        assert "ignores it: add --sampler parallel" in refused(capsys, "generate", run, "--sampler", "ancestral", *more)[1]
-    assert "ignores it: add --sampler parallel" in refused(capsys, "generate", run, "--sampler", "threshold", "--schedule", "cosine")[1]
+    for sampler, flag, value in (
+        ("ancestral", "--order", "raster"),
+        ("ancestral", "--noise", "2"),
+        ("threshold", "--schedule", "cosine"),
+    ):
+        code, error = refused(capsys, "generate", run, "--sampler", sampler, flag, value)
+        assert (code, "ignores it: add --sampler parallel" in error) == (2, True), error
 
 
 def test_a_run_is_scored_and_exported_without_its_text(run, tmp_path, monkeypatch, capsys):
@@ -290,6 +294,9 @@ def test_a_run_is_scored_and_exported_without_its_text(run, tmp_path, monkeypatc
     assert "gone.txt" not in (there / "model/config.json").read_text()
     one, other = (TextPipeline.from_pretrained(there / name).generate("the", seed=3) for name in ("run", "model"))
     assert one == other
+    for command in ("score", "evaluate-text"):
+        code, error = refused(capsys, command, "model")
+        assert (code, "give the run that trained it" in error) == (2, True), error
 
 
 def test_a_training_may_start_from_another_of_the_same_tokenizer(run, tmp_path, capsys):

@@ -9,6 +9,10 @@ from published_toys import FILES, PLAIN, SIZE, refused, run, tree
 from safetensors.torch import load_file
 
 import unmask
+from unmask.errors import CheckpointError
+from unmask.published.opening import open_model
+from unmask.recipes.reading import write_config
+from unmask.recipes.spec import ModelSpec
 from unmask.storage.weights import write_weights
 
 HUB = "hf-hub:me/toy"
@@ -106,8 +110,8 @@ def test_what_is_missing_is_one_line(ready, files, coded, tmp_path, monkeypatch,
 
 def test_an_export_of_ones_own_run_is_measured_against_given_pictures(tmp_path, downloads, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    judge = ["--classifier.steps", 2, "--classifier.width", 4]
-    run("train", "digits", "--out", "run", *TINY, *judge, "--training.steps", 2)
+    run("train", "digits", "--out", "run", *TINY, "--training.steps", 2)
+    run("train-features", "digits", "--out", "judge", "--classifier.steps", 2, "--classifier.width", 4)
     run("export", "run", "--out", "mine")
     before = held(tmp_path / "mine")
     for name, out in (("mine", "runs/mine"), (HUB, "runs/me--toy")):
@@ -116,7 +120,7 @@ def test_an_export_of_ones_own_run_is_measured_against_given_pictures(tmp_path, 
             said, code = refused(capsys, command, name)
             assert (code, f"{name} is no run, so give --data DIR, a folder of images" in said) == (2, True), said
         assert not (tmp_path / out).exists()
-        run("evaluate", name, "--data", "digits", "--samples", 4, *judge)
+        run("evaluate", name, "--data", "digits", "--samples", 4, "--classifier", "judge")
         report = json.loads((tmp_path / out / "report.json").read_text())
         assert report["num_samples"] == 4
         assert "train_steps" not in report  # an export does not hold it
@@ -165,10 +169,10 @@ def test_a_run_whose_tokens_are_gone_is_one_line(ready, coded, tmp_path, capsys)
 
 
 def test_which_folders_are_of_a_training_elsewhere(ready, tmp_path):
-    write_config(ModelSpec(tokenizer=SIZE.tokenizer, model=SIZE.model, sampling=PLAIN), tmp_path / "spec")
-    assert not open_model(tmp_path / "spec").is_run
+    write_config(ModelSpec(tokenizer=SIZE.tokenizer, model=SIZE.model, sampling=PLAIN), tmp_path)
+    assert not open_model(tmp_path).is_run
     assert not open_model(ready / "toy-32").is_run
     run("train", "digits", "--out", tmp_path / "run", *TINY, "--training.steps", 1)
     assert open_model(tmp_path / "run").is_run
-    with pytest.raises(CheckpointError, match="no config.json there"):
+    with pytest.raises(CheckpointError, match=r"no config\.json there"):
         open_model(tmp_path / "nowhere")

@@ -165,7 +165,8 @@ def test_an_export_is_evaluated_as_its_run_is(finished, tmp_path, capsys):
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert sorted(before) == ["README.md", "config.json", "model.safetensors"]
     results = tmp_path / "results"
-    main(["evaluate", str(tmp_path / "out"), "--data", "digits", "--out", str(results), "--samples", "20"])
+    words = ["--data", "digits", "--classifier", str(finished), "--out", str(results), "--samples", "20"]
+    main(["evaluate", str(tmp_path / "out"), *words])
     report = json.loads((results / "report.json").read_text())
     assert report["num_samples"] == 20
     assert not {"validation_loss", "train_seconds", "train_steps"} & set(report)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -198,6 +199,7 @@ def test_repairs_are_compared(made, capsys):
 def test_a_picture_that_cannot_be_read_is_left_out_and_said(made, photos, tmp_path, monkeypatch, capsys):
     """Of pictures that are only listed, what tokenize leaves out stops neither evaluate nor sweep half way."""
     monkeypatch.setattr("unmask.data.sources.folders.MAX_IN_MEMORY", 0)
+    monkeypatch.setattr("unmask.runtime.progress.SECONDS_BETWEEN_LINES", math.inf)  # a slow machine prints lines, too
     ours = shutil.copytree(photos, tmp_path / "photos")
     for place in range(0, 60, 9):
         next(iter(ours.glob(f"*/{place}.*"))).write_bytes(b"cut short")
@@ -240,16 +242,16 @@ def test_a_features_folder_serves_every_run(made, photos, tmp_path):
 
 MISTAKES = [
     ("train folder", 2, "Give --data DIR"),
-    ("train folder-tokenizer", 2, "take unmask train-tokenizer"),
-    ("train-tokenizer folder", 2, "take unmask train"),
-    ("train folder --data {photos}", 3, "make them of pictures with unmask train-tokenizer"),
+    ("train folder-tokenizer", 2, "use unmask train-tokenizer"),
+    ("train-tokenizer folder", 2, "use unmask train"),
+    ("train folder --data {photos}", 3, "make them from images with unmask train-tokenizer"),
     ("tokenize {made}/run", 2, "Give --data DIR"),
     ("tokenize {made}/nowhere", 4, "no config.json"),
     ("tokenize {made}/tokenizer --source foldr", 2, "did you mean folder?"),
     ("tokenize {made}/tokenizer --out {made}/codes --crops 1 --shard-size 8", 3, "holds other tokens (shard_size"),
     ("tokenize {made}/tokenizer --crops -1 --out {made}/x", 2, "--crops -1"),
     ("evaluate-tokenizer {made}/tokenizer --pictures 1", 2, "--pictures 1"),
-    ("evaluate-tokenizer {made}/tokenizer --weights {photos}", 2, "weights are for a published model"),
+    ("evaluate-tokenizer {made}/tokenizer --weights {photos}", 2, "--weights is for a published model"),
     ("evaluate {made}/run --features incepton", 2, "did you mean inception?"),
     ("evaluate-inpaint {made}/run --schedules cosin", 2, "did you mean cosine?"),
     ("inpaint {made}/run {photos}/sea/1.png --label sea", 2, "--mask"),

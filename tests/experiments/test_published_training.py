@@ -15,17 +15,21 @@ from safetensors.torch import load_file
 
 import unmask
 from unmask.data.sources.choice import Codes
-from unmask.experiments import base as experiment
-from unmask.experiments import images as image_experiment
-from unmask.experiments.finetune import adopt_network
+from unmask.errors import CheckpointError
+from unmask.evaluation import measuring
+from unmask.experiments.base import build_start
+from unmask.experiments.coded import open_coded
+from unmask.experiments.finetune import adopt_network, find_start
+from unmask.experiments.images import prepare_images
 from unmask.pipelines.image import Pipeline
+from unmask.published.opening import OpenedModel
 from unmask.recipes.reading import find_recipe
 from unmask.recipes.schema import Recipe
 from unmask.storage.weights import have_same_weights
 
 
 def test_codes_are_those_of_the_published_tokenizer(ready, coded):
-    meta = image_experiment.open_coded(coded / "two").meta
+    meta = open_coded(coded / "two").meta
     assert (meta.vocab_size, meta.grid, meta.classes) == (16, (4, 4), ("sand", "sea"))
     assert have_same_weights(coded / "two/tokenizer/model.safetensors", ready / "toy-32/tokenizer.safetensors")
 
@@ -52,19 +56,25 @@ def test_a_published_model_is_measured(ready, coded, tmp_path, capsys):
 
 
 def test_the_model_is_in_memory_once_while_it_is_measured(ready, coded, tmp_path, monkeypatch):
-    """That by which the flags were checked is gone when the report begins, without a collection of cycles."""
+    """Checking the flags loads no weights, and nothing but the pipeline that is measured is in memory."""
     networks, alive = [], []
-    load = Pipeline.from_pretrained
+    load, measure = Pipeline.from_pretrained, measuring.measure_run
 
     def loaded(*given, **named):
         pipeline = load(*given, **named)
         networks.extend(weakref.ref(part) for part in (pipeline.model, pipeline.tokenizer))
         return pipeline
 
+    def measured(opened, **named):
+        same = (opened.pipeline.model, opened.pipeline.tokenizer)
+        alive.extend(ref() is part for ref, part in zip(networks, same, strict=True))
+        return measure(opened, **named)
+
     monkeypatch.setattr(Pipeline, "from_pretrained", loaded)
-    monkeypatch.setattr("unmask.cli.sampling.print_report", lambda *_: alive.extend(ref() for ref in networks))
-    run("evaluate", "toy-32", "--data", coded / "two", "--out", tmp_path / "figures", "--steps", 2)
-    assert alive == [None, None]
+    monkeypatch.setattr(measuring, "measure_run", measured)
+    words = ["evaluate", "toy-32", "--data", coded / "two", "--out", tmp_path / "figures", "--steps", 2]
+    run(*words, "--classifier", coded / "judge", "--samples", 8)
+    assert alive == [True, True]
 
 
 def test_a_row_of_tokens_is_measured_too(ready, photos, coded, tmp_path):
@@ -153,31 +163,31 @@ def test_the_work_of_one_process_is_refused_to_several(words, toys, photo, tmp_p
 
 
 @pytest.mark.parametrize(("words", "code", "told"), [
-    ("evaluate toy-32", 2, "Give --data CODES, which unmask tokenize NAME makes"),
+    ("evaluate toy-32", 2, "toy-32 is no run, so give --data CODES from unmask tokenize NAME"),
     ("evaluate toy-32 --data {coded}/three", 2, "three has 3 classes and the model 2: their numbers mean other things"),
     ("evaluate toy-32 --data {coded}/none --classifier {coded}/judge", 2, "no classes and the model 2"),
-    ("evaluate toy-texts --data {coded}/none", 2, "draws from texts, and codes have none"),
+    ("evaluate toy-texts --data {coded}/none", 2, "toy-texts takes prompts, and a dataset has none"),
     ("train imagenet256 --init toy-32 --data {coded}/none", 2, "no classes"),
     ("evaluate toy-32 --data {coded}/nowhere", 3, "nowhere"),
     ("evaluate toy-row --data {coded}/two", 2, "tokenizer"),
-    ("evaluate {ready}/toy-32", 2, "Give --data CODES, which unmask tokenize NAME makes"),
+    ("evaluate {ready}/toy-32", 2, "toy-32 is no run, so give --data CODES from unmask tokenize NAME"),
     ("evaluate {ready}/toy-32 --data {coded}/three", 2, "three has 3 classes and the model 2"),
-    ("sweep toy-32", 2, "Give --data CODES, which unmask tokenize NAME makes"),
-    ("score toy-texts", 2, "draws from texts, and codes have none"),
-    ("evaluate-tokenizer toy-32", 2, "measured on which pictures? toy-32 was trained elsewhere: give --data DIR"),
+    ("sweep toy-32", 2, "toy-32 is no run, so give --data CODES from unmask tokenize NAME"),
+    ("score toy-texts", 2, "toy-texts takes prompts, and a dataset has none"),
+    ("evaluate-tokenizer toy-32", 2, "measured on which images? toy-32 is no run of a tokenizer: give --data DIR"),
     ("evaluate-tokenizer toy-32 --data {coded}/nowhere", 3, "nowhere: no such folder"),
     ("train imagenet256 --init toy-32 --data {coded}/two --num-classes 3", 2, "two has 2 classes, and --num-classes"),
     ("train finetune --init toy-32 --data {coded}/two --model.depth 2", 2, "leave the flags of --model and --tok"),
     ("train finetune --data {coded}/two", 2, "which model to start from? Give --init NAME"),
     ("train imagenet256 --data {coded}/two --weights {coded}", 2, "--weights are those of the model to start from"),
     ("train imagenet256 --data {coded}/two --offline --dry-run", 2, "--offline is about the model to start"),
-    ("train finetune --init {ready}/toy-32 --data {coded}/two --weights {coded}", 2, "is a folder of its own: weights"),
-    ("train shakespeare --init toy-32 --data {coded}/two", 2, "take unmask train finetune --init toy-32"),
-    ("generate toy-32", 2, "toy-32 draws pictures and writes no text: take unmask sample toy-32"),
-    ("infill toy-32", 2, "take unmask inpaint toy-32 PHOTO"),
-    ("evaluate-text toy-32", 2, "take unmask evaluate toy-32"),
+    ("train finetune --init {ready}/toy-32 --data {coded}/two --weights {coded}", 2, "a folder with its own weights"),
+    ("train shakespeare --init toy-32 --data {coded}/two", 2, "use unmask train finetune --init toy-32"),
+    ("generate toy-32", 2, "toy-32 makes images and no text: use unmask sample toy-32"),
+    ("infill toy-32 [MASK]", 2, "use unmask inpaint toy-32 PHOTO"),
+    ("evaluate-text toy-32", 2, "use unmask evaluate toy-32"),
     ("train imagenet256 --init toy-row --data {coded}/two", 2, "was trained with another tokenizer"),
-    ("train imagenet256 --init toy-texts --data {coded}/two", 2, "can be sampled here but not trained"),
+    ("train imagenet256 --init toy-texts --data {coded}/two", 2, "such a model cannot be trained here"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_one_line(words, code, told, ready, coded, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -188,8 +198,8 @@ def test_what_does_not_go_together_is_one_line(words, code, told, ready, coded, 
 
 
 @pytest.mark.parametrize(("words", "told"), [
-    ("sweep toy-bare --data {coded}/two --scales 1 2", 'without "no class" to guide away from'),
-    ("evaluate toy-bare --data {coded}/two --scale 2", 'without "no class" to guide away from'),
+    ("sweep toy-bare --data {coded}/two --scales 1 2", 'without "no class", which guidance needs'),
+    ("evaluate toy-bare --data {coded}/two --scale 2", 'without "no class", which guidance needs'),
     ("evaluate-inpaint toy-bare --data {coded}/two --no-labels --classifier {coded}/judge", 'without "no class"'),
 ])  # fmt: skip
 def test_a_model_without_no_class_is_measured_without_it(words, told, ready, coded, tmp_path, capsys):
@@ -209,11 +219,13 @@ def recipe_from(name, coded):
 def test_a_training_starts_from_the_published_network_and_weights(ready, coded, tmp_path):
     theirs = load_file(ready / "toy-32/model.safetensors")
     for codes, classes in (("two", 2), ("three", 3)):
-        recipe, notes = adopt_network(recipe_from("toy-32", coded / codes))
+        recipe = recipe_from("toy-32", coded / codes)
+        start = find_start(recipe, tmp_path / "run")
+        recipe, notes = adopt_network(recipe, start)
         assert notes == [f"the network is that of toy-32: {NETWORK}"]
         assert recipe.model == NETWORK
         assert recipe.init == "toy-32"
-        made, said = experiment.begin(image_experiment.prepare_images(recipe), tmp_path / "run")
+        made, said = build_start(prepare_images(recipe), tmp_path / "run", start)
         assert said[0] == "starting from toy-32"
         assert said[1:] == ([] if classes == 2 else ["new class table of 3 classes, 2 there; the rest loaded"])
         ours = dict(made.named_parameters())
@@ -224,11 +236,13 @@ def test_a_training_starts_from_the_published_network_and_weights(ready, coded, 
         assert len(ours["classes.table.weight"]) == classes + 1
 
 
-def test_a_recipe_that_starts_from_nothing_or_from_our_own_keeps_its_network(ready, coded):
+def test_a_recipe_that_starts_from_nothing_or_from_our_own_keeps_its_network(ready, coded, tmp_path):
     recipe = find_recipe("imagenet256", Recipe)
-    assert adopt_network(recipe) == (recipe, [])
-    mine = replace(recipe, init=str(coded / "two"))  # a folder without a model: `begin` says so
-    assert adopt_network(mine) == (mine, [])
+    assert adopt_network(recipe, None) == (recipe, [])
+    mine = replace(recipe, init="mine")
+    assert adopt_network(mine, OpenedModel(name="mine", config=recipe.spec, folder=tmp_path)) == (mine, [])
+    with pytest.raises(CheckpointError, match=r"two: no config\.json there"):
+        find_start(replace(recipe, init=str(coded / "two")), tmp_path / "run")
 
 
 def test_a_flag_that_says_what_is_plain_is_heard(ready, coded, tmp_path, capsys):

@@ -119,6 +119,53 @@ def test_only_one_file_knows_ranks(name):
         assert not users
 
 
+ONE_FAMILY = {"Amused", "UVit2D", "GoogleMaskGIT"}
+"""Networks that need more than a class, or lack "no class": `pretrained.conditions` handles them for all others."""
+NETWORK_UNIONS = {"AnyGeneratorConfig", "GeneratorConfig", "LearnedConfig"}
+"""What `recipes/spec.py` may import of `pretrained`: the networks that a recipe can name."""
+
+
+def families_known(tree: ast.AST) -> set[str]:
+    """Names of `ONE_FAMILY` in a file: imported, as `amused.Amused`, or as words of a string such as an annotation."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.alias):
+            found |= {node.name.split(".")[-1], node.asname or ""}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= {*re.findall(r"\w+", node.value)}
+    return found & ONE_FAMILY
+
+
+@every_file
+def test_only_pretrained_knows_a_family(name):
+    if part_of(name) != "pretrained":
+        assert not families_known(TREES[name])
+
+
+def test_a_recipe_knows_networks_by_their_union():
+    known = {dotted for dotted in imports("recipes/spec.py") if dotted.startswith("unmask.pretrained")}
+    assert known <= {f"unmask.pretrained.networks.{union}" for union in NETWORK_UNIONS}
+
+
+@pytest.mark.parametrize("line", [
+    "from unmask.pretrained.amused import Amused", "from unmask.pretrained.google import GoogleMaskGIT as G",
+    "isinstance(model, amused.UVit2D)", "x: 'GeneratorConfig | Amused'", "getattr(google, 'GoogleMaskGIT')",
+])  # fmt: skip
+def test_a_known_family_is_found(line):
+    assert families_known(ast.parse(line))
+    assert not families_known(ast.parse("takes_prompts(model)"))
+
+
+def test_the_families_are_those_of_pretrained():
+    defined = {n.name for name, tree in TREES.items() if part_of(name) == "pretrained" for n in ast.walk(tree)
+               if isinstance(n, ast.ClassDef)}  # fmt: skip
+    assert defined >= ONE_FAMILY
+
+
 # -- sizes ------------------------------------------------------------------------------------------------------------
 
 
@@ -345,22 +392,203 @@ def test_a_name_that_is_defined_twice_is_found():
     assert names_defined_twice(trees) == {"load": ["a.py", "b.py"]}
 
 
-VERBS = set(
-    """
-    accumulate add adopt aggregate animate anneal append apply arrange attach attempt attend average begin bound broadcast
-    build catch change check choose claim classify clear close collect compare compile compute convert copy correct
-    corrupt count create crop cut cycle decode describe detach disable discard distribute download drop draw dump edit
-    embed encode escape estimate evaluate exclude expect export extend extract fetch fill find finish fit flatten forbid
-    forget format gather generate get group hash hide hold identify infill inpaint invert join keep label link list load
-    lock look make mask match measure merge mirror move name narrow normalize notify number open orthogonalize overlay
-    pack pad paint parse paste patch pick place plan plot pool predict prepare print prune push query raise read rebuild
-    receive record reduce refuse remember remove rename render reopen replace report require reset reshard resize resolve
-    restore resume rotate run sample save say scale score search send set shard share shift shorten show silence skip sort
-    split spread start stop store stratify stream stretch suggest sum swap sweep sync take tokenize train transfer
-    transform translate try unflatten unpack unwrap update upload upsample use validate verify view wait walk warn watch
-    widen wrap write
-    """.split()
-)
+VERBS = {
+        "accumulate",
+        "add",
+        "adopt",
+        "aggregate",
+        "animate",
+        "anneal",
+        "append",
+        "apply",
+        "arrange",
+        "attach",
+        "attempt",
+        "attend",
+        "average",
+        "begin",
+        "bound",
+        "broadcast",
+        "build",
+        "catch",
+        "change",
+        "check",
+        "choose",
+        "claim",
+        "classify",
+        "clear",
+        "close",
+        "collect",
+        "compare",
+        "compile",
+        "compute",
+        "convert",
+        "copy",
+        "correct",
+        "corrupt",
+        "count",
+        "create",
+        "crop",
+        "cut",
+        "cycle",
+        "decode",
+        "describe",
+        "detach",
+        "disable",
+        "discard",
+        "distribute",
+        "download",
+        "drop",
+        "draw",
+        "dump",
+        "edit",
+        "embed",
+        "encode",
+        "escape",
+        "estimate",
+        "evaluate",
+        "exclude",
+        "expect",
+        "export",
+        "extend",
+        "extract",
+        "fetch",
+        "fill",
+        "find",
+        "finish",
+        "fit",
+        "flatten",
+        "forbid",
+        "forget",
+        "format",
+        "gather",
+        "generate",
+        "get",
+        "group",
+        "hash",
+        "hide",
+        "hold",
+        "identify",
+        "infill",
+        "inpaint",
+        "invert",
+        "join",
+        "keep",
+        "label",
+        "link",
+        "list",
+        "load",
+        "lock",
+        "look",
+        "make",
+        "mask",
+        "match",
+        "measure",
+        "merge",
+        "mirror",
+        "move",
+        "name",
+        "narrow",
+        "normalize",
+        "notify",
+        "number",
+        "open",
+        "orthogonalize",
+        "overlay",
+        "pack",
+        "pad",
+        "paint",
+        "parse",
+        "paste",
+        "patch",
+        "pick",
+        "place",
+        "plan",
+        "plot",
+        "pool",
+        "predict",
+        "prepare",
+        "print",
+        "prune",
+        "push",
+        "query",
+        "raise",
+        "read",
+        "rebuild",
+        "receive",
+        "record",
+        "reduce",
+        "refuse",
+        "remember",
+        "remove",
+        "rename",
+        "render",
+        "reopen",
+        "replace",
+        "report",
+        "require",
+        "reset",
+        "reshard",
+        "resize",
+        "resolve",
+        "restore",
+        "resume",
+        "rotate",
+        "run",
+        "sample",
+        "save",
+        "say",
+        "scale",
+        "score",
+        "search",
+        "send",
+        "set",
+        "shard",
+        "share",
+        "shift",
+        "shorten",
+        "show",
+        "silence",
+        "skip",
+        "sort",
+        "split",
+        "spread",
+        "start",
+        "stop",
+        "store",
+        "stratify",
+        "stream",
+        "stretch",
+        "suggest",
+        "sum",
+        "swap",
+        "sweep",
+        "sync",
+        "take",
+        "tokenize",
+        "train",
+        "transfer",
+        "transform",
+        "translate",
+        "try",
+        "unflatten",
+        "unpack",
+        "unwrap",
+        "update",
+        "upload",
+        "upsample",
+        "use",
+        "validate",
+        "verify",
+        "view",
+        "wait",
+        "walk",
+        "warn",
+        "watch",
+        "widen",
+        "wrap",
+        "write",
+    }
 STATEMENTS = {"is", "has", "have", "can", "takes", "packs", "needs"}
 """First words of functions that answer yes or no."""
 FIXED_NAMES = {

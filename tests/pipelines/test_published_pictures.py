@@ -13,10 +13,9 @@ from published_toys import NETWORK, PIXELS, PLAIN, SIZE, WHOLE, draw_photos, ref
 from unmask.data.sources.choice import Codes
 from unmask.decoding.rules import stretch
 from unmask.errors import ConfigError
-from unmask.experiments.finetune import adopt_network
-from unmask.recipes.reading import find_recipe, read_config
+from unmask.experiments.finetune import adopt_network, find_start
+from unmask.recipes.reading import find_recipe, read_config, write_config
 from unmask.recipes.schema import Recipe
-from unmask.storage.config import to_json, write_json
 
 SHORT = ["--training.steps", 2, "--training.batch-size", 4, "--training.save-every", 1, "--training.evaluate-every", 2]
 
@@ -34,7 +33,7 @@ def test_a_folder_of_pictures_is_enough(recipe, ready, animals, tmp_path, monkey
     words = ["train", recipe, "--init", "toy-32", "--data", animals, "--num-classes", 3, "--out", out, *SHORT]
     run(*words)
     said = capsys.readouterr().out
-    assert f"\ntokenizing 48 pictures of 3 classes in {animals} with the tokenizer of toy-32 into {out}/codes\n" in said
+    assert f"\ntokenizing 48 images of 3 classes in {animals} with the tokenizer of toy-32 into {out}/codes\n" in said
     assert "new class table of 3 classes, 2 there; the rest loaded" in said
     assert said.count("the network is that of toy-32") == 1
     run("tokenize", "toy-32", "--data", animals, "--out", tmp_path / "codes")
@@ -125,7 +124,7 @@ def test_a_dry_run_says_what_it_would_tokenize_and_makes_nothing(toys, animals, 
     run("train", "finetune", "--init", "toy-32", "--data", animals, "--out", tmp_path / "run", "--dry-run")
     said = capsys.readouterr().out
     assert (
-        f"would tokenize 48 pictures of 3 classes in {animals} with the tokenizer of toy-32 into {tmp_path}/run" in said
+        f"would tokenize 48 images of 3 classes in {animals} with the tokenizer of toy-32 into {tmp_path}/run" in said
     )
     size = replace(SIZE, model=replace(NETWORK, num_classes=3))
     assert f"parameters {sum(p.numel() for p in size.build().parameters()):,}\n" in said
@@ -157,9 +156,9 @@ def test_pictures_do_not_go_into_a_run_of_something_else(ready, animals, coded, 
 
 
 def test_a_model_without_a_tokenizer_makes_no_codes_of_pictures(animals, tmp_path, capsys):
-    write_json(tmp_path / "config.json", to_json(find_recipe("digits", Recipe)))
+    write_config(find_recipe("digits", Recipe), tmp_path)
     said, code = refused(capsys, "train", "imagenet256", "--init", tmp_path, "--data", animals)
-    assert (code, "has no tokenizer to make them with" in said) == (2, True), said
+    assert (code, "has no tokenizer to make one with" in said) == (2, True), said
 
 
 def test_weights_at_hand_are_taken_by_every_command(toys, files, animals, photo, tmp_path, monkeypatch, capsys):
@@ -180,41 +179,46 @@ def test_weights_at_hand_are_taken_by_every_command(toys, files, animals, photo,
     assert (tmp_path / "runs/finetune/model.safetensors").exists()
 
 
+def adopt(recipe, **flags):
+    """Adopt the network of the model that the recipe names."""
+    return adopt_network(recipe, find_start(recipe, Path("no-run")), **flags)
+
+
 def test_a_recipe_with_a_plain_sampling_samples_as_the_model_does(ready, coded, tmp_path):
     finetune, plain = (replace(find_recipe(name, Recipe), init="toy-32") for name in ("finetune", "imagenet256"))
-    assert adopt_network(finetune)[0].sampling == PLAIN
-    assert adopt_network(finetune)[1][1:] == ["it is sampled as toy-32 is"]
-    assert adopt_network(plain)[0].sampling == plain.sampling
+    assert adopt(finetune)[0].sampling == PLAIN
+    assert adopt(finetune)[1][1:] == ["it is sampled as toy-32 is"]
+    assert adopt(plain)[0].sampling == plain.sampling
     ours = replace(
         find_recipe("digits", Recipe), sampling=PLAIN
     )  # a network of our own, which a published one gives way to
-    write_json(tmp_path / "config.json", to_json(ours))
-    made, _ = adopt_network(replace(finetune, init=str(tmp_path)))
+    write_config(ours, tmp_path)
+    made, _ = adopt(replace(finetune, init=str(tmp_path)))
     assert (made.model, made.sampling) == (ours.model, PLAIN)
     assert made.training == find_recipe("finetune", Recipe).training
 
 
 def test_a_flag_changes_one_thing_of_the_models_sampling_and_the_network_is_not_to_be_changed(ready):
     finetune = replace(find_recipe("finetune", Recipe), init="titok-l32")
-    whole, notes = adopt_network(finetune, written=finetune)
+    whole, notes = adopt(finetune, written=finetune)
     fewer = replace(finetune, sampling=replace(finetune.sampling, steps=4, top_k=5))
-    made, said = adopt_network(fewer, written=finetune)
+    made, said = adopt(fewer, written=finetune)
     assert isinstance(whole.sampling.temperature, tuple)
     assert made.sampling == replace(
         whole.sampling, steps=4, top_k=5, temperature=stretch(whole.sampling.temperature, 4)
     )
-    assert adopt_network(finetune, written=finetune, given=["steps"])[0].sampling.steps == finetune.sampling.steps == 8
+    assert adopt(finetune, written=finetune, given=["steps"])[0].sampling.steps == finetune.sampling.steps == 8
     halton = replace(finetune, init="halton-tiny-256")
-    assert adopt_network(halton, written=halton)[0].sampling.steps == 32
-    assert adopt_network(halton, written=halton, given=["steps"])[0].sampling.steps == 8
+    assert adopt(halton, written=halton)[0].sampling.steps == 32
+    assert adopt(halton, written=halton, given=["steps"])[0].sampling.steps == 8
     assert notes[1:] == ["it is sampled as titok-l32 is"]
-    assert said[1:] == ["it is sampled as titok-l32 is, but for what flags say"]
+    assert said[1:] == ["it is sampled as titok-l32 is, except for what flags say"]
     for other in (
         replace(finetune, model=replace(finetune.model, depth=2)),
         replace(finetune, tokenizer=replace(finetune.tokenizer, size=(128, 128))),
     ):
         with pytest.raises(ConfigError, match="are those of titok-l32: leave the flags of --model and --tokenizer out"):
-            adopt_network(other, written=finetune)
+            adopt(other, written=finetune)
 
 
 def test_an_export_of_a_published_model_draws_the_same(ready, tmp_path):
@@ -255,13 +259,13 @@ def test_two_processes_tokenize_and_link_once(converted, ready, animals, coded, 
     def both(*words):
         done = subprocess.run(
             [str(word) for word in (*command, *words)], capture_output=True, text=True, check=False, cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     said = both("train", "finetune", "--init", "toy-32", "--data", animals, "--out", tmp_path / "run", *SHORT)
-    assert said.count("tokenizing 48 pictures of 3 classes") == said.count("the network is that of toy-32") == 1
+    assert said.count("tokenizing 48 images of 3 classes") == said.count("the network is that of toy-32") == 1
     assert (tmp_path / "run/model.safetensors").exists()
     run("score", "toy-32", "--data", coded / "two", "--out", tmp_path / "one", "--steps", 2, "--orders", "raster")
     both("score", "toy-32", "--data", coded / "two", "--out", tmp_path / "two", "--steps", 2, "--orders", "raster")

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError
-from unmask.experiments.finetune import CELLS
-from unmask.experiments.finetune import CLASS_TABLE
+from unmask.experiments.finetune import CELLS, CLASS_TABLE
 from unmask.method.guidance import NULL, guided
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import decode

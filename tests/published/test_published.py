@@ -62,14 +62,14 @@ def test_a_model_is_told_of(toys, capsys):
     assert f"parameters  {model:,} and {tokenizer:,} of the tokenizer" in said
     assert "published   fid 12.5 (a toy's page)" in said
     assert re.search(r"^sampled +steps 3", said, re.M)
-    assert "toy/generator.pth of https://example.org/toy (by hand, with --weights: no hash is known here)" in said
+    assert "toy/generator.pth of https://example.org/toy (by hand, with --weights: its checksum is unknown)" in said
     run("models", "titok-s128")
     said = capsys.readouterr().out
     assert "generator_titok_s128.bin of https://huggingface.co/fun-research/TiTok (by hand" in said
     assert re.search(r"steps 64.*noises=\([\d.]+ \.\.\. 0\.0\)", said)  # not all 64
     run("models", "besnier-256")
     assert (
-        "MaskGIT_ImageNet_256.pth of https://huggingface.co/llvictorll/Maskgit-pytorch (fetched, sha256 74b38fa1"
+        "MaskGIT_ImageNet_256.pth of https://huggingface.co/llvictorll/Maskgit-pytorch (downloaded, sha256 74b38fa1"
         in (capsys.readouterr().out)
     )
 
@@ -86,7 +86,7 @@ def test_a_model_is_told_of(toys, capsys):
     ("fetch toy-32", 4, "toy-32 needs toy/generator.pth of https://example.org/toy"),
     ("fetch toy-32 --weights {here}/nowhere", 4, "nowhere: no such file or folder"),
     ("fetch toy-32 --weights {here}", 4, "toy/generator.pth"),
-    ("sample {here} --weights {here}", 2, "weights are for a published model"),
+    ("sample {here} --weights {here}", 2, "--weights is for a published model"),
     ("convert {photo} --family valeoai-v2 --out {here}/o", 2, "no family valeoai-v2: did you mean valeoai-v1?"),
     ("convert {here}/nowhere.pth --family valeoai-v1 --out {here}/o", 4, "nowhere.pth: cannot be read"),
     ("convert {photo} --family valeoai-v1 --out {here}/o", 4, "photo.png: byte 1"),
@@ -232,7 +232,7 @@ def test_a_generator_and_then_its_tokenizer_are_a_model(toys, files, tmp_path, c
     assert ", 1 not needed, none missing or unknown: " in capsys.readouterr().out
     assert tree(out) == WHOLE
     report = (out / "model-conversion.txt").read_text()
-    assert f"source: {generator}\nparameters: {count:,} as float32\nkept under their names: 0\n" in report
+    assert f"source: {generator.name}\nparameters: {count:,} as float32\nkept under their names: 0\n" in report
     assert "\n  last_layer.4.bias -> last.3.bias\n" in report
     assert "\n  pos_emb -> position, class_position\n" in report
     spec = read_config(out / "config.json", ModelSpec)

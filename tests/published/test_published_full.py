@@ -15,11 +15,11 @@ from test_pretrained_google_tokenizer import as_flax, unflattened
 from test_pretrained_maskgit_vqgan import published as vqgan_names
 
 from unmask.errors import ConfigError
+from unmask.pipelines.load import load
 from unmask.pretrained.families import FAMILIES
 from unmask.pretrained.google import GOOGLE_BASE_256
 from unmask.pretrained.maskgit_vqgan import MASKGIT_VQGAN_256
 from unmask.published import catalogue
-from unmask.pipelines.load import load
 from unmask.published.opening import open_model
 
 KEYS = Path(__file__).parents[3] / "shared/reference/checkpoint_keys"

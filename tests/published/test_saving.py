@@ -51,7 +51,7 @@ def test_the_card_says_what_is_known(run, tmp_path):
     assert "library_name: unmask\n" in front
     assert "license: mit\n" in front
     training_data = f"* Training data: {read_config(run / 'config.json', Recipe).trained_on}\n"
-    assert "1,500 images of 10 classes: digits" in training_data
+    assert "1,500 images of 10 classes: scikit-learn's handwritten digits" in training_data
     for word in (training_data, "8x8", "| frechet | 1.25 |", "| num_samples | 77 |", "steps 8", "2 steps of 8"):
         assert word in body, word
     assert "of no interest" not in card

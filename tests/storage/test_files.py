@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from unmask.errors import DiskError
 from unmask.storage.config import load_json, write_json
-from unmask.storage.files import move_into_place, escape_line, hash_file, write_atomic, write_bytes, write_text
+from unmask.storage.files import escape_line, hash_file, move_into_place, write_atomic, write_bytes, write_text
 from unmask.storage.weights import write_weights
 
 NAME = "table.csv"

@@ -209,6 +209,8 @@ def open_subject(
     """Open a model of images or text to score; return it, its sampling, its grid and the folder for the results."""
     if isinstance(opened.config, TextRecipe):
         return _open_text_subject(opened, opened.config, here)
+    if opened.is_text:
+        raise ConfigError(f"{opened.name} is a text model without its data: give the run that trained it")
     run = open_run(opened, here, data=data, out=out, dtype=torch.float32)
     pipeline = run.pipeline
 

@@ -12,7 +12,7 @@ import torch
 
 from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import Cifar10, Codes, Digits, Folder, Mnist, PictureSource, resolve_paths
-from unmask.errors import CheckpointError, ConfigError
+from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.experiments.coded import open_coded
 from unmask.experiments.images import Experiment, prepare_images
 from unmask.pipelines.image import Pipeline
@@ -101,12 +101,15 @@ def shorten_name(name: str) -> str:
 def find_data(spec: ModelSpec, data: str) -> PictureSource | Codes:
     """Return what `--data` means for a model: a token dataset, or for a model of pixels a folder of images.
 
-    "digits", "mnist" and "cifar10" are the datasets of these names. ConfigError for anything else.
+    "digits", "mnist" and "cifar10" are the datasets of these names. ConfigError for anything else, DataError for a
+    token dataset that is not there.
     """
     path = Path(data).expanduser()
     if (path / META).is_file():
         return resolve_paths(Codes(path=data))
     if not isinstance(spec.tokenizer, Pixels):
+        if not path.exists():
+            raise DataError(f"{data}: no such folder; give --data CODES from unmask tokenize NAME")
         raise ConfigError(f"{data} is no token dataset: make one with unmask tokenize NAME")
     height, width = spec.tokenizer.size
     named: dict[str, PictureSource] = {"digits": Digits(), "cifar10": Cifar10(), "mnist": Mnist(size=min(height, 28))}
@@ -123,7 +126,8 @@ def measure_against(spec: ModelSpec, folder: Path, name: str, data: str | None, 
         raise ConfigError(f"{name} takes prompts, and a dataset has none: it cannot be measured here")
     if data is None:
         example = "DIR, a folder of images" if isinstance(spec.tokenizer, Pixels) else "CODES from unmask tokenize NAME"
-        raise ConfigError(f"measured against which images? {name} is no run, so give --data {example}")
+        trained = f" (it was trained on {spec.trained_on})" if spec.trained_on else ""
+        raise ConfigError(f"measured against which images? {name} is no run, so give --data {example}{trained}")
     if out.resolve() == folder.resolve():
         raise ConfigError(f"{out} holds the model itself, and no results go into it: give another --out")
     verify_tokenizer(spec.tokenizer, folder / TOKENIZER, None)

@@ -1,5 +1,6 @@
 """Model cards: what a saved model is, what it learned from, how it is sampled and how it scored, as README.md."""
 
+from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ CARD_METRICS = (
     "num_samples", "num_reference", "features", "seed", "commit",
 )  # fmt: skip
 """The entries of a report.json that go onto the card."""
+SAMPLING_FACTS = ("steps", "schedule", "priority", "scale")
+"""The fields of the sampling that go onto the card in any case."""
 
 
 def write_model_card(spec: ModelSpec | TextModelSpec, *, name: str, licence: str | None, measured: Path | None) -> str:
@@ -53,7 +56,10 @@ def write_model_card(spec: ModelSpec | TextModelSpec, *, name: str, licence: str
     ]
     if isinstance(spec, ModelSpec):
         lines.append(f"* Classes: {', '.join(spec.classes) if spec.classes else 'by number'}")
-    lines += [f"* Sampling: {describe_config(spec.sampling)}", f"* Licence: {licence or 'not stated'}"]
+    lines += [
+        f"* Sampling: {describe_config(spec.sampling, always=SAMPLING_FACTS)}",
+        f"* Licence: {licence or 'not stated'}",
+    ]
     metrics = _read_metrics(measured)
     if metrics:
         lines += ["", "| metric | value |", "| --- | ---: |"]
@@ -61,12 +67,12 @@ def write_model_card(spec: ModelSpec | TextModelSpec, *, name: str, licence: str
     return "\n".join(lines) + "\n"
 
 
-def describe_config(config: Any) -> str:
-    """Return a configuration in words: its type, and the fields that differ from their defaults."""
+def describe_config(config: Any, always: Collection[str] = ()) -> str:
+    """Return a configuration in words: its type, the fields that differ from their defaults, and those of `always`."""
     parts = []
     for field in fields(config):
         value = getattr(config, field.name)
-        if value != field.default:
+        if value != field.default or field.name in always:
             parts.append(f"{field.name.replace('_', ' ')} {_format_value(value)}")
     return f"{type(config).__name__} ({', '.join(parts)})" if parts else type(config).__name__
 

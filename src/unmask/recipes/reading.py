@@ -14,7 +14,7 @@ from unmask.data.sources.choice import Codes
 from unmask.errors import ConfigError
 from unmask.pretrained.lone_tokenizer import LoneTokenizer, parse_lone_tokenizer
 from unmask.recipes.schema import AnyRecipe, MeasuredModel, Recipe, TextRecipe, TokenizerRecipe
-from unmask.recipes.spec import ModelSpec, TextModelSpec
+from unmask.recipes.spec import ModelSpec, TextModelSpec, narrow_to
 from unmask.storage.config import from_json, load_json, to_json, write_json
 from unmask.storage.layout import CONFIG
 
@@ -141,7 +141,7 @@ def read_config(path: Path, kind: Kinds = AnyConfig) -> Any:
             data[field] = {"type": only} | data[field]
     found: Any = from_json(here, data, path.name)
     if isinstance(found, Recipe) and found.data == Codes(path=""):  # how a model without a training was once written
-        found = found.spec
+        found = narrow_to(ModelSpec, found)
     return _check_kind(found, kind, str(path))
 
 

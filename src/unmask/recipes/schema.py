@@ -1,11 +1,12 @@
 """Recipes as data: what an experiment on pictures, on text, or of a tokenizer consists of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import tyro
 
 from unmask.data.sources.choice import Codes, PictureSource
+from unmask.data.sources.description import describe_source
 from unmask.data.text.sources import HubText, TextFile
 from unmask.decoding.sampling import FromCritic, Sampling
 from unmask.method.critic import WithCritic
@@ -48,6 +49,11 @@ class Recipe(ModelSpec):
 
     def __post_init__(self) -> None:
         _check_parts(self.objective, self.model, self.sampling)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What leaves the machine: the fields of a spec alone, and a sentence on the data."""
+        return replace(super().spec, trained_on=self.trained_on or describe_source(self.data))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,11 @@ class TextRecipe(TextModelSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_parts(self.objective, self.model, self.sampling)
+
+    @property
+    def spec(self) -> TextModelSpec:
+        """What leaves the machine: the fields of a spec alone, and a sentence on the data."""
+        return replace(super().spec, trained_on=self.trained_on or describe_source(self.data))
 
 
 def _check_parts(objective: Objective | WithCritic, model: AnyGeneratorConfig, sampling: Sampling) -> None:
