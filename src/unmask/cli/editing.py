@@ -33,39 +33,39 @@ USAGE = "inpaint RUN PHOTO, where RUN is as unmask sample has it, with --mask, -
 class InpaintFlags:
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     mask: Path | None = None
-    """The hole: a picture of the photo's size, white where to draw."""
+    """The region: an image of the photo's size, white where to fill."""
     alpha: bool = False
-    """The hole: where the photo itself is transparent."""
+    """The region: where the photo itself is transparent."""
     box: tuple[int, int, int, int] | None = None
-    """The hole: a rectangle, as x y width height in pixels."""
+    """The region: a rectangle, as x y width height in pixels."""
     extend: tuple[int, int, int, int] | None = None
-    """The hole: so many new pixels around the photo, as left top right bottom."""
+    """The region: this many new pixels around the photo, as left top right bottom."""
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     label: str | None = None
-    """The class to draw, by its name or number; by default none."""
+    """The class to fill in, by its name or number; by default none."""
     prompt: str | None = None
-    """For a model of texts, in place of a label: what to draw."""
+    """For a text-to-image model, in place of a label: what to fill in."""
     variants: int = 4
-    """How many answers to draw."""
+    """How many variants to sample."""
     out: Path = Path("inpainted.png")
     """With several variants inpainted-1.png and so on; inpainted-compare.png shows all. JPEG alters every pixel."""
     seed: int = 0
     feather: int = 0
-    """Over this many pixels inside the hole's border the drawing grows out of its surroundings."""
+    """Blend the result into its surroundings over this many pixels inside the border of the region."""
     cells: str = "any"
-    """Which tokens to draw anew: those with any or all of their pixels in the hole, or a share such as 0.5."""
+    """Which tokens to sample: those with any or all of their pixels in the region, or a share such as 0.5."""
     dilate: int = 0
-    """And so many cells around them; 1 suits a convolutional tokenizer."""
+    """And this many cells around them; 1 suits a convolutional tokenizer."""
     context: float = 0.5
-    """What the model sees on each side of the hole, in sizes of the hole."""
+    """What the model sees on each side of the region, in sizes of the region."""
     stop: int | None = None
-    """End after this many of the steps: the last of them fills all that is left."""
+    """End after this many of the steps: the last one fills the rest."""
     gif: Path | None = None
     """Also animate the decoding, as .gif or .webp."""
 
 
 def run_inpaint(arguments: list[str]) -> None:
-    """fill a hole in a photo of any size, extend its canvas, or draw another class into a part of it"""
+    """fill a masked region of a photo of any size, extend its canvas, or replace a part"""
     name, rest = split_positional(arguments, USAGE)
     path, rest = ("PHOTO", rest) if rest == ["--help"] else split_positional(rest, USAGE)
     flags = parse(InpaintFlags, rest, f"inpaint {name} {path}")

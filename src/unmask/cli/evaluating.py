@@ -103,14 +103,14 @@ class EvaluateInpaintFlags:
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
     images: int = 2000
-    """How many held-out pictures to put holes into, at most: by turns the right half, the lower half, the middle."""
+    """How many held-out images to mask, at most: in turn the right half, the lower half, the middle."""
     schedules: tuple[str, ...] = ("cosine", "linear", "square")
     stops: tuple[int, ...] = (5, 10, 15)
-    """Also end after so many of the steps, the last of which fills all that is left; always also after the last."""
+    """Also end after this many of the steps, the last of which fills the rest; always also after the last."""
     labels: bool = True
     """Tell the model the true class."""
     cells: str = "any"
-    """Which tokens to draw anew: those with any or all of their pixels in the hole, or a share such as 0.5."""
+    """Which tokens to sample: those with any or all of their pixels in the region, or a share such as 0.5."""
     dilate: int = 0
     seed: int = 0
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)

@@ -36,7 +36,7 @@ class FeatureFlags:
 
 
 def run_train_features(arguments: list[str]) -> None:
-    """train a classifier on pictures with classes, whose features unmask evaluate then measures in"""
+    """train a classifier on images with classes; unmask evaluate measures in its features"""
     name, rest = split_positional(
         arguments, "train-features SOURCE --data PATH --out DIR, as cifar10, folder, mnist or hub"
     )

@@ -48,7 +48,7 @@ class SampleFlags:
     labels: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--classes"])] = ()
     """Classes by name or number, repeated in turn until there are `num`; by default all classes."""
     prompts: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--prompt"])] = ()
-    """For a model of texts, in place of labels: what to draw."""
+    """For a text-to-image model, in place of labels: what to generate."""
     columns: int = 10
     seed: int = 0
     gif: Path | None = None
@@ -121,7 +121,7 @@ class EvaluateFlags:
 
 
 def run_evaluate(arguments: list[str]) -> None:
-    """measure a run (FID-style metrics, class accuracy, near-duplicates) into report.json, and draw its pictures"""
+    """measure a run (FID-style metrics, class accuracy, near-duplicates) into report.json, and plot its samples"""
     name, rest = split_positional(arguments, f"evaluate MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
     with catch_value_errors(), join_world(choose_device(flags.network.device)) as here:

@@ -38,7 +38,7 @@ class TokenizeTextFlags:
 
 
 def run_tokenize_text(arguments: list[str]) -> None:
-    """make a text corpus into a folder of tokens, for several trainings or ahead of one; unmask train does it too"""
+    """turn a text corpus into a folder of tokens ahead of training; unmask train does it too"""
     name, rest = split_positional(arguments, "tokenize-text RECIPE --data FILE --out DIR, where RECIPE is one on text")
     default = reading.find_recipe("shakespeare" if rest == ["--help"] else name, TextRecipe)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
@@ -55,7 +55,7 @@ def run_tokenize_text(arguments: list[str]) -> None:
 class WritingFlags:
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     num: int = 3
-    """How many versions."""
+    """How many texts."""
     seed: int = 0
     frames: bool = False
     """Show every step of the first in colours: red came first, blue last."""
@@ -66,13 +66,13 @@ class WritingFlags:
 @dataclass(frozen=True, kw_only=True)
 class GenerateFlags(WritingFlags):
     prompt: str = ""
-    """The text to go on from; it stays."""
+    """The text to continue; it stays as it is."""
     length: int | None = None
-    """At most so many tokens, the prompt among them; by default the model's context."""
+    """Tokens at most, with the prompt; by default the model's context."""
 
 
 def run_generate(arguments: list[str]) -> None:
-    """write texts with a run on text, from nothing or from a prompt"""
+    """generate texts from nothing or from a prompt"""
     name, rest = split_positional(arguments, f"generate MODEL, where MODEL is a text model: {MODEL_NAMES}")
     flags = parse(GenerateFlags, rest, f"generate {name}")
     pipeline = _open_text(name, f"sample {name}")
@@ -81,7 +81,7 @@ def run_generate(arguments: list[str]) -> None:
 
 
 def run_infill(arguments: list[str]) -> None:
-    """fill the holes of a text: unmask infill RUN "The [MASK:12] dog ran to the [MASK:3]." """
+    """fill masked parts of a text: unmask infill RUN "The [MASK:12] dog ran to the [MASK:3]." """
     usage = 'infill MODEL "The [MASK:12] dog ran to the [MASK:3].", where MODEL is a text model'
     name, rest = split_positional(arguments, usage)
     if rest == ["--help"]:
@@ -169,7 +169,7 @@ def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tupl
 
 
 def run_evaluate_text(arguments: list[str]) -> None:
-    """measure what a run on text writes, by orders, steps and temperatures, beside held-out text"""
+    """measure generated text by order, steps and temperature, beside held-out text"""
     name, rest = split_positional(arguments, "evaluate-text RUN, where RUN is the run of a text model")
     flags = parse(EvaluateTextFlags, rest, f"evaluate-text {name}")
     run, out = Path(name), flags.out or Path(name) / "writing"

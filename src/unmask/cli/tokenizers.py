@@ -28,16 +28,16 @@ from unmask.storage.layout import MODEL
 class TrainTokenizerFlags:
     recipe: Annotated[TokenizerRecipe, tyro.conf.arg(name="")]
     out: Path
-    """The run folder: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
+    """The run directory: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
     resume: Literal["auto", "never"] = "auto"
-    """Continue from the newest checkpoint in the run folder, or refuse a folder that has one."""
+    """Resume from the newest checkpoint in the run directory, or refuse a folder that has one."""
     device: Device = "auto"
     dry_run: bool = False
     """Print the resolved configuration and the sizes, and stop."""
 
 
 def run_train_tokenizer(arguments: list[str]) -> None:
-    """train a tokenizer (a name, a .py file, or a run's config.json); the same command again continues it"""
+    """train a tokenizer (a name, a .py file, or a run's config.json); run it again to resume"""
     known = ", ".join(reading.list_recipes(TokenizerRecipe))
     usage = f"train-tokenizer RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
     if arguments[:1] in (["-h"], ["--help"]):
@@ -85,7 +85,7 @@ class TokenizeFlags:
     data: PictureSource
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     out: Path
-    """The folder for the codes; the same command again goes on where it was stopped."""
+    """The folder for the token dataset; run the same command again to resume."""
     flip: bool = True
     """Whether to tokenize each picture's mirror image too; training then takes either."""
     crops: int = 0
@@ -93,7 +93,7 @@ class TokenizeFlags:
     processes: int = 1
     batch: int = 64
     shard_size: int = 4096
-    """Pictures per file."""
+    """Images per file."""
     seed: int = 0
     """Where the random crops lie."""
     device: Device = "auto"

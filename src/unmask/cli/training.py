@@ -31,9 +31,9 @@ from unmask.storage.weights import skip_initial_weights
 @dataclass(frozen=True, kw_only=True)
 class RunFlags:
     out: Path
-    """The run folder: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
+    """The run directory: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
     resume: Literal["auto", "never"] = "auto"
-    """Continue from the newest checkpoint in the run folder, or refuse a folder that has one."""
+    """Resume from the newest checkpoint in the run directory, or refuse a folder that has one."""
     device: Device = "auto"
     dry_run: bool = False
     """Print the resolved configuration and the sizes, and stop."""
@@ -53,7 +53,7 @@ class TrainTextFlags(RunFlags):
 
 
 def run_train(arguments: list[str]) -> None:
-    """train a recipe (a name, a .py file, or a run's config.json); the same command again continues it"""
+    """train a recipe (a name, a .py file, or a run's config.json); run it again to resume"""
     known = ", ".join(reading.list_recipes())
     usage = f"train RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
     if arguments[:1] in (["-h"], ["--help"]):
@@ -143,14 +143,14 @@ class DemoFlags:
     steps: int | None = None
     """Training steps; fewer for a quick look."""
     classifier_steps: int | None = None
-    """Training steps of the classifier that judges the samples."""
+    """Training steps of the classifier that measures the samples."""
     samples: int = 1500
-    """How many digits to generate for the figures of report.json."""
+    """How many digits to generate for the metrics of report.json."""
     seed: int = 0
 
 
 def run_demo(arguments: list[str]) -> None:
-    """learn real handwritten digits in a few minutes, draw some, repair some, and measure how good they are"""
+    """learn real handwritten digits in a few minutes, sample, inpaint and measure them"""
     flags = parse(DemoFlags, arguments, "demo")
     recipe = reading.find_recipe("digits", Recipe)
     steps = recipe.training.steps if flags.steps is None else flags.steps
