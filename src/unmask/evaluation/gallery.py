@@ -15,6 +15,7 @@ from unmask.experiments.images import Experiment
 from unmask.figures import images as figures
 from unmask.method.sampling.decode import State
 from unmask.pipelines.image import Pipeline
+from unmask.storage.layout import METRICS
 
 
 def draw_pictures(run: Path, experiment: Experiment, pipeline: Pipeline, sampling: Sampling, seed: int) -> None:
@@ -25,7 +26,7 @@ def draw_pictures(run: Path, experiment: Experiment, pipeline: Pipeline, samplin
     images = pipeline.generate(labels, num=100, seed=seed, sampling=sampling)
     scale = figures.choose_scale(images)
     figures.write_picture(figures.draw_grid(images, 10, scale=scale), run / "samples.png")
-    if (run / "metrics.jsonl").exists():
+    if (run / METRICS).exists():
         draw_loss_curve(run, experiment)
     if len(pipeline.tokenizer.grid) != 2:
         return
@@ -79,7 +80,7 @@ def draw_inpainting(
 
 def draw_loss_curve(run: Path, experiment: Experiment) -> None:
     """loss.png from metrics.jsonl, with the loss expected before the first step."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
     series = {
         name: ([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r])
         for name, key in (("training", "loss"), ("validation", "validation_loss"))

@@ -35,7 +35,7 @@ from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
-from unmask.storage.layout import CLASSIFIER, REPORT
+from unmask.storage.layout import CLASSIFIER, METRICS, MODEL, REPORT
 from unmask.tokenizers.pixels import Pixels
 
 Bank = Float64[Tensor, "n d"]
@@ -253,8 +253,8 @@ def read_curve(run: Path, name: str = "validation_loss") -> dict[str, float]:
 
     {} for an export, which has no curve, and for a model trained elsewhere, to which `runs.link_weights` links.
     """
-    path = run / "metrics.jsonl"
-    if (run / "model.safetensors").is_symlink() or not path.is_file():
+    path = run / METRICS
+    if (run / MODEL).is_symlink() or not path.is_file():
         return {}
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     values = [row[name] for row in rows if name in row]

@@ -27,6 +27,7 @@ from unmask.pipelines.editing import inpaint_images
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
+from unmask.storage.layout import REPORT
 
 InpaintingMeasure = Callable[[Tensor, Tensor, Tensor], dict[str, float]]
 """`measure(repaired, truth, hole)` gives named figures."""
@@ -187,7 +188,7 @@ def write_table(rows: Sequence[InpaintingRow], facts: Mapping[str, object], out:
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(f"{format_markdown(rows)}\n{caption}\n")
     (out / "table.csv").write_text(format_csv(rows))
-    write_json(out / "report.json", {"rows": [asdict(row) for row in rows], **facts})
+    write_json(out / REPORT, {"rows": [asdict(row) for row in rows], **facts})
 
 
 def draw_comparison(

@@ -24,6 +24,7 @@ from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
+from unmask.storage.layout import CLASSIFIER, REPORT
 from unmask.storage.weights import hash_weights
 
 
@@ -82,7 +83,7 @@ def measure_tokenizer(
     if features is not None or len(classes) > 1:
         check_held_out(train.pictures, test.pictures)
     if features is None and len(classes) > 1:
-        features = prepare_classifier_features(train, classifier, folder / "classifier.safetensors", world, progress)
+        features = prepare_classifier_features(train, classifier, folder / CLASSIFIER, world, progress)
     index = spread(len(test), num)
     check_judge(features if isinstance(features, ClassifierFeatures) else None, classes)
     numbers = measure_reconstructions(model, test, index, features, world)
@@ -93,7 +94,7 @@ def measure_tokenizer(
         **facts,
     }
     if world.is_main:
-        write_json(folder / "report.json", numbers)
+        write_json(folder / REPORT, numbers)
         images, _ = test.read_rows(index[:12], world.device)
         write_picture(draw_reconstructions(images, model.decode(model.encode(images))), folder / "reconstructions.png")
     return numbers

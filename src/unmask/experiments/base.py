@@ -28,6 +28,7 @@ from unmask.runtime.distributed import World, barrier, distribute, gather_full, 
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import list_differences
 from unmask.storage.files import write_atomic
+from unmask.storage.layout import CHECKPOINTS, CONFIG, MODEL
 from unmask.storage.lock import lock
 from unmask.storage.weights import have_same_bytes, have_same_weights, write_weights
 from unmask.training.loop import Evaluator, TrainConfig, train_model
@@ -148,7 +149,7 @@ def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, wor
     )
     weights = {name: gather_full(average).cpu().contiguous() for name, average in ema.average.items()}
     if world.is_main:
-        write_weights(weights, folder / "model.safetensors")
+        write_weights(weights, folder / MODEL)
     barrier(world)
 
 
@@ -166,9 +167,9 @@ def _keep_tokenizer(experiment: Ready, folder: Path) -> None:
 
 def claim_run(recipe: AnyRecipe, folder: Path) -> None:
     """Write config.json, or check that the one there is of the same experiment."""
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder / "checkpoints")
-    path = folder / "config.json"
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder / CHECKPOINTS)
+    path = folder / CONFIG
     if path.exists():
         changed = list_differences(_drop_changeable(read_config(path, type(recipe))), _drop_changeable(recipe))
         if changed:

@@ -20,6 +20,7 @@ from unmask.recipes.schema import Recipe
 from unmask.recipes.spec import ModelSpec
 from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
+from unmask.storage.layout import CONFIG
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.runfolder import has_checkpoint
@@ -78,7 +79,7 @@ def tokenize_given(given: GivenImages, run: Path, world: World, progress: Progre
 
     By this process alone. Raises DataError if there are other codes, CheckpointError for another experiment in the run.
     """
-    codes, config = run / CODES, run / "config.json"
+    codes, config = run / CODES, run / CONFIG
     if config.exists():
         there = read_config(config)
         if not isinstance(there, Recipe) or resolve_paths(there.data) != resolve_paths(Codes(path=str(codes))):

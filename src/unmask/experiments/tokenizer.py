@@ -23,6 +23,7 @@ from unmask.recipes.schema import TokenizerRecipe
 from unmask.runtime.distributed import World, autocast, barrier, distribute, resolve_strategy, sum_over_ranks, unwrap
 from unmask.runtime.progress import Progress, show_progress
 from unmask.runtime.provenance import describe_environment
+from unmask.storage.layout import CONFIG, MODEL
 from unmask.storage.lock import lock
 from unmask.storage.weights import write_weights
 from unmask.tokenizers.base import open_tokenizer
@@ -112,7 +113,7 @@ def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
         meta={"recipe": dump_config(recipe), "environment": describe_environment(world.device)},
     )
     if world.is_main:
-        write_weights(ema.average, folder / "model.safetensors")
+        write_weights(ema.average, folder / MODEL)
     barrier(world)
 
 
@@ -182,9 +183,9 @@ def draw_reconstructions(images: Float[Tensor, "n c h w"], made: Float[Tensor, "
 
 def open_tokenizer_run(folder: Path) -> tuple[TokenizerRecipe, Autoencoder]:
     """A trained tokenizer and its recipe; CheckpointError or ConfigError names what is missing."""
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no config.json there; give the folder of a trained tokenizer")
-    recipe = read_config(folder / "config.json", TokenizerRecipe)
-    model = open_tokenizer(recipe.tokenizer, folder / "model.safetensors")
+    recipe = read_config(folder / CONFIG, TokenizerRecipe)
+    model = open_tokenizer(recipe.tokenizer, folder / MODEL)
     assert isinstance(model, Autoencoder)
     return recipe, model

@@ -17,6 +17,7 @@ from typing import Any
 from unmask.errors import CheckpointError, ConfigError, DiskError
 from unmask.storage.config import dump_json, from_json, load_json
 from unmask.storage.files import sync
+from unmask.storage.layout import CHECKPOINTS
 
 FORMAT = "unmask-checkpoint-1"
 PAYLOAD, SHARDS, MANIFEST = "state.safetensors", "dcp", "manifest.json"
@@ -52,7 +53,7 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 def has_checkpoint(run: Path) -> bool:
     """Return True if training in this run directory would resume from a checkpoint."""
-    return bool(list_checkpoints(run / "checkpoints"))
+    return bool(list_checkpoints(run / CHECKPOINTS))
 
 
 def find_latest_checkpoint(root: Path, *, report: Callable[[str], None]) -> VerifiedCheckpoint | None:

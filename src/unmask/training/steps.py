@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError, Preempted
 from unmask.runtime.distributed import World, barrier, broadcast_text, compute_norm, get_local
+from unmask.storage.layout import CHECKPOINTS
 from unmask.training.checkpoint import load_checkpoint, save_checkpoint
 from unmask.training.optim import Optimizers
 from unmask.training.runfolder import find_latest_checkpoint
@@ -40,7 +41,7 @@ class RunState:
     @property
     def folder(self) -> Path:
         """The folder that holds the checkpoints."""
-        return self.run / "checkpoints"
+        return self.run / CHECKPOINTS
 
     def resume(self) -> tuple[int, list[str]]:
         """Load the newest complete checkpoint, if there is one.
