@@ -350,7 +350,7 @@ def test_killed_with_its_workers_it_goes_on_to_the_same_bytes(whole, tmp_path):
     out, pids = tmp_path / "out", tmp_path / "pids"
     pids.mkdir()
     child = subprocess.Popen([sys.executable, __file__, "slow", out, pids], stderr=subprocess.DEVNULL)
-    wait_until(lambda: len(list(out.glob("train-*.json"))) >= 1)
+    wait_until(lambda: len(list(out.glob("train-*.json"))) >= 1 and len(list(pids.iterdir())) == 2)
     child.kill()
     child.wait()
     assert not (out / META).exists()

@@ -136,7 +136,7 @@ def test_sums_of_a_step(quantizer):
     codebook = networks.codebook
     assert (codebook is None) == (sums.table is None) == (sums.candidates is None)
     if codebook is not None:
-        torch.testing.assert_close(sums.table, codebook.sums(z, quantized.tokens))
+        torch.testing.assert_close(sums.table, codebook.sum_latents(z, quantized.tokens))
         distance = (sums.candidates[:, :, None] - z.flatten(2)).abs().amax(1).amin(1)
         assert distance.max() < 1e-5  # each is a latent of the same image
 

@@ -5,7 +5,7 @@ import http.client
 import os
 import urllib.request
 from pathlib import Path
-from typing import IO
+from typing import Any
 from urllib.parse import urlsplit
 
 from unmask.runtime.progress import Progress
@@ -61,7 +61,7 @@ class SecureRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self,
         req: urllib.request.Request,
-        fp: IO[bytes],
+        fp: Any,
         code: int,
         msg: str,
         headers: http.client.HTTPMessage,
