@@ -221,7 +221,7 @@ def test_sound_files_of_the_wrong_weights_get_no_further(campaign):
 
 # -- the child's own walls, tried from inside --
 
-INSIDE = "import os, socket, subprocess, sys; sys.path.append({!r}); from unpacking.job import forbid, limit; {}"
+INSIDE = "import os, socket, subprocess, sys; sys.path.append({!r}); from unpacking.job import forbid, set_limits; {}"
 
 
 def inside(code: str, cwd: Path) -> subprocess.CompletedProcess:
@@ -253,7 +253,7 @@ def test_the_childs_hook_ends_it_before_anything_happens(tmp_path, action):
 
 
 def test_the_childs_memory_and_output_are_bounded(tmp_path):
-    assert "MemoryError" in inside("limit(100); bytes(2 << 30)", tmp_path).stderr
-    done = inside("limit(100); f = open('x', 'wb'); [f.write(bytes(1 << 20)) for _ in range(100)]", tmp_path)
+    assert "MemoryError" in inside("set_limits(100); bytes(2 << 30)", tmp_path).stderr
+    done = inside("set_limits(100); f = open('x', 'wb'); [f.write(bytes(1 << 20)) for _ in range(100)]", tmp_path)
     assert "File too large" in done.stderr
     assert (tmp_path / "x").stat().st_size <= 65 << 20
