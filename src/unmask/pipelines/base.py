@@ -4,6 +4,7 @@ import html
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -28,7 +29,7 @@ from unmask.storage.layout import README
 Spec = TypeVar("Spec", ModelSpec, TextModelSpec)
 
 
-class LoadedModel(Generic[Spec]):
+class LoadedModel(ABC, Generic[Spec]):
     """A model with its sampling; `spec` and `folder` are None if it was put together by hand."""
 
     sampling: Sampling
@@ -61,14 +62,14 @@ class LoadedModel(Generic[Spec]):
         write_text(card, out / README)
         write_config(spec, out)  # last: a folder that has it is whole
 
+    @abstractmethod
     def _write_weights(self, out: Path, spec: Spec) -> Spec:
-        """Write all weights into `out`, which is made, and return the spec as it is here."""
-        raise NotImplementedError
+        """Create `out`, write all weights into it, and return the spec that describes them."""
 
     @property
+    @abstractmethod
     def _module(self) -> nn.Module:
         """The network alone."""
-        raise NotImplementedError
 
     def compile(self) -> None:
         """Compile the network with torch.compile: the next call takes a minute or more, later ones are faster.
@@ -83,9 +84,9 @@ class LoadedModel(Generic[Spec]):
     def _choose_sampling(self, sampling: Sampling | None, settings: Any, grid: tuple[int, ...]) -> Sampling:
         return change_sampling(sampling or self.sampling, grid, settings)
 
+    @abstractmethod
     def describe(self) -> dict[str, str]:
         """Return what the model is, in a few words each."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         facts = ", ".join(f"{name}: {value}" for name, value in self.describe().items())

@@ -1,7 +1,7 @@
-"""Fill holes in given pictures, at the model's own size (`repair`) or in photos of any size (`edit_photo`).
+"""Inpaint images of the model's own size (`inpaint_images`) or photos of any size (`edit_photo`).
 
-What lies in a hole never takes part: it is replaced by a smooth continuation of its surroundings before the tokenizer,
-whose receptive field is wider than a token, looks at the picture. Pixels outside a hole come back as they were.
+The content under a mask never takes part. A smooth continuation of its surroundings replaces it before the tokenizer
+sees the image, since the tokenizer's receptive field is wider than a token. Pixels outside the mask stay identical.
 """
 
 from collections.abc import Iterator
@@ -46,10 +46,10 @@ def stream_inpainting(
     stop: int | None = None,
     first: int = 0,
 ) -> Iterator[State]:
-    """Every step of filling the holes, the holed canvas first; row i * variants + v is variant v of image i.
+    """Yield every step of inpainting, the masked canvas first; row i * variants + v is variant v of image i.
 
-    `stop` ends early, after that many of the sampling's steps: what is still masked is filled in the stop-th forward
-    pass. Until then noise, guidance and ratios are those of the full run. Row noise is that of image `first + i`.
+    `stop` ends early: forward pass number `stop` fills all tokens that are still masked. Until then noise, guidance and
+    ratios are those of the full run. Image i has the noise of image number `first + i`.
     """
     s = sampling or pipeline.sampling
     stop = s.steps if stop is None else stop
@@ -112,9 +112,9 @@ def inpaint_images(
     first: int = 0,
     batch: int = 256,
 ) -> Float[Tensor, "b v c h w"]:
-    """Each image with its own hole filled `variants` times; arguments as for `history` and `paste`.
+    """Inpaint each image `variants` times; see `stream_inpainting` and `paste` for the arguments.
 
-    The result does not depend on `batch`, and image i alone with `first` i gives what it gives among others.
+    The result does not depend on `batch`. Image i alone, with `first` = i, gives the same as among others.
     """
     if feather < 0 or min(batch, len(images)) < 1:
         raise ConfigError(f"feather {feather} must be at least 0, batch {batch} and images {len(images)} at least 1")
@@ -150,7 +150,7 @@ def inpaint_images(
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A part of a photo, in pixels; it may reach beyond the photo, where the photo's edge goes on."""
+    """A part of a photo, in pixels. Beyond the photo its edge pixels repeat."""
 
     top: int
     left: int
@@ -158,17 +158,17 @@ class Window:
     width: int
 
     def cut(self, photo: Shaped[Tensor, "*c H W"]) -> Shaped[Tensor, "*c h w"]:
-        """The photo's pixels in the window, its edge repeated beyond it."""
+        """Return the photo's pixels in the window, with edge pixels repeated beyond the photo."""
         y = torch.arange(self.top, self.top + self.height).clamp(0, photo.shape[-2] - 1)
         x = torch.arange(self.left, self.left + self.width).clamp(0, photo.shape[-1] - 1)
         return photo.index_select(-2, y).index_select(-1, x)
 
 
 def choose_window(hole: Bool[Tensor, "H W"], size: tuple[int, int], context: float = 0.5) -> Window:
-    """The window of the proportions of `size` (h, w) around the hole, with `context` of the hole's box on each side.
+    """Return a window around the mask, with the proportions of `size` (h, w) and `context` of the mask's box on each side.
 
-    It is at least `size` and lies inside the photo where that leaves enough to see; else it reaches beyond the photo,
-    but is never larger than what covers the photo.
+    The window is at least `size`. It lies inside the photo if that leaves enough to see; otherwise it reaches beyond the
+    photo, but is never larger than needed to cover it.
     """
     if not 0 <= context < float("inf"):
         raise ConfigError(f"context {context}: must be finite and at least 0, in sizes of the hole")
@@ -193,9 +193,9 @@ def choose_window(hole: Bool[Tensor, "H W"], size: tuple[int, int], context: flo
 def view_window(
     pipeline: Pipeline, photo: UInt8[Tensor, "c H W"], hole: Bool[Tensor, "H W"], window: Window
 ) -> tuple[Float[Tensor, "1 _ h w"], Bool[Tensor, "1 h w"]]:
-    """What the model sees of a photo: the window at the model's size, and which of its pixels touch the hole.
+    """Return what the model sees: the window at the model's size, and which of its pixels touch the mask.
 
-    The shrinking averages visible pixels only, so nothing of the hole's content spreads over its border.
+    Resizing averages visible pixels only, so that no masked content spreads over the border.
     """
     channels, size = pipeline.tokenizer.channels, pipeline.tokenizer.size
     hidden = window.cut(hole)[None, None]
@@ -207,7 +207,7 @@ def view_window(
 
 
 def convert_channels(images: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b _ h w"]:
-    """Grey repeated into colour, or colour weighted into grey (ITU-R BT.601)."""
+    """Repeat grey into colour, or weight colour into grey (ITU-R BT.601)."""
     if images.shape[1] == channels:
         return images
     if images.shape[1] == 1:
@@ -230,10 +230,10 @@ def edit_photo(
     stop: int | None = None,
     context: float = 0.5,
 ) -> UInt8[Tensor, "v c H W"]:
-    """The photo with its hole filled `variants` times; every other byte stays. Another label edits what is there.
+    """Inpaint the masked region of a photo `variants` times; every other byte stays.
 
-    The model repairs the window around the hole, and the hole alone is pasted back; `feather` counts the photo's
-    pixels. A model of grey images sees the photo's brightness and fills in grey.
+    The model fills the window around the mask, and only the masked pixels are pasted back. `feather` counts pixels of
+    the photo. A model of grey images sees the photo's brightness and fills in grey.
     """
     if hole.shape != photo.shape[1:] or len(photo) not in (1, 3) or feather < 0:
         found = f"the photo is {tuple(photo.shape)}, the hole {tuple(hole.shape)}, feather {feather}"
@@ -256,7 +256,7 @@ def _put_back(
     filled: Float[Tensor, "_ _ _"],
     feather: int,
 ) -> UInt8[Tensor, "c H W"]:
-    """The filled window, enlarged, into the hole of the photo."""
+    """Paste the filled window, resized, into the masked region of the photo."""
     size, hidden = (window.height, window.width), window.cut(hole)
     large = filled[None]
     if large.shape[2:] != size:
@@ -278,7 +278,7 @@ def _put_back(
 def extend_canvas(
     photo: UInt8[Tensor, "c H W"], left: int, top: int, right: int, bottom: int
 ) -> tuple[UInt8[Tensor, "c _ _"], Bool[Tensor, "_ _"]]:
-    """The photo on a larger canvas, and the new area as the hole: out-painting is in-painting what lies around."""
+    """Return the photo on a larger canvas, and the new area as the mask: outpainting is inpainting around the photo."""
     sides = (left, right, top, bottom)
     height, width = photo.shape[1] + top + bottom, photo.shape[2] + left + right
     if min(sides) < 0 or not any(sides) or height * width > MAX_PIXELS:
