@@ -165,10 +165,10 @@ class Window:
 
 
 def choose_window(hole: Bool[Tensor, "H W"], size: tuple[int, int], context: float = 0.5) -> Window:
-    """Return a window around the mask, with the proportions of `size` (h, w) and `context` of the mask's box on each side.
+    """Return a window around the mask, of the proportions of `size` (h, w), with `context` of the mask's box per side.
 
-    The window is at least `size`. It lies inside the photo if that leaves enough to see; otherwise it reaches beyond the
-    photo, but is never larger than needed to cover it.
+    The window is at least `size`. It lies inside the photo if that leaves enough to see. Otherwise it reaches beyond
+    the photo, but is never larger than needed to cover it.
     """
     if not 0 <= context < float("inf"):
         raise ConfigError(f"context {context}: must be finite and at least 0, in sizes of the hole")
