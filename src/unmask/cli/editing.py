@@ -111,7 +111,7 @@ def run_inpaint(arguments: list[str]) -> None:
 
 
 def read_hole(path: Path, flags: InpaintFlags) -> tuple[UInt8[Tensor, "3 h w"], Bool[Tensor, "h w"]]:
-    """The photo and its hole, by the one flag that says where it is."""
+    """Read the photo and its masked region, from the one flag that says where it is."""
     given = {"--mask": flags.mask is not None, "--alpha": flags.alpha}
     given |= {"--box": flags.box is not None, "--extend": flags.extend is not None}
     if sum(given.values()) != 1:
@@ -172,7 +172,7 @@ def draw_frames(
     cells: Cells,
     flags: InpaintFlags,
 ) -> list[Image.Image]:
-    """Every step of the decoding as the model sees it, the variants side by side."""
+    """Draw every step of the decoding as the model sees it, the variants side by side."""
     window = editing.choose_window(hole, pipeline.tokenizer.size, flags.context)
     images, hidden = editing.view_window(pipeline, photo, hole, window)
     states = editing.stream_inpainting(

@@ -89,7 +89,7 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
 
 
 def _pictures(source: Folder, config: LearnedConfig, here: World) -> tuple[PictureSet, PictureSet]:
-    """Those that a classifier may learn from, and those held out; what cannot be read is named."""
+    """Return the images that a classifier may learn from, and those held out; name what cannot be read."""
     with show_progress(shown=here.is_main) as progress:
         split = source.load(progress)
     for bad in split.bad if here.is_main else ():

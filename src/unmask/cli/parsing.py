@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], arguments: list[str], command: str, default: T | None = None) -> T:
-    """tyro's parser. Scalars are flags; of which class a field is, a schedule for one, stays as the default has it."""
+    """Parse flags with tyro. Only scalars are flags: the class of a field, such as a schedule, is the default's."""
     for flag, value in pairwise([*arguments, "--"]):
         if flag == "--weights" and value.startswith("--"):  # an empty list, as tyro has it: a variable without a value
             raise ConfigError("--weights: give the files, or a folder that holds them")
@@ -34,7 +34,7 @@ def parse(kind: type[T], arguments: list[str], command: str, default: T | None =
 
 
 def _one_line(box: str) -> str:
-    """The sentence in tyro's error box, and the flag that it suggests."""
+    """Return the sentence in tyro's error box, and the flag that it suggests."""
     rows = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
     rows = rows[1:] if rows and set(rows[0]) == {"-"} else rows  # the box of a terminal without box characters
     rule = next((i for i, row in enumerate(rows) if set(row) in ({"─"}, {"-"})), len(rows))
@@ -43,7 +43,7 @@ def _one_line(box: str) -> str:
 
 
 def split_positional(arguments: list[str], usage: str) -> tuple[str, list[str]]:
-    """The first argument, which says what to work on, and the rest."""
+    """Return the first argument, which says what to work on, and the rest."""
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"usage: unmask {usage}; then flags:")
         return "RUN", ["--help"]
@@ -54,7 +54,7 @@ def split_positional(arguments: list[str], usage: str) -> tuple[str, list[str]]:
 
 @contextlib.contextmanager
 def catch_value_errors() -> Iterator[None]:
-    """The method raises ValueError for numbers that it cannot use; in here they came from a flag."""
+    """Turn a ValueError of the method, for a number that it cannot use, into a ConfigError: it came from a flag."""
     try:
         yield
     except ValueError as error:
@@ -63,7 +63,7 @@ def catch_value_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def catch_disk_errors(where: Path) -> Iterator[None]:
-    """A full, read-only or missing disk, in one line."""
+    """Report a full, read-only or missing disk in one line."""
     try:
         yield
     except BrokenPipeError:

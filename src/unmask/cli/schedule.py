@@ -53,7 +53,7 @@ def run_schedule(arguments: list[str]) -> None:
 
 
 def count_tokens(style: str, shape: str | None, tokens: int, steps: int) -> list[int]:
-    """The list of a style; those with one shape of their own refuse another."""
+    """Return the tokens per step of a style; a style with one shape refuses others."""
     if style in FIXED:
         count, only = FIXED[style]
         if shape not in (None, only):

@@ -68,7 +68,7 @@ def _describe(recipe: TokenizerRecipe) -> None:
 
 
 def list_sources(size: int, channels: int) -> dict[str, PictureSource]:
-    """What `--source` may say."""
+    """Return the sources that `--source` names."""
     return {
         "digits": Digits(),
         "mnist": Mnist(size=min(size, 28), binary=False),
@@ -145,7 +145,7 @@ def say_aside(line: str) -> None:
 
 
 def choose_source(own: PictureSource, config: LearnedConfig, words: list[str]) -> tuple[PictureSource, list[str]]:
-    """What `--source` names, or else what the tokenizer was trained on; and the other words."""
+    """Return the source that `--source` names, or else the tokenizer's training data, and the other words."""
     data, rest = own, list(words)
     given = next((i for i, word in enumerate(rest) if re.match(r"--source(=|$)", word)), None)
     if given is not None:
@@ -159,5 +159,5 @@ def choose_source(own: PictureSource, config: LearnedConfig, words: list[str]) -
 
 
 def find_data_flag(source: PictureSource) -> str:
-    """The flag that `--data` is short for."""
+    """Return the flag that `--data` is short for."""
     return "--data.name" if isinstance(source, HubImages) else "--data.path"

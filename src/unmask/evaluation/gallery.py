@@ -41,7 +41,7 @@ def draw_pictures(run: Path, experiment: Experiment, pipeline: Pipeline, samplin
 
 
 def draw_decoding(pipeline: Pipeline, states: Sequence[State], scale: int) -> list[Image.Image]:
-    """One picture per state, masked cells hatched."""
+    """Draw one picture per state, with masked cells hatched."""
     tokens = [state.tokens.cpu() for state in states]
     masked = [t == pipeline.model.mask_id for t in tokens]
     height, width = pipeline.cells
@@ -49,7 +49,7 @@ def draw_decoding(pipeline: Pipeline, states: Sequence[State], scale: int) -> li
 
 
 def draw_decoding_strip(pipeline: Pipeline, states: Sequence[State], num: int, scale: int) -> Image.Image:
-    """A row per step, a column per sample: the same as `decode_frames`, at one glance."""
+    """Draw a row per step and a column per sample: the same as `draw_decoding`, at one glance."""
     rows = []
     height, width = pipeline.cells
     for state in states:

@@ -53,7 +53,7 @@ def sample_banks(
     sampling: Sampling,
     progress: Progress | None = None,
 ) -> list[Bank]:
-    """What each of (dim, measure) makes of samples 0 to num - 1, which are drawn once and never all in memory."""
+    """Return the features by each (dim, measure) of samples 0 to num - 1, sampled once and never all in memory."""
     if not measures:
         return []
 
@@ -73,7 +73,7 @@ def rebuild_bank(
     index: Int[Tensor, "n"],
     world: World,
 ) -> Bank:
-    """The features of real pictures after the tokenizer has encoded and decoded them."""
+    """Return the features of real images after the tokenizer has encoded and decoded them."""
     pictures, tokenizer = experiment.read_pictures(part), pipeline.tokenizer
 
     def compute(block: slice) -> Tensor:
@@ -84,7 +84,7 @@ def rebuild_bank(
 
 
 def measure_bank(bank: Bank, features: Features, real: Reference) -> tuple[dict[str, float], dict[str, str]]:
-    """Every figure that needs no labels, and the ones left out, with what they would need."""
+    """Compute every metric that needs no labels; return them, and the ones left out with what they would need."""
     fit = fit_gaussian(real.test)
     figures = {"frechet": compute_frechet_distance(fit_gaussian(bank), fit)}
     more: dict[str, Callable[[], dict[str, float]]] = {
@@ -119,7 +119,7 @@ def decode_pixels(experiment: Experiment) -> tuple[Float[Tensor, "n d"], Float[T
 
 
 def measure_accuracy(judge: ClassifierFeatures, bank: Bank, labels: Int[Tensor, "n"]) -> float:
-    """The share of pictures whose likeliest class is their own; `bank` is of the judge's features."""
+    """Return the share of images whose likeliest class is their own; `bank` holds features of the classifier."""
     return float((judge.classify(bank).argmax(1) == labels.to(bank.device)).double().mean())
 
 
@@ -192,7 +192,7 @@ def measure_run(
 def compare_to_real(
     experiment: Experiment, pipeline: Pipeline, features: Features, real: Reference, bank: Bank, world: World
 ) -> dict[str, object]:
-    """The figures of the samples, of as many real training pictures, and of these through the tokenizer."""
+    """Measure the samples, as many real training images (the baseline), and these through the tokenizer (the bound)."""
     num = min(len(bank), len(real.train))
     index = torch.randperm(len(real.train), generator=torch.Generator().manual_seed(0))[:num]
     chosen = real.train_index[index]
@@ -249,9 +249,10 @@ def measure_classes(
 
 
 def read_curve(run: Path, name: str = "validation_loss") -> dict[str, float]:
-    """Where a training ended: the figure of that name, seconds and steps; CheckpointError if it did not get there.
+    """Return where a training ended: the metric of that name, seconds and steps.
 
-    {} for an export, which has no curve, and for a model trained elsewhere, to which `runs.link_weights` links.
+    Return {} for an export, which has no curve, and for a model trained elsewhere, to which `runs.link_weights` links.
+    Raises CheckpointError if the training did not get to a validation.
     """
     path = run / METRICS
     if (run / MODEL).is_symlink() or not path.is_file():

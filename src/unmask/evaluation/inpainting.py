@@ -63,7 +63,7 @@ def compare_schedules(
     sampling: Sampling | None = None,
     cells: Cells = ANY,
 ) -> Iterator[InpaintingRow]:
-    """A row for each schedule and early stop (none by default), after the two without a model; as `editing.history`.
+    """Yield a row for each schedule and early stop (none by default), after the two without a model.
 
     All settings but the steps and the schedule are those of `sampling`, by default the pipeline's own.
     """
@@ -172,7 +172,7 @@ def measure_inpainting(
 
 
 def make_accuracy(judge: ClassifierFeatures | None, truth: Condition) -> Callable[[Tensor], float] | None:
-    """The share of repaired images whose likeliest class is the true one, as a function of them."""
+    """Return a function of inpainted images: the share whose likeliest class is the true one."""
     if judge is None or truth is None:
         return None
     return lambda repaired: float((judge.classify(embed_all(judge, repaired)).argmax(1).cpu() == truth).double().mean())
@@ -202,19 +202,19 @@ def draw_comparison(
 
 
 def format_markdown(rows: Sequence[InpaintingRow]) -> str:
-    """The rows as a Markdown table."""
+    """Return the rows as a Markdown table."""
     head, *body = _cells(rows)
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *body))
 
 
 def format_csv(rows: Sequence[InpaintingRow]) -> str:
-    """The rows as comma-separated values."""
+    """Return the rows as comma-separated values."""
     return "".join(",".join(line) + "\n" for line in _cells(rows))
 
 
 def _cells(rows: Sequence[InpaintingRow]) -> list[list[str]]:
-    """Names first; a figure to five digits."""
+    """Return the cells of the table, names first; metrics have five digits."""
     names = list(rows[0].figures) if rows else []
     if not rows or any(list(row.figures) != names for row in rows):
         raise ConfigError(f"{len(rows)} rows: a table needs at least 1, and the same figures in each")

@@ -41,7 +41,7 @@ class ReferenceKey:
 
     @property
     def file(self) -> str:
-        """The name of the file in a folder that keeps several."""
+        """The name of the file, in a folder that keeps several."""
         return f"reference-{hashlib.sha256(dump_json(self).encode()).hexdigest()[:12]}.safetensors"
 
 
@@ -57,7 +57,7 @@ class Reference:
 
     @property
     def num_unread(self) -> int:
-        """How many were to be looked at but are not here."""
+        """The number of images that were to be looked at but could not be read."""
         return sum(map(len, (spread(self.key.train), spread(self.key.test)))) - len(self.train) - len(self.test)
 
 
@@ -75,7 +75,7 @@ def gather_rows(
     progress: Progress | None = None,
     what: str = "samples",
 ) -> Float64[Tensor, "n d"]:
-    """Rows that the ranks compute in blocks, whole on each of them, and equal to what one process computes."""
+    """Compute rows in blocks over the ranks; each rank gets all of them, equal to what one process computes."""
     report = progress or _silent
     rows = torch.zeros(num, dim, dtype=torch.float64, device=world.device)
     report(what, 0, num)
@@ -98,7 +98,7 @@ def embed_real(
     world: World,
     progress: Progress | None = None,
 ) -> tuple[Float64[Tensor, "m d"], Int[Tensor, "m"]]:
-    """The features of those of these pictures that can be read, and which they are; DataError if none can."""
+    """Return the features of the images that can be read, and their indices; DataError if none can."""
 
     def compute(block: slice) -> Tensor:
         images, places = pictures.read_good(index[block], world.device)
@@ -117,7 +117,7 @@ def embed_real(
 
 
 def list_unread(pictures: PictureSet, read: Int[Tensor, "m"]) -> list[Unreadable]:
-    """What keeps the other pictures of a part from being read, of all that are looked at."""
+    """Return why the other images of a part could not be read, among those that are looked at."""
     every = spread(len(pictures))
     return pictures.pictures.try_read(every[~torch.isin(every, read)])[2]
 
@@ -125,9 +125,9 @@ def list_unread(pictures: PictureSet, read: Int[Tensor, "m"]) -> list[Unreadable
 def open_reference(
     experiment: Experiment, features: Features, path: Path, world: World, progress: Progress | None = None
 ) -> Reference:
-    """The features in the file `path`, or in a folder's file for these pictures and features; made if it is not there.
+    """Read the features from the file `path`, or from a folder's file for these images and features; else compute them.
 
-    ConfigError if the file is of other features or pictures: a distance to it would mean nothing.
+    ConfigError if the file holds features of another kind or of other images: a distance to it would mean nothing.
     """
     split = experiment.split
     check_held_out(split.train, split.test)

@@ -94,7 +94,7 @@ def choose_folder(
 
 
 def shorten_name(name: str) -> str:
-    """Return the name of a folder for the results of a model: that of its folder, or OWNER--NAME for the Hub."""
+    """Return a folder name for the results of a model: the name of its folder, or OWNER--NAME for the Hub."""
     return name.removeprefix(HUB).replace("/", "--") if is_on_hub(name) else Path(os.path.abspath(name)).name
 
 

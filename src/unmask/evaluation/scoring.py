@@ -1,7 +1,7 @@
-"""Orders and step budgets ranked by likelihood: what each makes of held-out data, in one table with a plot.
+"""Rank unmasking orders and step budgets by the likelihood of held-out data, in one table with a plot.
 
-No sample is drawn and no other network asked, so there is no noise but that of the held-out rows, and the same rows
-under all settings: differences are paired, and small ones show.
+There are no samples and no other network, so the only noise is the choice of held-out rows. All settings see the same
+rows: differences are paired, and small ones show.
 """
 
 import csv
@@ -37,10 +37,10 @@ BOUND = "bound"
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredSubject:
-    """What is scored: a model as a `predict` for given classes, and held-out rows that it never saw.
+    """A model to score, as a `predict` for given classes, and held-out rows that it never saw.
 
-    `plain` is the same without a memory of earlier passes, which the bound must not have: its passes mask anew.
-    `units` divides nats into what one quotes beside them: {"bits per character": characters per token}.
+    `plain` is the same without a memory of earlier passes: the bound takes new masks in each pass and must have none.
+    `units` divides nats for other units: {"bits per character": characters per token}.
     """
 
     predict: Callable[[Condition], Predict]
@@ -73,7 +73,7 @@ def score_subject(
     seed: int,
     world: World,
 ) -> Iterator[OrderScore]:
-    """The likelihood bound, then each order at each number of steps, on `num` held-out rows spread over all there are.
+    """Yield the likelihood bound, then each order at each number of steps, on `num` held-out rows spread over all.
 
     ConfigError if there are too few rows for a standard error.
     """
@@ -144,7 +144,7 @@ def _mean(nats: Float64[Tensor, "n"], num_tokens: Float64[Tensor, "n"]) -> float
 
 
 def _error(nats: Float64[Tensor, "n"], num_tokens: Float64[Tensor, "n"]) -> float:
-    """The standard error of that ratio (the delta method)."""
+    """Return the standard error of that ratio (the delta method)."""
     apart = nats - _mean(nats, num_tokens) * num_tokens
     return float(apart.std() / (num_tokens.mean() * math.sqrt(len(nats))))
 
@@ -153,13 +153,13 @@ def _error(nats: Float64[Tensor, "n"], num_tokens: Float64[Tensor, "n"]) -> floa
 
 
 def format_score_head(units: Sequence[tuple[str, float]], first: str) -> str:
-    """The first two lines of the Markdown table."""
+    """Return the first two lines of the Markdown table."""
     cells = ["order", "steps", "nats per token", *(name for name, _ in units), f"difference to {first}"]
     return f"| {' | '.join(cells)} |\n| --- |{' ---: |' * (len(cells) - 1)}"
 
 
 def format_score(row: OrderScore, units: Sequence[tuple[str, float]], first: str) -> str:
-    """A setting as a line of it; the standard error follows ±."""
+    """Return a setting as a line of the table; the standard error follows ±."""
     others = [f"{row.nats / math.log(2) / per:.4f}" for _, per in units]
     apart = "–" if row.order in (BOUND, first) else f"{row.difference:+.4f} ± {row.difference_error:.4f}"
     name = "bound: any order, one token a pass" if row.order == BOUND else row.order

@@ -77,7 +77,7 @@ class SweepRow:
 
 
 def format_number(value: float | int | None) -> str:
-    """As the table writes it."""
+    """Format a number for the table."""
     return "" if value is None else f"{value:.12g}"
 
 
@@ -89,7 +89,7 @@ class SweepTable:
         self.rows = dict(self._read()) if path.exists() else {}
 
     def find(self, cells: Mapping[str, str]) -> Mapping[str, float] | None:
-        """The figures of a row that is finished."""
+        """Return the metrics of a finished row, or None."""
         return self.rows.get(_key(cells))
 
     def begin(self) -> None:
@@ -149,7 +149,7 @@ def _key(cells: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def format_row(row: SweepRow) -> str:
-    """A row of the Markdown table."""
+    """Return a row of the Markdown table."""
     c = row.cells
     scale = c["scale"] if c["ramp"] in ("", "constant") else f"{c['scale']} ({c['ramp']})"
     cells = [COLUMN_TITLES.get(c["kind"], "") + c["order"], c["schedule"], c["steps"], c["noise"], scale]
@@ -158,7 +158,7 @@ def format_row(row: SweepRow) -> str:
 
 
 def format_page(rows: Sequence[SweepRow], caption: str, made: Mapping[str, object]) -> str:
-    """The whole of sweep.md."""
+    """Return the text of sweep.md."""
     lines = [*HEAD, *map(format_row, rows), "", caption, ""]
     if not all("kid" in row.figures and "frechet_infinity" in row.figures for row in rows):
         lines += ["–: there is nothing to tell, or there are too few samples for this figure.", ""]
@@ -203,7 +203,7 @@ def draw_sweep(rows: Sequence[SweepRow], out: Path) -> None:
 
 
 def _lines(rows: Sequence[SweepRow], axis: str) -> dict[str, list[SweepRow]]:
-    """The rows that differ in the axis alone, from left to right; the line with the least distance comes first.
+    """Return the rows that differ in the axis alone, from left to right; the line with the least distance comes first.
 
     Lines are named by the settings in which they differ.
     """

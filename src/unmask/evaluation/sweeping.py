@@ -76,7 +76,7 @@ class SweepPlan:
         return self.tune > 0 and len(self.temperatures) > 1
 
     def list_choices(self) -> list[tuple[SweepSetting, tuple[float, ...]]]:
-        """A setting and its candidate temperatures for each row, in the order of the table."""
+        """Return a setting and its candidate temperatures for each row, in the order of the table."""
         sets = [self.temperatures] if self.tuned else [(temperature,) for temperature in self.temperatures]
         return list(dict.fromkeys((setting, candidates) for setting in self.settings for candidates in sets))
 
@@ -105,10 +105,10 @@ def sweep_run(
     reference: Path | None = None,
     progress: Progress | None = None,
 ) -> Iterator[SweepRow]:
-    """A row for as many real pictures, for these through the tokenizer, for each setting, and for the best once more.
+    """Yield a row for the real-data baseline, for the tokenizer bound, for each setting, and for the best one again.
 
-    Writes `sweep.csv`, `sweep.md` and, where numbers were swept over, plots into `out`. ConfigError if the table there
-    is of other weights, features or pictures. Without `features` they are the judge's, by default the run's own.
+    Writes `sweep.csv`, `sweep.md` and, where numbers vary, plots into `out`. ConfigError if the table there belongs to
+    other weights, features or images. Without `features`, the classifier's are used, by default the run's own.
     """
     folder, experiment, pipeline = run.folder, run.experiment, run.pipeline
     if judge is None and experiment.classes:
@@ -155,7 +155,7 @@ def sweep_run(
 
 
 def _rows(bench: SweepBench, plan: SweepPlan, table: SweepTable) -> Iterator[SweepRow]:
-    """The rows in the table's order, each computed unless it is there."""
+    """Yield the rows in the table's order; compute those that are missing."""
     world, choices = bench.world, plan.list_choices()
 
     def row(cells: dict[str, str], compute: Callable[[], dict[str, float]]) -> SweepRow:
@@ -188,7 +188,7 @@ def describe_row(
     temperatures: Sequence[float] = (),
     seed: int | None = None,
 ) -> dict[str, str]:
-    """All that a row's figures depend on, apart from weights and features, as text; blank where nothing is sampled."""
+    """Return as text what a row's metrics depend on, besides weights and features; blank if nothing is sampled."""
     cells = dict.fromkeys(("order", "schedule", "steps", "noise", "scale", "ramp", "top_k", "top_p"), "")
     if setting is not None:
         s = setting.sampling
@@ -214,14 +214,14 @@ def describe_row(
 
 
 def measure_floor(bench: SweepBench, num: int) -> dict[str, float]:
-    """The figures of as many real training pictures: samples cannot be expected to do better."""
+    """Measure as many real training images: samples cannot be expected to do better."""
     return measure_bank(
         bench.real.train[_choose_real(bench, num).to(bench.real.train.device)], bench.features, bench.real
     )[0]
 
 
 def measure_limit(bench: SweepBench, num: int) -> dict[str, float]:
-    """The figures of as many real training pictures after the tokenizer: the best that its tokens allow."""
+    """Measure as many real training images after the tokenizer: the best that its tokens allow."""
     index = bench.real.train_index[_choose_real(bench, num)]
     bank = rebuild_bank(bench.experiment, bench.pipeline, bench.features, "train", index, bench.world)
     return measure_bank(bank, bench.features, bench.real)[0]
@@ -234,7 +234,7 @@ def _choose_real(bench: SweepBench, num: int) -> Tensor:
 def choose_temperature(
     bench: SweepBench, sampling: Sampling, temperatures: Sequence[float], num: int, seed: int
 ) -> float:
-    """The one whose `num` samples are nearest to the real training pictures."""
+    """Return the temperature whose `num` samples are nearest to the real training images."""
     if len(temperatures) == 1:
         return temperatures[0]
     train = fit_gaussian(bench.real.train)
@@ -252,7 +252,7 @@ def choose_temperature(
 
 
 def measure_setting(bench: SweepBench, sampling: Sampling, temperature: float, num: int, seed: int) -> dict[str, float]:
-    """All figures of one way to sample, on samples number 0 to num - 1 of a seed."""
+    """Compute all metrics of one way to sample, on samples number 0 to num - 1 of a seed."""
     sampling = replace(sampling, temperature=temperature)
     networks = [network for network in dict.fromkeys((bench.features, bench.judge)) if network is not None]
     measures = [(network.dim, network) for network in networks]
@@ -269,7 +269,7 @@ def measure_setting(bench: SweepBench, sampling: Sampling, temperature: float, n
 def measure_reveal_times(
     pipeline: Pipeline, sampling: Sampling, seed: int, world: World, num: int = 200
 ) -> dict[str, float]:
-    """The mean times t, in (0, 1], at which tokens on the rim of the grid appear ("border"), and all others ("inside").
+    """Return the mean times t in (0, 1] of revealing the rim of the grid ("border") and the rest ("inside").
 
     A grid that is all rim has no "inside".
     """
@@ -292,7 +292,7 @@ def measure_reveal_times(
 
 
 def write_caption(bench: SweepBench, plan: SweepPlan) -> str:
-    """What the figures of the table are of."""
+    """Return what the metrics of the table were measured on."""
     lines = [
         f"Each row: {plan.samples:,} samples of seed {plan.seed}, against {len(bench.real.test):,} held-out pictures, "
         f"in the features of {bench.real.key.features}."

@@ -1,10 +1,10 @@
-"""Sampled texts to figures one can trust: each beside the same figure of held-out text.
+"""Measure generated texts: each metric stands beside the same metric of held-out text.
 
-`_floor` is that of held-out text itself, and what to aim at: less is not better for a perplexity, which repetition
-lowers, nor more for `distinct`. So perplexity is drawn against entropy over temperatures, and held-out text is a point
-of that plane. Figures that change with the amount of text are taken from as many rows of both, and an n-gram
-divergence is that from other held-out rows, which neither has. Where those are of other works than the training text,
-this text misses the floor as well: give `measure` rows of it, and no generator is asked for a lesser divergence.
+`_floor` is the metric of held-out text itself, and the value to aim at. Less is not better for a perplexity, which
+repetition lowers, and more is not better for `distinct`. So perplexity is plotted against entropy over temperatures;
+held-out text is a point in that plane. Metrics that change with the amount of text use as many rows of both. An n-gram
+divergence is measured from other held-out rows, which neither side contains. If those come from other works than the
+training text, training text misses the floor as well: measure rows of it, and ask no generator for less divergence.
 """
 
 from collections.abc import Callable, Mapping
@@ -55,9 +55,9 @@ def open_judge(
     text: str,
     progress: Progress | None = None,
 ) -> Judge:
-    """A judge trained on these training rows, once for them and per configuration, and kept in `path`.
+    """Return a judge trained on these training rows, once per configuration, and kept in `path`.
 
-    `text` is the digest of the rows' text and tokenizer: with another, another is trained.
+    `text` is the digest of the rows' text and tokenizer: with another digest, another judge is trained.
     """
     barrier(world)
     if world.is_main and not _fits(path, config, vocab_size, end_id, text):
@@ -79,7 +79,7 @@ def _fits(path: Path, config: JudgeConfig, vocab_size: int, end_id: int, text: s
 def measure_texts(
     samples: TextRows, held_out: TextRows, judge: Judge, decode: Decode | None = None
 ) -> dict[str, float]:
-    """Every figure of the samples, with `_floor` that of held-out rows; with `decode` also those of words.
+    """Compute every metric of the samples, with `_floor` for held-out rows; with `decode` also metrics of words.
 
     Nats, perplexity and entropy are per token of the judge's tokenizer. ConfigError for rows that do not compare.
     """
@@ -91,7 +91,7 @@ def measure_texts(
 def find_frontier(
     samples: Mapping[float, TextRows], held_out: TextRows, judge: Judge, decode: Decode | None = None
 ) -> list[dict[str, float]]:
-    """What `measure` says of the samples of each temperature, from the lowest on; `temperature` says which."""
+    """Measure the samples of each temperature, from the lowest on; `temperature` names it."""
     # Neighbours in a text are alike: without this, the halves would be two plays or two authors.
     real = held_out[torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0)).to(held_out.device)]
     floor = _named(_judged(real, judge), "", "_floor")
@@ -123,7 +123,7 @@ def _judged(rows: TextRows, judge: Judge) -> dict[str, float]:
 
 
 def _beside(samples: TextRows, real: TextRows, prefix: str) -> dict[str, float]:
-    """The figures of samples and of held-out rows; at most half of these, the others being the reference."""
+    """Measure samples and held-out rows; at most half of the latter, the others being the reference."""
     num = min(len(samples), len(real) // 2)
     found = _figures(samples) | _counted(samples[:num], real[num:])
     floor = _figures(real) | _counted(real[:num], real[num:])
@@ -131,7 +131,7 @@ def _beside(samples: TextRows, real: TextRows, prefix: str) -> dict[str, float]:
 
 
 def _figures(rows: TextRows) -> dict[str, float]:
-    """Those that are the same for any number of rows."""
+    """Compute the metrics that do not depend on the number of rows."""
     return {
         "entropy": compute_unigram_entropy(rows).mean().item(),
         f"repetition_{REPEATED}": compute_repetition(rows, REPEATED),
@@ -140,7 +140,7 @@ def _figures(rows: TextRows) -> dict[str, float]:
 
 
 def _counted(rows: TextRows, reference: TextRows) -> dict[str, float]:
-    """Those that fall with the number of rows."""
+    """Compute the metrics that fall with the number of rows."""
     shares = {f"distinct_{n}": compute_distinct(rows, n) for n in SIZES}
     return shares | {f"ngram_kl_{n}": compute_ngram_kl(rows, reference, n) for n in SIZES}
 

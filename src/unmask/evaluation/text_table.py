@@ -58,7 +58,7 @@ def measure_writing(
     judge: JudgeConfig,
     world: World,
 ) -> Iterator[WritingRow]:
-    """The floor, training text, then `num` samples of each way to sample, by its name.
+    """Yield rows for held-out text, training text, then `num` samples of each way to sample, by its name.
 
     The judge is trained on the training text once and kept in the run. ConfigError if there is too little text.
     """
@@ -102,7 +102,7 @@ def sample_rows(pipeline: TextPipeline, num: int, seed: int, sampling: Sampling)
 
 
 def format_writing_head() -> str:
-    """The first two lines of the Markdown table."""
+    """Return the first two lines of the Markdown table."""
     names = [name.replace("_", " ") for name in WRITING_COLUMNS]
     return f"| order | steps | temperature | {' | '.join(names)} |\n| --- |{' ---: |' * (len(WRITING_COLUMNS) + 2)}"
 
@@ -137,7 +137,7 @@ def write_writing(rows: Sequence[WritingRow], out: Path, facts: dict[str, object
 
 
 def draw_frontier(rows: Sequence[WritingRow], path: Path) -> None:
-    """Perplexity against entropy: a line over the temperatures of each setting, or over the steps of each order."""
+    """Plot perplexity against entropy: a line over temperatures for each setting, or over steps for each order."""
     sampled = [row for row in rows if row.steps]
     several = len({row.temperature for row in sampled}) > 1
     names = [f"{row.order}, {row.steps} steps" if several else row.order for row in sampled]

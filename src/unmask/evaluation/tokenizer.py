@@ -69,12 +69,11 @@ def measure_tokenizer(
     known: Mapping[str, object] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, object]:
-    """What a tokenizer keeps of held-out pictures, into `report.json` and `reconstructions.png`; `pictures` are those
-    to train on and held out, and `known` stands in the report too.
+    """Measure a tokenizer on held-out images, and write `report.json` and `reconstructions.png`.
 
-    `rfid` is the Frechet distance of at most `num` held-out pictures to their own reconstructions, in `features`, or
-    else in those of a classifier trained on the others. PSNR in dB, SSIM at most 1; usage and perplexity are those of
-    the codes of these pictures.
+    `pictures` are the images to train on and those held out; `known` is added to the report. `rfid` is the Frechet
+    distance of at most `num` held-out images to their reconstructions, in `features`, or else in a classifier trained
+    on the others. PSNR is in dB, SSIM at most 1. Usage and perplexity describe the tokens of these images.
     """
     facts = describe_environment(world.device)  # before the work, as the checkout may change meanwhile
     model = model.to(world.device)
@@ -103,7 +102,7 @@ def measure_tokenizer(
 def measure_reconstructions(
     model: LearnedModel, pictures: PictureSet, index: Int[Tensor, "n"], features: Features | None, world: World
 ) -> dict[str, object]:
-    """The figures of the pictures of these numbers, computed in blocks over the ranks."""
+    """Compute the metrics of the images with these indices, in blocks over the ranks."""
     dim = 0 if features is None else features.dim
 
     def compute(block: slice) -> Tensor:

@@ -58,11 +58,11 @@ class Ready(Protocol):
     def kept(self) -> str: ...
 
     def make_evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
-        """What the training shows of itself; called once the tokenizer lies in the run folder."""
+        """Return what the training logs about itself; call it once the tokenizer is in the run directory."""
 
 
 def build_model(experiment: Ready) -> Generator:
-    """The model with its initial weights, a function of training.seed."""
+    """Build the model with its initial weights, a function of training.seed."""
     recipe = experiment.recipe
     with torch.random.fork_rng(devices=[]):  # layers draw their initial weights from the global generator
         torch.manual_seed(recipe.training.seed)
@@ -74,7 +74,7 @@ def build_model(experiment: Ready) -> Generator:
 
 
 def count_frequencies(experiment: Ready) -> Float[Tensor, "k"]:
-    """How often each token occurs in the training set, or in some hundred thousand rows spread over a larger one."""
+    """Count each token in the training set, or in some hundred thousand rows spread over a larger one."""
     num, vocab_size = len(experiment.train), experiment.vocab_size
     counts = torch.zeros(vocab_size, dtype=torch.long)
     for index in torch.arange(0, num, -(-num // FREQUENCY_ROWS)).split(4096):
@@ -84,9 +84,9 @@ def count_frequencies(experiment: Ready) -> Float[Tensor, "k"]:
 
 
 def predict_first_loss(experiment: Ready) -> float:
-    """The cross-entropy, in nats, of the head's initial distribution with the data: log K, or the unigram entropy.
+    """Return the cross-entropy (nats) of the head's initial distribution and the data: log K, or the unigram entropy.
 
-    NaN where it is not known: of a training that starts from another, or of a published network.
+    NaN where it is unknown: for a training that starts from another model, or a published network.
     """
     if experiment.recipe.init or not isinstance(experiment.recipe.model, TransformerConfig):
         return math.nan

@@ -55,7 +55,7 @@ class Coded:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerEncoder:
-    """Builds `encode` anew in each process: the tokenizer from its folder, in bfloat16 where that is fast."""
+    """Build `encode` in each process: load the tokenizer from its folder, in bfloat16 where that is fast."""
 
     folder: Path
     device: str

@@ -1,6 +1,8 @@
-"""A new training from an earlier one's weights, on a larger grid or other classes: the reproduction report's 512x512
-model is its 256x256 one, trained on (arXiv 2310.14400, section 2). What cannot be carried over exactly is resized or
-started anew, and said; everything else has to fit."""
+"""Start a training from an earlier model's weights, on a larger grid or with other classes.
+
+The reproduction report trains its 512x512 model from its 256x256 one (arXiv 2310.14400, section 2). What cannot be
+carried over exactly is resized or initialized again, and reported. Everything else has to fit.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace

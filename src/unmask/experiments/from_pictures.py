@@ -40,7 +40,7 @@ class GivenImages:
 
 
 def has_given_images(recipe: Recipe) -> bool:
-    """Whether a recipe on codes that starts from a model names a folder that holds none."""
+    """Return whether a recipe that starts from a model names a folder of images in place of a token dataset."""
     if not recipe.init or not isinstance(recipe.data, Codes) or not recipe.data.path:
         return False
     folder = Path(recipe.data.path).expanduser()
@@ -48,7 +48,7 @@ def has_given_images(recipe: Recipe) -> bool:
 
 
 def use_tokenized(recipe: Recipe, run: Path) -> Recipe:
-    """The recipe with the codes that `tokenize_given` makes in the run."""
+    """Return the recipe with the token dataset that `tokenize_given` makes in the run."""
     return replace(recipe, data=Codes(path=str(run / CODES)))
 
 

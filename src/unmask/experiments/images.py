@@ -58,7 +58,7 @@ class Experiment(Generic[Fitted]):
         return self.recipe.tokenizer.grid
 
     def make_evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
-        """Loss and accuracy on held-out pictures, and a grid of samples."""
+        """Return evaluators of loss and accuracy on held-out images, and of a grid of samples."""
         tokenizer = open_tokenizer(self.recipe.tokenizer, folder / TOKENIZER)
         if isinstance(tokenizer, nn.Module):
             tokenizer = tokenizer.to(world.device)
@@ -72,7 +72,7 @@ class Experiment(Generic[Fitted]):
 
     @cached_property
     def split(self) -> Split:
-        """The pictures behind the tokens; DataError if their source has others now than were tokenized."""
+        """The images behind the tokens; DataError if their source no longer has the images that were tokenized."""
         if self.loaded is not None:
             return self.loaded
         split = self.source.load()
@@ -86,7 +86,7 @@ class Experiment(Generic[Fitted]):
         return split
 
     def read_pictures(self, part: SplitName) -> PictureSet:
-        """The pictures of a part, cut to the tokenizer's size."""
+        """Return the images of a part, cut to the tokenizer's size."""
         pictures = self.split.train if part == "train" else self.split.test
         return PictureSet(pictures=pictures, size=self.recipe.tokenizer.size, flip=False)
 
@@ -176,7 +176,7 @@ def check_classes(classes: tuple[str, ...], asked: int | None, where: str) -> No
 
 
 def encode_pictures(images: Pictures, tokenizer: Pixels, labelled: bool) -> TokenSet:
-    """All images as tokens, a few thousand at a time, with their classes if asked for."""
+    """Encode all images as tokens, a few thousand at a time, with their classes if asked for."""
     parts = torch.arange(len(images)).split(4096)
     tokens = torch.cat([tokenizer.encode(images.read_float(index)) for index in parts])
     return TokenSet(tokens=tokens, condition=images.labels if labelled else None)

@@ -46,7 +46,7 @@ class TextExperiment:
         return self.tokenizer.grid
 
     def make_evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
-        """Loss and accuracy on held-out text, and a sample."""
+        """Return evaluators of loss and accuracy on held-out text, and of a sample."""
         core: MaskedTransformer = unwrap(model)  # type: ignore[assignment]
         precision = self.recipe.training.precision
         pipeline = TextPipeline(core, self.tokenizer, self.recipe.sampling, opens=self.recipe.opens)
@@ -75,7 +75,7 @@ def prepare_text(recipe: TextRecipe, shards: Path, progress: Progress | None = N
 
 
 def reopen_text(recipe: TextRecipe, run: Path) -> TextExperiment:
-    """The experiment of a finished run, from the tokens in its folder if they are there: the text is not needed."""
+    """Open the experiment of a finished run, from the tokens in its folder if there are any; text is not needed."""
     shards = run / TEXT_TOKENS
     ready = _opened(recipe, shards) if (shards / META).is_file() else prepare_text(recipe, shards)
     for name in ("tokenizer_sha256", "documents", "text_sha256"):

@@ -76,7 +76,7 @@ def prepare_tokenizer(recipe: TokenizerRecipe, progress: Progress | None = None)
 
 
 def build_networks(recipe: TokenizerRecipe) -> tuple[Autoencoder, nn.Sequential]:
-    """The tokenizer and its discriminator with their initial weights, functions of training.seed."""
+    """Build the tokenizer and its discriminator with their initial weights, functions of training.seed."""
     with torch.random.fork_rng(devices=[]):  # layers draw their initial weights from the global generator
         torch.manual_seed(recipe.training.seed)
         model = recipe.tokenizer.build()
@@ -120,7 +120,7 @@ def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
 def open_perceptual(
     experiment: TokenizerExperiment, folder: Path, world: World, progress: Progress | None = None
 ) -> Stages | None:
-    """The frozen network of the perceptual term: published, or a classifier trained once and kept in the run."""
+    """Return the frozen network of the perceptual term: published, or a classifier trained once and kept in the run."""
     config = experiment.recipe.perceptual
     if config is None:
         return None
@@ -134,7 +134,7 @@ def open_perceptual(
 
 
 def split_stages(classifier: Classifier) -> Stages:
-    """What each stage of a frozen classifier makes of images, each cell scaled to length 1: LPIPS, equally weighted."""
+    """Return a function: the maps of each stage of a frozen classifier, each cell scaled to length 1 as in LPIPS."""
     classifier.requires_grad_(False).eval()
 
     def stages(images: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b _ _ _"]]:
@@ -148,7 +148,7 @@ def split_stages(classifier: Classifier) -> Stages:
 
 
 def validate_tokenizer(experiment: TokenizerExperiment, model: Autoencoder, world: World) -> Evaluator:
-    """Mean absolute error and PSNR on held-out pictures, split over ranks, and a row of them above their likeness."""
+    """Return an evaluator of mean absolute error and PSNR on held-out images, with a row of reconstructions."""
     num = min(len(experiment.test), VALIDATION_IMAGES)
     chosen = torch.arange(num) * len(experiment.test) // num
 
@@ -182,7 +182,7 @@ def draw_reconstructions(images: Float[Tensor, "n c h w"], made: Float[Tensor, "
 
 
 def open_tokenizer_run(folder: Path) -> tuple[TokenizerRecipe, Autoencoder]:
-    """A trained tokenizer and its recipe; CheckpointError or ConfigError names what is missing."""
+    """Open a trained tokenizer and its recipe; CheckpointError or ConfigError names what is missing."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no config.json there; give the folder of a trained tokenizer")
     recipe = read_config(folder / CONFIG, TokenizerRecipe)

@@ -28,7 +28,7 @@ ACCURACY_RATIOS = (0.25, 0.5, 0.75, 1.0)
 def validate_generator(
     objective: Objective | WithCritic, precision: Precision, data: Tokens, model: nn.Module, world: World
 ) -> Evaluator:
-    """Loss on held-out rows and accuracy at fixed mask ratios, with the same noise every time, split over ranks."""
+    """Return an evaluator of held-out loss, and of accuracy at fixed mask ratios, always with the same noise."""
     num = min(len(data), IMAGES)
     chosen = torch.arange(num) * len(data) // num
     generator = objective.generator if isinstance(objective, WithCritic) else objective
@@ -69,7 +69,7 @@ def validate_generator(
 
 
 def sample_evaluator(pipeline: Pipeline, precision: Precision, world: World) -> Evaluator:
-    """A grid of samples, always of the same seed, so that one sees them improve; of many tokens each, a row alone."""
+    """Return an evaluator that draws a grid of samples of one seed; a single row if an image has many tokens."""
     num = 50 if pipeline.model.length <= FEW_TOKENS else 10
 
     def evaluate() -> Iterable[tuple[str, Image.Image]]:

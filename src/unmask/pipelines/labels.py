@@ -17,7 +17,7 @@ Labels = Condition | Iterable[int | str]
 
 
 def resolve_labels(labels: Int[Tensor, "n"] | Iterable[object], classes: Sequence[str]) -> Int[Tensor, "n"]:
-    """The ids, of whatever range; ConfigError for a name that is none, and for what is neither."""
+    """Return the ids of labels, in whatever range; ConfigError for an unknown name or another type."""
     if isinstance(labels, Tensor):
         return labels
     if isinstance(labels, str):
@@ -26,7 +26,7 @@ def resolve_labels(labels: Int[Tensor, "n"] | Iterable[object], classes: Sequenc
 
 
 def resolve_label(label: object, classes: Sequence[str]) -> int:
-    """The number of a class, given as such or by its name; a name wins, as digits are called "0" to "9"."""
+    """Return the number of a class, given by name or number; a name wins, since digits are called "0" to "9"."""
     if label in classes:
         return list(classes).index(str(label))
     if isinstance(label, Integral) or (isinstance(label, str) and re.fullmatch(r"-?\d{1,9}", label)):

@@ -188,10 +188,10 @@ class TextPipeline(LoadedModel[TextModelSpec]):
     # -- in tensors, for those who build on it -------------------------------------------------------------------------
 
     def predict(self, *, remember: bool = True, ends: bool = True) -> Predict:
-        """The model's logits, with what no text is made of ruled out; a shorter canvas ends where its text does.
+        """Return the model's logits, without tokens that no text contains; a shorter canvas ends where its text does.
 
-        Made anew for each batch, as a self-conditioned model remembers what it thought of this one, if it may.
-        Without `ends` no end token can be drawn.
+        A self-conditioned model needs a new one for each batch, as it remembers its last prediction.
+        Without `ends`, no end token can be sampled.
         """
         make = guided_with_memory if self.model.config.self_condition and remember else guided
         whole = pad_canvas(make(self.model, None), self.model.length, self._beyond)
@@ -200,13 +200,13 @@ class TextPipeline(LoadedModel[TextModelSpec]):
         return lambda tokens, t: whole(tokens, t).float().index_fill(-1, banned, -torch.inf)
 
     def score_tokens(self, canvas: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
-        """The critic's logit that a token is right."""
+        """Return the critic's logit that a token is right."""
         rest = canvas.new_full((len(canvas), self.model.length - canvas.shape[1]), self._beyond)
         return self.model(torch.cat([canvas, rest], 1), judge=True)[:, : canvas.shape[1]]
 
     @property
     def _beyond(self) -> int:
-        """What stands after the end of a canvas: nothing, if the model knows that, or else tokens that stay masked."""
+        """What follows a short canvas: nothing (ABSENT) if the model knows that, or else tokens that stay masked."""
         return ABSENT if self.model.config.padded else self.model.mask_id
 
     def stream_states(
@@ -251,7 +251,7 @@ class TextPipeline(LoadedModel[TextModelSpec]):
             yield from tokens
 
     def make_canvas(self, prompt: str, length: int | None = None) -> MaskedText:
-        """The prompt and, after it, as many masked tokens as there is room for."""
+        """Return the prompt, followed by as many masked tokens as there is room for."""
         length = self.model.length if length is None else length
         known = [*self._front, *self.tokenizer.encode(prompt).tolist()]
         if not 1 <= length <= self.model.length:
@@ -298,7 +298,7 @@ class TextPipeline(LoadedModel[TextModelSpec]):
         return [self.model.mask_id] * (1 if count is None else int(count))
 
     def decode_row(self, tokens: Int[Tensor, "l"], front: int) -> str:
-        """The text of a row, from after its front up to its end token."""
+        """Return the text of a row, without its front and up to its end token."""
         row: Sequence[int] = tokens[front:].tolist()
         end = row.index(self.tokenizer.end_id) if self.tokenizer.end_id in row else len(row)
         return self.tokenizer.decode(row[:end])

@@ -19,12 +19,12 @@ A mistyped folder so never becomes a stranger's model.
 
 
 def is_on_hub(name: str | Path) -> bool:
-    """Whether a name is that of a model on the hub."""
+    """Return whether a name means a model on the Hub."""
     return str(name).startswith(HUB)
 
 
 def upload_model(folder: Path, repo: str, *, private: bool, token: str | None) -> str:
-    """A saved model to a repository of the hub, which is made if needed; gives its address. ConfigError if refused."""
+    """Upload a saved model to the Hub, into a new repository if needed; return its address. Raises ConfigError."""
     with _refusals(f"cannot upload to {repo}"):
         from huggingface_hub import HfApi
 
@@ -35,9 +35,9 @@ def upload_model(folder: Path, repo: str, *, private: bool, token: str | None) -
 
 
 def download_model(name: str, *, offline: bool = False) -> Path:
-    """A saved model of the hub, of which only weights and configurations are asked for, as a folder in our cache.
+    """Download a saved model's weights and configurations from the Hub; return the folder in our cache.
 
-    `offline`: what is there already. ConfigError if it cannot be had.
+    `offline`: use what is there already. ConfigError if it cannot be had.
     """
     found = re.fullmatch(r"([\w.-]+)/([\w.-]+)(?:@([\w./-]+))?", name.removeprefix(HUB))
     if not found:
@@ -59,7 +59,7 @@ def download_model(name: str, *, offline: bool = False) -> Path:
 
 @contextmanager
 def _refusals(what: str) -> Iterator[None]:
-    """What huggingface_hub raises inside, as one line."""
+    """Report what huggingface_hub raises inside in one line."""
     try:
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:

@@ -60,7 +60,7 @@ def _convert_files(model: Published, files: Mapping[File, Path], folder: Path) -
 
 
 def _find_files(name: str, given: Sequence[Path], offline: bool, progress: Progress | None) -> dict[File, Path]:
-    """The published files: among those given, or fetched once it is clear that all can be had."""
+    """Return the published files: those given, or fetched once it is clear that all can be had."""
     parts = (MODELS[name].model, MODELS[name].tokenizer)
     for place in given:
         if not place.exists():
@@ -84,7 +84,7 @@ def _own(size: Size, family: str) -> Size:
 
 
 def _find_given(part: File, given: Sequence[Path], parts: Sequence[File]) -> Path | None:
-    """The published file among those given, or in their folders; CheckpointError if it is not as published."""
+    """Return the published file among those given, or in their folders; CheckpointError if it is not as published."""
     short = Path(part.name).name
     alike = sum(Path(other.name).name == short for other in parts) > 1  # then the folder tells
     ending = part.name if alike else short
@@ -100,7 +100,7 @@ def _find_given(part: File, given: Sequence[Path], parts: Sequence[File]) -> Pat
 
 
 def _is_named(place: Path, ending: str) -> bool:
-    """Whether a file, or the file that it is a link to, has this path at its end: a cache may name it by its hash."""
+    """Return whether a file, or the target of a link, has this path at its end: a cache may name it by its hash."""
     return any(path.as_posix().endswith(f"/{ending}") for path in (Path(os.path.abspath(place)), place.resolve()))
 
 
@@ -113,14 +113,15 @@ def _fetch_file(part: File, offline: bool, progress: Progress | None) -> Path:
 
 
 def write_converted(done: Converted, into: Path, report: Path) -> None:
-    """The converted parameters, and beside them what became of every tensor."""
+    """Write the converted parameters, and a report on every tensor beside them."""
     done.write(into, {"source": done.report.source})
     report.write_text(done.report.text, encoding="utf-8")
 
 
 def convert_into(path: Path, family: str, out: Path) -> Converted:
-    """A foreign file into a folder: a generator makes it, its tokenizer joins it, and a tokenizer alone has its own.
+    """Convert a foreign file into a folder.
 
+    A generator creates the folder, its tokenizer joins it, and a tokenizer alone gets a folder for itself.
     Raises CheckpointError for a file that does not fit, or a folder that holds something else.
     """
     rules, config = FAMILIES[family], out / CONFIG
@@ -140,7 +141,7 @@ def convert_into(path: Path, family: str, out: Path) -> Converted:
 
 
 def _lacks_tokenizer(folder: Path) -> bool:
-    """Whether there is a generator without one."""
+    """Return whether the folder holds a generator without a tokenizer."""
     if not (folder / MODEL).exists() or not (folder / CONFIG).exists():
         return False
     return "model" in load_json(folder / CONFIG) and not (folder / TOKENIZER).exists()

@@ -119,7 +119,7 @@ def read_config(path: Path, kind: type[Wanted]) -> Wanted: ...
 @overload
 def read_config(path: Path, kind: Kinds = ...) -> Any: ...
 def read_config(path: Path, kind: Kinds = AnyConfig) -> Any:
-    """Read a config.json: that of a run, an export, a published model or a lone tokenizer.
+    """Read the config.json of a run, an export, a published model or a lone tokenizer.
 
     Args:
         path: The file.
