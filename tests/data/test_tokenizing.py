@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from unmask.data.identity import hash_encoded, join_keys
 from unmask.data.image_files import Unreadable
 from unmask.data.images import Images
 from unmask.data.pictures import Pictures
@@ -87,6 +88,12 @@ class Fake:
         raise NotImplementedError
 
     def take(self, index):
+        raise NotImplementedError
+
+    def compute_keys(self):
+        return join_keys([hash_encoded(f"{i}".encode()) for i in range(self.num)])
+
+    def compute_whole_keys(self):
         raise NotImplementedError
 
 

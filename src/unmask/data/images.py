@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from unmask.data.identity import hash_pixels
 from unmask.data.image_files import Unreadable
 from unmask.errors import DataError
 
@@ -24,6 +25,10 @@ class Images:
     """The class id of each image, or None."""
     classes: tuple[str, ...] = ()
     """The names of the classes; () without labels."""
+    keys: UInt8[np.ndarray, "n 16"] | None = None
+    """The keys of the files that the images were read from (`unmask.data.identity`)."""
+    whole_keys: UInt8[np.ndarray, "n 16"] | None = None
+    """The same over all bytes of the files."""
 
     def __post_init__(self):
         if self.pixels.ndim != 4 or self.pixels.dtype != torch.uint8:
@@ -56,7 +61,16 @@ class Images:
     def take(self, index: Int[Tensor, " b"]) -> "Images":
         """Return the chosen images with their labels."""
         labels = None if self.labels is None else self.labels[index]
-        return Images(pixels=self.pixels[index], labels=labels, classes=self.classes)
+        keys, whole = (None if keys is None else keys[index.numpy()] for keys in (self.keys, self.whole_keys))
+        return Images(pixels=self.pixels[index], labels=labels, classes=self.classes, keys=keys, whole_keys=whole)
+
+    def compute_keys(self) -> UInt8[np.ndarray, "n 16"]:
+        """Return the key of each image: of the file it was read from, else of its pixels."""
+        return hash_pixels(self.pixels) if self.keys is None else self.keys
+
+    def compute_whole_keys(self) -> UInt8[np.ndarray, "n 16"]:
+        """Return a hash of all bytes of each image; they are in memory, so this is cheap."""
+        return self.compute_keys() if self.whole_keys is None else self.whole_keys
 
 
 def check_labels(labels: Int[Tensor, " n"] | None, classes: tuple[str, ...], count: int) -> None:

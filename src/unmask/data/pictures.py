@@ -7,13 +7,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from unmask.data.identity import choose_held_out, hash_picture_file, join_keys, sort_keys
 from unmask.data.image_files import Unreadable, fit, open_image, silence_warnings
 from unmask.data.images import Images, check_labels
 from unmask.errors import ConfigError, DataError
@@ -22,7 +24,10 @@ from unmask.storage.files import escape_line
 
 MAX_THREADS = 16
 AHEAD = 256  # images that threads may decode ahead of the first unfinished one
-PROBED = 64  # images that are hashed of a collection that is read on demand
+
+Arrangement = Literal["content", "position"]
+"""How a set of pictures is ordered and split: by the content of each, or, in runs of early versions, by its position in
+the listing."""
 
 
 @runtime_checkable
@@ -55,6 +60,12 @@ class Pictures(Protocol):
     def take(self, index: Int[Tensor, " b"]) -> "Pictures":
         """Select images and their labels without reading them."""
 
+    def compute_keys(self) -> UInt8[np.ndarray, "n 16"]:
+        """Return the key of each image (`unmask.data.identity`)."""
+
+    def compute_whole_keys(self) -> UInt8[np.ndarray, "n 16"]:
+        """Return a hash of all bytes of each image."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
@@ -76,6 +87,8 @@ class OnDemand(ABC):
     classes: tuple[str, ...]
     size: tuple[int, int]
     channels: int
+    keys: UInt8[np.ndarray, "n 16"] | None = None
+    """The keys of the images, once they are known."""
 
     def __post_init__(self) -> None:
         check_labels(self.labels, self.classes, len(self))
@@ -86,6 +99,22 @@ class OnDemand(ABC):
     @abstractmethod
     def open(self, i: int) -> Image.Image | Unreadable:
         """Open image `i` whole, in mode RGB or L; threads call it inside `silence_warnings`."""
+
+    @abstractmethod
+    def hash_content(self, i: int, *, whole: bool) -> bytes:
+        """Return the key of image `i`, or with `whole` a hash of all its bytes."""
+
+    def compute_keys(self) -> UInt8[np.ndarray, "n 16"]:
+        """Return the key of each image; this reads 8 KiB of each, in threads."""
+        return self._hash_each(whole=False) if self.keys is None else self.keys
+
+    def compute_whole_keys(self) -> UInt8[np.ndarray, "n 16"]:
+        """Return a hash of all bytes of each image; this reads them all."""
+        return self._hash_each(whole=True)
+
+    def _hash_each(self, *, whole: bool) -> UInt8[np.ndarray, "n 16"]:
+        with ThreadPoolExecutor(count_threads()) as pool:
+            return join_keys(list(pool.map(lambda i: self.hash_content(i, whole=whole), range(len(self)))))
 
     def read_one(self, i: int) -> UInt8[Tensor, "c h w"] | Unreadable:
         """Read image `i` in its final shape."""
@@ -126,14 +155,22 @@ class Files(OnDemand):
     def open(self, i: int) -> Image.Image | Unreadable:
         return open_image(self.paths[i])
 
+    def hash_content(self, i: int, *, whole: bool) -> bytes:
+        return hash_picture_file(self.paths[i], whole=whole)
+
     def take(self, index: Int[Tensor, " b"]) -> "Files":
         paths = tuple(self.paths[i] for i in index.tolist())
-        return replace(self, paths=paths, labels=take_labels(self.labels, index))
+        return replace(self, paths=paths, labels=take_labels(self.labels, index), keys=take_keys(self.keys, index))
 
 
 def take_labels(labels: Int[Tensor, " n"] | None, index: Int[Tensor, " b"]) -> Int[Tensor, " b"] | None:
     """Return the chosen labels, if there are any."""
     return None if labels is None else labels[index]
+
+
+def take_keys(keys: UInt8[np.ndarray, "n 16"] | None, index: Int[Tensor, " b"]) -> UInt8[np.ndarray, "b 16"] | None:
+    """Return the chosen keys, if they are known."""
+    return None if keys is None else keys[index.numpy()]
 
 
 def read_each(
@@ -167,26 +204,28 @@ def count_threads() -> int:
 
 def read_all(pictures: Pictures) -> Images:
     """Read all images into memory."""
-    return Images(pixels=pictures.read(torch.arange(len(pictures))), labels=pictures.labels, classes=pictures.classes)
+    return Images(
+        pixels=pictures.read(torch.arange(len(pictures))),
+        labels=pictures.labels,
+        classes=pictures.classes,
+        keys=pictures.compute_keys(),
+    )
 
 
 def hash_pictures(*sets: Pictures) -> str:
-    """Return the SHA-256 of classes, labels and pixels.
-
-    All images in memory are hashed, but only PROBED evenly spaced ones of those that are read on demand, so one
-    replaced file among a million may go unnoticed.
-    """
+    """Return the SHA-256 of classes, labels, and keys of images that come from files, else their pixels."""
     found = hashlib.sha256()
     for pictures in sets:
         num = len(pictures)
-        few = min(num, PROBED) if isinstance(pictures, OnDemand) else num
         found.update(f"{num} {pictures.shape} {pictures.classes}\n".encode())
         if pictures.labels is not None:
             found.update(pictures.labels.numpy().tobytes())
-        for index in (torch.arange(few) * num // max(1, few)).split(AHEAD):
-            pixels, places, _ = pictures.try_read(index)
-            found.update(places.numpy().tobytes())
-            found.update(pixels.numpy().tobytes())
+        if not isinstance(pictures, Images) or pictures.keys is not None:
+            found.update(pictures.compute_keys().tobytes())
+            continue
+        for index in torch.arange(num).split(AHEAD):
+            found.update(torch.arange(len(index)).numpy().tobytes())
+            found.update(pictures.pixels[index].numpy().tobytes())
     return found.hexdigest()
 
 
@@ -198,13 +237,34 @@ def split(pictures: Pictures, held_out: int, seed: int) -> tuple[Pictures, Pictu
     return pictures.take(order[held_out:]), pictures.take(order[:held_out])
 
 
-def split_share(pictures: Pictures, held_out: float, seed: int, where: str) -> tuple[Pictures, Pictures]:
-    """Split into (train, test); the fraction `held_out` is the test set, at least one image unless it is 0."""
-    count = max(1, round(held_out * len(pictures))) if held_out else 0
-    if count >= len(pictures):
-        seen = f"{count} of {len(pictures)} images"
+def split_share(
+    pictures: Pictures, held_out: float, seed: int, where: str, arrange: Arrangement = "content"
+) -> tuple[Pictures, Pictures]:
+    """Split into (train, test); about the fraction `held_out` is the test set, at least one image unless it is 0.
+
+    Each image's content and the seed decide whether it is held out, so adding images moves no other. Both sets are
+    sorted by content. With `arrange` "position", the exact fraction is held out by position.
+    """
+    if arrange == "position":
+        count = max(1, round(held_out * len(pictures))) if held_out else 0
+        _check_rest(len(pictures), count, where)
+        return split(pictures, count, seed)
+    pictures = sort_by_content(pictures)
+    held = choose_held_out(pictures.compute_keys(), held_out, seed)
+    _check_rest(len(pictures), int(held.sum()), where)
+    return pictures.take((~held).nonzero()[:, 0]), pictures.take(held.nonzero()[:, 0])
+
+
+def sort_by_content(pictures: Pictures) -> Pictures:
+    """Return the images in the order of their keys, with the keys; copies of an image keep their order."""
+    keys = pictures.compute_keys()
+    return replace(pictures, keys=keys).take(sort_keys(keys))  # type: ignore[type-var]
+
+
+def _check_rest(num: int, held_out: int, where: str) -> None:
+    if held_out >= num:
+        seen = f"{held_out} of {num} images"
         raise DataError(f"{escape_line(where)}: {seen} would be held out: add images or lower it")
-    return split(pictures, count, seed)
 
 
 def check_share(held_out: float) -> None:

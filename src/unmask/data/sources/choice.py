@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from unmask.data.images import to_images
-from unmask.data.pictures import Split, check_share, split, split_share
+from unmask.data.pictures import Arrangement, Split, check_share, split, split_share
 from unmask.data.sources.cifar import Cifar10
 from unmask.data.sources.folders import Folder
 from unmask.data.sources.hub import HubImages
@@ -69,7 +69,9 @@ class Arrays:
     held_out: float = 0.1
     """Fraction of the images to hold out."""
     seed: int = 0
-    """Seed of the shuffle before the split."""
+    """Seed that decides, with the content of each image, which ones are held out."""
+    arrange: Arrangement = "content"
+    """Order and split images by their content, or (runs of early versions) by their position in the listing."""
 
     def __post_init__(self):
         check_share(self.held_out)
@@ -81,7 +83,7 @@ class Arrays:
             whole = to_images(arrays["images"], arrays.get("labels"))
         except DataError as error:
             raise DataError(f"{escape_line(self.path)}: {error}") from error
-        train, test = split_share(whole, self.held_out, self.seed, self.path)
+        train, test = split_share(whole, self.held_out, self.seed, self.path, self.arrange)
         return Split(train=train, test=test)
 
 

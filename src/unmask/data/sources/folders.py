@@ -11,7 +11,17 @@ from torch import Tensor
 
 from unmask.data.image_files import Unreadable
 from unmask.data.images import Images
-from unmask.data.pictures import Files, Pictures, Split, check_shape, check_share, read_each, split_share
+from unmask.data.pictures import (
+    Arrangement,
+    Files,
+    Pictures,
+    Split,
+    check_shape,
+    check_share,
+    read_each,
+    sort_by_content,
+    split_share,
+)
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
@@ -38,7 +48,9 @@ class Folder:
     held_out: float = 0.1
     """Fraction of the images to hold out."""
     seed: int = 0
-    """Seed of the shuffle before the split."""
+    """Seed that decides, with the content of each image, which ones are held out."""
+    arrange: Arrangement = "content"
+    """Order and split images by their content, or (runs of early versions) by their position in the listing."""
 
     def __post_init__(self):
         check_shape(self.size, self.channels)
@@ -53,10 +65,12 @@ class Folder:
         pair = find_pair(root)
         if pair is None:
             images, bad = read_folder(root, size=size, channels=self.channels, progress=progress)
-            train, test = split_share(images, self.held_out, self.seed, self.path)
+            train, test = split_share(images, self.held_out, self.seed, self.path, self.arrange)
             return Split(train=train, test=test, bad=tuple(bad))
         train, bad = read_folder(pair[0], size=size, channels=self.channels, progress=progress)
         test, more = read_folder(pair[1], size=size, channels=self.channels, progress=progress, like=train)
+        if self.arrange == "content":
+            train, test = sort_by_content(train), sort_by_content(test)
         return Split(train=train, test=test, bad=(*bad, *more))
 
 
@@ -102,7 +116,8 @@ def read_folder(
         found = listed.take(good)
     else:
         pixels, good, odd = read_each(listed.read_one, torch.arange(len(paths)), listed.shape, progress)
-        found = Images(pixels=pixels, labels=None)
+        used = listed.take(good)
+        found = Images(pixels=pixels, labels=None, keys=used.compute_keys(), whole_keys=used.compute_whole_keys())
     bad += odd
     if not len(good):
         hint = f"; the first: {bad[0]}" if bad else ""

@@ -11,9 +11,21 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from unmask.data.identity import hash_encoded, hash_picture_file
 from unmask.data.image_files import Unreadable, decode_bytes, open_image
 from unmask.data.images import name_classes
-from unmask.data.pictures import OnDemand, Pictures, Split, check_shape, check_share, split_share, take_labels
+from unmask.data.pictures import (
+    Arrangement,
+    OnDemand,
+    Pictures,
+    Split,
+    check_shape,
+    check_share,
+    sort_by_content,
+    split_share,
+    take_keys,
+    take_labels,
+)
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
@@ -40,7 +52,9 @@ class HubImages:
     held_out: float = 0.1
     """Fraction of the training split to hold out, if there is no test split."""
     seed: int = 0
-    """Seed of the shuffle before the split."""
+    """Seed that decides, with the content of each image, which ones are held out."""
+    arrange: Arrangement = "content"
+    """Order and split images by their content, or (runs of early versions) by their position in the listing."""
 
     def __post_init__(self):
         check_shape(self.size, self.channels)
@@ -55,8 +69,11 @@ class HubImages:
             raise ConfigError(f"{self.name} has no split {self.train!r}, but {', '.join(parts)}: set --data.train")
         train = self._open_rows(parts, self.train)
         if self.test in parts:
-            return Split(train=train, test=self._open_rows(parts, self.test, train))
-        rest, held = split_share(train, self.held_out, self.seed, self.name)
+            test: Pictures = self._open_rows(parts, self.test, train)
+            if self.arrange == "content":
+                return Split(train=sort_by_content(train), test=sort_by_content(test))
+            return Split(train=train, test=test)
+        rest, held = split_share(train, self.held_out, self.seed, self.name, self.arrange)
         return Split(train=rest, test=held)
 
     def _open_rows(self, parts: dict[str, Any], part: str, like: Pictures | None = None) -> "HubRows":
@@ -89,8 +106,18 @@ class HubRows(OnDemand):
             return open_image(cell["path"])
         return decode_bytes(io.BytesIO(cell["bytes"]), name)
 
+    def hash_content(self, i: int, *, whole: bool) -> bytes:
+        try:
+            cell = self.dataset[int(self.rows[i])][self.image] or {"bytes": b""}
+        except (OSError, ValueError, LookupError):
+            return hash_encoded(b"")  # it is left out when it is read
+        if cell["bytes"] is None:
+            return hash_picture_file(cell["path"], whole=whole)
+        return hash_encoded(cell["bytes"], whole=whole)
+
     def take(self, index: Int[Tensor, " b"]) -> "HubRows":
-        return replace(self, rows=self.rows[index], labels=take_labels(self.labels, index))
+        labels, keys = take_labels(self.labels, index), take_keys(self.keys, index)
+        return replace(self, rows=self.rows[index], labels=labels, keys=keys)
 
 
 def load_parts(name: str, subset: str | None = None) -> dict[str, Any]:

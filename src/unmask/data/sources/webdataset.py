@@ -17,9 +17,19 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from unmask.data.identity import hash_picture_file
 from unmask.data.image_files import Unreadable, decode_bytes
 from unmask.data.images import MAX_CLASSES, name_classes
-from unmask.data.pictures import OnDemand, Split, check_shape, check_share, split_share, take_labels
+from unmask.data.pictures import (
+    Arrangement,
+    OnDemand,
+    Split,
+    check_shape,
+    check_share,
+    split_share,
+    take_keys,
+    take_labels,
+)
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
@@ -59,7 +69,9 @@ class Shards:
     held_out: float = 0.1
     """Fraction of the images to hold out."""
     seed: int = 0
-    """Seed of the shuffle before the split."""
+    """Seed that decides, with the content of each image, which ones are held out."""
+    arrange: Arrangement = "content"
+    """Order and split images by their content, or (runs of early versions) by their position in the listing."""
 
     def __post_init__(self):
         check_shape(self.size, self.channels)
@@ -68,7 +80,7 @@ class Shards:
     def load(self, progress: Progress | None = None) -> Split:
         """Load the training and the test set."""
         pictures, bad = read_shards(find_shards(self.path), (self.size, self.size), self.channels, progress)
-        train, test = split_share(pictures, self.held_out, self.seed, self.path)
+        train, test = split_share(pictures, self.held_out, self.seed, self.path, self.arrange)
         return Split(train=train, test=test, bad=tuple(bad))
 
 
@@ -96,9 +108,18 @@ class Members(OnDemand):
             return Unreadable(name, f"{len(body)} of {length} bytes are there: the archive has changed")
         return decode_bytes(io.BytesIO(body), name)
 
+    def hash_content(self, i: int, *, whole: bool) -> bytes:
+        archive, offset, length = self.places[i].tolist()
+        return hash_picture_file(self.archives[archive], offset, length, whole=whole)
+
     def take(self, index: Int[Tensor, " b"]) -> "Members":
-        names = tuple(self.names[i] for i in index.tolist())
-        return replace(self, names=names, places=self.places[index], labels=take_labels(self.labels, index))
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in index.tolist()),
+            places=self.places[index],
+            labels=take_labels(self.labels, index),
+            keys=take_keys(self.keys, index),
+        )
 
 
 @dataclass(frozen=True, slots=True)
