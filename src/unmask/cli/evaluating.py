@@ -11,6 +11,7 @@ import tyro
 
 from unmask.cli.editing import choose_cells
 from unmask.cli.flags import (
+    DataFlags,
     MeasuredFlags,
     NetworkFlags,
     SamplingFlags,
@@ -45,6 +46,7 @@ from unmask.tokenizers.base import open_tokenizer
 class EvaluateTokenizerFlags:
     network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
+    known: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
     data: Path | None = None
     """For a published or converted tokenizer: a folder of pictures. A trained one has its own."""
     out: Path | None = None
@@ -71,7 +73,7 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
     with catch_value_errors(), catch_disk_errors(run), join_world(choose_device(flags.network.device)) as here:
         features, judge = flags.network.open(here)
         if own:
-            measure = partial(evaluation.measure_tokenizer_run, run)
+            measure = partial(evaluation.measure_tokenizer_run, run, policy=flags.known.policy)
         else:
             source = Folder(path=str(flags.data), size=max(config.size), channels=config.channels)
             pictures = _pictures(source, config, here)
@@ -143,7 +145,7 @@ def _measure(
     flags: EvaluateInpaintFlags, opened: OpenedModel, sampling: Sampling, schedules: dict[str, Shape], here: World
 ) -> None:
     with catch_disk_errors(flags.out or Path("runs")):
-        run = open_run(opened, here, data=flags.published.data, out=flags.out)
+        run = open_run(opened, here, data=flags.published.data, out=flags.out, policy=flags.published.policy)
         experiment, pipeline, out = run.experiment, run.pipeline, flags.out or run.folder / "inpainting"
         _ = pipeline.cells  # refused before anything is measured
         features, judge = flags.network.open(here)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from unmask.cli.parsing import catch_disk_errors
+from unmask.data.fingerprint import DataPolicy
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import change_sampling
 from unmask.evaluation.networks import open_networks
@@ -42,8 +43,23 @@ class WeightsFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredFlags(WeightsFlags):
-    """What a model that is no run is measured against."""
+class DataFlags:
+    """What to do about the data of an earlier command."""
+
+    accept_data: bool = False
+    """Continue although the data changed since the run began; the run keeps a record of it."""
+    verify_data: bool = False
+    """Compare all bytes of all images, not only the first and last 4 KiB of each file of a large set."""
+
+    @property
+    def policy(self) -> DataPolicy:
+        """The flags as the experiments take them."""
+        return DataPolicy(accept=self.accept_data, verify=self.verify_data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredFlags(WeightsFlags, DataFlags):
+    """What a model is measured against."""
 
     data: str | None = None
     """For a published or exported model: the token dataset of images to measure against, made by unmask tokenize NAME;

@@ -163,6 +163,7 @@ def print_report(opened: OpenedModel, here: World, flags: EvaluateFlags, samplin
             reference=flags.network.reference,
             data=flags.published.data,
             out=flags.out,
+            policy=flags.published.policy,
             progress=progress,
         )
     if not here.is_main:

@@ -63,7 +63,7 @@ def run_score(arguments: list[str]) -> None:
 
 def _print_table(flags: ScoreFlags, opened: OpenedModel, chosen: list, sampling: Sampling | None, here: World) -> None:
     with catch_disk_errors(flags.out or Path("runs")):
-        subject, own, _, folder = open_subject(opened, here, flags.published.data, flags.out)
+        subject, own, _, folder = open_subject(opened, here, flags.published.data, flags.out, flags.published.policy)
         out = flags.out or folder / "score"
         rows = []
         for row in scoring.score_subject(

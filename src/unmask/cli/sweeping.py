@@ -50,7 +50,9 @@ def run_sweep(arguments: list[str]) -> None:
 def _print_table(flags: SweepFlags, plan: SweepPlan, opened: OpenedModel, here: World) -> None:
     with catch_disk_errors(flags.out or Path("runs")), show_progress(shown=here.is_main) as progress:
         features, judge = flags.network.open(here)
-        run = open_run(opened, here, data=flags.published.data, out=flags.out, progress=progress)
+        run = open_run(
+            opened, here, data=flags.published.data, out=flags.out, policy=flags.published.policy, progress=progress
+        )
         out = flags.out or run.folder / "sweep"
         rows = sweep_run(
             run,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.cli.flags import Device, WeightsFlags
+from unmask.cli.flags import DataFlags, Device, WeightsFlags
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, PictureSource, Shards
 from unmask.decoding.names import look_up
@@ -25,7 +25,7 @@ from unmask.storage.layout import MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTokenizerFlags:
+class TrainTokenizerFlags(DataFlags):
     recipe: Annotated[TokenizerRecipe, tyro.conf.arg(name="")]
     out: Path
     """The run directory: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
@@ -51,7 +51,15 @@ def run_train_tokenizer(arguments: list[str]) -> None:
     if flags.dry_run:
         return _describe(flags.recipe)
     with catch_value_errors(), catch_disk_errors(flags.out):
-        run = train_tokenizer(flags.recipe, flags.out, resume=flags.resume, device=flags.device, say=say_aside)
+        run = train_tokenizer(
+            flags.recipe,
+            flags.out,
+            resume=flags.resume,
+            device=flags.device,
+            accept_data=flags.accept_data,
+            verify_data=flags.verify_data,
+            say=say_aside,
+        )
     if is_main_process():
         print(f"wrote {run / MODEL}; next: unmask evaluate-tokenizer {run}")
 
@@ -81,7 +89,7 @@ def list_sources(size: int, channels: int) -> dict[str, PictureSource]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizeFlags:
+class TokenizeFlags(DataFlags):
     data: PictureSource
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     out: Path
@@ -130,6 +138,8 @@ def run_tokenize(arguments: list[str]) -> None:
             shard_size=flags.shard_size,
             seed=flags.seed,
             device=flags.device,
+            accept_data=flags.accept_data,
+            verify_data=flags.verify_data,
             say=say_aside,
         )
     if is_main_process():

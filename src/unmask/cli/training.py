@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.cli.flags import Device, WeightsFlags, choose_device
+from unmask.cli.flags import DataFlags, Device, WeightsFlags, choose_device
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.sampling import EvaluateFlags, print_report
 from unmask.cli.tokenizers import say_aside
@@ -29,7 +29,7 @@ from unmask.storage.weights import skip_initial_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFlags:
+class RunFlags(DataFlags):
     out: Path
     """The run directory: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
     resume: Literal["auto", "never"] = "auto"
@@ -107,7 +107,7 @@ def _train(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None = None,
         if here.is_main:
             print("\n".join(notes), end="\n" if notes else "", flush=True)
         num_classes = flags.num_classes if isinstance(flags, TrainFlags) else None
-        run_recipe(flags.recipe, run, here, start=start, num_classes=num_classes, say=say_aside)
+        run_recipe(flags.recipe, run, here, start=start, num_classes=num_classes, policy=flags.policy, say=say_aside)
         if here.is_main:
             text = isinstance(flags, TrainTextFlags)
             first, second = ("generate", "score") if text else ("evaluate", "sample")

@@ -85,7 +85,7 @@ def choose_held_out(keys: UInt8[np.ndarray, "n 16"], share: float, seed: int) ->
     return held_out
 
 
-def _start_hash(length: int) -> "hashlib._Hash":
+def _start_hash(length: int) -> hashlib.blake2b:
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     digest.update(length.to_bytes(8, "little", signed=True))
     return digest

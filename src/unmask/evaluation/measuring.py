@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from typing_extensions import Unpack
 
+from unmask.data.fingerprint import STRICT, DataPolicy
 from unmask.decoding.names import list_orders, look_up
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import SamplingSettings, change_sampling
@@ -41,6 +42,8 @@ def evaluate(
     data: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
+    accept_data: bool = False,
+    verify_data: bool = False,
     progress: Progress | None = None,
     **settings: Unpack[SamplingSettings],
 ) -> dict[str, object]:
@@ -56,6 +59,8 @@ def evaluate(
         data: For a model that is no run: what to measure it against.
         out: For a model that is no run: the folder for the results; runs/NAME by default.
         device: "auto", "cuda" or "cpu".
+        accept_data: Measure a run although its data changed since it was trained.
+        verify_data: Compare all bytes of all images, also of those that are read on demand.
         progress: Called with (what, done, total).
         settings: How to sample, as in `Pipeline.generate`.
 
@@ -76,6 +81,7 @@ def evaluate(
             reference=None if reference is None else Path(reference),
             data=data,
             out=None if out is None else Path(out),
+            policy=DataPolicy(accept=accept_data, verify=verify_data),
             progress=progress,
         )
 
@@ -92,6 +98,7 @@ def evaluate_opened(
     reference: Path | None = None,
     data: str | None = None,
     out: Path | None = None,
+    policy: DataPolicy = STRICT,
     progress: Progress | None = None,
 ) -> dict[str, object]:
     """Measure a model whose configuration is read; see `evaluate`."""
@@ -99,7 +106,7 @@ def evaluate_opened(
         raise ConfigError(f"--samples {samples}: at least 2, to have a covariance")
     extractor, judge = open_networks(features, classifier, here)
     return measure_run(
-        open_run(opened, here, data=data, out=out, progress=progress),
+        open_run(opened, here, data=data, out=out, policy=policy, progress=progress),
         num=samples,
         seed=seed,
         world=here,
@@ -129,6 +136,8 @@ def sweep(
     reference: str | Path | None = None,
     data: str | None = None,
     device: str = "auto",
+    accept_data: bool = False,
+    verify_data: bool = False,
     progress: Progress | None = None,
 ) -> list[SweepRow]:
     """Compare ways to sample in one table with plots, as `unmask sweep` does; the same call again resumes it.
@@ -137,7 +146,7 @@ def sweep(
         run: A run, an export, a published model or hf-hub:OWNER/NAME.
         choices: What to compare.
         out: The folder for sweep.md, sweep.csv and the plots; RUN/sweep by default.
-        features, classifier, reference, data, device, progress: As in `evaluate`.
+        features, classifier, reference, data, device, accept_data, verify_data, progress: As in `evaluate`.
 
     Returns:
         The rows: the real-data baseline, the tokenizer bound, each setting, and the best one with a fresh seed.
@@ -146,7 +155,8 @@ def sweep(
         opened = open_model(run, world=here)
         plan = plan_sweep(opened.require_image_spec(), choices, opened.name)
         extractor, judge = open_networks(features, classifier, here)
-        subject = open_run(opened, here, data=data, out=None if out is None else Path(out), progress=progress)
+        policy, place = DataPolicy(accept=accept_data, verify=verify_data), None if out is None else Path(out)
+        subject = open_run(opened, here, data=data, out=place, policy=policy, progress=progress)
         folder = subject.folder / "sweep" if out is None else Path(out)
         return list(
             sweep_run(
@@ -174,6 +184,8 @@ def score(
     data: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
+    accept_data: bool = False,
+    verify_data: bool = False,
 ) -> list[OrderScore]:
     """Rank unmasking orders by the exact likelihood of held-out data, as `unmask score` does.
 
@@ -185,14 +197,20 @@ def score(
         rows: Held-out rows, spread over all there are.
         passes: Masks of each row behind the likelihood bound.
         seed: The seed of the masks.
-        data, out, device: As in `evaluate`; the table goes to RUN/score by default.
+        data, out, device, accept_data, verify_data: As in `evaluate`; the table goes to RUN/score by default.
 
     Returns:
         The bound, then a score for each order and number of steps.
     """
     with join_world(None if device == "auto" else device) as here:
         opened = open_model(run, world=here)
-        subject, sampling, grid, folder = open_subject(opened, here, data, None if out is None else Path(out))
+        subject, sampling, grid, folder = open_subject(
+            opened,
+            here,
+            data,
+            None if out is None else Path(out),
+            DataPolicy(accept=accept_data, verify=verify_data),
+        )
         if schedule is not None:
             sampling = Sampling(schedule=change_sampling(Sampling(), grid, {"schedule": schedule}).schedule)
         chosen = [(order, look_up(list_orders(grid), order, "order")) for order in dict.fromkeys(orders)]
@@ -204,14 +222,18 @@ def score(
 
 
 def open_subject(
-    opened: OpenedModel, here: World, data: str | None = None, out: Path | None = None
+    opened: OpenedModel,
+    here: World,
+    data: str | None = None,
+    out: Path | None = None,
+    policy: DataPolicy = STRICT,
 ) -> tuple[ScoredSubject, Sampling, tuple[int, ...], Path]:
     """Open a model of images or text to score; return it, its sampling, its grid and the folder for the results."""
     if isinstance(opened.config, TextRecipe):
         return _open_text_subject(opened, opened.config, here)
     if opened.is_text:
         raise ConfigError(f"{opened.name} is a text model without its data: give the run that trained it")
-    run = open_run(opened, here, data=data, out=out, dtype=torch.float32)
+    run = open_run(opened, here, data=data, out=out, dtype=torch.float32, policy=policy)
     pipeline = run.pipeline
 
     def predict(condition: Condition) -> Predict:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from unmask.data.fingerprint import STRICT, DataPolicy, check_data
 from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import Cifar10, Codes, Digits, Folder, Mnist, PictureSource, resolve_paths
 from unmask.errors import CheckpointError, ConfigError, DataError
@@ -30,6 +31,8 @@ from unmask.storage.weights import have_same_weights
 from unmask.tokenizers.base import verify_tokenizer
 from unmask.tokenizers.pixels import Pixels
 
+MEASURE_ADVICE = "restore it, or --accept-data to measure against it knowingly"
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedRun:
@@ -47,6 +50,7 @@ def open_run(
     data: str | None = None,
     out: Path | None = None,
     dtype: torch.dtype | None = None,
+    policy: DataPolicy = STRICT,
     progress: Progress | None = None,
 ) -> OpenedRun:
     """Open a model with its data, reading its configuration and its weights once.
@@ -57,15 +61,19 @@ def open_run(
         data: For a model that is no run: what to measure it against (`find_data`).
         out: For a model that is no run: the folder for the results; runs/NAME by default.
         dtype: The type of the weights in memory.
+        policy: What to do if the data of a run changed since it was trained.
         progress: Called with (what, done, total).
 
     Raises:
         ConfigError: The data does not fit the model, or `data` is given for a run.
+        DataError: The data of the run changed, and `policy` does not accept that.
         CheckpointError: `out` holds something else.
     """
     opened = model if isinstance(model, OpenedModel) else open_model(model, world=world)
     recipe, folder = choose_folder(opened, world, data=data, out=out, progress=progress)
-    experiment = prepare_images(recipe, progress)
+    experiment = prepare_images(recipe, progress, policy)
+    if experiment.fingerprint is not None:
+        check_data(folder, experiment.fingerprint, policy, MEASURE_ADVICE)
     pipeline = load_image_pipeline(opened, device=str(world.device), dtype=dtype)
     return OpenedRun(folder=folder, experiment=experiment, pipeline=pipeline)
 

@@ -9,9 +9,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask.data.augment import PictureSet
+from unmask.data.fingerprint import STRICT, DataPolicy, check_data
 from unmask.data.pictures import spread
 from unmask.evaluation.images import read_curve
 from unmask.evaluation.reference import check_held_out, check_judge, gather_rows
+from unmask.evaluation.runs import MEASURE_ADVICE
 from unmask.experiments.tokenizer import draw_reconstructions, open_tokenizer_run, prepare_tokenizer
 from unmask.figures.images import write_picture
 from unmask.metrics.embedders import ClassifierFeatures, Features, identify_features
@@ -34,11 +36,13 @@ def measure_tokenizer_run(
     world: World,
     features: Features | None = None,
     num: int = 10_000,
+    policy: DataPolicy = STRICT,
     progress: Progress | None = None,
 ) -> dict[str, object]:
     """`report_on` a trained tokenizer and its own pictures, into its run."""
     recipe, model = open_tokenizer_run(folder)
-    experiment = prepare_tokenizer(recipe)
+    experiment = prepare_tokenizer(recipe, policy=policy)
+    check_data(folder, experiment.fingerprint, policy, MEASURE_ADVICE)
     known: dict[str, object] = {
         "quantizer": str(recipe.tokenizer.quantizer),
         "seed": recipe.training.seed,

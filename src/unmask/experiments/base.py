@@ -10,6 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unmask.data.fingerprint import (
+    STRICT,
+    DataFingerprint,
+    DataPolicy,
+    Source,
+    check_data,
+    forget_place,
+    read_record,
+    record_data,
+)
 from unmask.data.sources.choice import resolve_paths
 from unmask.data.tokens import Batches, Tokens
 from unmask.decoding.sampling import Sampling
@@ -56,6 +66,10 @@ class Ready(Protocol):
     def weights(self) -> Path | None: ...
     @property
     def kept(self) -> str: ...
+    @property
+    def fingerprint(self) -> DataFingerprint | None: ...
+    @property
+    def policy(self) -> DataPolicy: ...
 
     def make_evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
         """Return what the training logs about itself; call it once the tokenizer is in the run directory."""
@@ -112,7 +126,7 @@ def run_experiment(experiment: Ready, folder: Path, world: World, start: OpenedM
     core, notes = build_start(experiment, folder, start)
     if world.is_main:
         with lock(folder):
-            claim_run(experiment.recipe, folder)
+            notes += claim_run(experiment.recipe, folder, experiment.fingerprint, experiment.policy)
             _keep_tokenizer(experiment, folder)
             _run(experiment, core, notes, folder, world)
     else:
@@ -165,37 +179,71 @@ def _keep_tokenizer(experiment: Ready, folder: Path) -> None:
         raise CheckpointError(f"{folder} was trained with another tokenizer: give another --out")
 
 
-def claim_run(recipe: AnyRecipe, folder: Path) -> None:
-    """Write config.json, or check that the one there is of the same experiment."""
+def claim_run(
+    recipe: AnyRecipe,
+    folder: Path,
+    data: DataFingerprint | None = None,
+    policy: DataPolicy = STRICT,
+) -> list[str]:
+    """Write config.json and data.json, or check that those there are of the same experiment on the same data.
+
+    Returns:
+        What to say: which changes of the data were accepted.
+
+    Raises:
+        CheckpointError: The folder holds another experiment.
+        DataError: The data changed since the run began, and `policy` does not accept that.
+    """
+    notes: list[str] = []
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder / CHECKPOINTS)
     path = folder / CONFIG
     if path.exists():
-        changed = list_differences(_drop_changeable(read_config(path, type(recipe))), _drop_changeable(recipe))
+        moved = data is not None and read_record(folder) is not None  # then data.json tells what the data is
+        there, here = (_drop_changeable(one, moved=moved) for one in (read_config(path, type(recipe)), recipe))
+        changed = list_differences(there, here)
         if changed:
             raise CheckpointError(
                 f"{folder} holds another experiment ({changed[0]}): give another --out, or delete the folder"
             )
+    if data is not None:
+        advice = (
+            f"restore it, give another --out (and --init {folder} to start from these weights), or --accept-data to "
+            "continue knowingly"
+        )
+        accepted = check_data(folder, data, policy, advice)
+        notes += [f"the data changed, and this is accepted: {accepted}"] if accepted else []
+        record_data(folder, data)
     write_config(recipe, folder)
+    return notes
 
 
-def _drop_changeable(recipe: AnyRecipe) -> AnyRecipe:
-    """Return the recipe without what a resumed run may change: how it computes, logs, samples and evaluates."""
+def _drop_changeable(recipe: AnyRecipe, *, moved: bool = False) -> AnyRecipe:
+    """Return the recipe without what a resumed run may change: how it computes, logs, samples and evaluates.
+
+    With `moved` the place of the data may change too.
+    """
     plain = TrainConfig()
     free = ("accumulate", "precision", "strategy", "log_every", "evaluate_every", "save_every", "keep", "tracker")
     training = replace(recipe.training, **{name: getattr(plain, name) for name in free})
-    # The same place may be written in two ways.
     if isinstance(recipe, TokenizerRecipe):
-        data = resolve_paths(recipe.data)
+        data = _find_place(recipe.data, moved)
         return replace(recipe, data=data, training=training, classifier=TokenizerRecipe.classifier)
     if isinstance(recipe, TextRecipe):
-        return replace(recipe, data=resolve_paths(recipe.data), training=training, sampling=Sampling(), trained_on=None)
+        return replace(
+            recipe, data=_find_place(recipe.data, moved), training=training, sampling=Sampling(), trained_on=None
+        )
     return replace(
         recipe,
-        data=resolve_paths(recipe.data),
+        data=_find_place(recipe.data, moved),
         training=training,
         sampling=Sampling(),
         classifier=Recipe.classifier,
         classes=(),
         trained_on=None,
     )
+
+
+def _find_place(source: Source, moved: bool) -> Source:
+    """Return the source with an absolute path, since one place may be written in two ways; or without its place."""
+    return forget_place(source) if moved else resolve_paths(source)  # type: ignore[type-var]

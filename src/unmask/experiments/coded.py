@@ -1,14 +1,23 @@
 """From pictures to a folder that is all a training needs: their codes, and the tokenizer that made these."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from unmask.data.fingerprint import (
+    STRICT,
+    DataFingerprint,
+    DataPolicy,
+    PartFingerprint,
+    fingerprint_split,
+    match_arrangement,
+)
 from unmask.data.image_files import Unreadable
 from unmask.data.pictures import Pictures, Split
-from unmask.data.shards.dataset import MAX_JSON, Meta, check_tokenizer, finish_dataset, open_token_dataset
+from unmask.data.shards.dataset import MAX_JSON, Meta, TokenShards, check_tokenizer, finish_dataset, open_token_dataset
 from unmask.data.shards.tokenizing import (
     PLAN,
     Encode,
@@ -20,7 +29,7 @@ from unmask.data.shards.tokenizing import (
     tokenize_shards,
 )
 from unmask.data.shards.workers import tokenize_parallel
-from unmask.data.sources.choice import PictureSource, resolve_paths
+from unmask.data.sources.choice import PictureSource, fill_arrangement, resolve_paths
 from unmask.data.tokens import Tokens
 from unmask.errors import ConfigError, DataError
 from unmask.pretrained.lone_tokenizer import read_lone_tokenizer, write_lone_tokenizer
@@ -42,7 +51,11 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Coded:
-    """A finished folder of codes, open; `counted` pictures were there to train on and held out, unreadable ones too."""
+    """A finished token dataset, open.
+
+    `counted` images were there to train on and held out, unreadable ones too; `images` is their fingerprint, None if an
+    early version made the dataset; `tokens` that of the tokens and labels.
+    """
 
     meta: Meta
     tokenizer: LearnedConfig
@@ -51,6 +64,8 @@ class Coded:
     test: Tokens
     source: PictureSource
     counted: tuple[int, int]
+    images: DataFingerprint | None
+    tokens: DataFingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +88,36 @@ def open_coded(folder: str | Path) -> Coded:
         raise DataError(f"{folder} holds no codes to validate on: tokenize a source that holds some pictures out")
     model = read_lone_tokenizer(folder / "tokenizer")
     check_tokenizer(meta, hash_weights(model, model.config))
-    source = from_json(Origin, json.loads(meta.source), "source").data
-    weights = folder / "tokenizer" / MODEL
     plan = read_json(folder / PLAN, ShardPlan, MAX_JSON)
-    counted = (plan.train, plan.test)
+    source = read_origin(meta.source)
+    weights = folder / "tokenizer" / MODEL
     return Coded(
-        meta=meta, tokenizer=model.config, weights=weights, train=train, test=test, source=source, counted=counted
+        meta=meta,
+        tokenizer=model.config,
+        weights=weights,
+        train=train,
+        test=test,
+        source=source,
+        counted=(plan.train, plan.test),
+        images=plan.data,
+        tokens=fingerprint_tokens(meta, train, test),
     )
+
+
+def read_origin(text: str) -> PictureSource:
+    """Return the source of a token dataset from its JSON text."""
+    data = json.loads(text)
+    return from_json(Origin, data | {"data": fill_arrangement(data.get("data"))}, "source").data
+
+
+def fingerprint_tokens(meta: Meta, train: TokenShards, test: TokenShards) -> DataFingerprint:
+    """Return the fingerprint of tokens and labels, from the checksums of the shards."""
+    parts = []
+    for split, shards in ((train, meta.train), (test, meta.test)):
+        counts = [len(split)] if split.labels is None else split.labels.bincount(minlength=len(meta.classes)).tolist()
+        digest = hashlib.sha256(repr([(shard.sha256, shard.labels, shard.rows) for shard in shards]).encode())
+        parts.append(PartFingerprint(counts=tuple(counts), content=digest.hexdigest()))
+    return DataFingerprint(classes=meta.classes, train=parts[0], test=parts[1])
 
 
 def make_codes(
@@ -95,12 +133,16 @@ def make_codes(
     world: World,
     progress: Progress | None = None,
     split: Split | None = None,
+    policy: DataPolicy = STRICT,
 ) -> tuple[Meta, list[Unreadable]]:
     """Tokenize a source into `out`, going on where an earlier command was stopped; returns the pictures left out.
 
     `split`: the source's pictures, if they are open already. Under torchrun the ranks share the shards; alone,
     `processes` do. Raises DataError, DiskError, ConfigError.
     """
+    earlier = read_json(out / PLAN, ShardPlan, MAX_JSON) if (out / PLAN).is_file() else None
+    if earlier is not None and split is None:
+        source = match_arrangement(source, read_origin(earlier.source))
     split = split or source.load(progress)
     plan = ShardPlan(
         tokenizer=hash_weights(model, model.config),
@@ -115,16 +157,17 @@ def make_codes(
         views=views,
         shard_size=shard_size,
         seed=seed,
+        data=None if earlier is not None and earlier.data is None else fingerprint_split(split, verify=policy.verify),
     )
     if not len(split.test):
         raise ConfigError("no picture is held out, but training validates on some: raise --data.held-out")
     if split.train.shape[0] != model.config.channels:
         raise ConfigError(f"the pictures have {split.train.shape[0]} channels, the tokenizer {model.config.channels}")
     if world.size > 1:
-        meta, bad = _by_ranks(split.train, split.test, model, out, plan, batch, world, progress)
+        meta, bad = _by_ranks(split.train, split.test, model, out, plan, batch, world, policy, progress)
         return meta, [*split.bad, *bad] if world.is_main else bad
     bad = []
-    with claim_folder(out, plan):
+    with claim_folder(out, plan, policy):
         write_lone_tokenizer(model, out / "tokenizer")
         encoder = TokenizerEncoder(folder=(out / "tokenizer").resolve(), device=str(world.device))
         for part, pictures in _parts(split.train, split.test):
@@ -148,6 +191,7 @@ def _by_ranks(
     plan: ShardPlan,
     batch: int,
     world: World,
+    policy: DataPolicy,
     progress: Progress | None,
 ) -> tuple[Meta, list[Unreadable]]:
     """Rank 0 holds the folder; each rank writes its own shards; rank 0 finishes."""
@@ -166,7 +210,7 @@ def _by_ranks(
     if not world.is_main:
         work()
         return collect_meta(out, plan), bad
-    with claim_folder(out, plan):
+    with claim_folder(out, plan, policy):
         write_lone_tokenizer(model, out / "tokenizer")
         work()
         meta = collect_meta(out, plan)

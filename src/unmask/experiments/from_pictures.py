@@ -4,11 +4,12 @@ them, once, in the run, where a continued run finds them."""
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unmask.data.fingerprint import STRICT, DataPolicy
 from unmask.data.image_files import Unreadable
 from unmask.data.pictures import Split
 from unmask.data.shards.dataset import META
 from unmask.data.shards.tokenizing import CENTER, FLIP, PLAN
-from unmask.data.sources.choice import Codes, Folder, resolve_paths
+from unmask.data.sources.choice import Codes, Folder
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.coded import make_codes
 from unmask.experiments.images import check_classes, fit_to_data
@@ -74,7 +75,9 @@ def open_given(
     return GivenImages(recipe=fitted, source=source, split=split, start=start)
 
 
-def tokenize_given(given: GivenImages, run: Path, world: World, progress: Progress | None = None) -> list[Unreadable]:
+def tokenize_given(
+    given: GivenImages, run: Path, world: World, policy: DataPolicy = STRICT, progress: Progress | None = None
+) -> list[Unreadable]:
     """Make `run`/codes, or see that they are there and of these pictures; returns the pictures left out.
 
     By this process alone. Raises DataError if there are other codes, CheckpointError for another experiment in the run.
@@ -82,7 +85,8 @@ def tokenize_given(given: GivenImages, run: Path, world: World, progress: Progre
     codes, config = run / CODES, run / CONFIG
     if config.exists():
         there = read_config(config)
-        if not isinstance(there, Recipe) or resolve_paths(there.data) != resolve_paths(Codes(path=str(codes))):
+        kept = isinstance(there, Recipe) and isinstance(there.data, Codes) and Path(there.data.path).name == CODES
+        if not kept:  # the run itself may have moved
             raise CheckpointError(f"{run} holds another experiment: give another --out, or delete the folder")
     _, bad = make_codes(
         given.source,
@@ -96,6 +100,7 @@ def tokenize_given(given: GivenImages, run: Path, world: World, progress: Progre
         world=World(0, 1, world.device),
         progress=progress,
         split=given.split,
+        policy=policy,
     )
     return bad
 

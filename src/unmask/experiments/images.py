@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from unmask.data.augment import PictureSet
+from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, describe_changes, fingerprint_split
 from unmask.data.pictures import Pictures, Split
 from unmask.data.shards.tokenizing import SplitName
 from unmask.data.sources.choice import Codes, PictureSource
@@ -23,6 +24,7 @@ from unmask.pretrained.conditions import takes_prompts
 from unmask.recipes.schema import MeasuredModel, Recipe
 from unmask.runtime.distributed import World, unwrap
 from unmask.runtime.progress import Progress
+from unmask.storage.files import escape_line
 from unmask.storage.layout import TOKENIZER
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.pixels import Pixels
@@ -36,7 +38,8 @@ class Experiment(Generic[Fitted]):
     """A recipe with its data open, its open numbers filled in, and its images as tokens.
 
     `weights` is the file of a learned tokenizer. `loaded` holds the pictures, if they had to be read for the tokens;
-    `counted` says how many there were to train on and held out, when codes were made of them.
+    `counted` says how many there were to train on and held out when a token dataset was made of them, and `images` is
+    their fingerprint. `fingerprint` is that of what is trained on. `policy` says what to do if either changed.
     """
 
     recipe: Fitted
@@ -47,6 +50,9 @@ class Experiment(Generic[Fitted]):
     weights: Path | None = None
     loaded: Split | None = None
     counted: tuple[int, int] = (0, 0)
+    images: DataFingerprint | None = None
+    fingerprint: DataFingerprint | None = None
+    policy: DataPolicy = STRICT
     kept: str = TOKENIZER
 
     @property
@@ -76,6 +82,14 @@ class Experiment(Generic[Fitted]):
         if self.loaded is not None:
             return self.loaded
         split = self.source.load()
+        if self.images is not None:
+            changed = describe_changes(self.images, fingerprint_split(split, verify=self.policy.verify))
+            if changed is not None and not self.policy.accept:
+                raise DataError(
+                    f"the images of {describe_place(self.source)} changed since they were tokenized: {changed}; "
+                    "restore them, tokenize them again, or --accept-data to measure against them knowingly"
+                )
+            return split
         here = (len(split.train), len(split.test), tuple(split.train.classes))
         if here != (*self.counted, self.classes):
             raise DataError(
@@ -91,7 +105,16 @@ class Experiment(Generic[Fitted]):
         return PictureSet(pictures=pictures, size=self.recipe.tokenizer.size, flip=False)
 
 
-def prepare_images(recipe: Fitted, progress: Progress | None = None) -> Experiment[Fitted]:
+def describe_place(source: PictureSource) -> str:
+    """Return the place of a source, for a message."""
+    return escape_line(str(getattr(source, "path", None) or getattr(source, "name", None) or type(source).__name__))
+
+
+def prepare_images(
+    recipe: Fitted,
+    progress: Progress | None = None,
+    policy: DataPolicy = STRICT,
+) -> Experiment[Fitted]:
     """Read the data, tokenize it, and fill in what follows from it; ConfigError where data and recipe do not fit.
 
     The data decides the number of classes and channels, the tokenizer the grid of a Halton order, and codes the
@@ -99,7 +122,7 @@ def prepare_images(recipe: Fitted, progress: Progress | None = None) -> Experime
     """
     source = recipe.data
     if isinstance(source, Codes):
-        return _prepare_codes(recipe, source)
+        return _prepare_codes(recipe, source, policy)
     tokenizer = recipe.tokenizer
     if not isinstance(tokenizer, Pixels):
         raise ConfigError(
@@ -124,10 +147,12 @@ def prepare_images(recipe: Fitted, progress: Progress | None = None) -> Experime
         source=source,
         classes=split.train.classes,
         loaded=split,
+        fingerprint=fingerprint_split(split, verify=policy.verify),
+        policy=policy,
     )
 
 
-def _prepare_codes(recipe: Fitted, data: Codes) -> Experiment[Fitted]:
+def _prepare_codes(recipe: Fitted, data: Codes, policy: DataPolicy) -> Experiment[Fitted]:
     if not data.path:
         raise ConfigError(
             "which data? Give --data DIR, codes that unmask tokenize made, or with --init a folder of pictures"
@@ -144,6 +169,9 @@ def _prepare_codes(recipe: Fitted, data: Codes) -> Experiment[Fitted]:
         classes=classes,
         weights=coded.weights,
         counted=coded.counted,
+        images=coded.images,
+        fingerprint=coded.tokens,
+        policy=policy,
     )
 
 

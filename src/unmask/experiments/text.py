@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy
 from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import resolve_paths
 from unmask.data.sources.description import describe_texts
@@ -36,6 +37,8 @@ class TextExperiment:
     tokenizer: TextTokenizer
     weights: Path
     kept: str = TEXT_TOKENIZER
+    fingerprint: DataFingerprint | None = None
+    policy: DataPolicy = STRICT
 
     @property
     def vocab_size(self) -> int:

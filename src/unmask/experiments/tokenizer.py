@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unmask.data.augment import PictureSet
+from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, fingerprint_split
 from unmask.data.pictures import Split
 from unmask.data.tokens import Batches
 from unmask.errors import CheckpointError, ConfigError
@@ -46,9 +47,15 @@ class TokenizerExperiment:
     split: Split
     train: PictureSet
     test: PictureSet
+    fingerprint: DataFingerprint
+    policy: DataPolicy = STRICT
 
 
-def prepare_tokenizer(recipe: TokenizerRecipe, progress: Progress | None = None) -> TokenizerExperiment:
+def prepare_tokenizer(
+    recipe: TokenizerRecipe,
+    progress: Progress | None = None,
+    policy: DataPolicy = STRICT,
+) -> TokenizerExperiment:
     """Open the pictures; ConfigError where they and the tokenizer do not fit. Classes and channels follow the data."""
     split = recipe.data.load(progress)
     if not len(split.test):
@@ -72,6 +79,8 @@ def prepare_tokenizer(recipe: TokenizerRecipe, progress: Progress | None = None)
         split=split,
         train=PictureSet(pictures=split.train, size=size, flip=recipe.flip),
         test=PictureSet(pictures=split.test, size=size),
+        fingerprint=fingerprint_split(split, verify=policy.verify),
+        policy=policy,
     )
 
 
@@ -87,13 +96,13 @@ def run_tokenizer(experiment: TokenizerExperiment, folder: Path, world: World) -
     """Train in `folder`, from its newest checkpoint on, and leave config.json and model.safetensors there."""
     if world.is_main:
         with lock(folder):
-            claim_run(experiment.recipe, folder)
-            _run(experiment, folder, world)
+            notes = claim_run(experiment.recipe, folder, experiment.fingerprint, experiment.policy)
+            _run(experiment, folder, world, notes)
     else:
-        _run(experiment, folder, world)
+        _run(experiment, folder, world, [])
 
 
-def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
+def _run(experiment: TokenizerExperiment, folder: Path, world: World, notes: list[str]) -> None:
     recipe, training = experiment.recipe, experiment.recipe.training
     with show_progress(shown=world.is_main) as progress:
         stages = open_perceptual(experiment, folder, world, progress)
@@ -110,6 +119,7 @@ def _run(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
         folder,
         world=world,
         evaluators=[validate_tokenizer(experiment, unwrap(model), world)],  # type: ignore[arg-type]
+        notes=notes,
         meta={"recipe": dump_config(recipe), "environment": describe_environment(world.device)},
     )
     if world.is_main:

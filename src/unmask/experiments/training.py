@@ -1,9 +1,11 @@
 """Train from Python: what `unmask train`, `train-tokenizer` and `tokenize` do, as functions."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+from unmask.data.fingerprint import STRICT, DataPolicy, match_arrangement
 from unmask.data.shards.dataset import Meta
 from unmask.data.shards.tokenizing import CENTER, FLIP, View
 from unmask.data.sources.choice import Codes, PictureSource
@@ -24,15 +26,17 @@ from unmask.experiments.from_pictures import (
 )
 from unmask.metrics.features import ClassifierConfig
 from unmask.published.opening import OpenedModel, open_model
+from unmask.recipes.reading import has_config, read_config
 from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
 from unmask.runtime.distributed import World, barrier, join_world
 from unmask.runtime.progress import show_progress
-from unmask.storage.layout import CHECKPOINTS
+from unmask.storage.layout import CHECKPOINTS, CONFIG
 from unmask.tokenizers.base import open_tokenizer
 from unmask.training.runfolder import has_checkpoint
 
 Say = Callable[[str], None]
 """Called with each line for the person who watches."""
+AnyTrained = TypeVar("AnyTrained", bound=Recipe | TextRecipe | TokenizerRecipe)
 
 
 def train(
@@ -43,6 +47,8 @@ def train(
     device: str = "auto",
     weights: Sequence[str | Path] = (),
     offline: bool = False,
+    accept_data: bool = False,
+    verify_data: bool = False,
     say: Say | None = None,
 ) -> Path:
     """Train a recipe in the run directory `out`, as `unmask train` does; the same call again resumes it.
@@ -54,6 +60,8 @@ def train(
         device: "auto", "cuda" or "cpu".
         weights: For a recipe that starts from a published model: its files, to use instead of a download.
         offline: Ask no server for that model.
+        accept_data: Continue a run although its data changed; the run keeps a record of it.
+        verify_data: Compare all bytes of all images, also of those that are read on demand.
         say: Called with lines on what is done and which files were left out; by default they are dropped.
 
     Returns:
@@ -70,7 +78,7 @@ def train(
         for note in notes:
             say(note)
     with join_world(None if device == "auto" else device) as here:
-        run_recipe(recipe, run, here, start=start, say=say)
+        run_recipe(recipe, run, here, start=start, policy=DataPolicy(accept=accept_data, verify=verify_data), say=say)
     return run
 
 
@@ -81,28 +89,43 @@ def run_recipe(
     *,
     start: OpenedModel | None = None,
     num_classes: int | None = None,
+    policy: DataPolicy = STRICT,
     say: Say,
 ) -> None:
     """Prepare the data of a recipe and train it; the main process downloads and caches first."""
+    recipe = keep_arrangement(recipe, run)
     if here.is_main:
-        fetch_start(recipe, run, here, start, num_classes, say)
+        fetch_start(recipe, run, here, start, num_classes, policy, say)
     if isinstance(recipe, Recipe) and has_given_images(recipe):
         recipe = use_tokenized(recipe, run)
     for turn in (True, False):
         if here.is_main == turn:
-            ready = prepare_data(recipe, run, num_classes=num_classes, shown=here.is_main, say=say)
+            ready = prepare_data(recipe, run, num_classes=num_classes, policy=policy, shown=here.is_main, say=say)
         barrier(here)
     run_experiment(ready, run, here, start)
 
 
+def keep_arrangement(recipe: AnyTrained, run: Path) -> AnyTrained:
+    """Return the recipe with its images in the order that a run of an early version began with."""
+    there = read_config(run / CONFIG) if has_config(run) else None
+    earlier = there.data if isinstance(there, Recipe | TextRecipe | TokenizerRecipe) else None
+    return replace(recipe, data=match_arrangement(recipe.data, earlier))  # type: ignore[arg-type]
+
+
 def prepare_data(
-    recipe: Recipe | TextRecipe, into: Path, *, num_classes: int | None = None, shown: bool, say: Say
+    recipe: Recipe | TextRecipe,
+    into: Path,
+    *,
+    num_classes: int | None = None,
+    policy: DataPolicy = STRICT,
+    shown: bool,
+    say: Say,
 ) -> image_experiment.Experiment | text_experiment.TextExperiment:
     """Read the data, and name every file that was left out. Text becomes tokens in the folder `into`."""
     with show_progress(shown=shown) as progress:
         if isinstance(recipe, TextRecipe):
             return text_experiment.prepare_text(recipe, into / text_experiment.TEXT_TOKENS, progress)
-        ready = image_experiment.prepare_images(recipe, progress)
+        ready = image_experiment.prepare_images(recipe, progress, policy)
     for bad in ready.loaded.bad if shown and ready.loaded else ():
         say(f"left out {bad}")
     where = recipe.data.path if isinstance(recipe.data, Codes) else "the data"
@@ -111,7 +134,13 @@ def prepare_data(
 
 
 def fetch_start(
-    recipe: Recipe | TextRecipe, run: Path, here: World, start: OpenedModel | None, num_classes: int | None, say: Say
+    recipe: Recipe | TextRecipe,
+    run: Path,
+    here: World,
+    start: OpenedModel | None,
+    num_classes: int | None,
+    policy: DataPolicy,
+    say: Say,
 ) -> None:
     """Fetch the model to start from, and tokenize given images with its tokenizer; a resumed run needs no model."""
     if start is None or isinstance(recipe, TextRecipe):
@@ -124,7 +153,7 @@ def fetch_start(
         return
     say(f"tokenizing {describe_given(given, run)}")
     with show_progress(shown=True) as progress:
-        left_out = tokenize_given(given, run, here, progress)
+        left_out = tokenize_given(given, run, here, policy, progress)
     for bad in left_out:
         say(f"left out {bad}")
 
@@ -158,6 +187,8 @@ def train_tokenizer(
     *,
     resume: Literal["auto", "never"] = "auto",
     device: str = "auto",
+    accept_data: bool = False,
+    verify_data: bool = False,
     say: Say | None = None,
 ) -> Path:
     """Train an image tokenizer in the run directory `out`, as `unmask train-tokenizer` does.
@@ -166,10 +197,11 @@ def train_tokenizer(
     """
     run, say = Path(out), say or _ignore
     check_resume(run, resume)
+    recipe, policy = keep_arrangement(recipe, run), DataPolicy(accept=accept_data, verify=verify_data)
     with join_world(None if device == "auto" else device) as here:
         for turn in (True, False):
             if here.is_main == turn:
-                ready = prepare_tokenizer_data(recipe, shown=here.is_main, say=say)
+                ready = prepare_tokenizer_data(recipe, policy=policy, shown=here.is_main, say=say)
             barrier(here)
         first = ready.recipe.perceptual
         missing = not (run / tokenizer_experiment.PERCEPTUAL).exists()
@@ -180,11 +212,11 @@ def train_tokenizer(
 
 
 def prepare_tokenizer_data(
-    recipe: TokenizerRecipe, *, shown: bool, say: Say
+    recipe: TokenizerRecipe, *, policy: DataPolicy = STRICT, shown: bool, say: Say
 ) -> tokenizer_experiment.TokenizerExperiment:
     """Read the images of a tokenizer's recipe, and name every file that was left out."""
     with show_progress(shown=shown) as progress:
-        ready = tokenizer_experiment.prepare_tokenizer(recipe, progress)
+        ready = tokenizer_experiment.prepare_tokenizer(recipe, progress, policy)
     for bad in ready.split.bad if shown else ():
         say(f"left out {bad}")
     return ready
@@ -202,6 +234,8 @@ def tokenize(
     shard_size: int = 4096,
     seed: int = 0,
     device: str = "auto",
+    accept_data: bool = False,
+    verify_data: bool = False,
     say: Say | None = None,
 ) -> Meta:
     """Turn images into a token dataset in `out`, as `unmask tokenize` does; the same call again resumes it.
@@ -217,6 +251,8 @@ def tokenize(
         shard_size: Images per file.
         seed: Where the random crops lie.
         device: "auto", "cuda" or "cpu".
+        accept_data: Tokenize again what changed among the images since an earlier call.
+        verify_data: Compare all bytes of all images, also of those that are read on demand.
         say: Called with a line for each image that was left out.
 
     Returns:
@@ -239,6 +275,7 @@ def tokenize(
             processes=processes,
             world=here,
             progress=progress,
+            policy=DataPolicy(accept=accept_data, verify=verify_data),
         )
     for one in bad:
         say(f"left out {one}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from unmask import recipes
-from unmask.data.sources.choice import Codes
+from unmask.data.sources.choice import Codes, fill_arrangement
 from unmask.errors import ConfigError
 from unmask.pretrained.lone_tokenizer import LoneTokenizer, parse_lone_tokenizer
 from unmask.recipes.schema import AnyRecipe, MeasuredModel, Recipe, TextRecipe, TokenizerRecipe
@@ -139,6 +139,8 @@ def read_config(path: Path, kind: Kinds = AnyConfig) -> Any:
     for field, only in EARLIER_TYPES.get(here, {}).items():
         if isinstance(data.get(field), dict) and "type" not in data[field]:
             data[field] = {"type": only} | data[field]
+    if "data" in data:
+        data["data"] = fill_arrangement(data["data"])
     found: Any = from_json(here, data, path.name)
     if isinstance(found, Recipe) and found.data == Codes(path=""):  # how a model without a training was once written
         found = narrow_to(ModelSpec, found)

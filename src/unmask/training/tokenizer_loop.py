@@ -48,6 +48,7 @@ def train_autoencoder(
     *,
     world: World,
     evaluators: Sequence[Evaluator] = (),
+    notes: Sequence[str] = (),
     meta: dict | None = None,
 ) -> Ema:
     """Train a tokenizer in the run directory `run`, from its newest checkpoint on, and return the averaged weights.
@@ -60,6 +61,7 @@ def train_autoencoder(
         run: The run directory. It receives metrics.jsonl, samples and checkpoints.
         world: This process among all.
         evaluators: Called every `evaluate_every` steps and after the last step.
+        notes: Lines that the log shows first.
         meta: JSON data for the manifest of each checkpoint.
 
     Raises:
@@ -103,7 +105,7 @@ def train_autoencoder(
     place = run if world.is_main else None
     log = TrainLog(place, steps=config.steps, start=start, tracker=config.tracker, unit="images/s")
     with log, stop_on_signal() as stop:
-        for note in resume_notes:
+        for note in (*notes, *resume_notes):
             log.say(note)
         if start < config.steps:
             start_codebook(networks, batches, config, world)

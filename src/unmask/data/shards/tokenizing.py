@@ -4,11 +4,12 @@ The shard is the unit of work. Its content depends only on the plan and its imag
 `train-00000.json` is written, so neither a kill nor the number of processes can change a byte.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from unmask.data.augment import crop
+from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, describe_changes
 from unmask.data.image_files import Unreadable
 from unmask.data.pictures import Pictures
-from unmask.data.shards.dataset import MAX_JSON, Meta, Shard, SplitName, choose_token_type, is_sound, write_shard
+from unmask.data.shards.dataset import MAX_JSON, META, Meta, Shard, SplitName, choose_token_type, is_sound, write_shard
 from unmask.errors import ConfigError, DataError
 from unmask.method.rand import Rand
 from unmask.runtime.progress import Progress
@@ -80,6 +82,8 @@ class ShardPlan:
     """Images per shard."""
     seed: int = 0
     """Seed of the random crops."""
+    data: DataFingerprint | None = None
+    """What the images are; None in folders of early versions."""
 
     def __post_init__(self) -> None:
         names = [view.name for view in self.views]
@@ -117,24 +121,27 @@ class Done:
 
     shard: Shard
     bad: tuple[Unreadable, ...]
+    pictures: str = ""
+    """Digest of the images and classes of the shard, the unreadable ones too; "" in folders of early versions."""
 
 
 @contextmanager
-def claim_folder(out: Path, plan: ShardPlan) -> Iterator[None]:
+def claim_folder(out: Path, plan: ShardPlan, policy: DataPolicy = STRICT) -> Iterator[None]:
     """Lock `out` for this process and this plan; `out` is new, or was started with the same plan.
 
-    With several ranks, the first one locks and the others wait for it.
+    With several ranks, the first one locks and the others wait for it. The images may lie elsewhere or have other names
+    than before. If they changed and `policy` accepts that, the shards with other images are made again.
 
     Raises:
         CheckpointError: another process has locked it.
-        DataError: it holds other tokens.
+        DataError: it holds other tokens, or tokens of other images.
     """
     with lock(out):
         for path in out.iterdir():
             if _LEFTOVER.fullmatch(path.name):
                 path.unlink()  # a killed command left it half-written
         if (out / PLAN).exists():
-            _check_plan(out, plan)
+            _update_plan(out, plan, policy)
         elif any(out.glob("*.npy")):
             raise DataError(f"{out} holds arrays but no {PLAN}: give another --out")
         else:
@@ -168,6 +175,7 @@ def tokenize_shards(
     _check_plan(out, plan)
     _check_pictures(pictures, part, plan)
     numbers = range(rank, plan.count_shards(part), size)
+    keys = None if plan.data is None else pictures.compute_keys()
     shards = {k: torch.arange(len(pictures))[k * plan.shard_size : (k + 1) * plan.shard_size] for k in numbers}
     total, seen = sum(len(index) for index in shards.values()), 0
     bad: list[Unreadable] = []
@@ -180,11 +188,12 @@ def tokenize_shards(
 
     for number, index in shards.items():
         name = f"{part}-{number:05d}"
+        digest = "" if keys is None else _hash_shard(keys, pictures.labels, index, plan)
         done = _read_done(out, name)
-        if done is not None and is_sound(out, done.shard):
+        if done is not None and done.pictures == digest and is_sound(out, done.shard):
             tick(name, len(index))
         else:
-            done = _tokenize_shard(pictures, encode, out, name, index, plan, batch, tick)
+            done = _tokenize_shard(pictures, encode, out, name, index, plan, batch, tick, digest)
         bad += done.bad
     return bad
 
@@ -241,6 +250,7 @@ def _tokenize_shard(
     plan: ShardPlan,
     batch: int,
     tick: Callable[[str, int], None],
+    digest: str,
 ) -> Done:
     tokens = [np.empty((0, len(plan.views), math.prod(plan.grid)), choose_token_type(plan.vocab_size))]
     kept: list[Tensor] = [index[:0]]
@@ -255,7 +265,7 @@ def _tokenize_shard(
         bad += refused
         tick(name, len(some))
     labels = None if pictures.labels is None else pictures.labels[torch.cat(kept)].int().numpy()
-    done = Done(shard=write_shard(out, name, np.concatenate(tokens), labels), bad=tuple(bad))
+    done = Done(shard=write_shard(out, name, np.concatenate(tokens), labels), bad=tuple(bad), pictures=digest)
     write_json(out / f"{name}.json", done)
     return done
 
@@ -283,13 +293,51 @@ def _read_done(out: Path, name: str) -> Done | None:
     return done if done.shard.file == f"{name}.tokens.npy" else None
 
 
-def _check_plan(out: Path, plan: ShardPlan) -> None:
+def _hash_shard(
+    keys: UInt8[np.ndarray, "n 16"], labels: Int[Tensor, " n"] | None, index: Int[Tensor, " b"], plan: ShardPlan
+) -> str:
+    """Return a digest of everything about the images that the tokens and labels of a shard depend on."""
+    digest = hashlib.sha256(keys[index.numpy()].tobytes())
+    if labels is not None:
+        digest.update(repr([plan.classes[i] for i in labels[index].tolist()]).encode("utf-8", "surrogatepass"))
+        digest.update(labels[index].numpy().tobytes())
+    if any(view.random for view in plan.views):  # where a crop lies depends on the position
+        digest.update(f"{index[:1].tolist()} of {plan.train}".encode())
+    return digest.hexdigest()
+
+
+def _read_plan(out: Path) -> ShardPlan:
     try:
-        changed = list_differences(read_json(out / PLAN, ShardPlan, MAX_JSON), plan)
+        return read_json(out / PLAN, ShardPlan, MAX_JSON)
     except ConfigError as error:
-        raise DataError(f"{out} cannot be continued: {error}; give another --out, or delete the folder") from error
+        raise DataError(f"{out} cannot be continued: {error}; give another --out") from error
+
+
+def _check_plan(out: Path, plan: ShardPlan) -> None:
+    there = _read_plan(out)
+    if there.data is not None and plan.data is not None:
+        # Where the images lie may change, and the fingerprint covers what they are.
+        there, plan = (replace(one, source="", train=1, test=0, classes=(), data=None) for one in (there, plan))
+    changed = list_differences(there, plan)
     if changed:
-        raise DataError(f"{out} holds other tokens ({changed[0]}): give another --out, or delete the folder")
+        raise DataError(f"{out} holds other tokens ({changed[0]}): give another --out")
+
+
+def _update_plan(out: Path, plan: ShardPlan, policy: DataPolicy) -> None:
+    """Check the plan that is there, and replace it if the images moved, or changed and `policy` accepts it."""
+    _check_plan(out, plan)
+    there = _read_plan(out)
+    if there == plan or there.data is None or plan.data is None:
+        return
+    changed = describe_changes(there.data, plan.data)
+    if changed is not None:
+        if not policy.accept:
+            raise DataError(
+                f"the images changed since {out} was made: {changed}; restore them, give another --out, or "
+                "--accept-data to tokenize again what changed"
+            )
+        (out / META).unlink(missing_ok=True)  # the folder is unfinished until its shards are those of the new images
+    write_json(out / PLAN, plan)
 
 
 def _check_pictures(pictures: Pictures, part: SplitName, plan: ShardPlan) -> None:

@@ -3,7 +3,7 @@ and a recipe names one of them. Published files are checked by their sha256, a u
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ __all__ = [
     "PictureSource",
     "Shards",
     "Split",
+    "fill_arrangement",
     "resolve_paths",
 ]
 
@@ -98,7 +99,16 @@ class Codes:
     """The folder of the token dataset."""
 
 
+ARRANGED = tuple(source.__name__ for source in (Folder, Arrays, HubImages, Shards))
+"""The sources that hold pictures out by their content."""
 AnySource = TypeVar("AnySource", bound=PictureSource | Codes | TextFile | HubText)
+
+
+def fill_arrangement(data: Any) -> Any:
+    """Return the JSON of a source; one that an early version wrote arranges its pictures by position."""
+    if not isinstance(data, dict) or data.get("type") not in ARRANGED or "arrange" in data:
+        return data
+    return data | {"arrange": "position"}
 
 
 def resolve_paths(source: AnySource) -> AnySource:
