@@ -231,3 +231,25 @@ def test_tokens_whose_pictures_changed_are_not_measured(copied):
     (moved / "disc").rename(moved / "zdisc")
     with pytest.raises(DataError, match="changed since they were tokenized: class disc is gone; class zdisc is new"):
         evaluate_tokens(copied)
+
+
+@pytest.mark.parametrize("kind", ["flip", "zero", "swap", "label"])
+def test_damaged_shards_are_named_before_training(copied, kind):
+    first, second = sorted((copied / "tokens").glob("train-*.tokens.npy"))[:2]
+    labels = copied / "tokens/train-00000.labels.npy"
+    if kind == "swap":
+        data = first.read_bytes(), second.read_bytes()
+        first.write_bytes(data[1])
+        second.write_bytes(data[0])
+    else:
+        path = labels if kind == "label" else first
+        data = bytearray(path.read_bytes())
+        if kind == "label":
+            data[-4] ^= 1  # another class, that exists
+        elif kind == "flip":
+            data[-2] ^= 1  # another token of the vocabulary
+        else:
+            data[-64:] = bytes(64)
+        path.write_bytes(data)
+    with pytest.raises(DataError, match=r"train-00000.tokens.npy: its tokens or labels are not those written; .*again"):
+        train(token_recipe(copied / "tokens"), copied / "run")

@@ -17,7 +17,15 @@ from unmask.data.fingerprint import (
 )
 from unmask.data.image_files import Unreadable
 from unmask.data.pictures import Pictures, Split
-from unmask.data.shards.dataset import MAX_JSON, Meta, TokenShards, check_tokenizer, finish_dataset, open_token_dataset
+from unmask.data.shards.dataset import (
+    MAX_JSON,
+    Meta,
+    TokenShards,
+    check_tokenizer,
+    finish_dataset,
+    open_token_dataset,
+    verify_shards,
+)
 from unmask.data.shards.tokenizing import (
     PLAN,
     Encode,
@@ -34,6 +42,7 @@ from unmask.data.tokens import Tokens
 from unmask.errors import ConfigError, DataError
 from unmask.pretrained.lone_tokenizer import read_lone_tokenizer, write_lone_tokenizer
 from unmask.pretrained.networks import LearnedConfig, LearnedModel
+from unmask.runtime.devices import is_main_process
 from unmask.runtime.distributed import World, barrier
 from unmask.runtime.kernels import choose_dtype
 from unmask.runtime.progress import Progress
@@ -81,9 +90,16 @@ class TokenizerEncoder:
 
 
 def open_coded(folder: str | Path) -> Coded:
-    """DataError or CheckpointError if the folder is unfinished, damaged, or its tokenizer is not the codes' own."""
+    """Open a finished token dataset, after the main process has compared its shards with their checksums.
+
+    Raises:
+        DataError: The folder is unfinished or damaged, or its tokenizer made other tokens.
+        CheckpointError: Its tokenizer is damaged.
+    """
     folder = Path(folder).expanduser()
     meta, train, test = open_token_dataset(folder)
+    if is_main_process():
+        verify_shards(folder, meta)
     if test is None:
         raise DataError(f"{folder} holds no codes to validate on: tokenize a source that holds some pictures out")
     model = read_lone_tokenizer(folder / "tokenizer")
