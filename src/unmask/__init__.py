@@ -17,17 +17,8 @@ from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adap
 from unmask.method.sampling.ancestral import decode_ancestral
 from unmask.method.sampling.blocks import decode_blocks
 from unmask.method.sampling.decode import State, decode
-from unmask.method.sampling.priorities import (
-    Confidence,
-    Entropy,
-    Halton,
-    Margin,
-    MarginRepulsion,
-    MaxLogit,
-    Moment,
-    Random,
-    Raster,
-)
+from unmask.method.sampling.extra_priorities import MarginRepulsion, Moment
+from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
 from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale, decode_remasking
 from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, count_reveals, ratios, ratios_from_counts
 

@@ -18,7 +18,8 @@ from unmask.evaluation.scoring import score_subject
 from unmask.experiments import text as text_experiment
 from unmask.method.likelihood import compute_exact_nll
 from unmask.method.rand import Rand
-from unmask.method.sampling.priorities import Confidence, Halton, Margin, Raster, compute_moment_temperatures
+from unmask.method.sampling.extra_priorities import compute_moment_temperatures
+from unmask.method.sampling.priorities import Confidence, Halton, Margin, Raster
 from unmask.method.schedules import Power, ratios
 from unmask.pipelines.text import TextPipeline
 from unmask.published.opening import open_model

@@ -9,8 +9,8 @@ from PIL import Image
 from unmask.data.fingerprint import (
     DataPolicy,
     check_data,
+    compute_fingerprint,
     describe_changes,
-    fingerprint_split,
     forget_place,
     match_arrangement,
     read_record,
@@ -29,7 +29,7 @@ def write_set(root, classes=("disc", "square"), num=30, start=0):
 
 
 def load(root, **fields):
-    return fingerprint_split(Folder(path=str(root), size=8, **fields).load())
+    return compute_fingerprint(Folder(path=str(root), size=8, **fields).load())
 
 
 def test_the_same_pictures_elsewhere_under_other_names_are_the_same_data(tmp_path):
@@ -71,15 +71,17 @@ def test_bytes_inside_a_large_file_are_seen_when_all_are_read(tmp_path, monkeypa
         noise = torch.randint(0, 256, (80, 80, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
         Image.fromarray(noise.numpy()).save(tmp_path / f"{i}.bmp")
     source = Folder(path=str(tmp_path), size=8, held_out=0.3)
-    sampled, whole = (fingerprint_split(source.load(), verify=verify) for verify in (False, True))
+    sampled, whole = (compute_fingerprint(source.load(), verify=verify) for verify in (False, True))
     assert sampled.train.whole is None
     assert describe_changes(sampled, whole) is None
     for path in tmp_path.glob("*.bmp"):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-    assert describe_changes(sampled, fingerprint_split(source.load())) is None  # as the documentation says
-    assert describe_changes(whole, fingerprint_split(source.load(), verify=True)) == "bytes inside some images changed"
+    assert describe_changes(sampled, compute_fingerprint(source.load())) is None  # as the documentation says
+    assert (
+        describe_changes(whole, compute_fingerprint(source.load(), verify=True)) == "bytes inside some images changed"
+    )
 
 
 def test_a_record_refuses_accepts_and_remembers(tmp_path):
@@ -107,8 +109,8 @@ def test_digests_over_all_bytes_are_kept_once_known(tmp_path, monkeypatch):
     monkeypatch.setattr("unmask.data.sources.folders.MAX_IN_MEMORY", 0)
     split = Folder(path=str(write_set(tmp_path / "a")), size=8).load()
     for verify in (True, False):
-        record_data(tmp_path, fingerprint_split(split, verify=verify))
-        assert read_record(tmp_path).data == fingerprint_split(split, verify=True)
+        record_data(tmp_path, compute_fingerprint(split, verify=verify))
+        assert read_record(tmp_path).data == compute_fingerprint(split, verify=True)
 
 
 def test_the_place_is_forgotten_and_nothing_else():

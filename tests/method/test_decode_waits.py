@@ -6,14 +6,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from unmask.method.rand import Rand, seeded
 from unmask.method.sampling.decode import decode
+from unmask.method.sampling.extra_priorities import MarginRepulsion, Moment
 from unmask.method.sampling.priorities import (
     Confidence,
     Entropy,
     Halton,
     Margin,
-    MarginRepulsion,
     MaxLogit,
-    Moment,
     Random,
     Raster,
     compute_halton_order,

@@ -12,18 +12,16 @@ from scipy import stats
 
 from unmask.method.rand import Rand, seeded
 from unmask.method.sampling.decode import decode
+from unmask.method.sampling.extra_priorities import MarginRepulsion, Moment, compute_moment_temperatures
 from unmask.method.sampling.priorities import (
     Confidence,
     Entropy,
     Halton,
     Margin,
-    MarginRepulsion,
     MaxLogit,
-    Moment,
     Random,
     Raster,
     compute_halton_order,
-    compute_moment_temperatures,
 )
 
 ROWS, LENGTH, K = 4, 12, 6

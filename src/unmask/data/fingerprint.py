@@ -85,16 +85,16 @@ class DataRecord:
     """The data before each change that was accepted, oldest first."""
 
 
-def fingerprint_split(split: Split, *, verify: bool = False) -> DataFingerprint:
+def compute_fingerprint(split: Split, *, verify: bool = False) -> DataFingerprint:
     """Return the fingerprint of loaded pictures. All bytes are hashed with `verify`, or if they are in memory."""
     return DataFingerprint(
         classes=tuple(split.train.classes),
-        train=_fingerprint_part(split.train, split.train.classes, verify),
-        test=_fingerprint_part(split.test, split.train.classes, verify),
+        train=_compute_part(split.train, split.train.classes, verify),
+        test=_compute_part(split.test, split.train.classes, verify),
     )
 
 
-def _fingerprint_part(pictures: Pictures, classes: tuple[str, ...], verify: bool) -> PartFingerprint:
+def _compute_part(pictures: Pictures, classes: tuple[str, ...], verify: bool) -> PartFingerprint:
     labels = np.zeros(len(pictures), np.int64) if pictures.labels is None else pictures.labels.numpy()
     names = classes or ("",)
     whole = verify or isinstance(pictures, Images)

@@ -20,17 +20,8 @@ from unmask.decoding.sampling import (
 )
 from unmask.errors import ConfigError
 from unmask.method.sampling.adaptive import EntropyBound, Threshold
-from unmask.method.sampling.priorities import (
-    Confidence,
-    Entropy,
-    Halton,
-    Margin,
-    MarginRepulsion,
-    MaxLogit,
-    Moment,
-    Random,
-    Raster,
-)
+from unmask.method.sampling.extra_priorities import MarginRepulsion, Moment
+from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
 from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale
 from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Shape, Sigmoid
 

@@ -18,18 +18,8 @@ from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adap
 from unmask.method.sampling.ancestral import decode_ancestral
 from unmask.method.sampling.blocks import Sampler, decode_blocks
 from unmask.method.sampling.decode import Priority, State, decode
-from unmask.method.sampling.priorities import (
-    Confidence,
-    Entropy,
-    Halton,
-    Margin,
-    MarginRepulsion,
-    MaxLogit,
-    Moment,
-    Random,
-    Raster,
-    compute_moment_temperatures,
-)
+from unmask.method.sampling.extra_priorities import MarginRepulsion, Moment, compute_moment_temperatures
+from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
 from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale, decode_remasking
 from unmask.method.schedules import Arccos, Cosine, Shape, ratios, ratios_from_counts
 

@@ -16,7 +16,8 @@ from unmask.decoding.rules import DrawnLogit, StepConfidence, stretch
 from unmask.decoding.sampling import Adaptive, Ancestral, FromCritic, Order, Parallel, ReMDM, Sampling
 from unmask.errors import ConfigError
 from unmask.method.guidance import Interval
-from unmask.method.sampling.priorities import Confidence, Moment
+from unmask.method.sampling.extra_priorities import Moment
+from unmask.method.sampling.priorities import Confidence
 
 
 class SamplingSettings(TypedDict, total=False):

@@ -12,7 +12,7 @@ from unmask.data.fingerprint import (
     DataFingerprint,
     DataPolicy,
     PartFingerprint,
-    fingerprint_split,
+    compute_fingerprint,
     match_arrangement,
 )
 from unmask.data.image_files import Unreadable
@@ -116,7 +116,7 @@ def open_coded(folder: str | Path) -> Coded:
         source=source,
         counted=(plan.train, plan.test),
         images=plan.data,
-        tokens=fingerprint_tokens(meta, train, test),
+        tokens=compute_token_fingerprint(meta, train, test),
     )
 
 
@@ -126,7 +126,7 @@ def read_origin(text: str) -> PictureSource:
     return from_json(Origin, data | {"data": fill_arrangement(data.get("data"))}, "source").data
 
 
-def fingerprint_tokens(meta: Meta, train: TokenShards, test: TokenShards) -> DataFingerprint:
+def compute_token_fingerprint(meta: Meta, train: TokenShards, test: TokenShards) -> DataFingerprint:
     """Return the fingerprint of tokens and labels, from the checksums of the shards."""
     parts = []
     for split, shards in ((train, meta.train), (test, meta.test)):
@@ -173,7 +173,7 @@ def make_codes(
         views=views,
         shard_size=shard_size,
         seed=seed,
-        data=None if earlier is not None and earlier.data is None else fingerprint_split(split, verify=policy.verify),
+        data=None if earlier is not None and earlier.data is None else compute_fingerprint(split, verify=policy.verify),
     )
     if not len(split.test):
         raise ConfigError("no picture is held out, but training validates on some: raise --data.held-out")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from unmask.data.augment import PictureSet
-from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, describe_changes, fingerprint_split
+from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, compute_fingerprint, describe_changes
 from unmask.data.pictures import Pictures, Split
 from unmask.data.shards.tokenizing import SplitName
 from unmask.data.sources.choice import Codes, PictureSource
@@ -83,7 +83,7 @@ class Experiment(Generic[Fitted]):
             return self.loaded
         split = self.source.load()
         if self.images is not None:
-            changed = describe_changes(self.images, fingerprint_split(split, verify=self.policy.verify))
+            changed = describe_changes(self.images, compute_fingerprint(split, verify=self.policy.verify))
             if changed is not None and not self.policy.accept:
                 raise DataError(
                     f"the images of {describe_place(self.source)} changed since they were tokenized: {changed}; "
@@ -147,7 +147,7 @@ def prepare_images(
         source=source,
         classes=split.train.classes,
         loaded=split,
-        fingerprint=fingerprint_split(split, verify=policy.verify),
+        fingerprint=compute_fingerprint(split, verify=policy.verify),
         policy=policy,
     )
 

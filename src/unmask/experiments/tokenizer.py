@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unmask.data.augment import PictureSet
-from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, fingerprint_split
+from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, compute_fingerprint
 from unmask.data.pictures import Split
 from unmask.data.tokens import Batches
 from unmask.errors import CheckpointError, ConfigError
@@ -79,7 +79,7 @@ def prepare_tokenizer(
         split=split,
         train=PictureSet(pictures=split.train, size=size, flip=recipe.flip),
         test=PictureSet(pictures=split.test, size=size),
-        fingerprint=fingerprint_split(split, verify=policy.verify),
+        fingerprint=compute_fingerprint(split, verify=policy.verify),
         policy=policy,
     )
 

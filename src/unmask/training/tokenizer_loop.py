@@ -102,8 +102,9 @@ def train_autoencoder(
     )
     start, resume_notes = state.resume()
     seen, warned, clock = 0, False, time.perf_counter()
-    place = run if world.is_main else None
-    log = TrainLog(place, steps=config.steps, start=start, tracker=config.tracker, unit="images/s")
+    log = TrainLog(
+        run if world.is_main else None, steps=config.steps, start=start, tracker=config.tracker, unit="images/s"
+    )
     with log, stop_on_signal() as stop:
         for note in (*notes, *resume_notes):
             log.say(note)
@@ -143,13 +144,8 @@ def train_autoencoder(
                 rate = seen / (time.perf_counter() - clock)
                 means = dict(zip(LOSS_TERMS, (window[:-1] / window[-1]).tolist(), strict=True))
                 log.show_progress(done, means["pixel"], rate)
-                values = {
-                    **means,
-                    **measure_code_use(used),
-                    "adversarial_weight": weight or 0.0,
-                    "images_per_second": rate,
-                    "gradient_norm": gradient_norm,
-                }
+                values = {**means, **measure_code_use(used), "adversarial_weight": weight or 0.0}
+                values |= {"images_per_second": rate, "gradient_norm": gradient_norm}
                 log.record(done, {**values, "learning_rate": optimizers[0].param_groups[0]["lr"]})
                 warned = warned or warn_of_collapse(used, done, log)
                 window.zero_()
