@@ -331,10 +331,12 @@ def test_rows_of_other_pictures_are_not_taken(run, swept, tmp_path, monkeypatch,
 
     monkeypatch.setattr(Digits, "load", changed)
     code, error = refused(capsys, "sweep", run, *SMALL)
+    assert (code, "as many images, but not the same ones" in error) == (3, True)
+    code, error = refused(capsys, "sweep", run, *SMALL, "--accept-data")
     assert (code, "sweep.csv is of other" in error, "--out" in error) == (2, True, True)
     assert (swept / "sweep.csv").read_bytes() == before
     copy = shutil.copytree(run, tmp_path / "run")
-    main(["sweep", str(copy), *SMALL, "--out", str(tmp_path / "out")])
+    main(["sweep", str(copy), *SMALL, "--accept-data", "--out", str(tmp_path / "out")])
     assert (copy / "classifier.safetensors").read_bytes() != judge
     assert len(set(copy.glob("reference-*"))) == len(references) + 1
     assert rows_of(tmp_path / "out")[0]["pictures"] != rows_of(swept)[0]["pictures"]
