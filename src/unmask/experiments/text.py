@@ -39,6 +39,8 @@ class TextExperiment:
     kept: str = TEXT_TOKENIZER
     fingerprint: DataFingerprint | None = None
     policy: DataPolicy = STRICT
+    left_out: tuple[str, ...] = ()
+    """A line for each file and kind of row that was not tokenized; () if the tokens were there."""
 
     @property
     def vocab_size(self) -> int:
@@ -69,12 +71,13 @@ def prepare_text(recipe: TextRecipe, shards: Path, progress: Progress | None = N
     source = resolve_paths(recipe.data)
     if isinstance(source, TextFile):
         if not recipe.data.path:  # type: ignore[union-attr]
-            raise ConfigError("which text? Give --data FILE, a folder of .txt files, or one of tokens made before")
+            raise ConfigError("which text? Give --data FILE, a folder of texts, or one of tokens made before")
         if (Path(source.path) / META).is_file():
             return _opened(recipe, Path(source.path))
+    left_out = () if (shards / META).is_file() else tuple(source.list_left_out())
     tokenizer = build_tokenizer(recipe.tokenizer, lambda: source.read_documents("train"))
     write_text_dataset(source, tokenizer, shards, progress)
-    return _opened(recipe, shards)
+    return replace(_opened(recipe, shards, verify=False), left_out=left_out)
 
 
 def reopen_text(recipe: TextRecipe, run: Path) -> TextExperiment:
@@ -88,8 +91,9 @@ def reopen_text(recipe: TextRecipe, run: Path) -> TextExperiment:
     return ready
 
 
-def _opened(recipe: TextRecipe, shards: Path) -> TextExperiment:
-    meta, train, test, tokenizer = open_text_dataset(shards, recipe.tokenizer.context, recipe.packing)
+def _opened(recipe: TextRecipe, shards: Path, *, verify: bool = True) -> TextExperiment:
+    context = recipe.tokenizer.context
+    meta, train, test, tokenizer = open_text_dataset(shards, context, recipe.packing, verify=verify)
     if test is None:
         raise ConfigError(f"{shards} holds no text to validate on: raise --data.held-out, or give --data.test FILE")
     return TextExperiment(

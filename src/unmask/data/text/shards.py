@@ -47,11 +47,13 @@ def write_text_dataset(
         DiskError: `out` cannot be written.
     """
     with lock(out):
+        files = source.list_files()
         made: dict[str, Any] = {
             "tokenizer": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
             "source": json.dumps({"type": type(source).__name__, **to_json(source)}),
-            "files": source.hash_files(),
+            "files": tuple(files.values()),
+            "names": tuple(files),
         }
         found = _read_finished(out, made)
         if found is not None:
@@ -72,14 +74,21 @@ def write_text_dataset(
         return meta
 
 
-def open_text_dataset(folder: str | Path, context: int, packing: Packing = "stream") -> OpenText:
-    """Open a finished folder; raise DataError if it is unfinished or damaged, or if a split has no row."""
+def open_text_dataset(
+    folder: str | Path, context: int, packing: Packing = "stream", *, verify: bool = True
+) -> OpenText:
+    """Open a finished folder; raise DataError if it is unfinished or damaged, or if a split has no row.
+
+    Every file is read once to compare its sha256 (about a second per GB), unless `verify` is False.
+    """
     folder = Path(folder).expanduser()
     if not (folder / META).is_file():
         raise DataError(f"{escape_line(str(folder))} holds no finished tokens of a text: tokenize the text into it")
     meta = _read_meta(folder)
     tokenizer = open_text_tokenizer(folder / TEXT_TOKENIZER, context)
     check_text_tokenizer(meta, tokenizer.sha256)
+    if verify:
+        check_text_files(folder, meta)
     train = TextSet(folder, meta, "train", context, packing)
     test = TextSet(folder, meta, "test", context, packing)
     return OpenText(meta, train, test, tokenizer)
@@ -92,6 +101,29 @@ def check_text_tokenizer(meta: TextMeta, sha256: str) -> None:
             f"the tokens were made by tokenizer {meta.tokenizer[:12]}, but this one is {sha256[:12]}: use the "
             f"{TEXT_TOKENIZER} that was made with the tokens, or tokenize again into another folder"
         )
+
+
+def check_text_files(folder: Path, meta: TextMeta) -> None:
+    """Raise DataError, with its name, if a file of tokens is missing or not as it was written."""
+    for name, digest in _list_digests(meta).items():
+        try:
+            intact = hash_file(folder / name) == digest
+        except OSError as error:
+            raise DataError(
+                f"{escape_line(str(folder / name))} cannot be read: {error.strerror}; tokenize the text again"
+            ) from error
+        if not intact:
+            raise DataError(
+                f"{escape_line(str(folder / name))} is damaged: its sha256 is not the one in {META}; restore it, or "
+                "tokenize the text again, which mends it"
+            )
+
+
+def _list_digests(meta: TextMeta) -> dict[str, str]:
+    digests: dict[str, str] = {}
+    for part in ("train", "test"):
+        digests |= {f"{part}.tokens.npy": meta.get_part(part).sha256, f"{part}.starts.npy": meta.get_part(part).starts}
+    return digests
 
 
 def _write_part(
@@ -177,21 +209,52 @@ def _read_finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
     if not (out / META).exists():
         return None
     meta = _read_meta(out)
-    there = {name: getattr(meta, name) for name in made}
-    if there != made:
-        pairs = [{**x, "source": json.loads(x["source"]), "files": list(x["files"])} for x in (there, made)]
-        changed = escape_line(list_differences(*pairs)[0])
+    if meta.files != made["files"]:
+        changed = escape_line(_describe_changes(meta, made))
+        raise DataError(
+            f"{escape_line(str(out))} holds the tokens of another text ({changed}): restore the text, or give another "
+            "--out (and --init RUN, to start from a run's weights)"
+        )
+    there, here = (
+        {"source": _forget_paths(json.loads(one["source"])), "tokenizer": one["tokenizer"]}
+        for one in (vars(meta), made)
+    )
+    if there != here:
+        changed = escape_line(list_differences(there, here)[0])
         raise DataError(
             f"{escape_line(str(out))} holds other tokens ({changed}): give another folder, or delete this one"
         )
-    wanted = {TEXT_TOKENIZER: meta.tokenizer}
-    for part in ("train", "test"):
-        wanted |= {f"{part}.tokens.npy": meta.get_part(part).sha256, f"{part}.starts.npy": meta.get_part(part).starts}
+    wanted = {TEXT_TOKENIZER: meta.tokenizer, **_list_digests(meta)}
     with contextlib.suppress(OSError):
         if all(hash_file(out / name) == digest for name, digest in wanted.items()):
             return meta
     (out / META).unlink()  # damaged: it is tokenized again
     return None
+
+
+def _forget_paths(source: dict[str, Any]) -> dict[str, Any]:
+    """Return a source, as JSON, without where its files lie: the same files elsewhere are the same text."""
+    if source.get("type") != "TextFile":
+        return source
+    return {**source, "path": "", "test": None if source.get("test") is None else ""}
+
+
+def _describe_changes(meta: TextMeta, made: dict[str, Any]) -> str:
+    """Return in words how the source files differ from those that were tokenized."""
+    if len(meta.names) != len(meta.files):  # made before names were kept
+        return f"{len(made['files'])} files now, {len(meta.files)} then, and their content differs"
+    there, here = (dict(zip(one["names"], one["files"], strict=True)) for one in (vars(meta), made))
+    changes = [
+        ("is new", [name for name in here if name not in there]),
+        ("is gone", [name for name in there if name not in here]),
+        ("has changed", [name for name in here if name in there and here[name] != there[name]]),
+    ]
+    said = [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} {verb}"
+        for verb, names in changes
+        if names
+    ]
+    return ", ".join(said) or "the files are in another order"
 
 
 @contextlib.contextmanager
