@@ -94,7 +94,29 @@ def test_the_same_command_again_continues_and_another_text_is_refused(run, tmp_p
         capsys, "train", "shakespeare", "--data", other, "--out", run, *SMALL, "--training.steps", "8"
     )
     assert code in (3, 4)
-    assert "another" in error
+    assert "holds the tokens of another text (other.txt is new, corpus.txt is gone): restore the text" in error
+
+
+def test_a_text_that_moved_resumes_and_a_changed_one_says_what_changed(tmp_path, capsys):
+    texts, run = tmp_path / "texts", tmp_path / "run"
+    texts.mkdir()
+    for name in ("a.TXT", "b.md", "c.pdf", ".d.txt"):
+        (texts / name).write_text(corpus(2000))
+
+    def train(data, steps):
+        return ["train", "shakespeare", "--data", data, "--out", run, *SMALL, "--training.steps", steps]
+
+    capsys.readouterr()
+    main([str(word) for word in train(texts, 2)])
+    assert f"left out {texts / 'c.pdf'}: its name ends in none of .txt, .md" in capsys.readouterr().err
+    moved = texts.rename(tmp_path / "elsewhere")
+    main([str(word) for word in train(moved, 2)])
+    assert "all 2 steps are done already" in capsys.readouterr().out
+    (moved / "new.txt").write_text(corpus(20))
+    (moved / "a.TXT").write_text(corpus(2000, seed=1))
+    code, error = refused(capsys, *train(moved, 2))
+    assert code == 3
+    assert "holds the tokens of another text (new.txt is new, a.TXT has changed): restore the text, or give" in error
 
 
 def test_generate_prints_texts_that_begin_with_the_prompt(run, tmp_path, capsys):

@@ -135,7 +135,7 @@ def test_hidden_files_are_skipped_and_the_others_are_named(tmp_path):
     for name in ("a.txt", ".b.txt", ".git/c.txt", "d.pdf", "sub/e.txt", "README.md", "f.csv", "sub/LICENSE.txt"):
         put(tmp_path / name, name)
     source = TextFile(path=str(tmp_path))
-    assert list(source.list_files()) == ["a.txt", "sub/e.txt"]
+    assert [name for name, _ in source.list_files()] == ["a.txt", "sub/e.txt"]
     left = source.list_left_out()
     assert [line.removeprefix(f"{tmp_path}/").partition(":")[0] for line in left] == [
         "README.md",
@@ -176,7 +176,7 @@ def test_splits_by_name(tmp_path, names, train, test, unused):
         assert "".join(all_of(source)) == "".join(train)
     else:
         assert parts_of(source) == [train, test]
-    assert list(source.list_files()) == [*train, *(test or [])]
+    assert [name for name, _ in source.list_files()] == [*train, *(test or [])]
     left = source.list_left_out()
     assert [line.removeprefix(f"{tmp_path}/").partition(":")[0] for line in left] == unused
     assert all("which is held out, it is not used" in line for line in left)
@@ -241,5 +241,5 @@ def test_case_a_null_row():
 @needs_cases
 def test_case_mixed_names():
     source = TextFile(path=str(CASES / "mixed"))
-    assert list(source.list_files()) == ["A.TXT", "b.md", "c.txt"]
+    assert [name for name, _ in source.list_files()] == ["A.TXT", "b.md", "c.txt"]
     assert source.list_left_out() == []

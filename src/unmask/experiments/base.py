@@ -230,8 +230,8 @@ def _drop_changeable(recipe: AnyRecipe, *, moved: bool = False) -> AnyRecipe:
         data = _find_place(recipe.data, moved)
         return replace(recipe, data=data, training=training, classifier=TokenizerRecipe.classifier)
     if isinstance(recipe, TextRecipe):
-        data = recipe.data.forget_paths()  # the same text elsewhere is the same: its tokens are compared
-        return replace(recipe, data=data, training=training, sampling=Sampling(), trained_on=None)
+        text = recipe.data.forget_paths()  # its tokens are compared, so it may lie elsewhere
+        return replace(recipe, data=text, training=training, sampling=Sampling(), trained_on=None)
     return replace(
         recipe,
         data=_find_place(recipe.data, moved),

@@ -73,7 +73,8 @@ def list_texts(root: Path, chosen: TextFormat | None, *, split: bool) -> ListedT
             left_out.append(Unreadable(str(path), "it is about the texts; give the file itself to read it"))
         else:
             found[path] = kind
-    taken = chosen or next((kind for kind in ENDINGS if kind in found.values()), "text")
+    there = [kind for kind in ENDINGS if kind in found.values()]
+    taken = chosen or (there[0] if there else "text")
     endings = ENDINGS[taken]
     kept = [path for path, kind in found.items() if ENDINGS[kind] == endings]
     for path, kind in found.items():

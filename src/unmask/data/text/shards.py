@@ -52,8 +52,8 @@ def write_text_dataset(
             "tokenizer": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
             "source": json.dumps({"type": type(source).__name__, **to_json(source)}),
-            "files": tuple(files.values()),
-            "names": tuple(files),
+            "files": tuple(digest for _, digest in files),
+            "names": tuple(name for name, _ in files),
         }
         found = _read_finished(out, made)
         if found is not None:

@@ -59,15 +59,11 @@ class TextFile:
         paths, name = (listed.train, self.path) if part == "train" else (listed.test, self.test or self.path)
         return _require_some(keep_texts(self._read_all(paths)), name)
 
-    def list_files(self) -> dict[str, str]:
-        """Return the name of every file that is read, training files first, with its sha256."""
+    def list_files(self) -> list[tuple[str, str]]:
+        """Return the name of every file that is read, training files first, and its sha256."""
         listed = self._list()
-        parts = [("", self.path, listed.train), ("test/", self.test or self.path, listed.test or ())]
-        return {
-            (prefix if self.test else "") + _name_file(path, top): _hash_file(path)
-            for prefix, top, paths in parts
-            for path in paths
-        }
+        train = [(_name_file(path, self.path), _hash_file(path)) for path in listed.train]
+        return train + [(_name_file(path, self.test or self.path), _hash_file(path)) for path in listed.test or ()]
 
     def list_left_out(self) -> list[str]:
         """Return a line for each file that is not read, and one on the rows without a text. Reads every row."""
@@ -137,10 +133,10 @@ class HubText:
         split = self.split if part == "train" else self.test
         return _require_some(keep_texts(self._read_all(self._select_rows(split), split)), f"{self.name}, {split}")
 
-    def list_files(self) -> dict[str, str]:
-        """Return every split with a hash, from the fingerprint that `datasets` makes of its content or origin."""
+    def list_files(self) -> list[tuple[str, str]]:
+        """Return every split and a hash, from the fingerprint that `datasets` makes of its content or origin."""
         splits = [split for split in (self.split, self.test) if split is not None]
-        return {split: hashlib.sha256(self._select_rows(split)._fingerprint.encode()).hexdigest() for split in splits}
+        return [(split, hashlib.sha256(self._select_rows(split)._fingerprint.encode()).hexdigest()) for split in splits]
 
     def list_left_out(self) -> list[str]:
         """Return a line on the rows without a text, if there are any. Reads every row."""
