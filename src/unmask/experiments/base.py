@@ -239,6 +239,7 @@ def _drop_changeable(recipe: AnyRecipe, *, moved: bool = False) -> AnyRecipe:
         sampling=Sampling(),
         classifier=Recipe.classifier,
         classes=(),
+        empty_classes=(),
         trained_on=None,
     )
 
