@@ -17,9 +17,9 @@ from unmask.evaluation import gallery
 from unmask.evaluation.class_shares import (
     ClassShares,
     choose_baseline,
+    count_earlier,
     describe_shares,
     describe_unmeasured,
-    rank_within_class,
 )
 from unmask.evaluation.images import measure_run
 from unmask.evaluation.runs import open_run
@@ -203,7 +203,7 @@ def test_no_class_in_common_leaves_any_pictures():
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=50))
 def test_rank_within_class(labels):
     expected = [labels[:i].count(label) for i, label in enumerate(labels)]
-    assert rank_within_class(torch.tensor(labels)).tolist() == expected
+    assert count_earlier(torch.tensor(labels)).tolist() == expected
 
 
 def test_shares_in_words():

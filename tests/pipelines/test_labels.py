@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unmask.errors import ConfigError
-from unmask.pipelines.labels import apportion_labels, describe_ambiguity, resolve_filled_labels, resolve_labels
+from unmask.pipelines.labels import describe_ambiguity, resolve_filled_labels, resolve_labels, share_out_labels
 
 NAMES = ("heron", "owl", "7")
 
@@ -80,7 +80,7 @@ weights = st.lists(st.integers(0, 200), min_size=1, max_size=12).filter(any)
 @given(weights=weights, num=st.integers(0, 400))
 def test_labels_have_the_shares_of_the_weights(weights, num):
     counts = torch.tensor(weights)
-    labels = apportion_labels(counts, num)
+    labels = share_out_labels(counts, num)
     assert len(labels) == num
     found = labels.bincount(minlength=len(weights))
     assert not found[counts == 0].any()
@@ -91,24 +91,24 @@ def test_labels_have_the_shares_of_the_weights(weights, num):
 @given(weights=weights, num=st.integers(1, 300), times=st.integers(1, 3))
 def test_label_number_i_depends_on_nothing_else(weights, num, times):
     counts = torch.tensor(weights)
-    assert torch.equal(apportion_labels(counts, num), apportion_labels(counts, num * 3 + 5)[:num])
-    assert torch.equal(apportion_labels(counts, num), apportion_labels(counts * times, num))
-    whole = apportion_labels(counts, times * int(counts.sum()))
+    assert torch.equal(share_out_labels(counts, num), share_out_labels(counts, num * 3 + 5)[:num])
+    assert torch.equal(share_out_labels(counts, num), share_out_labels(counts * times, num))
+    whole = share_out_labels(counts, times * int(counts.sum()))
     assert torch.equal(whole.bincount(minlength=len(weights)), times * counts)
 
 
 @given(num_classes=st.integers(1, 30), each=st.integers(1, 9), num=st.integers(0, 99))
 def test_equal_shares_run_through_the_classes(num_classes, each, num):
-    assert torch.equal(apportion_labels(torch.full((num_classes,), each), num), torch.arange(num) % num_classes)
+    assert torch.equal(share_out_labels(torch.full((num_classes,), each), num), torch.arange(num) % num_classes)
 
 
 def test_shares_are_spread_over_the_row():
     """Of a class of 5 %, every 100 labels in a row hold 5, give or take one."""
-    rare = apportion_labels(torch.tensor([95, 5]), 1000) == 1
+    rare = share_out_labels(torch.tensor([95, 5]), 1000) == 1
     counts = rare.long().unfold(0, 100, 1).sum(1)
     assert (int(counts.min()), int(counts.max())) == (5, 5)
 
 
 def test_no_pictures_at_all_are_refused():
     with pytest.raises(ConfigError, match="no class has a picture"):
-        apportion_labels(torch.zeros(3, dtype=torch.int64), 5)
+        share_out_labels(torch.zeros(3, dtype=torch.int64), 5)

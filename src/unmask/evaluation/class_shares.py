@@ -16,7 +16,7 @@ from unmask.evaluation.reference import Reference
 from unmask.experiments.images import Experiment
 from unmask.method.guidance import Condition
 from unmask.pipelines.image import Pipeline
-from unmask.pipelines.labels import LabelRule, apportion_labels
+from unmask.pipelines.labels import LabelRule, share_out_labels
 
 SHOWN_CLASSES = 5
 TOLD_DIFFERENCE = 0.01  # of all pictures
@@ -41,10 +41,10 @@ class ClassShares:
         """The names of the classes that are not sampled, as they have no held-out or no training picture."""
         return [name for name, weight in zip(self.names, self.weights.tolist(), strict=True) if not weight]
 
-    def tuned_labels(self, num: int, rule: LabelRule) -> Int[Tensor, "n"]:
+    def choose_tuned_labels(self, num: int, rule: LabelRule) -> Int[Tensor, "n"]:
         """Return `num` labels to be compared with the training pictures: in their shares, or balanced."""
         weights = self.weights if rule == "balanced" else self.training * (self.weights > 0)
-        return apportion_labels(weights, num)
+        return share_out_labels(weights, num)
 
 
 def count_class_shares(
@@ -79,7 +79,7 @@ def count_class_shares(
 
 def choose_labels(shares: ClassShares | None, pipeline: Pipeline, num: int) -> Condition:
     """Return the classes of samples number 0 to `num` - 1; None for an unconditional model."""
-    return pipeline.cycle_labels(num) if shares is None else apportion_labels(shares.weights, num)
+    return pipeline.cycle_labels(num) if shares is None else share_out_labels(shares.weights, num)
 
 
 def choose_baseline(shares: ClassShares | None, num_train: int, num: int) -> Int[Tensor, "m"]:
@@ -97,16 +97,16 @@ def choose_baseline(shares: ClassShares | None, num_train: int, num: int) -> Int
         return order[:num]
     if not (weights * training).any():
         return order[:num]
-    wanted = apportion_labels(weights * (training > 0), num)
-    enough = int((rank_within_class(wanted) < training[wanted]).long().cumprod(0).sum())
+    wanted = share_out_labels(weights * (training > 0), num)
+    enough = int((count_earlier(wanted) < training[wanted]).long().cumprod(0).sum())
     if enough < 2:  # no distance to so few
         return order[:num]
     counts = wanted[:enough].bincount(minlength=len(weights))
     labels = shares.rows[order]
-    return order[rank_within_class(labels) < counts[labels]]
+    return order[count_earlier(labels) < counts[labels]]
 
 
-def rank_within_class(labels: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+def count_earlier(labels: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
     """Return how many earlier labels are the same, for each."""
     order = labels.argsort(stable=True)
     counts = labels.bincount()

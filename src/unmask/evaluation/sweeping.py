@@ -34,7 +34,7 @@ from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
 from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.pipelines.image import Pipeline
-from unmask.pipelines.labels import LabelRule, apportion_labels
+from unmask.pipelines.labels import LabelRule, share_out_labels
 from unmask.runtime.distributed import World, barrier, broadcast_text
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment
@@ -249,7 +249,7 @@ def choose_temperature(
         return temperatures[0]
     train = fit_gaussian(bench.real.train)
     measures = [(bench.features.dim, bench.features)]
-    labels = None if bench.shares is None else bench.shares.tuned_labels(num, bench.rule)
+    labels = None if bench.shares is None else bench.shares.choose_tuned_labels(num, bench.rule)
 
     def distance(temperature: float) -> float:
         cooled = replace(sampling, temperature=temperature)
@@ -314,7 +314,7 @@ def write_caption(bench: SweepBench, plan: SweepPlan) -> str:
     if num < plan.samples:
         lines.append(f"Floor and limit are of {num:,} training pictures.")
     if bench.shares is not None:
-        if (said := describe_shares(bench.shares, apportion_labels(bench.shares.weights, plan.samples))) is not None:
+        if (said := describe_shares(bench.shares, share_out_labels(bench.shares.weights, plan.samples))) is not None:
             lines.append(f"The shares of classes differ: {said}.")
         if bench.shares.unmeasured:
             lines.append(f"Left out: {describe_unmeasured(bench.shares.unmeasured)}.")

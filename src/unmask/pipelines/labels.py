@@ -55,7 +55,7 @@ def describe_ambiguity(label: str, classes: Sequence[str]) -> str | None:
     return f"the class called {label} (id {named}) and the class with id {number} (called {classes[number]})"
 
 
-def check_class_ids(labels: Int[Tensor, "n"], num: int, num_classes: int, classes: Sequence[str] = ()) -> None:
+def check_class_labels(labels: Int[Tensor, "n"], num: int, num_classes: int, classes: Sequence[str] = ()) -> None:
     """ConfigError unless there is one of `num_classes` class ids for each of `num` images."""
     if len(labels) != num:
         raise ConfigError(f"{len(labels)} labels for {num} images: give one each")
@@ -84,7 +84,7 @@ def resolve_filled_labels(labels: str | int | Labels, classes: Sequence[str], em
     return ids
 
 
-def apportion_labels(weights: Int[Tensor, "k"], num: int) -> Int[Tensor, "n"]:
+def share_out_labels(weights: Int[Tensor, "k"], num: int) -> Int[Tensor, "n"]:
     """Return `num` class ids in the shares of `weights`, spread: the first labels of the row have these shares too.
 
     The next label is the class with the largest weight / (2 s + 1), if it came s times so far; on a tie, the lowest id

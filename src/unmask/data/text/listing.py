@@ -87,7 +87,7 @@ def list_texts(root: Path, chosen: TextFormat | None, *, split: bool) -> ListedT
         raise DataError(
             f"{escape_line(str(root))}: no {wanted} files in this folder; name one with texts, or a file{first}"
         )
-    divided = divide(root, kept) if split else None
+    divided = split_by_name(root, kept) if split else None
     if divided is None:
         return ListedTexts(train=tuple(kept), left_out=tuple(left_out))
     train, test, unused = divided
@@ -98,7 +98,7 @@ def list_texts(root: Path, chosen: TextFormat | None, *, split: bool) -> ListedT
     return ListedTexts(train=tuple(train), test=tuple(test), left_out=tuple(left_out))
 
 
-def divide(root: Path, paths: list[Path]) -> tuple[list[Path], list[Path], list[Path]] | None:
+def split_by_name(root: Path, paths: list[Path]) -> tuple[list[Path], list[Path], list[Path]] | None:
     """Return the files of the training split, those held out and the others; None if the names are of no split."""
     words = {path: find_split(root, path) for path in paths}
     train = [path for path, word in words.items() if word in ("train", "training")]

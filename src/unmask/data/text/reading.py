@@ -38,10 +38,10 @@ def read_documents(path: Path, separator: str) -> Iterator[LocatedText]:
 def read_lines(path: Path) -> Iterator[LocatedText]:
     """Yield the lines that are not blank, without line ends; raise DataError for one over `MAX_LINE` characters."""
     name = escape_line(str(path))
-    return ((f"{name}, line {number}", line) for number, line in iterate_lines(path) if line.strip())
+    return ((f"{name}, line {number}", line) for number, line in read_numbered_lines(path) if line.strip())
 
 
-def iterate_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the number of each line, from 1, and the line without its end; raise DataError as `read_lines` does."""
     held: list[str] = []
     size, number = 0, 1

@@ -12,12 +12,12 @@ from unmask.data.shards.dataset import SplitName
 from unmask.data.sources.hub import load_parts
 from unmask.data.text.listing import ListedTexts, TextFormat, find_format, list_texts
 from unmask.data.text.reading import LocatedText, read_documents, read_lines
-from unmask.data.text.tables import LocatedCell, check_cell, read_csv, read_json, read_json_lines, read_parquet
+from unmask.data.text.tables import LocatedCell, check_cell, read_csv, read_json_lines, read_json_texts, read_parquet
 from unmask.errors import ConfigError, DataError
 from unmask.storage.files import escape_line, hash_file
 
 FEW = 20  # with fewer documents, characters are held out instead of documents
-TABLES = {"jsonl": read_json_lines, "json": read_json, "csv": read_csv, "parquet": read_parquet}
+TABLES = {"jsonl": read_json_lines, "json": read_json_texts, "csv": read_csv, "parquet": read_parquet}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,11 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from unmask.data.text.reading import MAX_LINE, iterate_lines, read_blocks, read_lines
+from unmask.data.text.reading import MAX_LINE, read_blocks, read_lines, read_numbered_lines
 from unmask.errors import ConfigError, DataError
 from unmask.storage.files import escape_line
 
@@ -28,7 +29,7 @@ def read_json_lines(path: Path, field: str) -> Iterator[LocatedCell]:
         yield where, _select_field(data, field, where)
 
 
-def read_json(path: Path, field: str) -> Iterator[LocatedCell]:
+def read_json_texts(path: Path, field: str) -> Iterator[LocatedCell]:
     """Yield the texts of a JSON array of strings or objects; read a file that begins with no [ as JSON lines."""
     if next((block.lstrip()[0] for block in read_blocks(path) if block.strip()), "") != "[":
         yield from read_json_lines(path, field)
@@ -56,7 +57,9 @@ def read_csv(path: Path, field: str) -> Iterator[LocatedCell]:
     """Yield a column of a CSV or TSV file, by its name in the first row; a quoted cell may hold line ends."""
     name, tabs = escape_line(str(path)), ".tsv" in path.suffixes[-2:]
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))
-    rows = csv.reader((line + "\n" for _, line in iterate_lines(path)), delimiter="\t" if tabs else ",", strict=True)
+    rows = csv.reader(
+        (line + "\n" for _, line in read_numbered_lines(path)), delimiter="\t" if tabs else ",", strict=True
+    )
     head: list[str] | None = None
     line = 1
     try:
@@ -87,11 +90,9 @@ def read_parquet(path: Path, field: str) -> Iterator[LocatedCell]:
     try:
         with ParquetFile(path) as file:
             _find_column(list(file.schema_arrow.names), field, name)
-            number = 0
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=[field]):
-                for cell in batch.column(0).to_pylist():
-                    number += 1
-                    yield f"{name}, row {number}", check_cell(cell, f"{name}, row {number}")
+            batches = (batch.column(0).to_pylist() for batch in file.iter_batches(ROWS_AT_ONCE, columns=[field]))
+            for number, cell in enumerate(chain.from_iterable(batches), 1):
+                yield f"{name}, row {number}", check_cell(cell, f"{name}, row {number}")
     except (OSError, arrow.ArrowException) as error:
         reason = escape_line(" ".join(str(error).split())[:200])
         raise DataError(f"{name} cannot be read as Parquet: {reason}; check the file, or get it again") from error
