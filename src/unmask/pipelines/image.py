@@ -25,7 +25,7 @@ from unmask.method.sampling.decode import State
 from unmask.pipelines.base import LoadedModel, describe_device, report_steps, take_last_tokens
 from unmask.pipelines.labels import (
     Labels,
-    check_class_labels,
+    check_label_range,
     list_filled_classes,
     resolve_filled_labels,
     resolve_labels,
@@ -274,7 +274,7 @@ class Pipeline(LoadedModel[ModelSpec]):
         """
         s = sampling or self.sampling
         if labels is not None:
-            check_class_labels(labels, len(tokens), self.num_classes, self.classes)
+            check_label_range(labels, len(tokens), self.num_classes, self.classes)
         return s.run(
             self.predict(labels, s),
             tokens,

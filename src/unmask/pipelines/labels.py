@@ -55,7 +55,7 @@ def describe_ambiguity(label: str, classes: Sequence[str]) -> str | None:
     return f"the class called {label} (id {named}) and the class with id {number} (called {classes[number]})"
 
 
-def check_class_labels(labels: Int[Tensor, "n"], num: int, num_classes: int, classes: Sequence[str] = ()) -> None:
+def check_label_range(labels: Int[Tensor, "n"], num: int, num_classes: int, classes: Sequence[str] = ()) -> None:
     """ConfigError unless there is one of `num_classes` class ids for each of `num` images."""
     if len(labels) != num:
         raise ConfigError(f"{len(labels)} labels for {num} images: give one each")
