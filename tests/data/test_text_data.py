@@ -208,6 +208,7 @@ def test_a_data_set_of_hugging_face(tmp_path):
     assert list(held_out.read_documents("test")) == ["held"]
     (line,) = held_out.list_left_out()
     assert re.fullmatch(r"2 rows without a text, the first .*, train, row 40: blank in 'text'", line)
+    assert source.list_left_out()[0] == f"{source.name}, validation: only train is read; see --data.test"
     with pytest.raises(DataError, match="train, row 0: int instead of text"):
         all_of(replace(source, field="n"))
     with pytest.raises(ConfigError, match="no split 'dev', but train, validation"):

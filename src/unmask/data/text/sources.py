@@ -139,10 +139,12 @@ class HubText:
         return [(split, hashlib.sha256(self._select_rows(split)._fingerprint.encode()).hexdigest()) for split in splits]
 
     def list_left_out(self) -> list[str]:
-        """Return a line on the rows without a text, if there are any. Reads every row."""
+        """Return a line for each split that is not read, and one on the rows without a text. Reads every row."""
         splits = [split for split in (self.split, self.test) if split is not None]
+        others = [split for split in load_parts(self.name, self.subset) if split not in splits]
+        unused = [f"{self.name}, {split}: only {', '.join(splits)} is read; see --data.test" for split in others]
         rows = chain.from_iterable(self._read_all(self._select_rows(split), split) for split in splits)
-        return describe_empty_rows(rows, self.field)
+        return [*unused, *describe_empty_rows(rows, self.field)]
 
     def forget_paths(self) -> "HubText":
         """Return the source itself: its name says what it is."""
