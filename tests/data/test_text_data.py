@@ -328,7 +328,9 @@ def test_a_damaged_file_is_made_anew(tmp_path, corpus):
             (out / name).unlink()
             if damaged is not None:
                 (out / name).write_bytes(damaged)
-            assert write_text_dataset(corpus, ByteTokenizer(8), out) == meta
+            said = []
+            assert write_text_dataset(corpus, ByteTokenizer(8), out, say=said.append) == meta
+            assert said == [f"{out} is damaged, so the text is tokenized again"]
             assert (out / name).read_bytes() == body
 
 
@@ -537,6 +539,24 @@ def test_values_that_are_swapped_inside_the_vocabulary_are_found_at_open(tmp_pat
     (out / name).unlink()
     with pytest.raises(DataError, match=rf"{re.escape(name)} cannot be read: No such file"):
         open_text_dataset(out, 8)
+
+
+def test_any_flipped_bit_is_found_at_open_or_changes_nothing(tmp_path, corpus):
+    """200 single corruptions of the 6 files; a changed space in JSON means the same."""
+    out, generator = tmp_path / "out", np.random.default_rng(0)
+    write_text_dataset(corpus, ByteTokenizer(8), out)
+    expected, found = open_text_dataset(out, 8).meta, 0
+    for number in range(200):
+        path = sorted(out.glob("[!.]*"))[number % 6]
+        body = path.read_bytes()
+        place, bit = generator.integers(len(body)), 1 << generator.integers(8)
+        path.write_bytes(body[:place] + bytes([body[place] ^ bit]) + body[place + 1 :])
+        try:
+            assert open_text_dataset(out, 8).meta == expected
+        except DataError:
+            found += 1
+        path.write_bytes(body)
+    assert found > 190
 
 
 def test_the_files_are_mapped_anew_and_read_the_same(tmp_path, corpus, monkeypatch):

@@ -78,7 +78,7 @@ def test_a_perfect_sampler_reaches_the_real_data_baseline(uneven, perfect):
     balanced = measure_run(run, num=400, seed=0, world=ALONE, labels="balanced")
     assert balanced["labels"] == "balanced"
     assert balanced["frechet"] > 30 * report["frechet_floor"]
-    assert "1 is 50.0% of the samples, " in balanced["class_shares"]
+    assert "class 1 is 50.0% of the samples, " in balanced["class_shares"]
     assert balanced["frechet"] < 3 * balanced["frechet_floor"]  # its training pictures have the samples' shares
     assert balanced["num_floor"] < 200  # twice the bright ones, of which there are few
 
@@ -94,7 +94,7 @@ def test_the_command_line_has_both(uneven, perfect, capsys):
         main([*sweep, "cpu", "--temperatures", "1", "--labels", "balanced"])
     assert "sweep.csv is of other labels, shares there and balanced here" in capsys.readouterr().err
     main([*sweep, "cpu", "--temperatures", "1", "--labels", "balanced", "--out", str(uneven / "balanced")])
-    assert "1 is 50.0% of the samples" in (uneven / "balanced/sweep.md").read_text()
+    assert "class 1 is 50.0% of the samples" in (uneven / "balanced/sweep.md").read_text()
 
 
 def test_pictures_of_other_classes_are_refused(uneven, perfect):
@@ -210,8 +210,8 @@ def test_shares_in_words():
     shares = counted([95, 5], [500, 500])
     said = describe_shares(shares, torch.tensor([0] * 19 + [1]))
     assert said == (
-        "c0 is 95.0% of the samples, 95.0% of the held-out pictures and 50.0% of the training pictures; "
-        "c1 is 5.0% of the samples, 5.0% of the held-out pictures and 50.0% of the training pictures"
+        "class c0 is 95.0% of the samples, 95.0% of the held-out pictures and 50.0% of the training pictures; "
+        "class c1 is 5.0% of the samples, 5.0% of the held-out pictures and 50.0% of the training pictures"
     )
     assert describe_shares(counted([95, 5], [190, 10]), torch.tensor([0] * 19 + [1])) is None
     many = counted([10] * 8, [10] * 4 + [20] * 4)

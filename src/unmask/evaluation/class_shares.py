@@ -125,7 +125,7 @@ def describe_shares(shares: ClassShares, labels: Int[Tensor, "n"]) -> str | None
     if not told:
         return None
     lines = [
-        f"{shares.names[i]} is {parts[0, i]:.1%} of the samples, {parts[1, i]:.1%} of the held-out pictures and "
+        f"class {shares.names[i]} is {parts[0, i]:.1%} of the samples, {parts[1, i]:.1%} of the held-out pictures and "
         f"{parts[2, i]:.1%} of the training pictures"
         for i in told[:SHOWN_CLASSES]
     ]

@@ -39,8 +39,8 @@ class TextExperiment:
     kept: str = TEXT_TOKENIZER
     fingerprint: DataFingerprint | None = None
     policy: DataPolicy = STRICT
-    left_out: tuple[str, ...] = ()
-    """A line for each file and kind of row that was not tokenized; () if the tokens were there."""
+    notes: tuple[str, ...] = ()
+    """A line for each file that was left out, for the rows without a text, and for damaged tokens."""
 
     @property
     def vocab_size(self) -> int:
@@ -74,10 +74,10 @@ def prepare_text(recipe: TextRecipe, shards: Path, progress: Progress | None = N
             raise ConfigError("which text? Give --data FILE, a folder of texts, or one of tokens made before")
         if (Path(source.path) / META).is_file():
             return _opened(recipe, Path(source.path))
-    left_out = () if (shards / META).is_file() else tuple(source.list_left_out())
+    notes = [] if (shards / META).is_file() else [f"left out {line}" for line in source.list_left_out()]
     tokenizer = build_tokenizer(recipe.tokenizer, lambda: source.read_documents("train"))
-    write_text_dataset(source, tokenizer, shards, progress)
-    return replace(_opened(recipe, shards, verify=False), left_out=left_out)
+    write_text_dataset(source, tokenizer, shards, progress, notes.append)
+    return replace(_opened(recipe, shards, verify=False), notes=tuple(notes))
 
 
 def reopen_text(recipe: TextRecipe, run: Path) -> TextExperiment:

@@ -125,8 +125,8 @@ def prepare_data(
     with show_progress(shown=shown) as progress:
         if isinstance(recipe, TextRecipe):
             text = text_experiment.prepare_text(recipe, into / text_experiment.TEXT_TOKENS, progress)
-            for line in text.left_out if shown else ():
-                say(f"left out {line}")
+            for note in text.notes if shown else ():
+                say(note)
             return text
         ready = image_experiment.prepare_images(recipe, progress, policy)
     for bad in ready.loaded.bad if shown and ready.loaded else ():

@@ -2,9 +2,11 @@
 `meta.json` is written last: without it the folder is not finished."""
 
 import contextlib
+import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from unmask.data.text.rows import START, Packing, TextMeta, TextPart, TextSet
 from unmask.data.text.sources import SplitName, TextSource
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.runtime.progress import Progress
-from unmask.storage.config import list_differences, read_json, to_json, write_json
+from unmask.storage.config import dump_json, list_differences, read_json, to_json, write_json
 from unmask.storage.files import escape_line, hash_file, write_atomic
 from unmask.storage.layout import TEXT_TOKENIZER
 from unmask.storage.lock import lock
@@ -36,11 +38,15 @@ class OpenText(NamedTuple):
 
 
 def write_text_dataset(
-    source: TextSource, tokenizer: TextTokenizer, out: Path, progress: Progress | None = None
+    source: TextSource,
+    tokenizer: TextTokenizer,
+    out: Path,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> TextMeta:
     """Tokenize both splits of a source into the folder `out`, or do nothing if they are there and intact.
 
-    Memory depends on the longest document only.
+    Memory depends on the longest document only. `say` is called with a line if tokens that are there are damaged.
 
     Raises:
         DataError: a text cannot be encoded (with its position), or `out` holds tokens of another source or tokenizer.
@@ -58,6 +64,10 @@ def write_text_dataset(
         found = _read_finished(out, made)
         if found is not None:
             return found
+        if (out / META).exists():
+            if say is not None:
+                say(f"{escape_line(str(out))} is damaged, so the text is tokenized again")
+            (out / META).unlink()
         for path in out.glob(".*.tmp-*"):
             path.unlink()  # what a killed command left half-written
         with _write_atomic(out / TEXT_TOKENIZER) as file:
@@ -70,6 +80,7 @@ def write_text_dataset(
                 "empty; give more text, or hold out another share"
             )
         meta = TextMeta(train=train, test=test, **made)
+        meta = replace(meta, digest=_compute_digest(meta))
         write_json(out / META, meta)
         return meta
 
@@ -194,10 +205,17 @@ def _build_header(dtype: np.dtype, num: int) -> bytes:
 
 def _read_meta(folder: Path) -> TextMeta:
     try:
-        return read_json(folder / META, TextMeta, MAX_JSON)
+        meta = read_json(folder / META, TextMeta, MAX_JSON)
+        if meta.digest not in ("", _compute_digest(meta)):
+            raise ConfigError("its sha256 is not the one it holds")
     except ConfigError as error:
         message = f"{folder / META} is damaged or of another kind ({error}); give another folder, or delete this one"
         raise DataError(escape_line(message)) from error
+    return meta
+
+
+def _compute_digest(meta: TextMeta) -> str:
+    return hashlib.sha256(dump_json(replace(meta, digest="")).encode()).hexdigest()
 
 
 def _read_finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
@@ -228,7 +246,6 @@ def _read_finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
     with contextlib.suppress(OSError):
         if all(hash_file(out / name) == digest for name, digest in wanted.items()):
             return meta
-    (out / META).unlink()  # damaged: it is tokenized again
     return None
 
 
