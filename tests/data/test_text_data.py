@@ -330,7 +330,7 @@ def test_a_damaged_file_is_made_anew(tmp_path, corpus):
                 (out / name).write_bytes(damaged)
             said = []
             assert write_text_dataset(corpus, ByteTokenizer(8), out, say=said.append) == meta
-            assert said == [f"{out} is damaged, so the text is tokenized again"]
+            assert said == [f"{out} is damaged or out of date, so the text is tokenized again"]
             assert (out / name).read_bytes() == body
 
 

@@ -231,7 +231,8 @@ def _drop_changeable(recipe: AnyRecipe, *, moved: bool = False) -> AnyRecipe:
         return replace(recipe, data=data, training=training, classifier=TokenizerRecipe.classifier)
     if isinstance(recipe, TextRecipe):
         text = recipe.data.forget_paths()  # its tokens are compared, so it may lie elsewhere
-        return replace(recipe, data=text, training=training, sampling=Sampling(), trained_on=None)
+        plain_text = replace(recipe, data=text, training=training, sampling=Sampling(), trained_on=None)
+        return replace(plain_text, documents=0, text_sha256=None) if moved else plain_text
     return replace(
         recipe,
         data=_find_place(recipe.data, moved),

@@ -43,10 +43,13 @@ def write_text_dataset(
     out: Path,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
+    *,
+    accept: bool = False,
 ) -> TextMeta:
     """Tokenize both splits of a source into the folder `out`, or do nothing if they are there and intact.
 
-    Memory depends on the longest document only. `say` is called with a line if tokens that are there are damaged.
+    Memory depends on the longest document only. `say` is called with a line if tokens that are there are damaged. With
+    `accept`, a text that changed replaces the tokens of the earlier one.
 
     Raises:
         DataError: a text cannot be encoded (with its position), or `out` holds tokens of another source or tokenizer.
@@ -61,12 +64,12 @@ def write_text_dataset(
             "files": tuple(digest for _, digest in files),
             "names": tuple(name for name, _ in files),
         }
-        found = _read_finished(out, made)
+        found = _read_finished(out, made, accept=accept)
         if found is not None:
             return found
         if (out / META).exists():
             if say is not None:
-                say(f"{escape_line(str(out))} is damaged, so the text is tokenized again")
+                say(f"{escape_line(str(out))} is damaged or out of date, so the text is tokenized again")
             (out / META).unlink()
         for path in out.glob(".*.tmp-*"):
             path.unlink()  # what a killed command left half-written
@@ -218,8 +221,11 @@ def _compute_digest(meta: TextMeta) -> str:
     return hashlib.sha256(dump_json(replace(meta, digest="")).encode()).hexdigest()
 
 
-def _read_finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
-    """Return the metadata of tokens that are there and intact, or None; raise DataError if they are other tokens."""
+def _read_finished(out: Path, made: dict[str, Any], *, accept: bool) -> TextMeta | None:
+    """Return the metadata of tokens that are there and intact, or None; raise DataError if they are other tokens.
+
+    With `accept` a text that changed is as if there were none.
+    """
     ours = {f"{part}.{name}.npy" for part in ("train", "test") for name in ("tokens", "starts")}
     foreign = sorted(path.name for path in out.glob("*.npy") if path.name not in ours)
     if foreign:
@@ -228,10 +234,12 @@ def _read_finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
         return None
     meta = _read_meta(out)
     if meta.files != made["files"]:
+        if accept:
+            return None
         changed = escape_line(_describe_changes(meta, made))
         raise DataError(
-            f"{escape_line(str(out))} holds the tokens of another text ({changed}): restore the text, or give another "
-            "--out (and --init RUN, to start from a run's weights)"
+            f"{escape_line(str(out))} holds the tokens of another text ({changed}): restore the text, give another "
+            "--out (and --init RUN to start from a run's weights), or train with --accept-data to continue knowingly"
         )
     there, here = (
         {"source": _forget_paths(json.loads(one["source"])), "tokenizer": one["tokenizer"]}
