@@ -66,7 +66,7 @@ def count_class_shares(
             f"the model has {pipeline.num_classes} classes and these pictures {num}: their numbers mean other things"
         )
     for i, (theirs, ours) in enumerate(zip(pipeline.classes, names, strict=False)):
-        if theirs != ours:
+        if theirs != ours and not experiment.policy.accept:
             raise ConfigError(f"class {i} is {theirs} for the model and {ours} in these pictures: rename the pictures'")
     held_out, training = (
         labels[index].bincount(minlength=num) for labels, index in ((test, real.test_index), (train, real.train_index))
