@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import random
+import re
 import shutil
 from dataclasses import replace
 
@@ -94,7 +95,54 @@ def test_the_same_command_again_continues_and_another_text_is_refused(run, tmp_p
         capsys, "train", "shakespeare", "--data", other, "--out", run, *SMALL, "--training.steps", "8"
     )
     assert code in (3, 4)
-    assert "another" in error
+    assert "holds the tokens of another text (other.txt is new, corpus.txt is gone): restore the text, " in error
+
+
+def test_a_text_that_moved_resumes_and_a_changed_one_says_what_changed(tmp_path, capsys):
+    texts, run = tmp_path / "texts", tmp_path / "run"
+    texts.mkdir()
+    for name in ("a.TXT", "b.md", "c.pdf", ".d.txt"):
+        (texts / name).write_text(corpus(2000))
+
+    def train(data, steps):
+        return ["train", "shakespeare", "--data", data, "--out", run, *SMALL, "--training.steps", steps]
+
+    capsys.readouterr()
+    main([str(word) for word in train(texts, 2)])
+    assert f"left out {texts / 'c.pdf'}: its name ends in none of .txt, .md" in capsys.readouterr().err
+    moved = texts.rename(tmp_path / "elsewhere")
+    main([str(word) for word in train(moved, 2)])
+    assert "all 2 steps are done already" in capsys.readouterr().out
+    (moved / "new.txt").write_text(corpus(20))
+    (moved / "a.TXT").write_text(corpus(2000, seed=1))
+    code, error = refused(capsys, *train(moved, 2))
+    assert code == 3
+    assert "holds the tokens of another text (new.txt is new, a.TXT has changed): restore the text, give" in error
+    capsys.readouterr()
+    main([str(word) for word in [*train(moved, 2), "--accept-data"]])
+    said = capsys.readouterr()
+    assert re.search(r"the data changed, and this is accepted: \d documents", said.out + said.err)
+    assert len(json.loads((run / "data.json").read_text())["before"]) == 1
+    main([str(word) for word in train(moved, 2)])
+    assert "accepted" not in capsys.readouterr().out
+    main(["score", str(run), "--orders", "raster", "--steps", "1", "--rows", "2", "--passes", "1", "--device", "cpu"])
+
+
+def test_tokens_that_changed_under_a_run_are_noticed(run, tmp_path, capsys):
+    """The held-out ones alone: the training ones are as they were."""
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text(corpus(300, seed=2))
+    second.write_text(corpus(300, seed=3))
+    words = ["--data", run.parent / "corpus.txt", "--tokenizer.context", "32"]
+    for number, test in enumerate((first, second)):
+        tokenize = ["tokenize-text", "shakespeare", *words, "--data.test", test, "--out", tmp_path / f"tokens{number}"]
+        main([str(word) for word in tokenize])
+    train = ["train", "shakespeare", "--data", tmp_path / "tokens0", "--out", tmp_path / "run", *SMALL]
+    main([str(word) for word in [*train, "--training.steps", "2"]])
+    shutil.rmtree(tmp_path / "tokens0")
+    shutil.move(tmp_path / "tokens1", tmp_path / "tokens0")
+    code, error = refused(capsys, *train, "--training.steps", "2")
+    assert (code, "run changed: as many documents, but not the same ones; restore it" in error) == (3, True), error
 
 
 def test_generate_prints_texts_that_begin_with_the_prompt(run, tmp_path, capsys):

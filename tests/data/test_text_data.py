@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -138,12 +139,14 @@ def test_bad_json_lines_are_named(tmp_path, line, message):
 
 def test_a_folder_is_its_text_files_in_order(tmp_path):
     (tmp_path / "sub").mkdir()
-    for name, text in (("b.txt", "second"), ("a.txt.gz", "first"), ("sub/c.txt", "third"), ("d.md", "no")):
+    for name, text in (("b.TXT", "second"), ("a.txt.gz", "first"), ("sub/c.txt", "fourth"), ("d.md", "third")):
         put(tmp_path / name, text)
-    assert "".join(all_of(TextFile(path=str(tmp_path)))) == "firstsecondthird"
-    assert len(TextFile(path=str(tmp_path)).hash_files()) == 3
-    with pytest.raises(DataError, match=r"no \.jsonl files"):
-        all_of(TextFile(path=str(tmp_path), format="jsonl"))
+    source = TextFile(path=str(tmp_path))
+    assert "".join(all_of(source)) == "firstsecondthirdfourth"
+    assert [name for name, _ in source.list_files()] == ["a.txt.gz", "b.TXT", "d.md", "sub/c.txt"]
+    assert source.list_left_out() == []
+    with pytest.raises(DataError, match=r"no \.jsonl, \.ndjson files"):
+        all_of(replace(source, format="jsonl"))
 
 
 @pytest.mark.parametrize("format", ["text", "lines"])
@@ -173,7 +176,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.txt cannot be read: No such file"):
         all_of(TextFile(path=str(tmp_path / "none.txt")))
     with pytest.raises(DataError, match=r"none\.txt cannot be read"):
-        TextFile(path=str(tmp_path / "none.txt")).hash_files()
+        TextFile(path=str(tmp_path / "none.txt")).list_files()
     whole = gzip.compress(b"some text" * 100)
     for damaged in (whole[:-9], b"no gzip", whole[:20] + b"\xff\xff\xff" + whole[23:]):
         (tmp_path / "a.txt.gz").write_bytes(damaged)
@@ -200,9 +203,14 @@ def test_a_data_set_of_hugging_face(tmp_path):
     source = HubText(name=str(tmp_path / "set"))
     assert all_of(source) == [f"row {i}\n" for i in range(40)]
     assert len(list(source.read_documents("test"))) == 4
-    assert source.hash_files() == source.hash_files()
-    with pytest.raises(DataError, match="validation, row 1: NoneType instead of text"):
-        all_of(replace(source, test="validation"))
+    assert source.list_files() == source.list_files()
+    held_out = replace(source, test="validation")
+    assert list(held_out.read_documents("test")) == ["held"]
+    (line,) = held_out.list_left_out()
+    assert re.fullmatch(r"2 rows without a text, the first .*, train, row 40: blank in 'text'", line)
+    assert source.list_left_out()[0] == f"{source.name}, validation: only train is read; see --data.test"
+    with pytest.raises(DataError, match="train, row 0: int instead of text"):
+        all_of(replace(source, field="n"))
     with pytest.raises(ConfigError, match="no split 'dev', but train, validation"):
         all_of(replace(source, test="dev"))
     with pytest.raises(ConfigError, match="no column 'body', but text, n"):
@@ -307,7 +315,7 @@ def test_the_same_again_is_reused_and_another_refused(tmp_path, corpus):
         with pytest.raises(DataError, match=rf"out holds other tokens \({message}.*give another folder"):
             write_text_dataset(source, tokenizer, out)
     put(Path(corpus.path), lines_of(41))
-    with pytest.raises(DataError, match=r"holds other tokens \(files"):
+    with pytest.raises(DataError, match=r"holds the tokens of another text \(a\.txt has changed\): restore the text"):
         write_text_dataset(corpus, ByteTokenizer(8), out)
 
 
@@ -320,7 +328,9 @@ def test_a_damaged_file_is_made_anew(tmp_path, corpus):
             (out / name).unlink()
             if damaged is not None:
                 (out / name).write_bytes(damaged)
-            assert write_text_dataset(corpus, ByteTokenizer(8), out) == meta
+            said = []
+            assert write_text_dataset(corpus, ByteTokenizer(8), out, say=said.append) == meta
+            assert said == [f"{out} is damaged or out of date, so the text is tokenized again"]
             assert (out / name).read_bytes() == body
 
 
@@ -499,17 +509,54 @@ def test_damage_is_named_when_it_is_read(tmp_path, corpus):
     out = tmp_path / "out"
     write_text_dataset(corpus, ByteTokenizer(8), out)
     tokens, starts = np.load(out / "train.tokens.npy"), np.load(out / "train.starts.npy")
+    assert open_text_dataset(out, 8).meta == open_text_dataset(out, 8, verify=False).meta
     np.save(out / "train.tokens.npy", np.where(np.arange(len(tokens)) == 5, 257, tokens).astype(np.uint16))
     with pytest.raises(
         DataError, match=r"train\.tokens\.npy or its starts are damaged: tokens .*\.\.257 of a voc.* 257"
     ):
-        open_text_dataset(out, 8).train.read_rows(torch.tensor([0]), CPU)
+        open_text_dataset(out, 8, verify=False).train.read_rows(torch.tensor([0]), CPU)
     np.save(out / "train.starts.npy", starts[::-1])
     with pytest.raises(DataError, match="do not follow one another"):
-        open_text_dataset(out, 8, "documents").train.read_rows(torch.tensor([3]), CPU)
+        open_text_dataset(out, 8, "documents", verify=False).train.read_rows(torch.tensor([3]), CPU)
     np.save(out / "train.tokens.npy", tokens[:-1])
     with pytest.raises(DataError, match=r"train\.tokens\.npy"):
+        open_text_dataset(out, 8, verify=False)
+
+
+@pytest.mark.parametrize("name", ["train.tokens.npy", "train.starts.npy", "test.tokens.npy", "test.starts.npy"])
+def test_values_that_are_swapped_inside_the_vocabulary_are_found_at_open(tmp_path, corpus, name):
+    """Neither the range nor the size shows it: only the sha256 does."""
+    out = tmp_path / "out"
+    write_text_dataset(corpus, ByteTokenizer(8), out)
+    open_text_dataset(out, 8)
+    values = np.load(out / name)
+    values[[1, 2]] = values[[2, 1]]
+    body = bytearray((out / name).read_bytes())
+    body[text_shards.HEADER :] = values.tobytes()
+    (out / name).write_bytes(body)
+    with pytest.raises(DataError, match=rf"{re.escape(name)} is damaged: its sha256 is not the one in meta\.json"):
         open_text_dataset(out, 8)
+    (out / name).unlink()
+    with pytest.raises(DataError, match=rf"{re.escape(name)} cannot be read: No such file"):
+        open_text_dataset(out, 8)
+
+
+def test_any_flipped_bit_is_found_at_open_or_changes_nothing(tmp_path, corpus):
+    """200 single corruptions of the 6 files; a changed space in JSON means the same."""
+    out, generator = tmp_path / "out", np.random.default_rng(0)
+    write_text_dataset(corpus, ByteTokenizer(8), out)
+    expected, found = open_text_dataset(out, 8).meta, 0
+    for number in range(200):
+        path = sorted(out.glob("[!.]*"))[number % 6]
+        body = path.read_bytes()
+        place, bit = generator.integers(len(body)), 1 << generator.integers(8)
+        path.write_bytes(body[:place] + bytes([body[place] ^ bit]) + body[place + 1 :])
+        try:
+            assert open_text_dataset(out, 8).meta == expected
+        except DataError:
+            found += 1
+        path.write_bytes(body)
+    assert found > 190
 
 
 def test_the_files_are_mapped_anew_and_read_the_same(tmp_path, corpus, monkeypatch):

@@ -16,6 +16,7 @@ from unmask.data.sources.choice import Digits
 from unmask.decoding.sampling import Sampling, ValeoaiV1
 from unmask.errors import ConfigError
 from unmask.evaluation import sweeping
+from unmask.evaluation.class_shares import ClassShares
 from unmask.evaluation.images import measure_run
 from unmask.evaluation.plans import SweepChoices, plan_sweep
 from unmask.evaluation.runs import open_run
@@ -86,13 +87,21 @@ def test_a_row_has_the_figures_of_a_report_with_the_same_settings(run, swept, tm
     assert row["kid"] == ""  # too few samples
 
 
+def shares_of(held_out, training):
+    counts = torch.tensor(training)
+    rows = torch.arange(len(counts)).repeat_interleave(counts)
+    held = torch.tensor(held_out)
+    return ClassShares(names=("a", "b"), held_out=held, training=counts, rows=rows, weights=held)
+
+
 def test_the_temperature_is_chosen_by_training_features_of_another_seed(monkeypatch):
     torch.manual_seed(0)
     train, test = torch.randn(50, 3).double(), torch.randn(50, 3).double() + 9
     asked = []
 
-    def banks(pipeline, num, measures, world, *, seed, sampling, progress):
+    def banks(pipeline, num, measures, world, *, seed, sampling, labels, progress):
         asked.append((num, seed, sampling.temperature))
+        assert labels.bincount().tolist() == [10, 10]  # in the shares of the training pictures
         return [train + 0.1 if sampling.temperature == 0.5 else test]
 
     class Thing:
@@ -100,6 +109,7 @@ def test_the_temperature_is_chosen_by_training_features_of_another_seed(monkeypa
 
     bench = Thing()
     bench.features = bench.real = bench
+    bench.rule, bench.shares = "shares", shares_of(held_out=[40, 10], training=[25, 25])
     bench.train, bench.test = train, test
     monkeypatch.setattr(sweeping, "sample_banks", banks)
     # The check of types knows no stand-ins, so ask the function underneath.
@@ -114,9 +124,9 @@ def test_choosing_and_measuring_have_seeds_of_their_own(run, tmp_path, monkeypat
     asked = []
     real = sweeping.sample_banks
 
-    def watched(pipeline, num, measures, world, *, seed, sampling, progress):
+    def watched(pipeline, num, measures, world, *, seed, sampling, labels, progress):
         asked.append((num, seed, sampling.temperature))
-        return real(pipeline, num, measures, world, seed=seed, sampling=sampling, progress=progress)
+        return real(pipeline, num, measures, world, seed=seed, sampling=sampling, labels=labels, progress=progress)
 
     monkeypatch.setattr(sweeping, "sample_banks", watched)
     main(["sweep", str(run), *SMALL[:4], "--orders", "random", "--steps", "2", "--temperatures", "0.5", "1",
@@ -264,7 +274,7 @@ def test_a_cut_table_is_continued_to_the_same_bytes(run, swept, tmp_path, monkey
 
 
 def test_a_table_cut_at_any_byte_keeps_its_whole_rows(tmp_path):
-    origin = {"weights": "w", "features": "f", "judge": "", "pictures": "p"}
+    origin = {"weights": "w", "features": "f", "judge": "", "pictures": "p", "labels": "shares"}
     cells = [{name: f'{name}, "{i}"' for name in KEY} for i in range(2)]
     figures = {name: 0.1 + i for i, name in enumerate(SWEEP_METRICS[:-1])}
     path = tmp_path / "sweep.csv"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unmask.method.guidance import NULL
-from unmask.pretrained.ids import can_read, check_class_ids, check_ids, check_rows
+from unmask.pretrained.ids import can_read, check_class_labels, check_ids, check_rows
 
 
 def test_the_ends_of_the_range_are_inside_and_nothing_beyond():
@@ -24,10 +24,10 @@ def test_rows_and_classes():
         check_rows(torch.tensor([[0, 7]]), (2, 2), 7)
     with pytest.raises(ValueError, match=r"tokens span 0\.\.8, not 0\.\.7 \(7 is the mask\)"):
         check_rows(torch.tensor([[0, 8]]), (1, 2), 7)
-    check_class_ids(None, 3)
-    check_class_ids(torch.tensor([NULL, 2]), 3)
+    check_class_labels(None, 3)
+    check_class_labels(torch.tensor([NULL, 2]), 3)
     with pytest.raises(ValueError, match=r"classes span 3\.\.3, not -1\.\.2 \(-1 is no class\)"):
-        check_class_ids(torch.tensor([3]), 3)
+        check_class_labels(torch.tensor([3]), 3)
 
 
 def test_another_device_is_not_waited_for():

@@ -21,7 +21,7 @@ from unmask.evaluation import gallery
 from unmask.figures import images as figures
 from unmask.pipelines import editing
 from unmask.pipelines.image import Pipeline
-from unmask.pipelines.labels import resolve_label
+from unmask.pipelines.labels import resolve_filled_labels
 from unmask.pipelines.load import load_image_pipeline
 from unmask.pretrained.conditions import check_prompts
 
@@ -85,7 +85,8 @@ def run_inpaint(arguments: list[str]) -> None:
     fetch_model(opened)
     pipeline = load_image_pipeline(opened, prompts=texts)
     chosen = "0" if texts else flags.label
-    label = None if chosen is None else resolve_label(chosen, () if texts else pipeline.classes)
+    classes, empty = ((), ()) if texts else (pipeline.classes, pipeline.empty_classes)
+    label = None if chosen is None else int(resolve_filled_labels(chosen, classes, empty)[0])
     with catch_value_errors(), catch_disk_errors(flags.out.parent):
         edited = editing.edit_photo(
             pipeline,

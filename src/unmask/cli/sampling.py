@@ -28,7 +28,7 @@ from unmask.evaluation.measuring import check_sampling, evaluate_opened
 from unmask.evaluation.runs import shorten_name
 from unmask.figures import images as figures
 from unmask.method.models.transformer import MaskedTransformer
-from unmask.pipelines.labels import resolve_labels
+from unmask.pipelines.labels import LabelRule, describe_ambiguity, resolve_filled_labels
 from unmask.pipelines.load import load_image_pipeline
 from unmask.pretrained.conditions import check_prompts
 from unmask.published.opening import MODEL_NAMES, OpenedModel
@@ -78,7 +78,10 @@ def run_sample(arguments: list[str]) -> None:
         pipeline.compile()
     labels = pipeline.cycle_labels(num)
     if flags.labels:
-        ids = resolve_labels(flags.labels, pipeline.classes)
+        ids = resolve_filled_labels(flags.labels, pipeline.classes, pipeline.empty_classes)
+        for label in flags.labels:
+            if (said := describe_ambiguity(label, pipeline.classes)) is not None:
+                print(f"--labels {label} may mean {said}: the first is sampled", file=sys.stderr)
         labels = ids[torch.arange(num) % len(ids)]
     with catch_value_errors(), catch_disk_errors(flags.out.parent):
         if flags.sampling.preset is not None:
@@ -117,6 +120,8 @@ class EvaluateFlags:
     """For a published model: the folder for the figures; runs/NAME by default."""
     samples: int = 1500
     """How many images to generate and measure."""
+    labels: LabelRule = "shares"
+    """shares samples each class as often as it is held out, balanced all classes equally often."""
     seed: int = 0
 
 
@@ -161,6 +166,7 @@ def print_report(opened: OpenedModel, here: World, flags: EvaluateFlags, samplin
             features=flags.network.features,
             classifier=flags.network.classifier,
             reference=flags.network.reference,
+            labels=flags.labels,
             data=flags.published.data,
             out=flags.out,
             policy=flags.published.policy,

@@ -46,6 +46,8 @@ def run_tokenize_text(arguments: list[str]) -> None:
     flags = parse(TokenizeTextFlags, rest, f"tokenize-text {name}", start)
     with catch_value_errors(), catch_disk_errors(flags.out), show_progress(shown=True) as progress:
         ready = text_experiment.prepare_text(flags.recipe, flags.out, progress)
+    for note in ready.notes:
+        print(note, file=sys.stderr)
     for part, held in (("train", ready.meta.train), ("test", ready.meta.test)):
         print(f"{part:5s} {held.documents:,} documents, {held.characters:,} characters, {held.tokens:,} tokens")
     print(f"wrote {ready.weights.parent}: {ready.vocab_size:,} kinds of tokens; unmask train {name} --data {flags.out}")

@@ -7,7 +7,7 @@ no place, so the same pictures under other names or in another folder have the s
 import hashlib
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -67,6 +67,8 @@ class DataFingerprint:
     """What is trained on."""
     test: PartFingerprint
     """What is held out."""
+    unit: Literal["images", "documents"] = "images"
+    """What is counted."""
 
     @property
     def digest(self) -> str:
@@ -123,9 +125,9 @@ def describe_changes(then: DataFingerprint, now: DataFingerprint) -> str | None:
     parts = []
     old, new = (one.train.num + one.test.num for one in (then, now))
     if old != new:
-        parts.append(f"{new:,} images now, {old:,} then")
+        parts.append(f"{new:,} {now.unit} now, {old:,} then")
     elif then.test.num != now.test.num:
-        parts.append(f"{now.test.num:,} images held out now, {then.test.num:,} then")
+        parts.append(f"{now.test.num:,} {now.unit} held out now, {then.test.num:,} then")
     counts = [_count_classes(one) for one in (then, now)]
     gone, fresh = (sorted(set(a) - set(b)) for a, b in (counts, counts[::-1]))
     parts += [f"{_name_classes(gone)} gone"] if gone else []
@@ -136,7 +138,7 @@ def describe_changes(then: DataFingerprint, now: DataFingerprint) -> str | None:
             f"class {escape_line(name)} has {counts[1][name]} now, {counts[0][name]} then" for name in other[:_FEW]
         ]
     if not parts and (then.classes != now.classes or then.digest != now.digest):
-        parts.append("as many images, but not the same ones")
+        parts.append(f"as many {now.unit}, but not the same ones")
     pairs = [(a.whole, b.whole) for a, b in ((then.train, now.train), (then.test, now.test))]
     if not parts and any(a is not None and b is not None and a != b for a, b in pairs):
         parts.append("bytes inside some images changed")

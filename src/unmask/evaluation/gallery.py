@@ -15,14 +15,15 @@ from unmask.experiments.images import Experiment
 from unmask.figures import images as figures
 from unmask.method.sampling.decode import State
 from unmask.pipelines.image import Pipeline
+from unmask.pipelines.labels import list_filled_classes
 from unmask.storage.layout import METRICS
 
 
 def draw_pictures(run: Path, experiment: Experiment, pipeline: Pipeline, sampling: Sampling, seed: int) -> None:
     """samples.png, decode.gif, decode.png, order.png, inpaint.png and loss.png; of a row of tokens, and of a training
     that was elsewhere, those that there can be."""
-    classes = max(1, pipeline.num_classes)
-    labels = torch.arange(100) // 10 % classes if pipeline.num_classes else None
+    ids = list_filled_classes(pipeline.num_classes, pipeline.empty_classes)
+    labels = ids[torch.arange(100) // 10 % len(ids)] if len(ids) else None
     images = pipeline.generate(labels, num=100, seed=seed, sampling=sampling)
     scale = figures.choose_scale(images)
     figures.write_picture(figures.draw_grid(images, 10, scale=scale), run / "samples.png")

@@ -6,7 +6,7 @@ over these tokens can be expected to do better. The work is split over ranks, wi
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,10 +19,19 @@ from unmask.data.shards.tokenizing import SplitName
 from unmask.data.tokens import TokenSet
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
+from unmask.evaluation.class_shares import (
+    ClassShares,
+    choose_baseline,
+    choose_labels,
+    count_class_shares,
+    describe_shares,
+    describe_unmeasured,
+)
 from unmask.evaluation.gallery import draw_pictures
 from unmask.evaluation.reference import Reference, check_judge, embed_real, gather_rows, list_unread, open_reference
 from unmask.evaluation.runs import OpenedRun
 from unmask.experiments.images import Experiment
+from unmask.method.guidance import Condition
 from unmask.metrics.classes import compute_inception_score
 from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import compute_frechet_distance, compute_frechet_infinity, fit_gaussian
@@ -31,6 +40,7 @@ from unmask.metrics.kernel import compute_kernel_distance
 from unmask.metrics.manifold import compute_prdc
 from unmask.metrics.neighbours import compare_with_training_set
 from unmask.pipelines.image import Pipeline
+from unmask.pipelines.labels import LabelRule
 from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment
@@ -51,14 +61,19 @@ def sample_banks(
     *,
     seed: int,
     sampling: Sampling,
+    labels: Condition = None,
     progress: Progress | None = None,
 ) -> list[Bank]:
-    """Return the features by each (dim, measure) of samples 0 to num - 1, sampled once and never all in memory."""
+    """Return the features by each (dim, measure) of samples 0 to num - 1, sampled once and never all in memory.
+
+    `labels` are their classes; by default all classes in turn.
+    """
     if not measures:
         return []
 
     def compute(block: slice) -> Tensor:
-        images = pipeline.sample_range(block.start, block.stop, seed=seed, sampling=sampling).to(world.device)
+        part = None if labels is None else labels[block]
+        images = pipeline.sample_range(block.start, block.stop, part, seed=seed, sampling=sampling).to(world.device)
         return torch.cat([measure_bank(images).double() for _, measure_bank in measures], dim=1)
 
     dims = [dim for dim, _ in measures]
@@ -133,9 +148,12 @@ def measure_run(
     features: Features | None = None,
     judge: ClassifierFeatures | None = None,
     reference: Path | None = None,
+    labels: LabelRule = "shares",
     progress: Progress | None = None,
 ) -> dict[str, object]:
     """Generate `num` images, measure them, draw the run's pictures, and write and return `report.json`.
+
+    Their classes come in the shares of the held-out pictures, or with `labels` "balanced" equally often.
 
     Without `features` they are the judge's own, and the judge is trained once and kept in the run. Without classes and
     features there is nothing to measure in: the report then holds what needs none.
@@ -159,20 +177,24 @@ def measure_run(
     exact = isinstance(experiment.train, TokenSet)  # small pictures, made of their tokens: copies are equal pixels
     if exact:
         measures.append((experiment.read_pictures("test").dim, lambda images: images.flatten(1)))
-    banks = sample_banks(pipeline, num, measures, world, seed=seed, sampling=sampling, progress=progress)
-    if features is None:
+    real = None if features is None else open_reference(experiment, features, reference or folder, world, progress)
+    shares = count_class_shares(experiment, pipeline, real, labels)
+    ids = choose_labels(shares, pipeline, num)
+    banks = sample_banks(pipeline, num, measures, world, seed=seed, sampling=sampling, labels=ids, progress=progress)
+    if features is None or real is None:
         reason = "without classes there is no classifier to measure in: give --features inception or dinov2"
         numbers["left_out"] = {"distances": reason}
     else:
-        real = open_reference(experiment, features, reference or folder, world, progress)
-        numbers |= compare_to_real(experiment, pipeline, features, real, banks[0], world)
+        numbers |= compare_to_real(experiment, pipeline, features, real, banks[0], world, shares)
         if not exact:
             numbers["nearest_train"] = compare_with_training_set(banks[0], real.train, real.test)
     if exact:
         numbers["nearest_train"] = compare_with_training_set(banks[-1].float().cpu(), *decode_pixels(experiment))
-    if judge is not None and pipeline.num_classes:
+    if judge is not None and ids is not None:
         own = banks[networks.index(judge)]
-        numbers |= measure_classes(experiment, pipeline, judge, own, world, sampling, seed)
+        numbers |= measure_classes(experiment, pipeline, judge, own, ids, world, sampling, seed)
+    if shares is not None and ids is not None:
+        numbers |= report_shares(shares, ids, labels, numbers)
     numbers |= {
         **curve,
         "num_parameters": sum(p.numel() for p in pipeline.model.parameters()),
@@ -190,11 +212,19 @@ def measure_run(
 
 
 def compare_to_real(
-    experiment: Experiment, pipeline: Pipeline, features: Features, real: Reference, bank: Bank, world: World
+    experiment: Experiment,
+    pipeline: Pipeline,
+    features: Features,
+    real: Reference,
+    bank: Bank,
+    world: World,
+    shares: ClassShares | None = None,
 ) -> dict[str, object]:
-    """Measure the samples, as many real training images (the baseline), and these through the tokenizer (the bound)."""
-    num = min(len(bank), len(real.train))
-    index = torch.randperm(len(real.train), generator=torch.Generator().manual_seed(0))[:num]
+    """Measure the samples, as many real training images (the baseline), and these through the tokenizer (the bound).
+
+    The training images have the class shares of the samples, so that a perfect model reaches the baseline.
+    """
+    index = choose_baseline(shares, len(real.train), len(bank))
     chosen = real.train_index[index]
     rebuilt = rebuild_bank(experiment, pipeline, features, "train", chosen, world)
     again = rebuild_bank(experiment, pipeline, features, "test", real.test_index, world)
@@ -209,7 +239,7 @@ def compare_to_real(
         "frechet_tokenizer": compute_frechet_distance(fit_gaussian(again), fit_gaussian(real.test)),
         "features": str(real.key.features),
         "num_reference": len(real.test),
-        "num_floor": num,
+        "num_floor": len(index),
     }
     bad = [
         *list_unread(experiment.read_pictures("train"), real.train_index),
@@ -224,14 +254,13 @@ def measure_classes(
     pipeline: Pipeline,
     judge: ClassifierFeatures,
     bank: Bank,
+    labels: Int[Tensor, "n"],
     world: World,
     sampling: Sampling,
     seed: int,
 ) -> dict[str, object]:
     """Class accuracy of samples, of real held-out pictures, and of those after a hole in them was filled."""
-    labels, pictures = pipeline.cycle_labels(len(bank)), experiment.read_pictures("test")
-    truth = experiment.split.test.labels
-    assert labels is not None
+    pictures, truth = experiment.read_pictures("test"), experiment.split.test.labels
     assert truth is not None
     real, every = embed_real(pictures, judge, spread(len(pictures)), world)
     figures: dict[str, object] = {
@@ -246,6 +275,20 @@ def measure_classes(
     hole = make_masks(len(images), *images.shape[2:]).to(images.device)
     repaired = pipeline.fill(images, hole, truth[some], seed=seed, sampling=sampling)
     return figures | {"inpaint_class_accuracy": measure_accuracy(judge, judge(repaired), truth[some])}
+
+
+def report_shares(
+    shares: ClassShares, labels: Int[Tensor, "n"], rule: LabelRule, numbers: Mapping[str, object]
+) -> dict[str, object]:
+    """Return what a report says about the classes of samples and pictures, `left_out` completed."""
+    found: dict[str, object] = {"labels": rule}
+    if (said := describe_shares(shares, labels)) is not None:
+        found["class_shares"] = said
+    if shares.unmeasured:
+        others = numbers.get("left_out")
+        more = {"classes": describe_unmeasured(shares.unmeasured)}
+        found["left_out"] = {**(others if isinstance(others, dict) else {}), **more}
+    return found
 
 
 def read_curve(run: Path, name: str = "validation_loss") -> dict[str, float]:

@@ -22,6 +22,7 @@ from unmask.evaluation.sweep_table import SweepRow
 from unmask.evaluation.sweeping import sweep_run
 from unmask.experiments.text import reopen_text
 from unmask.method.guidance import Condition, Interval, Predict, guided
+from unmask.pipelines.labels import LabelRule
 from unmask.pipelines.text import TextPipeline
 from unmask.pretrained.conditions import check_guidance
 from unmask.published.opening import OpenedModel, open_model
@@ -39,6 +40,7 @@ def evaluate(
     features: str = "classifier",
     classifier: str | Path | None = None,
     reference: str | Path | None = None,
+    labels: LabelRule = "shares",
     data: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
@@ -56,6 +58,7 @@ def evaluate(
         features: "classifier", "inception" or "dinov2"; the latter two may be kind=PATH of their weights.
         classifier: A folder that unmask train-features made; by default one is trained and kept in the run.
         reference: The file that keeps the features of the real images; by default in the run.
+        labels: "shares" samples each class as often as it is held out, "balanced" all classes equally often.
         data: For a model that is no run: what to measure it against.
         out: For a model that is no run: the folder for the results; runs/NAME by default.
         device: "auto", "cuda" or "cpu".
@@ -79,6 +82,7 @@ def evaluate(
             features=features,
             classifier=classifier,
             reference=None if reference is None else Path(reference),
+            labels=labels,
             data=data,
             out=None if out is None else Path(out),
             policy=DataPolicy(accept=accept_data, verify=verify_data),
@@ -96,6 +100,7 @@ def evaluate_opened(
     features: str = "classifier",
     classifier: str | Path | None = None,
     reference: Path | None = None,
+    labels: LabelRule = "shares",
     data: str | None = None,
     out: Path | None = None,
     policy: DataPolicy = STRICT,
@@ -114,6 +119,7 @@ def evaluate_opened(
         features=extractor,
         judge=judge,
         reference=reference,
+        labels=labels,
         progress=progress,
     )
 

@@ -13,6 +13,7 @@ from unmask.errors import ConfigError
 from unmask.evaluation.sweep_table import RAMPS, ScaleRamp
 from unmask.evaluation.sweeping import SweepPlan, SweepSetting
 from unmask.method.sampling.priorities import Confidence
+from unmask.pipelines.labels import LabelRule
 from unmask.pretrained.conditions import check_guidance
 from unmask.recipes.spec import ModelSpec
 
@@ -41,6 +42,8 @@ class SweepChoices:
     """One of them is chosen for each setting."""
     seed: int = 0
     """The seed of the samples."""
+    labels: LabelRule = "shares"
+    """shares samples each class as often as it is held out, balanced all classes equally often."""
 
 
 def plan_sweep(spec: ModelSpec, choices: SweepChoices, name: str) -> SweepPlan:
@@ -48,6 +51,8 @@ def plan_sweep(spec: ModelSpec, choices: SweepChoices, name: str) -> SweepPlan:
     num_classes = getattr(spec.model, "num_classes", 0)
     if not num_classes and (choices.scales or choices.ramp):
         raise ConfigError(f"{name} has no classes, so there is nothing to guide towards: leave --scales and --ramp out")
+    if not num_classes and choices.labels == "balanced":
+        raise ConfigError(f"--labels balanced: {name} has no classes; leave it out")
     if choices.noises and "confidence" not in choices.orders:
         raise ConfigError(f"--noises {choices.noises[0]} is for --orders confidence, which is not among them")
     settings = tuple(dict.fromkeys(_list_settings(choices, spec)))
@@ -61,6 +66,7 @@ def plan_sweep(spec: ModelSpec, choices: SweepChoices, name: str) -> SweepPlan:
         samples=choices.samples,
         tune=choices.tune,
         seed=choices.seed,
+        labels=choices.labels,
     )
 
 

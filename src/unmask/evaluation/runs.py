@@ -75,6 +75,7 @@ def open_run(
     if experiment.fingerprint is not None:
         check_data(folder, experiment.fingerprint, policy, MEASURE_ADVICE)
     pipeline = load_image_pipeline(opened, device=str(world.device), dtype=dtype)
+    pipeline.empty_classes = experiment.recipe.empty_classes
     return OpenedRun(folder=folder, experiment=experiment, pipeline=pipeline)
 
 

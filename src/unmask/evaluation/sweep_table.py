@@ -19,7 +19,7 @@ RAMPS: Mapping[str, type[Interval] | type[LinearRamp] | type[CosineRamp]] = Mapp
 """How guidance rises to its scale, by the names of the table and of --ramp."""
 SETTING = ("order", "schedule", "steps", "noise", "scale", "ramp", "top_k", "top_p", "temperatures")
 KEY = ("kind", *SETTING, "tune", "samples", "seed")
-ORIGIN = ("weights", "features", "judge", "pictures")
+ORIGIN = ("weights", "features", "judge", "pictures", "labels")
 SWEEP_METRICS = (
     "temperature",
     "frechet",

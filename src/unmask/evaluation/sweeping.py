@@ -16,6 +16,14 @@ from torch import Tensor
 from unmask.data.pictures import hash_pictures
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
+from unmask.evaluation.class_shares import (
+    ClassShares,
+    choose_baseline,
+    choose_labels,
+    count_class_shares,
+    describe_shares,
+    describe_unmeasured,
+)
 from unmask.evaluation.images import measure_accuracy, measure_bank, rebuild_bank, sample_banks
 from unmask.evaluation.reference import Reference, gather_rows, open_reference
 from unmask.evaluation.runs import OpenedRun
@@ -26,6 +34,7 @@ from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
 from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.pipelines.image import Pipeline
+from unmask.pipelines.labels import LabelRule, share_out_labels
 from unmask.runtime.distributed import World, barrier, broadcast_text
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment
@@ -56,6 +65,7 @@ class SweepPlan:
     samples: int = 5000
     tune: int = 1000
     seed: int = 0
+    labels: LabelRule = "shares"
 
     def __post_init__(self) -> None:
         if not (self.settings and self.temperatures):
@@ -91,6 +101,8 @@ class SweepBench:
     judge: ClassifierFeatures | None
     real: Reference
     world: World
+    shares: ClassShares | None = None
+    rule: LabelRule = "shares"
     progress: Progress | None = None
 
 
@@ -128,6 +140,7 @@ def sweep_run(
             "features": features.sha256,
             "judge": judge.sha256 if judge else "",
             "pictures": hash_pictures(experiment.split.train, experiment.split.test),
+            "labels": plan.labels if pipeline.num_classes else "",
         }
         made = describe_environment(world.device)
         table = SweepTable(out / "sweep.csv", origin, str(made["commit"]))
@@ -142,6 +155,8 @@ def sweep_run(
             judge=judge,
             real=real,
             world=world,
+            shares=count_class_shares(experiment, pipeline, real, plan.labels),
+            rule=plan.labels,
             progress=progress,
         )
         rows: list[SweepRow] = []
@@ -215,36 +230,33 @@ def describe_row(
 
 def measure_floor(bench: SweepBench, num: int) -> dict[str, float]:
     """Measure as many real training images: samples cannot be expected to do better."""
-    return measure_bank(
-        bench.real.train[_choose_real(bench, num).to(bench.real.train.device)], bench.features, bench.real
-    )[0]
+    index = choose_baseline(bench.shares, len(bench.real.train), num)
+    return measure_bank(bench.real.train[index.to(bench.real.train.device)], bench.features, bench.real)[0]
 
 
 def measure_limit(bench: SweepBench, num: int) -> dict[str, float]:
     """Measure as many real training images after the tokenizer: the best that its tokens allow."""
-    index = bench.real.train_index[_choose_real(bench, num)]
+    index = bench.real.train_index[choose_baseline(bench.shares, len(bench.real.train), num)]
     bank = rebuild_bank(bench.experiment, bench.pipeline, bench.features, "train", index, bench.world)
     return measure_bank(bank, bench.features, bench.real)[0]
-
-
-def _choose_real(bench: SweepBench, num: int) -> Tensor:
-    return torch.randperm(len(bench.real.train), generator=torch.Generator().manual_seed(0))[:num]
 
 
 def choose_temperature(
     bench: SweepBench, sampling: Sampling, temperatures: Sequence[float], num: int, seed: int
 ) -> float:
-    """Return the temperature whose `num` samples are nearest to the real training images."""
+    """Return the temperature whose `num` samples are nearest to the real training images, in their class shares."""
     if len(temperatures) == 1:
         return temperatures[0]
     train = fit_gaussian(bench.real.train)
     measures = [(bench.features.dim, bench.features)]
+    labels = None if bench.shares is None else bench.shares.choose_tuned_labels(num, bench.rule)
 
     def distance(temperature: float) -> float:
         cooled = replace(sampling, temperature=temperature)
         (bank,) = sample_banks(
-            bench.pipeline, num, measures, bench.world, seed=seed, sampling=cooled, progress=bench.progress
-        )
+            bench.pipeline, num, measures, bench.world, seed=seed, sampling=cooled, labels=labels,
+            progress=bench.progress,
+        )  # fmt: skip
         return compute_frechet_distance(fit_gaussian(bank), train)
 
     distances = [distance(temperature) for temperature in temperatures]
@@ -256,28 +268,29 @@ def measure_setting(bench: SweepBench, sampling: Sampling, temperature: float, n
     sampling = replace(sampling, temperature=temperature)
     networks = [network for network in dict.fromkeys((bench.features, bench.judge)) if network is not None]
     measures = [(network.dim, network) for network in networks]
+    labels = choose_labels(bench.shares, bench.pipeline, num)
     banks = sample_banks(
-        bench.pipeline, num, measures, bench.world, seed=seed, sampling=sampling, progress=bench.progress
-    )
+        bench.pipeline, num, measures, bench.world, seed=seed, sampling=sampling, labels=labels,
+        progress=bench.progress,
+    )  # fmt: skip
     figures = {"temperature": temperature, **measure_bank(banks[0], bench.features, bench.real)[0]}
-    labels = bench.pipeline.cycle_labels(num)
     if bench.judge is not None and labels is not None:
         figures["class_accuracy"] = measure_accuracy(bench.judge, banks[-1], labels)
-    return figures | measure_reveal_times(bench.pipeline, sampling, seed, bench.world)
+    return figures | measure_reveal_times(bench.pipeline, sampling, seed, bench.world, shares=bench.shares)
 
 
 def measure_reveal_times(
-    pipeline: Pipeline, sampling: Sampling, seed: int, world: World, num: int = 200
+    pipeline: Pipeline, sampling: Sampling, seed: int, world: World, num: int = 200, shares: ClassShares | None = None
 ) -> dict[str, float]:
     """Return the mean times t in (0, 1] of revealing the rim of the grid ("border") and the rest ("inside").
 
     A grid that is all rim has no "inside".
     """
-    every = pipeline.cycle_labels(num)
+    every = choose_labels(shares, pipeline, num)
 
     def compute(block: slice) -> Tensor:
         canvas = pipeline.make_canvas(block.stop - block.start)
-        labels = None if every is None else every[block]
+        labels = None if every is None else every[block].to(canvas.device)
         states = pipeline.stream_states(canvas, labels, seed=seed, first=block.start, sampling=sampling)
         when = torch.zeros(canvas.shape, dtype=torch.float64, device=canvas.device)
         for state in states:
@@ -297,8 +310,14 @@ def write_caption(bench: SweepBench, plan: SweepPlan) -> str:
         f"Each row: {plan.samples:,} samples of seed {plan.seed}, against {len(bench.real.test):,} held-out pictures, "
         f"in the features of {bench.real.key.features}."
     ]
-    if plan.samples > len(bench.real.train):
-        lines.append(f"Floor and limit are of all {len(bench.real.train):,} training pictures.")
+    num = len(choose_baseline(bench.shares, len(bench.real.train), plan.samples))
+    if num < plan.samples:
+        lines.append(f"Floor and limit are of {num:,} training pictures.")
+    if bench.shares is not None:
+        if (said := describe_shares(bench.shares, share_out_labels(bench.shares.weights, plan.samples))) is not None:
+            lines.append(f"The shares of classes differ: {said}.")
+        if bench.shares.unmeasured:
+            lines.append(f"Left out: {describe_unmeasured(bench.shares.unmeasured)}.")
     if bench.real.num_unread:
         lines.append(f"{bench.real.num_unread:,} pictures could not be read and are left out.")
     if plan.tuned:

@@ -230,9 +230,9 @@ def _drop_changeable(recipe: AnyRecipe, *, moved: bool = False) -> AnyRecipe:
         data = _find_place(recipe.data, moved)
         return replace(recipe, data=data, training=training, classifier=TokenizerRecipe.classifier)
     if isinstance(recipe, TextRecipe):
-        return replace(
-            recipe, data=_find_place(recipe.data, moved), training=training, sampling=Sampling(), trained_on=None
-        )
+        text = recipe.data.forget_paths()  # its tokens are compared, so it may lie elsewhere
+        plain_text = replace(recipe, data=text, training=training, sampling=Sampling(), trained_on=None)
+        return replace(plain_text, documents=0, text_sha256=None) if moved else plain_text
     return replace(
         recipe,
         data=_find_place(recipe.data, moved),
@@ -240,6 +240,7 @@ def _drop_changeable(recipe: AnyRecipe, *, moved: bool = False) -> AnyRecipe:
         sampling=Sampling(),
         classifier=Recipe.classifier,
         classes=(),
+        empty_classes=(),
         trained_on=None,
     )
 

@@ -69,6 +69,7 @@ class Experiment(Generic[Fitted]):
         if isinstance(tokenizer, nn.Module):
             tokenizer = tokenizer.to(world.device)
         pipeline = Pipeline(unwrap(model), tokenizer, self.recipe.sampling)  # type: ignore[arg-type]
+        pipeline.empty_classes = self.recipe.empty_classes
         assert isinstance(self.recipe, Recipe)
         training = self.recipe.training
         return [
@@ -137,7 +138,8 @@ def prepare_images(
             f"the images are {channels} x {height} x {width} but the tokenizer takes {recipe.tokenizer.channels} x "
             f"{recipe.tokenizer.size[0]} x {recipe.tokenizer.size[1]}: set --tokenizer.size and --tokenizer.channels"
         )
-    recipe = fit_to_data(recipe, split.train.classes)
+    fingerprint = compute_fingerprint(split, verify=policy.verify)
+    recipe = fit_to_data(recipe, split.train.classes, fingerprint.train.counts)
     recipe = fill_training_data(recipe, describe_images(source, len(split.train), recipe.classes))
     train, test = (encode_pictures(part, tokenizer, recipe.conditional) for part in (split.train, split.test))
     return Experiment(
@@ -147,7 +149,7 @@ def prepare_images(
         source=source,
         classes=split.train.classes,
         loaded=split,
-        fingerprint=compute_fingerprint(split, verify=policy.verify),
+        fingerprint=fingerprint,
         policy=policy,
     )
 
@@ -160,7 +162,8 @@ def _prepare_codes(recipe: Fitted, data: Codes, policy: DataPolicy) -> Experimen
     coded = open_coded(data.path)
     classes = coded.meta.classes
     train, test = (part if recipe.conditional else Unlabelled(part) for part in (coded.train, coded.test))
-    recipe = fit_to_data(replace(recipe, tokenizer=coded.tokenizer, tokenizer_sha256=coded.meta.tokenizer), classes)
+    recipe = replace(recipe, tokenizer=coded.tokenizer, tokenizer_sha256=coded.meta.tokenizer)
+    recipe = fit_to_data(recipe, classes, coded.tokens.train.counts)
     return Experiment(
         recipe=fill_training_data(recipe, describe_images(coded.source, coded.counted[0], recipe.classes)),
         train=train,
@@ -175,18 +178,23 @@ def _prepare_codes(recipe: Fitted, data: Codes, policy: DataPolicy) -> Experimen
     )
 
 
-def fit_to_data(recipe: Fitted, classes: tuple[str, ...]) -> Fitted:
-    """Return the recipe with the numbers that the data and the tokenizer decide."""
+def fit_to_data(recipe: Fitted, classes: tuple[str, ...], counts: tuple[int, ...] = ()) -> Fitted:
+    """Return the recipe with the numbers that the data and the tokenizer decide.
+
+    `counts` says how many training images each class has, if that is known.
+    """
     if takes_prompts(recipe.model):
         raise ConfigError(
             "this model generates images from texts, and such a model cannot be trained here: take a recipe of classes"
         )
     if not isinstance(recipe.model, TransformerConfig) and not (recipe.conditional and classes):
         raise ConfigError("a published network needs classes, and there are no classes here: sort the pictures by them")
+    empty = tuple(i for i, count in enumerate(counts[: len(classes)]) if not count)
     return replace(
         recipe,
         sampling=recipe.sampling.fit_to(recipe.tokenizer.grid),
         classes=tuple(classes) if recipe.conditional else (),
+        empty_classes=empty if recipe.conditional else (),
         model=replace(recipe.model, num_classes=len(classes) if recipe.conditional else 0),
         classifier=replace(recipe.classifier, channels=recipe.tokenizer.channels, num_classes=max(2, len(classes))),
     )

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from torch import nn
 
-from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy
+from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, PartFingerprint
 from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import resolve_paths
 from unmask.data.sources.description import describe_texts
+from unmask.data.text.rows import TextPart
 from unmask.data.text.shards import TextMeta, TextSet, open_text_dataset, write_text_dataset
 from unmask.data.text.sources import TextFile
 from unmask.errors import CheckpointError, ConfigError
@@ -19,7 +20,7 @@ from unmask.recipes.schema import TextRecipe
 from unmask.runtime.distributed import World, autocast, unwrap
 from unmask.runtime.progress import Progress
 from unmask.storage.layout import TEXT_TOKENIZER
-from unmask.tokenizers.text import TextTokenizer, build_tokenizer
+from unmask.tokenizers.text import TextTokenizer, build_tokenizer, open_text_tokenizer
 from unmask.training.loop import Evaluator
 
 TEXT_TOKENS = "tokens"
@@ -39,6 +40,8 @@ class TextExperiment:
     kept: str = TEXT_TOKENIZER
     fingerprint: DataFingerprint | None = None
     policy: DataPolicy = STRICT
+    notes: tuple[str, ...] = ()
+    """A line for each file that was left out, for the rows without a text, and for damaged tokens."""
 
     @property
     def vocab_size(self) -> int:
@@ -61,20 +64,27 @@ class TextExperiment:
         return [validate_generator(self.recipe.objective, precision, self.test, model, world), write]
 
 
-def prepare_text(recipe: TextRecipe, shards: Path, progress: Progress | None = None) -> TextExperiment:
+def prepare_text(
+    recipe: TextRecipe, shards: Path, progress: Progress | None = None, policy: DataPolicy = STRICT
+) -> TextExperiment:
     """Tokenize the corpus into the folder `shards`, or open what is there; ConfigError where things do not fit.
 
-    `data.path` may itself be such a folder: its tokenizer then is the recipe's, and nothing is written.
+    `data.path` may itself be such a folder: its tokenizer then is the recipe's, and nothing is written. A text that
+    changed is tokenized by the tokenizer that is there, if `policy` accepts it.
     """
     source = resolve_paths(recipe.data)
     if isinstance(source, TextFile):
         if not recipe.data.path:  # type: ignore[union-attr]
-            raise ConfigError("which text? Give --data FILE, a folder of .txt files, or one of tokens made before")
+            raise ConfigError("which text? Give --data FILE, a folder of texts, or one of tokens made before")
         if (Path(source.path) / META).is_file():
-            return _opened(recipe, Path(source.path))
-    tokenizer = build_tokenizer(recipe.tokenizer, lambda: source.read_documents("train"))
-    write_text_dataset(source, tokenizer, shards, progress)
-    return _opened(recipe, shards)
+            return replace(_opened(recipe, Path(source.path)), policy=policy)
+    notes = [] if (shards / META).is_file() else [f"left out {line}" for line in source.list_left_out()]
+    if policy.accept and (shards / META).is_file():
+        tokenizer = open_text_tokenizer(shards / TEXT_TOKENIZER, recipe.tokenizer.context)
+    else:
+        tokenizer = build_tokenizer(recipe.tokenizer, lambda: source.read_documents("train"))
+    write_text_dataset(source, tokenizer, shards, progress, notes.append, accept=policy.accept)
+    return replace(_opened(recipe, shards, verify=False), notes=tuple(notes), policy=policy)
 
 
 def reopen_text(recipe: TextRecipe, run: Path) -> TextExperiment:
@@ -88,8 +98,9 @@ def reopen_text(recipe: TextRecipe, run: Path) -> TextExperiment:
     return ready
 
 
-def _opened(recipe: TextRecipe, shards: Path) -> TextExperiment:
-    meta, train, test, tokenizer = open_text_dataset(shards, recipe.tokenizer.context, recipe.packing)
+def _opened(recipe: TextRecipe, shards: Path, *, verify: bool = True) -> TextExperiment:
+    context = recipe.tokenizer.context
+    meta, train, test, tokenizer = open_text_dataset(shards, context, recipe.packing, verify=verify)
     if test is None:
         raise ConfigError(f"{shards} holds no text to validate on: raise --data.held-out, or give --data.test FILE")
     return TextExperiment(
@@ -105,4 +116,11 @@ def _opened(recipe: TextRecipe, shards: Path) -> TextExperiment:
         meta=meta,
         tokenizer=tokenizer,
         weights=shards / TEXT_TOKENIZER,
+        fingerprint=DataFingerprint(
+            classes=(), train=_describe_part(meta.train), test=_describe_part(meta.test), unit="documents"
+        ),
     )
+
+
+def _describe_part(part: TextPart) -> PartFingerprint:
+    return PartFingerprint(counts=(part.documents,), content=part.sha256)

@@ -124,7 +124,10 @@ def prepare_data(
     """Read the data, and name every file that was left out. Text becomes tokens in the folder `into`."""
     with show_progress(shown=shown) as progress:
         if isinstance(recipe, TextRecipe):
-            return text_experiment.prepare_text(recipe, into / text_experiment.TEXT_TOKENS, progress)
+            text = text_experiment.prepare_text(recipe, into / text_experiment.TEXT_TOKENS, progress, policy)
+            for note in text.notes if shown else ():
+                say(note)
+            return text
         ready = image_experiment.prepare_images(recipe, progress, policy)
     for bad in ready.loaded.bad if shown and ready.loaded else ():
         say(f"left out {bad}")

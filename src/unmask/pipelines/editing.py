@@ -24,6 +24,7 @@ from unmask.method.guidance import Condition
 from unmask.method.rand import Rand
 from unmask.method.sampling.decode import State
 from unmask.pipelines.image import Pipeline
+from unmask.pipelines.labels import check_label_range
 
 VARIANT = 2**32  # variant v of image i draws the noise of sample i + v VARIANT, however many of either are asked for
 LEAST = 0.25  # a window inside the photo must leave this share to see around the hole's box, or it grows beyond it
@@ -56,7 +57,7 @@ def stream_inpainting(
     _check(images, hole, s, variants, stop)
     labels = None if labels is None else torch.as_tensor(labels).to(pipeline.device)
     if labels is not None:
-        pipeline.check_labels(labels, len(images))
+        check_label_range(labels, len(images), pipeline.num_classes, pipeline.classes)
         labels = labels.repeat_interleave(variants)
     tokens, _ = pipeline.mask_images(images, hole, cells)
     predict, order = pipeline.predict(labels, s), resolve_priority(s.priority, pipeline.model, labels)
@@ -120,7 +121,7 @@ def inpaint_images(
         raise ConfigError(f"feather {feather} must be at least 0, batch {batch} and images {len(images)} at least 1")
     if labels is not None:
         labels = torch.as_tensor(labels).to(pipeline.device)
-        pipeline.check_labels(labels, len(images))
+        check_label_range(labels, len(images), pipeline.num_classes, pipeline.classes)
     model = pipeline.model
     size = max(1, count_rows_at_once(batch, model.length, model.vocab_size, pipeline.device) // max(1, variants))
     done = []

@@ -23,7 +23,13 @@ from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import State
 from unmask.pipelines.base import LoadedModel, describe_device, report_steps, take_last_tokens
-from unmask.pipelines.labels import Labels, resolve_label, resolve_labels
+from unmask.pipelines.labels import (
+    Labels,
+    check_label_range,
+    list_filled_classes,
+    resolve_filled_labels,
+    resolve_labels,
+)
 from unmask.pipelines.pictures import to_mask, to_photo, to_pil
 from unmask.pretrained.conditions import (
     attach_prompts,
@@ -53,6 +59,9 @@ class Pipeline(LoadedModel[ModelSpec]):
     Every call takes settings as keywords, by the names of the command line (`SamplingSettings`): steps, order,
     schedule, temperature, guidance, noise, sampler, block, top_k, top_p, preset. Unset ones default to the model.
     """
+
+    empty_classes: tuple[int, ...] = ()
+    """Ids of classes without a training picture, which are not sampled."""
 
     def __init__(self, model: Generator, tokenizer: Tokenizer, sampling: Sampling, classes: tuple[str, ...] = ()):
         if (model.vocab_size, model.grid) != (tokenizer.vocab_size, tokenizer.grid):
@@ -105,7 +114,7 @@ class Pipeline(LoadedModel[ModelSpec]):
         tokenizer = open_tokenizer(spec.tokenizer, folder / TOKENIZER, device=where, dtype=kind, packed=True)
         model = attach_prompts(network, folder, prompts, spec.tokenizer.size)
         pipeline = cls(model, tokenizer, spec.sampling, tuple(prompts) or spec.classes)
-        pipeline.spec, pipeline.folder = spec.spec, folder
+        pipeline.spec, pipeline.folder, pipeline.empty_classes = spec.spec, folder, spec.empty_classes
         return pipeline
 
     def _write_weights(self, out: Path, spec: ModelSpec) -> ModelSpec:
@@ -238,7 +247,7 @@ class Pipeline(LoadedModel[ModelSpec]):
             self,
             pixels,
             to_mask(mask, (photo.height, photo.width)),
-            None if label is None else resolve_label(label, self.classes),
+            None if label is None else int(resolve_filled_labels(label, self.classes, self.empty_classes)[0]),
             seed=seed,
             sampling=self._choose_sampling(None, settings, self.model.grid),
             cells=cells or Cells(),
@@ -265,7 +274,7 @@ class Pipeline(LoadedModel[ModelSpec]):
         """
         s = sampling or self.sampling
         if labels is not None:
-            self.check_labels(labels, len(tokens))
+            check_label_range(labels, len(tokens), self.num_classes, self.classes)
         return s.run(
             self.predict(labels, s),
             tokens,
@@ -286,22 +295,27 @@ class Pipeline(LoadedModel[ModelSpec]):
         return torch.full((num, self.model.length), self.model.mask_id, device=self.device)
 
     def cycle_labels(self, num: int) -> Condition:
-        """Return `num` class ids that cycle through all classes; None for an unconditional model."""
-        return torch.arange(num, device=self.device) % self.num_classes if self.num_classes else None
+        """Return `num` class ids that cycle through all classes with pictures; None for an unconditional model."""
+        ids = list_filled_classes(self.num_classes, self.empty_classes).to(self.device)
+        return ids[torch.arange(num, device=self.device) % len(ids)] if self.num_classes else None
 
     def sample_range(
-        self, first: int, stop: int, *, seed: int = 0, sampling: Sampling | None = None
+        self, first: int, stop: int, labels: Condition = None, *, seed: int = 0, sampling: Sampling | None = None
     ) -> Float[Tensor, "b c h w"]:
-        """Return samples number `first` to `stop` - 1 of the endless row that `generate(num=...)` begins."""
+        """Return samples number `first` to `stop` - 1 of the endless row that `generate(num=...)` begins.
+
+        `labels` are their classes; by default all classes in turn.
+        """
         if not 0 <= first < stop:
             raise ConfigError(f"samples {first} to {stop - 1}: give a first of at least 0, and a stop after it")
+        every = self.cycle_labels(stop)
+        labels = every[first:] if labels is None and every is not None else labels
         batch = count_rows_at_once(stop - first, self.model.length, self.model.vocab_size, self.device)
         images = []
-        for part in torch.arange(first, stop, device=self.device).split(batch):
-            labels = part % self.num_classes if self.num_classes else None
-            states = self.stream_states(
-                self.make_canvas(len(part)), labels, seed=seed, first=int(part[0]), sampling=sampling
-            )
+        for done in range(0, stop - first, batch):
+            canvas = self.make_canvas(min(batch, stop - first - done))
+            part = None if labels is None else labels[done : done + batch].to(self.device)
+            states = self.stream_states(canvas, part, seed=seed, first=first + done, sampling=sampling)
             images.append(self._decode_last(states))
         return torch.cat(images)
 
@@ -335,8 +349,8 @@ class Pipeline(LoadedModel[ModelSpec]):
         """Rows and columns of the tokens; ConfigError if tokens have no place in the image, as TiTok's."""
         if len(self.tokenizer.grid) != 2:
             raise ConfigError(
-                f"this tokenizer makes a row of {self.tokenizer.grid[0]} tokens of the whole picture, and none has a "
-                "place in it: to inpaint or to show cells, take a model with a grid"
+                f"the {self.tokenizer.grid[0]} tokens of an image have no place in it: to inpaint, or to show cells, "
+                "take a model with a grid of tokens"
             )
         height, width = self.tokenizer.grid
         return height, width
@@ -350,17 +364,6 @@ class Pipeline(LoadedModel[ModelSpec]):
         tokens = self.tokenizer.encode(fill_smoothly(images, mask))
         masked = masked.to(tokens.device)
         return tokens.masked_fill(masked, self.model.mask_id).to(self.device), masked
-
-    def check_labels(self, labels: Int[Tensor, "n"], num: int) -> None:
-        """ConfigError unless there is one class id of this model for each of `num` images."""
-        if len(labels) != num:
-            raise ConfigError(f"{len(labels)} labels for {num} images: give one each")
-        if not self.num_classes:
-            raise ConfigError("this model is unconditional: leave the labels out")
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= self.num_classes:
-            wrong = low if low < 0 else high
-            raise ConfigError(f"no class {wrong}: this model's labels go from 0 to {self.num_classes - 1}")
 
     # -- as text -------------------------------------------------------------------------------------------------------
 
@@ -382,13 +385,11 @@ class Pipeline(LoadedModel[ModelSpec]):
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _choose_labels(self, labels: str | int | Labels, num: int | None) -> tuple[Condition, int]:
-        if isinstance(labels, str | int):
-            labels = [labels]
         if labels is None:
             num = 1 if num is None else num
             ids = self.cycle_labels(num)
         else:
-            ids = resolve_labels(labels, self.classes).to(self.device)
+            ids = resolve_filled_labels(labels, self.classes, self.empty_classes).to(self.device)
             num = len(ids)
         if num < 1:
             raise ConfigError("num must be at least 1 (or pass labels)")

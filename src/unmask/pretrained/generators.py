@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unmask.method.models.conditioning import ClassEmbedding
 from unmask.method.models.protocol import HasClasses
-from unmask.pretrained.ids import check_class_ids, check_rows
+from unmask.pretrained.ids import check_class_labels, check_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class ClassGenerator(GridGenerator):
 
     def check_condition(self, condition: Int[Tensor, "b"] | None) -> None:
         """Raise ValueError for a class that the network does not know."""
-        check_class_ids(condition, self.config.num_classes)
+        check_class_labels(condition, self.config.num_classes)
 
     def forward(
         self,

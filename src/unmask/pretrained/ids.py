@@ -31,7 +31,7 @@ def check_rows(tokens: Int[Tensor, "b l"], grid: tuple[int, ...], mask_id: int) 
     check_ids("tokens", tokens, 0, mask_id, f"{mask_id} is the mask")
 
 
-def check_class_ids(classes: Int[Tensor, "b"] | None, num_classes: int) -> None:
+def check_class_labels(classes: Int[Tensor, "b"] | None, num_classes: int) -> None:
     """Raise ValueError for a class that is neither in 0..num_classes-1 nor NULL."""
     if classes is not None:
         check_ids("classes", classes, NULL, num_classes - 1, f"{NULL} is no class")

@@ -30,6 +30,8 @@ class ModelSpec:
     """How to sample, unless a call or a flag says otherwise."""
     classes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """Names of the classes, filled in from the data; () if unconditional, or if only numbers are known."""
+    empty_classes: Annotated[tuple[int, ...], tyro.conf.Suppress] = ()
+    """Ids of classes without a training picture, filled in from the data; they are never sampled."""
     tokenizer_sha256: Annotated[str | None, tyro.conf.Suppress] = None
     """Fingerprint of a learned tokenizer, filled in from the data."""
     trained_on: Annotated[str | None, tyro.conf.Suppress] = None

@@ -37,6 +37,12 @@ def read_documents(path: Path, separator: str) -> Iterator[LocatedText]:
 
 def read_lines(path: Path) -> Iterator[LocatedText]:
     """Yield the lines that are not blank, without line ends; raise DataError for one over `MAX_LINE` characters."""
+    name = escape_line(str(path))
+    return ((f"{name}, line {number}", line) for number, line in read_numbered_lines(path) if line.strip())
+
+
+def read_numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the number of each line, from 1, and the line without its end; raise DataError as `read_lines` does."""
     held: list[str] = []
     size, number = 0, 1
     for block in chain(read_blocks(path), ["\n"]):
@@ -51,8 +57,7 @@ def read_lines(path: Path) -> Iterator[LocatedText]:
         if not others:
             continue
         for line in ("".join(held), *others[:-1]):
-            if line.strip():
-                yield f"{escape_line(str(path))}, line {number}", line
+            yield number, line
             number += 1
         held, size = others[-1:], len(others[-1])
 

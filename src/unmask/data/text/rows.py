@@ -63,6 +63,10 @@ class TextMeta:
     """The training split."""
     test: TextPart
     """The held-out split."""
+    names: tuple[str, ...] = ()
+    """The name of every source file, below the folder; () in datasets made before names were kept."""
+    digest: str = ""
+    """SHA-256 of all other fields; "" in datasets made before it was kept."""
     format: Literal["unmask-text-1"] = "unmask-text-1"
     """Version of the format."""
 

@@ -2,9 +2,11 @@
 `meta.json` is written last: without it the folder is not finished."""
 
 import contextlib
+import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from unmask.data.text.rows import START, Packing, TextMeta, TextPart, TextSet
 from unmask.data.text.sources import SplitName, TextSource
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.runtime.progress import Progress
-from unmask.storage.config import list_differences, read_json, to_json, write_json
+from unmask.storage.config import dump_json, list_differences, read_json, to_json, write_json
 from unmask.storage.files import escape_line, hash_file, write_atomic
 from unmask.storage.layout import TEXT_TOKENIZER
 from unmask.storage.lock import lock
@@ -36,26 +38,39 @@ class OpenText(NamedTuple):
 
 
 def write_text_dataset(
-    source: TextSource, tokenizer: TextTokenizer, out: Path, progress: Progress | None = None
+    source: TextSource,
+    tokenizer: TextTokenizer,
+    out: Path,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+    *,
+    accept: bool = False,
 ) -> TextMeta:
     """Tokenize both splits of a source into the folder `out`, or do nothing if they are there and intact.
 
-    Memory depends on the longest document only.
+    Memory depends on the longest document only. `say` is called with a line if tokens that are there are damaged. With
+    `accept`, a text that changed replaces the tokens of the earlier one.
 
     Raises:
         DataError: a text cannot be encoded (with its position), or `out` holds tokens of another source or tokenizer.
         DiskError: `out` cannot be written.
     """
     with lock(out):
+        files = source.list_files()
         made: dict[str, Any] = {
             "tokenizer": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
             "source": json.dumps({"type": type(source).__name__, **to_json(source)}),
-            "files": source.hash_files(),
+            "files": tuple(digest for _, digest in files),
+            "names": tuple(name for name, _ in files),
         }
-        found = _read_finished(out, made)
+        found = _read_finished(out, made, accept=accept)
         if found is not None:
             return found
+        if (out / META).exists():
+            if say is not None:
+                say(f"{escape_line(str(out))} is damaged or out of date, so the text is tokenized again")
+            (out / META).unlink()
         for path in out.glob(".*.tmp-*"):
             path.unlink()  # what a killed command left half-written
         with _write_atomic(out / TEXT_TOKENIZER) as file:
@@ -68,18 +83,26 @@ def write_text_dataset(
                 "empty; give more text, or hold out another share"
             )
         meta = TextMeta(train=train, test=test, **made)
+        meta = replace(meta, digest=_compute_digest(meta))
         write_json(out / META, meta)
         return meta
 
 
-def open_text_dataset(folder: str | Path, context: int, packing: Packing = "stream") -> OpenText:
-    """Open a finished folder; raise DataError if it is unfinished or damaged, or if a split has no row."""
+def open_text_dataset(
+    folder: str | Path, context: int, packing: Packing = "stream", *, verify: bool = True
+) -> OpenText:
+    """Open a finished folder; raise DataError if it is unfinished or damaged, or if a split has no row.
+
+    Every file is read once to compare its sha256 (about a second per GB), unless `verify` is False.
+    """
     folder = Path(folder).expanduser()
     if not (folder / META).is_file():
         raise DataError(f"{escape_line(str(folder))} holds no finished tokens of a text: tokenize the text into it")
     meta = _read_meta(folder)
     tokenizer = open_text_tokenizer(folder / TEXT_TOKENIZER, context)
     check_text_tokenizer(meta, tokenizer.sha256)
+    if verify:
+        check_text_files(folder, meta)
     train = TextSet(folder, meta, "train", context, packing)
     test = TextSet(folder, meta, "test", context, packing)
     return OpenText(meta, train, test, tokenizer)
@@ -92,6 +115,29 @@ def check_text_tokenizer(meta: TextMeta, sha256: str) -> None:
             f"the tokens were made by tokenizer {meta.tokenizer[:12]}, but this one is {sha256[:12]}: use the "
             f"{TEXT_TOKENIZER} that was made with the tokens, or tokenize again into another folder"
         )
+
+
+def check_text_files(folder: Path, meta: TextMeta) -> None:
+    """Raise DataError, with its name, if a file of tokens is missing or not as it was written."""
+    for name, digest in _list_digests(meta).items():
+        try:
+            intact = hash_file(folder / name) == digest
+        except OSError as error:
+            raise DataError(
+                f"{escape_line(str(folder / name))} cannot be read: {error.strerror}; tokenize the text again"
+            ) from error
+        if not intact:
+            raise DataError(
+                f"{escape_line(str(folder / name))} is damaged: its sha256 is not the one in {META}; restore it, or "
+                "tokenize the text again, which mends it"
+            )
+
+
+def _list_digests(meta: TextMeta) -> dict[str, str]:
+    digests: dict[str, str] = {}
+    for part in ("train", "test"):
+        digests |= {f"{part}.tokens.npy": meta.get_part(part).sha256, f"{part}.starts.npy": meta.get_part(part).starts}
+    return digests
 
 
 def _write_part(
@@ -162,14 +208,24 @@ def _build_header(dtype: np.dtype, num: int) -> bytes:
 
 def _read_meta(folder: Path) -> TextMeta:
     try:
-        return read_json(folder / META, TextMeta, MAX_JSON)
+        meta = read_json(folder / META, TextMeta, MAX_JSON)
+        if meta.digest not in ("", _compute_digest(meta)):
+            raise ConfigError("its sha256 is not the one it holds")
     except ConfigError as error:
         message = f"{folder / META} is damaged or of another kind ({error}); give another folder, or delete this one"
         raise DataError(escape_line(message)) from error
+    return meta
 
 
-def _read_finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
-    """Return the metadata of tokens that are there and intact, or None; raise DataError if they are other tokens."""
+def _compute_digest(meta: TextMeta) -> str:
+    return hashlib.sha256(dump_json(replace(meta, digest="")).encode()).hexdigest()
+
+
+def _read_finished(out: Path, made: dict[str, Any], *, accept: bool) -> TextMeta | None:
+    """Return the metadata of tokens that are there and intact, or None; raise DataError if they are other tokens.
+
+    With `accept` a text that changed is as if there were none.
+    """
     ours = {f"{part}.{name}.npy" for part in ("train", "test") for name in ("tokens", "starts")}
     foreign = sorted(path.name for path in out.glob("*.npy") if path.name not in ours)
     if foreign:
@@ -177,21 +233,53 @@ def _read_finished(out: Path, made: dict[str, Any]) -> TextMeta | None:
     if not (out / META).exists():
         return None
     meta = _read_meta(out)
-    there = {name: getattr(meta, name) for name in made}
-    if there != made:
-        pairs = [{**x, "source": json.loads(x["source"]), "files": list(x["files"])} for x in (there, made)]
-        changed = escape_line(list_differences(*pairs)[0])
+    if meta.files != made["files"]:
+        if accept:
+            return None
+        changed = escape_line(_describe_changes(meta, made))
+        raise DataError(
+            f"{escape_line(str(out))} holds the tokens of another text ({changed}): restore the text, give another "
+            "--out (and --init RUN to start from a run's weights), or train with --accept-data to continue knowingly"
+        )
+    there, here = (
+        {"source": _forget_paths(json.loads(one["source"])), "tokenizer": one["tokenizer"]}
+        for one in (vars(meta), made)
+    )
+    if there != here:
+        changed = escape_line(list_differences(there, here)[0])
         raise DataError(
             f"{escape_line(str(out))} holds other tokens ({changed}): give another folder, or delete this one"
         )
-    wanted = {TEXT_TOKENIZER: meta.tokenizer}
-    for part in ("train", "test"):
-        wanted |= {f"{part}.tokens.npy": meta.get_part(part).sha256, f"{part}.starts.npy": meta.get_part(part).starts}
+    wanted = {TEXT_TOKENIZER: meta.tokenizer, **_list_digests(meta)}
     with contextlib.suppress(OSError):
         if all(hash_file(out / name) == digest for name, digest in wanted.items()):
             return meta
-    (out / META).unlink()  # damaged: it is tokenized again
     return None
+
+
+def _forget_paths(source: dict[str, Any]) -> dict[str, Any]:
+    """Return a source, as JSON, without where its files lie: the same files elsewhere are the same text."""
+    if source.get("type") != "TextFile":
+        return source
+    return {**source, "path": "", "test": None if source.get("test") is None else ""}
+
+
+def _describe_changes(meta: TextMeta, made: dict[str, Any]) -> str:
+    """Return in words how the source files differ from those that were tokenized."""
+    if len(meta.names) != len(meta.files):  # made before names were kept
+        return f"{len(made['files'])} files now, {len(meta.files)} then, and their content differs"
+    there, here = (dict(zip(one["names"], one["files"], strict=True)) for one in (vars(meta), made))
+    changes = [
+        ("is new", [name for name in here if name not in there]),
+        ("is gone", [name for name in there if name not in here]),
+        ("has changed", [name for name in here if name in there and here[name] != there[name]]),
+    ]
+    said = [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} {verb}"
+        for verb, names in changes
+        if names
+    ]
+    return ", ".join(said) or "the files are in another order"
 
 
 @contextlib.contextmanager

@@ -1,37 +1,42 @@
-"""Sources of text: plain text, one document per line, JSON lines, or a Hugging Face dataset, all read without
-normalisation. The last part, or another file, is held out."""
+"""Sources of text: plain text, one document per line, JSON, CSV, Parquet, or a Hugging Face dataset, all read without
+normalisation. The last part, a split by name, or another file is held out."""
 
 import hashlib
-import json
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from unmask.data.shards.dataset import SplitName
 from unmask.data.sources.hub import load_parts
+from unmask.data.text.listing import ListedTexts, TextFormat, find_format, list_texts
 from unmask.data.text.reading import LocatedText, read_documents, read_lines
+from unmask.data.text.tables import LocatedCell, check_cell, read_csv, read_json_lines, read_json_texts, read_parquet
 from unmask.errors import ConfigError, DataError
 from unmask.storage.files import escape_line, hash_file
 
 FEW = 20  # with fewer documents, characters are held out instead of documents
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+TABLES = {"jsonl": read_json_lines, "json": read_json_texts, "csv": read_csv, "parquet": read_parquet}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFile:
-    """A file of text in UTF-8, or a folder of such files; a name that ends in .gz is unpacked while reading."""
+    """A file of text in UTF-8, or a folder of such files; a name that ends in .gz is unpacked while reading.
+
+    Hidden files are skipped. If a folder holds files or folders called `train` and `val` (valid, validation, dev), or
+    `test`, these are the two sets and nothing else is held out.
+    """
 
     path: str
     """The file or folder to train on."""
     test: str | None = None
-    """A file or folder to hold out; by default, the last part of `path`."""
-    format: Literal["auto", "text", "lines", "jsonl"] = "auto"
-    """`text`: one document, or several between separators; `lines`: one per line; `jsonl`: one JSON object per line."""
+    """A file or folder to hold out; by default the folder's own split val or test, or else the last part of `path`."""
+    format: Literal["auto", "text", "lines", "jsonl", "json", "csv", "parquet"] = "auto"
+    """`text`: one document, or several between separators; `lines`: one per line; `jsonl`: one JSON object per line;
+    `json`: an array of strings or objects; `csv` and `parquet`: one per row. `auto` goes by the name."""
     field: str = "text"
-    """The field of a JSON object that holds the text."""
+    """The field of a JSON object, or the column, that holds the text."""
     separator: str = ""
     """The text between two documents in the format `text`; the space around a document is removed."""
     held_out: float = 0.1
@@ -39,7 +44,7 @@ class TextFile:
 
     def __post_init__(self) -> None:
         _check_share(self.held_out)
-        if self.separator and self.format in ("lines", "jsonl"):
+        if self.separator and self.format not in ("auto", "text"):
             raise ConfigError(f"separator {self.separator!r} is for format text, not {self.format}: leave it out")
 
     def read_documents(self, part: SplitName) -> Iterator[str]:
@@ -48,39 +53,52 @@ class TextFile:
 
     def read_located(self, part: SplitName) -> Iterator[LocatedText]:
         """Yield each document of a split with its position; raise DataError, with file and line, if it is not text."""
+        listed = self._list()
+        if listed.test is None:
+            return hold_out(lambda: keep_texts(self._read_all(listed.train)), part, self.held_out, self.path)
+        paths, name = (listed.train, self.path) if part == "train" else (listed.test, self.test or self.path)
+        return _require_some(keep_texts(self._read_all(paths)), name)
+
+    def list_files(self) -> list[tuple[str, str]]:
+        """Return the name of every file that is read, training files first, and its sha256."""
+        listed = self._list()
+        train = [(_name_file(path, self.path), _hash_file(path)) for path in listed.train]
+        return train + [(_name_file(path, self.test or self.path), _hash_file(path)) for path in listed.test or ()]
+
+    def list_left_out(self) -> list[str]:
+        """Return a line for each file that is not read, and one on the rows without a text. Reads every row."""
+        listed = self._list()
+        paths = [path for path in (*listed.train, *(listed.test or ())) if self._choose_format(path) in TABLES]
+        return [*map(str, listed.left_out), *describe_empty_rows(self._read_all(paths), self.field)]
+
+    def forget_paths(self) -> "TextFile":
+        """Return the source without where it lies: how the text is read, and whether a second file is held out."""
+        return replace(self, path="", test=None if self.test is None else "")
+
+    def _list(self) -> ListedTexts:
+        train = self._list_below(self.path, split=self.test is None)
         if self.test is None:
-            return hold_out(lambda: self._read_all(self.path), part, self.held_out, self.path)
-        path = self.path if part == "train" else self.test
-        return _require_some(self._read_all(path), path)
+            return train
+        test = self._list_below(self.test, split=False)
+        return ListedTexts(train=train.train, test=test.train, left_out=(*train.left_out, *test.left_out))
 
-    def hash_files(self) -> tuple[str, ...]:
-        """Return the sha256 of every file."""
-        paths = [path for name in (self.path, self.test) if name is not None for path in self._list_files(name)]
-        return tuple(_hash_file(path) for path in paths)
-
-    def _read_all(self, name: str) -> Iterator[LocatedText]:
-        return chain.from_iterable(self._read_file(path) for path in self._list_files(name))
-
-    def _list_files(self, name: str) -> list[Path]:
+    def _list_below(self, name: str, *, split: bool) -> ListedTexts:
         path = Path(name).expanduser()
         if not path.is_dir():
-            return [path]
-        ending = ".jsonl" if self.format == "jsonl" else ".txt"
-        found = sorted(file for file in path.rglob("*") if file.name.removesuffix(".gz").endswith(ending))
-        if not found:
-            raise DataError(f"{escape_line(name)}: no {ending} files in this folder; name one with texts, or a file")
-        return found
+            return ListedTexts(train=(path,))
+        return list_texts(path, None if self.format == "auto" else self.format, split=split)
 
-    def _read_file(self, path: Path) -> Iterator[LocatedText]:
-        chosen = self.format
-        if chosen == "auto":
-            chosen = "jsonl" if path.name.removesuffix(".gz").endswith(".jsonl") else "text"
-        if chosen == "text":
-            return read_documents(path, self.separator)
-        if chosen == "lines":
-            return read_lines(path)
-        texts = ((where, _parse_field(line, self.field, where)) for where, line in read_lines(path))
-        return ((where, text) for where, text in texts if text.strip())
+    def _choose_format(self, path: Path) -> TextFormat:
+        return (find_format(path) or "text") if self.format == "auto" else self.format
+
+    def _read_all(self, paths: Iterable[Path]) -> Iterator[LocatedCell]:
+        return chain.from_iterable(self._read_file(path) for path in paths)
+
+    def _read_file(self, path: Path) -> Iterator[LocatedText] | Iterator[LocatedCell]:
+        chosen = self._choose_format(path)
+        if chosen in TABLES:
+            return TABLES[chosen](path, self.field)
+        return read_lines(path) if chosen == "lines" else read_documents(path, self.separator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +129,26 @@ class HubText:
         """Yield each document of a split with its position; raise ConfigError for a missing split or column."""
         if self.test is None:
             rows = self._select_rows(self.split)
-            return hold_out(lambda: self._read_all(rows, self.split), part, self.held_out, self.name)
+            return hold_out(lambda: keep_texts(self._read_all(rows, self.split)), part, self.held_out, self.name)
         split = self.split if part == "train" else self.test
-        return _require_some(self._read_all(self._select_rows(split), split), f"{self.name}, {split}")
+        return _require_some(keep_texts(self._read_all(self._select_rows(split), split)), f"{self.name}, {split}")
 
-    def hash_files(self) -> tuple[str, ...]:
-        """Return a hash of every split, from the fingerprint that `datasets` makes of its content or origin."""
+    def list_files(self) -> list[tuple[str, str]]:
+        """Return every split and a hash, from the fingerprint that `datasets` makes of its content or origin."""
         splits = [split for split in (self.split, self.test) if split is not None]
-        return tuple(hashlib.sha256(self._select_rows(split)._fingerprint.encode()).hexdigest() for split in splits)
+        return [(split, hashlib.sha256(self._select_rows(split)._fingerprint.encode()).hexdigest()) for split in splits]
+
+    def list_left_out(self) -> list[str]:
+        """Return a line for each split that is not read, and one on the rows without a text. Reads every row."""
+        splits = [split for split in (self.split, self.test) if split is not None]
+        others = [split for split in load_parts(self.name, self.subset) if split not in splits]
+        unused = [f"{self.name}, {split}: only {', '.join(splits)} is read; see --data.test" for split in others]
+        rows = chain.from_iterable(self._read_all(self._select_rows(split), split) for split in splits)
+        return [*unused, *describe_empty_rows(rows, self.field)]
+
+    def forget_paths(self) -> "HubText":
+        """Return the source itself: its name says what it is."""
+        return self
 
     def _select_rows(self, split: str) -> Any:
         if not self.name:
@@ -132,15 +162,11 @@ class HubText:
             raise ConfigError(f"{self.name}, {split}: no column {self.field!r}, but {names}: set --data.field")
         return rows.select_columns([self.field])
 
-    def _read_all(self, rows: Any, split: str) -> Iterator[LocatedText]:
+    def _read_all(self, rows: Any, split: str) -> Iterator[LocatedCell]:
         cells = chain.from_iterable(batch[self.field] for batch in rows.iter(batch_size=1000))
         for number, cell in enumerate(cells):
             where = f"{self.name}, {split}, row {number}"
-            if not isinstance(cell, str):
-                raise DataError(f"{where}: {type(cell).__name__} instead of text in {self.field!r}: set --data.field")
-            text = _check_text(cell, where)
-            if text.strip():
-                yield where, text
+            yield where, check_cell(cell, where)
 
 
 TextSource = TextFile | HubText
@@ -169,25 +195,18 @@ def hold_out(
             yield place, chosen
 
 
-def _parse_field(line: str, field: str, where: str) -> str:
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({escape_line(str(error))}); put one object on each line") from error
-    if not isinstance(data, dict) or not isinstance(data.get(field), str):
-        seen = (
-            f"it has {escape_line(', '.join(data)[:200]) or 'nothing'}" if isinstance(data, dict) else "it is no object"
-        )
-        raise DataError(f"{where}: no text in a field {field!r}, but {seen}; set --data.field")
-    return _check_text(data[field], where)
+def keep_texts(rows: Iterable[LocatedCell]) -> Iterator[LocatedText]:
+    """Yield the rows that have a text: not null, and not blank."""
+    return ((where, text) for where, text in rows if text is not None and text.strip())
 
 
-def _check_text(text: str, where: str) -> str:
-    """Check text from another format like text from a file."""
-    wrong = _NO_TEXT.search(text)
-    if wrong:
-        raise DataError(f"{where}: it has {wrong.group()!a}, which is no character of a text; remove it")
-    return text.replace("\r\n", "\n")
+def describe_empty_rows(rows: Iterable[LocatedCell], field: str) -> list[str]:
+    """Return a line with the number of rows whose text is null or blank and the first of them; [] if all have one."""
+    num, first = 0, ""
+    for where, text in rows:
+        if text is None or not text.strip():
+            num, first = num + 1, first or f"{where}: {'null' if text is None else 'blank'} in {field!r}"
+    return [f"{num:,} row{'s' * (num > 1)} without a text, the first {first}"] if num else []
 
 
 def _require_some(documents: Iterator[LocatedText], name: str) -> Iterator[LocatedText]:
@@ -202,6 +221,11 @@ def _require_some(documents: Iterator[LocatedText], name: str) -> Iterator[Locat
 def _check_share(held_out: float) -> None:
     if not 0 < held_out < 1:
         raise ConfigError(f"held_out is {held_out}; hold out a fraction between 0 and 1, for the validation loss")
+
+
+def _name_file(path: Path, top: str) -> str:
+    root = Path(top).expanduser()
+    return path.relative_to(root).as_posix() if path != root else path.name
 
 
 def _hash_file(path: Path) -> str:
