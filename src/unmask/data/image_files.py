@@ -54,7 +54,9 @@ def fit(image: Image.Image | Unreadable, size: tuple[int, int], channels: int) -
         raise ValueError(f"channels {channels}, size {size}: channels must be 1 or 3, and size at least 1x1")
     if isinstance(image, Unreadable):
         return image
-    fitted = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), size[::-1], Image.Resampling.LANCZOS)
+    mode = "L" if channels == 1 else "RGB"
+    whole = image if image.mode == mode else image.convert(mode)
+    fitted = ImageOps.fit(whole, size[::-1], Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(fitted)).reshape(*size, channels).permute(2, 0, 1).contiguous()
 
 

@@ -199,7 +199,7 @@ def _expand_mean(counts: bytes, symbols: bytes) -> tuple[Lookup, Lookup, Lookup]
     lengths, sizes = _expand(counts, symbols)
     if int(sizes.max()) > 11:
         raise ValueError("a mean of more than 11 bits")
-    return lengths + sizes, lengths, sizes
+    return np.where(lengths > 0, lengths + sizes, np.uint8(24)), lengths, sizes  # no code: go on, to reach an end
 
 
 @lru_cache(64)
@@ -287,7 +287,9 @@ def _follow_means(frame: Frame, scan: Scan, parts: list[Component], counts: list
                 starts.clear()
                 portions.move(at)
                 tables = _look_up(portions, means, rests, order)
-            here, stop = at - portions.base, portions.stop - portions.base
+            if at >= end:
+                _check_end(end + 1, end)
+            here, stop = at - portions.base, min(portions.stop, end) - portions.base
             while left and here < stop:
                 left -= 1
                 for mean, bits, steps in tables:
