@@ -86,7 +86,7 @@ def check_jpeg(data: bytes) -> None:
     """Raise BadImage if the compressed data does not fit the frame; arithmetic coding is not checked."""
     try:
         _follow_markers(data)
-    except (IndexError, KeyError, ValueError) as error:
+    except (ArithmeticError, LookupError, ValueError) as error:
         raise BadImage("damaged (JPEG markers that contradict each other)") from error
 
 
@@ -98,15 +98,16 @@ def _follow_markers(data: bytes) -> None:
             raise BadImage("truncated JPEG" if at >= len(data) - 1 else "damaged (a JPEG with bytes between its segments)")
         marker, at = data[found.end() - 1], found.end()
         if marker == 0xD9:
-            return _check_complete(frame, scans)
+            _check_complete(frame, scans)
+            return
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:
             continue
         length = int.from_bytes(data[at : at + 2], "big")
         body = data[at + 2 : at + length]
         at += length
-        if 0xC9 <= marker <= 0xCF and marker != 0xCC:
-            return None  # arithmetic coding
-        if marker in (0xC0, 0xC1, 0xC2):
+        if 0xC9 <= marker <= 0xCF and marker != 0xCC and not frame.components:
+            return  # arithmetic coding
+        if marker in (0xC0, 0xC1, 0xC2) or 0xC9 <= marker <= 0xCB:
             _read_frame(frame, body, marker == 0xC2)
         elif marker == 0xDB:
             _read_quantization(frame, body)
@@ -133,6 +134,8 @@ def _check_complete(frame: Frame, scans: int) -> None:
 
 
 def _read_frame(frame: Frame, body: bytes, progressive: bool) -> None:
+    if frame.components:
+        raise ValueError("a second frame")
     height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
     parts = [body[6 + 3 * i : 9 + 3 * i] for i in range(body[5])]
     tallest, widest = max(p[1] & 15 for p in parts), max(p[1] >> 4 for p in parts)
@@ -177,6 +180,8 @@ def _read_scan(frame: Frame, body: bytes, data: bytes) -> Scan:
         segments.append((8 * start, 8 * (start + len(piece))))
         pieces += [piece, b"\xff" * PAD]
         start += len(piece) + PAD
+    if len(segments) > 1 and segments[-1][0] == segments[-1][1]:
+        segments.pop()  # some encoders end with a restart marker
     return Scan(names, tables, first, last, steps >> 4, steps & 15, b"".join(pieces), tuple(segments))
 
 
@@ -197,8 +202,7 @@ def _expand(counts: bytes, symbols: bytes) -> tuple[Lookup, Lookup]:
 def _expand_mean(counts: bytes, symbols: bytes) -> tuple[Lookup, Lookup, Lookup]:
     """Return (bits of code and value together, bits of the code, bits of the value) of a mean's difference."""
     lengths, sizes = _expand(counts, symbols)
-    if int(sizes.max()) > 11:
-        raise ValueError("a mean of more than 11 bits")
+    lengths = np.where(sizes > 11, np.uint8(0), lengths)
     return np.where(lengths > 0, lengths + sizes, np.uint8(24)), lengths, sizes  # no code: go on, to reach an end
 
 
@@ -364,6 +368,7 @@ def _follow_band(frame: Frame, scan: Scan, counts: list[int]) -> None:
     history = frame.history.setdefault(name, [0] * (rows * columns))
     lengths, symbols = _expand(*frame.codes[16 | (scan.tables[0] & 15)])
     portions, block = Portions(scan), 0
+    codes = values = b""
     for (at, end), count in zip(scan.segments, counts, strict=True):
         blocks, run = range(block, block + count), 0
         block += count
