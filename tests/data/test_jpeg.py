@@ -12,7 +12,7 @@ from PIL import Image
 from slow_jpeg import is_sound
 
 from unmask.data.image_files import Unreadable, try_image
-from unmask.data.pixels import BadImage, jpeg
+from unmask.data.pixels import BadImage, codes, jpeg
 from unmask.data.pixels.jpeg import check_jpeg, check_jpeg_once
 from unmask.data.sources.folders import read_folder
 
@@ -108,7 +108,7 @@ def test_the_extremes_of_brightness_are_good(quality):
 def test_a_scan_of_more_than_one_portion_is_followed_to_its_end(monkeypatch):
     for options in ({"quality": 95}, {"quality": 95, "restart_marker_blocks": 1}, {"progressive": True}):
         data = encode(draw(), **options)
-        monkeypatch.setattr(jpeg, "PORTION", 64)
+        monkeypatch.setattr(codes, "SPAN", 64)
         check_jpeg(data)
         assert is_found(data[:-40] + data[-2:])
 

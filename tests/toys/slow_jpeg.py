@@ -1,4 +1,4 @@
-"""A second opinion on the compressed data of a baseline JPEG: T.81 read one bit at a time, as the standard writes it."""
+"""A second opinion on the compressed data of a baseline JPEG: T.81, read one bit at a time as it is written."""
 
 import re
 

@@ -125,7 +125,9 @@ def read_hole(path: Path, flags: InpaintFlags) -> tuple[UInt8[Tensor, "3 h w"], 
     if flags.mask is not None:
         turn = find_turn(path, flags.mask)
         if turn is not None:
-            print(f"{escape_line(str(flags.mask))} has the size of the photo as stored, so it is turned upright with it")
+            print(
+                f"{escape_line(str(flags.mask))} has the size of the photo as stored, so it is turned upright with it"
+            )
         return photo, read_mask(flags.mask, (height, width), turn)
     if flags.box is not None:
         return photo, make_rectangle((height, width), *flags.box)

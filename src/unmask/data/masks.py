@@ -23,14 +23,14 @@ def read_photo(path: str | Path) -> UInt8[Tensor, "3 h w"]:
 
 
 def read_mask(path: str | Path, size: tuple[int, int], turn: Image.Transpose | None = None) -> Bool[Tensor, "h w"]:
-    """Read a mask of `size` (h, w), turned by `turn` first: white (128 or more) is masked. DataError for another size."""
+    """Read a mask of `size` (h, w), turned first: white (128 or more) is masked; DataError for another size."""
     image = _open_or_raise(path, alpha=True)
     if turn is not None:
         image = image.transpose(turn)
     if image.size != size[::-1]:
         found = f"the mask is {image.width}x{image.height}, the photo {size[1]}x{size[0]}"
         raise DataError(f"{escape_line(str(path))}: {found}: make it the same size")
-    if image.getchannel("A").getextrema()[0] < 255:
+    if np.array(image.getchannel("A")).min() < 255:
         raise DataError(
             f"{escape_line(str(path))}: a mask with transparent parts can mean both: save it in black and white"
         )

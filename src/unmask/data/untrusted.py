@@ -21,12 +21,13 @@ from unmask.errors import DataError
 from unmask.storage.files import escape_line
 from unmask.storage.foreign import reader
 
-PROGRAM = (
+CHILD = (
     "import sys; sys.path += sys.argv.pop(1).splitlines(); "
-    "from unpacking.job import forbid, set_limits; from pixels.job import run_job; run_job(set_limits, forbid)"
+    "from unpacking.job import forbid, set_limits; from pixels.job import decode_standard_input; "
+    "decode_standard_input(set_limits, forbid)"
 )
 MAX_BYTES = 64 << 20
-"""Bytes of a file: more than any photo of MAX_PHOTO pixels has."""
+"""The longest file, in bytes."""
 SECONDS = 30.0
 BANDS = {"L": 1, "RGB": 3, "RGBA": 4}
 
@@ -47,8 +48,13 @@ def decode_untrusted(
     """
     if len(data) > MAX_BYTES:
         raise _make_error(name, f"more than {MAX_BYTES >> 20} MiB: send a smaller file")
-    folders = [Path(reader.__file__).parent, Path(__file__).parent, *(Path(m.__file__).parents[1] for m in (PIL, numpy))]
-    code = [sys.executable, "-I", "-c", PROGRAM, "\n".join(map(str, folders)), str(most), "alpha" if alpha else "flat"]
+    libraries = [Path(str(module.__file__)).parents[1] for module in (PIL, numpy)]
+    folders = [
+        Path(reader.__file__).parent,
+        Path(__file__).parent,
+        *libraries,
+    ]
+    code = [sys.executable, "-I", "-c", CHILD, "\n".join(map(str, folders)), str(most), "alpha" if alpha else "flat"]
     environment = {name: os.environ[name] for name in reader.LIBRARIES if name in os.environ}
     with tempfile.TemporaryFile() as out:  # a file, so that the child's limit on written bytes holds
         try:

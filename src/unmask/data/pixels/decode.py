@@ -145,6 +145,6 @@ def refuse_dark(image: Image.Image, head: bytes) -> None:
     """Raise BadImage for 16-bit colour without a value above 4095, of which Pillow keeps the upper 8 bits."""
     deep = head[24:25] == b"\x10" if image.format == "PNG" else set(getattr(image, "tag_v2", {}).get(258, ())) == {16}
     if deep and image.mode in ("RGB", "RGBA", "LA"):
-        bands = image.getextrema()[: 1 if image.mode == "LA" else 3]
-        if 0 < max(high for _, high in bands) < 16:
+        highest = max(int(np.asarray(band).max()) for band in image.split()[: 1 if image.mode == "LA" else 3])
+        if 0 < highest < 16:
             raise BadImage(f"16-bit colour with no value above 4095: {DARK}")

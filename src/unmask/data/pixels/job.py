@@ -12,24 +12,30 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import Any, NoReturn
 
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageCms, JpegImagePlugin, MpoImagePlugin
-from PIL import PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # nothing may be imported later
+from PIL import Image, ImageCms
 
 from . import BadImage
 from .decode import FORMATS, IMAGE_DAMAGE, decode_image
 
-HARMLESS = ("array.__new__", "builtins.id")  # what Pillow does beyond what reading a weight file takes
+PILLOW_EVENTS = ("array.__new__", "builtins.id")  # what Pillow does beyond what reading a weight file takes
 
 
-def run_job(set_limits: Callable[[int], None], forbid: Callable[[str, tuple[Any, ...]], None]) -> NoReturn:
-    """Run `job MOST ALPHA`: write the answer, and exit with `os._exit`; the arguments set limits and refuse actions."""
+def decode_standard_input(
+    set_limits: Callable[[int], None], forbid: Callable[[str, tuple[Any, ...]], None]
+) -> NoReturn:
+    """Run the child with the arguments MOST ALPHA: write the answer, and exit with `os._exit`.
+
+    Args:
+        set_limits: Sets limits on memory and time for a file of that many bytes.
+        forbid: An audit hook that exits on whatever decoding does not take.
+    """
     most, alpha = int(sys.argv[1]), sys.argv[2] == "alpha"
     data = sys.stdin.buffer.read()
     _warm_up()
     out = sys.stdout.buffer
     set_limits(len(data))
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # no other file and no connection can be opened
-    sys.addaudithook(lambda event, arguments: None if event in HARMLESS else forbid(event, arguments))
+    sys.addaudithook(lambda event, arguments: None if event in PILLOW_EVENTS else forbid(event, arguments))
     said, pixels = _decode(data, most, alpha)
     out.write(json.dumps(said).encode() + b"\n" + pixels)
     out.flush()
@@ -37,11 +43,13 @@ def run_job(set_limits: Callable[[int], None], forbid: Callable[[str, tuple[Any,
 
 
 def _warm_up() -> None:
-    """Decode an image of each format, so that whatever Pillow imports late is there."""
+    """Decode an image of each format: Pillow imports some modules late, and later no import is allowed."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    for form in FORMATS:
+    image = Image.new("RGB", (8, 8))
+    for form in (*FORMATS, "MPO"):
         buffer = BytesIO()
-        Image.new("RGB", (8, 8)).save(buffer, form, icc_profile=profile)
+        more = {"save_all": True, "append_images": [image]} if form == "MPO" else {}
+        image.save(buffer, form, icc_profile=profile, **more)
         buffer.seek(0)
         decode_image(buffer)
 
