@@ -1,5 +1,5 @@
-"""Read image bytes from a file, part of a file, or memory; no other module does. An image is used whole and converted
-correctly, or refused with a reason; nothing is guessed, repaired or left out silently."""
+"""Read images from a file, part of a file, or memory, with `pixels`; no other module does. An image is used whole and
+converted correctly, or refused with a reason; nothing is guessed, repaired or left out without a word."""
 
 import os
 import stat

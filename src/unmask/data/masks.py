@@ -13,7 +13,7 @@ from unmask.data.pixels.decode import FORMATS, IMAGE_DAMAGE, UPRIGHT
 from unmask.errors import ConfigError, DataError
 from unmask.storage.files import escape_line
 
-MAX_PHOTO = 16_000_000  # pixels of a photo to edit: editing takes some 30 bytes for each
+MAX_PHOTO = 16_000_000  # pixels of a photo to edit: editing takes about 45 bytes for each
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
