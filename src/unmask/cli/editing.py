@@ -14,7 +14,7 @@ from torch import Tensor
 from unmask.cli.flags import SamplingFlags, WeightsFlags, choose_sampling, fetch_model
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.holes import Cells
-from unmask.data.masks import make_rectangle, read_cutout, read_mask, read_photo
+from unmask.data.masks import find_turn, make_rectangle, read_cutout, read_mask, read_photo
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import gallery
@@ -24,6 +24,7 @@ from unmask.pipelines.image import Pipeline
 from unmask.pipelines.labels import resolve_filled_labels
 from unmask.pipelines.load import load_image_pipeline
 from unmask.pretrained.conditions import check_prompts
+from unmask.storage.files import escape_line
 
 COMPARISON_SIZE = 512  # pixels of the longer side of each picture in the comparison
 USAGE = "inpaint RUN PHOTO, where RUN is as unmask sample has it, with --mask, --alpha, --box or --extend"
@@ -123,7 +124,12 @@ def read_hole(path: Path, flags: InpaintFlags) -> tuple[UInt8[Tensor, "3 h w"], 
     photo = read_photo(path)
     height, width = photo.shape[1:]
     if flags.mask is not None:
-        return photo, read_mask(flags.mask, (height, width))
+        turn = find_turn(path, flags.mask)
+        if turn is not None:
+            print(
+                f"{escape_line(str(flags.mask))} has the size of the photo as stored, so it is turned upright with it"
+            )
+        return photo, read_mask(flags.mask, (height, width), turn)
     if flags.box is not None:
         return photo, make_rectangle((height, width), *flags.box)
     assert flags.extend is not None

@@ -15,8 +15,7 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
 from unmask.data.holes import ANY, Cells, paste
-from unmask.data.image_files import MAX_PIXELS
-from unmask.data.masks import check_mask
+from unmask.data.masks import MAX_PHOTO, check_mask
 from unmask.data.tokens import count_rows_at_once
 from unmask.decoding.sampling import Parallel, Sampling, resolve_priority
 from unmask.errors import ConfigError
@@ -282,9 +281,9 @@ def extend_canvas(
     """Return the photo on a larger canvas, and the new area as the mask: outpainting is inpainting around the photo."""
     sides = (left, right, top, bottom)
     height, width = photo.shape[1] + top + bottom, photo.shape[2] + left + right
-    if min(sides) < 0 or not any(sides) or height * width > MAX_PIXELS:
+    if min(sides) < 0 or not any(sides) or height * width > MAX_PHOTO:
         raise ConfigError(
             f"left {left}, top {top}, right {right}, bottom {bottom} pixels make {width}x{height}: each must be at "
-            f"least 0, one of them more, and the whole at most {MAX_PIXELS} pixels"
+            f"least 0, one of them more, and the whole at most {MAX_PHOTO} pixels"
         )
     return F.pad(photo, sides, value=128), F.pad(torch.zeros(photo.shape[1:], dtype=torch.bool), sides, value=True)

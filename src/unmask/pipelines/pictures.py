@@ -6,9 +6,10 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.image_files import flatten
 from unmask.data.masks import check_mask
-from unmask.errors import ConfigError
+from unmask.data.pixels import BadImage
+from unmask.data.pixels.decode import flatten
+from unmask.errors import ConfigError, DataError
 
 
 def to_pil(images: Float[Tensor, "b c h w"]) -> list[Image.Image]:
@@ -18,8 +19,11 @@ def to_pil(images: Float[Tensor, "b c h w"]) -> list[Image.Image]:
 
 
 def to_photo(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-    """Return a photo's pixels as RGB, with transparency put over white."""
-    flat = flatten(image) if image.has_transparency_data else image
+    """Return a photo's pixels as sRGB, with transparency put over white; DataError for pixels without a white."""
+    try:
+        flat = flatten(image)
+    except BadImage as error:
+        raise DataError(f"the photo: {error}") from error
     return torch.from_numpy(np.array(flat.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 

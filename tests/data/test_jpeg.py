@@ -1,0 +1,212 @@
+"""Damaged JPEGs are found. What cannot be found, a JPEG having no checksum, is counted and bounded here."""
+
+import io
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from slow_jpeg import is_sound
+
+from unmask.data.image_files import Unreadable, try_image
+from unmask.data.pixels import BadImage, codes, jpeg
+from unmask.data.pixels.jpeg import check_jpeg, check_jpeg_once
+from unmask.data.sources.folders import read_folder
+
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "sets" / "jpeg_corrupt"
+BASELINE = {
+    "4:2:0": {"quality": 80},
+    "4:4:4": {"quality": 92, "subsampling": 0},
+    "4:2:2, restarts": {"quality": 80, "subsampling": 1, "restart_marker_blocks": 3},
+    "a restart each row": {"quality": 75, "restart_marker_rows": 1},
+    "own codes": {"quality": 70, "optimize": True},
+    "grey": {"quality": 80, "mode": "L"},
+    "CMYK": {"quality": 80, "mode": "CMYK"},
+}
+PROGRESSIVE = {
+    "progressive": {"quality": 80, "progressive": True},
+    "progressive 4:4:4": {"quality": 90, "progressive": True, "subsampling": 0},
+    "progressive, restarts": {"quality": 80, "progressive": True, "restart_marker_rows": 1},
+    "progressive grey": {"quality": 85, "progressive": True, "mode": "L"},
+}
+KINDS = BASELINE | PROGRESSIVE
+
+
+def draw(height: int = 96, width: int = 136, seed: int = 0) -> Image.Image:
+    """Something like a photo: shapes over smooth colours, and a little noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([255 * y / height, 255 * x / width, 128 + 0 * x], -1)
+    for _ in range(12):
+        cy, cx, radius = rng.integers(height), rng.integers(width), rng.integers(4, 28)
+        pixels[(y - cy) ** 2 + (x - cx) ** 2 < radius**2] = rng.integers(0, 256, 3)
+    return Image.fromarray((pixels + rng.normal(0, 5, pixels.shape)).clip(0, 255).astype(np.uint8))
+
+
+def encode(image: Image.Image, mode: str = "RGB", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.convert(mode).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def find_scan(data: bytes) -> int:
+    """Where the compressed data of the first scan begins."""
+    at = data.index(b"\xff\xda")
+    return at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+
+
+def is_found(data: bytes) -> bool:
+    try:
+        check_jpeg(data)
+    except BadImage:
+        return True
+    return False
+
+
+def mutate(data: bytes, num: int) -> list[bytes]:
+    """In turn: one bit flipped, six bytes changed, sixteen bytes zeroed."""
+    rng, found = np.random.default_rng(0), []
+    for i in range(num):
+        bytes_ = bytearray(data)
+        at = int(rng.integers(find_scan(data), len(data) - 20))
+        if i % 3 == 0:
+            bytes_[at] ^= 1 << int(rng.integers(8))
+        elif i % 3 == 1:
+            bytes_[at : at + 6] = bytes(x ^ 0x5A for x in bytes_[at : at + 6])
+        else:
+            bytes_[at : at + 16] = bytes(16)
+        found.append(bytes(bytes_))
+    return found
+
+
+def test_the_damaged_files_of_a_folder_are_left_out_by_name():
+    images, bad = read_folder(CASES, size=(64, 64), channels=3)
+    assert len(images) == 1
+    assert sorted(Path(b.path).name for b in bad) == ["cut_eoi.jpg", "flip0.jpg", "flip1.jpg", "flip2.jpg", "zeros.jpg"]
+    assert all("damaged" in b.reason for b in bad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (17, 33), (96, 136)])
+def test_good_files_are_good(kind, size):
+    check_jpeg(encode(draw(*size), **KINDS[kind]))
+
+
+@pytest.mark.parametrize("quality", [1, 30, 100])
+def test_the_extremes_of_brightness_are_good(quality):
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[::2] = stripes[:, 40:] = 255
+    noise = np.random.default_rng(0).integers(0, 2, (64, 64, 3), dtype=np.uint8) * 255
+    for pixels in (stripes, noise, 0 * stripes, 0 * stripes + 255):
+        for options in ({}, {"progressive": True}, {"subsampling": 0}):
+            check_jpeg(encode(Image.fromarray(pixels), quality=quality, **options))
+
+
+def test_a_scan_of_more_than_one_portion_is_followed_to_its_end(monkeypatch):
+    for options in ({"quality": 95}, {"quality": 95, "restart_marker_blocks": 1}, {"progressive": True}):
+        data = encode(draw(), **options)
+        monkeypatch.setattr(codes, "SPAN", 64)
+        check_jpeg(data)
+        assert is_found(data[:-40] + data[-2:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+def test_a_file_that_is_cut_and_closed_is_found(kind, share):
+    data = encode(draw(), **KINDS[kind])
+    start = find_scan(data)
+    assert is_found(data[: start + int(share * (len(data) - start))].removesuffix(b"\xff") + b"\xff\xd9")
+
+
+def test_scans_that_are_missing_are_found():
+    data = encode(draw(), progressive=True)
+    last = data.rindex(b"\xff\xc4")
+    cut = data[:last] + b"\xff\xd9"
+    Image.open(io.BytesIO(cut)).load()  # the control: Pillow takes it
+    with pytest.raises(BadImage, match="scans are missing"):
+        check_jpeg(cut)
+
+
+def test_restart_markers_that_are_lost_or_moved_are_found():
+    data = encode(draw(), restart_marker_rows=1)
+    at, after = data.index(b"\xff\xd1"), data.index(b"\xff\xd2")
+    for wrong in (data[:at] + data[after:], data[:at] + b"\xff\xd2" + data[at + 2 :], data[:at] + data[at + 2 :]):
+        assert is_found(wrong)
+
+
+def test_a_size_that_the_data_cannot_fill_is_refused_before_decoding(tmp_path, monkeypatch):
+    data = encode(draw(64, 64))
+    at = data.index(b"\xff\xc0") + 5
+    (tmp_path / "huge.jpg").write_bytes(data[:at] + struct.pack(">HH", 7900, 7900) + data[at + 4 :])
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
+    found = try_image(tmp_path / "huge.jpg", (8, 8), 3)
+    assert isinstance(found, Unreadable)
+    assert "ends before its last block" in found.reason
+
+
+def test_a_hundred_scans_and_no_more():
+    data = encode(draw(8, 8), progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    with pytest.raises(BadImage):
+        check_jpeg(data[:-2] + scan * 200 + data[-2:])
+
+
+@pytest.mark.parametrize("kind", [k for k in BASELINE if k != "CMYK"])
+def test_a_second_reading_of_the_standard_agrees(kind):
+    data = encode(draw(), **BASELINE[kind])
+    assert is_sound(data)
+    for mutant in mutate(data, 45):
+        assert is_found(mutant) != is_sound(mutant)
+
+
+@pytest.mark.skipif(shutil.which("djpeg") is None, reason="djpeg is not installed")
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_libjpeg_warns_of_is_found(kind):
+    for mutant in mutate(encode(draw(), **KINDS[kind]), 45):
+        warned = subprocess.run(["djpeg", "-strict"], input=mutant, capture_output=True, check=False).returncode != 0
+        assert is_found(mutant) or not warned
+
+
+SILENT = {"progressive": 0.05, "progressive 4:4:4": 0.05, "progressive, restarts": 0.05, "progressive grey": 0.05}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_found_or_hardly_visible_or_counted(kind):
+    """Most flips change one value and cannot be found; measured, at most 30 % change over 2 % of the pixels unseen."""
+    data = encode(draw(), **KINDS[kind])
+    right = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    mutants = [m for m in mutate(data, 60) if m != data]
+    found = visible = 0
+    for mutant in mutants:
+        if is_found(mutant):
+            found += 1
+            continue
+        seen = np.asarray(Image.open(io.BytesIO(mutant)).convert("RGB")).astype(int)
+        visible += bool((np.abs(seen - right).max(-1) > 8).mean() > 0.02)
+    assert found >= 0.3 * len(mutants)
+    assert visible <= SILENT.get(kind, 0.3) * len(mutants)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_anywhere_in_the_file_raises_nothing_else(kind):
+    data, rng = encode(draw(40, 56), **KINDS[kind]), np.random.default_rng(1)
+    for _ in range(150):
+        wrong = bytearray(data)
+        wrong[int(rng.integers(len(data)))] = int(rng.choice([0, 1, 127, 128, 255]))
+        is_found(bytes(wrong[: int(rng.integers(2, len(data)))] if rng.random() < 0.3 else wrong))
+
+
+def test_a_good_file_is_checked_once_and_a_bad_one_always(monkeypatch):
+    checked = []
+    monkeypatch.setattr(jpeg, "check_jpeg", lambda data: (checked.append(data), check_jpeg(data)))
+    data = encode(draw(seed=3))
+    for _ in range(3):
+        check_jpeg_once(data)
+    assert len(checked) == 1
+    for _ in range(2):
+        with pytest.raises(BadImage):
+            check_jpeg_once(data[:-60] + data[-2:])
+    assert len(checked) == 3
