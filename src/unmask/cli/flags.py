@@ -27,6 +27,14 @@ def choose_device(name: str) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutputFlags:
+    """What may be replaced."""
+
+    overwrite: bool = False
+    """Replace files that unmask did not make, where the results go. Without it, the command refuses before the work."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightsFlags:
     """Where the files of a published model are."""
 

@@ -166,6 +166,10 @@ def format_score(row: OrderScore, units: Sequence[tuple[str, float]], first: str
     return f"| {' | '.join([name, str(row.steps or '–'), f'{row.nats:.4f} ± {row.error:.4f}', *others, apart])} |"
 
 
+SCORE_FILES = ("score.json", "score.md", "score.csv", "score.png")
+"""The files of `write_scores`."""
+
+
 def write_scores(
     rows: Sequence[OrderScore], units: Sequence[tuple[str, float]], out: Path, facts: dict[str, object], world: World
 ) -> None:

@@ -113,6 +113,10 @@ def format_writing(row: WritingRow) -> str:
     return f"| {' | '.join([*setting, *cells])} |"
 
 
+WRITING_FILES = ("writing.json", "writing.md", "writing.csv", "samples.md", "frontier.png")
+"""The files of `write_writing`."""
+
+
 def write_writing(rows: Sequence[WritingRow], out: Path, facts: dict[str, object], world: World) -> None:
     """writing.md, writing.csv, writing.json, samples.md, and frontier.png: perplexity against entropy."""
     out.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,9 @@ from unmask.storage.config import write_json
 from unmask.storage.layout import CLASSIFIER, REPORT
 from unmask.storage.weights import hash_weights
 
+TOKENIZER_FILES = (REPORT, "reconstructions.png", CLASSIFIER)
+"""The files of `measure_tokenizer`."""
+
 
 def measure_tokenizer_run(
     folder: Path,

@@ -9,7 +9,7 @@ from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy
 from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import resolve_paths
 from unmask.data.sources.description import describe_texts
-from unmask.data.text.shards import TextMeta, TextSet, open_text_dataset, write_text_dataset
+from unmask.data.text.shards import TextMeta, TextSet, check_text_folder, open_text_dataset, write_text_dataset
 from unmask.data.text.sources import TextFile
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.validation import validate_generator
@@ -61,10 +61,13 @@ class TextExperiment:
         return [validate_generator(self.recipe.objective, precision, self.test, model, world), write]
 
 
-def prepare_text(recipe: TextRecipe, shards: Path, progress: Progress | None = None) -> TextExperiment:
+def prepare_text(
+    recipe: TextRecipe, shards: Path, progress: Progress | None = None, *, overwrite: bool = False
+) -> TextExperiment:
     """Tokenize the corpus into the folder `shards`, or open what is there; ConfigError where things do not fit.
 
-    `data.path` may itself be such a folder: its tokenizer then is the recipe's, and nothing is written.
+    `data.path` may itself be such a folder: its tokenizer then is the recipe's, and nothing is written. Files in
+    `shards` that unmask did not make are refused unless `overwrite`.
     """
     source = resolve_paths(recipe.data)
     if isinstance(source, TextFile):
@@ -72,6 +75,7 @@ def prepare_text(recipe: TextRecipe, shards: Path, progress: Progress | None = N
             raise ConfigError("which text? Give --data FILE, a folder of .txt files, or one of tokens made before")
         if (Path(source.path) / META).is_file():
             return _opened(recipe, Path(source.path))
+    check_text_folder(shards, overwrite=overwrite)
     tokenizer = build_tokenizer(recipe.tokenizer, lambda: source.read_documents("train"))
     write_text_dataset(source, tokenizer, shards, progress)
     return _opened(recipe, shards)

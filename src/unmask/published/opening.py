@@ -22,6 +22,7 @@ from unmask.runtime.distributed import World, barrier
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
 from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
+from unmask.storage.manifest import verify_recorded
 from unmask.tokenizers.pixels import Pixels
 
 MODEL_NAMES = "a run, an export, one of unmask models or hf-hub:OWNER/NAME"
@@ -127,6 +128,7 @@ def open_model(
         folder = _find_folder(Path(name), weights)
     if not has_config(folder):
         raise CheckpointError(f"{escape_line(str(folder))}: no {CONFIG} there; give {MODEL_NAMES}")
+    verify_recorded(folder, CONFIG)
     return OpenedModel(name=str(name), config=read_config(folder / CONFIG), folder=folder)
 
 

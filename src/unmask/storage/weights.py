@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from unmask.errors import CheckpointError, DiskError
 from unmask.runtime.packed import arrange_weight, to_dense
 from unmask.storage.files import write_atomic
+from unmask.storage.manifest import verify_recorded
 
 PORTION = 1 << 23
 """Bytes of a file that are in memory at a time while its tensors are copied or compared."""
@@ -28,8 +29,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     before any parameter is written.
 
     Raises:
-        CheckpointError: The file is missing, damaged or does not fit the model.
+        CheckpointError: The file is missing, damaged or does not fit the model, or differs from the manifest beside it.
     """
+    verify_recorded(path.parent, path.name)
     own = dict(model.named_parameters())
     try:
         with safe_open(path, framework="pt") as file:
