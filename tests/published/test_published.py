@@ -224,7 +224,7 @@ def test_a_generator_and_then_its_tokenizer_are_a_model(toys, files, tmp_path, c
     renamed = len(generator_shapes(NETWORK, 16, 16)) - 2 - 1
     split = "2 split, 0 not needed, none missing or unknown"
     assert f"0 tensors kept their names, {renamed + 1} were renamed, {split}: {count:,} parameters\nwrote {out}" in said
-    assert tree(out) == ["config.json", "model-conversion.txt", "model.safetensors"]
+    assert tree(out) == ["config.json", "manifest.json", "model-conversion.txt", "model.safetensors"]
     refusal, code = refused(capsys, "sample", out)
     assert code == 4
     assert "tokenizer.safetensors" in refusal
@@ -302,7 +302,7 @@ def test_the_sizes_of_a_family_are_told_apart(toys, tmp_path):
 def test_a_tokenizer_alone_makes_codes(toys, files, photos, tmp_path, capsys):
     out, codes = tmp_path / "alone", tmp_path / "codes"
     run("convert", files / FILES["taming-vqgan"], "--family", "taming-vqgan", "--out", out)
-    assert tree(out) == ["config.json", "model-conversion.txt", "model.safetensors"]
+    assert tree(out) == ["config.json", "manifest.json", "model-conversion.txt", "model.safetensors"]
     given = read_lone_tokenizer(out)
     assert given.config in (PIXELS, WIDER)  # a picture's size is not in the file
     run("tokenize", out, "--data", photos, "--out", codes)

@@ -181,6 +181,7 @@ def measure_run(
         "num_samples": num,
         "seed": seed,
         "weights": str(next(pipeline.model.parameters()).dtype),
+        **({"revision": run.revision} if run.revision else {}),
         **facts,
     }
     if world.is_main:

@@ -36,11 +36,15 @@ MEASURE_ADVICE = "restore it, or --accept-data to measure against it knowingly"
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedRun:
-    """A finished run with its data, on this rank's device; `folder` keeps the results."""
+    """A finished run with its data, on this rank's device; `folder` keeps the results.
+
+    `revision` is the commit of a model of the Hub.
+    """
 
     folder: Path
     experiment: Experiment
     pipeline: Pipeline
+    revision: str | None = None
 
 
 def open_run(
@@ -75,7 +79,7 @@ def open_run(
     if experiment.fingerprint is not None:
         check_data(folder, experiment.fingerprint, policy, MEASURE_ADVICE)
     pipeline = load_image_pipeline(opened, device=str(world.device), dtype=dtype)
-    return OpenedRun(folder=folder, experiment=experiment, pipeline=pipeline)
+    return OpenedRun(folder=folder, experiment=experiment, pipeline=pipeline, revision=opened.revision)
 
 
 def choose_folder(

@@ -318,7 +318,7 @@ def write_picture(image: Image.Image, path: Path | str) -> None:
 
 
 def _mark(kind: str) -> dict[str, Any]:
-    """Return the arguments of Pillow's `save` that put MARK into the metadata of a file; {} if it has no place there."""
+    """Return the arguments of Pillow's `save` that put MARK into the metadata; {} if a format has none."""
     if kind == "PNG":
         text = PngInfo()
         text.add_text("Software", MARK)

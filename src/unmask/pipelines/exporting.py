@@ -1,5 +1,6 @@
 """Check the folder of an export before anything is loaded or written."""
 
+import contextlib
 from pathlib import Path
 
 from unmask.errors import CheckpointError, ConfigError
@@ -34,10 +35,8 @@ def check_export(out: Path, source: Path | None, *, overwrite: bool = False) -> 
         raise CheckpointError(f"{shown} is the model itself: give another --out")
     there = None
     if has_config(out):
-        try:
+        with contextlib.suppress(ConfigError):  # of another program: the names below tell
             there = read_config(out / CONFIG)
-        except ConfigError:
-            pass  # of another program: the names below tell
     is_run = isinstance(there, Recipe | TextRecipe | TokenizerRecipe | MeasuredModel)
     if is_run or (out / CHECKPOINTS).exists():
         raise CheckpointError(f"{shown} is a run, whose weights an export would replace: give another --out")

@@ -57,6 +57,13 @@ def download_model(name: str, *, offline: bool = False) -> Path:
     return folder
 
 
+def read_revision(folder: Path) -> str | None:
+    """Return the commit of a model that `download_model` got, as the Hub's client noted it; None if it noted none."""
+    note = folder / ".cache/huggingface/download" / f"{CONFIG}.metadata"
+    found = note.read_text(encoding="utf-8", errors="replace").splitlines() if note.is_file() else []
+    return found[0] if found and re.fullmatch(r"[0-9a-f]{40}", found[0]) else None
+
+
 @contextmanager
 def _refusals(what: str) -> Iterator[None]:
     """Report what huggingface_hub raises inside in one line."""

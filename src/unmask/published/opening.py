@@ -13,7 +13,7 @@ from unmask.errors import CheckpointError, ConfigError
 from unmask.pretrained.lone_tokenizer import LoneTokenizer
 from unmask.pretrained.networks import LearnedConfig
 from unmask.published.catalogue import MODELS
-from unmask.published.hub import download_model, is_on_hub
+from unmask.published.hub import download_model, is_on_hub, read_revision
 from unmask.published.store import fetch_published
 from unmask.recipes.reading import AnyConfig, has_config, read_config
 from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
@@ -34,6 +34,7 @@ class OpenedModel:
     """A model whose name is resolved and whose configuration is read; its weights are not.
 
     `config` is a spec, a recipe (of a run) or a lone tokenizer. `folder` is None until a published model is fetched.
+    `revision` is the commit of a model of the Hub.
     """
 
     name: str
@@ -41,6 +42,7 @@ class OpenedModel:
     folder: Path | None
     weights: Sequence[str | Path] = ()
     offline: bool = False
+    revision: str | None = None
 
     @property
     def is_run(self) -> bool:
@@ -129,7 +131,8 @@ def open_model(
     if not has_config(folder):
         raise CheckpointError(f"{escape_line(str(folder))}: no {CONFIG} there; give {MODEL_NAMES}")
     verify_recorded(folder, CONFIG)
-    return OpenedModel(name=str(name), config=read_config(folder / CONFIG), folder=folder)
+    revision = read_revision(folder) if is_on_hub(name) else None
+    return OpenedModel(name=str(name), config=read_config(folder / CONFIG), folder=folder, revision=revision)
 
 
 def is_published(name: str | Path) -> bool:

@@ -1,10 +1,12 @@
 """Record what the folder of a model holds, and verify a file against that record when it is read.
 
-`manifest.json` lists the size and sha256 of the weights, of config.json and of what lies with them. `begin_files` writes
-it first, without hashes, so that an unfinished folder is recognised; `record_files` writes it last. A folder without a
-manifest, as earlier versions left it, is read without verification. A manifest proves integrity, not authorship.
+`manifest.json` lists the size and sha256 of the weights and of what lies with them, and ties config.json to them.
+`begin_files` writes it first, without hashes, so that an unfinished folder is recognised; `record_files` writes it
+last. A folder without a manifest, as earlier versions left it, is read without verification. A manifest proves
+integrity, not authorship.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,9 +18,11 @@ from typing import Any
 from unmask.errors import CheckpointError, ConfigError
 from unmask.storage.config import from_json, load_json, write_json
 from unmask.storage.files import escape_line, hash_file
-from unmask.storage.layout import FOLDER_MANIFEST
+from unmask.storage.layout import CONFIG, FOLDER_MANIFEST
 
 FOLDER_FORMAT = "unmask-folder-1"
+FREE_FIELDS = ("data", "training")
+"""Fields of a run's config.json that may change by hand: where its data is, and how a longer training goes on."""
 _verified: dict[Path, tuple[object, ...]] = {}
 """What `verify_recorded` has found equal in this process: a file is hashed once."""
 
@@ -122,6 +126,12 @@ def list_unchanged(folder: Path) -> set[str]:
 
 
 def _describe_recorded(path: Path) -> RecordedFile:
+    """Describe a file; of config.json, what the model is: not how it is written, nor FREE_FIELDS."""
+    if path.name == CONFIG:
+        with contextlib.suppress(ConfigError, AttributeError):  # damaged: its bytes are compared, and differ
+            data = load_json(path)
+            text = json.dumps({name: value for name, value in data.items() if name not in FREE_FIELDS}, sort_keys=True)
+            return RecordedFile(bytes=len(text), sha256=hashlib.sha256(text.encode()).hexdigest())
     return RecordedFile(bytes=os.stat(path).st_size, sha256=hash_file(path))
 
 
