@@ -210,7 +210,8 @@ def test_a_folder_that_is_not_whole_is_made_again(toys, files, capsys):
     assert "toy-32 needs toy/generator.pth" in said
     run("fetch", "toy-32", "--weights", files)
     assert tree(folder) == WHOLE
-    assert all(have_same_weights(folder / name, sound / name) for name in WHOLE)
+    values = [name for name in WHOLE if name != "manifest.json"]  # safetensors writes its metadata in any order
+    assert all(have_same_weights(folder / name, sound / name) for name in values)
 
 
 # -- converted by hand -------------------------------------------------------------------------------------------------

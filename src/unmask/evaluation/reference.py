@@ -158,8 +158,10 @@ def _read(path: Path, key: ReferenceKey, world: World) -> Reference:
         found = from_json(ReferenceKey, json.loads(facts["key"]), "key")
         train, test = (tensors[name].to(world.device) for name in ("train", "test"))
         train_index, test_index = (tensors[f"{name}_index"] for name in ("train", "test"))
-    except (KeyError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path}: not reference statistics ({error}); give another file, to be made") from error
+    except (CheckpointError, KeyError, ValueError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path}: not reference statistics ({error}); delete it to compute them again, or give another --reference"
+        ) from error
     check_same_features(found.features, key.features)
     if found != key:
         raise ConfigError(

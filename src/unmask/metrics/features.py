@@ -284,9 +284,9 @@ def load_classifier(path: Path | str) -> Classifier:
         with torch.device("meta"):
             classifier = Classifier(config)
         classifier.load_state_dict(weights, strict=True, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+    except (CheckpointError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path} is not a saved classifier ({reason}); create one with unmask train-features"
+            f"{path} is not a saved classifier ({reason}); delete it to train it again, or run unmask train-features"
         ) from error
     return classifier.eval()

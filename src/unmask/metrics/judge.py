@@ -195,6 +195,6 @@ def load_judge(path: Path | str) -> Judge:
         with torch.device("meta"):
             judge = Judge(config, stored["vocab_size"], stored["end_id"])
         judge.load_state_dict(weights, strict=True, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+    except (CheckpointError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise CheckpointError(f"{path} is not a saved judge ({str(error).splitlines()[0]}); {remedy}") from error
     return judge.eval()

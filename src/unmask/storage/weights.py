@@ -138,21 +138,18 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and facts of a file of `write_sealed`. A file without a seal, of an earlier version, passes.
 
     Raises:
-        CheckpointError: The file is missing or damaged.
+        CheckpointError: The file is missing or damaged. The message is the reason alone: the caller names the file.
     """
     try:
-        with _open_safetensors(path) as file:
+        with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             facts = dict(file.metadata() or {})
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(str(error)) from error
     facts.pop("format", None)
     seal = facts.pop(SEAL, None)
     if seal is not None and seal != _hash_tensors(weights, facts):
-        raise CheckpointError(
-            f"{path} is damaged: its content does not match its own sha256; delete this file, and the same command "
-            "makes it again"
-        )
+        raise CheckpointError("damaged: its content does not match its own sha256")
     return weights, facts
 
 
