@@ -1,5 +1,6 @@
 """No file that unmask did not make is replaced, unless the user insists; inputs never are."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -21,7 +22,8 @@ def test_each_picture_is_known_again(tmp_path, suffix):
         check_file(theirs)
     check_file(theirs, overwrite=True)
     with Image.open(ours) as one, Image.open(theirs) as other:
-        assert one.convert("RGB").getpixel((4, 4)) == other.convert("RGB").getpixel((4, 4))
+        apart = np.subtract(one.convert("RGB"), other.convert("RGB"), dtype=np.int64)
+        assert np.abs(apart).max() <= 1  # Pillow's own default for WebP loses a little
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])

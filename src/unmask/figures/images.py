@@ -23,7 +23,7 @@ from unmask.errors import ConfigError, DataError, DiskError
 from unmask.storage.files import write_bytes
 from unmask.storage.outputs import MARK
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
 """The formats that pictures are written in. Pillow knows more, such as PDF and EPS, which are documents."""
 _SOFTWARE = 0x0131  # the EXIF tag
 
@@ -339,7 +339,7 @@ def find_image_format(path: Path | str, *, animated: bool = False) -> str:
         ConfigError: If the suffix is no image format, or with `animated`, not .gif or .webp.
     """
     name = Image.registered_extensions().get(Path(path).suffix.lower(), "")
-    if name not in FORMATS or (animated and name not in ("GIF", "WEBP")):
+    if name not in PICTURE_FORMATS or (animated and name not in ("GIF", "WEBP")):
         what = "an animation is a .gif or a .webp" if animated else "no image format has the suffix; use .png"
         raise ConfigError(f"{Path(path).name}: {what}")
     return name

@@ -72,7 +72,7 @@ class LoadedModel(ABC, Generic[Spec]):
     def _save(self, out: Path, licence: str | None, name: str) -> None:
         if self.spec is None or self.folder is None:
             raise ConfigError("this pipeline was put together by hand: only one that was loaded can be saved")
-        check_finite(self._list_networks())
+        check_weights_finite(self._list_networks())
         with lock(out, keep=False):
             begin_files(out, EXPORT_FILES)
             spec = self._write_weights(out, self.spec)
@@ -124,7 +124,7 @@ class LoadedModel(ABC, Generic[Spec]):
         return f"<table><caption>unmask {type(self).__name__}</caption>{rows}</table>"
 
 
-def check_finite(networks: Mapping[str, nn.Module]) -> None:
+def check_weights_finite(networks: Mapping[str, nn.Module]) -> None:
     """Raise NonFiniteError if a weight is NaN or infinite; `networks` are named by their files."""
     for file, network in networks.items():
         for name, parameter in network.named_parameters():

@@ -83,7 +83,7 @@ def read_records(folder: Path) -> Records | None:
         }
     except (ConfigError, AttributeError) as error:
         raise CheckpointError(
-            f"{_show(path)} is damaged ({error}): restore it, or delete this one file to use the folder unverified"
+            f"{_show(path)} is damaged ({error}): restore it, or delete it to use the folder without verification"
         ) from error
 
 
