@@ -69,7 +69,7 @@ def test_a_folder_is_checked_by_the_names_to_write(tmp_path):
         check_folder(tmp_path, ["README.md", "config.json"])
     check_folder(tmp_path, ["README.md"], ours=["README.md"])
     check_folder(tmp_path, ["README.md"], overwrite=True)
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(DiskError, match="is a file"):
         check_folder(tmp_path / "README.md", [])
     assert (tmp_path / "README.md").read_text() == "mine"
 

@@ -46,12 +46,12 @@ def check_folder(folder: Path, names: Iterable[str], *, ours: Collection[str] = 
     """Refuse to write `names` into a folder that holds files of these names which are not `ours`.
 
     Raises:
-        ConfigError: Such a file is there, or `folder` is a file.
-        DiskError: The folder cannot be written.
+        ConfigError: Such a file is there.
+        DiskError: The folder cannot be written, or is a file.
     """
     shown = escape_line(str(folder))
     if os.path.lexists(folder) and not folder.is_dir():
-        raise ConfigError(f"{shown} is a file: give the name of a folder")
+        raise DiskError(f"{shown} is a file: give the name of a folder")
     foreign = [name for name in names if name not in ours and _holds_something(folder / name)]
     if foreign and not overwrite:
         more = f" and {len(foreign) - 1} more files" if len(foreign) > 1 else ""

@@ -141,7 +141,8 @@ def load_parts(name: str, subset: str | None = None) -> dict[str, Any]:
             found = datasets.load_from_disk(str(folder))
         else:
             place, _, revision = (str(folder), "", "") if folder.is_dir() else name.partition("@")
-            found = datasets.load_dataset(place, subset, revision=revision or None, **_refuse_code(datasets))
+            pinned = {"revision": revision} if revision else {}
+            found = datasets.load_dataset(place, subset, **pinned, **_refuse_code(datasets))
     except (*network, OSError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
         reason = escape_line(" ".join(str(error).split())[:300])  # may list the available names
         if folder.is_dir():
