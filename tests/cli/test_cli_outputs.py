@@ -213,6 +213,20 @@ def test_a_run_is_resumed_and_rid_of_leftovers(run):
     assert (run / "manifest.json").exists()
 
 
+def test_results_are_rid_of_leftovers(tmp_path):
+    from unmask.storage.lock import tidy_folder
+
+    (tmp_path / f".report.json.tmp-{DEAD}01234567").write_text("half")
+    (tmp_path / ".report.json.tmp-00000001abcdef01").write_text("of a living process")
+    (tmp_path / ".mine.tmp-x").write_text("mine")
+    with lock(tmp_path, keep=False):
+        (tmp_path / f".report.json.tmp-{DEAD}76543210").write_text("half")
+        tidy_folder(tmp_path)  # another process holds it
+        assert (tmp_path / f".report.json.tmp-{DEAD}76543210").exists()
+    tidy_folder(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp-x", ".report.json.tmp-00000001abcdef01"]
+
+
 def test_results_replace_no_file_of_the_user(run, tmp_path, capsys):
     out = tmp_path / "results"
     out.mkdir()

@@ -19,6 +19,7 @@ from unmask.runtime.distributed import World
 from unmask.runtime.progress import show_progress
 from unmask.storage.cache import find_cache_dir
 
+TRUST = "A .py recipe is code, and it is executed: only give one that you trust."
 Device = Literal["auto", "cpu", "cuda"]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.cli.flags import DataFlags, Device, OutputFlags, WeightsFlags
+from unmask.cli.flags import TRUST, DataFlags, Device, OutputFlags, WeightsFlags
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, PictureSource, Shards
 from unmask.decoding.names import look_up
@@ -42,6 +42,7 @@ def run_train_tokenizer(arguments: list[str]) -> None:
     usage = f"train-tokenizer RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: unmask {usage}; the flags depend on it: unmask train-tokenizer cifar10-tokenizer --help")
+        print(TRUST)
         return
     name, rest = split_positional(arguments, usage)
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem

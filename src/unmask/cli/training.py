@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.cli.flags import DataFlags, Device, OutputFlags, WeightsFlags, choose_device
+from unmask.cli.flags import TRUST, DataFlags, Device, OutputFlags, WeightsFlags, choose_device
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.sampling import EvaluateFlags, print_report
 from unmask.cli.tokenizers import say_aside
@@ -65,6 +65,7 @@ def run_train(arguments: list[str]) -> None:
     usage = f"train RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: unmask {usage}; the flags depend on it: unmask train digits --help")
+        print(TRUST)
         return
     name, rest = split_positional(arguments, usage)
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem

@@ -33,6 +33,7 @@ from unmask.runtime.progress import show_progress
 from unmask.storage.layout import (
     CHECKPOINTS,
     CONFIG,
+    DATA,
     FOLDER_MANIFEST,
     METRICS,
     MODEL,
@@ -44,7 +45,7 @@ from unmask.storage.outputs import check_folder
 from unmask.tokenizers.base import open_tokenizer
 from unmask.training.runfolder import has_checkpoint
 
-RUN_FILES = (CONFIG, MODEL, TOKENIZER, TEXT_TOKENIZER, METRICS, FOLDER_MANIFEST, REPORT, CHECKPOINTS, "samples",
+RUN_FILES = (CONFIG, MODEL, TOKENIZER, TEXT_TOKENIZER, METRICS, DATA, FOLDER_MANIFEST, REPORT, CHECKPOINTS, "samples",
              tokenizer_experiment.PERCEPTUAL)  # fmt: skip
 """What a training writes into its run directory."""
 TOKENIZER_FOLDER = "tokenizer"

@@ -5,7 +5,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from unmask.errors import CheckpointError, DiskError
@@ -52,6 +52,12 @@ def lock(run: Path, *, patience: float = 10.0, keep: bool = True) -> Iterator[No
                 (run / LOCK).unlink(missing_ok=True)  # while it is held: the next owner sees that it is gone
     finally:
         os.close(descriptor)
+
+
+def tidy_folder(folder: Path) -> None:
+    """Remove what killed writes left half-written in a folder, unless another process holds it."""
+    with suppress(CheckpointError), lock(folder, patience=0, keep=False):
+        pass
 
 
 def _open_lock_file(run: Path) -> int:
