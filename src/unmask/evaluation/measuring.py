@@ -213,7 +213,7 @@ def score(
         rows: Held-out rows, spread over all there are.
         passes: Masks of each row behind the likelihood bound.
         seed: The seed of the masks.
-        data, out, overwrite, device, accept_data, verify_data: As in `evaluate`; the table goes to RUN/score by default.
+        data, out, overwrite, device, accept_data, verify_data: As in `evaluate`; `out` is RUN/score by default.
 
     Returns:
         The bound, then a score for each order and number of steps.
