@@ -56,7 +56,7 @@ def lock(run: Path, *, patience: float = 10.0, keep: bool = True) -> Iterator[No
 
 def tidy_folder(folder: Path) -> None:
     """Remove what killed writes left half-written in a folder, unless another process holds it."""
-    with suppress(CheckpointError), lock(folder, patience=0, keep=False):
+    with suppress(CheckpointError), lock(folder, patience=0.0, keep=False):
         pass
 
 
