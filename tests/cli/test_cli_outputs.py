@@ -242,3 +242,18 @@ def test_no_message_advises_to_delete_a_folder():
     source = Path(unmask.__file__).parent
     advice = ("delete the folder", "delete this one", "delete the run", "remove the folder")
     assert not [p.name for p in source.rglob("*.py") if any(words in p.read_text() for words in advice)]
+
+
+@pytest.mark.parametrize("name", ["meta.json", "tokenizer/config.json"])
+def test_token_datasets_replace_no_file_of_the_user(name, tmp_path):
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(unmask.errors.ConfigError, match=name.split("/")[0]):
+        unmask.tokenize("no-such-model", None, tmp_path / "out")
+    assert read_tree(tmp_path / "out") == {Path(name): b"mine"}
+
+
+def test_help_says_that_a_recipe_is_code(capsys):
+    for command in ("train", "train-tokenizer"):
+        main([command, "--help"])
+        assert "is code, and it is executed: only give one that you trust" in capsys.readouterr().out
