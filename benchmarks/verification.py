@@ -2,7 +2,7 @@
 
     python benchmarks/verification.py --bytes 536870912
 
-On one busy core of an AMD EPYC with SHA instructions: 0.64 CPU seconds per GB at the first load, 0.001 afterwards.
+On one core of a shared x86 machine with SHA instructions: 0.64 CPU seconds per GB at the first load, 0.001 afterwards.
 """
 
 import argparse

@@ -20,6 +20,7 @@ from PIL import Image
 
 from unmask.data.sources import mnist
 from unmask.data.sources.choice import Arrays, Digits, Folder, Mnist
+from unmask.data.sources.hub import load_parts
 from unmask.data.sources.mnist import MNIST, download_mnist, read_idx
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.storage import cache
