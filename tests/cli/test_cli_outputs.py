@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import unmask
 from unmask.cli import main
+from unmask.data.sources.choice import Digits
 from unmask.pipelines.image import Pipeline
 from unmask.storage.lock import lock
 
@@ -214,16 +215,16 @@ def test_a_run_is_resumed_and_rid_of_leftovers(run):
 
 
 def test_results_are_rid_of_leftovers(tmp_path):
-    from unmask.storage.lock import tidy_folder
+    from unmask.storage.lock import remove_killed_writes
 
     (tmp_path / f".report.json.tmp-{DEAD}01234567").write_text("half")
     (tmp_path / ".report.json.tmp-00000001abcdef01").write_text("of a living process")
     (tmp_path / ".mine.tmp-x").write_text("mine")
     with lock(tmp_path, keep=False):
         (tmp_path / f".report.json.tmp-{DEAD}76543210").write_text("half")
-        tidy_folder(tmp_path)  # another process holds it
+        remove_killed_writes(tmp_path)  # another process holds it
         assert (tmp_path / f".report.json.tmp-{DEAD}76543210").exists()
-    tidy_folder(tmp_path)
+    remove_killed_writes(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp-x", ".report.json.tmp-00000001abcdef01"]
 
 
@@ -249,7 +250,7 @@ def test_token_datasets_replace_no_file_of_the_user(name, tmp_path):
     (tmp_path / "out" / name).parent.mkdir(parents=True)
     (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(unmask.errors.ConfigError, match=name.split("/")[0]):
-        unmask.tokenize("no-such-model", None, tmp_path / "out")
+        unmask.tokenize("no-such-model", Digits(), tmp_path / "out")
     assert read_tree(tmp_path / "out") == {Path(name): b"mine"}
 
 

@@ -36,7 +36,7 @@ from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.layout import CLASSIFIER, METRICS, MODEL, REPORT
-from unmask.storage.lock import tidy_folder
+from unmask.storage.lock import remove_killed_writes
 from unmask.tokenizers.pixels import Pixels
 
 Bank = Float64[Tensor, "n d"]
@@ -186,7 +186,7 @@ def measure_run(
         **facts,
     }
     if world.is_main:
-        tidy_folder(folder)
+        remove_killed_writes(folder)
         write_json(folder / REPORT, numbers)
         draw_pictures(folder, experiment, pipeline, sampling, seed)
     return numbers

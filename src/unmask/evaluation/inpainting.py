@@ -29,7 +29,7 @@ from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.files import write_text
 from unmask.storage.layout import REPORT
-from unmask.storage.lock import tidy_folder
+from unmask.storage.lock import remove_killed_writes
 
 InpaintingMeasure = Callable[[Tensor, Tensor, Tensor], dict[str, float]]
 """`measure(repaired, truth, hole)` gives named figures."""
@@ -191,7 +191,7 @@ def write_table(rows: Sequence[InpaintingRow], facts: Mapping[str, object], out:
         f"filled with seed {facts['seed']}; distances to the same pictures whole, in the features of "
         f"{facts['features']}."
     )
-    tidy_folder(out)
+    remove_killed_writes(out)
     write_text(f"{format_markdown(rows)}\n{caption}\n", out / "table.md")
     write_text(format_csv(rows), out / "table.csv")
     write_json(out / REPORT, {"rows": [asdict(row) for row in rows], **facts})

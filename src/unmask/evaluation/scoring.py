@@ -27,7 +27,7 @@ from unmask.runtime.distributed import World, sum_over_ranks
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.files import write_text
-from unmask.storage.lock import tidy_folder
+from unmask.storage.lock import remove_killed_writes
 
 NatsMeasure = Callable[[Predict, Tensor, Rand], Tensor]
 """What some rows cost under a `predict`, in nats."""
@@ -175,7 +175,7 @@ def write_scores(
     rows: Sequence[OrderScore], units: Sequence[tuple[str, float]], out: Path, facts: dict[str, object], world: World
 ) -> None:
     """score.md, score.csv, score.json and score.png in the folder `out`."""
-    tidy_folder(out)
+    remove_killed_writes(out)
     first = next(row.order for row in rows if row.order != BOUND)
     said = ", ".join(f"{name} {value}" for name, value in facts.items())
     here = describe_environment(world.device)

@@ -22,7 +22,7 @@ from unmask.runtime.distributed import World
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.files import write_text
-from unmask.storage.lock import tidy_folder
+from unmask.storage.lock import remove_killed_writes
 
 WRITING_COLUMNS = {
     "perplexity": "{:.2f}",
@@ -120,7 +120,7 @@ WRITING_FILES = ("writing.json", "writing.md", "writing.csv", "samples.md", "fro
 
 def write_writing(rows: Sequence[WritingRow], out: Path, facts: dict[str, object], world: World) -> None:
     """writing.md, writing.csv, writing.json, samples.md, and frontier.png: perplexity against entropy."""
-    tidy_folder(out)
+    remove_killed_writes(out)
     here = describe_environment(world.device)
     said = ", ".join(f"{name} {value}" for name, value in facts.items())
     made = f"{said}. `{here['command']}`, commit {here['commit']}, {here['hardware']}."

@@ -54,7 +54,7 @@ def lock(run: Path, *, patience: float = 10.0, keep: bool = True) -> Iterator[No
         os.close(descriptor)
 
 
-def tidy_folder(folder: Path) -> None:
+def remove_killed_writes(folder: Path) -> None:
     """Remove what killed writes left half-written in a folder, unless another process holds it."""
     with suppress(CheckpointError), lock(folder, patience=0.0, keep=False):
         pass
