@@ -113,7 +113,7 @@ def evaluate_opened(
     progress: Progress | None = None,
 ) -> dict[str, object]:
     """Measure a model whose configuration is read; see `evaluate`."""
-    if out is not None and not has_config(out):
+    if here.is_main and out is not None and not has_config(out):
         check_folder(out, REPORT_FILES, overwrite=overwrite)
     if samples < 2:
         raise ConfigError(f"--samples {samples}: at least 2, to have a covariance")
