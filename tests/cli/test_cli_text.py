@@ -339,7 +339,7 @@ def test_a_run_is_scored_and_exported_without_its_text(run, tmp_path, monkeypatc
     assert "| raster | 32 |" in capsys.readouterr().out, "more steps than tokens are as many"
     main(["export", "run", "--out", "model"])
     left = {path.name for path in (there / "model").iterdir()}
-    assert left == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    assert left == {"README.md", "config.json", "manifest.json", "model.safetensors", "tokenizer.json"}
     assert "gone.txt" not in (there / "model/config.json").read_text()
     one, other = (TextPipeline.from_pretrained(there / name).generate("the", seed=3) for name in ("run", "model"))
     assert one == other

@@ -20,6 +20,7 @@ from PIL import Image
 
 from unmask.data.sources import mnist
 from unmask.data.sources.choice import Arrays, Digits, Folder, Mnist
+from unmask.data.sources.hub import load_parts
 from unmask.data.sources.mnist import MNIST, download_mnist, read_idx
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.storage import cache
@@ -442,3 +443,17 @@ def test_no_flipped_byte_in_an_npz_goes_unseen(tmp_path):
 def test_missing_arrays_are_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.npz: No such file"):
         Arrays(path=str(tmp_path / "none.npz")).load()
+
+
+def test_a_data_set_of_the_hub_is_pinned_and_runs_no_code(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(path, name=None, *, trust_remote_code=True, revision=None):
+        asked.append((path, trust_remote_code, revision))
+        return {"train": []}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for name in ("me/cats", "me/cats@abc"):
+        assert load_parts(name) == {"train": []}
+    assert asked == [("me/cats", False, None), ("me/cats", False, "abc")]

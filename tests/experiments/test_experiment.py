@@ -163,7 +163,7 @@ def test_an_export_is_evaluated_as_its_run_is(finished, tmp_path, capsys):
     """Against data that the caller names, with all metrics but those of the training; it writes nothing beside it."""
     main(["export", str(finished), "--out", str(tmp_path / "out")])
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert sorted(before) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(before) == ["README.md", "config.json", "manifest.json", "model.safetensors"]
     results = tmp_path / "results"
     words = ["--data", "digits", "--classifier", str(finished), "--out", str(results), "--samples", "20"]
     main(["evaluate", str(tmp_path / "out"), *words])

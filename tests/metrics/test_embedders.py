@@ -10,6 +10,7 @@ from PIL import Image
 
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.figures.images import _convert_pixels
+from unmask.metrics import embedders
 from unmask.metrics.embedders import (
     ClassifierFeatures,
     Dinov2Features,
@@ -33,6 +34,7 @@ from unmask.metrics.features import (
     train_classifier,
 )
 from unmask.metrics.inception import Inception, PlainResize
+from unmask.storage.files import hash_file
 
 
 def normal(seed, *shape):
@@ -257,6 +259,23 @@ def test_a_dinov2_that_does_not_fit_is_refused(dinov2_folder, tmp_path):
     with pytest.raises(CheckpointError, match="no DINOv2 can be loaded") as caught:
         load_dinov2(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_dinov2_comes_from_a_pinned_commit_and_is_checked(dinov2_folder, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    asked = []
+    monkeypatch.setattr(hub, "snapshot_download", lambda repo, **more: asked.append((repo, more)) or str(dinov2_folder))
+    assert load_dinov2("me/small@abc").name == "dinov2-32"
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not the published file"):
+        load_dinov2()
+    monkeypatch.setattr(embedders, "DINOV2_SHA256", hash_file(dinov2_folder / "model.safetensors"))
+    assert load_dinov2().name == "dinov2-32"
+    assert [(repo, len(more["revision"])) for repo, more in asked] == [
+        ("me/small", 3), ("facebook/dinov2-large", 40), ("facebook/dinov2-large", 40)
+    ]  # fmt: skip
+    with pytest.raises(CheckpointError, match="OWNER/NAME@REVISION"):
+        load_dinov2("facebook/dinov2-small")
+    assert len(asked) == 3
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch):

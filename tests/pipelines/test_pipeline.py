@@ -174,7 +174,7 @@ def test_a_token_with_any_pixel_in_the_hole_is_masked(pipeline):
 def test_a_run_and_its_export_give_identical_images(run, pipeline, tmp_path):
     export_model(open_model(run), tmp_path / "deep/export")
     written = sorted(p.name for p in (tmp_path / "deep/export").iterdir())
-    assert written == ["README.md", "config.json", "model.safetensors"]
+    assert written == ["README.md", "config.json", "manifest.json", "model.safetensors"]
     loaded = Pipeline.from_pretrained(tmp_path / "deep/export", device="cpu")
     assert loaded.sampling == pipeline.sampling
     assert torch.equal(loaded.generate(num=15, seed=3), pipeline.generate(num=15, seed=3))

@@ -127,7 +127,7 @@ def test_push_to_hub_uploads_the_folder(run, monkeypatch):
     assert pipeline.push_to_hub("me/digits", private=True, token="secret") == "https://hub/me/digits"
     assert Hub.calls == [
         ("create", "me/digits", True, True, "secret"),
-        ("upload", "me/digits", ["README.md", "config.json", "model.safetensors"]),
+        ("upload", "me/digits", ["README.md", "config.json", "manifest.json", "model.safetensors"]),
     ]
     monkeypatch.setattr(Hub, "error", OSError("401 Unauthorized\nmany more lines"))
     with pytest.raises(ConfigError, match=r"^cannot upload to me/digits: 401 Unauthorized$"):

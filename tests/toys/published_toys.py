@@ -41,6 +41,7 @@ CONTAINERS = {"valeoai-v1": "model_state_dict", "taming-vqgan": "state_dict"}
 
 WHOLE = [
     "config.json",
+    "manifest.json",
     "model-conversion.txt",
     "model.safetensors",
     "tokenizer-conversion.txt",

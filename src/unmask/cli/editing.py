@@ -11,7 +11,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from torch import Tensor
 
-from unmask.cli.flags import SamplingFlags, WeightsFlags, choose_sampling, fetch_model
+from unmask.cli.flags import OutputFlags, SamplingFlags, WeightsFlags, choose_sampling, fetch_model
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.holes import Cells
 from unmask.data.masks import find_turn, make_rectangle, read_cutout, read_mask, read_photo
@@ -25,13 +25,14 @@ from unmask.pipelines.labels import resolve_filled_labels
 from unmask.pipelines.load import load_image_pipeline
 from unmask.pretrained.conditions import check_prompts
 from unmask.storage.files import escape_line
+from unmask.storage.outputs import check_file, choose_free
 
 COMPARISON_SIZE = 512  # pixels of the longer side of each picture in the comparison
 USAGE = "inpaint RUN PHOTO, where RUN is as unmask sample has it, with --mask, --alpha, --box or --extend"
 
 
 @dataclass(frozen=True, kw_only=True)
-class InpaintFlags:
+class InpaintFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     mask: Path | None = None
     """The region: an image of the photo's size, white where to fill."""
@@ -48,8 +49,9 @@ class InpaintFlags:
     """For a text-to-image model, in place of a label: what to fill in."""
     variants: int = 4
     """How many variants to sample."""
-    out: Path = Path("inpainted.png")
-    """With several variants inpainted-1.png and so on; inpainted-compare.png shows all. JPEG alters every pixel."""
+    out: Path | None = None
+    """By default inpainted.png, or inpainted_2.png where that is taken; with several variants inpainted-1.png and so
+    on. inpainted-compare.png shows all. JPEG alters every pixel."""
     seed: int = 0
     feather: int = 0
     """Blend the result into its surroundings over this many pixels inside the border of the region."""
@@ -70,13 +72,11 @@ def run_inpaint(arguments: list[str]) -> None:
     name, rest = split_positional(arguments, USAGE)
     path, rest = ("PHOTO", rest) if rest == ["--help"] else split_positional(rest, USAGE)
     flags = parse(InpaintFlags, rest, f"inpaint {name} {path}")
+    out = check_outputs(Path(path), flags)
     photo, hole = read_hole(Path(path), flags)
     cells = choose_cells(flags.cells, flags.dilate)
     if flags.label is not None and flags.prompt is not None:
         raise ConfigError("--label and --prompt: a model draws classes or texts, so leave one of them out")
-    figures.find_image_format(flags.out)
-    if flags.gif is not None:
-        figures.find_image_format(flags.gif, animated=True)
     texts = () if flags.prompt is None else (flags.prompt,)
     opened = flags.published.open(name)
     spec = opened.require_image_spec()
@@ -88,7 +88,7 @@ def run_inpaint(arguments: list[str]) -> None:
     chosen = "0" if texts else flags.label
     classes, empty = ((), ()) if texts else (pipeline.classes, pipeline.empty_classes)
     label = None if chosen is None else int(resolve_filled_labels(chosen, classes, empty)[0])
-    with catch_value_errors(), catch_disk_errors(flags.out.parent):
+    with catch_value_errors(), catch_disk_errors(out.parent):
         edited = editing.edit_photo(
             pipeline,
             photo,
@@ -103,13 +103,29 @@ def run_inpaint(arguments: list[str]) -> None:
             context=flags.context,
         )
         for number, one in enumerate(edited, 1):
-            write_variant(
-                Image.fromarray(one.permute(1, 2, 0).numpy()), flags.out, f"-{number}" if len(edited) > 1 else ""
-            )
-        write_variant(draw_side_by_side(photo, hole, edited), flags.out, "-compare")
+            write_variant(Image.fromarray(one.permute(1, 2, 0).numpy()), out, f"-{number}" if len(edited) > 1 else "")
+        write_variant(draw_side_by_side(photo, hole, edited), out, "-compare")
         if flags.gif is not None:
             figures.write_animation(draw_frames(pipeline, photo, hole, label, sampling, cells, flags), flags.gif)
             print(f"wrote {flags.gif}")
+
+
+def check_outputs(photo: Path, flags: InpaintFlags) -> Path:
+    """Return the file to write; ConfigError, before the work, if it or another output would replace something."""
+
+    def list_variants(out: Path) -> list[Path]:
+        numbers = [f"-{number}" for number in range(1, flags.variants + 1)] if flags.variants > 1 else [""]
+        return [name_variant(out, suffix) for suffix in (*numbers, "-compare")]
+
+    out = choose_free(Path("inpainted.png"), list_variants) if flags.out is None else flags.out
+    figures.find_image_format(out)
+    inputs = (photo, *(() if flags.mask is None else (flags.mask,)))
+    for path in list_variants(out):
+        check_file(path, overwrite=flags.overwrite, inputs=inputs)
+    if flags.gif is not None:
+        figures.find_image_format(flags.gif, animated=True)
+        check_file(flags.gif, overwrite=flags.overwrite, inputs=inputs)
+    return out
 
 
 def read_hole(path: Path, flags: InpaintFlags) -> tuple[UInt8[Tensor, "3 h w"], Bool[Tensor, "h w"]]:
@@ -146,9 +162,14 @@ def choose_cells(cells: str, dilate: int) -> Cells:
 
 def write_variant(picture: Image.Image, out: Path, suffix: str) -> None:
     """Written beside `out`, and said."""
-    path = out.with_name(f"{out.stem}{suffix}{out.suffix}")
+    path = name_variant(out, suffix)
     figures.write_picture(picture, path)
     print(f"wrote {path}")
+
+
+def name_variant(out: Path, suffix: str) -> Path:
+    """Return the file of a variant, or of the comparison, beside `out`."""
+    return out.with_name(f"{out.stem}{suffix}{out.suffix}")
 
 
 def draw_side_by_side(

@@ -14,6 +14,7 @@ from unmask.cli.flags import (
     DataFlags,
     MeasuredFlags,
     NetworkFlags,
+    OutputFlags,
     SamplingFlags,
     WeightsFlags,
     choose_device,
@@ -39,11 +40,12 @@ from unmask.recipes.schema import TokenizerRecipe
 from unmask.runtime.distributed import World, join_world
 from unmask.runtime.progress import show_progress
 from unmask.storage.layout import CLASSIFIER
+from unmask.storage.outputs import check_results
 from unmask.tokenizers.base import open_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateTokenizerFlags:
+class EvaluateTokenizerFlags(OutputFlags):
     network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     known: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
@@ -70,6 +72,7 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
     if not own and flags.data is None:
         raise ConfigError(f"measured on which images? {name} is no run of a tokenizer: give --data DIR")
     run = Path(name) if own else flags.out or Path("runs") / f"{shorten_name(name)}-tokenizer"
+    check_results(flags.out, evaluation.TOKENIZER_FILES, overwrite=flags.overwrite)
     with catch_value_errors(), catch_disk_errors(run), join_world(choose_device(flags.network.device)) as here:
         features, judge = flags.network.open(here)
         if own:
@@ -101,7 +104,7 @@ def _pictures(source: Folder, config: LearnedConfig, here: World) -> tuple[Pictu
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateInpaintFlags:
+class EvaluateInpaintFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
     images: int = 2000
@@ -131,6 +134,7 @@ def run_evaluate_inpaint(arguments: list[str]) -> None:
         raise ConfigError(f"--schedule {flags.sampling.schedule}: say which to compare, --schedules cosine linear")
     if flags.sampling.preset is not None:
         raise ConfigError(f"--preset {flags.sampling.preset} has one schedule, and several are compared: leave it out")
+    check_results(flags.out, inpainting.INPAINTING_FILES, overwrite=flags.overwrite)
     with catch_value_errors(), join_world(choose_device(flags.network.device)) as here:
         opened = flags.published.open(name, here)
         spec = opened.require_image_spec()

@@ -1,5 +1,6 @@
 """Flags that several commands share, and what they mean."""
 
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,12 +19,21 @@ from unmask.runtime.distributed import World
 from unmask.runtime.progress import show_progress
 from unmask.storage.cache import find_cache_dir
 
+TRUST = "A .py recipe is code, and it is executed: only give one that you trust."
 Device = Literal["auto", "cpu", "cuda"]
 
 
 def choose_device(name: str) -> str | None:
     """Return the name of a device for `world`; None picks one."""
     return None if name == "auto" else name
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFlags:
+    """What may be replaced."""
+
+    overwrite: bool = False
+    """Replace files that unmask did not make, where the results go. Without it, the command refuses before the work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +49,11 @@ class WeightsFlags:
     def open(self, name: str | Path, here: World | None = None) -> OpenedModel:
         """Find the model of this name, and read its configuration."""
         with catch_disk_errors(find_cache_dir()):
-            return open_model(name, weights=self.weights, offline=self.offline, world=here)
+            opened = open_model(name, weights=self.weights, offline=self.offline, world=here)
+        if opened.revision and not opened.name.endswith(opened.revision) and (here is None or here.is_main):
+            pinned = f"{opened.name.split('@')[0]}@{opened.revision}"
+            print(f"{opened.name} is revision {opened.revision}; {pinned} pins it", file=sys.stderr)
+        return opened
 
 
 @dataclass(frozen=True, kw_only=True)

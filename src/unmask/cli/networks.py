@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from unmask.cli.flags import Device, choose_device
+from unmask.cli.flags import Device, OutputFlags, choose_device
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.tokenizers import find_data_flag, list_sources
 from unmask.data.augment import PictureSet
@@ -23,12 +23,13 @@ from unmask.runtime.progress import show_progress
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.layout import CLASSIFIER, REPORT
+from unmask.storage.outputs import check_folder
 
 PHOTOS = cifar10.recipe().classifier
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureFlags:
+class FeatureFlags(OutputFlags):
     data: PictureSource
     classifier: ClassifierConfig = PHOTOS
     out: Path
@@ -45,6 +46,8 @@ def run_train_features(arguments: list[str]) -> None:
     flags = parse(
         FeatureFlags, rest, f"train-features {name}", FeatureFlags(data=source, out=Path("runs") / f"{name}-features")
     )
+    if not (flags.out / CLASSIFIER).exists():
+        check_folder(flags.out, [REPORT], overwrite=flags.overwrite)
     with (
         catch_value_errors(),
         catch_disk_errors(flags.out),

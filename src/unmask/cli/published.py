@@ -12,6 +12,7 @@ from unmask.cli.parsing import catch_disk_errors, parse, split_positional
 from unmask.decoding.names import look_up, suggest_nearest
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
+from unmask.pipelines.exporting import check_export
 from unmask.pipelines.load import export_model
 from unmask.pretrained.families import FAMILIES
 from unmask.published.catalogue import MODELS, Published
@@ -86,6 +87,8 @@ class ConvertFlags:
     maskgit-vqgan, titok-bert, titok-uvit, titok-tokenizer, amused or amused-vqvae."""
     out: Path
     """The folder to make; a tokenizer joins the generator that was converted there before."""
+    overwrite: bool = False
+    """Replace files there that unmask did not make. A model is never replaced."""
 
 
 def run_convert(arguments: list[str]) -> None:
@@ -95,7 +98,7 @@ def run_convert(arguments: list[str]) -> None:
     if flags.family not in FAMILIES:
         raise ConfigError(f"no family {flags.family}{suggest_nearest(flags.family, FAMILIES)}")
     with catch_disk_errors(flags.out):
-        done = convert_into(Path(name), flags.family, flags.out)
+        done = convert_into(Path(name), flags.family, flags.out, overwrite=flags.overwrite)
     report = done.report
     print(
         f"{len(report.matched)} tensors kept their names, {len(report.renamed)} were renamed, {len(report.split)} "
@@ -113,7 +116,9 @@ class ExportFlags:
 
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     out: Path
-    """The folder to write."""
+    """The folder to write: a new one, or one that was exported before."""
+    overwrite: bool = False
+    """Replace files there that unmask did not make. A run is never replaced."""
 
 
 def run_export(arguments: list[str]) -> None:
@@ -121,8 +126,10 @@ def run_export(arguments: list[str]) -> None:
     name, rest = split_positional(arguments, f"export MODEL --out DIR, where MODEL is {MODEL_NAMES}")
     flags = parse(ExportFlags, rest, f"export {name}")
     opened = flags.published.open(name)
+    with catch_disk_errors(flags.out):
+        check_export(flags.out, opened.folder, overwrite=flags.overwrite)
     fetch_model(opened)
     with catch_disk_errors(flags.out):
-        export_model(opened, flags.out)
+        export_model(opened, flags.out, overwrite=flags.overwrite)
     command = "generate" if opened.is_text else "sample"
     print(f"wrote {flags.out}: unmask {command} {flags.out}, or unmask.load({str(flags.out)!r}) in Python")

@@ -11,6 +11,7 @@ import tyro
 
 from unmask.cli.flags import (
     MeasuredFlags,
+    OutputFlags,
     ReferenceFlags,
     SamplingFlags,
     WeightsFlags,
@@ -34,15 +35,17 @@ from unmask.pretrained.conditions import check_prompts
 from unmask.published.opening import MODEL_NAMES, OpenedModel
 from unmask.runtime.distributed import World, join_world
 from unmask.runtime.progress import show_progress
+from unmask.storage.outputs import check_file, choose_free
 
 MOST_IMAGES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleFlags:
+class SampleFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
-    out: Path = Path("samples.png")
+    out: Path | None = None
+    """The picture; by default samples.png, or samples_2.png and so on where that is taken."""
     num: int | None = None
     """By default 100, or, of a published network, one per label."""
     labels: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--classes"])] = ()
@@ -61,7 +64,7 @@ def run_sample(arguments: list[str]) -> None:
     """generate images from a run, an export or a published model"""
     name, rest = split_positional(arguments, f"sample MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(SampleFlags, rest, f"sample {name}")
-    _check(flags)
+    out = _check(flags)
     opened = flags.published.open(name)
     spec = opened.require_image_spec()
     check_prompts(spec.model, flags.prompts, name)
@@ -83,14 +86,14 @@ def run_sample(arguments: list[str]) -> None:
             if (said := describe_ambiguity(label, pipeline.classes)) is not None:
                 print(f"--labels {label} may mean {said}: the first is sampled", file=sys.stderr)
         labels = ids[torch.arange(num) % len(ids)]
-    with catch_value_errors(), catch_disk_errors(flags.out.parent):
+    with catch_value_errors(), catch_disk_errors(out.parent):
         if flags.sampling.preset is not None:
             print(describe_expected(flags.sampling.preset))
         with show_progress(shown=True) as progress:
             images = pipeline.generate(labels, num=num, seed=flags.seed, sampling=sampling, progress=progress)
         scale = figures.choose_scale(images)
-        figures.write_picture(figures.draw_grid(images, flags.columns, scale=scale), flags.out)
-        print(f"wrote {flags.out}")
+        figures.write_picture(figures.draw_grid(images, flags.columns, scale=scale), out)
+        print(f"wrote {out}")
         if flags.gif is not None:
             shown = min(30, num)
             some = None if labels is None else labels[:shown]
@@ -99,20 +102,24 @@ def run_sample(arguments: list[str]) -> None:
             print(f"wrote {flags.gif}")
 
 
-def _check(flags: SampleFlags) -> None:
-    """ConfigError for what could be neither drawn on one picture nor written, before anything is loaded."""
+def _check(flags: SampleFlags) -> Path:
+    """Return the picture to write; ConfigError, before anything is loaded, for what cannot be drawn or written."""
     for name, number in (("num", flags.num), ("columns", flags.columns)):
         if number is not None and not 1 <= number <= MOST_IMAGES:
             raise ConfigError(
                 f"--{name} {number}: from 1 to {MOST_IMAGES:,} on one picture; unmask evaluate draws more"
             )
-    figures.find_image_format(flags.out)
+    out = choose_free(Path("samples.png")) if flags.out is None else flags.out
+    figures.find_image_format(out)
+    check_file(out, overwrite=flags.overwrite)
     if flags.gif is not None:
         figures.find_image_format(flags.gif, animated=True)
+        check_file(flags.gif, overwrite=flags.overwrite)
+    return out
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateFlags:
+class EvaluateFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     network: Annotated[ReferenceFlags, tyro.conf.arg(name="")] = field(default_factory=ReferenceFlags)
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
@@ -170,6 +177,7 @@ def print_report(opened: OpenedModel, here: World, flags: EvaluateFlags, samplin
             data=flags.published.data,
             out=flags.out,
             policy=flags.published.policy,
+            overwrite=flags.overwrite,
             progress=progress,
         )
     if not here.is_main:

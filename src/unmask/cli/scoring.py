@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.flags import Device, MeasuredFlags, choose_device, fetch_model
+from unmask.cli.flags import Device, MeasuredFlags, OutputFlags, choose_device, fetch_model
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.decoding.names import list_orders, list_schedules, look_up
 from unmask.decoding.sampling import Sampling
@@ -17,10 +17,11 @@ from unmask.published.opening import MODEL_NAMES, OpenedModel
 from unmask.recipes.schema import TokenizerRecipe
 from unmask.recipes.spec import ModelSpec, TextModelSpec
 from unmask.runtime.distributed import World, join_world
+from unmask.storage.outputs import check_results
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreFlags:
+class ScoreFlags(OutputFlags):
     """What to score."""
 
     orders: tuple[str, ...] = ("halton", "margin-repulsion", "margin", "entropy", "confidence-without-noise", "raster")
@@ -46,6 +47,7 @@ def run_score(arguments: list[str]) -> None:
     """rank orders and numbers of steps by the exact likelihood of held-out data: no samples, no classifier"""
     name, rest = split_positional(arguments, f"score MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(ScoreFlags, rest, f"score {name}")
+    check_results(flags.out, scoring.SCORE_FILES, overwrite=flags.overwrite)
     with catch_value_errors(), join_world(choose_device(flags.device)) as here:
         opened = flags.published.open(name, here)
         if not isinstance(opened.config, ModelSpec | TextModelSpec):

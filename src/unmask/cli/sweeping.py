@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.flags import MeasuredFlags, ReferenceFlags, choose_device, fetch_model
+from unmask.cli.flags import MeasuredFlags, OutputFlags, ReferenceFlags, choose_device, fetch_model
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.errors import ConfigError
 from unmask.evaluation import sweep_table
@@ -16,10 +16,11 @@ from unmask.evaluation.sweeping import SweepPlan, sweep_run
 from unmask.published.opening import MODEL_NAMES, OpenedModel
 from unmask.runtime.distributed import World, join_world
 from unmask.runtime.progress import show_progress
+from unmask.storage.outputs import check_results
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepFlags(SweepChoices):
+class SweepFlags(SweepChoices, OutputFlags):
     """What to compare, and in which features."""
 
     network: Annotated[ReferenceFlags, tyro.conf.arg(name="")] = field(default_factory=ReferenceFlags)
@@ -34,6 +35,7 @@ def run_sweep(arguments: list[str]) -> None:
     flags = parse(SweepFlags, rest, f"sweep {name}")
     if flags.out is not None and (flags.out.suffix in (".md", ".csv") or flags.out.is_file()):
         raise ConfigError(f"--out {flags.out}: give a folder, for sweep.md, sweep.csv and the plots")
+    check_results(flags.out, sweep_table.SWEEP_FILES, signs=sweep_table.COLUMNS, overwrite=flags.overwrite)
     with catch_value_errors(), join_world(choose_device(flags.network.device)) as here:
         opened = flags.published.open(name, here)
         spec = opened.require_image_spec()

@@ -10,7 +10,15 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.flags import Device, SamplingFlags, WeightsFlags, choose_device, collect_settings, fetch_model
+from unmask.cli.flags import (
+    Device,
+    OutputFlags,
+    SamplingFlags,
+    WeightsFlags,
+    choose_device,
+    collect_settings,
+    fetch_model,
+)
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.decoding.names import SAMPLERS, list_orders, look_up
 from unmask.decoding.sampling import Parallel, Sampling
@@ -26,12 +34,14 @@ from unmask.published.opening import MODEL_NAMES
 from unmask.recipes import TextRecipe, reading
 from unmask.runtime.distributed import join_world
 from unmask.runtime.progress import show_progress
+from unmask.storage.files import write_text
+from unmask.storage.outputs import check_file, check_results
 
 MOST_TEXTS = 16  # texts on a page
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizeTextFlags:
+class TokenizeTextFlags(OutputFlags):
     recipe: Annotated[TextRecipe, tyro.conf.arg(name="")]
     out: Path
     """The folder to write: give it as --data to unmask train."""
@@ -45,7 +55,7 @@ def run_tokenize_text(arguments: list[str]) -> None:
     start = TokenizeTextFlags(recipe=default, out=Path("tokens") / Path(name).stem)
     flags = parse(TokenizeTextFlags, rest, f"tokenize-text {name}", start)
     with catch_value_errors(), catch_disk_errors(flags.out), show_progress(shown=True) as progress:
-        ready = text_experiment.prepare_text(flags.recipe, flags.out, progress)
+        ready = text_experiment.prepare_text(flags.recipe, flags.out, progress, overwrite=flags.overwrite)
     for note in ready.notes:
         print(note, file=sys.stderr)
     for part, held in (("train", ready.meta.train), ("test", ready.meta.test)):
@@ -54,7 +64,7 @@ def run_tokenize_text(arguments: list[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WritingFlags:
+class WritingFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     num: int = 3
     """How many texts."""
@@ -77,6 +87,7 @@ def run_generate(arguments: list[str]) -> None:
     """generate texts from nothing or from a prompt"""
     name, rest = split_positional(arguments, f"generate MODEL, where MODEL is a text model: {MODEL_NAMES}")
     flags = parse(GenerateFlags, rest, f"generate {name}")
+    _check_page(flags)
     pipeline = _open_text(name, f"sample {name}")
     with catch_value_errors():
         _write(pipeline, pipeline.make_canvas(flags.prompt, flags.length), flags, whole=False)
@@ -93,9 +104,19 @@ def run_infill(arguments: list[str]) -> None:
             raise ConfigError(f"usage: unmask {usage}")
         template, rest = rest[0], rest[1:]
     flags = parse(WritingFlags, rest, f"infill {name} TEXT")
+    _check_page(flags)
     pipeline = _open_text(name, f"inpaint {name} PHOTO")
     with catch_value_errors():
         _write(pipeline, pipeline.mask_text(template), flags, whole=True)
+
+
+def _check_page(flags: WritingFlags) -> None:
+    """ConfigError, before the work, if the page has another suffix or would replace something of the user."""
+    if flags.html is None:
+        return
+    if flags.html.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--html {flags.html}: the page is a .html file")
+    check_file(flags.html, overwrite=flags.overwrite)
 
 
 def _open_text(name: str, instead: str) -> TextPipeline:
@@ -130,12 +151,12 @@ def _write(pipeline: TextPipeline, canvas: MaskedText, flags: WritingFlags, *, w
     if flags.html is not None:
         with catch_disk_errors(flags.html.parent):
             text = text_figures.render_page(states, pipeline.tokenizer, canvas.front, "unmask", shown)
-            flags.html.write_text(text, encoding="utf-8")
+            write_text(text, flags.html)
         print(f"wrote {flags.html}", file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateTextFlags:
+class EvaluateTextFlags(OutputFlags):
     orders: tuple[str, ...] = ("confidence", "halton", "margin-repulsion", "raster")
     """As unmask generate --order has them; "own" is the run's own, such as its critic's."""
     samplers: tuple[str, ...] = ("parallel",)
@@ -175,6 +196,7 @@ def run_evaluate_text(arguments: list[str]) -> None:
     name, rest = split_positional(arguments, "evaluate-text RUN, where RUN is the run of a text model")
     flags = parse(EvaluateTextFlags, rest, f"evaluate-text {name}")
     run, out = Path(name), flags.out or Path(name) / "writing"
+    check_results(flags.out, text_table.WRITING_FILES, overwrite=flags.overwrite)
     with catch_value_errors(), catch_disk_errors(out), join_world(choose_device(flags.device)) as here:
         opened = WeightsFlags().open(name, here)
         opened.require_text_spec(f"evaluate {name}")

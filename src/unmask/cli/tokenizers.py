@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.cli.flags import DataFlags, Device, WeightsFlags
+from unmask.cli.flags import TRUST, DataFlags, Device, OutputFlags, WeightsFlags
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, PictureSource, Shards
 from unmask.decoding.names import look_up
@@ -25,7 +25,7 @@ from unmask.storage.layout import MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTokenizerFlags(DataFlags):
+class TrainTokenizerFlags(DataFlags, OutputFlags):
     recipe: Annotated[TokenizerRecipe, tyro.conf.arg(name="")]
     out: Path
     """The run directory: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
@@ -42,6 +42,7 @@ def run_train_tokenizer(arguments: list[str]) -> None:
     usage = f"train-tokenizer RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: unmask {usage}; the flags depend on it: unmask train-tokenizer cifar10-tokenizer --help")
+        print(TRUST)
         return
     name, rest = split_positional(arguments, usage)
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
@@ -55,6 +56,7 @@ def run_train_tokenizer(arguments: list[str]) -> None:
             flags.recipe,
             flags.out,
             resume=flags.resume,
+            overwrite=flags.overwrite,
             device=flags.device,
             accept_data=flags.accept_data,
             verify_data=flags.verify_data,
@@ -89,7 +91,7 @@ def list_sources(size: int, channels: int) -> dict[str, PictureSource]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizeFlags(DataFlags):
+class TokenizeFlags(DataFlags, OutputFlags):
     data: PictureSource
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     out: Path
@@ -137,6 +139,7 @@ def run_tokenize(arguments: list[str]) -> None:
             batch=flags.batch,
             shard_size=flags.shard_size,
             seed=flags.seed,
+            overwrite=flags.overwrite,
             device=flags.device,
             accept_data=flags.accept_data,
             verify_data=flags.verify_data,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.cli.flags import DataFlags, Device, WeightsFlags, choose_device
+from unmask.cli.flags import TRUST, DataFlags, Device, OutputFlags, WeightsFlags, choose_device
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.sampling import EvaluateFlags, print_report
 from unmask.cli.tokenizers import say_aside
@@ -17,7 +17,14 @@ from unmask.errors import ConfigError
 from unmask.experiments.base import build_model
 from unmask.experiments.finetune import adopt_network, find_start
 from unmask.experiments.from_pictures import use_tokenized
-from unmask.experiments.training import check_resume, describe_given, open_images, prepare_data, run_recipe
+from unmask.experiments.training import (
+    check_resume,
+    check_run,
+    describe_given,
+    open_images,
+    prepare_data,
+    run_recipe,
+)
 from unmask.method.models.protocol import Generator
 from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes import Recipe, TextRecipe, reading
@@ -29,7 +36,7 @@ from unmask.storage.weights import skip_initial_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFlags(DataFlags):
+class RunFlags(DataFlags, OutputFlags):
     out: Path
     """The run directory: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
     resume: Literal["auto", "never"] = "auto"
@@ -58,6 +65,7 @@ def run_train(arguments: list[str]) -> None:
     usage = f"train RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
     if arguments[:1] in (["-h"], ["--help"]):
         print(f"usage: unmask {usage}; the flags depend on it: unmask train digits --help")
+        print(TRUST)
         return
     name, rest = split_positional(arguments, usage)
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
@@ -71,7 +79,9 @@ def run_train(arguments: list[str]) -> None:
         else:
             flags = parse(TrainFlags, rest, f"train {name}", TrainFlags(recipe=recipe, out=run))
     check_start(flags)
-    check_resume(flags.out, "auto" if flags.dry_run else flags.resume)
+    if not flags.dry_run:
+        check_resume(flags.out, flags.resume)
+        check_run(flags.out, flags.recipe, overwrite=flags.overwrite)
     with catch_value_errors(), catch_disk_errors(find_cache_dir()):
         places = flags.published if isinstance(flags, TrainFlags) else WeightsFlags()
         start = find_start(flags.recipe, flags.out, weights=places.weights, offline=places.offline)
@@ -107,7 +117,16 @@ def _train(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None = None,
         if here.is_main:
             print("\n".join(notes), end="\n" if notes else "", flush=True)
         num_classes = flags.num_classes if isinstance(flags, TrainFlags) else None
-        run_recipe(flags.recipe, run, here, start=start, num_classes=num_classes, policy=flags.policy, say=say_aside)
+        run_recipe(
+            flags.recipe,
+            run,
+            here,
+            start=start,
+            num_classes=num_classes,
+            policy=flags.policy,
+            overwrite=flags.overwrite,
+            say=say_aside,
+        )
         if here.is_main:
             text = isinstance(flags, TrainTextFlags)
             first, second = ("generate", "score") if text else ("evaluate", "sample")
@@ -138,7 +157,7 @@ def _show(recipe: Recipe | TextRecipe, model: Generator, train: int, test: int) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoFlags:
+class DemoFlags(OutputFlags):
     out: Path = Path("runs/demo")
     steps: int | None = None
     """Training steps; fewer for a quick look."""
@@ -159,7 +178,9 @@ def run_demo(arguments: list[str]) -> None:
     with catch_value_errors():
         training = replace(recipe.training, steps=steps, seed=flags.seed, evaluate_every=every, save_every=every)
         classifier = replace(recipe.classifier, steps=judge)
-    _train(TrainFlags(recipe=replace(recipe, training=training, classifier=classifier), out=flags.out))
+    recipe = replace(recipe, training=training, classifier=classifier)
+    check_run(flags.out, recipe, overwrite=flags.overwrite)
+    _train(TrainFlags(recipe=recipe, out=flags.out, overwrite=flags.overwrite))
     with join_world() as here:
         opened = open_model(flags.out)
         measure = EvaluateFlags(samples=flags.samples, seed=flags.seed)

@@ -18,6 +18,9 @@ from unmask.pipelines.image import Pipeline
 from unmask.pipelines.labels import list_filled_classes
 from unmask.storage.layout import METRICS
 
+PICTURE_FILES = ("samples.png", "decode.gif", "decode.png", "order.png", "inpaint.png", "loss.png")
+"""The files of `draw_pictures`."""
+
 
 def draw_pictures(run: Path, experiment: Experiment, pipeline: Pipeline, sampling: Sampling, seed: int) -> None:
     """samples.png, decode.gif, decode.png, order.png, inpaint.png and loss.png; of a row of tokens, and of a training

@@ -46,6 +46,7 @@ from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.layout import CLASSIFIER, METRICS, MODEL, REPORT
+from unmask.storage.lock import remove_killed_writes
 from unmask.tokenizers.pixels import Pixels
 
 Bank = Float64[Tensor, "n d"]
@@ -203,9 +204,11 @@ def measure_run(
         "num_samples": num,
         "seed": seed,
         "weights": str(next(pipeline.model.parameters()).dtype),
+        **({"revision": run.revision} if run.revision else {}),
         **facts,
     }
     if world.is_main:
+        remove_killed_writes(folder)
         write_json(folder / REPORT, numbers)
         draw_pictures(folder, experiment, pipeline, sampling, seed)
     return numbers

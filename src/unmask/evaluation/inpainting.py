@@ -27,7 +27,9 @@ from unmask.pipelines.editing import inpaint_images
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
+from unmask.storage.files import write_text
 from unmask.storage.layout import REPORT
+from unmask.storage.lock import remove_killed_writes
 
 InpaintingMeasure = Callable[[Tensor, Tensor, Tensor], dict[str, float]]
 """`measure(repaired, truth, hole)` gives named figures."""
@@ -178,6 +180,10 @@ def make_accuracy(judge: ClassifierFeatures | None, truth: Condition) -> Callabl
     return lambda repaired: float((judge.classify(embed_all(judge, repaired)).argmax(1).cpu() == truth).double().mean())
 
 
+INPAINTING_FILES = (REPORT, "table.md", "table.csv", "repaired.png")
+"""The files of `measure_inpainting`."""
+
+
 def write_table(rows: Sequence[InpaintingRow], facts: Mapping[str, object], out: Path) -> None:
     """table.md, table.csv, and report.json with `facts`, which say what the figures are of."""
     caption = (
@@ -185,9 +191,9 @@ def write_table(rows: Sequence[InpaintingRow], facts: Mapping[str, object], out:
         f"filled with seed {facts['seed']}; distances to the same pictures whole, in the features of "
         f"{facts['features']}."
     )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(f"{format_markdown(rows)}\n{caption}\n")
-    (out / "table.csv").write_text(format_csv(rows))
+    remove_killed_writes(out)
+    write_text(f"{format_markdown(rows)}\n{caption}\n", out / "table.md")
+    write_text(format_csv(rows), out / "table.csv")
     write_json(out / REPORT, {"rows": [asdict(row) for row in rows], **facts})
 
 

@@ -13,12 +13,13 @@ from unmask.decoding.names import list_orders, look_up
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import SamplingSettings, change_sampling
 from unmask.errors import ConfigError
+from unmask.evaluation.gallery import PICTURE_FILES
 from unmask.evaluation.images import measure_run
 from unmask.evaluation.networks import open_networks
 from unmask.evaluation.plans import SweepChoices, plan_sweep
 from unmask.evaluation.runs import open_run
-from unmask.evaluation.scoring import OrderScore, ScoredSubject, score_subject, write_scores
-from unmask.evaluation.sweep_table import SweepRow
+from unmask.evaluation.scoring import SCORE_FILES, OrderScore, ScoredSubject, score_subject, write_scores
+from unmask.evaluation.sweep_table import COLUMNS, SWEEP_FILES, SweepRow
 from unmask.evaluation.sweeping import sweep_run
 from unmask.experiments.text import reopen_text
 from unmask.method.guidance import Condition, Interval, Predict, guided
@@ -26,10 +27,16 @@ from unmask.pipelines.labels import LabelRule
 from unmask.pipelines.text import TextPipeline
 from unmask.pretrained.conditions import check_guidance
 from unmask.published.opening import OpenedModel, open_model
+from unmask.recipes.reading import has_config
 from unmask.recipes.schema import TextRecipe
 from unmask.recipes.spec import ModelSpec
 from unmask.runtime.distributed import World, join_world
 from unmask.runtime.progress import Progress
+from unmask.storage.layout import CLASSIFIER, MODEL, REPORT, TOKENIZER
+from unmask.storage.outputs import check_folder, check_results
+
+REPORT_FILES = (REPORT, MODEL, TOKENIZER, CLASSIFIER, *PICTURE_FILES)
+"""The files that an evaluation writes into a folder of its own."""
 
 
 def evaluate(
@@ -43,6 +50,7 @@ def evaluate(
     labels: LabelRule = "shares",
     data: str | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     accept_data: bool = False,
     verify_data: bool = False,
@@ -61,6 +69,7 @@ def evaluate(
         labels: "shares" samples each class as often as it is held out, "balanced" all classes equally often.
         data: For a model that is no run: what to measure it against.
         out: For a model that is no run: the folder for the results; runs/NAME by default.
+        overwrite: Replace files in `out` that unmask did not make.
         device: "auto", "cuda" or "cpu".
         accept_data: Measure a run although its data changed since it was trained.
         verify_data: Compare all bytes of all images, also of those that are read on demand.
@@ -86,6 +95,7 @@ def evaluate(
             data=data,
             out=None if out is None else Path(out),
             policy=DataPolicy(accept=accept_data, verify=verify_data),
+            overwrite=overwrite,
             progress=progress,
         )
 
@@ -104,9 +114,12 @@ def evaluate_opened(
     data: str | None = None,
     out: Path | None = None,
     policy: DataPolicy = STRICT,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, object]:
     """Measure a model whose configuration is read; see `evaluate`."""
+    if here.is_main and out is not None and not has_config(out):
+        check_folder(out, REPORT_FILES, overwrite=overwrite)
     if samples < 2:
         raise ConfigError(f"--samples {samples}: at least 2, to have a covariance")
     extractor, judge = open_networks(features, classifier, here)
@@ -141,6 +154,7 @@ def sweep(
     classifier: str | Path | None = None,
     reference: str | Path | None = None,
     data: str | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     accept_data: bool = False,
     verify_data: bool = False,
@@ -152,11 +166,12 @@ def sweep(
         run: A run, an export, a published model or hf-hub:OWNER/NAME.
         choices: What to compare.
         out: The folder for sweep.md, sweep.csv and the plots; RUN/sweep by default.
-        features, classifier, reference, data, device, accept_data, verify_data, progress: As in `evaluate`.
+        features, classifier, reference, data, overwrite, device, accept_data, verify_data, progress: As in `evaluate`.
 
     Returns:
         The rows: the real-data baseline, the tokenizer bound, each setting, and the best one with a fresh seed.
     """
+    check_results(None if out is None else Path(out), SWEEP_FILES, signs=COLUMNS, overwrite=overwrite)
     with join_world(None if device == "auto" else device) as here:
         opened = open_model(run, world=here)
         plan = plan_sweep(opened.require_image_spec(), choices, opened.name)
@@ -189,6 +204,7 @@ def score(
     seed: int = 0,
     data: str | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     device: str = "auto",
     accept_data: bool = False,
     verify_data: bool = False,
@@ -203,11 +219,12 @@ def score(
         rows: Held-out rows, spread over all there are.
         passes: Masks of each row behind the likelihood bound.
         seed: The seed of the masks.
-        data, out, device, accept_data, verify_data: As in `evaluate`; the table goes to RUN/score by default.
+        data, out, overwrite, device, accept_data, verify_data: As in `evaluate`; `out` is RUN/score by default.
 
     Returns:
         The bound, then a score for each order and number of steps.
     """
+    check_results(None if out is None else Path(out), SCORE_FILES, overwrite=overwrite)
     with join_world(None if device == "auto" else device) as here:
         opened = open_model(run, world=here)
         subject, sampling, grid, folder = open_subject(

@@ -44,6 +44,6 @@ def _open_inception(path: str | None, world: World) -> Features:
 
 
 def _open_dinov2(path: str | None, world: World) -> Features:
-    features = load_dinov2(path) if path else load_dinov2()
+    features = load_dinov2(path)
     features.network.to(world.device)
     return features

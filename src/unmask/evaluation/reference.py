@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float64, Int
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unmask.data.augment import PictureSet
@@ -23,7 +22,7 @@ from unmask.metrics.embedders import ClassifierFeatures, Features, Identity, che
 from unmask.runtime.distributed import World, barrier, sum_over_ranks
 from unmask.runtime.progress import Progress
 from unmask.storage.config import dump_json, from_json, list_differences, to_json
-from unmask.storage.weights import write_weights
+from unmask.storage.weights import read_sealed, write_sealed
 
 PICTURES_AT_ONCE = 256
 
@@ -149,18 +148,20 @@ def open_reference(
     made = {"train": train, "test": test, "train_index": train_index, "test_index": test_index}
     if world.is_main:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_weights(made, path, {"key": dump_json(key)})
+        write_sealed(made, path, {"key": dump_json(key)})
     return Reference(key=key, train=train, test=test, train_index=train_index, test_index=test_index)
 
 
 def _read(path: Path, key: ReferenceKey, world: World) -> Reference:
     try:
-        with safe_open(path, framework="pt") as file:
-            found = from_json(ReferenceKey, json.loads((file.metadata() or {})["key"]), "key")
-            train, test = (file.get_tensor(name).to(world.device) for name in ("train", "test"))
-            train_index, test_index = (file.get_tensor(f"{name}_index") for name in ("train", "test"))
-    except (OSError, SafetensorError, KeyError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path}: not reference statistics ({error}); give another file, to be made") from error
+        tensors, facts = read_sealed(path)
+        found = from_json(ReferenceKey, json.loads(facts["key"]), "key")
+        train, test = (tensors[name].to(world.device) for name in ("train", "test"))
+        train_index, test_index = (tensors[f"{name}_index"] for name in ("train", "test"))
+    except (CheckpointError, KeyError, ValueError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path}: not reference statistics ({error}); delete it to compute them again, or give another --reference"
+        ) from error
     check_same_features(found.features, key.features)
     if found != key:
         raise ConfigError(

@@ -36,11 +36,15 @@ MEASURE_ADVICE = "restore it, or --accept-data to measure against it knowingly"
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedRun:
-    """A finished run with its data, on this rank's device; `folder` keeps the results."""
+    """A finished run with its data, on this rank's device; `folder` keeps the results.
+
+    `revision` is the commit of a model of the Hub.
+    """
 
     folder: Path
     experiment: Experiment
     pipeline: Pipeline
+    revision: str | None = None
 
 
 def open_run(
@@ -76,7 +80,7 @@ def open_run(
         check_data(folder, experiment.fingerprint, policy, MEASURE_ADVICE)
     pipeline = load_image_pipeline(opened, device=str(world.device), dtype=dtype)
     pipeline.empty_classes = experiment.recipe.empty_classes
-    return OpenedRun(folder=folder, experiment=experiment, pipeline=pipeline)
+    return OpenedRun(folder=folder, experiment=experiment, pipeline=pipeline, revision=opened.revision)
 
 
 def choose_folder(

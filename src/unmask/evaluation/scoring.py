@@ -27,6 +27,7 @@ from unmask.runtime.distributed import World, sum_over_ranks
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.files import write_text
+from unmask.storage.lock import remove_killed_writes
 
 NatsMeasure = Callable[[Predict, Tensor, Rand], Tensor]
 """What some rows cost under a `predict`, in nats."""
@@ -166,11 +167,15 @@ def format_score(row: OrderScore, units: Sequence[tuple[str, float]], first: str
     return f"| {' | '.join([name, str(row.steps or '–'), f'{row.nats:.4f} ± {row.error:.4f}', *others, apart])} |"
 
 
+SCORE_FILES = ("score.json", "score.md", "score.csv", "score.png")
+"""The files of `write_scores`."""
+
+
 def write_scores(
     rows: Sequence[OrderScore], units: Sequence[tuple[str, float]], out: Path, facts: dict[str, object], world: World
 ) -> None:
     """score.md, score.csv, score.json and score.png in the folder `out`."""
-    out.mkdir(parents=True, exist_ok=True)
+    remove_killed_writes(out)
     first = next(row.order for row in rows if row.order != BOUND)
     said = ", ".join(f"{name} {value}" for name, value in facts.items())
     here = describe_environment(world.device)

@@ -63,6 +63,9 @@ HEAD = (
 )
 AXES = {"steps": "steps", "noise": "noise", "scale": "guidance scale", "temperatures": "temperature"}
 PANELS = {"frechet": "Frechet distance", "inception_score": "Inception score"}
+PLOTS = tuple(f"{axis.split()[-1]}-{name.replace('_', '-')}.png" for axis in AXES.values() for name in PANELS)
+SWEEP_FILES = ("sweep.csv", "sweep.md", *PLOTS)
+"""The files of a sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from unmask.runtime.distributed import World
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.files import write_text
+from unmask.storage.lock import remove_killed_writes
 
 WRITING_COLUMNS = {
     "perplexity": "{:.2f}",
@@ -113,9 +114,13 @@ def format_writing(row: WritingRow) -> str:
     return f"| {' | '.join([*setting, *cells])} |"
 
 
+WRITING_FILES = ("writing.json", "writing.md", "writing.csv", "samples.md", "frontier.png")
+"""The files of `write_writing`."""
+
+
 def write_writing(rows: Sequence[WritingRow], out: Path, facts: dict[str, object], world: World) -> None:
     """writing.md, writing.csv, writing.json, samples.md, and frontier.png: perplexity against entropy."""
-    out.mkdir(parents=True, exist_ok=True)
+    remove_killed_writes(out)
     here = describe_environment(world.device)
     said = ", ".join(f"{name} {value}" for name, value in facts.items())
     made = f"{said}. `{here['command']}`, commit {here['commit']}, {here['hardware']}."

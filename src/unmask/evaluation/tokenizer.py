@@ -27,7 +27,11 @@ from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.layout import CLASSIFIER, REPORT
+from unmask.storage.lock import remove_killed_writes
 from unmask.storage.weights import hash_weights
+
+TOKENIZER_FILES = (REPORT, "reconstructions.png", CLASSIFIER)
+"""The files of `measure_tokenizer`."""
 
 
 def measure_tokenizer_run(
@@ -97,6 +101,7 @@ def measure_tokenizer(
         **facts,
     }
     if world.is_main:
+        remove_killed_writes(folder)
         write_json(folder / REPORT, numbers)
         images, _ = test.read_rows(index[:12], world.device)
         write_picture(draw_reconstructions(images, model.decode(model.encode(images))), folder / "reconstructions.png")

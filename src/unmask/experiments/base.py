@@ -40,6 +40,7 @@ from unmask.storage.config import list_differences
 from unmask.storage.files import write_atomic
 from unmask.storage.layout import CHECKPOINTS, CONFIG, MODEL
 from unmask.storage.lock import lock
+from unmask.storage.manifest import record_files, update_record
 from unmask.storage.weights import have_same_bytes, have_same_weights, write_weights
 from unmask.training.loop import Evaluator, TrainConfig, train_model
 from unmask.training.runfolder import has_checkpoint, remove_leftovers
@@ -164,6 +165,7 @@ def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, wor
     weights = {name: gather_full(average).cpu().contiguous() for name, average in ema.average.items()}
     if world.is_main:
         write_weights(weights, folder / MODEL)
+        record_files(folder, [CONFIG, MODEL, *([] if experiment.weights is None else [experiment.kept])])
     barrier(world)
 
 
@@ -203,9 +205,7 @@ def claim_run(
         there, here = (_drop_changeable(one, moved=moved) for one in (read_config(path, type(recipe)), recipe))
         changed = list_differences(there, here)
         if changed:
-            raise CheckpointError(
-                f"{folder} holds another experiment ({changed[0]}): give another --out, or delete the folder"
-            )
+            raise CheckpointError(f"{folder} holds another experiment ({changed[0]}): give another --out")
     if data is not None:
         advice = (
             f"restore it, give another --out (and --init {folder} to start from these weights), or --accept-data to "
@@ -215,6 +215,7 @@ def claim_run(
         notes += [f"the data changed, and this is accepted: {accepted}"] if accepted else []
         record_data(folder, data)
     write_config(recipe, folder)
+    update_record(folder, CONFIG)
     return notes
 
 

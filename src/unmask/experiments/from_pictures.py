@@ -87,7 +87,7 @@ def tokenize_given(
         there = read_config(config)
         kept = isinstance(there, Recipe) and isinstance(there.data, Codes) and Path(there.data.path).name == CODES
         if not kept:  # the run itself may have moved
-            raise CheckpointError(f"{run} holds another experiment: give another --out, or delete the folder")
+            raise CheckpointError(f"{run} holds another experiment: give another --out")
     _, bad = make_codes(
         given.source,
         _open_tokenizer(given, run),

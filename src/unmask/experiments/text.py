@@ -10,7 +10,7 @@ from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import resolve_paths
 from unmask.data.sources.description import describe_texts
 from unmask.data.text.rows import TextPart
-from unmask.data.text.shards import TextMeta, TextSet, open_text_dataset, write_text_dataset
+from unmask.data.text.shards import TextMeta, TextSet, check_text_folder, open_text_dataset, write_text_dataset
 from unmask.data.text.sources import TextFile
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.validation import validate_generator
@@ -65,12 +65,18 @@ class TextExperiment:
 
 
 def prepare_text(
-    recipe: TextRecipe, shards: Path, progress: Progress | None = None, policy: DataPolicy = STRICT
+    recipe: TextRecipe,
+    shards: Path,
+    progress: Progress | None = None,
+    policy: DataPolicy = STRICT,
+    *,
+    overwrite: bool = False,
 ) -> TextExperiment:
     """Tokenize the corpus into the folder `shards`, or open what is there; ConfigError where things do not fit.
 
     `data.path` may itself be such a folder: its tokenizer then is the recipe's, and nothing is written. A text that
-    changed is tokenized by the tokenizer that is there, if `policy` accepts it.
+    changed is tokenized by the tokenizer that is there, if `policy` accepts it. Files in `shards` that unmask did not
+    make are refused unless `overwrite`.
     """
     source = resolve_paths(recipe.data)
     if isinstance(source, TextFile):
@@ -78,6 +84,7 @@ def prepare_text(
             raise ConfigError("which text? Give --data FILE, a folder of texts, or one of tokens made before")
         if (Path(source.path) / META).is_file():
             return replace(_opened(recipe, Path(source.path)), policy=policy)
+    check_text_folder(shards, overwrite=overwrite)
     notes = [] if (shards / META).is_file() else [f"left out {line}" for line in source.list_left_out()]
     if policy.accept and (shards / META).is_file():
         tokenizer = open_text_tokenizer(shards / TEXT_TOKENIZER, recipe.tokenizer.context)

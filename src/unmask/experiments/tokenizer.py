@@ -26,6 +26,7 @@ from unmask.runtime.progress import Progress, show_progress
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.layout import CONFIG, MODEL
 from unmask.storage.lock import lock
+from unmask.storage.manifest import record_files
 from unmask.storage.weights import write_weights
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.losses import Stages
@@ -124,6 +125,7 @@ def _run(experiment: TokenizerExperiment, folder: Path, world: World, notes: lis
     )
     if world.is_main:
         write_weights(ema.average, folder / MODEL)
+        record_files(folder, [CONFIG, MODEL])
     barrier(world)
 
 

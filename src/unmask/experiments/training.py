@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from unmask.data.fingerprint import STRICT, DataPolicy, match_arrangement
-from unmask.data.shards.dataset import Meta
-from unmask.data.shards.tokenizing import CENTER, FLIP, View
+from unmask.data.shards.dataset import META, Meta
+from unmask.data.shards.tokenizing import CENTER, FLIP, PLAN, View
 from unmask.data.sources.choice import Codes, PictureSource
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments import images as image_experiment
@@ -26,14 +26,30 @@ from unmask.experiments.from_pictures import (
 )
 from unmask.metrics.features import ClassifierConfig
 from unmask.published.opening import OpenedModel, open_model
-from unmask.recipes.reading import has_config, read_config
-from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
+from unmask.recipes.reading import KIND_TITLES, has_config, read_config
+from unmask.recipes.schema import AnyRecipe, Recipe, TextRecipe, TokenizerRecipe
 from unmask.runtime.distributed import World, barrier, join_world
 from unmask.runtime.progress import show_progress
-from unmask.storage.layout import CHECKPOINTS, CONFIG
+from unmask.storage.layout import (
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    FOLDER_MANIFEST,
+    METRICS,
+    MODEL,
+    REPORT,
+    TEXT_TOKENIZER,
+    TOKENIZER,
+)
+from unmask.storage.outputs import check_folder
 from unmask.tokenizers.base import open_tokenizer
 from unmask.training.runfolder import has_checkpoint
 
+RUN_FILES = (CONFIG, MODEL, TOKENIZER, TEXT_TOKENIZER, METRICS, DATA, FOLDER_MANIFEST, REPORT, CHECKPOINTS, "samples",
+             tokenizer_experiment.PERCEPTUAL)  # fmt: skip
+"""What a training writes into its run directory."""
+TOKENIZER_FOLDER = "tokenizer"
+"""In a token dataset: the tokenizer that made it."""
 Say = Callable[[str], None]
 """Called with each line for the person who watches."""
 AnyTrained = TypeVar("AnyTrained", bound=Recipe | TextRecipe | TokenizerRecipe)
@@ -44,6 +60,7 @@ def train(
     out: str | Path,
     *,
     resume: Literal["auto", "never"] = "auto",
+    overwrite: bool = False,
     device: str = "auto",
     weights: Sequence[str | Path] = (),
     offline: bool = False,
@@ -57,6 +74,7 @@ def train(
         recipe: As `unmask.recipe(NAME)` returns it; change fields with dataclasses.replace.
         out: The run directory: checkpoints, config.json, metrics.jsonl, samples and, at the end, model.safetensors.
         resume: "auto" continues from the newest checkpoint; "never" refuses a folder that has one.
+        overwrite: Replace files in `out` that unmask did not make. Another run is never replaced.
         device: "auto", "cuda" or "cpu".
         weights: For a recipe that starts from a published model: its files, to use instead of a download.
         offline: Ask no server for that model.
@@ -72,13 +90,15 @@ def train(
     """
     run, say = Path(out), say or _ignore
     check_resume(run, resume)
+    check_run(run, recipe, overwrite=overwrite)
     start = find_start(recipe, run, weights=weights, offline=offline)
     if isinstance(recipe, Recipe):
         recipe, notes = adopt_network(recipe, start)
         for note in notes:
             say(note)
     with join_world(None if device == "auto" else device) as here:
-        run_recipe(recipe, run, here, start=start, policy=DataPolicy(accept=accept_data, verify=verify_data), say=say)
+        policy = DataPolicy(accept=accept_data, verify=verify_data)
+        run_recipe(recipe, run, here, start=start, policy=policy, overwrite=overwrite, say=say)
     return run
 
 
@@ -90,6 +110,7 @@ def run_recipe(
     start: OpenedModel | None = None,
     num_classes: int | None = None,
     policy: DataPolicy = STRICT,
+    overwrite: bool = False,
     say: Say,
 ) -> None:
     """Prepare the data of a recipe and train it; the main process downloads and caches first."""
@@ -100,7 +121,9 @@ def run_recipe(
         recipe = use_tokenized(recipe, run)
     for turn in (True, False):
         if here.is_main == turn:
-            ready = prepare_data(recipe, run, num_classes=num_classes, policy=policy, shown=here.is_main, say=say)
+            ready = prepare_data(
+                recipe, run, num_classes=num_classes, policy=policy, overwrite=overwrite, shown=here.is_main, say=say
+            )
         barrier(here)
     run_experiment(ready, run, here, start)
 
@@ -118,13 +141,15 @@ def prepare_data(
     *,
     num_classes: int | None = None,
     policy: DataPolicy = STRICT,
+    overwrite: bool = False,
     shown: bool,
     say: Say,
 ) -> image_experiment.Experiment | text_experiment.TextExperiment:
     """Read the data, and name every file that was left out. Text becomes tokens in the folder `into`."""
     with show_progress(shown=shown) as progress:
         if isinstance(recipe, TextRecipe):
-            text = text_experiment.prepare_text(recipe, into / text_experiment.TEXT_TOKENS, progress, policy)
+            tokens = into / text_experiment.TEXT_TOKENS
+            text = text_experiment.prepare_text(recipe, tokens, progress, policy, overwrite=overwrite)
             for note in text.notes if shown else ():
                 say(note)
             return text
@@ -154,6 +179,7 @@ def fetch_start(
             start.fetch(progress)
     if given is None:
         return
+    check_token_folder(run / CODES)
     say(f"tokenizing {describe_given(given, run)}")
     with show_progress(shown=True) as progress:
         left_out = tokenize_given(given, run, here, policy, progress)
@@ -184,11 +210,36 @@ def check_resume(run: Path, resume: Literal["auto", "never"]) -> None:
         raise CheckpointError(f"{run} holds a run: give another --out, or let --resume auto continue it")
 
 
+def check_run(run: Path, recipe: AnyRecipe, *, overwrite: bool = False) -> None:
+    """Refuse, before the work, a run directory that holds something else.
+
+    A folder with a config.json of ours is a run; `run_experiment` compares its recipe.
+
+    Raises:
+        CheckpointError: `run` holds a model of another kind.
+        ConfigError: `run` holds files that unmask did not make, which the training would replace.
+        DiskError: `run` cannot be written.
+    """
+    if has_config(run):
+        there = read_config(run / CONFIG)
+        if type(there) is not type(recipe):
+            raise CheckpointError(f"{run} holds another model ({KIND_TITLES[type(there)][0]}): give another --out")
+    else:
+        check_folder(run, RUN_FILES, overwrite=overwrite)
+
+
+def check_token_folder(folder: Path, *, overwrite: bool = False) -> None:
+    """Refuse, before the work, a folder that unmask tokenize did not begin and whose files it would replace."""
+    if not (folder / PLAN).exists():
+        check_folder(folder, (META, TOKENIZER_FOLDER), overwrite=overwrite)
+
+
 def train_tokenizer(
     recipe: TokenizerRecipe,
     out: str | Path,
     *,
     resume: Literal["auto", "never"] = "auto",
+    overwrite: bool = False,
     device: str = "auto",
     accept_data: bool = False,
     verify_data: bool = False,
@@ -200,6 +251,7 @@ def train_tokenizer(
     """
     run, say = Path(out), say or _ignore
     check_resume(run, resume)
+    check_run(run, recipe, overwrite=overwrite)
     recipe, policy = keep_arrangement(recipe, run), DataPolicy(accept=accept_data, verify=verify_data)
     with join_world(None if device == "auto" else device) as here:
         for turn in (True, False):
@@ -236,6 +288,7 @@ def tokenize(
     batch: int = 64,
     shard_size: int = 4096,
     seed: int = 0,
+    overwrite: bool = False,
     device: str = "auto",
     accept_data: bool = False,
     verify_data: bool = False,
@@ -253,6 +306,7 @@ def tokenize(
         batch: Images tokenized together.
         shard_size: Images per file.
         seed: Where the random crops lie.
+        overwrite: Replace files in `out` that unmask did not make.
         device: "auto", "cuda" or "cpu".
         accept_data: Tokenize again what changed among the images since an earlier call.
         verify_data: Compare all bytes of all images, also of those that are read on demand.
@@ -262,6 +316,7 @@ def tokenize(
         What the dataset holds.
     """
     folder, say = Path(out), say or _ignore
+    check_token_folder(folder, overwrite=overwrite)
     views = choose_views(flip, crops)
     with join_world(None if device == "auto" else device) as here, show_progress(shown=here.is_main) as progress:
         opened = model if isinstance(model, OpenedModel) else open_model(model, world=here)

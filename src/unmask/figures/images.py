@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import matplotlib
 import torch
@@ -15,10 +16,16 @@ from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from unmask.errors import ConfigError, DataError, DiskError
 from unmask.storage.files import write_bytes
+from unmask.storage.outputs import MARK
+
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA", "JPEG2000", "AVIF")
+"""The formats that pictures are written in. Pillow knows more, such as PDF and EPS, which are documents."""
+_SOFTWARE = 0x0131  # the EXIF tag
 
 PAPER, INK, FAINT = (255, 255, 255), (33, 37, 41), (222, 226, 230)
 KNOWN = (190, 190, 190)  # tokens that were never masked: grey, which viridis does not contain
@@ -173,7 +180,7 @@ def write_animation(
     buffer = io.BytesIO()
     first, *rest = [_quantize(frame) for frame in frames] if kind == "GIF" else frames
     exact = {"optimize": False} if kind == "GIF" else {"lossless": True}
-    first.save(buffer, kind, save_all=True, append_images=rest, duration=durations, loop=0, **exact)
+    first.save(buffer, kind, save_all=True, append_images=rest, duration=durations, loop=0, **exact, **_mark(kind))
     _write_bytes(buffer.getvalue(), Path(path))
 
 
@@ -298,7 +305,7 @@ def plot_curves(
     if len(series) > 1 or next(iter(series)) != ylabel:
         axes.legend(frameon=False, fontsize=9)
     buffer = io.BytesIO()
-    canvas.print_png(buffer)
+    canvas.print_png(buffer, metadata={"Software": MARK})
     _write_bytes(buffer.getvalue(), Path(path))
 
 
@@ -306,8 +313,23 @@ def write_picture(image: Image.Image, path: Path | str) -> None:
     """Write an image in the format of the suffix (png, webp, jpg...), WebP without loss. The write is atomic."""
     name = find_image_format(path)
     buffer = io.BytesIO()
-    image.save(buffer, name, **({"lossless": True} if name == "WEBP" else {}))
+    image.save(buffer, name, **({"lossless": True} if name == "WEBP" else {}), **_mark(name))
     _write_bytes(buffer.getvalue(), Path(path))
+
+
+def _mark(kind: str) -> dict[str, Any]:
+    """Return the arguments of Pillow's `save` that put MARK into the metadata; {} if a format has none."""
+    if kind == "PNG":
+        text = PngInfo()
+        text.add_text("Software", MARK)
+        return {"pnginfo": text}
+    if kind in ("GIF", "JPEG"):
+        return {"comment": MARK.encode()}
+    if kind in ("WEBP", "TIFF"):
+        exif = Image.Exif()
+        exif[_SOFTWARE] = MARK
+        return {"exif": exif}
+    return {}
 
 
 def find_image_format(path: Path | str, *, animated: bool = False) -> str:
@@ -317,7 +339,7 @@ def find_image_format(path: Path | str, *, animated: bool = False) -> str:
         ConfigError: If the suffix is no image format, or with `animated`, not .gif or .webp.
     """
     name = Image.registered_extensions().get(Path(path).suffix.lower(), "")
-    if not name or (animated and name not in ("GIF", "WEBP")):
+    if name not in PICTURE_FORMATS or (animated and name not in ("GIF", "WEBP")):
         what = "an animation is a .gif or a .webp" if animated else "no image format has the suffix; use .png"
         raise ConfigError(f"{Path(path).name}: {what}")
     return name

@@ -92,6 +92,7 @@ def _render_row(states: Sequence[State], tokenizer: TextTokenizer, front: int, r
 
 _PAGE = """<!doctype html>
 <meta charset="utf-8">
+<meta name="generator" content="made by unmask">
 <title>{title}</title>
 <style>
   body {{ font: 16px/1.6 Georgia, serif; max-width: 46em; margin: 2em auto; padding: 0 1em; color: #333 }}

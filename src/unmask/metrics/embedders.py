@@ -19,7 +19,7 @@ from torch import Tensor
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.metrics.features import Classifier, embed, hash_network
 from unmask.metrics.inception import CleanResize, Inception, PlainResize
-from unmask.storage.files import escape_line
+from unmask.storage.files import escape_line, hash_file
 
 ROUNDED = "8 bits"  # every `preprocessing` text begins with it
 GREY = "grey as three equal channels"
@@ -192,8 +192,17 @@ class Dinov2Features:
         )
 
 
-def load_dinov2(path: Path | str = "facebook/dinov2-large") -> Dinov2Features:
-    """Load DINOv2 from a folder in transformers' format, or by its name on the Hub (downloaded once).
+DINOV2 = ("facebook/dinov2-large", "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c")
+"""Name and commit on the Hub."""
+DINOV2_SHA256 = "399fba97a95f22c36834418bc69373364a99af3a1153da1c0fb31db567c92e23"
+"""Of its model.safetensors."""
+
+
+def load_dinov2(path: Path | str | None = None) -> Dinov2Features:
+    """Load DINOv2: by default ViT-L/14 of the Hub at a pinned commit, whose weights are checked and downloaded once.
+
+    Args:
+        path: A folder in transformers' format, or OWNER/NAME@REVISION on the Hub.
 
     Raises:
         ConfigError: If transformers is not installed.
@@ -203,9 +212,10 @@ def load_dinov2(path: Path | str = "facebook/dinov2-large") -> Dinov2Features:
         from transformers import Dinov2Model
     except ImportError as error:
         raise ConfigError("DINOv2 needs transformers: pip install 'unmask[dinov2]'") from error
-    shown = escape_line(str(path))
+    folder = _find_dinov2(path)
+    shown = escape_line(str(path or DINOV2[0]))
     try:
-        loaded: Any = Dinov2Model.from_pretrained(path, use_safetensors=True, output_loading_info=True)
+        loaded: Any = Dinov2Model.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = escape_line((str(error).strip() or type(error).__name__).splitlines()[0])
         raise CheckpointError(
@@ -218,3 +228,25 @@ def load_dinov2(path: Path | str = "facebook/dinov2-large") -> Dinov2Features:
             f"{shown} is not a DINOv2: {len(wrong)} tensors do not fit, first {escape_line(wrong[0])}"
         )
     return Dinov2Features(network.float().requires_grad_(False).eval())
+
+
+def _find_dinov2(path: Path | str | None) -> Path:
+    """Return the folder of a DINOv2; one that is named on the Hub is downloaded at its revision."""
+    if path is not None and Path(path).is_dir():
+        return Path(path)
+    repo, _, revision = str(path).partition("@") if path is not None else (DINOV2[0], "", DINOV2[1])
+    shown = escape_line(str(path or repo))
+    if not revision:
+        raise CheckpointError(f"{shown}: no such folder; give one, or OWNER/NAME@REVISION to pin a commit of the Hub")
+    from huggingface_hub import snapshot_download  # comes with transformers
+
+    try:
+        names = ["config.json", "model.safetensors"]
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=names))
+    except (OSError, ValueError) as error:
+        reason = escape_line((str(error).strip() or type(error).__name__).splitlines()[0])
+        raise CheckpointError(f"{shown}: cannot be downloaded ({reason}); give dinov2=DIR with a local copy") from error
+    weights = folder / "model.safetensors"
+    if path is None and hash_file(weights) != DINOV2_SHA256:
+        raise CheckpointError(f"{escape_line(str(weights))} is not the published file: delete it, and run again")
+    return folder

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int, UInt8
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError
 from unmask.runtime.distributed import Precision, World, autocast
 from unmask.runtime.progress import Progress
-from unmask.storage.weights import write_weights
+from unmask.storage.weights import read_sealed, write_sealed
 
 SMALLEST_SIDE = 8  # pixels; two halvings leave 2x2, three leave 1x1
 
@@ -261,7 +261,7 @@ def save_classifier(classifier: Classifier, path: Path | str, pictures: str = ""
     A crash leaves the old file intact.
     """
     facts = {"config": json.dumps(asdict(classifier.config), sort_keys=True), "pictures": pictures}
-    write_weights(classifier.state_dict(), Path(path), facts)
+    write_sealed(classifier.state_dict(), Path(path), facts)
 
 
 def read_picture_digest(path: Path | str) -> str:
@@ -279,16 +279,14 @@ def load_classifier(path: Path | str) -> Classifier:
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file; create it with unmask train-features")
     try:
-        with safe_open(path, framework="pt") as file:
-            stored = json.loads((file.metadata() or {})["config"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        config = ClassifierConfig(**stored)
+        weights, facts = read_sealed(Path(path))
+        config = ClassifierConfig(**json.loads(facts["config"]))
         with torch.device("meta"):
             classifier = Classifier(config)
         classifier.load_state_dict(weights, strict=True, assign=True)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+    except (CheckpointError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path} is not a saved classifier ({reason}); create one with unmask train-features"
+            f"{path} is not a saved classifier ({reason}); delete it to train it again, or run unmask train-features"
         ) from error
     return classifier.eval()

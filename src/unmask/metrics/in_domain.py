@@ -18,6 +18,7 @@ from unmask.metrics.features import (
 )
 from unmask.runtime.distributed import World, barrier
 from unmask.runtime.progress import Progress
+from unmask.storage.lock import remove_killed_writes
 
 READ_BATCH = 256  # images read at once
 MAX_TRAINING_BYTES = 1 << 30  # of images that a classifier is trained on
@@ -41,7 +42,7 @@ def prepare_classifier_features(
     if world.is_main:
         found = hash_pictures(pictures.pictures)
         if not (path.exists() and load_classifier(path).config == config and read_picture_digest(path) == found):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_killed_writes(path.parent)
             save_classifier(train_on_pictures(pictures, config, world, progress), path, found)
     barrier(world)
     return ClassifierFeatures(load_classifier(path).to(world.device))

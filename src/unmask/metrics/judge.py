@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from unmask.data.tokens import Batches, Tokens
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.runtime.progress import Progress
-from unmask.storage.weights import write_weights
+from unmask.storage.weights import read_sealed, write_sealed
 from unmask.training.optim import AdamW, CosineDecay, set_learning_rate
 
 LOGITS_PER_BLOCK = 1 << 24  # numbers in the largest tensor of logits: 64 MiB
@@ -170,7 +170,7 @@ def save_judge(judge: Judge, path: Path | str, text: str = "") -> None:
     A crash leaves the old file intact.
     """
     config = {"config": asdict(judge.config), "vocab_size": judge.vocab_size, "end_id": judge.end_id}
-    write_weights(judge.state_dict(), Path(path), {"judge": json.dumps(config, sort_keys=True), "text": text})
+    write_sealed(judge.state_dict(), Path(path), {"judge": json.dumps(config, sort_keys=True), "text": text})
 
 
 def read_text_digest(path: Path | str) -> str:
@@ -189,13 +189,12 @@ def load_judge(path: Path | str) -> Judge:
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file; pass a saved judge")
     try:
-        with safe_open(path, framework="pt") as file:
-            stored = json.loads((file.metadata() or {})["judge"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        weights, facts = read_sealed(Path(path))
+        stored = json.loads(facts["judge"])
         config = JudgeConfig(**stored["config"])
         with torch.device("meta"):
             judge = Judge(config, stored["vocab_size"], stored["end_id"])
         judge.load_state_dict(weights, strict=True, assign=True)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+    except (CheckpointError, KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise CheckpointError(f"{path} is not a saved judge ({str(error).splitlines()[0]}); {remedy}") from error
     return judge.eval()

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -15,16 +15,19 @@ from torch import Tensor, nn
 
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import change_sampling
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, NonFiniteError
 from unmask.method.sampling.decode import State
+from unmask.pipelines.exporting import EXPORT_FILES, check_export
 from unmask.published.card import write_model_card
 from unmask.published.hub import HUB, upload_model
 from unmask.recipes.reading import write_config
 from unmask.recipes.spec import ModelSpec, TextModelSpec
-from unmask.runtime.packed import unpack
+from unmask.runtime.packed import to_dense, unpack
 from unmask.runtime.progress import Progress
 from unmask.storage.files import write_text
-from unmask.storage.layout import README
+from unmask.storage.layout import MODEL, README, TOKENIZER
+from unmask.storage.lock import lock
+from unmask.storage.manifest import begin_files, record_files
 
 Spec = TypeVar("Spec", ModelSpec, TextModelSpec)
 
@@ -36,11 +39,23 @@ class LoadedModel(ABC, Generic[Spec]):
     spec: Spec | None = None
     folder: Path | None = None
 
-    def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, *, licence: str | None = None, overwrite: bool = False) -> None:
         """Write what `from_pretrained` reads, in the type that the weights have here, and a model card.
 
-        No path, host or user name is written. ConfigError for a pipeline put together by hand; DiskError.
+        No path, host or user name is written.
+
+        Args:
+            folder: A new folder, or one that was saved like this before.
+            licence: The licence for the model card.
+            overwrite: Replace files of these names that unmask did not make. A run is never replaced.
+
+        Raises:
+            ConfigError: The pipeline was put together by hand, or files in `folder` would be replaced.
+            CheckpointError: `folder` is a run, or another process writes there.
+            NonFiniteError: A weight is NaN or infinite. Nothing is written.
+            DiskError: The folder cannot be written.
         """
+        check_export(Path(folder), self.folder, overwrite=overwrite)
         self._save(Path(folder), licence, "FOLDER")
 
     def push_to_hub(
@@ -57,10 +72,19 @@ class LoadedModel(ABC, Generic[Spec]):
     def _save(self, out: Path, licence: str | None, name: str) -> None:
         if self.spec is None or self.folder is None:
             raise ConfigError("this pipeline was put together by hand: only one that was loaded can be saved")
-        spec = self._write_weights(out, self.spec)
-        card = write_model_card(spec, name=name, licence=licence, measured=self.folder)
-        write_text(card, out / README)
-        write_config(spec, out)  # last: a folder that has it is whole
+        check_weights_finite(self._list_networks())
+        with lock(out, keep=False):
+            begin_files(out, EXPORT_FILES)
+            spec = self._write_weights(out, self.spec)
+            card = write_model_card(spec, name=name, licence=licence, measured=self.folder)
+            write_text(card, out / README)
+            write_config(spec, out)
+            record_files(out, [name for name in EXPORT_FILES if (out / name).is_file()])
+
+    def _list_networks(self) -> dict[str, nn.Module]:
+        """Return the networks that are saved, by the names of their files."""
+        tokenizer = getattr(self, "tokenizer", None)
+        return {MODEL: self._module} | ({TOKENIZER: tokenizer} if isinstance(tokenizer, nn.Module) else {})
 
     @abstractmethod
     def _write_weights(self, out: Path, spec: Spec) -> Spec:
@@ -98,6 +122,17 @@ class LoadedModel(ABC, Generic[Spec]):
             for name, value in self.describe().items()
         )
         return f"<table><caption>unmask {type(self).__name__}</caption>{rows}</table>"
+
+
+def check_weights_finite(networks: Mapping[str, nn.Module]) -> None:
+    """Raise NonFiniteError if a weight is NaN or infinite; `networks` are named by their files."""
+    for file, network in networks.items():
+        for name, parameter in network.named_parameters():
+            if not torch.isfinite(to_dense(parameter)).all():
+                raise NonFiniteError(
+                    f"{name} of {file} holds NaN or infinity, so nothing was written: train again from an earlier "
+                    "checkpoint, with a lower learning rate"
+                )
 
 
 def describe_device(device: torch.device, dtype: torch.dtype) -> str:

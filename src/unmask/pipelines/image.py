@@ -46,6 +46,7 @@ from unmask.runtime.kernels import choose_dtype
 from unmask.runtime.packed import pack
 from unmask.runtime.progress import Progress
 from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
+from unmask.storage.manifest import verify_recorded
 from unmask.storage.weights import hash_weights, load_weights, skip_initial_weights, write_weights
 from unmask.tokenizers.base import Tokenizer, open_tokenizer, verify_tokenizer
 
@@ -102,6 +103,7 @@ class Pipeline(LoadedModel[ModelSpec]):
         if spec is None:
             if not has_config(folder):
                 raise CheckpointError(f"{folder}: no {CONFIG} there; give a run, an export or one of unmask models")
+            verify_recorded(folder, CONFIG)
             spec = read_config(folder / CONFIG, ModelSpec)
         check_prompts(spec.model, prompts, f"the model {folder.name}")
         where = pick_device(device)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from unmask.pipelines.exporting import check_export
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.text import TextPipeline
 from unmask.pretrained.conditions import takes_prompts
@@ -64,7 +65,11 @@ def load_image_pipeline(
     return Pipeline.from_pretrained(opened.fetch(), device=device, dtype=dtype, prompts=prompts, spec=spec)
 
 
-def export_model(opened: OpenedModel, out: Path) -> None:
-    """Write what a pipeline needs into `out`, after loading it once in float32 to see that it is whole."""
+def export_model(opened: OpenedModel, out: Path, *, overwrite: bool = False) -> None:
+    """Write what a pipeline needs into `out`, after loading it once in float32 to see that it is whole.
+
+    The errors are those of `save_pretrained`.
+    """
+    check_export(out, opened.folder, overwrite=overwrite)
     prompts = ("",) if isinstance(opened.config, ModelSpec) and takes_prompts(opened.config.model) else ()
-    load_pipeline(opened, device="cpu", dtype=torch.float32, prompts=prompts).save_pretrained(out)
+    load_pipeline(opened, device="cpu", dtype=torch.float32, prompts=prompts).save_pretrained(out, overwrite=overwrite)

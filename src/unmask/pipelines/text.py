@@ -30,6 +30,7 @@ from unmask.runtime.kernels import choose_dtype
 from unmask.runtime.packed import pack
 from unmask.storage.files import write_bytes
 from unmask.storage.layout import CONFIG, MODEL, TEXT_TOKENIZER
+from unmask.storage.manifest import verify_recorded
 from unmask.storage.weights import load_weights, skip_initial_weights, write_weights
 from unmask.tokenizers.text import BPETokenizer, TextTokenizer, open_text_tokenizer
 
@@ -97,6 +98,7 @@ class TextPipeline(LoadedModel[TextModelSpec]):
         if spec is None:
             if not has_config(folder):
                 raise CheckpointError(f"{folder}: no {CONFIG} there; give a run or an export")
+            verify_recorded(folder, CONFIG)
             spec = read_config(folder / CONFIG, TextModelSpec)
         tokenizer = open_text_tokenizer(folder / TEXT_TOKENIZER, spec.tokenizer.context)
         if spec.tokenizer_sha256 not in (None, tokenizer.sha256):

@@ -19,6 +19,7 @@ from unmask.pretrained.clip import FILES, Clip, read_clip, write_clip
 from unmask.pretrained.generators import GeneratorSizes
 from unmask.pretrained.google import GoogleMaskGIT
 from unmask.pretrained.prompts import Prompted, load_text_reader
+from unmask.storage.manifest import verify_recorded
 
 EXTRA_FILES = FILES
 """All files besides weights and config.json that some model folder holds, relative to that folder."""
@@ -55,6 +56,8 @@ def attach_prompts(model: nn.Module, folder: Path, prompts: Sequence[str], size:
     check_prompts(getattr(model, "config", None), prompts, f"the model {folder.name}")
     if not isinstance(model, UVit2D):
         return model  # type: ignore[return-value]
+    for name in EXTRA_FILES:
+        verify_recorded(folder, name)
     read = load_text_reader(folder)
     return Prompted(model, read(list(prompts), size), read([""], size))
 
@@ -71,7 +74,11 @@ def read_extras(config: object, folder: Path) -> Clip | None:
 
     Call it before you write anything, so that a damaged source leaves the target as it was. Raises CheckpointError.
     """
-    return read_clip(folder) if takes_prompts(config) else None
+    if not takes_prompts(config):
+        return None
+    for name in EXTRA_FILES:
+        verify_recorded(folder, name)
+    return read_clip(folder)
 
 
 def write_extras(extras: Clip | None, folder: Path) -> None:

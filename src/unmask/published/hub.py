@@ -9,7 +9,7 @@ from unmask.errors import ConfigError
 from unmask.pretrained.conditions import EXTRA_FILES
 from unmask.storage.cache import find_cache_dir
 from unmask.storage.files import escape_line
-from unmask.storage.layout import CONFIG, README
+from unmask.storage.layout import CONFIG, FOLDER_MANIFEST, README, TEXT_TOKENIZER
 
 HUB = "hf-hub:"
 """What the name of a model begins with that is to come from the hub: hf-hub:OWNER/NAME or hf-hub:OWNER/NAME@REVISION.
@@ -51,10 +51,17 @@ def download_model(name: str, *, offline: bool = False) -> Path:
             f"{owner}/{repo}",
             revision=revision,
             local_dir=folder,
-            allow_patterns=[CONFIG, "*.safetensors", README, *EXTRA_FILES],
+            allow_patterns=[CONFIG, FOLDER_MANIFEST, "*.safetensors", TEXT_TOKENIZER, README, *EXTRA_FILES],
             local_files_only=offline,
         )
     return folder
+
+
+def read_revision(folder: Path) -> str | None:
+    """Return the commit of a model that `download_model` got, as the Hub's client noted it; None if it noted none."""
+    note = folder / ".cache/huggingface/download" / f"{CONFIG}.metadata"
+    found = note.read_text(encoding="utf-8", errors="replace").splitlines() if note.is_file() else []
+    return found[0] if found and re.fullmatch(r"[0-9a-f]{40}", found[0]) else None
 
 
 @contextmanager

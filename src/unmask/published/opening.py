@@ -13,7 +13,7 @@ from unmask.errors import CheckpointError, ConfigError
 from unmask.pretrained.lone_tokenizer import LoneTokenizer
 from unmask.pretrained.networks import LearnedConfig
 from unmask.published.catalogue import MODELS
-from unmask.published.hub import download_model, is_on_hub
+from unmask.published.hub import download_model, is_on_hub, read_revision
 from unmask.published.store import fetch_published
 from unmask.recipes.reading import AnyConfig, has_config, read_config
 from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
@@ -22,6 +22,7 @@ from unmask.runtime.distributed import World, barrier
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
 from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
+from unmask.storage.manifest import verify_recorded
 from unmask.tokenizers.pixels import Pixels
 
 MODEL_NAMES = "a run, an export, one of unmask models or hf-hub:OWNER/NAME"
@@ -33,6 +34,7 @@ class OpenedModel:
     """A model whose name is resolved and whose configuration is read; its weights are not.
 
     `config` is a spec, a recipe (of a run) or a lone tokenizer. `folder` is None until a published model is fetched.
+    `revision` is the commit of a model of the Hub.
     """
 
     name: str
@@ -40,6 +42,7 @@ class OpenedModel:
     folder: Path | None
     weights: Sequence[str | Path] = ()
     offline: bool = False
+    revision: str | None = None
 
     @property
     def is_run(self) -> bool:
@@ -127,7 +130,9 @@ def open_model(
         folder = _find_folder(Path(name), weights)
     if not has_config(folder):
         raise CheckpointError(f"{escape_line(str(folder))}: no {CONFIG} there; give {MODEL_NAMES}")
-    return OpenedModel(name=str(name), config=read_config(folder / CONFIG), folder=folder)
+    verify_recorded(folder, CONFIG)
+    revision = read_revision(folder) if is_on_hub(name) else None
+    return OpenedModel(name=str(name), config=read_config(folder / CONFIG), folder=folder, revision=revision)
 
 
 def is_published(name: str | Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.errors import CheckpointError
-from unmask.pretrained.conditions import read_extras, write_extras
+from unmask.pretrained.conditions import EXTRA_FILES, read_extras, write_extras
 from unmask.pretrained.conversion import Converted
 from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
 from unmask.pretrained.lone_tokenizer import write_lone_tokenizer_config
@@ -20,8 +20,11 @@ from unmask.runtime.progress import Progress
 from unmask.storage.cache import find_cache_dir
 from unmask.storage.config import load_json
 from unmask.storage.download import fetch_file, find_mismatch, lock_file
-from unmask.storage.files import escape_line
+from unmask.storage.files import escape_line, remove_temporary_files, write_text
 from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
+from unmask.storage.lock import lock
+from unmask.storage.manifest import begin_files, list_unchanged, read_records, record_files, verify_recorded
+from unmask.storage.outputs import check_folder
 
 CONVERSION_REPORT = "conversion.txt"
 """The end of the name of the report on a converted file."""
@@ -36,14 +39,33 @@ def fetch_published(
     """
     folder = find_cache_dir() / "models" / name
     given = [Path(place).expanduser() for place in weights]
-    if (folder / CONFIG).is_file() and not given:
+    damage = _find_damage(folder)
+    if damage is None and not given:
         return folder
-    files = _find_files(name, given, offline, progress)
+    try:
+        files = _find_files(name, given, offline, progress)
+    except CheckpointError as error:
+        raise CheckpointError(f"{damage}, and it cannot be converted again: {error}" if damage else error) from error
     folder.mkdir(parents=True, exist_ok=True)
     with lock_file(folder):
-        if not (folder / CONFIG).is_file() or given:  # another process may just have made it
+        remove_temporary_files(folder)
+        if given or _find_damage(folder) is not None:  # another process may just have made it
             _convert_files(MODELS[name], files, folder)
     return folder
+
+
+def _find_damage(folder: Path) -> str | None:
+    """Return what is wrong with a converted model, "" if there is none, and None if it is as it was written."""
+    if not (folder / CONFIG).is_file():
+        return ""
+    try:
+        for name in read_records(folder) or ():
+            if not (folder / name).is_file():
+                return f"{escape_line(str(folder / name))} is missing"
+            verify_recorded(folder, name)
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 def _convert_files(model: Published, files: Mapping[File, Path], folder: Path) -> None:
@@ -52,11 +74,15 @@ def _convert_files(model: Published, files: Mapping[File, Path], folder: Path) -
     extras = read_extras(model.size.model, files[model.model].parent.parent)
     (folder / CONFIG).unlink(missing_ok=True)
     write_extras(extras, folder)
+    begin_files(folder, [CONFIG])
+    names = [CONFIG]
     for part, path in files.items():
         _, done = convert_file(path, part.family, like=_own(model.size, part.family))
         into = folder / (TOKENIZER if part is model.tokenizer else MODEL)
         write_converted(done, into, folder / f"{into.stem}-{CONVERSION_REPORT}")
-    write_config(model.spec, folder)  # last: a folder that has it is whole
+        names.append(into.name)
+    write_config(model.spec, folder)
+    record_files(folder, [*names, *(name for name in EXTRA_FILES if extras is not None and (folder / name).exists())])
 
 
 def _find_files(name: str, given: Sequence[Path], offline: bool, progress: Progress | None) -> dict[File, Path]:
@@ -115,28 +141,34 @@ def _fetch_file(part: File, offline: bool, progress: Progress | None) -> Path:
 def write_converted(done: Converted, into: Path, report: Path) -> None:
     """Write the converted parameters, and a report on every tensor beside them."""
     done.write(into, {"source": done.report.source})
-    report.write_text(done.report.text, encoding="utf-8")
+    write_text(done.report.text, report)
 
 
-def convert_into(path: Path, family: str, out: Path) -> Converted:
+def convert_into(path: Path, family: str, out: Path, *, overwrite: bool = False) -> Converted:
     """Convert a foreign file into a folder.
 
     A generator creates the folder, its tokenizer joins it, and a tokenizer alone gets a folder for itself.
-    Raises CheckpointError for a file that does not fit, or a folder that holds something else.
+    Raises CheckpointError for a file that does not fit, or a folder that holds something else; ConfigError if it would
+    replace a file that unmask did not make, unless `overwrite`.
     """
     rules, config = FAMILIES[family], out / CONFIG
     joins = rules.is_tokenizer and _lacks_tokenizer(out)
     if config.exists() and not joins:
         raise CheckpointError(f"{out} holds a model already: give another --out")
+    into = out / (TOKENIZER if joins else MODEL)
+    report = out / f"{into.stem}-{CONVERSION_REPORT}"
+    check_folder(out, [into.name, report.name], ours=list_unchanged(out), overwrite=overwrite)
     like = _find_size(read_config(config, ModelSpec), rules, out) if joins else None
     size, done = convert_file(path, family, like=like)
-    out.mkdir(parents=True, exist_ok=True)
-    into = out / (TOKENIZER if joins else MODEL)
-    write_converted(done, into, out / f"{into.stem}-{CONVERSION_REPORT}")
-    if not rules.is_tokenizer:
-        write_config(_find_spec(size), out)
-    elif not joins:
-        write_lone_tokenizer_config(size.tokenizer, out)
+    with lock(out, keep=False):
+        names = {*list_unchanged(out), into.name, report.name, CONFIG}
+        begin_files(out, names)
+        write_converted(done, into, report)
+        if not rules.is_tokenizer:
+            write_config(_find_spec(size), out)
+        elif not joins:
+            write_lone_tokenizer_config(size.tokenizer, out)
+        record_files(out, names)
     return done
 
 

@@ -11,9 +11,15 @@ import torch
 
 
 def find_commit() -> str:
-    """Return the git commit of this code, with "+" if files changed since, or the package version without git."""
+    """Return the git commit of this code, with "+" if files changed since.
+
+    Return the package version without git, and for a package that is installed inside a repository of something else,
+    which does not track this file.
+    """
     here = Path(__file__).parent
     try:
+        tracked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(tracked, cwd=here, capture_output=True, check=True)
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
         changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(here)], cwd=here, capture_output=True)
     except (OSError, subprocess.CalledProcessError):

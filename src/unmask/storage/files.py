@@ -3,9 +3,13 @@
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.tmp-([0-9a-f]{8})[0-9a-f]{8}", re.DOTALL)
+"""The name of a temporary file of `write_atomic`; the group is the process id."""
 
 
 def escape_line(text: str) -> str:
@@ -50,6 +54,34 @@ def write_atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
         # On a disk that refuses even this, the first error is the one to report.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_temporary_files(folder: Path) -> list[str]:
+    """Remove the temporary files that killed writes left in `folder`; return their names.
+
+    Only files of dead processes are removed, and of this process id, which a container gives again and again. Hold the
+    lock of the folder (`storage/lock.py`), which also covers the processes of other machines. A disk that refuses keeps
+    them.
+    """
+    removed = []
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            found = _TEMPORARY.fullmatch(path.name)
+            if found and (int(found[1], 16) == os.getpid() or is_process_dead(int(found[1], 16))):
+                path.unlink(missing_ok=True)
+                removed.append(path.name)
+    return sorted(removed)
+
+
+def is_process_dead(pid: int) -> bool:
+    """Return whether no process with this id runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def move_into_place(temporary: Path, path: Path, *, durable: bool = True) -> None:

@@ -1,6 +1,7 @@
 """Read and write weights as safetensors: strict reading, atomic writing, comparison and hashing."""
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,10 @@ from torch.overrides import TorchFunctionMode
 from unmask.errors import CheckpointError, DiskError
 from unmask.runtime.packed import arrange_weight, to_dense
 from unmask.storage.files import write_atomic
+from unmask.storage.manifest import verify_recorded
 
+SEAL = "sha256"
+"""The fact in the metadata that holds the hash of the rest."""
 PORTION = 1 << 23
 """Bytes of a file that are in memory at a time while its tensors are copied or compared."""
 
@@ -28,8 +32,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     before any parameter is written.
 
     Raises:
-        CheckpointError: The file is missing, damaged or does not fit the model.
+        CheckpointError: The file is missing, damaged or does not fit the model, or differs from the manifest beside it.
     """
+    verify_recorded(path.parent, path.name)
     own = dict(model.named_parameters())
     try:
         with safe_open(path, framework="pt") as file:
@@ -118,6 +123,42 @@ def write_weights(weights: Mapping[str, Tensor], path: Path, facts: Mapping[str,
             save_file(plain, temporary, metadata={"format": "pt", **(facts or {})})
     except (SafetensorError, OSError) as error:  # safetensors reports a full disk as SafetensorError
         raise DiskError(f"cannot write {path}: {error}; free or repair the disk, then run the command again") from error
+
+
+def write_sealed(weights: Mapping[str, Tensor], path: Path, facts: Mapping[str, str]) -> None:
+    """Write tensors and facts that `read_sealed` verifies: their common sha256 stands in the metadata.
+
+    Raises:
+        DiskError: The disk refused the file; an older file stays.
+    """
+    write_weights(weights, path, {**facts, SEAL: _hash_tensors(weights, facts)})
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and facts of a file of `write_sealed`. A file without a seal, of an earlier version, passes.
+
+    Raises:
+        CheckpointError: The file is missing or damaged. The message is the reason alone: the caller names the file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            facts = dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(str(error)) from error
+    facts.pop("format", None)
+    seal = facts.pop(SEAL, None)
+    if seal is not None and seal != _hash_tensors(weights, facts):
+        raise CheckpointError("damaged: its content does not match its own sha256")
+    return weights, facts
+
+
+def _hash_tensors(weights: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def have_same_weights(a: Path, b: Path) -> bool:

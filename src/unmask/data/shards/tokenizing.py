@@ -31,7 +31,6 @@ from unmask.storage.lock import lock
 Encode = Callable[[Float[Tensor, "b c h w"]], Int[Tensor, "b l"]]
 
 PLAN = "plan.json"
-_LEFTOVER = re.compile(r"\.[\w.-]+\.tmp-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +136,6 @@ def claim_folder(out: Path, plan: ShardPlan, policy: DataPolicy = STRICT) -> Ite
         DataError: it holds other tokens, or tokens of other images.
     """
     with lock(out):
-        for path in out.iterdir():
-            if _LEFTOVER.fullmatch(path.name):
-                path.unlink()  # a killed command left it half-written
         if (out / PLAN).exists():
             _update_plan(out, plan, policy)
         elif any(out.glob("*.npy")):

@@ -1,5 +1,6 @@
 """Image datasets in the format of Hugging Face's `datasets`, from its Hub or from a local folder."""
 
+import inspect
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ class HubImages:
     """An image dataset by its name on the Hugging Face Hub, or a folder made by `save_to_disk` or any loader."""
 
     name: str
-    """OWNER/NAME on the Hub, or a folder."""
+    """OWNER/NAME or OWNER/NAME@REVISION on the Hub, or a folder."""
     image: str = "image"
     """The column of images."""
     label: str | None = "label"
@@ -121,7 +122,7 @@ class HubRows(OnDemand):
 
 
 def load_parts(name: str, subset: str | None = None) -> dict[str, Any]:
-    """Load the splits of a dataset, or of one of its configurations.
+    """Load the splits of a dataset, or of one of its configurations; OWNER/NAME@REVISION pins a commit. No code runs.
 
     Raises:
         ConfigError: it cannot be loaded.
@@ -139,7 +140,9 @@ def load_parts(name: str, subset: str | None = None) -> dict[str, Any]:
         if saved:
             found = datasets.load_from_disk(str(folder))
         else:
-            found = datasets.load_dataset(str(folder) if folder.is_dir() else name, subset)
+            place, _, revision = (str(folder), "", "") if folder.is_dir() else name.partition("@")
+            pinned = {"revision": revision} if revision else {}
+            found = datasets.load_dataset(place, subset, **pinned, **_refuse_code(datasets))
     except (*network, OSError, ValueError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
         reason = escape_line(" ".join(str(error).split())[:300])  # may list the available names
         if folder.is_dir():
@@ -147,6 +150,12 @@ def load_parts(name: str, subset: str | None = None) -> dict[str, Any]:
         what = name if subset is None else f"{name}, {subset}"
         raise ConfigError(f"cannot load {what} ({reason}): check name and network, or name a folder with it") from error
     return dict(found) if isinstance(found, dict) else {"train": found}
+
+
+def _refuse_code(datasets: Any) -> dict[str, bool]:
+    """Return the argument that refuses a dataset's own loading script; {} for versions that run none."""
+    known = inspect.signature(datasets.load_dataset).parameters
+    return {"trust_remote_code": False} if "trust_remote_code" in known else {}
 
 
 def to_rows(

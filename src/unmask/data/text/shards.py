@@ -22,9 +22,11 @@ from unmask.storage.config import dump_json, list_differences, read_json, to_jso
 from unmask.storage.files import escape_line, hash_file, write_atomic
 from unmask.storage.layout import TEXT_TOKENIZER
 from unmask.storage.lock import lock
+from unmask.storage.outputs import check_folder
 from unmask.tokenizers.text import TextTokenizer, open_text_tokenizer
 
 GROUP = 1 << 22  # characters that are encoded at once; a longer document is encoded alone
+ARRAYS = tuple(f"{part}.{name}.npy" for part in ("train", "test") for name in ("tokens", "starts"))
 HEADER = 128  # bytes, reserved until the length is known
 
 
@@ -67,14 +69,11 @@ def write_text_dataset(
         found = _read_finished(out, made, accept=accept)
         if found is not None:
             return found
-        if (out / META).exists():
-            if say is not None:
-                say(f"{escape_line(str(out))} is damaged or out of date, so the text is tokenized again")
-            (out / META).unlink()
-        for path in out.glob(".*.tmp-*"):
-            path.unlink()  # what a killed command left half-written
+        if (out / META).exists() and say is not None:
+            say(f"{escape_line(str(out))} is damaged or out of date, so the text is tokenized again")
         with _write_atomic(out / TEXT_TOKENIZER) as file:
             file.write(tokenizer.to_bytes())
+        (out / META).unlink(missing_ok=True)  # of damaged tokens; from here on, the folder is not finished
         train = _write_part(source, "train", tokenizer, out, progress)
         test = _write_part(source, "test", tokenizer, out, progress)
         if not train.tokens or not test.tokens:
@@ -86,6 +85,24 @@ def write_text_dataset(
         meta = replace(meta, digest=_compute_digest(meta))
         write_json(out / META, meta)
         return meta
+
+
+def check_text_folder(out: Path, *, overwrite: bool = False) -> None:
+    """Refuse, before the work, to replace files in `out` that `write_text_dataset` did not make.
+
+    The first file that it writes is the tokenizer, so that a killed command is recognised.
+
+    Raises:
+        ConfigError: `out` holds other files of the same names, and not `overwrite`.
+    """
+    if (out / META).exists():
+        return  # `write_text_dataset` compares it
+    try:
+        begun = (out / TEXT_TOKENIZER).is_file() and bool(open_text_tokenizer(out / TEXT_TOKENIZER, context=1))
+    except (DataError, ConfigError):
+        begun = False
+    if not begun:
+        check_folder(out, [TEXT_TOKENIZER, *ARRAYS], overwrite=overwrite)
 
 
 def open_text_dataset(
@@ -212,7 +229,7 @@ def _read_meta(folder: Path) -> TextMeta:
         if meta.digest not in ("", _compute_digest(meta)):
             raise ConfigError("its sha256 is not the one it holds")
     except ConfigError as error:
-        message = f"{folder / META} is damaged or of another kind ({error}); give another folder, or delete this one"
+        message = f"{folder / META} is damaged or of another kind ({error}); give another folder"
         raise DataError(escape_line(message)) from error
     return meta
 
@@ -226,8 +243,7 @@ def _read_finished(out: Path, made: dict[str, Any], *, accept: bool) -> TextMeta
 
     With `accept` a text that changed is as if there were none.
     """
-    ours = {f"{part}.{name}.npy" for part in ("train", "test") for name in ("tokens", "starts")}
-    foreign = sorted(path.name for path in out.glob("*.npy") if path.name not in ours)
+    foreign = sorted(path.name for path in out.glob("*.npy") if path.name not in ARRAYS)
     if foreign:
         raise DataError(f"{escape_line(str(out))} holds other arrays ({escape_line(foreign[0])}): give another folder")
     if not (out / META).exists():
@@ -247,9 +263,7 @@ def _read_finished(out: Path, made: dict[str, Any], *, accept: bool) -> TextMeta
     )
     if there != here:
         changed = escape_line(list_differences(there, here)[0])
-        raise DataError(
-            f"{escape_line(str(out))} holds other tokens ({changed}): give another folder, or delete this one"
-        )
+        raise DataError(f"{escape_line(str(out))} holds other tokens ({changed}): give another folder")
     wanted = {TEXT_TOKENIZER: meta.tokenizer, **_list_digests(meta)}
     with contextlib.suppress(OSError):
         if all(hash_file(out / name) == digest for name, digest in wanted.items()):
