@@ -99,6 +99,8 @@ def count_weights(model, path):
     seen[path.name] += 1
     return real_weights(model, path)
 for module in list(sys.modules.values()):
+    if module.__name__ == "unmask.storage.manifest":
+        continue  # it hashes what is there, before anything is read
     for name, new in (("load_json", count_json), ("load_weights", count_weights)):
         if getattr(module, name, None) in (real_json, real_weights):
             setattr(module, name, new)

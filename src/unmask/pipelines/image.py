@@ -15,14 +15,14 @@ from unmask.data.holes import Cells, fill_smoothly, mask_tokens
 from unmask.data.tokens import count_rows_at_once
 from unmask.decoding.sampling import Sampling, resolve_priority
 from unmask.decoding.settings import SamplingSettings
-from unmask.errors import CheckpointError, ConfigError
+from unmask.errors import ConfigError
 from unmask.figures import images as figures
 from unmask.method.guidance import Condition, Predict, guided, guided_with_memory
 from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import State
-from unmask.pipelines.base import LoadedModel, describe_device, report_steps, take_last_tokens
+from unmask.pipelines.base import LoadedModel, describe_device, read_spec, report_steps, take_last_tokens
 from unmask.pipelines.labels import (
     Labels,
     check_label_range,
@@ -39,14 +39,12 @@ from unmask.pretrained.conditions import (
     read_extras,
     write_extras,
 )
-from unmask.recipes.reading import has_config, read_config
 from unmask.recipes.spec import ModelSpec
 from unmask.runtime.devices import pick_device
 from unmask.runtime.kernels import choose_dtype
 from unmask.runtime.packed import pack
 from unmask.runtime.progress import Progress
-from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
-from unmask.storage.manifest import verify_recorded
+from unmask.storage.layout import MODEL, TOKENIZER
 from unmask.storage.weights import hash_weights, load_weights, skip_initial_weights, write_weights
 from unmask.tokenizers.base import Tokenizer, open_tokenizer, verify_tokenizer
 
@@ -100,11 +98,7 @@ class Pipeline(LoadedModel[ModelSpec]):
             ConfigError: config.json does not fit.
         """
         folder = Path(folder)
-        if spec is None:
-            if not has_config(folder):
-                raise CheckpointError(f"{folder}: no {CONFIG} there; give a run, an export or one of unmask models")
-            verify_recorded(folder, CONFIG)
-            spec = read_config(folder / CONFIG, ModelSpec)
+        spec = spec or read_spec(folder, ModelSpec)
         check_prompts(spec.model, prompts, f"the model {folder.name}")
         where = pick_device(device)
         kind = dtype or choose_dtype(where)

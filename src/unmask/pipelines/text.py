@@ -22,15 +22,13 @@ from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
 from unmask.method.sampling.blocks import pad_canvas
 from unmask.method.sampling.decode import State
-from unmask.pipelines.base import LoadedModel, describe_device
-from unmask.recipes.reading import has_config, read_config
+from unmask.pipelines.base import LoadedModel, describe_device, read_spec
 from unmask.recipes.spec import TextModelSpec
 from unmask.runtime.devices import pick_device
 from unmask.runtime.kernels import choose_dtype
 from unmask.runtime.packed import pack
 from unmask.storage.files import write_bytes
-from unmask.storage.layout import CONFIG, MODEL, TEXT_TOKENIZER
-from unmask.storage.manifest import verify_recorded
+from unmask.storage.layout import MODEL, TEXT_TOKENIZER
 from unmask.storage.weights import load_weights, skip_initial_weights, write_weights
 from unmask.tokenizers.text import BPETokenizer, TextTokenizer, open_text_tokenizer
 
@@ -95,11 +93,7 @@ class TextPipeline(LoadedModel[TextModelSpec]):
             DataError: The tokenizer's file is not one.
         """
         folder = Path(folder)
-        if spec is None:
-            if not has_config(folder):
-                raise CheckpointError(f"{folder}: no {CONFIG} there; give a run or an export")
-            verify_recorded(folder, CONFIG)
-            spec = read_config(folder / CONFIG, TextModelSpec)
+        spec = spec or read_spec(folder, TextModelSpec)
         tokenizer = open_text_tokenizer(folder / TEXT_TOKENIZER, spec.tokenizer.context)
         if spec.tokenizer_sha256 not in (None, tokenizer.sha256):
             raise CheckpointError(f"{folder / TEXT_TOKENIZER} is another tokenizer than the model was trained with")
