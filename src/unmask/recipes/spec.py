@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from unmask.decoding.sampling import Sampling
+from unmask.errors import check_ranges
 from unmask.method.models.transformer import TransformerConfig
 from unmask.pretrained.networks import AnyGeneratorConfig, LearnedConfig
 from unmask.tokenizers.pixels import Pixels
@@ -78,6 +79,7 @@ class TextModelSpec:
             raise ValueError("packing documents: rows end early, so --model.padded is needed")
         if self.model.num_classes:
             raise ValueError(f"model.num_classes {self.model.num_classes}: text has no classes; leave it at 0")
+        check_ranges(self, {"documents": (0, 1 << 62)})
 
     @property
     def grid(self) -> tuple[int, ...]:
