@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unmask import cli
-from unmask.cli.ending import exit_in_one_line
+from unmask.cli.ending import finish_in_one_line
 from unmask.errors import DataError, RankError
 from unmask.runtime.shortage import describe_shortage
 
@@ -127,7 +127,7 @@ def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
     """As nohup does it for SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with exit_in_one_line("train"):
+        with finish_in_one_line("train"):
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

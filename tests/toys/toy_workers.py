@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from unmask.cli.ending import exit_in_one_line
+from unmask.cli.ending import finish_in_one_line
 from unmask.data.images import Images
 from unmask.data.shards.tokenizing import CENTER, ShardPlan, claim_folder
 from unmask.data.shards.workers import tokenize_parallel
@@ -40,5 +40,5 @@ class Waits:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     pictures = Images(pixels=torch.zeros(2, 1, 4, 6, dtype=torch.uint8), labels=None)
-    with exit_in_one_line("tokenize"), claim_folder(folder / "codes", PLAN):
+    with finish_in_one_line("tokenize"), claim_folder(folder / "codes", PLAN):
         tokenize_parallel(pictures, Waits(folder), folder / "codes", "train", PLAN, processes=2)

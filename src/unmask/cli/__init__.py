@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from unmask.cli.editing import run_inpaint
-from unmask.cli.ending import exit_in_one_line
+from unmask.cli.ending import finish_in_one_line
 from unmask.cli.evaluating import run_evaluate_inpaint, run_evaluate_tokenizer
 from unmask.cli.networks import run_train_features
 from unmask.cli.parsing import check_text
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     keep_freed_memory()
-    with exit_in_one_line(arguments[0] if arguments else ""):
+    with finish_in_one_line(arguments[0] if arguments else ""):
         _dispatch(arguments)
 
 

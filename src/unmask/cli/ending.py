@@ -26,7 +26,7 @@ LOWER = {
 
 
 @contextlib.contextmanager
-def exit_in_one_line(command: str) -> Iterator[None]:
+def finish_in_one_line(command: str) -> Iterator[None]:
     """Turn what stops the block into a line and an exit code. An error of the program itself keeps its traceback."""
     try:
         with raise_on_signals(), _name_output():
