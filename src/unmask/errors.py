@@ -50,7 +50,7 @@ class CheckpointError(UnmaskError):
 
 
 class NonFiniteError(UnmaskError):
-    """A loss or gradient became NaN or infinite. Raised before the optimizer step, so nothing bad was written."""
+    """A loss, gradient, prediction or image became NaN or infinite. Nothing bad was written."""
 
     exit_code = 5
 

@@ -30,7 +30,7 @@ from unmask.data.pictures import (
     take_keys,
     take_labels,
 )
-from unmask.errors import ConfigError, DataError
+from unmask.errors import ConfigError, DataError, describe_os_error
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
 
@@ -103,7 +103,7 @@ class Members(OnDemand):
                 file.seek(offset)
                 body = file.read(length)
         except OSError as error:
-            return Unreadable(name, error.strerror or str(error))
+            return Unreadable(name, describe_os_error(error))
         if len(body) < length:
             return Unreadable(name, f"{len(body)} of {length} bytes are there: the archive has changed")
         return decode_bytes(io.BytesIO(body), name)
