@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 
 from unmask import cli
 from unmask.cli.ending import finish_in_one_line
-from unmask.errors import DataError, RankError
+from unmask.data.image_files import open_image
+from unmask.data.shards.dataset import Shard, is_sound
+from unmask.errors import DataError, RankError, ShortageError
 from unmask.runtime.shortage import describe_shortage
 
 
@@ -110,8 +113,8 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
         (lambda: throw(OSError(5, "Input/output error", "a.bin")), 6, "a.bin: Input/output error; what was written"),
         (
             lambda: throw(OSError(24, "Too many open files", "a")),
-            6,
-            "a: too many open files: raise the limit with",
+            7,
+            "a: too many open files: raise the limit, as with ulimit -n",
         ),
     ],
 )
@@ -121,6 +124,22 @@ def test_codes_and_lines(monkeypatch, capsys, act, code, line):
     assert found == code
     assert said.startswith(line)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+@pytest.mark.parametrize(("number", "line"), [(24, "a.png: too many open files: raise"), (12, "a.png: not enough mem")])
+def test_a_limit_of_the_process_is_not_blamed_on_a_file(monkeypatch, number, line):
+    """Otherwise a picture would be left out of the data, and a sound shard would be written again."""
+
+    def refuse(*arguments, **options):
+        raise OSError(number, os.strerror(number), "a.png")
+
+    monkeypatch.setattr("unmask.data.shards.dataset.hash_file", refuse)
+    shard = Shard(file="train-00000.tokens.npy", rows=1, sha256="0" * 64, labels=None)
+    with pytest.raises(ShortageError, match=line):
+        is_sound(Path("codes"), shard)
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(ShortageError, match=line):
+        open_image("a.png")
 
 
 def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
