@@ -127,7 +127,7 @@ def test_codes_and_lines(monkeypatch, capsys, act, code, line):
 
 
 @pytest.mark.parametrize(("number", "line"), [(24, "a.png: too many open files: raise"), (12, "a.png: not enough mem")])
-def test_a_limit_of_the_process_is_not_blamed_on_a_file(monkeypatch, number, line):
+def test_a_limit_of_the_process_is_not_blamed_on_a_file(tmp_path, monkeypatch, number, line):
     """Otherwise a picture would be left out of the data, and a sound shard would be written again."""
 
     def refuse(*arguments, **options):
@@ -137,9 +137,10 @@ def test_a_limit_of_the_process_is_not_blamed_on_a_file(monkeypatch, number, lin
     shard = Shard(file="train-00000.tokens.npy", rows=1, sha256="0" * 64, labels=None)
     with pytest.raises(ShortageError, match=line):
         is_sound(Path("codes"), shard)
+    (tmp_path / "a.png").write_text("not empty")
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(ShortageError, match=line):
-        open_image("a.png")
+        open_image(tmp_path / "a.png")
 
 
 def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
