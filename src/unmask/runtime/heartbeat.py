@@ -28,7 +28,7 @@ class Store(Protocol):
 class Heartbeat:
     """Beat for this rank, and watch the next one, in a thread from `start` to `stop`."""
 
-    def __init__(self, store: Store, rank: int, size: int, patience: float, alarm: Callable[[str], None]):
+    def __init__(self, store: Store, rank: int, size: int, patience: int | float, alarm: Callable[[str], None]):
         self.store, self.rank, self.next = store, rank, (rank + 1) % size
         self.patience, self.alarm = patience, alarm
         self._ended = threading.Event()
