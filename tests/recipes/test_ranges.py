@@ -26,8 +26,8 @@ from unmask.metrics.features import ClassifierConfig
 from unmask.metrics.judge import JudgeConfig
 from unmask.pretrained.lone_tokenizer import LoneTokenizer
 from unmask.recipes.reading import CONFIG_KINDS, find_recipe, list_recipes
-from unmask.recipes.schema import TextRecipe, TokenizerRecipe
-from unmask.recipes.spec import TextModelSpec
+from unmask.recipes.schema import MeasuredModel, Recipe, TextRecipe, TokenizerRecipe
+from unmask.recipes.spec import ModelSpec, TextModelSpec
 from unmask.storage.config import from_json, to_json
 from unmask.tokenizers.pixels import Pixels
 from unmask.tokenizers.text import Bytes
@@ -51,6 +51,9 @@ NEEDED: dict[type, dict[str, Any]] = {
     ClassifierConfig: {"channels": 1, "num_classes": 10},
     **{cls: {"path": "pictures"} for cls in (Arrays, Codes, Folder, Shards, TextFile)},
     **{cls: {"name": "owner/name"} for cls in (HubImages, HubText)},
+    Recipe: {"tokenizer": Pixels(size=(8, 8)), "data": Digits()},
+    MeasuredModel: {"tokenizer": Pixels(size=(8, 8)), "model": TransformerConfig(), "data": Digits()},
+    ModelSpec: {"tokenizer": Pixels(size=(8, 8)), "model": TransformerConfig()},
     TextModelSpec: {"tokenizer": Bytes()},
     TextRecipe: {"tokenizer": Bytes(), "data": find_recipe("shakespeare").data},
 }

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from unmask.decoding.sampling import Sampling
-from unmask.errors import check_ranges
+from unmask.errors import CLASS_COUNTS, check_ranges
 from unmask.method.models.transformer import TransformerConfig
 from unmask.pretrained.networks import AnyGeneratorConfig, LearnedConfig
 from unmask.tokenizers.pixels import Pixels
@@ -37,6 +37,9 @@ class ModelSpec:
     """Fingerprint of a learned tokenizer, filled in from the data."""
     trained_on: Annotated[str | None, tyro.conf.Suppress] = None
     """A sentence on the training data, filled in from the data. It holds no path."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"empty_classes": CLASS_COUNTS})
 
     @property
     def grid(self) -> tuple[int, ...]:

@@ -230,7 +230,11 @@ def list_parts(archive: str) -> tuple[list[Member], list[Unreadable]]:
             elif len(mark) < tarfile.BLOCKSIZE:
                 bad.append(Unreadable(archive, "ends without tar's end mark: it may have been cut short"))
     except TAR_DAMAGE as error:
-        known = error.strerror if isinstance(error, OSError) and error.strerror else f"not a sound, plain tar ({error})"
+        known = (
+            describe_os_error(error)
+            if isinstance(error, OSError) and error.strerror
+            else f"not a sound, plain tar ({error})"
+        )
         bad.append(Unreadable(archive, known))
     return parts, bad
 

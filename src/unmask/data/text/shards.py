@@ -141,7 +141,7 @@ def check_text_files(folder: Path, meta: TextMeta) -> None:
             intact = hash_file(folder / name) == digest
         except OSError as error:
             raise DataError(
-                f"{escape_line(str(folder / name))} cannot be read: {error.strerror}; tokenize the text again"
+                f"{escape_line(str(folder / name))} cannot be read: {describe_os_error(error)}; tokenize the text again"
             ) from error
         if not intact:
             raise DataError(
