@@ -86,6 +86,7 @@ SLOW = {
     "test_memory", "test_photos", "test_published", "test_published_full", "test_published_pictures",
     "test_published_sampling", "test_published_texts", "test_published_training", "test_quality", "test_sweeping",
     "test_text_data", "test_tokenizer_loop", "test_tokenizing", "test_inception", "test_embedders", "test_api",
+    "test_ending", "test_ranks", "test_workers",
 }  # fmt: skip
 """Files with tests that take over 5 seconds: trainings, processes of their own, networks at full size."""
 

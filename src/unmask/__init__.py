@@ -1,26 +1,11 @@
 """unmask: masked generative transformers. Training masks tokens; sampling unmasks them.
 
-The method (samplers, schedules, orders, objectives, guidance) is imported at once; it needs torch only. What builds on
-it (pipelines, recipes, training, evaluation) is imported at its first use.
+Each name is imported at its first use. The method (samplers, schedules, orders, objectives, guidance) needs torch only.
 """
 
 import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
-
-from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided, guided_with_memory
-from unmask.method.likelihood import compute_exact_nll, estimate_bound
-from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
-from unmask.method.objectives import Loss, MaskedDiffusion, MaskGIT
-from unmask.method.rand import Rand, seeded
-from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adaptive
-from unmask.method.sampling.ancestral import decode_ancestral
-from unmask.method.sampling.blocks import decode_blocks
-from unmask.method.sampling.decode import State, decode
-from unmask.method.sampling.extra_priorities import MarginRepulsion, Moment
-from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
-from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale, decode_remasking
-from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, count_reveals, ratios, ratios_from_counts
 
 if TYPE_CHECKING:
     from unmask.decoding.sampling import Sampling
@@ -28,6 +13,29 @@ if TYPE_CHECKING:
     from unmask.evaluation.plans import SweepChoices
     from unmask.experiments.training import tokenize, train, train_tokenizer
     from unmask.method.critic import WithCritic
+    from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided, guided_with_memory
+    from unmask.method.likelihood import compute_exact_nll, estimate_bound
+    from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+    from unmask.method.objectives import Loss, MaskedDiffusion, MaskGIT
+    from unmask.method.rand import Rand, seeded
+    from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adaptive
+    from unmask.method.sampling.ancestral import decode_ancestral
+    from unmask.method.sampling.blocks import decode_blocks
+    from unmask.method.sampling.decode import State, decode
+    from unmask.method.sampling.extra_priorities import MarginRepulsion, Moment
+    from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
+    from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale, decode_remasking
+    from unmask.method.schedules import (
+        Arccos,
+        Cosine,
+        Exp,
+        Log,
+        Power,
+        Sigmoid,
+        count_reveals,
+        ratios,
+        ratios_from_counts,
+    )
     from unmask.pipelines.image import Pipeline
     from unmask.pipelines.load import load
     from unmask.pipelines.text import TextPipeline
@@ -38,26 +46,70 @@ if TYPE_CHECKING:
 __version__ = version("unmask")
 
 _AT_FIRST_USE = {
+    "Arccos": "unmask.method.schedules",
+    "Cap": "unmask.method.sampling.remasking",
+    "Confidence": "unmask.method.sampling.priorities",
+    "ConfidenceWeighted": "unmask.method.sampling.remasking",
+    "Cosine": "unmask.method.schedules",
+    "CosineRamp": "unmask.method.guidance",
+    "Entropy": "unmask.method.sampling.priorities",
+    "EntropyBound": "unmask.method.sampling.adaptive",
+    "Exp": "unmask.method.schedules",
+    "Halton": "unmask.method.sampling.priorities",
+    "Interval": "unmask.method.guidance",
+    "LinearRamp": "unmask.method.guidance",
+    "Log": "unmask.method.schedules",
+    "Loss": "unmask.method.objectives",
+    "Margin": "unmask.method.sampling.priorities",
+    "MarginRepulsion": "unmask.method.sampling.extra_priorities",
+    "MaskGIT": "unmask.method.objectives",
+    "MaskedDiffusion": "unmask.method.objectives",
+    "MaskedTransformer": "unmask.method.models.transformer",
+    "MaxLogit": "unmask.method.sampling.priorities",
     "ModelSpec": "unmask.recipes.spec",
+    "Moment": "unmask.method.sampling.extra_priorities",
+    "NULL": "unmask.method.guidance",
     "Pipeline": "unmask.pipelines.image",
+    "Power": "unmask.method.schedules",
+    "Rand": "unmask.method.rand",
+    "Random": "unmask.method.sampling.priorities",
+    "Raster": "unmask.method.sampling.priorities",
     "Recipe": "unmask.recipes.schema",
+    "Rescale": "unmask.method.sampling.remasking",
     "Sampling": "unmask.decoding.sampling",
+    "Sigmoid": "unmask.method.schedules",
+    "State": "unmask.method.sampling.decode",
     "SweepChoices": "unmask.evaluation.plans",
     "TextModelSpec": "unmask.recipes.spec",
     "TextPipeline": "unmask.pipelines.text",
     "TextRecipe": "unmask.recipes.schema",
+    "Threshold": "unmask.method.sampling.adaptive",
     "TokenizerRecipe": "unmask.recipes.schema",
+    "TransformerConfig": "unmask.method.models.transformer",
     "WithCritic": "unmask.method.critic",
+    "compute_exact_nll": "unmask.method.likelihood",
+    "count_reveals": "unmask.method.schedules",
+    "decode": "unmask.method.sampling.decode",
+    "decode_adaptive": "unmask.method.sampling.adaptive",
+    "decode_ancestral": "unmask.method.sampling.ancestral",
+    "decode_blocks": "unmask.method.sampling.blocks",
+    "decode_remasking": "unmask.method.sampling.remasking",
+    "estimate_bound": "unmask.method.likelihood",
     "evaluate": "unmask.evaluation.measuring",
+    "guided": "unmask.method.guidance",
+    "guided_with_memory": "unmask.method.guidance",
     "load": "unmask.pipelines.load",
+    "ratios": "unmask.method.schedules",
+    "ratios_from_counts": "unmask.method.schedules",
     "recipe": "unmask.recipes.reading",
     "score": "unmask.evaluation.measuring",
+    "seeded": "unmask.method.rand",
     "sweep": "unmask.evaluation.measuring",
     "tokenize": "unmask.experiments.training",
     "train": "unmask.experiments.training",
     "train_tokenizer": "unmask.experiments.training",
 }
-"""Names that bring much of the package with them, and where they are."""
+"""The public names, and where they are."""
 
 __all__ = [
     "NULL",

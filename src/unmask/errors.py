@@ -1,4 +1,28 @@
-"""Errors for the user, one class per exit code. The message is one line: what, where, what to do."""
+"""Errors for the user, one class per exit code. The message is one line: what, where, what to do.
+
+`check_ranges` is how a config class refuses a number, and `describe_os_error` words what the system refused.
+"""
+
+import errno
+from collections.abc import Mapping
+from typing import Any
+
+WIDTHS = (1, 65_536)
+"""Features of a layer, or values of a token."""
+DEPTHS = (1, 1_024)
+"""Layers, blocks or heads."""
+SIDES = (1, 16_384)
+"""Pixels or cells along one axis."""
+CLASS_COUNTS = (0, 10_000_000)
+"""Classes; 0 is none."""
+STEP_COUNTS = (1, 1_000_000_000)
+"""Steps, and steps between two events."""
+BATCH_SIZES = (1, 1 << 24)
+"""Rows of a batch."""
+SEEDS = (-(1 << 63), (1 << 63) - 1)
+"""Seeds: integers of 64 bits."""
+FACTORS = (0, 1e9)
+"""Weights, rates and temperatures."""
 
 
 class UnmaskError(Exception):
@@ -26,7 +50,7 @@ class CheckpointError(UnmaskError):
 
 
 class NonFiniteError(UnmaskError):
-    """A loss or gradient became NaN or infinite. Raised before the optimizer step, so nothing bad was written."""
+    """A loss, gradient, prediction or image became NaN or infinite. Nothing bad was written."""
 
     exit_code = 5
 
@@ -37,7 +61,58 @@ class DiskError(UnmaskError):
     exit_code = 6
 
 
+class ShortageError(UnmaskError):
+    """Memory or open files do not suffice: a limit of this machine, of its container or GPU, or of this process."""
+
+    exit_code = 7
+
+
+class RankError(UnmaskError):
+    """A process of torchrun hung, ended or holds other weights than the rest.
+
+    `is_consequence` is True where another process has the cause.
+    """
+
+    exit_code = 8
+
+    def __init__(self, message: str, *, is_consequence: bool = False):
+        super().__init__(message)
+        self.is_consequence = is_consequence
+
+
 class Preempted(UnmaskError):
     """A signal asked the run to stop. A checkpoint was saved, and the same command resumes the run."""
 
     exit_code = 85
+
+
+def check_ranges(config: Any, ranges: Mapping[str, tuple[int | float, int | float]]) -> None:
+    """Check fields of a config against (least, most); a tuple is checked item by item, and None passes.
+
+    Raises:
+        ValueError: A number is outside its range, or NaN.
+    """
+    for name, (least, most) in ranges.items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not least <= number <= most:
+                low, high = (f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (least, most))
+                raise ValueError(f"{type(config).__name__}({name}={value}): must be from {low} to {high}")
+
+
+def describe_os_error(error: BaseException) -> str:
+    """Return in a few words what the system refused, for the middle of a message.
+
+    Raises:
+        ShortageError: Memory or open files ran out, so the file that the caller wants to blame is not at fault.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    if number in (errno.EMFILE, errno.ENFILE):
+        raise ShortageError(
+            f"{where}too many open files: raise the limit, as with ulimit -n 4096, then run the same command again"
+        ) from error
+    if number == errno.ENOMEM:
+        raise ShortageError(f"{where}not enough memory: close other programs, or use a larger machine") from error
+    reason = error.strerror if isinstance(error, OSError) else None
+    return reason or str(error) or type(error).__name__

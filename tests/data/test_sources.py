@@ -22,7 +22,7 @@ from unmask.data.sources import mnist
 from unmask.data.sources.choice import Arrays, Digits, Folder, Mnist
 from unmask.data.sources.hub import load_parts
 from unmask.data.sources.mnist import MNIST, download_mnist, read_idx
-from unmask.errors import ConfigError, DataError, DiskError
+from unmask.errors import ConfigError, DataError, DiskError, ShortageError
 from unmask.storage import cache
 from unmask.storage.cache import find_cache_dir
 
@@ -457,3 +457,15 @@ def test_a_data_set_of_the_hub_is_pinned_and_runs_no_code(monkeypatch):
     for name in ("me/cats", "me/cats@abc"):
         assert load_parts(name) == {"train": []}
     assert asked == [("me/cats", False, None), ("me/cats", False, "abc")]
+
+
+def test_an_npz_that_unpacks_to_more_than_the_memory_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, images=np.zeros((1000, 64, 64), np.uint8))
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr("unmask.runtime.shortage.measure_free_memory", lambda: 4e6)
+    monkeypatch.setattr(np, "load", lambda *args, **options: pytest.fail("it was unpacked"))
+    with pytest.raises(
+        ShortageError, match=r"this needs at least 3\.9 MiB of memory .*, and 3\.8 MiB are free: .*x\.npz"
+    ):
+        Arrays(path=str(path)).load()

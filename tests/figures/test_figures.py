@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib import colormaps
 from PIL import Image
 
-from unmask.errors import ConfigError, DataError, DiskError
+from unmask.errors import ConfigError, DiskError, NonFiniteError
 from unmask.figures import images as figures
 from unmask.figures.images import (
     draw_decode_frames,
@@ -88,7 +88,7 @@ def test_grid_names_what_is_wrong():
         draw_grid(images, 0)
     with pytest.raises(ConfigError, match="1 labels for 2 images"):
         draw_grid(images, 1, labels=["one"])
-    with pytest.raises(DataError, match="32 pixels are not finite"):
+    with pytest.raises(NonFiniteError, match="32 pixels are not finite"):
         draw_grid(images * float("nan"), 1)
 
 

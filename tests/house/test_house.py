@@ -596,7 +596,7 @@ FIXED_NAMES = {
     "guided", "guided_with_memory", "ratios", "ratios_from_counts", "seeded", "at", "recipe", "main",
     # names that torch, Python or the Hugging Face libraries give
     "forward", "backward", "step", "parameters", "named_parameters", "autocast", "barrier", "from_pretrained",
-    "from_json", "redirect_request", "pass_gradient_through",
+    "from_json", "redirect_request", "pass_gradient_through", "flush",
 }  # fmt: skip
 
 

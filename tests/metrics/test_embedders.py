@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unmask.errors import CheckpointError, ConfigError, DataError
+from unmask.errors import CheckpointError, ConfigError, NonFiniteError
 from unmask.figures.images import _convert_pixels
 from unmask.metrics import embedders
 from unmask.metrics.embedders import (
@@ -92,7 +92,7 @@ def test_pixels_are_those_of_the_saved_png(small, tmp_path):
 def test_pixels_of_what_is_not_finite_are_refused():
     images = normal(1, 3, 1, 8, 8)
     images[1, 0, 2, 3], images[2, 0, 0, 0] = torch.nan, torch.inf
-    with pytest.raises(DataError, match="2 of 3 images"):
+    with pytest.raises(NonFiniteError, match="2 of 3 images"):
         convert_to_pixels(images)
 
 

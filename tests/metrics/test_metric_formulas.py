@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.signal import convolve2d
 from torch import nn
 
-from unmask.errors import ConfigError, DataError
+from unmask.errors import ConfigError, DataError, NonFiniteError
 from unmask.metrics.classes import compute_inception_score
 from unmask.metrics.kernel import compute_kernel_distance, compute_unbiased_mmd
 from unmask.metrics.manifold import compute_prdc
@@ -105,7 +105,7 @@ def test_prdc_names_what_is_wrong():
         compute_prdc(points, points, k_density=0)
     with pytest.raises(ConfigError, match="block 0"):
         compute_prdc(points, points, block=0)
-    with pytest.raises(DataError, match="6 of 6 feature vectors"):
+    with pytest.raises(NonFiniteError, match="6 of 6 feature vectors"):
         compute_prdc(points, points / 0)
 
 
@@ -177,7 +177,7 @@ def test_kernel_distance_names_what_is_wrong():
         compute_unbiased_mmd(points[:1], points)
     with pytest.raises(ConfigError, match="block 0"):
         compute_unbiased_mmd(points, points, 0)
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(NonFiniteError, match="not finite"):
         compute_unbiased_mmd(points, points / 0)
 
 

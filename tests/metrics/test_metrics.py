@@ -13,7 +13,7 @@ from scipy.linalg import sqrtm
 from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 
-from unmask.errors import CheckpointError, ConfigError, DataError
+from unmask.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from unmask.metrics.features import (
     Classifier,
     ClassifierConfig,
@@ -100,13 +100,13 @@ def test_frechet_sees_a_change_of_mean_spread_and_correlation():
 def test_frechet_names_what_is_wrong():
     with pytest.raises(ConfigError, match=r"at least 2.*got 1"):
         fit_gaussian(torch.zeros(1, 4))
-    with pytest.raises(DataError, match=r"1 of 3 .*first row 1"):
+    with pytest.raises(NonFiniteError, match=r"1 of 3 .*first row 1"):
         fit_gaussian(torch.tensor([[0.0, 1.0], [math.nan, 0.0], [1.0, 1.0]]))
     with pytest.raises(ConfigError, match="3 and 4 dimensions"):
         compute_frechet_distance(diagonal([0.0] * 3, [1.0] * 3), diagonal([0.0] * 4, [1.0] * 4))
     with pytest.raises(ConfigError, match="got 1"):
         Gaussian(mean=torch.zeros(2).double(), covariance=torch.eye(2).double(), count=1)
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(NonFiniteError, match="not finite"):
         diagonal([math.inf, 0.0], [1.0, 1.0])
 
 

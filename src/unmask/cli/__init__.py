@@ -1,16 +1,19 @@
 """The command line: `unmask <command> ...`. Each command reads its flags, calls one function, and says what it made.
 
 Errors a user can act on are one line and an exit code: 2 wrong flag or field, 3 data, 4 checkpoint or run folder,
-5 non-finite loss, 6 disk, 85 stopped by a signal after saving.
+5 a number that is not finite, 6 disk, 7 memory, 8 another process of torchrun, 85 stopped by a signal after saving, and
+128 plus the number of a signal that stopped anything else: 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM; 141 is a reader of the
+output that left.
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 
 from unmask.cli.editing import run_inpaint
+from unmask.cli.ending import finish_in_one_line
 from unmask.cli.evaluating import run_evaluate_inpaint, run_evaluate_tokenizer
 from unmask.cli.networks import run_train_features
+from unmask.cli.parsing import check_text
 from unmask.cli.published import list_models, run_convert, run_export, run_fetch
 from unmask.cli.sampling import run_evaluate, run_sample
 from unmask.cli.schedule import run_schedule
@@ -20,7 +23,7 @@ from unmask.cli.text import run_evaluate_text, run_generate, run_infill, run_tok
 from unmask.cli.tokenizers import run_tokenize, run_train_tokenizer
 from unmask.cli.training import run_demo, run_train
 from unmask.decoding.names import suggest_nearest
-from unmask.errors import ConfigError, UnmaskError
+from unmask.errors import ConfigError
 from unmask.runtime.distributed import check_alone
 from unmask.runtime.memory import keep_freed_memory
 
@@ -56,16 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     keep_freed_memory()
-    try:
+    with finish_in_one_line(arguments[0] if arguments else ""):
         _dispatch(arguments)
-    except UnmaskError as error:
-        print(f"unmask: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("unmask: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -74,6 +69,7 @@ def _dispatch(arguments: list[str]) -> None:
         for name, run in COMMANDS.items():
             print(f"  {name:18s} {(run.__doc__ or '').splitlines()[0]}")
         return
+    check_text(arguments)
     name, *rest = arguments
     if name not in COMMANDS:
         raise ConfigError(f"no command {name}{suggest_nearest(name, COMMANDS)}")

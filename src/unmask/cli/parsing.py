@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import tyro
 
-from unmask.errors import ConfigError, DiskError
+from unmask.errors import ConfigError, DiskError, describe_os_error
+from unmask.storage.files import escape_line
 
 T = TypeVar("T")
 
@@ -69,5 +70,16 @@ def catch_disk_errors(where: Path) -> Iterator[None]:
     except BrokenPipeError:
         raise  # the reader of our output has left: no disk is at fault
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise DiskError(f"{error.filename or where}: {reason}; what was written before is kept") from error
+        raise DiskError(describe_disk_error(error, where)) from error
+
+
+def describe_disk_error(error: OSError, where: Path | str) -> str:
+    """Return the line for an error of a file, or of the disk where the error names no file."""
+    return f"{error.filename or where}: {describe_os_error(error)}; what was written before is kept"
+
+
+def check_text(arguments: list[str]) -> None:
+    """Raise ConfigError for an argument that is not UTF-8: its path could be neither printed nor stored."""
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise ConfigError(f"{escape_line(argument)}: this is not UTF-8; rename the file or the folder")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unmask.data.pixels import BadImage
 from unmask.data.pixels.decode import FORMATS, IMAGE_DAMAGE, MAX_PIXELS, decode_image
-from unmask.errors import DataError
+from unmask.errors import DataError, describe_os_error
 from unmask.storage.files import escape_line
 
 
@@ -71,7 +71,7 @@ def open_image(path: str | Path, *, most: int = MAX_PIXELS, alpha: bool = False)
         with open(path, "rb") as file:
             return decode_bytes(file, str(path), most=most, alpha=alpha)
     except OSError as error:
-        return Unreadable(str(path), error.strerror or str(error))
+        return Unreadable(str(path), describe_os_error(error))
     except ValueError as error:  # a name with a null character
         return Unreadable(str(path), str(error))
 
@@ -89,7 +89,7 @@ def decode_bytes(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return Unreadable(name, f"more than {most} pixels: shrink it first")
     except IMAGE_DAMAGE as error:
-        known = error.strerror if isinstance(error, OSError) and error.strerror else None
+        known = describe_os_error(error) if isinstance(error, OSError) and error.strerror else None
         return Unreadable(name, known or f"damaged ({str(error) or type(error).__name__})")
 
 

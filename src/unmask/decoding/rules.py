@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from unmask.errors import FACTORS, SIDES, check_ranges
 from unmask.method.rand import Rand
 from unmask.method.sampling.priorities import Canvas, Confidence, Logits, Mask, PriorityScore, compute_halton_order
 
@@ -21,6 +22,7 @@ class StepConfidence:
 
     def __post_init__(self) -> None:
         _check_noises(self, self.noises)
+        check_ranges(self, {"noises": FACTORS})
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         return Confidence(_get_noise(self.noises, t))(logits, sample, masked=masked, t=0.0, rand=rand)
@@ -63,6 +65,7 @@ class DrawnLogit:
 
     def __post_init__(self) -> None:
         _check_noises(self, self.noises)
+        check_ranges(self, {"noises": FACTORS})
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         drawn = logits.gather(-1, sample[..., None])[..., 0]
@@ -91,6 +94,7 @@ class RolledHalton:
     def __post_init__(self) -> None:
         if not (1 <= len(self.grid) <= 3 and min(self.grid) >= 1):
             raise ValueError(f"RolledHalton(grid={self.grid}): give one to three axes of at least one cell")
+        check_ranges(self, {"grid": SIDES})
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         order, cells = compute_halton_order(self.grid), sample.shape[1]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unmask.decoding import counts
 from unmask.decoding.rules import DrawnLogit, RolledHalton, StepConfidence
-from unmask.errors import ConfigError
+from unmask.errors import FACTORS, ConfigError, check_ranges
 from unmask.method.critic import CriticScore
 from unmask.method.guidance import Condition, CosineRamp, Interval, LinearRamp, Predict
 from unmask.method.models.protocol import Generator
@@ -42,6 +42,9 @@ class FromCritic:
 
     noise: float = 1.0
     """Factor of the noise, as in `critic.CriticScore`."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"noise": FACTORS})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +126,7 @@ class Sampling:
         if isinstance(self.temperature, tuple) and len(many) != self.steps:
             raise ValueError(f"sampling: {len(many)} temperatures for {self.steps} steps: give one, or one per step")
         self._check_sampler()
+        check_ranges(self, {"temperature": FACTORS, "top_k": (1, 1 << 31), "block": (0, 1 << 31)})
 
     def _check_sampler(self) -> None:
         """Raise ValueError for fields that do not work together."""

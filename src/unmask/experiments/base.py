@@ -25,6 +25,7 @@ from unmask.data.tokens import Batches, Tokens
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.finetune import start_from
+from unmask.experiments.preflight import check_ranks
 from unmask.method.critic import WithCritic
 from unmask.method.masking import ABSENT
 from unmask.method.models.protocol import Generator
@@ -124,6 +125,7 @@ def run_experiment(experiment: Ready, folder: Path, world: World, start: OpenedM
     `start` is the model to start from, unless there is a checkpoint.
     Raises the errors of `train`, and CheckpointError if the folder is in use or holds another experiment.
     """
+    check_ranks(experiment.recipe, experiment.fingerprint, world)
     core, notes = build_start(experiment, folder, start)
     if world.is_main:
         with lock(folder):

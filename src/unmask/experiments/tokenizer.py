@@ -16,6 +16,7 @@ from unmask.data.pictures import Split
 from unmask.data.tokens import Batches
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.base import claim_run
+from unmask.experiments.preflight import check_ranks
 from unmask.figures.images import choose_scale, draw_triptych
 from unmask.metrics.features import Classifier, ClassifierConfig
 from unmask.metrics.in_domain import prepare_classifier_features
@@ -95,6 +96,7 @@ def build_networks(recipe: TokenizerRecipe) -> tuple[Autoencoder, nn.Sequential]
 
 def run_tokenizer(experiment: TokenizerExperiment, folder: Path, world: World) -> None:
     """Train in `folder`, from its newest checkpoint on, and leave config.json and model.safetensors there."""
+    check_ranks(experiment.recipe, experiment.fingerprint, world)
     if world.is_main:
         with lock(folder):
             notes = claim_run(experiment.recipe, folder, experiment.fingerprint, experiment.policy)

@@ -24,6 +24,7 @@ from unmask.experiments.from_pictures import (
     tokenize_given,
     use_tokenized,
 )
+from unmask.experiments.preflight import check_room
 from unmask.metrics.features import ClassifierConfig
 from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes.reading import KIND_TITLES, has_config, read_config
@@ -115,6 +116,7 @@ def run_recipe(
 ) -> None:
     """Prepare the data of a recipe and train it; the main process downloads and caches first."""
     recipe = keep_arrangement(recipe, run)
+    check_room(recipe, run, here)
     if here.is_main:
         fetch_start(recipe, run, here, start, num_classes, policy, say)
     if isinstance(recipe, Recipe) and has_given_images(recipe):
@@ -254,6 +256,7 @@ def train_tokenizer(
     check_run(run, recipe, overwrite=overwrite)
     recipe, policy = keep_arrangement(recipe, run), DataPolicy(accept=accept_data, verify=verify_data)
     with join_world(None if device == "auto" else device) as here:
+        check_room(recipe, run, here)
         for turn in (True, False):
             if here.is_main == turn:
                 ready = prepare_tokenizer_data(recipe, policy=policy, shown=here.is_main, say=say)

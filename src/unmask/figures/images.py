@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from unmask.errors import ConfigError, DataError, DiskError
+from unmask.errors import ConfigError, DiskError, NonFiniteError, describe_os_error
 from unmask.storage.files import write_bytes
 from unmask.storage.outputs import MARK
 
@@ -47,7 +47,7 @@ def draw_grid(
 
     Raises:
         ConfigError: If the arguments do not fit the images.
-        DataError: If a pixel is not finite.
+        NonFiniteError: If a pixel is not finite.
     """
     return _tile(_convert_pixels(images), columns, scale, gap, labels)
 
@@ -57,8 +57,8 @@ def _convert_pixels(images: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w 3"
     if len(images) == 0 or images.shape[1] not in (1, 3):
         raise ConfigError(f"a picture needs at least 1 image of 1 or 3 channels, got shape {tuple(images.shape)}")
     if not images.isfinite().all():
-        raise DataError(
-            f"{int((~images.isfinite()).sum())} pixels are not finite; check the decoder that made the images"
+        raise NonFiniteError(
+            f"{int((~images.isfinite()).sum())} pixels are not finite; check the weights of the tokenizer"
         )
     rgb = images.detach().cpu().float().expand(-1, 3, -1, -1)
     return ((rgb + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
@@ -350,7 +350,9 @@ def _write_bytes(data: bytes, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(data, path, durable=False)
     except OSError as error:
-        raise DiskError(f"{path} could not be written ({error.strerror}); check space and permissions") from error
+        raise DiskError(
+            f"{path} could not be written ({describe_os_error(error)}); check space and permissions"
+        ) from error
 
 
 def choose_scale(images: Float[Tensor, "n c h w"]) -> int:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unmask.errors import FACTORS, check_ranges
 from unmask.method.guidance import Condition, ConditionalModel
 from unmask.method.masking import ABSENT
 from unmask.method.objectives import Loss, MaskedBatch, MaskedDiffusion, MaskGIT, Model, check_shares, compute_loss
@@ -40,6 +41,7 @@ class WithCritic:
             raise ValueError(
                 f"WithCritic(weight={self.weight}): must be positive and finite; to train no critic, use the generator"
             )
+        check_ranges(self, {"weight": FACTORS})
 
     def __call__(
         self, model: Model, tokens: Int[Tensor, "b l"], condition: Condition, *, mask_id: int, rand: Rand

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unmask.errors import FACTORS, check_ranges
+
 NULL = -1
 """The class id for "no condition"; every class embedding has a row for it."""
 
@@ -42,6 +44,7 @@ class LinearRamp:
 
     def __post_init__(self) -> None:
         _check_finite(self, self.scale, self.start)
+        check_ranges(self, {"scale": (-1e9, 1e9), "start": (-1e9, 1e9)})
 
     def __call__(self, t: float) -> float:
         return self.start + (self.scale - self.start) * t
@@ -60,6 +63,7 @@ class CosineRamp:
         _check_finite(self, self.scale, self.power)
         if self.power <= 0:
             raise ValueError(f"{self}: power must be positive; 1 is the cosine ramp")
+        check_ranges(self, {"scale": (-1e9, 1e9), "power": FACTORS})
 
     def __call__(self, t: float) -> float:
         return 1 + (self.scale - 1) * (1 - math.cos(math.pi * t**self.power)) / 2
@@ -80,6 +84,7 @@ class Interval:
         _check_finite(self, self.scale)
         if not 0 <= self.low <= self.high <= 1:
             raise ValueError(f"Interval(low={self.low}, high={self.high}): must satisfy 0 <= low <= high <= 1")
+        check_ranges(self, {"scale": (-1e9, 1e9)})
 
     def __call__(self, t: float) -> float:
         return self.scale if self.low <= t <= self.high else 1.0

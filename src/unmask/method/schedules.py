@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unmask.errors import FACTORS, check_ranges
+
 Schedule = Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]
 
 
@@ -40,6 +42,7 @@ class Power:
             raise ValueError(
                 f"Power(exponent={self.exponent}): the exponent must be positive; 1 is the linear schedule"
             )
+        check_ranges(self, {"exponent": FACTORS})
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         return 1 - _time(t) ** self.exponent
@@ -62,6 +65,7 @@ class Log:
 
     def __post_init__(self) -> None:
         check_at_least("Log", {"tokens": self.tokens}, least=2)
+        check_ranges(self, {"tokens": (2, 1 << 31)})
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         return (-torch.log2(_time(t)) / math.log2(self.tokens)).clamp(0, 1)
@@ -76,6 +80,7 @@ class Exp:
 
     def __post_init__(self) -> None:
         check_at_least("Exp", {"tokens": self.tokens}, least=2)
+        check_ranges(self, {"tokens": (2, 1 << 31)})
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         t = _time(t)
@@ -96,6 +101,7 @@ class Sigmoid:
     def __post_init__(self) -> None:
         if not (self.start < self.end and self.temperature > 0):
             raise ValueError(f"{self}: start must be below end and temperature positive, as in Sigmoid(-3, 3, 1)")
+        check_ranges(self, {"start": (-1e3, 1e3), "end": (-1e3, 1e3), "temperature": FACTORS})
 
     def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         at = _time(t) * (self.end - self.start) + self.start

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 
-from unmask.errors import CheckpointError, ConfigError, DataError
+from unmask.errors import CheckpointError, ConfigError, NonFiniteError
 from unmask.metrics.features import Classifier, embed, hash_network
 from unmask.metrics.inception import CleanResize, Inception, PlainResize
 from unmask.storage.files import escape_line, hash_file
@@ -93,10 +93,12 @@ def embed_all(
 
 
 def convert_to_pixels(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
-    """Round [-1, 1] to the 0..255 of an image file. Clip values outside; raise DataError if any is not finite."""
+    """Round [-1, 1] to the 0..255 of an image file. Clip values outside; raise NonFiniteError if any is not finite."""
     bad = ~images.isfinite().flatten(1).all(dim=1)
     if bad.any():
-        raise DataError(f"{int(bad.sum())} of {len(images)} images are not finite; check the decoder that made them")
+        raise NonFiniteError(
+            f"{int(bad.sum())} of {len(images)} images are not finite; check the weights of their tokenizer"
+        )
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

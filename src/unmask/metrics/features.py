@@ -17,7 +17,16 @@ from jaxtyping import Float, Float64, Int, UInt8
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from unmask.errors import CheckpointError, ConfigError
+from unmask.errors import (
+    BATCH_SIZES,
+    CLASS_COUNTS,
+    SEEDS,
+    STEP_COUNTS,
+    WIDTHS,
+    CheckpointError,
+    ConfigError,
+    check_ranges,
+)
 from unmask.runtime.distributed import Precision, World, autocast
 from unmask.runtime.progress import Progress
 from unmask.storage.weights import read_sealed, write_sealed
@@ -67,6 +76,19 @@ class ClassifierConfig:
             raise ConfigError(f"num_classes must be at least 2, got {self.num_classes}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ConfigError(f"learning_rate must be positive and finite, got {self.learning_rate}; try 2e-3")
+        check_ranges(
+            self,
+            {
+                "channels": (1, 64),
+                "num_classes": CLASS_COUNTS,
+                "width": WIDTHS,
+                "features": WIDTHS,
+                "steps": STEP_COUNTS,
+                "batch_size": BATCH_SIZES,
+                "learning_rate": (0, 1e3),
+                "seed": SEEDS,
+            },
+        )
 
 
 def _build_stage(dim_in: int, dim_out: int, stride: int) -> nn.Sequential:

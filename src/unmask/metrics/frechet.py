@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from unmask.errors import ConfigError, DataError
+from unmask.errors import ConfigError, NonFiniteError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Gaussian:
         if self.count < 2:
             raise ConfigError(f"a covariance needs at least 2 feature vectors, got {self.count}; use more samples")
         if not (self.mean.isfinite().all() and self.covariance.isfinite().all()):
-            raise DataError("mean or covariance is not finite; look for NaN or overflow in the features")
+            raise NonFiniteError("mean or covariance is not finite; look for NaN or overflow in the features")
 
 
 def fit_gaussian(features: Float[Tensor, "n d"]) -> Gaussian:
@@ -37,7 +37,7 @@ def fit_gaussian(features: Float[Tensor, "n d"]) -> Gaussian:
 
     Raises:
         ConfigError: If there are fewer than 2 rows.
-        DataError: If a value is not finite.
+        NonFiniteError: If a value is not finite.
     """
     count = len(features)
     if count < 2:
@@ -50,11 +50,11 @@ def fit_gaussian(features: Float[Tensor, "n d"]) -> Gaussian:
 
 
 def check_finite(features: Float[Tensor, "n d"]) -> None:
-    """Raise DataError that names the first row with a NaN or an infinity, if there is one."""
+    """Raise NonFiniteError that names the first row with a NaN or an infinity, if there is one."""
     bad = ~features.isfinite().all(dim=1)
     if bad.any():
         found = f"{int(bad.sum())} of {len(features)} feature vectors are not finite"
-        raise DataError(f"{found}, first row {int(bad.nonzero()[0])}; check the image it came from")
+        raise NonFiniteError(f"{found}, first row {int(bad.nonzero()[0])}; check the image it came from")
 
 
 def compute_frechet_distance(a: Gaussian, b: Gaussian) -> float:

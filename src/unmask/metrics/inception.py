@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from unmask.errors import CheckpointError, ConfigError, DiskError
+from unmask.errors import CheckpointError, ConfigError, DiskError, describe_os_error
 from unmask.runtime.progress import Progress
 from unmask.storage.cache import fetch_first, find_cache_dir, save_cached
 from unmask.storage.files import escape_line
@@ -229,7 +229,7 @@ def find_inception_weights(progress: Progress | None = None) -> Path:
     try:
         save_cached(path, body)
     except OSError as error:
-        raise DiskError(f"{escape_line(str(path))}: {error.strerror or error}; or set UNMASK_CACHE") from error
+        raise DiskError(f"{escape_line(str(path))}: {describe_os_error(error)}; or set UNMASK_CACHE") from error
     return path
 
 

@@ -17,7 +17,17 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from unmask.data.tokens import Batches, Tokens
-from unmask.errors import CheckpointError, ConfigError, DataError
+from unmask.errors import (
+    BATCH_SIZES,
+    DEPTHS,
+    SEEDS,
+    STEP_COUNTS,
+    WIDTHS,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    check_ranges,
+)
 from unmask.runtime.progress import Progress
 from unmask.storage.weights import read_sealed, write_sealed
 from unmask.training.optim import AdamW, CosineDecay, set_learning_rate
@@ -50,6 +60,18 @@ class JudgeConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ConfigError(f"learning_rate must be positive and finite, got {self.learning_rate}; try 6e-3")
+        check_ranges(
+            self,
+            {
+                "dim": WIDTHS,
+                "depth": DEPTHS,
+                "steps": STEP_COUNTS,
+                "batch_size": BATCH_SIZES,
+                "context": (1, 1 << 24),
+                "learning_rate": (0, 1e3),
+                "seed": SEEDS,
+            },
+        )
 
 
 class Judge(nn.Module):

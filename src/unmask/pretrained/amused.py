@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from unmask.errors import DEPTHS, WIDTHS, check_ranges
 from unmask.pretrained.amused_blocks import AmusedLayer, ConvBlock, Resize, make_linear, make_norm
 from unmask.pretrained.generators import GridGenerator
 from unmask.pretrained.ids import check_rows
@@ -64,6 +65,22 @@ class Amused:
             )
         if self.micro_dim % 2:
             raise ValueError(f"Amused(micro_dim={self.micro_dim}): must be even, half cosines and half sines")
+        check_ranges(
+            self,
+            {
+                "dim": WIDTHS,
+                "depth": DEPTHS,
+                "heads": DEPTHS,
+                "mlp_dim": WIDTHS,
+                "block_dim": WIDTHS,
+                "blocks": DEPTHS,
+                "block_heads": DEPTHS,
+                "text_dim": WIDTHS,
+                "pooled_dim": WIDTHS,
+                "micro_dim": WIDTHS,
+                "spare": (0, 1 << 24),
+            },
+        )
 
     def build(self, vocab_size: int, grid: tuple[int, ...]) -> "UVit2D":
         """Build the network with random weights."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unmask.errors import CheckpointError, ConfigError, DiskError
+from unmask.errors import CheckpointError, ConfigError, DiskError, describe_os_error
 from unmask.pretrained.conversion import convert_tensors
 from unmask.storage.config import from_json, load_json, to_json, write_json
 from unmask.storage.files import escape_line, write_text
@@ -153,7 +153,9 @@ def write_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
         (folder / OLDER_SPECIAL_TOKENS).unlink(missing_ok=True)  # it would take precedence
         write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in vocabulary.merges), merges)
     except OSError as error:
-        raise DiskError(f"cannot write {merges}: {error.strerror}; free or repair the disk, then try again") from error
+        raise DiskError(
+            f"cannot write {merges}: {describe_os_error(error)}; free or repair the disk, then try again"
+        ) from error
 
 
 def build_skeleton(sizes: TextSizes) -> nn.Module:
@@ -206,7 +208,7 @@ def _read_merges(path: Path, ids: dict[str, int]) -> tuple[tuple[str, str], ...]
             data = file.read(MAX_VOCABULARY_BYTES + 1)
         lines = data.decode().replace("\r\n", "\n").split("\n")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(f"cannot read {path}: {describe_os_error(error)}") from error
     if len(data) > MAX_VOCABULARY_BYTES:
         raise ConfigError(f"{path} is longer than {MAX_VOCABULARY_BYTES} bytes")
     merges = []

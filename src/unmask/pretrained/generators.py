@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from unmask.errors import CLASS_COUNTS, DEPTHS, WIDTHS, check_ranges
 from unmask.method.models.conditioning import ClassEmbedding
 from unmask.method.models.protocol import HasClasses
 from unmask.pretrained.ids import check_class_labels, check_rows
@@ -29,6 +30,9 @@ class GeneratorSizes:
     def __post_init__(self) -> None:
         if min(self.dim, self.depth, self.heads, self.mlp_dim, self.num_classes) < 1 or self.dim % self.heads:
             raise ValueError(f"{self}: all must be at least 1, and dim must be a multiple of heads")
+        check_ranges(
+            self, {"dim": WIDTHS, "depth": DEPTHS, "heads": DEPTHS, "mlp_dim": WIDTHS, "num_classes": CLASS_COUNTS}
+        )
 
     @property
     def has_null_class(self) -> bool:

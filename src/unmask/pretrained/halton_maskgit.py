@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from unmask.errors import CLASS_COUNTS, DEPTHS, WIDTHS, check_ranges
 from unmask.method.models.layers import attend
 from unmask.pretrained.generators import ClassGenerator
 
@@ -37,6 +38,9 @@ class HaltonMaskGIT:
     def __post_init__(self) -> None:
         if min(self.dim, self.depth, self.heads, self.hidden, self.num_classes) < 1 or self.heads > self.dim:
             raise ValueError(f"{self}: all must be at least 1, and dim must be at least heads")
+        check_ranges(
+            self, {"dim": WIDTHS, "depth": DEPTHS, "heads": DEPTHS, "hidden": WIDTHS, "num_classes": CLASS_COUNTS}
+        )
 
     def build(self, vocab_size: int, grid: tuple[int, ...]) -> "HaltonTransformer":
         """Build the network with random weights."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unmask.errors import DEPTHS, SIDES, WIDTHS, check_ranges
 from unmask.tokenizers.base import count_images_at_once, decode_in_parts, encode_in_parts
 from unmask.tokenizers.quantizers import disable_autocast
 from unmask.tokenizers.vqgan import upsample
@@ -47,6 +48,17 @@ class MaskGITVQGAN:
                 f"MaskGITVQGAN(size={self.size}): must be a multiple of {self.factor}: each of the "
                 f"{len(self.multipliers)} levels except one halves height and width"
             )
+        check_ranges(
+            self,
+            {
+                "size": SIDES,
+                "width": WIDTHS,
+                "multipliers": DEPTHS,
+                "blocks": (1, 64),
+                "codes": (1, 1 << 24),
+                "dim": WIDTHS,
+            },
+        )
 
     @property
     def factor(self) -> int:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unmask.errors import DEPTHS, SIDES, WIDTHS, check_ranges
 from unmask.pretrained.generators import widen
 from unmask.pretrained.maskgit_vqgan import MaskGITDecoder, MaskGITVQGAN, rename_layer
 from unmask.pretrained.vit import ViTBlock
@@ -44,6 +45,17 @@ class TiTok:
         counts = (self.num_latents, self.width, self.depth, self.heads, self.vocab_size, self.token_dim)
         if min(counts) < 1 or self.width % self.heads:
             raise ValueError(f"{self}: counts must be at least 1, and width must be a multiple of heads")
+        check_ranges(
+            self,
+            {
+                "num_latents": SIDES,
+                "width": WIDTHS,
+                "depth": DEPTHS,
+                "heads": DEPTHS,
+                "vocab_size": (1, 1 << 24),
+                "token_dim": WIDTHS,
+            },
+        )
 
     @property
     def grid(self) -> tuple[int]:

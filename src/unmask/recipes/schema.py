@@ -48,6 +48,7 @@ class Recipe(ModelSpec):
     """A run, an export, one of unmask models or hf-hub:OWNER/NAME to start from; "" must be replaced by --init."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_parts(self.objective, self.model, self.sampling)
 
     @property

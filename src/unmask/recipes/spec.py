@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from unmask.decoding.sampling import Sampling
+from unmask.errors import CLASS_COUNTS, check_ranges
 from unmask.method.models.transformer import TransformerConfig
 from unmask.pretrained.networks import AnyGeneratorConfig, LearnedConfig
 from unmask.tokenizers.pixels import Pixels
@@ -36,6 +37,9 @@ class ModelSpec:
     """Fingerprint of a learned tokenizer, filled in from the data."""
     trained_on: Annotated[str | None, tyro.conf.Suppress] = None
     """A sentence on the training data, filled in from the data. It holds no path."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"empty_classes": CLASS_COUNTS})
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -78,6 +82,7 @@ class TextModelSpec:
             raise ValueError("packing documents: rows end early, so --model.padded is needed")
         if self.model.num_classes:
             raise ValueError(f"model.num_classes {self.model.num_classes}: text has no classes; leave it at 0")
+        check_ranges(self, {"documents": (0, 1 << 62)})
 
     @property
     def grid(self) -> tuple[int, ...]:

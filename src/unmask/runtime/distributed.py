@@ -4,12 +4,16 @@ The model is written for one device; `distribute` applies parallelism from outsi
 `backward`, the gradients times `get_gradient_factor` are those of the *sum* of the losses over all ranks.
 """
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -19,14 +23,19 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, RankError
+from unmask.runtime.heartbeat import Heartbeat, read_patience
 from unmask.runtime.kernels import choose_dtype
 
 Strategy = Literal["auto", "none", "ddp", "fsdp"]
 Precision = Literal["auto", "fp32", "bf16"]
 
-RANK_TIMEOUT = timedelta(hours=4)
-"""Time that ranks wait for the main one, which may download files or train a classifier."""
+PREPARATION_TIMEOUT = timedelta(hours=4)
+"""Time that ranks wait at a barrier for the main one, which may download files or train a classifier."""
+STEP_PATIENCE = 6
+"""Time that a collective operation of a training may take, in patiences of the heartbeat (`runtime/heartbeat.py`)."""
+
+_LOST_CONTACT = re.compile(r"(?i)gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out")
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class World:
     """Number of processes."""
     device: torch.device
     """The device on which this process computes."""
+    patient: dist.ProcessGroup | None = None
+    """The group that waits for hours, for barriers and small messages between CPUs."""
 
     @property
     def is_main(self) -> bool:
@@ -68,11 +79,48 @@ def join_world(device: str | None = None) -> Iterator[World]:
     if here.type == "cuda":
         torch.cuda.set_device(here)
     backend, device_id = ("nccl", here) if here.type == "cuda" else ("gloo", None)
-    dist.init_process_group(backend, device_id=device_id, timeout=RANK_TIMEOUT)
+    patience = read_patience()
+    dist.init_process_group(backend, device_id=device_id, timeout=timedelta(seconds=STEP_PATIENCE * patience))
+    rank = dist.get_rank()
+    # A connection of its own, for another thread.
+    store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+    store.set_timeout(timedelta(seconds=patience))
+    heartbeat = Heartbeat(store, rank, size, patience, _end_at_once)
+    heartbeat.start()
     try:
-        yield World(dist.get_rank(), size, here)
+        yield World(rank, size, here, dist.new_group(backend="gloo", timeout=PREPARATION_TIMEOUT))
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not _LOST_CONTACT.search(str(error)):
+            raise
+        raise RankError(
+            f"rank {rank} lost contact with another rank, whose own message says why; without one it was killed (out "
+            "of memory?) or its machine is down; run the same command again to continue",
+            is_consequence=True,
+        ) from error
     finally:
+        heartbeat.stop()
         dist.destroy_process_group()
+
+
+def _end_at_once(line: str) -> NoReturn:
+    """End this process from another thread, while the main thread may wait for ever for a rank."""
+    record_cause(f"unmask: {line}")
+    with suppress(OSError):
+        os.write(2, f"unmask: {line}\n".encode())
+    os._exit(RankError.exit_code)
+
+
+def record_cause(line: str, *, is_consequence: bool = False) -> None:
+    """Leave a line for torchrun, which prints the first cause of all ranks last; without torchrun do nothing.
+
+    A consequence of what another rank did is dated later, so that it is not taken for the cause.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    stamp = int(time.time()) + 3600 * is_consequence
+    with suppress(OSError), open(path, "w", encoding="utf-8") as file:
+        json.dump({"message": {"message": line, "extraInfo": {"timestamp": str(stamp)}}}, file)
 
 
 def check_alone(command: str) -> None:
@@ -185,15 +233,70 @@ def reshard(model: nn.Module) -> None:
 def barrier(here: World) -> None:
     """Wait until every rank calls this."""
     if here.size > 1:
-        dist.barrier()
+        dist.barrier(here.patient)
 
 
 def broadcast_text(text: str, here: World) -> str:
     """Return the `text` of rank 0 on every rank, at most 256 bytes of it (sent as bytes; nothing is unpickled)."""
     if here.size == 1:
         return text
-    data = torch.zeros(256, dtype=torch.uint8, device=here.device)
+    data = torch.zeros(256, dtype=torch.uint8, device=_choose_message_device(here))
     encoded = torch.tensor(list(text.encode()[:256]), dtype=torch.uint8)
-    data[: len(encoded)] = encoded.to(here.device)
-    dist.broadcast(data, 0)
+    data[: len(encoded)] = encoded.to(data.device)
+    dist.broadcast(data, 0, group=here.patient)
     return bytes(data.cpu().tolist()).rstrip(b"\0").decode()
+
+
+def check_agreement(facts: Mapping[str, str], here: World) -> None:
+    """Compare named facts, such as the recipe and a digest of the data, between all ranks.
+
+    Raises:
+        ConfigError: On every rank: the first fact that differs, and the ranks that differ from rank 0.
+    """
+    if here.size == 1:
+        return
+    names = ", ".join(facts)
+    for name, value in {"the names of the facts, so in the code": names, **facts}.items():
+        differing = _find_differing(value.encode(), here)
+        if differing:
+            shown = f"; rank {here.rank} has {value}" if len(value) <= 80 else ""
+            raise ConfigError(
+                f"{_name_ranks(differing)} and rank 0 differ in {name}{shown}: start all processes with the same "
+                "command, code and data"
+            )
+
+
+def check_equal_weights(tensors: Mapping[str, Tensor], step: int, here: World) -> None:
+    """Compare a checksum of the bits of all tensors between all ranks; a sharded one has no copy to compare with.
+
+    Raises:
+        RankError: On every rank: the ranks whose tensors differ from those of rank 0.
+    """
+    if here.size == 1:
+        return
+    whole = [x.detach() for x in tensors.values() if not isinstance(x, DTensor)]
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [x.reshape(-1).view(kinds[x.element_size()]).sum(dtype=torch.int64).to(here.device) for x in whole]
+    differing = _find_differing(str(torch.stack(sums).tolist() if sums else []).encode(), here)
+    if differing:
+        raise RankError(
+            f"after step {step} {_name_ranks(differing)} and rank 0 hold different weights, so nothing was saved: give "
+            "all the same kind of processor and version of torch, and test the memory of the machines"
+        )
+
+
+def _find_differing(data: bytes, here: World) -> list[int]:
+    """Return the ranks with other data than rank 0; only a hash is sent."""
+    table = torch.zeros(here.size, 32, dtype=torch.int64, device=_choose_message_device(here))
+    table[here.rank] = torch.tensor(list(hashlib.sha256(data).digest()), device=table.device)
+    dist.all_reduce(table, group=here.patient)
+    return [rank for rank, row in enumerate(table.tolist()) if row != table[0].tolist()]
+
+
+def _name_ranks(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
+
+
+def _choose_message_device(here: World) -> torch.device:
+    return here.device if here.patient is None else torch.device("cpu")

@@ -13,7 +13,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from unmask.errors import ConfigError, DiskError
+from unmask.errors import ConfigError, DiskError, describe_os_error
 from unmask.storage.files import write_text
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ def load_json(path: Path, max_bytes: int = 1 << 20) -> Any:
         with open(path, "rb") as file:
             text = file.read(max_bytes + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read {path}: {describe_os_error(error)}") from error
     if len(text) > max_bytes:
         raise ConfigError(f"{path} is longer than {max_bytes} bytes, so unmask did not write it; give another file")
     return _parse(text, str(path))
@@ -81,7 +81,7 @@ def write_json(path: Path, obj: Any) -> None:
         write_text(text, path)
     except OSError as error:
         raise DiskError(
-            f"cannot write {path}: {error.strerror}; an older file there is kept: free or repair the disk"
+            f"cannot write {path}: {describe_os_error(error)}; an older file there is kept: free or repair the disk"
         ) from error
 
 

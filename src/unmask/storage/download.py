@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
 
-from unmask.errors import CheckpointError, ConfigError, DiskError
+from unmask.errors import CheckpointError, ConfigError, DiskError, describe_os_error
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line, move_into_place
 from unmask.storage.https import READ_SIZE, Answer, Cut, Unavailable, get
@@ -121,7 +121,7 @@ def fetch_file(
             f"cannot download {path.name}: {escape_line(str(error))}; try again, {by_hand}"
         ) from error
     except OSError as error:
-        raise DiskError(f"{escape_line(str(path))}: {error.strerror or error}; or set UNMASK_CACHE") from error
+        raise DiskError(f"{escape_line(str(path))}: {describe_os_error(error)}; or set UNMASK_CACHE") from error
     return path
 
 

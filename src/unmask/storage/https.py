@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
+from unmask.errors import describe_os_error
+
 READ_SIZE = 1 << 18
 REDIRECTS = 5
 TIMEOUT = 30.0
@@ -60,7 +62,7 @@ class Answer:
                     raise Cut(f"the server sent {received} bytes in {WINDOW:.0f} s")
                 since, received = time.monotonic(), 0
         except (OSError, http.client.HTTPException) as error:
-            raise Cut(f"the connection ended: {_describe_error(error)}") from error
+            raise Cut(f"the connection ended: {describe_os_error(error)}") from error
 
 
 @contextmanager
@@ -115,13 +117,13 @@ def _request(url: str, headers: Mapping[str, str], loopback: bool) -> Iterator[h
     try:
         connection = _connect(parts, loopback)
     except (OSError, http.client.HTTPException) as error:
-        raise Unavailable(f"cannot reach {parts.hostname}: {_describe_error(error)}") from error
+        raise Unavailable(f"cannot reach {parts.hostname}: {describe_os_error(error)}") from error
     with closing(connection):
         try:
             response = _start_response(connection, parts, headers)
         except (OSError, http.client.HTTPException, ValueError) as error:
             kind = Unavailable if isinstance(error, ssl.SSLCertVerificationError) else Cut
-            raise kind(f"no answer from {parts.hostname}: {_describe_error(error)}") from error
+            raise kind(f"no answer from {parts.hostname}: {describe_os_error(error)}") from error
         with closing(response):
             yield response
 
@@ -217,7 +219,3 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     ip = getattr(ip, "ipv4_mapped", None) or ip
     return ip.is_global and not ip.is_multicast
-
-
-def _describe_error(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from unmask.errors import CheckpointError, DiskError
+from unmask.errors import CheckpointError, DiskError, describe_os_error
 from unmask.storage.files import is_process_dead, remove_temporary_files
 
 LOCK = ".lock"
@@ -65,7 +65,9 @@ def _open_lock_file(run: Path) -> int:
         run.mkdir(parents=True, exist_ok=True)
         return os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
-        raise DiskError(f"cannot write in {run}: {error.strerror}; choose a writable run directory") from error
+        raise DiskError(
+            f"cannot write in {run}: {describe_os_error(error)}; choose a writable run directory"
+        ) from error
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -74,7 +76,9 @@ def _try_lock(descriptor: int) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        raise DiskError(f"this file system cannot lock the run directory: {error.strerror}; use another one") from error
+        raise DiskError(
+            f"this file system cannot lock the run directory: {describe_os_error(error)}; use another one"
+        ) from error
     return True
 
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unmask.errors import FACTORS, WIDTHS, check_ranges
+
 Maps = Sequence[Float[Tensor, "b _ _ _"]]
 Stages = Callable[[Float[Tensor, "b c h w"]], Maps]
 """A frozen network: images in [-1, 1] to feature maps, fine to coarse; the loss is their squared distance."""
@@ -30,6 +32,7 @@ class PatchGAN:
     def __post_init__(self) -> None:
         if min(self.width, self.layers) < 1:
             raise ValueError(f"PatchGAN(width={self.width}, layers={self.layers}): must be at least 1")
+        check_ranges(self, {"width": WIDTHS, "layers": (1, 12)})
 
     @property
     def smallest(self) -> int:
@@ -73,6 +76,7 @@ class TokenizerLoss:
             )
         if not 0 <= self.start <= 1 or not self.ceiling > 0:
             raise ValueError(f"loss: start {self.start} must lie in [0, 1], and ceiling {self.ceiling} be positive")
+        check_ranges(self, {"pixel": FACTORS, "perceptual": FACTORS, "adversarial": FACTORS, "ceiling": FACTORS})
 
 
 def sum_image_means(x: Float[Tensor, "b *n"]) -> Float[Tensor, ""]:

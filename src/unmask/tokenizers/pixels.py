@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unmask.errors import ConfigError
+from unmask.errors import SIDES, WIDTHS, ConfigError, check_ranges
 
 MAX_PIXEL_VOCAB = 65_536
 SLACK = 1e-3  # how far beyond [-1, 1] rounding may carry a pixel before we call it an error
@@ -40,6 +40,7 @@ class Pixels:
                 f"{self.levels} levels ** {digits} pixels per patch is more than {MAX_PIXEL_VOCAB} tokens: lower patch "
                 f"(now {self.patch}), levels (now {self.levels}) or channels (now {self.channels})"
             )
+        check_ranges(self, {"size": SIDES, "channels": (1, 64), "patch": SIDES, "levels": WIDTHS})
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unmask.errors import FACTORS, WIDTHS, check_ranges
+
 MAX_VOCAB = 1 << 18
 MAX_LEVELS = 1000  # from 1001 on, the published margin of FSQ's bound (0.1%) reaches beyond the outermost level
 
@@ -133,6 +135,7 @@ class VQ:
             raise ValueError(f"VQ(vocab_size={self.vocab_size}, dim={self.dim}): 2 to {MAX_VOCAB} codes of 1 or more")
         if not 0 <= self.decay < 1 or self.commitment < 0 or self.revive < 0:
             raise ValueError(f"{self}: decay in [0, 1), commitment and revive at least 0 needed")
+        check_ranges(self, {"dim": WIDTHS, "commitment": FACTORS, "revive": FACTORS})
 
     def build(self) -> "Codebook":
         """Build the quantizer."""
@@ -244,6 +247,7 @@ class LFQ:
             raise ValueError(f"LFQ(bits={self.bits}): 1 to 18 bits, that is at most {MAX_VOCAB} codes")
         if min(self.entropy, self.diversity, self.commitment) < 0 or not self.sharpness > 0:
             raise ValueError(f"{self}: weights must be at least 0, and the sharpness positive")
+        check_ranges(self, {"entropy": FACTORS, "diversity": FACTORS, "commitment": FACTORS, "sharpness": FACTORS})
 
     @property
     def dim(self) -> int:

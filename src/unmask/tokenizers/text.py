@@ -18,12 +18,13 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt32
 from torch import Tensor
 
-from unmask.errors import ConfigError, DataError
+from unmask.errors import ConfigError, DataError, check_ranges
 from unmask.storage.config import load_json
 from unmask.storage.files import escape_line
 from unmask.tokenizers.bpe import END, Rules, read_rules, train_rules
 
 MAX_FILE = 1 << 26  # bytes
+MAX_CONTEXT = 1 << 20
 Ids = Sequence[int] | Int[np.ndarray, "l"] | Int[Tensor, "l"]
 Documents = Callable[[], Iterator[str]]
 
@@ -79,6 +80,7 @@ class BPE:
             raise ConfigError(f"vocab_size is {self.vocab_size}; 256 bytes and the end token need 257 or more")
         if self.rows < 0:
             raise ConfigError(f"rows is {self.rows}; give 0 for none, or at least the number of tokens")
+        check_ranges(self, {"vocab_size": (0, 1 << 24), "rows": (0, 1 << 24)})
 
 
 TextTokenizerConfig = Characters | Bytes | BPE
@@ -293,3 +295,5 @@ def _list_code_points(text: str) -> UInt32[np.ndarray, "l"]:
 def _check_context(context: int) -> None:
     if context < 1:
         raise ConfigError(f"context is {context}; a row holds at least 1 token")
+    if context > MAX_CONTEXT:
+        raise ConfigError(f"context is {context}; a row holds at most {MAX_CONTEXT:,} tokens")

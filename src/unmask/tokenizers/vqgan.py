@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unmask.errors import DEPTHS, SIDES, WIDTHS, check_ranges
 from unmask.tokenizers.base import count_images_at_once, decode_in_parts, encode_in_parts
 from unmask.tokenizers.quantizers import FSQ, LFQ, VQ, Quantized
 
@@ -58,6 +59,19 @@ class VQGAN:
                 f"VQGAN(size={self.size}): must be a multiple of {self.factor}, which is patch {self.patch} times "
                 f"2 for each of {len(self.multipliers)} levels but one"
             )
+        check_ranges(
+            self,
+            {
+                "size": SIDES,
+                "channels": (1, 64),
+                "patch": SIDES,
+                "width": WIDTHS,
+                "multipliers": DEPTHS,
+                "blocks": (1, 64),
+                "decoder_blocks": (1, 64),
+                "z_channels": WIDTHS,
+            },
+        )
         heights = [self.size[0] // self.patch >> i for i in range(len(self.multipliers))]
         if set(self.attention) - set(heights):
             raise ValueError(f"VQGAN(attention={self.attention}): the levels are {heights} cells high")

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unmask.errors import CheckpointError, ConfigError, DiskError, NonFiniteError
+from unmask.errors import CheckpointError, ConfigError, DiskError, NonFiniteError, describe_os_error
 from unmask.storage.config import dump_json
 from unmask.storage.files import sync
 from unmask.training.runfolder import (
@@ -89,7 +89,7 @@ def save_checkpoint(
         if is_main:
             _prune(final, token, keep)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = describe_os_error(error)
         raise DiskError(f"step {step} could not be saved in {root}: {reason}; {describe_kept(Path(root))}") from error
     finally:
         if is_main:

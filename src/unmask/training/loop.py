@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from unmask.errors import NonFiniteError
+from unmask.errors import BATCH_SIZES, SEEDS, STEP_COUNTS, NonFiniteError, check_ranges
 from unmask.method.guidance import Condition
 from unmask.method.objectives import Loss
 from unmask.method.rand import Rand
@@ -108,6 +108,18 @@ class TrainConfig:
             raise ValueError(
                 f"training: keep {self.keep} >= 2, clip {self.clip} > 0 and ema {self.ema} in [0, 1) needed"
             )
+        check_ranges(
+            self,
+            {
+                "steps": STEP_COUNTS,
+                "batch_size": BATCH_SIZES,
+                "seed": SEEDS,
+                "log_every": STEP_COUNTS,
+                "evaluate_every": STEP_COUNTS,
+                "save_every": STEP_COUNTS,
+                "keep": STEP_COUNTS,
+            },
+        )
 
 
 def train_model(

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unmask.errors import STEP_COUNTS, check_ranges
 from unmask.runtime.distributed import gather_full, get_local, shard_like
 from unmask.runtime.kernels import choose_dtype
 
@@ -35,6 +36,7 @@ class AdamW:
     def __post_init__(self) -> None:
         if not (self.learning_rate > 0 and 0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.weight_decay >= 0):
             raise ValueError(f"{self}: needs a positive learning rate, betas in [0, 1) and a weight decay >= 0")
+        check_ranges(self, {"learning_rate": (0, 1e3), "weight_decay": (0, 1e3)})
 
     def build(self, model: nn.Module) -> Optimizers:
         """Create the optimizer for all weights of `model`."""
@@ -60,6 +62,7 @@ class Muon:
     def __post_init__(self) -> None:
         if not (self.learning_rate > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
             raise ValueError(f"{self}: needs a positive learning rate, a momentum in [0, 1) and a weight decay >= 0")
+        check_ranges(self, {"learning_rate": (0, 1e3), "weight_decay": (0, 1e3)})
 
     def build(self, model: nn.Module) -> Optimizers:
         """Create Muon for the blocks' matrices of `model`, and AdamW for its other weights."""
@@ -220,9 +223,9 @@ class WarmupStableDecay:
 
 
 def _check_curve(warmup: int, final: float = 0.0) -> None:
-    if warmup < 0 or not 0 <= final <= 1:
+    if not 0 <= warmup <= STEP_COUNTS[1] or not 0 <= final <= 1:
         raise ValueError(
-            f"learning_rate: warmup {warmup} must be at least 0 steps, and final {final} must lie in [0, 1]"
+            f"learning_rate: warmup {warmup} must be from 0 to {STEP_COUNTS[1]:,}, and final {final} in [0, 1]"
         )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unmask.errors import CheckpointError, ConfigError, DiskError
+from unmask.errors import CheckpointError, ConfigError, DiskError, describe_os_error
 from unmask.storage.config import dump_json, from_json, load_json
 from unmask.storage.files import sync
 from unmask.storage.layout import CHECKPOINTS
@@ -97,7 +97,7 @@ def describe_kept(root: Path) -> str:
     try:
         names = [path.name for path in list_checkpoints(root) if (path / MANIFEST).is_file()]
     except OSError as error:
-        return f"the checkpoints there cannot be listed ({error.strerror})"
+        return f"the checkpoints there cannot be listed ({describe_os_error(error)})"
     kept = f"{names[0]} is kept" if names else "there is no earlier one"
     return f"{kept}; free space on the disk or repair it, then run the same command again"
 
@@ -135,7 +135,9 @@ def remove_leftovers(root: Path) -> list[str]:
         for path in stale:
             shutil.rmtree(path)
     except OSError as error:
-        raise DiskError(f"cannot remove the leftovers in {root}: {error.strerror}; remove them by hand") from error
+        raise DiskError(
+            f"cannot remove the leftovers in {root}: {describe_os_error(error)}; remove them by hand"
+        ) from error
     return [path.name for path in stale]
 
 
@@ -167,7 +169,7 @@ def _check_file(path: Path, name: str, entry: _File) -> None:
         size = os.stat(path / name, follow_symlinks=False).st_size
         found = _describe_file(path / name) if size == entry.bytes else None
     except OSError as error:
-        raise CheckpointError(f"{name} cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{name} cannot be read: {describe_os_error(error)}") from error
     if found is None:
         raise CheckpointError(f"{name} has {size} bytes instead of {entry.bytes}")
     if found["sha256"] != entry.sha256:

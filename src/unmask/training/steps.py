@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError, Preempted
-from unmask.runtime.distributed import World, barrier, broadcast_text, compute_norm, get_local
+from unmask.runtime.distributed import World, barrier, broadcast_text, check_equal_weights, compute_norm, get_local
 from unmask.storage.layout import CHECKPOINTS
 from unmask.training.checkpoint import load_checkpoint, save_checkpoint
 from unmask.training.optim import Optimizers
@@ -72,8 +72,11 @@ class RunState:
         Raises:
             Preempted: After the save, if any rank was asked to stop and steps are left.
             DiskError: If the checkpoint cannot be written. Older ones are kept.
+            RankError: If ranks hold different weights; nothing is written.
         """
         if stopped or done % self.save_every == 0 or done == self.steps:
+            trained = {name: x for name, x in self.tensors.items() if not name.startswith("log.")}
+            check_equal_weights(trained, done, self.world)
             save_checkpoint(
                 self.folder,
                 done,

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int, Int32, UInt16
 from torch import Tensor
 
-from unmask.errors import ConfigError, DataError, DiskError
+from unmask.errors import ConfigError, DataError, DiskError, describe_os_error
 from unmask.storage.config import read_json, write_json
 from unmask.storage.files import hash_file, write_bytes
 
@@ -202,7 +202,8 @@ def is_sound(folder: Path, shard: Shard) -> bool:
     files = [(shard.file, shard.sha256), (shard.labels_file, shard.labels)]
     try:
         return all(digest is None or hash_file(folder / file) == digest for file, digest in files)
-    except OSError:
+    except OSError as error:
+        describe_os_error(error)  # raises where a limit of the process is at fault
         return False
 
 
@@ -292,7 +293,7 @@ def open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; {_suggest(path.parent)}") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; {_suggest(path.parent)}") from error
+        raise DataError(f"{path} cannot be read: {describe_os_error(error)}; {_suggest(path.parent)}") from error
     if found == text:
         raise DataError(f"{path} has {size} bytes instead of {whole}; {_suggest(path.parent)}")
     raise DataError(f"{path} is damaged or another shard: it does not hold {dtype} {shape}; {_suggest(path.parent)}")
@@ -310,5 +311,5 @@ def _write_array(path: Path, array: np.ndarray) -> str:
         write_bytes(buffer.getbuffer(), path)
     except OSError as error:
         kept = "what was finished there is kept: free or mend the disk, then run the same command again"
-        raise DiskError(f"cannot write {path}: {error.strerror}; {kept}") from error
+        raise DiskError(f"cannot write {path}: {describe_os_error(error)}; {kept}") from error
     return hashlib.sha256(buffer.getbuffer()).hexdigest()

@@ -1,7 +1,9 @@
 """Tokenize one split with several processes; the result does not depend on which process does which shard."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -12,8 +14,9 @@ import torch
 from unmask.data.image_files import Unreadable
 from unmask.data.pictures import Pictures
 from unmask.data.shards.tokenizing import Encode, ShardPlan, SplitName, read_finished, tokenize_shards
-from unmask.errors import UnmaskError
+from unmask.errors import ShortageError, UnmaskError, describe_os_error
 from unmask.runtime.progress import Progress
+from unmask.runtime.shortage import describe_shortage
 
 
 def tokenize_parallel(
@@ -106,6 +109,7 @@ def _work(
 ) -> None:
     """Run a worker; its last message is None, or the error that ended it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; only the parent handles it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
 
     def tell(name: str, seen: int, total: int) -> None:
@@ -119,5 +123,16 @@ def _work(
     except UnmaskError as error:
         pipe.send(error)
     except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-        lines = str(error).splitlines() or [""]
+        shortage = describe_shortage(error)
+        if shortage is not None:
+            return pipe.send(ShortageError(f"a tokenizing process: {shortage}: lower --batch or --processes"))
+        lines = describe_os_error(error).splitlines() or [""]
         pipe.send(UnmaskError(f"a tokenizing process failed: {type(error).__name__}: {lines[0]}"))
+
+
+def _end_with_parent() -> None:
+    """Wait until the parent is gone, whatever ended it, and end this process: nobody wants its shards any more."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

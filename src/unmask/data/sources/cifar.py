@@ -11,7 +11,7 @@ from unmask.data.images import Images, to_images
 from unmask.data.pictures import Split, count_threads, read_all
 from unmask.data.sources.hub import HubImages
 from unmask.data.sources.npz import read_arrays
-from unmask.errors import DataError
+from unmask.errors import DataError, describe_os_error
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
 
@@ -67,7 +67,7 @@ def read_batches(folder: Path, part: str) -> Images:
         try:
             body = (folder / name).read_bytes()
         except OSError as error:
-            raise DataError(f"{shown}: {error.strerror}; unpack CIFAR-10's binary version again") from error
+            raise DataError(f"{shown}: {describe_os_error(error)}; unpack CIFAR-10's binary version again") from error
         if not body or len(body) % RECORD:
             raise DataError(f"{shown}: {len(body)} bytes are not records of {RECORD}; unpack it again")
         records.append(np.frombuffer(body, dtype=np.uint8).reshape(-1, RECORD))

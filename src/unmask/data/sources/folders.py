@@ -22,7 +22,7 @@ from unmask.data.pictures import (
     sort_by_content,
     split_share,
 )
-from unmask.errors import ConfigError, DataError
+from unmask.errors import ConfigError, DataError, describe_os_error
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
 
@@ -200,7 +200,7 @@ def list_files(root: Path) -> tuple[list[str], list[Unreadable]]:
             with os.scandir(folder) as entries:
                 inner = sorted((e.name, is_folder(e)) for e in entries if not e.name.startswith("."))
         except OSError as error:
-            bad.append(Unreadable(folder, error.strerror or str(error)))
+            bad.append(Unreadable(folder, describe_os_error(error)))
             continue
         folders += [os.path.join(folder, name) for name, deeper in reversed(inner) if deeper]
         files += [os.path.join(folder, name) for name, deeper in inner if not deeper]

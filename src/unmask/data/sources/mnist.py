@@ -11,7 +11,7 @@ import numpy as np
 
 from unmask.data.images import Images, to_images
 from unmask.data.pictures import Split
-from unmask.errors import ConfigError, DataError, DiskError
+from unmask.errors import ConfigError, DataError, DiskError, describe_os_error
 from unmask.runtime.progress import Progress
 from unmask.storage.cache import fetch_first, find_cache_dir, save_cached
 from unmask.storage.files import escape_line
@@ -79,7 +79,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
                 raise DataError(f"{shown}: its header claims the shape {shape}; get it again")
             body = file.read(count + 1)
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = describe_os_error(error)
         raise DataError(f"{shown}: {reason}; get it again, or name the folder that holds it") from error
     if len(body) != count:
         seen = "more" if len(body) > count else len(body)
@@ -109,4 +109,4 @@ def download_mnist(cache: Path, progress: Progress | None = None, mirrors: tuple
                 )
             save_cached(path, body)
         except OSError as error:
-            raise DiskError(f"{escape_line(str(path))}: {error.strerror or error}; or set UNMASK_CACHE") from error
+            raise DiskError(f"{escape_line(str(path))}: {describe_os_error(error)}; or set UNMASK_CACHE") from error

@@ -30,7 +30,7 @@ from unmask.data.pictures import (
     take_keys,
     take_labels,
 )
-from unmask.errors import ConfigError, DataError
+from unmask.errors import ConfigError, DataError, describe_os_error
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
 
@@ -103,7 +103,7 @@ class Members(OnDemand):
                 file.seek(offset)
                 body = file.read(length)
         except OSError as error:
-            return Unreadable(name, error.strerror or str(error))
+            return Unreadable(name, describe_os_error(error))
         if len(body) < length:
             return Unreadable(name, f"{len(body)} of {length} bytes are there: the archive has changed")
         return decode_bytes(io.BytesIO(body), name)
@@ -230,7 +230,11 @@ def list_parts(archive: str) -> tuple[list[Member], list[Unreadable]]:
             elif len(mark) < tarfile.BLOCKSIZE:
                 bad.append(Unreadable(archive, "ends without tar's end mark: it may have been cut short"))
     except TAR_DAMAGE as error:
-        known = error.strerror if isinstance(error, OSError) and error.strerror else f"not a sound, plain tar ({error})"
+        known = (
+            describe_os_error(error)
+            if isinstance(error, OSError) and error.strerror
+            else f"not a sound, plain tar ({error})"
+        )
         bad.append(Unreadable(archive, known))
     return parts, bad
 

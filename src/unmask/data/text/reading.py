@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from unmask.errors import DataError
+from unmask.errors import DataError, describe_os_error
 from unmask.storage.files import escape_line
 
 LocatedText = tuple[str, str]
@@ -95,7 +95,7 @@ def _read_raw(path: Path) -> Iterator[bytes]:
             while block := file.read(READ_BYTES):
                 yield block
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = describe_os_error(error)
         raise DataError(
             f"{escape_line(str(path))} cannot be read: {reason}; check the path, or get it again"
         ) from error

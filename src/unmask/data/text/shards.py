@@ -16,7 +16,7 @@ from unmask.data.shards.dataset import MAX_JSON, META, choose_token_type
 from unmask.data.text.reading import LocatedText
 from unmask.data.text.rows import START, Packing, TextMeta, TextPart, TextSet
 from unmask.data.text.sources import SplitName, TextSource
-from unmask.errors import ConfigError, DataError, DiskError
+from unmask.errors import ConfigError, DataError, DiskError, describe_os_error
 from unmask.runtime.progress import Progress
 from unmask.storage.config import dump_json, list_differences, read_json, to_json, write_json
 from unmask.storage.files import escape_line, hash_file, write_atomic
@@ -141,7 +141,7 @@ def check_text_files(folder: Path, meta: TextMeta) -> None:
             intact = hash_file(folder / name) == digest
         except OSError as error:
             raise DataError(
-                f"{escape_line(str(folder / name))} cannot be read: {error.strerror}; tokenize the text again"
+                f"{escape_line(str(folder / name))} cannot be read: {describe_os_error(error)}; tokenize the text again"
             ) from error
         if not intact:
             raise DataError(
@@ -307,4 +307,4 @@ def _write_atomic(path: Path) -> Iterator[Any]:
             yield file
     except OSError as error:
         again = "free or mend the disk, then run the same command again"
-        raise DiskError(f"cannot write {path}: {error.strerror}; {again}") from error
+        raise DiskError(f"cannot write {path}: {describe_os_error(error)}; {again}") from error

@@ -13,7 +13,7 @@ from unmask.data.sources.hub import load_parts
 from unmask.data.text.listing import ListedTexts, TextFormat, find_format, list_texts
 from unmask.data.text.reading import LocatedText, read_documents, read_lines
 from unmask.data.text.tables import LocatedCell, check_cell, read_csv, read_json_lines, read_json_texts, read_parquet
-from unmask.errors import ConfigError, DataError
+from unmask.errors import ConfigError, DataError, describe_os_error
 from unmask.storage.files import escape_line, hash_file
 
 FEW = 20  # with fewer documents, characters are held out instead of documents
@@ -232,4 +232,6 @@ def _hash_file(path: Path) -> str:
     try:
         return hash_file(path)
     except OSError as error:
-        raise DataError(f"{escape_line(str(path))} cannot be read: {error.strerror}; check the path") from error
+        raise DataError(
+            f"{escape_line(str(path))} cannot be read: {describe_os_error(error)}; check the path"
+        ) from error

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from unmask.errors import CLASS_COUNTS, DEPTHS, WIDTHS, check_ranges
 from unmask.method.masking import ABSENT
 from unmask.method.models.conditioning import ClassEmbedding
 from unmask.method.models.layers import Block, RMSNorm, compute_rotary_angles
@@ -74,6 +75,17 @@ class TransformerConfig:
                 "TransformerConfig(absolute=False): all positions of a masked canvas would be identical; "
                 "set absolute=True, or rotary=True with registers=1"
             )
+        check_ranges(
+            self,
+            {
+                "dim": WIDTHS,
+                "depth": DEPTHS,
+                "heads": DEPTHS,
+                "mlp_ratio": (0, 64),
+                "registers": (0, 16_384),
+                "num_classes": CLASS_COUNTS,
+            },
+        )
 
     def build(self, vocab_size: int, grid: tuple[int, ...]) -> "MaskedTransformer":
         """Return an untrained model."""

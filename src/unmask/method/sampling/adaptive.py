@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unmask.errors import FACTORS, check_ranges
 from unmask.method.guidance import Predict
 from unmask.method.rand import Rand
 from unmask.method.sampling.decode import (
@@ -42,6 +43,7 @@ class EntropyBound:
     def __post_init__(self) -> None:
         if not 0 <= self.gamma < float("inf"):
             raise ValueError(f"EntropyBound(gamma={self.gamma}): must be a finite number >= 0, in nats")
+        check_ranges(self, {"gamma": FACTORS})
 
     def __call__(self, logits: Logits, masked: Mask) -> Choice:
         score = compute_negative_entropy(logits).double()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from unmask.errors import FACTORS, SIDES, check_ranges
 from unmask.method.rand import Rand
 from unmask.method.sampling.priorities import Canvas, Logits, Mask, PriorityScore, compute_margin
 
@@ -25,6 +26,7 @@ class Moment:
     def __post_init__(self) -> None:
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"Moment(noise={self.noise}): must be a finite number >= 0; 0 is deterministic")
+        check_ranges(self, {"noise": FACTORS})
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         log_p, alpha = logits.log_softmax(-1), self.noise * (1 - t)
@@ -60,6 +62,7 @@ class MarginRepulsion:
     def __post_init__(self) -> None:
         if not (1 <= len(self.grid) <= 3 and min(self.grid) >= 1 and self.radius >= 0):
             raise ValueError(f"{self}: grid must have one to three axes of at least one cell, and radius be >= 0")
+        check_ranges(self, {"grid": SIDES, "radius": (0, 16_384)})
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         cells = torch.Size(self.grid).numel()

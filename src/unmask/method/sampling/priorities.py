@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unmask.errors import FACTORS, SIDES, check_ranges
 from unmask.method.rand import Rand
 
 Logits = Float[Tensor, "b l k"]
@@ -32,6 +33,7 @@ class Confidence:
     def __post_init__(self) -> None:
         if not 0 <= self.noise < float("inf"):
             raise ValueError(f"Confidence(noise={self.noise}): must be a finite number >= 0; 0 is deterministic")
+        check_ranges(self, {"noise": FACTORS})
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         log_p = logits.gather(-1, sample[..., None])[..., 0] - logits.logsumexp(-1)
@@ -107,6 +109,7 @@ class Halton:
     def __post_init__(self) -> None:
         if not (1 <= len(self.grid) <= 3 and min(self.grid) >= 1):
             raise ValueError(f"Halton(grid={self.grid}): must have one to three axes of at least one cell")
+        check_ranges(self, {"grid": SIDES})
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         order = compute_halton_order(self.grid)

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unmask.errors import CheckpointError, DiskError
+from unmask.errors import CheckpointError, DiskError, describe_os_error
 from unmask.storage.files import escape_line
 from unmask.storage.foreign.unpacking.job import open_without_blocking
 from unmask.storage.foreign.unpacking.pickles import MAX_AXES
@@ -101,7 +101,7 @@ def _read_head(path: Path) -> tuple[bytes, int]:
                 raise _make_error(path, "not a regular file; give the file of the weights")
             head = file.read(16)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = describe_os_error(error)
         raise _make_error(path, f"cannot be read ({reason}); give the file of the weights") from error
     if len(head) < 9:
         raise _make_error(path, f"only {len(head)} bytes; get the file again")
@@ -137,7 +137,7 @@ def _read_torch(path: Path, size: int, container: str | None) -> Foreign:
             tensors = _read_safetensors(Path(name) / "weights", path)  # mapped, so the file may be removed
     except OSError as error:
         where = escape_line(tempfile.gettempdir())
-        raise DiskError(f"{where}: {error.strerror or error}; free room for a copy, or set TMPDIR") from error
+        raise DiskError(f"{where}: {describe_os_error(error)}; free room for a copy, or set TMPDIR") from error
     for moved, order in answer["moved"].items():
         tensors[moved] = tensors[moved].permute([order.index(axis) for axis in range(len(order))])
     return Foreign(tensors=tensors, opened=tuple(answer["opened"]), left_out=tuple(answer["left_out"]))

@@ -1,0 +1,64 @@
+"""Check before a training begins that it can end: memory, disk space, and that all processes agree."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from unmask.data.fingerprint import DataFingerprint
+from unmask.pretrained.conditions import takes_prompts
+from unmask.recipes.reading import dump_config
+from unmask.recipes.schema import AnyRecipe, TextRecipe, TokenizerRecipe
+from unmask.runtime.distributed import World, check_agreement, resolve_strategy
+from unmask.runtime.provenance import find_commit
+from unmask.runtime.shortage import check_disk, check_memory
+from unmask.storage.config import dump_json
+from unmask.storage.layout import CHECKPOINTS, MODEL
+from unmask.training.optim import AdamW
+
+BYTES = 4  # of a number: weights, averages, gradients and moments are float32
+
+
+def check_room(recipe: AnyRecipe, folder: Path, world: World) -> None:
+    """Compare what the training of a recipe needs at least with what there is, before any data is read.
+
+    Raises:
+        ShortageError: Weights, averages, gradients and moments do not fit into the memory.
+        DiskError: The checkpoints do not fit onto the disk.
+    """
+    training = recipe.training
+    num = sum(p.numel() for network in _build_without_memory(recipe) for p in network.parameters())
+    moments = 2 if isinstance(training.optimizer, AdamW) else 1
+    shares = world.size if resolve_strategy(training.strategy, world) == "fsdp" else 1
+    part = "tokenizer" if isinstance(recipe, TokenizerRecipe) else "model"
+    what = f"the model has {num:,} weights; lower the sizes under --{part}"
+    check_memory(num * BYTES * (3 + moments) / shares, world.device, what)
+    if (folder / MODEL).exists():
+        return
+    kept = sum(1 for _ in (folder / CHECKPOINTS).glob("step-*"))
+    copies = max(1, training.keep + 1 - kept)
+    what = f"free some, give an --out on another disk, or lower --training.keep (now {training.keep})"
+    check_disk(num * BYTES * ((2 + moments) * copies + 1), folder, what)
+
+
+def check_ranks(recipe: AnyRecipe, data: DataFingerprint | None, world: World) -> None:
+    """Raise ConfigError unless all processes have the same recipe, data, code and version of torch."""
+    digest = "" if data is None else data.digest
+    facts = {"recipe": dump_json(dump_config(recipe)), "data": digest}
+    check_agreement({"code": find_commit(), "version of torch": torch.__version__, **facts}, world)
+
+
+def _build_without_memory(recipe: AnyRecipe) -> Sequence[nn.Module]:
+    """Return the networks that a recipe trains, without weights; no network for one that takes prompts."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        if isinstance(recipe, TokenizerRecipe):
+            return recipe.tokenizer.build(), recipe.loss.discriminator.build(recipe.tokenizer.channels)
+        if takes_prompts(recipe.model):
+            return ()
+        # How many tokens a text has is known only once it was read; its network is at least this large.
+        vocab_size = 1 if isinstance(recipe, TextRecipe) else recipe.tokenizer.vocab_size
+        try:
+            return (recipe.model.build(vocab_size, recipe.grid),)
+        except ValueError:  # the network is for the tokenizer that comes with the data; if not, the training refuses it
+            return ()

@@ -1,0 +1,76 @@
+"""A training that cannot end is refused before it reads its data."""
+
+from collections import namedtuple
+from dataclasses import replace
+
+import pytest
+import torch
+
+from unmask.errors import DiskError, ShortageError
+from unmask.experiments.preflight import check_room
+from unmask.recipes.reading import find_recipe, list_recipes
+from unmask.recipes.schema import TokenizerRecipe
+from unmask.runtime.distributed import World
+from unmask.runtime.memory import measure_free_memory
+
+ALONE = World(0, 1, torch.device("cpu"))
+DIGITS = find_recipe("digits")
+NUM = sum(p.numel() for p in DIGITS.model.build(DIGITS.tokenizer.vocab_size, DIGITS.grid).parameters())
+STATE = 4 * NUM * (2 + 1)  # weights, averages, and the one moment of Muon
+Usage = namedtuple("Usage", "free")
+
+
+def limit(monkeypatch, *, memory=1e15, disk=1e15):
+    monkeypatch.setattr("unmask.runtime.shortage.measure_free_memory", lambda: memory)
+    monkeypatch.setattr("unmask.runtime.shortage.shutil.disk_usage", lambda place: Usage(disk))
+
+
+def test_too_little_memory_is_refused_with_the_numbers_and_the_remedy(monkeypatch, tmp_path):
+    needed = STATE + 4 * NUM
+    limit(monkeypatch, memory=needed)
+    check_room(DIGITS, tmp_path, ALONE)
+    limit(monkeypatch, memory=needed - 1)
+    with pytest.raises(ShortageError, match=rf"the model has {NUM:,} weights; lower the sizes under --model$"):
+        check_room(DIGITS, tmp_path, ALONE)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes share this machine
+    limit(monkeypatch, memory=needed * 1.9)
+    with pytest.raises(ShortageError):
+        check_room(DIGITS, tmp_path, ALONE)
+
+
+def test_the_disk_must_hold_what_is_kept_and_one_more(monkeypatch, tmp_path):
+    run = tmp_path / "not" / "there"
+    needed = 3 * STATE + 4 * NUM
+    limit(monkeypatch, disk=needed)
+    check_room(DIGITS, run, ALONE)
+    limit(monkeypatch, disk=needed - 1)
+    with pytest.raises(DiskError, match=r"lower --training\.keep \(now 2\)$"):
+        check_room(DIGITS, run, ALONE)
+    (run / "checkpoints/step-00000001").mkdir(parents=True)  # this one has its place already
+    check_room(DIGITS, run, ALONE)
+    limit(monkeypatch, disk=0)
+    (run / "model.safetensors").touch()  # a finished run writes no checkpoint
+    check_room(DIGITS, run, ALONE)
+
+
+@pytest.mark.parametrize("name", [*list_recipes(), *list_recipes(TokenizerRecipe)])
+def test_no_recipe_is_built_in_memory_or_refused_with_room(monkeypatch, tmp_path, name):
+    limit(monkeypatch)
+    check_room(find_recipe(name), tmp_path, ALONE)
+
+
+def test_a_network_of_terabytes_is_refused_at_once(monkeypatch, tmp_path):
+    limit(monkeypatch, memory=1e12)
+    model = replace(DIGITS.model, dim=65_536, heads=16, depth=1024)
+    with pytest.raises(ShortageError, match="GiB of memory"):
+        check_room(replace(DIGITS, model=model), tmp_path, ALONE)
+
+
+def test_cached_files_of_a_container_count_as_free(tmp_path):
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    assert measure_free_memory(tmp_path / "none", tmp_path) == 100
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 250\nactive_file 50\n")
+    assert measure_free_memory(tmp_path / "none", tmp_path) == 400
+    (tmp_path / "memory.max").write_text("max\n")
+    assert measure_free_memory(tmp_path / "none", tmp_path) == float("inf")
