@@ -340,11 +340,11 @@ def test_nothing_non_finite_reaches_the_weights(tmp_path, quantizer, step):
 def test_a_sick_network_is_not_blamed_on_a_row():
     networks = toy_networks()
     batches, config = toy_batches(), toy_config()
-    assert find_cause(0, networks, LOSS, 0.1, batches, config, ALONE).startswith("no single row")
+    assert find_cause(0, 1.0, networks, LOSS, 0.1, batches, config, ALONE).startswith("no single row")
     with torch.no_grad():
         next(networks.critic.parameters()).fill_(torch.inf)
-    assert find_cause(0, networks, LOSS, None, batches, config, ALONE).startswith("no single row")
-    assert find_cause(0, networks, LOSS, 0.1, batches, config, ALONE).startswith("every row")
+    assert find_cause(0, 1.0, networks, LOSS, None, batches, config, ALONE).startswith("no single row")
+    assert find_cause(0, 1.0, networks, LOSS, 0.1, batches, config, ALONE).startswith("the weights: discriminator.")
 
 
 def test_a_collapse_is_said_once(tmp_path, capsys):
