@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-
 AT_ONCE = (signal.SIGTERM, signal.SIGINT)
 """A second one of these ends the process."""
 STOPPING = (*AT_ONCE, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from unmask.errors import ConfigError
+from unmask.runtime.output import OptionalOutput
 from unmask.storage.files import write_atomic
 from unmask.storage.layout import METRICS
 from unmask.training.curve import read_metrics
@@ -39,7 +40,8 @@ class TrainLog:
         self, run: Path | None, *, steps: int, start: int = 0, tracker: Tracker = "none", unit: str = "tokens/s"
     ):
         self.run = run
-        self.console = Console(file=sys.stdout, highlight=False, quiet=run is None, soft_wrap=True)
+        output = None if sys.stdout is None else OptionalOutput(sys.stdout, "standard output")
+        self.console = Console(file=output, highlight=False, quiet=run is None, soft_wrap=True)  # type: ignore[arg-type]
         self._notes: list[str] = []
         self._track: Recorder = _open_tracker(tracker, run) if run is not None else _ignore
         self._file: TextIO | None

@@ -90,6 +90,15 @@ def verify_checkpoint(path: Path) -> VerifiedCheckpoint:
     return VerifiedCheckpoint(step=manifest["step"], path=path, meta=manifest["meta"])
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """Return the JSON data of a checkpoint whose manifest is sound; its other files are not read.
+
+    Raises:
+        CheckpointError: The manifest is missing or damaged.
+    """
+    return _read_manifest(path)[0]["meta"]
+
+
 def is_complete(path: Path) -> bool:
     """Return True if `verify_checkpoint` finds nothing wrong."""
     try:

@@ -118,9 +118,7 @@ def describe_resume(start: int, steps: int, then: Mapping[str, Any], now: Mappin
     before = then.get("steps") or then.get("recipe", {}).get("training", {}).get("steps")
     line = f"continuing after step {start:,}"
     if before is not None and before != steps:
-        line += (
-            f" (of {before:,} before) to {steps:,}; from here on the learning rate is that of a run of {steps:,} steps"
-        )
+        line += f" (of {before:,} before) to {steps:,}; the learning rate follows the schedule of {steps:,} steps"
     old, new = _collect_facts(then), _collect_facts(now)
     changes = [f"{name} {new[name]} now, {old[name]} before" for name in new if name in old and old[name] != new[name]]
     if not changes:
