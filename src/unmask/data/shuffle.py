@@ -7,7 +7,6 @@ set is permuted again until it lies inside (cycle walking: Black and Rogaway 200
 
 from typing import Literal
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 

@@ -185,12 +185,14 @@ def _keep_tokenizer(experiment: Ready, folder: Path) -> None:
         raise CheckpointError(f"{folder} was trained with another tokenizer: give another --out")
 
 
-def describe_run(
-    recipe: AnyRecipe, data: DataFingerprint | None, world: World, shuffle: Shuffle
-) -> dict[str, object]:
+def describe_run(recipe: AnyRecipe, data: DataFingerprint | None, world: World, shuffle: Shuffle) -> dict[str, object]:
     """Return what each checkpoint says of its run: recipe, data and their order, and where it was trained."""
-    facts = {"recipe": dump_config(recipe), "environment": describe_environment(world.device), "shuffle": shuffle}
-    return facts if data is None else {**facts, "data": data.digest}
+    return {
+        "recipe": dump_config(recipe),
+        "environment": describe_environment(world.device),
+        "shuffle": shuffle,
+        **({} if data is None else {"data": data.digest}),
+    }
 
 
 def claim_run(

@@ -40,9 +40,10 @@ class OptionalOutput:
             os.dup2(drain, self._stream.fileno())  # Python flushes at its end, and would report that it cannot
             os.close(drain)
         if sys.stderr is not None:  # it drops the line if it is this output itself
-            line = f"{self._name} is lost ({error.strerror or error}); the training continues without it"
+            reason = error.strerror or error
             with contextlib.suppress(OSError):
-                print(line, file=sys.stderr, flush=True)
+                sys.stderr.write(f"{self._name} is lost ({reason}); the training continues without it\n")
+                sys.stderr.flush()
 
 
 @contextlib.contextmanager
@@ -50,9 +51,9 @@ def survive_lost_output() -> Iterator[None]:
     """Drop what is printed inside the block once its output is lost, and go on."""
     outer = sys.stdout, sys.stderr
     if sys.stdout is not None:
-        sys.stdout = OptionalOutput(sys.stdout, "standard output")  # type: ignore[assignment]
+        sys.stdout = OptionalOutput(sys.stdout, "standard output")
     if sys.stderr is not None:
-        sys.stderr = OptionalOutput(sys.stderr, "standard error")  # type: ignore[assignment]
+        sys.stderr = OptionalOutput(sys.stderr, "standard error")
     try:
         yield
         for stream in (sys.stdout, sys.stderr):

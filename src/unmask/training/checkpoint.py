@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from unmask.errors import CheckpointError, ConfigError, DiskError, NonFiniteError
 from unmask.storage.config import dump_json
@@ -150,11 +151,13 @@ def _check_arguments(step: int, token: str, keep: int) -> None:
 
 def _check_tensors(tensors: Mapping[str, Tensor], sharded: bool) -> None:
     for name, tensor in tensors.items():
-        if hasattr(tensor, "full_tensor"):
+        if isinstance(tensor, DTensor):
             if not sharded:
                 raise ConfigError(f"{name} is sharded over processes; save it with sharded=True")
             # All ranks get the same answer, so that they stop together.
-            finite = bool(torch.isfinite(tensor.detach()).all().full_tensor())
+            whole = torch.isfinite(tensor.detach()).all()
+            assert isinstance(whole, DTensor)
+            finite = bool(whole.full_tensor())
         else:
             finite = is_finite(tensor)
         if not finite:
@@ -288,7 +291,7 @@ def _load_whole(found: VerifiedCheckpoint, targets: Mapping[str, Tensor], sharde
 
 def _cut_like(whole: Tensor, target: Tensor) -> Tensor:
     """Return `whole` as a DTensor with the layout of `target`. Each process cuts its own part; nothing is sent."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import distribute_tensor
 
     if not isinstance(target, DTensor):
         return whole

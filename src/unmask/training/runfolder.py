@@ -141,9 +141,10 @@ def write_manifest(folder: Path, step: int, meta: dict[str, Any]) -> None:
     """Sync every file in `folder` to disk, and write a manifest with their sizes and checksums."""
     contents = sorted(folder.rglob("*"))
     with ThreadPoolExecutor(1) as pool:  # the disk writes the files while they are hashed
-        syncing = pool.submit(lambda: [sync(path) for path in contents])
+        syncing = [pool.submit(sync, path) for path in contents]
         files = {path.relative_to(folder).as_posix(): _describe_file(path) for path in contents if path.is_file()}
-        syncing.result()
+        for one in syncing:
+            one.result()
     body = json.loads(dump_json({"format": FORMAT, "step": step, "files": files, "meta": meta}))
     (folder / MANIFEST).write_text(dump_json({**body, "sha256": _hash_body(body)}), encoding="utf-8")
     sync(folder / MANIFEST)
