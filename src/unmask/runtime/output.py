@@ -4,13 +4,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 
 class OptionalOutput:
     """A text stream that switches itself off at its first failure, after one line on stderr."""
 
-    def __init__(self, stream: TextIO, name: str):
+    def __init__(self, stream: Any, name: str):
         self._stream, self._name, self._lost = stream, name, False
 
     def write(self, text: str) -> int:
