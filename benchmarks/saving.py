@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from unmask.runtime.distributed import World
 from unmask.runtime.memory import keep_freed_memory
-from unmask.runtime.provenance import describe_processor
+from unmask.runtime.provenance import describe_environment
 from unmask.storage.files import sync
 from unmask.training.checkpoint import save_checkpoint
 from unmask.training.saving import Saver
@@ -69,7 +69,7 @@ def main() -> None:
     columns = [*zip(*times, strict=True), waits]
     least = [(min(elapsed for elapsed, _ in column), min(work for _, work in column)) for column in columns]
     size = sum(tensor.nbytes for tensor in tensors.values())
-    print(f"{describe_processor()}, torch {torch.__version__}, {size / 1e6:.0f} MB, least of {REPEATS}\n")
+    print({**describe_environment(ALONE.device), "megabytes": round(size / 1e6), "least of": REPEATS})
     print(f"{'':32s}   elapsed           of the CPU")
     for name, (seconds, work) in zip([*ways, "of which training waits"], least, strict=True):
         ratios = f"{seconds / least[0][0]:4.1f} x  {work:6.3f} s {work / least[0][1]:4.1f} x"

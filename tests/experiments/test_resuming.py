@@ -1,9 +1,12 @@
 """What may change between two commands on one run directory, from the command line: each row of docs/reliability.md."""
 
 import json
+import os
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from unmask.cli import main
 from unmask.data.shuffle import LARGEST_SORTED
@@ -37,7 +40,7 @@ def steps_of(run):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     run = tmp_path_factory.mktemp("finished") / "run"
-    train(run, 4, "--training.save-every", "2")
+    train(run, 4, "--training.save-every", "2", "--classifier.steps", "2")
     return run
 
 
@@ -127,3 +130,50 @@ def test_the_way_of_shuffling_is_saved_and_kept(tmp_path, monkeypatch):
     monkeypatch.undo()
     train(tmp_path / "run", 4)
     assert {read_meta(path)["shuffle"] for path in list_checkpoints(tmp_path / "run/checkpoints")} == {"feistel"}
+
+
+# -- what is measured and sampled --
+
+
+def test_a_damaged_line_of_the_curve_is_named_by_evaluate_and_costs_nothing_else(run, capsys):
+    path = run / "metrics.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(b"\xff" + before)
+    capsys.readouterr()
+    main(["evaluate", str(run), "--samples", "20"])
+    shown = capsys.readouterr()
+    assert shown.err.count(f"{path} is damaged in line 1") == 1
+    report = json.loads((run / "report.json").read_text())
+    assert report["train_steps"] == 4
+    assert "damaged in line 1" in report["curve_note"]
+    assert (run / "loss.png").is_file()
+
+
+def test_evaluate_says_that_it_cannot_keep_its_results_before_the_work(run, monkeypatch, capsys):
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != run and real(path, mode))
+    monkeypatch.setattr("unmask.evaluation.images.sample_banks", lambda *a, **k: pytest.fail("sampled"))
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(run), "--samples", "20"])
+    assert stop.value.code == 6
+    assert f"{run} cannot be written, and the results are kept there" in capsys.readouterr().err
+
+
+def test_a_read_only_run_is_sampled_from(run, tmp_path, monkeypatch):
+    for place in (run, *run.rglob("*")):
+        place.chmod(0o555 if place.is_dir() else 0o444)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    main(["sample", str(run), "--num", "4", "--out", str(tmp_path / "x.png")])
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_damaged_weights_end_sampling_with_the_code_of_nan(run, tmp_path, capsys):
+    tensors = load_file(run / "model.safetensors")
+    name = max(tensors, key=lambda name: tensors[name].numel())
+    tensors[name].fill_(torch.nan)
+    save_file(tensors, run / "model.safetensors")
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", str(run), "--num", "4", "--out", str(tmp_path / "x.png")])
+    assert stop.value.code == 5
+    assert "NaN" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()

@@ -438,8 +438,8 @@ VERBS = {
     "discard",
     "distribute",
     "download",
-    "drop",
     "draw",
+    "drop",
     "dump",
     "edit",
     "embed",
@@ -501,6 +501,7 @@ VERBS = {
     "parse",
     "paste",
     "patch",
+    "permute",
     "pick",
     "place",
     "plan",
@@ -561,6 +562,7 @@ VERBS = {
     "stretch",
     "suggest",
     "sum",
+    "survive",
     "swap",
     "sweep",
     "sync",
@@ -570,6 +572,7 @@ VERBS = {
     "transfer",
     "transform",
     "translate",
+    "trust",
     "try",
     "unflatten",
     "unpack",
@@ -595,7 +598,7 @@ FIXED_NAMES = {
     # the method's own words, which DESIGN and the papers fix
     "guided", "guided_with_memory", "ratios", "ratios_from_counts", "seeded", "at", "recipe", "main",
     # names that torch, Python or the Hugging Face libraries give
-    "forward", "backward", "step", "parameters", "named_parameters", "autocast", "barrier", "from_pretrained",
+    "flush", "forward", "backward", "step", "parameters", "named_parameters", "autocast", "barrier", "from_pretrained",
     "from_json", "redirect_request", "pass_gradient_through",
 }  # fmt: skip
 

@@ -139,9 +139,7 @@ def test_more_steps_continue_a_finished_run_on_the_longer_schedule(tmp_path, cap
     assert [r["step"] for r in rows] == list(range(1, 10))
     rates, long_rates = ([r["learning_rate"] for r in one] for one in (rows, whole))
     assert rates[5:] == long_rates[5:]
-    assert (
-        rates[4] < long_rates[5] == rates[5] < long_rates[4]
-    )  # the short one had decayed
+    assert rates[4] < long_rates[5] == rates[5] < long_rates[4]  # the short one had decayed
     toy_train(tmp_path / "grown", toy_config(steps=9))
     assert "all 9 steps are done already" in capsys.readouterr().out
 

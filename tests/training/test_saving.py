@@ -76,7 +76,7 @@ def test_a_failed_save_is_raised_by_the_next_call_and_leaves_the_older_ones(tmp_
 
     monkeypatch.setattr(checkpoint, "_write_whole", full)
     save(saver, tmp_path, 2, {"x": torch.ones(3)})
-    saver._thread.join()
+    saver._pending.exception()
     with pytest.raises(DiskError, match=r"step 2 could not be saved .* step-00000001 is kept"):
         saver.check()
     saver.check()
@@ -88,7 +88,7 @@ def test_a_full_disk_stops_the_run_within_a_step(tmp_path, monkeypatch):
     """The thread is joined before the next step, so that the test does not depend on its speed."""
     monkeypatch.setattr(checkpoint, "_write_whole", lambda *args: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     real = Saver.save
-    monkeypatch.setattr(Saver, "save", lambda self, *a, **k: (real(self, *a, **k), self._thread.join()))
+    monkeypatch.setattr(Saver, "save", lambda self, *a, **k: (real(self, *a, **k), self._pending.exception()))
     with pytest.raises(DiskError, match="step 4 could not be saved"):
         toy_train(tmp_path, toy_config(save_every=4), batches=stopping(5, cut))
 

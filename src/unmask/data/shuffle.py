@@ -18,7 +18,7 @@ Shuffle = Literal["sorted", "feistel"]
 """How an epoch is shuffled. A run keeps its way, since its data order depends on it."""
 LARGEST_SORTED = 1_000_000
 """Rows up to which an epoch is shuffled by sorting: 8 MB."""
-ROUNDS = 6
+FEISTEL_ROUNDS = 6
 """Rounds of the Feistel network; 4 are a strong pseudorandom permutation if the blocks are large."""
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """2^64 / golden ratio: the step of splitmix64."""
@@ -58,7 +58,7 @@ def _make_keys(seed: int, epoch: int) -> UInt64[np.ndarray, "r"]:
     key = np.zeros(1, np.uint64)
     for word in (seed, epoch):
         key = _mix(key + np.uint64(word % 2**64) + GOLDEN)
-    return _mix(key + np.arange(1, ROUNDS + 1, dtype=np.uint64) * GOLDEN)
+    return _mix(key + np.arange(1, FEISTEL_ROUNDS + 1, dtype=np.uint64) * GOLDEN)
 
 
 def _mix(z: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:

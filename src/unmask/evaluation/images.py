@@ -28,7 +28,7 @@ from unmask.evaluation.class_shares import (
 )
 from unmask.evaluation.gallery import draw_pictures
 from unmask.evaluation.reference import Reference, check_judge, embed_real, gather_rows, list_unread, open_reference
-from unmask.evaluation.runs import OpenedRun
+from unmask.evaluation.runs import OpenedRun, check_can_keep
 from unmask.experiments.images import Experiment
 from unmask.method.guidance import Condition
 from unmask.metrics.classes import compute_inception_score
@@ -160,6 +160,7 @@ def measure_run(
     features there is nothing to measure in: the report then holds what needs none.
     """
     folder, experiment, pipeline = run.folder, run.experiment, run.pipeline
+    check_can_keep(folder)
     curve = read_curve(folder)
     facts = describe_environment(
         world.device

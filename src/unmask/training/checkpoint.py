@@ -36,12 +36,12 @@ from unmask.training.runfolder import (
     is_known_complete,
     list_checkpoints,
     parse_step,
-    stamp_files,
+    read_stamp,
     verify_file,
     write_manifest,
 )
 
-PORTION = 1 << 22
+COMPARED_BYTES = 1 << 22
 """Bytes that are compared at a time."""
 
 
@@ -100,7 +100,7 @@ def save_checkpoint(
             _commit(final, temporary, step, meta)
             _compare_with_memory(final / PAYLOAD, written)
         if is_main:
-            known[final] = stamp_files(final)
+            known[final] = read_stamp(final)
             _prune(final, token, keep, known)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -259,7 +259,7 @@ def _compare_with_memory(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _have_same_bits(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None or (a.shape, a.dtype) != (b.shape, b.dtype):
         return False
-    portions = (x.reshape(-1).view(torch.uint8).split(PORTION) for x in (a, b))
+    portions = (x.reshape(-1).view(torch.uint8).split(COMPARED_BYTES) for x in (a, b))
     # NumPy lets the training go on meanwhile, and starts no threads that would compete with it.
     return all(np.array_equal(x.numpy(), y.numpy()) for x, y in zip(*portions, strict=True))
 

@@ -111,7 +111,7 @@ def is_complete(path: Path) -> bool:
 def is_known_complete(path: Path, known: KnownCheckpoints) -> bool:
     """Return `is_complete`, without reading the files if `known` has them and nobody has written to them since."""
     try:
-        stamp = stamp_files(path)
+        stamp = read_stamp(path)
     except OSError:
         return False
     if known.get(path) == stamp:
@@ -121,7 +121,7 @@ def is_known_complete(path: Path, known: KnownCheckpoints) -> bool:
     return complete
 
 
-def stamp_files(path: Path) -> Stamp:
+def read_stamp(path: Path) -> Stamp:
     """Return the stamp of a checkpoint folder."""
     files = [(file.relative_to(path).as_posix(), os.stat(file, follow_symlinks=False)) for file in path.rglob("*")]
     return tuple(sorted((name, x.st_ino, x.st_size, x.st_mtime_ns, x.st_ctime_ns) for name, x in files))

@@ -7,8 +7,8 @@ foreground, because all ranks take part.
 
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from unmask.errors import NonFiniteError
 from unmask.runtime.distributed import World, barrier, broadcast_text, find_first_rank, get_local
 from unmask.runtime.memory import measure_free_memory
 from unmask.training.checkpoint import is_finite, save_checkpoint
-from unmask.training.runfolder import KnownCheckpoints, VerifiedCheckpoint, stamp_files
+from unmask.training.runfolder import KnownCheckpoints, VerifiedCheckpoint, read_stamp
 
 LARGEST_COPY = 0.5
 """Share of the free memory that a copy may take. A larger state is saved in the foreground, without a copy."""
@@ -29,12 +29,11 @@ class Saver:
 
     def __init__(self) -> None:
         self._known: KnownCheckpoints = {}
-        self._thread: Thread | None = None
-        self._error: BaseException | None = None
+        self._pending: Future[Path] | None = None
 
     def trust(self, found: VerifiedCheckpoint) -> None:
         """Remember a checkpoint that was just verified, so that it is not hashed again."""
-        self._known[found.path] = stamp_files(found.path)
+        self._known[found.path] = read_stamp(found.path)
 
     def save(
         self,
@@ -75,14 +74,17 @@ class Saver:
             size = sum(tensor.nbytes for tensor in tensors.values())
             is_small = size <= LARGEST_COPY * measure_free_memory()
             state = {name: _copy_to_memory(tensor) for name, tensor in tensors.items()} if is_small else tensors
-            self._thread = Thread(target=self._run, args=(root, step, state, meta, token, keep), name="save")
-            self._thread.start()
+            pool = ThreadPoolExecutor(1, "save")
+            self._pending = pool.submit(
+                save_checkpoint, root, step, state, meta, token=token, keep=keep, known=self._known
+            )
+            pool.shutdown(wait=False)
             if not is_small:
                 self.wait()
 
     def check(self) -> None:
         """Raise the error of a background save that has failed; do not wait for one that still runs."""
-        if self._thread is not None and not self._thread.is_alive():
+        if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
@@ -91,12 +93,9 @@ class Saver:
         Raises:
             DiskError, CheckpointError: If the save could not be written.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def finish(self, world: World) -> None:
         """Wait until the last save of the main rank is on the disk; every rank calls this."""
@@ -104,14 +103,6 @@ class Saver:
             self.wait()
         finally:
             barrier(world)
-
-    def _run(
-        self, root: Path, step: int, tensors: Mapping[str, Tensor], meta: dict[str, Any], token: str, keep: int
-    ) -> None:
-        try:
-            save_checkpoint(root, step, tensors, meta, token=token, keep=keep, known=self._known)
-        except BaseException as error:  # noqa: BLE001 - `wait` raises it in the thread of the training
-            self._error = error
 
 
 def find_non_finite(tensors: Mapping[str, Tensor], world: World) -> str | None:
