@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,6 +131,19 @@ def test_the_way_of_shuffling_is_saved_and_kept(tmp_path, monkeypatch):
     monkeypatch.undo()
     train(tmp_path / "run", 4)
     assert {read_meta(path)["shuffle"] for path in list_checkpoints(tmp_path / "run/checkpoints")} == {"feistel"}
+
+
+def test_a_run_that_an_earlier_version_began_ends_as_there(tmp_path, capsys):
+    """The fixture was stopped after step 4 of 6 at commit 304f5a8, which then ended it with these weights."""
+    run = shutil.copytree(Path(__file__).parents[1] / "fixtures/earlier/stopped_run", tmp_path / "run")
+    main(["train", str(run / "config.json")])
+    said = capsys.readouterr().out
+    assert "continuing after step 4\n" in said
+    assert ", 304f5a8ce5df5d6541bfa55e7b39be43fbc9bea7 before" in said
+    expected, found = (load_file(run / name) for name in ("at-the-end.safetensors", "model.safetensors"))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 # -- what is measured and sampled --

@@ -322,6 +322,14 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_same_call_continues(tmp_p
     assert toy_metrics(tmp_path / "cut") == toy_metrics(tmp_path / "whole")
 
 
+def test_more_steps_continue_a_finished_run(tmp_path, capsys):
+    toy_train(tmp_path, toy_config(steps=4, log_every=4))
+    toy_train(tmp_path, toy_config(steps=8, log_every=4))
+    said = capsys.readouterr().out
+    assert "continuing after step 4 (of 4 before) to 8; the learning rate follows the schedule of 8 steps" in said
+    assert [line["step"] for line in toy_metrics(tmp_path)] == [4, 8]
+
+
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from unmask.data.fingerprint import STRICT, DataPolicy, check_data
 from unmask.data.pictures import spread
 from unmask.evaluation.images import read_curve
 from unmask.evaluation.reference import check_held_out, check_judge, gather_rows
-from unmask.evaluation.runs import MEASURE_ADVICE, check_can_keep, check_can_keep
+from unmask.evaluation.runs import MEASURE_ADVICE, check_can_keep
 from unmask.experiments.tokenizer import draw_reconstructions, open_tokenizer_run, prepare_tokenizer
 from unmask.figures.images import write_picture
 from unmask.metrics.embedders import ClassifierFeatures, Features, identify_features

@@ -123,7 +123,7 @@ def describe_resume(start: int, steps: int, then: Mapping[str, Any], now: Mappin
     changes = [f"{name} {new[name]} now, {old[name]} before" for name in new if name in old and old[name] != new[name]]
     if not changes:
         return [line]
-    same = "data, masks and noise stay the same; sums are rounded otherwise, so the results differ in the last bits"
+    same = "data, masks and noise stay the same; sums may be rounded otherwise, so the last bits of results may differ"
     return [line, f"{'; '.join(changes)}: {same}"]
 
 
