@@ -28,7 +28,7 @@ from unmask.evaluation.class_shares import (
 )
 from unmask.evaluation.gallery import draw_pictures
 from unmask.evaluation.reference import Reference, check_judge, embed_real, gather_rows, list_unread, open_reference
-from unmask.evaluation.runs import OpenedRun, check_can_keep
+from unmask.evaluation.runs import OpenedRun
 from unmask.experiments.images import Experiment
 from unmask.method.guidance import Condition
 from unmask.metrics.classes import compute_inception_score
@@ -46,6 +46,7 @@ from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.layout import CLASSIFIER, METRICS, MODEL, REPORT
 from unmask.storage.lock import remove_killed_writes
+from unmask.storage.outputs import check_writable
 from unmask.tokenizers.pixels import Pixels
 from unmask.training.curve import read_metrics
 
@@ -160,7 +161,7 @@ def measure_run(
     features there is nothing to measure in: the report then holds what needs none.
     """
     folder, experiment, pipeline = run.folder, run.experiment, run.pipeline
-    check_can_keep(folder)
+    check_writable(folder)
     curve = read_curve(folder)
     facts = describe_environment(
         world.device

@@ -13,7 +13,7 @@ import torch
 from unmask.data.fingerprint import STRICT, DataPolicy, check_data
 from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import Cifar10, Codes, Digits, Folder, Mnist, PictureSource, resolve_paths
-from unmask.errors import CheckpointError, ConfigError, DataError, DiskError
+from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.experiments.coded import open_coded
 from unmask.experiments.images import Experiment, prepare_images
 from unmask.pipelines.image import Pipeline
@@ -186,9 +186,3 @@ def _leads_to(link: Path, folder: Path) -> bool:
     """Return whether a link leads to the file in `folder`, or to the same weights elsewhere."""
     theirs = folder / link.name
     return link.resolve() == theirs.resolve() or have_same_weights(link.resolve(), theirs.resolve())
-
-
-def check_can_keep(folder: Path) -> None:
-    """Raise DiskError, before the work, if results cannot be kept in an existing folder."""
-    if folder.exists() and not os.access(folder, os.W_OK):
-        raise DiskError(f"{folder} cannot be written, and the results are kept there: copy it to a writable place")

@@ -13,7 +13,7 @@ from unmask.data.fingerprint import STRICT, DataPolicy, check_data
 from unmask.data.pictures import spread
 from unmask.evaluation.images import read_curve
 from unmask.evaluation.reference import check_held_out, check_judge, gather_rows
-from unmask.evaluation.runs import MEASURE_ADVICE, check_can_keep
+from unmask.evaluation.runs import MEASURE_ADVICE
 from unmask.experiments.tokenizer import draw_reconstructions, open_tokenizer_run, prepare_tokenizer
 from unmask.figures.images import write_picture
 from unmask.metrics.embedders import ClassifierFeatures, Features, identify_features
@@ -28,6 +28,7 @@ from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.layout import CLASSIFIER, REPORT
 from unmask.storage.lock import remove_killed_writes
+from unmask.storage.outputs import check_writable
 from unmask.storage.weights import hash_weights
 
 TOKENIZER_FILES = (REPORT, "reconstructions.png", CLASSIFIER)
@@ -44,7 +45,7 @@ def measure_tokenizer_run(
     progress: Progress | None = None,
 ) -> dict[str, object]:
     """`report_on` a trained tokenizer and its own pictures, into its run."""
-    check_can_keep(folder)
+    check_writable(folder)
     recipe, model = open_tokenizer_run(folder)
     experiment = prepare_tokenizer(recipe, policy=policy)
     check_data(folder, experiment.fingerprint, policy, MEASURE_ADVICE)
