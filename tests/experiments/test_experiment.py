@@ -44,7 +44,7 @@ def recipe_of(out):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"steps": 6}, r"training\.steps 4 there, 6 here"),
+        ({"steps": 3}, "a run of 4 steps and cannot become one of 3"),
         ({"seed": 5}, r"training\.seed 0 there, 5 here"),
         ({"ema": 0.5}, r"training\.ema"),
         ({"batch_size": 4}, r"training\.batch_size"),

@@ -1,6 +1,7 @@
 """One process, DDP and FSDP2 are the same run. Two ranks on gloo, forked once per strategy by toy_run.py."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -92,6 +93,21 @@ def test_nan_on_one_rank_stops_all_before_the_step(runs, strategy, tmp_path):
             assert float((weights[name] - p.detach()).abs().max()) <= 1e-6
     folders = [p.name for p in (runs / f"{strategy}-nan/checkpoints").iterdir()]
     assert folders == ["step-00000002"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_damage_in_the_memory_of_one_rank_is_named_by_all(runs, strategy):
+    weights, averages = (
+        {(runs / f"{strategy}-{name}-{rank}").read_text() for rank in (0, 1)} for name in ("weights", "averages")
+    )
+    assert len(weights) == len(averages) == 1
+    assert re.fullmatch(
+        r"step 3: loss nan, .* from the weights: \S+ holds NaN or infinity on rank 1; .*; \['step-00000002'\]",
+        weights.pop(),
+    )
+    assert re.fullmatch(
+        r"step 2: ema\.\S+ holds NaN or infinity on rank 1; no checkpoint was written, .*; \[\]", averages.pop()
+    )
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -29,9 +29,10 @@ from unmask.experiments.validation import validate_generator
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.objectives import Loss, MaskGIT
 from unmask.recipes.schema import Recipe
-from unmask.runtime.distributed import World, distribute, gather_full, join_world, unwrap
+from unmask.runtime.distributed import World, distribute, gather_full, get_local, join_world, unwrap
 from unmask.storage.lock import lock
 from unmask.tokenizers.pixels import Pixels
+from unmask.training.ema import Ema
 from unmask.training.loop import TrainConfig, train_model
 from unmask.training.optim import AdamW, CosineDecay, Muon
 from unmask.training.runfolder import remove_leftovers
@@ -234,6 +235,31 @@ def handed_over(folder: Path, name: str, strategy: str, here: World, *, stop: in
     raise SystemExit("the run was not cut")
 
 
+def blame_rank(run: Path, config: TrainConfig, here: World, damages_weights: bool) -> str:
+    """NaN in one weight, or one average, of rank 1 only: what this rank raised."""
+    model, real = toy_model(), Ema.update
+
+    def damage(tensors) -> None:
+        if here.rank == 1:
+            with torch.no_grad():
+                next(x for x in map(get_local, tensors) if x.numel()).flatten()[0] = torch.nan
+
+    def update(self, step) -> None:
+        real(self, step)
+        if step == 1 and not damages_weights:
+            damage(self.average.values())
+
+    batches = stopping(3, lambda: damage(model.parameters())) if damages_weights else None
+    Ema.update = update
+    try:
+        toy_train(run, config, here, model=model, batches=batches)
+    except NonFiniteError as error:
+        return f"{error}; {sorted(p.name for p in run.glob('checkpoints/*'))}"
+    finally:
+        Ema.update = real
+    return "trained to the end"
+
+
 def faults(folder: Path, strategy: str, here: World) -> None:
     """NaN on rank 1 only, then SIGTERM to rank 1 only: what each rank raised goes to a file."""
     config = toy_config(strategy=strategy, save_every=2)
@@ -244,6 +270,10 @@ def faults(folder: Path, strategy: str, here: World) -> None:
         (folder / f"{strategy}-nan-{here.rank}").write_text(str(error))
     weights = {n: gather_full(p.detach()).contiguous() for n, p in model.named_parameters()}
     save_file(weights, folder / f"{strategy}-nan-{here.rank}.safetensors")
+
+    for name in ("weights", "averages"):
+        found = blame_rank(folder / f"{strategy}-{name}", config, here, name == "weights")
+        (folder / f"{strategy}-{name}-{here.rank}").write_text(found)
 
     ask = stopping(4, lambda: os.kill(os.getpid(), signal.SIGTERM)) if here.rank == 1 else toy_batches()
     try:

@@ -38,10 +38,12 @@ from unmask.method.objectives import Loss, MaskGIT
 from unmask.method.rand import seeded
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.distributed import World
-from unmask.runtime.signals import stop_on_signal
+from unmask.runtime.signals import STOPPING, stop_on_signal
+from unmask.training.curve import read_metrics
 from unmask.training.log import TrainLog
 from unmask.training.loop import TrainConfig
-from unmask.training.optim import CosineDecay
+from unmask.training.optim import Constant, CosineDecay
+from unmask.training.steps import describe_resume
 
 BOTH = pytest.mark.parametrize("optimizer", [ADAMW, MUON], ids=["adamw", "muon"])
 
@@ -124,10 +126,50 @@ def test_a_finished_run_stays_as_it_is(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == lines
 
 
-def test_more_steps_continue_a_finished_run(tmp_path):
-    toy_train(tmp_path, toy_config(steps=5))
-    toy_train(tmp_path, toy_config(steps=9))
-    assert [r["step"] for r in metrics(tmp_path)] == list(range(1, 10))
+def test_more_steps_continue_a_finished_run_on_the_longer_schedule(tmp_path, capsys):
+    toy_train(tmp_path / "whole", toy_config(steps=9))
+    toy_train(tmp_path / "grown", toy_config(steps=5))
+    capsys.readouterr()
+    toy_train(tmp_path / "grown", toy_config(steps=9))
+    assert (
+        "continuing after step 5 (of 5 before) to 9; the learning rate follows the schedule of 9 steps"
+        in capsys.readouterr().out.splitlines()
+    )
+    rows, whole = metrics(tmp_path / "grown"), metrics(tmp_path / "whole")
+    assert [r["step"] for r in rows] == list(range(1, 10))
+    rates, long_rates = ([r["learning_rate"] for r in one] for one in (rows, whole))
+    assert rates[5:] == long_rates[5:]
+    assert rates[4] < long_rates[5] == rates[5] < long_rates[4]  # the short one had decayed
+    toy_train(tmp_path / "grown", toy_config(steps=9))
+    assert "all 9 steps are done already" in capsys.readouterr().out
+
+
+def test_more_steps_at_a_constant_rate_are_the_bits_of_the_longer_run(tmp_path):
+    for run, steps in (("whole", 9), ("grown", 5), ("grown", 9)):
+        toy_train(tmp_path / run, toy_config(steps=steps, learning_rate=Constant(warmup=3)))
+    assert state(tmp_path / "grown", 9) == state(tmp_path / "whole", 9)
+
+
+def test_a_resumed_run_says_what_differs_and_what_stays():
+    def facts(**changes):
+        place = {
+            "processes": 1,
+            "threads": 2,
+            "hardware": "A",
+            "torch": "2.9",
+            "command": "x",
+            "commit": "a",
+            **changes,
+        }
+        return {"steps": 9, "environment": place, "recipe": {"training": {"steps": 9, "precision": "fp32"}}}
+
+    assert describe_resume(4, 9, facts(), facts(command="y")) == ["continuing after step 4"]
+    first, second = describe_resume(4, 9, facts(), facts(processes=4, threads=1))
+    assert first == "continuing after step 4"
+    assert second.startswith("processes 4 now, 1 before; threads 1 now, 2 before: data, masks and noise stay the same")
+    assert describe_resume(4, 9, {}, facts()) == ["continuing after step 4"]  # of an early version
+    old = {"recipe": {"training": {"steps": 1000}}}
+    assert "after step 1,000 (of 1,000 before) to 1,500" in describe_resume(1000, 1500, old, {})[0]
 
 
 def test_kill_9_at_any_time_and_inside_a_save_changes_no_bit(tmp_path):
@@ -172,14 +214,14 @@ def test_nothing_but_damage_is_an_error_and_not_a_fresh_start(tmp_path):
 # -- signals -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_saves_at_the_end_of_the_step_and_the_same_call_continues(tmp_path, number):
     config = toy_config(log_every=5)
     toy_train(tmp_path / "whole", config)
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(n) for n in STOPPING]
     with pytest.raises(Preempted, match="after step 7; saved"):
         toy_train(tmp_path / "cut", config, batches=stopping(6, lambda: os.kill(os.getpid(), number)))
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(n) for n in STOPPING] == before
     assert [p.name for p in (tmp_path / "cut/checkpoints").iterdir()] == ["step-00000007"]
     toy_train(tmp_path / "cut", config)
     assert state(tmp_path / "cut", 12) == state(tmp_path / "whole", 12)
@@ -198,6 +240,24 @@ def test_a_second_signal_is_not_caught():
         assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
 
 
+def test_closing_a_terminal_sends_several_signals_and_is_one_stop():
+    with stop_on_signal() as flag:
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert flag.asked
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signal() as flag:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not flag.asked
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 # -- NaN ---------------------------------------------------------------------------------------------------------------
 
 
@@ -212,11 +272,23 @@ def everywhere(model, tokens, condition, *, mask_id, rand):
     return Loss(loss.total * torch.inf, loss.count) if rand.step == 3 else loss
 
 
+def nan_of_the_batch(model, tokens, condition, *, mask_id, rand):
+    """Return a loss that is NaN for several rows together and finite for each row alone, with finite gradients."""
+    loss = MaskGIT()(model, tokens, condition, mask_id=mask_id, rand=rand)
+    bad = torch.tensor(torch.nan if rand.step == 3 and len(tokens) > 1 else 0.0)
+    return Loss(loss.total + bad, loss.count)
+
+
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize(
     ("objective", "where"),
-    [(poisoned(3, 6), r"rows \[6\]"), (infinite_gradient, "no single row"), (everywhere, "every row")],
-    ids=["row", "gradient", "all"],
+    [
+        (poisoned(3, 6), r"rows \[6\]"),
+        (infinite_gradient, "no single row"),
+        (everywhere, "every row"),
+        (nan_of_the_batch, "the loss of the whole batch"),
+    ],
+    ids=["row", "gradient", "all", "value"],
 )
 def test_nothing_non_finite_reaches_weights_or_disk(tmp_path, objective, where, accumulate):
     config = toy_config(accumulate=accumulate, save_every=2)
@@ -374,6 +446,52 @@ def test_a_line_cut_short_by_a_kill_goes_with_all_after_the_start(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(r["step"], r["loss"]) for r in lines] == [(1, 1.0), (2, 1.0), (3, 2.0)]
     assert 0.2 <= lines[-1]["seconds"] < 5  # the clock continues from step 2
+
+
+def write_curve(path, *lines):
+    path.write_bytes(b"".join(line if line.endswith(b"\n") else line + b"\n" for line in lines))
+
+
+def row_of(step):
+    return json.dumps({"step": step, "seconds": step / 10, "loss": 1.0}).encode()
+
+
+DAMAGED = [b"\xff", b'{"step": 2, \xff"seconds": 1}', row_of(2)[:9], b"[" * 10_000, b"3", b"null", b"\0" * 40]
+DAMAGED += [b'{"stfp": 2, "seconds": 1.0}', b'{"step": 2}', b'{"step": "2", "seconds": 1}']
+DAMAGED += [b'{"step": 2, "seconds": null}', b'{"step": 2, "seconds": 1, "loss": "x"}']
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_line_is_named_and_costs_that_line_only(tmp_path, capsys, damage):
+    path = tmp_path / "metrics.jsonl"
+    write_curve(path, row_of(1), damage, row_of(3), row_of(4))
+    for _ in range(2):  # the second time nothing is damaged any more
+        with TrainLog(tmp_path, steps=9, start=4) as log:
+            log.say("resumed")
+    said = capsys.readouterr().out
+    assert said.count("resumed") == 2
+    assert said.count(f"{path} is damaged in line 2: these lines are left out") == 1
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3, 4]
+
+
+def test_a_resumed_run_keeps_the_curve_bit_for_bit(tmp_path):
+    config = toy_config(save_every=4, log_every=1)
+    cut_at(tmp_path, config, 8)
+    path = tmp_path / "metrics.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before + b"\xff")  # one bad byte once stopped every resume
+    toy_train(tmp_path, config)
+    assert path.read_bytes().startswith(before)
+    assert [r["step"] for r in metrics(tmp_path)] == list(range(1, 13))
+
+
+def test_many_damaged_lines_are_one_line(tmp_path):
+    path, notes = tmp_path / "metrics.jsonl", []
+    write_curve(path, *[b"x"] * 8, row_of(1))
+    assert [row["step"] for row in read_metrics(path, report=notes.append)] == [1]
+    assert len(notes) == 1
+    assert "in line 1, 2, 3, 4, 5 and 3 more" in notes[0]
+    assert read_metrics(tmp_path / "none", report=notes.append) == []
 
 
 def test_a_silent_log_writes_and_says_nothing(tmp_path, capsys, monkeypatch):

@@ -322,6 +322,14 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_same_call_continues(tmp_p
     assert toy_metrics(tmp_path / "cut") == toy_metrics(tmp_path / "whole")
 
 
+def test_more_steps_continue_a_finished_run(tmp_path, capsys):
+    toy_train(tmp_path, toy_config(steps=4, log_every=4))
+    toy_train(tmp_path, toy_config(steps=8, log_every=4))
+    said = capsys.readouterr().out
+    assert "continuing after step 4 (of 4 before) to 8; the learning rate follows the schedule of 8 steps" in said
+    assert [line["step"] for line in toy_metrics(tmp_path)] == [4, 8]
+
+
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
@@ -340,11 +348,11 @@ def test_nothing_non_finite_reaches_the_weights(tmp_path, quantizer, step):
 def test_a_sick_network_is_not_blamed_on_a_row():
     networks = toy_networks()
     batches, config = toy_batches(), toy_config()
-    assert find_cause(0, networks, LOSS, 0.1, batches, config, ALONE).startswith("no single row")
+    assert find_cause(0, 1.0, networks, LOSS, 0.1, batches, config, ALONE).startswith("no single row")
     with torch.no_grad():
         next(networks.critic.parameters()).fill_(torch.inf)
-    assert find_cause(0, networks, LOSS, None, batches, config, ALONE).startswith("no single row")
-    assert find_cause(0, networks, LOSS, 0.1, batches, config, ALONE).startswith("every row")
+    assert find_cause(0, 1.0, networks, LOSS, None, batches, config, ALONE).startswith("no single row")
+    assert find_cause(0, 1.0, networks, LOSS, 0.1, batches, config, ALONE).startswith("the weights: discriminator.")
 
 
 def test_a_collapse_is_said_once(tmp_path, capsys):

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import tyro
 
-from unmask.errors import ConfigError, DiskError, describe_os_error
+from unmask.errors import ConfigError, DiskError, NonFiniteError, describe_os_error
+from unmask.method.sampling.decode import NonFiniteLogits
 from unmask.storage.files import escape_line
 
 T = TypeVar("T")
@@ -55,9 +56,14 @@ def split_positional(arguments: list[str], usage: str) -> tuple[str, list[str]]:
 
 @contextlib.contextmanager
 def catch_value_errors() -> Iterator[None]:
-    """Turn a ValueError of the method, for a number that it cannot use, into a ConfigError: it came from a flag."""
+    """Turn a ValueError of the method, for a number that it cannot use, into a ConfigError: it came from a flag.
+
+    Logits that are NaN come from the weights instead, and become a NonFiniteError.
+    """
     try:
         yield
+    except NonFiniteLogits as error:
+        raise NonFiniteError(str(error)) from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -184,6 +184,8 @@ def print_report(opened: OpenedModel, here: World, flags: EvaluateFlags, samplin
         return
     for one in bad if isinstance(bad := numbers.get("unreadable"), list) else ():
         print(f"left out {one}", file=sys.stderr)
+    if "curve_note" in numbers:
+        print(numbers["curve_note"], file=sys.stderr)
     if flags.sampling.preset is not None:
         print(describe_expected(flags.sampling.preset))
     print(json.dumps(numbers, indent=2))

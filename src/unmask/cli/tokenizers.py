@@ -19,6 +19,7 @@ from unmask.pretrained.networks import LearnedConfig
 from unmask.published.opening import MODEL_NAMES, open_model
 from unmask.recipes import TokenizerRecipe, reading
 from unmask.runtime.devices import is_main_process
+from unmask.runtime.output import survive_lost_output
 from unmask.storage.cache import find_cache_dir
 from unmask.storage.config import dump_json
 from unmask.storage.layout import MODEL
@@ -51,7 +52,7 @@ def run_train_tokenizer(arguments: list[str]) -> None:
     flags = parse(TrainTokenizerFlags, rest, f"train-tokenizer {name}", default)
     if flags.dry_run:
         return _describe(flags.recipe)
-    with catch_value_errors(), catch_disk_errors(flags.out):
+    with catch_value_errors(), catch_disk_errors(flags.out), survive_lost_output():
         run = train_tokenizer(
             flags.recipe,
             flags.out,
@@ -62,8 +63,8 @@ def run_train_tokenizer(arguments: list[str]) -> None:
             verify_data=flags.verify_data,
             say=say_aside,
         )
-    if is_main_process():
-        print(f"wrote {run / MODEL}; next: unmask evaluate-tokenizer {run}")
+        if is_main_process():
+            print(f"wrote {run / MODEL}; next: unmask evaluate-tokenizer {run}")
 
 
 def _describe(recipe: TokenizerRecipe) -> None:

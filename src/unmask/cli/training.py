@@ -29,6 +29,7 @@ from unmask.method.models.protocol import Generator
 from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes import Recipe, TextRecipe, reading
 from unmask.runtime.distributed import join_world
+from unmask.runtime.output import survive_lost_output
 from unmask.storage.cache import find_cache_dir
 from unmask.storage.config import dump_json
 from unmask.storage.layout import MODEL
@@ -113,7 +114,12 @@ def check_start(flags: TrainFlags | TrainTextFlags) -> None:
 
 def _train(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None = None, notes: Sequence[str] = ()) -> None:
     run = flags.out
-    with catch_value_errors(), catch_disk_errors(run), join_world(choose_device(flags.device)) as here:
+    with (
+        catch_value_errors(),
+        catch_disk_errors(run),
+        survive_lost_output(),
+        join_world(choose_device(flags.device)) as here,
+    ):
         if here.is_main:
             print("\n".join(notes), end="\n" if notes else "", flush=True)
         num_classes = flags.num_classes if isinstance(flags, TrainFlags) else None

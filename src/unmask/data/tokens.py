@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from unmask.data.shuffle import Shuffle, choose_shuffle, permute_by_sorting, permute_places
 from unmask.errors import DataError
-from unmask.method.rand import Rand, seeded
+from unmask.method.rand import Rand
 
 MAX_LOGITS = 1 << 26
 """Largest number of logits in a forward pass without gradients: 256 MiB in float32."""
@@ -69,11 +70,14 @@ class Batches:
 
     Every epoch is a new permutation, a function of (seed, epoch). Batches continue across the end of an epoch, so each
     sample is seen exactly once per epoch whatever the batch size. If a sample has several views, (seed, epoch, sample)
-    decides which one is shown.
+    decides which one is shown. `shuffle` is how an epoch is permuted; None chooses it by the number of rows.
     """
 
-    def __init__(self, data: Tokens, batch_size: int, seed: int, device: torch.device):
+    def __init__(
+        self, data: Tokens, batch_size: int, seed: int, device: torch.device, *, shuffle: Shuffle | None = None
+    ):
         self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, device
+        self.shuffle = shuffle or choose_shuffle(len(data))
         self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def __call__(self, step: int, rows: Int[Tensor, "b"]) -> tuple[Shaped[Tensor, "b ..."], Int[Tensor, "b"] | None]:
@@ -82,15 +86,16 @@ class Batches:
         index, u = torch.empty_like(place), torch.empty_like(place, dtype=torch.float64)
         for e in epoch.unique().tolist():
             here = epoch == e
-            index[here] = self._permute(e)[offset[here]]
+            index[here] = self._read_order(e, offset[here])
             u[here] = Rand(self.seed, index[here], len(self.data), e)("view")
         return self.data.read_rows(index, self.device, u)
 
-    def _permute(self, epoch: int) -> Int[Tensor, "n"]:
+    def _read_order(self, epoch: int, places: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
+        if self.shuffle == "feistel":
+            return permute_places(places, len(self.data), self.seed, epoch)
         if self._epoch[0] != epoch:
-            noise = seeded(self.seed, 1).at(epoch)("shuffle", len(self.data))[0]
-            self._epoch = (epoch, noise.argsort())
-        return self._epoch[1]
+            self._epoch = (epoch, permute_by_sorting(len(self.data), self.seed, epoch))
+        return self._epoch[1][places]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The pictures of a run: samples, decoding step by step, reveal order, repaired holes, and the loss."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from unmask.method.sampling.decode import State
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.labels import list_filled_classes
 from unmask.storage.layout import METRICS
+from unmask.training.curve import read_metrics
 
 PICTURE_FILES = ("samples.png", "decode.gif", "decode.png", "order.png", "inpaint.png", "loss.png")
 """The files of `draw_pictures`."""
@@ -84,7 +84,7 @@ def draw_inpainting(
 
 def draw_loss_curve(run: Path, experiment: Experiment) -> None:
     """loss.png from metrics.jsonl, with the loss expected before the first step."""
-    rows = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    rows = read_metrics(run / METRICS, report=lambda note: None)  # `read_curve` puts it into the report
     series = {
         name: ([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r])
         for name, key in (("training", "loss"), ("validation", "validation_loss"))

@@ -5,7 +5,6 @@ same figure for as many real training pictures, and `_limit` for those after the
 over these tokens can be expected to do better. The work is split over ranks, with results equal to one process.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -47,7 +46,9 @@ from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.layout import CLASSIFIER, METRICS, MODEL, REPORT
 from unmask.storage.lock import remove_killed_writes
+from unmask.storage.outputs import check_writable
 from unmask.tokenizers.pixels import Pixels
+from unmask.training.curve import read_metrics
 
 Bank = Float64[Tensor, "n d"]
 """Features, a row per picture."""
@@ -160,6 +161,7 @@ def measure_run(
     features there is nothing to measure in: the report then holds what needs none.
     """
     folder, experiment, pipeline = run.folder, run.experiment, run.pipeline
+    check_writable(folder)
     curve = read_curve(folder)
     facts = describe_environment(
         world.device
@@ -294,8 +296,8 @@ def report_shares(
     return found
 
 
-def read_curve(run: Path, name: str = "validation_loss") -> dict[str, float]:
-    """Return where a training ended: the metric of that name, seconds and steps.
+def read_curve(run: Path, name: str = "validation_loss") -> dict[str, object]:
+    """Return where a training ended: the metric of that name, seconds and steps; and a note on damaged lines, if any.
 
     Return {} for an export, which has no curve, and for a model trained elsewhere, to which `runs.link_weights` links.
     Raises CheckpointError if the training did not get to a validation.
@@ -303,8 +305,10 @@ def read_curve(run: Path, name: str = "validation_loss") -> dict[str, float]:
     path = run / METRICS
     if (run / MODEL).is_symlink() or not path.is_file():
         return {}
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    notes: list[str] = []
+    rows = read_metrics(path, report=notes.append)
     values = [row[name] for row in rows if name in row]
     if not values:
         raise CheckpointError(f"{path} tells of no validation: give the folder of a run that was trained to its end")
-    return {name: values[-1], "train_seconds": rows[-1]["seconds"], "train_steps": rows[-1]["step"]}
+    end: dict[str, object] = {"train_seconds": rows[-1]["seconds"], "train_steps": rows[-1]["step"]}
+    return {name: values[-1], **end, **({"curve_note": notes[0]} if notes else {})}

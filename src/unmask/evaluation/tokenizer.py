@@ -28,6 +28,7 @@ from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.layout import CLASSIFIER, REPORT
 from unmask.storage.lock import remove_killed_writes
+from unmask.storage.outputs import check_writable
 from unmask.storage.weights import hash_weights
 
 TOKENIZER_FILES = (REPORT, "reconstructions.png", CLASSIFIER)
@@ -44,6 +45,7 @@ def measure_tokenizer_run(
     progress: Progress | None = None,
 ) -> dict[str, object]:
     """`report_on` a trained tokenizer and its own pictures, into its run."""
+    check_writable(folder)
     recipe, model = open_tokenizer_run(folder)
     experiment = prepare_tokenizer(recipe, policy=policy)
     check_data(folder, experiment.fingerprint, policy, MEASURE_ADVICE)

@@ -20,12 +20,14 @@ from unmask.data.fingerprint import (
     read_record,
     record_data,
 )
+from unmask.data.shuffle import Shuffle
 from unmask.data.sources.choice import resolve_paths
 from unmask.data.tokens import Batches, Tokens
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.finetune import start_from
 from unmask.experiments.preflight import check_ranks
+from unmask.experiments.resuming import check_checkpoints, check_steps, keep_shuffle
 from unmask.method.critic import WithCritic
 from unmask.method.masking import ABSENT
 from unmask.method.models.protocol import Generator
@@ -152,17 +154,19 @@ def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, wor
     barrier(world)
     training = recipe.training
     model = distribute(core, resolve_strategy(training.strategy, world), world)  # type: ignore[arg-type]
+    shuffle = keep_shuffle(folder / CHECKPOINTS, len(experiment.train))
+    batches = Batches(experiment.train, training.batch_size, training.seed, world.device, shuffle=shuffle)
     ema = train_model(
         model,
         recipe.objective,
-        Batches(experiment.train, training.batch_size, training.seed, world.device),
+        batches,
         training,
         folder,
         world=world,
         evaluators=experiment.make_evaluators(model, folder, world),
         expected_loss=predict_first_loss(experiment),
         notes=notes,
-        meta={"recipe": dump_config(recipe), "environment": describe_environment(world.device)},
+        meta=describe_run(recipe, experiment.fingerprint, world, shuffle),
     )
     weights = {name: gather_full(average).cpu().contiguous() for name, average in ema.average.items()}
     if world.is_main:
@@ -181,6 +185,16 @@ def _keep_tokenizer(experiment: Ready, folder: Path) -> None:
             shutil.copyfile(experiment.weights, part)
     elif not have_same_bytes(path, experiment.weights):
         raise CheckpointError(f"{folder} was trained with another tokenizer: give another --out")
+
+
+def describe_run(recipe: AnyRecipe, data: DataFingerprint | None, world: World, shuffle: Shuffle) -> dict[str, object]:
+    """Return what each checkpoint says of its run: recipe, data and their order, and where it was trained."""
+    return {
+        "recipe": dump_config(recipe),
+        "environment": describe_environment(world.device),
+        "shuffle": shuffle,
+        **({} if data is None else {"data": data.digest}),
+    }
 
 
 def claim_run(
@@ -204,10 +218,11 @@ def claim_run(
     path = folder / CONFIG
     if path.exists():
         moved = data is not None and read_record(folder) is not None  # then data.json tells what the data is
-        there, here = (_drop_changeable(one, moved=moved) for one in (read_config(path, type(recipe)), recipe))
-        changed = list_differences(there, here)
+        before = read_config(path, type(recipe))
+        changed = _list_changes(before, recipe, moved=moved)
         if changed:
             raise CheckpointError(f"{folder} holds another experiment ({changed[0]}): give another --out")
+        check_steps(before, recipe, folder)
     if data is not None:
         advice = (
             f"restore it, give another --out (and --init {folder} to start from these weights), or --accept-data to "
@@ -215,10 +230,24 @@ def claim_run(
         )
         accepted = check_data(folder, data, policy, advice)
         notes += [f"the data changed, and this is accepted: {accepted}"] if accepted else []
+    record = read_record(folder)
+    known = [*([data] if data else []), *((record.data, *record.before) if record else [])]
+    check_checkpoints(
+        folder / CHECKPOINTS,
+        type(recipe),
+        lambda theirs: _list_changes(theirs, recipe, moved=record is not None),
+        [one.digest for one in known],
+    )
+    if data is not None:
         record_data(folder, data)
     write_config(recipe, folder)
     update_record(folder, CONFIG)
     return notes
+
+
+def _list_changes(before: AnyRecipe, now: AnyRecipe, *, moved: bool) -> list[str]:
+    """Return in words what differs between two recipes and may not change under a run."""
+    return list_differences(_drop_changeable(before, moved=moved), _drop_changeable(now, moved=moved))
 
 
 def _drop_changeable(recipe: AnyRecipe, *, moved: bool = False) -> AnyRecipe:
@@ -228,7 +257,7 @@ def _drop_changeable(recipe: AnyRecipe, *, moved: bool = False) -> AnyRecipe:
     """
     plain = TrainConfig()
     free = ("accumulate", "precision", "strategy", "log_every", "evaluate_every", "save_every", "keep", "tracker")
-    training = replace(recipe.training, **{name: getattr(plain, name) for name in free})
+    training = replace(recipe.training, **{name: getattr(plain, name) for name in ("steps", *free)})
     if isinstance(recipe, TokenizerRecipe):
         data = _find_place(recipe.data, moved)
         return replace(recipe, data=data, training=training, classifier=TokenizerRecipe.classifier)

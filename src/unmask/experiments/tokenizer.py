@@ -15,17 +15,17 @@ from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, compute
 from unmask.data.pictures import Split
 from unmask.data.tokens import Batches
 from unmask.errors import CheckpointError, ConfigError
-from unmask.experiments.base import claim_run
+from unmask.experiments.base import claim_run, describe_run
 from unmask.experiments.preflight import check_ranks
+from unmask.experiments.resuming import keep_shuffle
 from unmask.figures.images import choose_scale, draw_triptych
 from unmask.metrics.features import Classifier, ClassifierConfig
 from unmask.metrics.in_domain import prepare_classifier_features
-from unmask.recipes.reading import dump_config, read_config
+from unmask.recipes.reading import read_config
 from unmask.recipes.schema import TokenizerRecipe
 from unmask.runtime.distributed import World, autocast, barrier, distribute, resolve_strategy, sum_over_ranks, unwrap
 from unmask.runtime.progress import Progress, show_progress
-from unmask.runtime.provenance import describe_environment
-from unmask.storage.layout import CONFIG, MODEL
+from unmask.storage.layout import CHECKPOINTS, CONFIG, MODEL
 from unmask.storage.lock import lock
 from unmask.storage.manifest import record_files
 from unmask.storage.weights import write_weights
@@ -114,16 +114,18 @@ def _run(experiment: TokenizerExperiment, folder: Path, world: World, notes: lis
         distribute(x.to(memory_format=torch.channels_last), strategy, world)  # type: ignore[call-overload]
         for x in build_networks(recipe)
     )
+    shuffle = keep_shuffle(folder / CHECKPOINTS, len(experiment.train))
+    batches = Batches(experiment.train, training.batch_size, training.seed, world.device, shuffle=shuffle)
     ema = train_autoencoder(
         Networks(model, discriminator, stages),
         recipe.loss,
-        Batches(experiment.train, training.batch_size, training.seed, world.device),
+        batches,
         training,
         folder,
         world=world,
         evaluators=[validate_tokenizer(experiment, unwrap(model), world)],  # type: ignore[arg-type]
         notes=notes,
-        meta={"recipe": dump_config(recipe), "environment": describe_environment(world.device)},
+        meta=describe_run(recipe, experiment.fingerprint, world, shuffle),
     )
     if world.is_main:
         write_weights(ema.average, folder / MODEL)

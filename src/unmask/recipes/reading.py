@@ -128,23 +128,34 @@ def read_config(path: Path, kind: Kinds = AnyConfig) -> Any:
     Raises:
         ConfigError: The file is missing or wrong, or holds another kind; the message names the command that takes it.
     """
-    data = load_json(path)
+    return parse_config(load_json(path), kind, str(path))
+
+
+def parse_config(data: object, kind: Kinds, name: str) -> Any:
+    """Return the recipe or spec in the JSON data of a config.json, as `read_config` does.
+
+    Args:
+        data: The JSON data.
+        kind: The class, or union of classes, to accept.
+        name: Where the data is from, for errors.
+    """
     if (isinstance(data, dict) and "type" in data) or not isinstance(data, dict):
-        return _check_kind(parse_lone_tokenizer(data), kind, str(path))
-    name = data.pop("kind", None)
-    if name is not None and name not in CONFIG_KINDS:
-        raise ConfigError(f"{path.name}: kind {name!r} is unknown here: it was written by a newer version of unmask")
+        return _check_kind(parse_lone_tokenizer(data), kind, name)
+    data = dict(data)
+    tag = data.pop("kind", None)
+    if tag is not None and tag not in CONFIG_KINDS:
+        raise ConfigError(f"{name}: kind {tag!r} is unknown here: it was written by a newer version of unmask")
     known = (cls for field, cls in EARLIER_KINDS.items() if field in data)
-    here = CONFIG_KINDS[name] if name is not None else next(known, Recipe)
+    here = CONFIG_KINDS[tag] if tag is not None else next(known, Recipe)
     for field, only in EARLIER_TYPES.get(here, {}).items():
         if isinstance(data.get(field), dict) and "type" not in data[field]:
             data[field] = {"type": only} | data[field]
     if "data" in data:
         data["data"] = fill_arrangement(data["data"])
-    found: Any = from_json(here, data, path.name)
+    found: Any = from_json(here, data, name)
     if isinstance(found, Recipe) and found.data == Codes(path=""):  # how a model without a training was once written
         found = narrow_to(ModelSpec, found)
-    return _check_kind(found, kind, str(path))
+    return _check_kind(found, kind, name)
 
 
 def _check_kind(found: AnyConfig, kind: Kinds, name: str) -> AnyConfig:

@@ -198,6 +198,14 @@ def sum_over_ranks(x: Float[Tensor, "*n"], here: World) -> Float[Tensor, "*n"]:
     return x
 
 
+def find_first_rank(number: int, here: World) -> tuple[int, int]:
+    """Return the first rank whose `number` is not negative, and its number; (-1, -1) if all are negative."""
+    numbers = torch.zeros(here.size, dtype=torch.float64, device=here.device)
+    numbers[here.rank] = number
+    all_numbers = [int(x) for x in sum_over_ranks(numbers, here).tolist()]
+    return next(((rank, x) for rank, x in enumerate(all_numbers) if x >= 0), (-1, -1))
+
+
 def compute_norm(tensors: list[Tensor]) -> Float[Tensor, ""]:
     """Return the 2-norm of all tensors together, over all ranks if they are sharded."""
     total = nn.utils.get_total_norm(tensors)

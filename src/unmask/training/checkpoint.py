@@ -1,10 +1,12 @@
 """Write and read checkpoints: one folder per step, which is either complete to the last bit or absent.
 
 A save fills `step-N.tmp-<token>/`, syncs it, adds a manifest with the size and sha256 of every file, and only then
-renames the folder to `step-N/`. A load trusts only files that the manifest lists (`runfolder.py`).
+renames the folder to `step-N/`. It then reads the tensors back and compares them with those in memory. A load trusts
+only files that the manifest lists (`runfolder.py`). `saving.py` saves in the background.
 """
 
 import errno
+import math
 import os
 import re
 import shutil
@@ -14,10 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from unmask.errors import CheckpointError, ConfigError, DiskError, NonFiniteError, describe_os_error
 from unmask.storage.config import dump_json
@@ -25,15 +29,20 @@ from unmask.storage.files import sync
 from unmask.training.runfolder import (
     PAYLOAD,
     SHARDS,
+    KnownCheckpoints,
     VerifiedCheckpoint,
     describe_kept,
     is_complete,
+    is_known_complete,
     list_checkpoints,
     parse_step,
-    verify_checkpoint,
+    read_stamp,
     verify_file,
     write_manifest,
 )
+
+COMPARED_BYTES = 1 << 22
+"""Bytes that are compared at a time."""
 
 
 def save_checkpoint(
@@ -47,6 +56,7 @@ def save_checkpoint(
     barrier: Callable[[], None] = lambda: None,
     token: str,
     keep: int = 2,
+    known: KnownCheckpoints | None = None,
 ) -> Path:
     """Write the checkpoint of `step`, verify it, then remove older ones until `keep` complete ones are left.
 
@@ -62,6 +72,7 @@ def save_checkpoint(
         barrier: Waits until every rank has called it.
         token: Part of the temporary folder's name: 8 or more letters and digits, unguessable, the same on all ranks.
         keep: Number of complete checkpoints to keep, at least 2.
+        known: Checkpoints that this process has written or verified: they are not hashed again. Updated in place.
 
     Returns:
         The folder of the checkpoint.
@@ -75,6 +86,7 @@ def save_checkpoint(
     _check_arguments(step, token, keep)
     dump_json(meta)
     _check_tensors(tensors, sharded)
+    known = {} if known is None else known
     final = Path(root) / f"step-{step:08d}"
     temporary = final.with_name(f"{final.name}.tmp-{token}")
     try:
@@ -84,10 +96,12 @@ def save_checkpoint(
             _run_on_main(is_main, barrier, lambda: _commit(final, temporary, step, meta), final)
         elif is_main:
             _prepare(final, temporary, token)
-            _write_whole(temporary / PAYLOAD, tensors)
+            written = _write_whole(temporary / PAYLOAD, tensors)
             _commit(final, temporary, step, meta)
+            _compare_with_memory(final / PAYLOAD, written)
         if is_main:
-            _prune(final, token, keep)
+            known[final] = read_stamp(final)
+            _prune(final, token, keep, known)
     except OSError as error:
         reason = describe_os_error(error)
         raise DiskError(f"step {step} could not be saved in {root}: {reason}; {describe_kept(Path(root))}") from error
@@ -137,14 +151,26 @@ def _check_arguments(step: int, token: str, keep: int) -> None:
 
 def _check_tensors(tensors: Mapping[str, Tensor], sharded: bool) -> None:
     for name, tensor in tensors.items():
-        finite = torch.isfinite(tensor.detach()).all()
-        if hasattr(finite, "full_tensor"):
+        if isinstance(tensor, DTensor):
             if not sharded:
                 raise ConfigError(f"{name} is sharded over processes; save it with sharded=True")
             # All ranks get the same answer, so that they stop together.
-            finite = finite.full_tensor()
+            whole = torch.isfinite(tensor.detach()).all()
+            assert isinstance(whole, DTensor)
+            finite = bool(whole.full_tensor())
+        else:
+            finite = is_finite(tensor)
         if not finite:
             raise NonFiniteError(f"{name} holds NaN or infinity, so no checkpoint was written; the last one is kept")
+
+
+@torch.no_grad()
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor holds neither NaN nor infinity."""
+    if not tensor.is_floating_point():
+        return True
+    # The sum is 40 times as fast as `isfinite` on a CPU, but a sum of finite numbers may overflow.
+    return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
 
 
 def _run_on_main(is_main: bool, barrier: Callable[[], None], action: Callable[[], None], result: Path) -> None:
@@ -169,7 +195,8 @@ def _prepare(final: Path, temporary: Path, token: str) -> None:
     os.mkdir(temporary)
 
 
-def _write_whole(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_whole(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Write all tensors to one file; return them as they were written."""
     seen: set[int] = set()
     plain = {name: _separate_storage(tensor.detach(), seen) for name, tensor in tensors.items()}
     try:
@@ -182,6 +209,7 @@ def _write_whole(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    return plain
 
 
 def _separate_storage(tensor: Tensor, seen: set[int]) -> Tensor:
@@ -211,28 +239,44 @@ def _write_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _commit(final: Path, temporary: Path, step: int, meta: dict[str, Any]) -> None:
-    """Write the manifest, make the folder durable, give it its final name, and verify it by reading it back."""
+    """Write the manifest, make the folder durable, and give it its final name."""
     write_manifest(temporary, step, meta)
     os.rename(temporary, final)
     sync(final.parent)
+
+
+def _compare_with_memory(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Read the tensors back from the disk; raise OSError if a bit differs from those in memory."""
     try:
-        verify_checkpoint(final)
-    except CheckpointError as error:
+        found = load_file(path)
+    except SafetensorError as error:
         raise OSError(errno.EIO, f"the files read back differ from the data written ({error})") from error
+    wrong = [name for name in found.keys() | tensors if not _have_same_bits(found.get(name), tensors.get(name))]
+    if wrong:
+        raise OSError(errno.EIO, f"the files read back differ from the data written ({min(wrong)})")
 
 
-def _prune(final: Path, token: str, keep: int) -> None:
+def _have_same_bits(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None or (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    portions = (x.reshape(-1).view(torch.uint8).split(COMPARED_BYTES) for x in (a, b))
+    # NumPy lets the training go on meanwhile, and starts no threads that would compete with it.
+    return all(np.array_equal(x.numpy(), y.numpy()) for x, y in zip(*portions, strict=True))
+
+
+def _prune(final: Path, token: str, keep: int, known: KnownCheckpoints) -> None:
     complete = 1
     for path in list_checkpoints(final.parent):
         if parse_step(path) >= parse_step(final):
             continue
         if complete < keep:
-            complete += is_complete(path)
+            complete += is_known_complete(path, known)
         else:
             # Rename first, so that a kill in between leaves a leftover and not a damaged checkpoint.
             doomed = path.with_name(f"{path.name}.tmp-{token}")
             os.rename(path, doomed)
             shutil.rmtree(doomed)
+            known.pop(path, None)
 
 
 # -- reading --
@@ -247,7 +291,7 @@ def _load_whole(found: VerifiedCheckpoint, targets: Mapping[str, Tensor], sharde
 
 def _cut_like(whole: Tensor, target: Tensor) -> Tensor:
     """Return `whole` as a DTensor with the layout of `target`. Each process cuts its own part; nothing is sent."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import distribute_tensor
 
     if not isinstance(target, DTensor):
         return whole

@@ -19,8 +19,10 @@ from rich.progress import (
 )
 
 from unmask.errors import ConfigError
+from unmask.runtime.output import OptionalOutput
 from unmask.storage.files import write_atomic
 from unmask.storage.layout import METRICS
+from unmask.training.curve import read_metrics
 
 Tracker = Literal["none", "tensorboard", "wandb"]
 Recorder = Callable[[int, dict[str, float]], None]
@@ -31,17 +33,19 @@ class TrainLog:
     """The log of one run. Rank 0 passes the run directory; the other ranks pass None and stay silent.
 
     `metrics.jsonl` holds one object per line with `step` and the `seconds` of training so far. A resumed run first
-    drops the lines of steps that it repeats.
+    drops the lines of steps that it repeats, and damaged ones, which it names.
     """
 
     def __init__(
         self, run: Path | None, *, steps: int, start: int = 0, tracker: Tracker = "none", unit: str = "tokens/s"
     ):
         self.run = run
-        self.console = Console(file=sys.stdout, highlight=False, quiet=run is None, soft_wrap=True)
+        output = None if sys.stdout is None else OptionalOutput(sys.stdout, "standard output")
+        self.console = Console(file=output, highlight=False, quiet=run is None, soft_wrap=True)  # type: ignore[arg-type]
+        self._notes: list[str] = []
         self._track: Recorder = _open_tracker(tracker, run) if run is not None else _ignore
         self._file: TextIO | None
-        self._file, before = (None, 0.0) if run is None else _reopen(run / METRICS, start)
+        self._file, before = (None, 0.0) if run is None else _reopen(run / METRICS, start, self._notes.append)
         self._began = time.perf_counter() - before
         columns = [
             TextColumn("step"),
@@ -59,6 +63,8 @@ class TrainLog:
 
     def __enter__(self) -> "TrainLog":
         self._bar.start()
+        for note in self._notes:
+            self.say(note)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -97,21 +103,12 @@ class TrainLog:
             (folder / f"{name}-{step:08d}.txt").write_text(text + "\n", encoding="utf-8")
 
 
-def _reopen(path: Path, start: int) -> tuple[TextIO, float]:
-    """Drop the lines after step `start`, and a truncated last line. Return the open file and the seconds trained."""
-    kept, seconds = [], 0.0
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-            step, so_far = row["step"], row["seconds"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            break
-        if step <= start and start > 0:
-            kept.append(line + "\n")
-            seconds = so_far
+def _reopen(path: Path, start: int, report: Callable[[str], None]) -> tuple[TextIO, float]:
+    """Drop the rows after step `start`, and damaged lines. Return the open file and the seconds trained."""
+    kept = [row for row in read_metrics(path, report=report) if 0 < row["step"] <= start]
     with write_atomic(path, durable=False) as part:  # a kill in between must not lose the curve
-        part.write_text("".join(kept))
-    return path.open("a"), seconds
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    return path.open("a"), kept[-1]["seconds"] if kept else 0.0
 
 
 def _ignore(step: int, values: dict[str, float]) -> None:

@@ -45,11 +45,12 @@ from unmask.training.optim import (
     create_optimizer_state,
     set_learning_rate,
 )
+from unmask.training.saving import find_non_finite
 from unmask.training.steps import (
     RunState,
     apply_gradients,
     check_batch_size,
-    describe_bad_rows,
+    describe_cause,
     scale_gradients,
     split_rows,
 )
@@ -185,7 +186,7 @@ def train_model(
     start, resume_notes = state.resume()
     tokens_seen, clock = 0, time.perf_counter()
     log = TrainLog(run if world.is_main else None, steps=config.steps, start=start, tracker=config.tracker)
-    with log, stop_on_signal() as stop:
+    with log, stop_on_signal() as stop, state:
         for note in (*notes, *resume_notes):
             log.say(note)
         for step in range(start, config.steps):
@@ -196,7 +197,7 @@ def train_model(
             total, count, num_tokens, stops = sums.tolist()
             gradient_norm = scale_gradients(parameters, get_gradient_factor(model, world) / count, config.clip)
             if not (math.isfinite(total) and math.isfinite(gradient_norm)):
-                where = _find_cause(step, model, objective, batches, config, world)
+                where = _find_cause(step, total, model, objective, batches, config, world)
                 raise NonFiniteError(f"step {step}: loss {total / count}, gradient norm {gradient_norm}, from {where}")
             apply_gradients(optimizers)
             ema.update(step)
@@ -216,7 +217,7 @@ def train_model(
                 window.zero_()
                 tokens_seen, clock = 0, time.perf_counter()
             if done % config.evaluate_every == 0 or done == config.steps:
-                run_evaluators(evaluators, ema, model, done, log)
+                run_evaluators(evaluators, ema, model, done, log, world)
                 tokens_seen, clock = 0, time.perf_counter()
             state.save_if_due(done, stopped=bool(stops))
     return ema
@@ -243,8 +244,16 @@ def accumulate(
     return sums
 
 
-def run_evaluators(evaluators: Sequence[Evaluator], ema: Ema, model: nn.Module, step: int, log: TrainLog) -> None:
-    """Run each evaluator with the averaged weights in place, and log what it yields."""
+def run_evaluators(
+    evaluators: Sequence[Evaluator], ema: Ema, model: nn.Module, step: int, log: TrainLog, world: World
+) -> None:
+    """Run each evaluator with the averaged weights in place, and log what it yields.
+
+    Raises:
+        NonFiniteError: If an averaged weight of any rank is not finite.
+    """
+    if evaluators and (damaged := find_non_finite(ema.average, world)):
+        raise NonFiniteError(f"step {step}: averaged weights: {damaged}; the same command continues before that")
     numbers: dict[str, float] = {}
     model.eval()
     with ema.swap_weights(), torch.no_grad():
@@ -263,20 +272,26 @@ def run_evaluators(evaluators: Sequence[Evaluator], ema: Ema, model: nn.Module, 
 
 def _find_cause(
     step: int,
+    total: float,
     model: nn.Module,
     objective: LossFunction,
     batches: Callable[[int, Int[Tensor, "b"]], Batch],
     config: TrainConfig,
     world: World,
 ) -> str:
-    """Name the rows of the global batch with a loss that is not finite. Every rank checks every row, so all agree."""
-    bad = []
-    for row in range(config.batch_size):
-        rows = torch.tensor([row])
-        rand = Rand(config.seed, rows.to(world.device), config.batch_size, step)
-        with torch.no_grad(), autocast(config.precision, world):
-            tokens, condition = batches(step, rows)
-            loss = objective(model, tokens, condition, mask_id=unwrap(model).mask_id, rand=rand)
-        if not bool(loss.total.isfinite()):
-            bad.append(row)
-    return describe_bad_rows(bad, config.batch_size)
+    """Name the weights, or the rows of the global batch, with NaN or infinity. Every rank checks every row."""
+
+    def find_rows() -> list[int]:
+        bad = []
+        for row in range(config.batch_size):
+            rows = torch.tensor([row])
+            rand = Rand(config.seed, rows.to(world.device), config.batch_size, step)
+            with torch.no_grad(), autocast(config.precision, world):
+                tokens, condition = batches(step, rows)
+                loss = objective(model, tokens, condition, mask_id=unwrap(model).mask_id, rand=rand)
+            if not bool(loss.total.isfinite()):
+                bad.append(row)
+        return bad
+
+    weights = {name: parameter.detach() for name, parameter in unwrap(model).named_parameters()}
+    return describe_cause(weights, find_rows, total, config.batch_size, world)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ PAYLOAD, SHARDS, MANIFEST = "state.safetensors", "dcp", "manifest.json"
 _STEP = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"step-\d+\.tmp-.+")
 _FILE = re.compile(rf"{re.escape(PAYLOAD)}|{SHARDS}/[\w.-]*\w")
+
+
+Stamp = tuple[tuple[str, int, int, int, int], ...]
+"""Name, inode, size and times of each file of a checkpoint: they change if anyone writes to it."""
+KnownCheckpoints = dict[Path, Stamp]
+"""The checkpoints that this process wrote or verified, as they were then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +90,15 @@ def verify_checkpoint(path: Path) -> VerifiedCheckpoint:
     return VerifiedCheckpoint(step=manifest["step"], path=path, meta=manifest["meta"])
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """Return the JSON data of a checkpoint whose manifest is sound; its other files are not read.
+
+    Raises:
+        CheckpointError: The manifest is missing or damaged.
+    """
+    return _read_manifest(path)[0]["meta"]
+
+
 def is_complete(path: Path) -> bool:
     """Return True if `verify_checkpoint` finds nothing wrong."""
     try:
@@ -90,6 +106,25 @@ def is_complete(path: Path) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+def is_known_complete(path: Path, known: KnownCheckpoints) -> bool:
+    """Return `is_complete`, without reading the files if `known` has them and nobody has written to them since."""
+    try:
+        stamp = read_stamp(path)
+    except OSError:
+        return False
+    if known.get(path) == stamp:
+        return True
+    if complete := is_complete(path):
+        known[path] = stamp
+    return complete
+
+
+def read_stamp(path: Path) -> Stamp:
+    """Return the stamp of a checkpoint folder."""
+    files = [(file.relative_to(path).as_posix(), os.stat(file, follow_symlinks=False)) for file in path.rglob("*")]
+    return tuple(sorted((name, x.st_ino, x.st_size, x.st_mtime_ns, x.st_ctime_ns) for name, x in files))
 
 
 def describe_kept(root: Path) -> str:
@@ -105,9 +140,11 @@ def describe_kept(root: Path) -> str:
 def write_manifest(folder: Path, step: int, meta: dict[str, Any]) -> None:
     """Sync every file in `folder` to disk, and write a manifest with their sizes and checksums."""
     contents = sorted(folder.rglob("*"))
-    for path in contents:
-        sync(path)
-    files = {path.relative_to(folder).as_posix(): _describe_file(path) for path in contents if path.is_file()}
+    with ThreadPoolExecutor(1) as pool:  # the disk writes the files while they are hashed
+        syncing = [pool.submit(sync, path) for path in contents]
+        files = {path.relative_to(folder).as_posix(): _describe_file(path) for path in contents if path.is_file()}
+        for one in syncing:
+            one.result()
     body = json.loads(dump_json({"format": FORMAT, "step": step, "files": files, "meta": meta}))
     (folder / MANIFEST).write_text(dump_json({**body, "sha256": _hash_body(body)}), encoding="utf-8")
     sync(folder / MANIFEST)

@@ -1,8 +1,8 @@
 """What both training loops do around a step: resume, split rows, scale and apply gradients, save, and stop."""
 
-import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,20 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from unmask.errors import CheckpointError, ConfigError, Preempted
-from unmask.runtime.distributed import World, barrier, broadcast_text, check_equal_weights, compute_norm, get_local
+from unmask.errors import CheckpointError, ConfigError, Preempted, UnmaskError
+from unmask.runtime.distributed import (
+    World,
+    broadcast_text,
+    check_equal_weights,
+    compute_norm,
+    get_local,
+    sum_over_ranks,
+)
 from unmask.storage.layout import CHECKPOINTS
-from unmask.training.checkpoint import load_checkpoint, save_checkpoint
+from unmask.training.checkpoint import load_checkpoint
 from unmask.training.optim import Optimizers
 from unmask.training.runfolder import find_latest_checkpoint
+from unmask.training.saving import Saver, find_non_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +45,33 @@ class RunState:
     sharded: bool
     """True if the tensors are DTensors and each rank writes its own shards."""
     world: World
+    saver: Saver = field(default_factory=Saver)
 
     @property
     def folder(self) -> Path:
         """The folder that holds the checkpoints."""
         return self.run / CHECKPOINTS
 
+    def __enter__(self) -> "RunState":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Wait for the last save. If it fails after another error, both are in one line."""
+        if error is None:
+            return self.saver.finish(self.world)
+        try:
+            self.saver.wait()
+        except UnmaskError as second:
+            if not isinstance(error, UnmaskError):
+                raise
+            error.args = (f"{error}; also, {second}",)
+
     def resume(self) -> tuple[int, list[str]]:
         """Load the newest complete checkpoint, if there is one.
 
         Returns:
-            The number of steps that are done already, and lines for the log: damaged checkpoints, and where it resumes.
+            The number of steps that are done already, and lines for the log: damaged checkpoints, where it resumes, and
+            what differs from the process that saved.
 
         Raises:
             CheckpointError: If no checkpoint is complete, it does not fit the tensors, or ranks found different ones.
@@ -56,40 +80,69 @@ class RunState:
         found = find_latest_checkpoint(self.folder, report=notes.append)
         if found is not None:
             load_checkpoint(found, self.tensors, sharded=self.sharded)
+            self.saver.trust(found)
         start = found.step if found else 0
         if int(broadcast_text(str(start), self.world)) != start:
             raise CheckpointError(
                 f"rank {self.world.rank} found step {start} in {self.run}, rank 0 another: share one folder among ranks"
             )
         if found:
-            is_done = start >= self.steps
-            notes.append(f"all {start} steps are done already" if is_done else f"continuing after step {start}")
+            notes += describe_resume(start, self.steps, found.meta, self.meta)
         return start, notes
 
     def save_if_due(self, done: int, *, stopped: bool) -> None:
         """Save after step number `done` (counted from 1) if a checkpoint is due or any rank was asked to stop.
 
+        The save runs in the background, except the one before `Preempted`.
+
         Raises:
             Preempted: After the save, if any rank was asked to stop and steps are left.
-            DiskError: If the checkpoint cannot be written. Older ones are kept.
+            NonFiniteError: If a tensor holds NaN or infinity. Nothing is written.
             RankError: If ranks hold different weights; nothing is written.
+            DiskError: If this or an earlier checkpoint cannot be written. Older ones are kept.
         """
+        self.saver.check()
         if stopped or done % self.save_every == 0 or done == self.steps:
             trained = {name: x for name, x in self.tensors.items() if not name.startswith("log.")}
             check_equal_weights(trained, done, self.world)
-            save_checkpoint(
-                self.folder,
-                done,
-                self.tensors,
-                self.meta,
-                sharded=self.sharded,
-                is_main=self.world.is_main,
-                barrier=lambda: barrier(self.world),
-                token=broadcast_text(uuid.uuid4().hex, self.world),
-                keep=self.keep,
+            meta = {**self.meta, "steps": self.steps}
+            self.saver.save(
+                self.folder, done, self.tensors, meta, sharded=self.sharded, world=self.world, keep=self.keep
             )
         if stopped and done < self.steps:
+            self.saver.finish(self.world)
             raise Preempted(f"stopped by a signal after step {done}; saved. The same command continues from there")
+
+
+def describe_resume(start: int, steps: int, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a resumed run: from where to where, and what differs from the process that saved.
+
+    Args:
+        start: Number of steps that are done.
+        steps: Number of steps of the whole run.
+        then: The JSON data of the checkpoint.
+        now: The JSON data that this process saves.
+    """
+    if start >= steps:
+        return [f"all {start:,} steps are done already"]
+    before = then.get("steps") or then.get("recipe", {}).get("training", {}).get("steps")
+    line = f"continuing after step {start:,}"
+    if before is not None and before != steps:
+        line += f" (of {before:,} before) to {steps:,}; the learning rate follows the schedule of {steps:,} steps"
+    old, new = _collect_facts(then), _collect_facts(now)
+    changes = [f"{name} {new[name]} now, {old[name]} before" for name in new if name in old and old[name] != new[name]]
+    if not changes:
+        return [line]
+    same = "data, masks and noise stay the same; sums may be rounded otherwise, so the last bits of results may differ"
+    return [line, f"{'; '.join(changes)}: {same}"]
+
+
+def _collect_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what may change the rounding of a run, and nothing else: where and how it computes."""
+    environment, training = meta.get("environment", {}), meta.get("recipe", {}).get("training", {})
+    facts = {name: environment.get(name) for name in ("processes", "threads", "hardware", "torch", "commit")}
+    facts |= {name: training.get(name) for name in ("accumulate", "precision", "strategy")}
+    return {name: fact for name, fact in facts.items() if fact is not None}
 
 
 def check_batch_size(batch_size: int, accumulate: int, world: World) -> None:
@@ -127,8 +180,28 @@ def apply_gradients(optimizers: Optimizers) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def describe_bad_rows(bad: list[int], batch_size: int) -> str:
-    """Return the end of a NonFiniteError: which rows of the global batch are not finite, and what to do."""
-    if len(bad) == batch_size:
-        return "every row of the batch: look at the weights, or lower the learning rate"
-    return f"rows {bad[:8]} of the batch" if bad else "no single row: the gradient overflowed; lower the learning rate"
+def describe_cause(
+    weights: Mapping[str, Tensor], find_rows: Callable[[], list[int]], total: float, size: int, world: World
+) -> str:
+    """Return the end of a NonFiniteError: where the NaN or infinity came from, and what to do; alike on all ranks.
+
+    Args:
+        weights: The weights before the step.
+        find_rows: Returns the rows of the global batch whose own loss is not finite, as this rank sees them.
+        total: The loss of the whole batch.
+        size: Rows of the global batch.
+        world: This process among all.
+    """
+    damaged = find_non_finite(weights, world)
+    if damaged:
+        return f"the weights: {damaged}; the same command continues from the last checkpoint"
+    hits = torch.zeros(size, dtype=torch.float64, device=world.device)
+    hits[find_rows()] = 1
+    rows = sum_over_ranks(hits, world).nonzero().flatten().tolist()
+    if len(rows) == size:
+        return "every row of the batch: look at the data and the loss, or lower the learning rate"
+    if rows:
+        return f"rows {rows[:8]} of the batch"
+    if not math.isfinite(total):
+        return "the loss of the whole batch, while each row alone has a finite loss: look at the loss function"
+    return "no single row: the gradient overflowed; lower the learning rate"

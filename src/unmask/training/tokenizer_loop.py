@@ -105,7 +105,7 @@ def train_autoencoder(
     log = TrainLog(
         run if world.is_main else None, steps=config.steps, start=start, tracker=config.tracker, unit="images/s"
     )
-    with log, stop_on_signal() as stop:
+    with log, stop_on_signal() as stop, state:
         for note in (*notes, *resume_notes):
             log.say(note)
         if start < config.steps:
@@ -125,7 +125,7 @@ def train_autoencoder(
                 factor = get_gradient_factor(networks.discriminator, world) / count
                 critic_norm = scale_gradients(critic_parameters, factor, config.clip)
             if not math.isfinite(sum(terms) + gradient_norm + critic_norm):
-                where = find_cause(step, networks, loss, weight, batches, config, world)
+                where = find_cause(step, sum(terms), networks, loss, weight, batches, config, world)
                 text = ", ".join(f"{name} {term / count:.4g}" for name, term in zip(LOSS_TERMS, terms, strict=True))
                 raise NonFiniteError(f"step {step}: {text}, gradient norm {gradient_norm}, from {where}")
             apply_gradients([*optimizers, *(critics if fooling else [])])
@@ -152,7 +152,7 @@ def train_autoencoder(
                 used.zero_()
                 seen, clock = 0, time.perf_counter()
             if done % config.evaluate_every == 0 or done == config.steps:
-                run_evaluators(evaluators, ema, networks.model, done, log)
+                run_evaluators(evaluators, ema, networks.model, done, log, world)
                 seen, clock = 0, time.perf_counter()
             state.save_if_due(done, stopped=bool(stops))
     return ema

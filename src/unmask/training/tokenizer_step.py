@@ -24,7 +24,7 @@ from unmask.tokenizers.losses import (
 from unmask.tokenizers.quantizers import Codebook
 from unmask.tokenizers.vqgan import Autoencoder
 from unmask.training.loop import TrainConfig
-from unmask.training.steps import describe_bad_rows, split_rows
+from unmask.training.steps import describe_cause, split_rows
 
 ImageBatches = Callable[[int, Int[Tensor, "b"]], tuple[Float[Tensor, "b c h w"], Tensor | None]]
 """`batches(step, rows)` returns those images of the global batch of that step, in [-1, 1]. Labels are ignored."""
@@ -130,6 +130,7 @@ def reduce_sums(sums: Sums, world: World) -> None:
 
 def find_cause(
     step: int,
+    total: float,
     networks: Networks,
     loss: TokenizerLoss,
     weight: float | None,
@@ -137,19 +138,26 @@ def find_cause(
     config: TrainConfig,
     world: World,
 ) -> str:
-    """Name the rows of the global batch with a term that is not finite. Every rank checks every row, so all agree."""
-    bad = []
-    for row in range(config.batch_size):
-        images = batches(step, torch.tensor([row]))[0]
-        with torch.no_grad(), autocast(config.precision, world):
-            made, quantized, _ = networks.core(images)
-        fake = made.float().requires_grad_()
-        terms = [quantized.loss, *_compute_likeness(fake, images, networks.stages, loss, config, world)]
-        if weight is not None:
-            terms += _compute_adversarial(fake, networks.critic, config, world)
-        if not all(bool(x.isfinite().all()) for x in terms):
-            bad.append(row)
-    return describe_bad_rows(bad, config.batch_size)
+    """Name the weights, or the rows of the global batch, with NaN or infinity. Every rank checks every row."""
+
+    def find_rows() -> list[int]:
+        bad = []
+        for row in range(config.batch_size):
+            images = batches(step, torch.tensor([row]))[0]
+            with torch.no_grad(), autocast(config.precision, world):
+                made, quantized, _ = networks.core(images)
+            fake = made.float().requires_grad_()
+            terms = [quantized.loss, *_compute_likeness(fake, images, networks.stages, loss, config, world)]
+            if weight is not None:
+                terms += _compute_adversarial(fake, networks.critic, config, world)
+            if not all(bool(x.isfinite().all()) for x in terms):
+                bad.append(row)
+        return bad
+
+    weights = {name: parameter.detach() for name, parameter in networks.core.named_parameters()}
+    if weight is not None:
+        weights |= {f"discriminator.{name}": p.detach() for name, p in networks.critic.named_parameters()}
+    return describe_cause(weights, find_rows, total, config.batch_size, world)
 
 
 def _create_sums(networks: Networks, config: TrainConfig, world: World) -> Sums:

@@ -24,6 +24,10 @@ t is the time after the step, `sample` is the canvas with every masked token sam
 """
 
 
+class NonFiniteLogits(ValueError):
+    """The model predicted NaN or infinity: its weights are damaged, or its training diverged."""
+
+
 CONFIDENCE = Confidence()
 CHUNK = 2**18  # logits to sample from at once: they fit a CPU's cache; at most 16 parts
 
@@ -103,9 +107,9 @@ def predict_logits(
 
 
 def raise_if_not_finite(broken: Bool[Tensor, ""]) -> None:
-    """Raise ValueError if any logits were broken. This waits for the device, so call it once, at the end."""
+    """Raise NonFiniteLogits if any logits were broken. This waits for the device, so call it once, at the end."""
     if broken:
-        raise ValueError(
+        raise NonFiniteLogits(
             "predict returned logits that are NaN, infinite or all -inf: the tokens are invalid; check the weights"
         )
 

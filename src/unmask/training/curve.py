@@ -1,0 +1,37 @@
+"""Read `metrics.jsonl`, the training curve of a run: one JSON object a line, with `step` and `seconds`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+"""One line of the curve: `step`, the `seconds` of training so far, and metrics."""
+
+
+def read_metrics(path: Path, *, report: Callable[[str], None]) -> list[Row]:
+    """Return the sound rows of a `metrics.jsonl`, in the order of the file; a missing file has none.
+
+    A damaged line is skipped, and `report` receives one line that names all of them. A last line that a killed process
+    cut short is skipped without a report.
+    """
+    if not path.exists():
+        return []
+    *lines, rest = path.read_bytes().split(b"\n")
+    rows = [_parse_row(line) for line in [*lines, rest]]
+    damaged = [number for number, row in enumerate(rows[: len(lines)], 1) if row is None]
+    if damaged:
+        some = ", ".join(map(str, damaged[:5])) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
+        report(f"{path} is damaged in line {some}: these lines are left out, the rest of the curve is used")
+    return [row for row in rows if row is not None]
+
+
+def _parse_row(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # ValueError includes bytes that are not UTF-8
+        return None
+    if not isinstance(row, dict) or not row.keys() >= {"step", "seconds"} or not isinstance(row["step"], int):
+        return None
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in row.values())
+    return row if numbers else None
