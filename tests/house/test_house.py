@@ -561,6 +561,7 @@ VERBS = {
     "stretch",
     "suggest",
     "sum",
+    "survey",
     "swap",
     "sweep",
     "sync",
