@@ -64,7 +64,7 @@ def write_tar(path: Path, members: dict[str, bytes | tarfile.TarInfo], kind: int
 
 
 def read_tar(path: Path, size: tuple[int, int] = SIZE) -> tuple[Members, dict[str, str]]:
-    pictures, bad = read_shards([str(path)], size, 3)
+    pictures, bad, _ = read_shards([str(path)], size, 3)
     said = {b.path.removeprefix(f"{path}, ") if b.path != str(path) else "": b.reason for b in bad}
     assert len(said) == len(bad)
     return pictures, said
@@ -88,11 +88,11 @@ def kinds(tmp_path_factory) -> tuple[list[bytes], dict[str, Pictures]]:
         for i in range(15 * k, 15 * k + 15):
             members |= {f"{i:03d}.png": data[i], f"{i:03d}.cls": str(i % 2).encode()}
         tars.append(str(write_tar(root / f"{k}.tar", members)))
-    inside, bad = read_shards(tars, SIZE, 3)
+    inside, bad, _ = read_shards(tars, SIZE, 3)
     assert bad == []
     features = datasets.Features({"pic": datasets.Image(), "kind": datasets.ClassLabel(names=["even", "odd"])})
     cells = {"pic": [{"bytes": d, "path": None} for d in data], "kind": [i % 2 for i in range(30)]}
-    rows = to_rows(datasets.Dataset.from_dict(cells, features=features), "made up", "pic", "kind", SIZE, 3)
+    rows = to_rows(datasets.Dataset.from_dict(cells, features=features), "made up", "pic", "kind", SIZE, 3)[0]
     return data, {"files": files, "members": inside, "rows": rows, "memory": read_all(files)}
 
 
@@ -213,9 +213,9 @@ def test_a_large_folder_is_listed_with_the_same_labels_and_pixels(tmp_path, monk
         (tmp_path / name).write_bytes(encoded(len(name)))
     (tmp_path / "b" / "twin.png").symlink_to(tmp_path / "a" / "x.png")
     (tmp_path / "a" / "notes.txt").write_bytes(b"notes")
-    eager, said = read_folder(tmp_path, size=SIZE, channels=3)
+    eager, said, _ = read_folder(tmp_path, size=SIZE, channels=3)
     monkeypatch.setattr(folders, "MAX_IN_MEMORY", 6 * 3 * 12 * 10 - 1)
-    lazy, bad = read_folder(tmp_path, size=SIZE, channels=3)
+    lazy, bad, _ = read_folder(tmp_path, size=SIZE, channels=3)
     assert isinstance(eager, Images)
     assert isinstance(lazy, Files)
     assert lazy.classes == eager.classes == ("a", "a b", "b")

@@ -66,20 +66,33 @@ def made(photos, tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     tokenizer, codes, generator = root / "tokenizer", root / "codes", root / "run"
     small = [*SMALL, *QUICK, *JUDGE, "--perceptual.steps", "2", "--perceptual.width", "4"]
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        run("train-tokenizer", "folder-tokenizer", "--data", photos, "--out", tokenizer, *small)
-    (root / "said.txt").write_text(said.getvalue())
-    run("evaluate-tokenizer", tokenizer)
-    run("tokenize", tokenizer, "--out", codes, "--crops", 1, "--shard-size", 16)
-    run("train", "folder", "--data", codes, "--out", generator, *MODEL, *QUICK, *JUDGE)
-    run("evaluate", generator, "--samples", 40)
+    said = {}
+    for name, *words in (
+        ("train-tokenizer", "folder-tokenizer", "--data", photos, "--out", tokenizer, *small),
+        ("evaluate-tokenizer", tokenizer),
+        ("tokenize", tokenizer, "--out", codes, "--crops", 1, "--shard-size", 16),
+        ("train", "folder", "--data", codes, "--out", generator, *MODEL, *QUICK, *JUDGE),
+        ("evaluate", generator, "--samples", 40),
+    ):
+        both = io.StringIO()
+        with contextlib.redirect_stdout(both), contextlib.redirect_stderr(both):
+            run(name, *words)
+        said[name] = both.getvalue().splitlines()
+    (root / "said.json").write_text(json.dumps(said))
     return root
 
 
 def test_what_is_trained_before_the_tokenizer_is_said(made):
-    first, *_ = (made / "said.txt").read_text().splitlines()
-    assert "classifier" in first
+    lines = json.loads((made / "said.json").read_text())["train-tokenizer"]
+    (first,) = [line for line in lines if "classifier" in line]
     assert "2 steps (--perceptual.steps)" in first
+
+
+def test_every_command_that_reads_pictures_says_once_what_it_took(made):
+    said = json.loads((made / "said.json").read_text())
+    summary = re.compile(r"sand 30, sea 30; \d+ held out; 1 left out \(broken\.png\)")
+    times = {name: sum(summary.fullmatch(line) is not None for line in lines) for name, lines in said.items()}
+    assert times == {"train-tokenizer": 1, "evaluate-tokenizer": 1, "tokenize": 1, "train": 0, "evaluate": 1}
 
 
 def test_the_tokenizer_is_measured(made):
@@ -211,7 +224,8 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_said(made, photos, tmp_pa
     capsys.readouterr()
     for _ in range(2):  # from pictures, then from what is kept of them
         run("evaluate", out, "--samples", 40)
-        assert sorted(capsys.readouterr().err.splitlines()) == sorted(said)
+        first, *rest = capsys.readouterr().err.splitlines()
+        assert (first.split(";")[0], sorted(rest)) == ("sand 30, sea 31", sorted(said))  # listed, so the bad count too
         report = json.loads((out / "report.json").read_text())
         assert sorted(f"left out {one}" for one in report["unreadable"]) == sorted(said)
         assert np.isfinite([report[name] for name in ("frechet", "frechet_limit", "classifier_test_accuracy")]).all()
@@ -222,7 +236,7 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_said(made, photos, tmp_pa
 def test_where_no_picture_can_be_read_one_line_says_so(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("unmask.data.sources.folders.MAX_IN_MEMORY", 0)
     ours = shutil.copytree(photos, tmp_path / "photos")
-    pictures, _ = read_folder(ours, size=(16, 16), channels=3)
+    pictures, _, _ = read_folder(ours, size=(16, 16), channels=3)
     for path in ours.glob("*/*"):
         path.write_bytes(b"cut short")
     config = ClassifierConfig(channels=3, num_classes=2, width=4)

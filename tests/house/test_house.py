@@ -563,6 +563,7 @@ VERBS = {
     "suggest",
     "sum",
     "survive",
+    "survey",
     "swap",
     "sweep",
     "sync",

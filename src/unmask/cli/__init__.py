@@ -9,6 +9,7 @@ output that left.
 import sys
 from collections.abc import Callable, Sequence
 
+from unmask.cli.data import run_data
 from unmask.cli.editing import run_inpaint
 from unmask.cli.ending import finish_in_one_line
 from unmask.cli.evaluating import run_evaluate_inpaint, run_evaluate_tokenizer
@@ -29,6 +30,7 @@ from unmask.runtime.memory import keep_freed_memory
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": run_demo,
+    "data": run_data,
     "train": run_train,
     "train-tokenizer": run_train_tokenizer,
     "evaluate-tokenizer": run_evaluate_tokenizer,
@@ -51,7 +53,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "convert": run_convert,
 }
 
-ALONE = ("tokenize-text", "sample", "inpaint", "generate", "infill", "export", "fetch", "convert")
+ALONE = ("data", "tokenize-text", "sample", "inpaint", "generate", "infill", "export", "fetch", "convert")
 """Commands whose work the ranks of torchrun do not share."""
 
 

@@ -1,7 +1,6 @@
 """`unmask evaluate-tokenizer` and `evaluate-inpaint`: what a tokenizer keeps, and how well holes are filled."""
 
 import json
-import sys
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from unmask.cli.flags import (
     WeightsFlags,
     choose_device,
     choose_sampling,
+    choose_say,
     fetch_model,
 )
 from unmask.cli.networks import PHOTOS
@@ -32,6 +32,7 @@ from unmask.evaluation import inpainting
 from unmask.evaluation import tokenizer as evaluation
 from unmask.evaluation.reference import check_judge
 from unmask.evaluation.runs import open_run, shorten_name
+from unmask.experiments.training import say_split
 from unmask.method.schedules import Shape
 from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.pretrained.networks import LearnedConfig, LearnedModel
@@ -76,7 +77,7 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
     with catch_value_errors(), catch_disk_errors(run), join_world(choose_device(flags.network.device)) as here:
         features, judge = flags.network.open(here)
         if own:
-            measure = partial(evaluation.measure_tokenizer_run, run, policy=flags.known.policy)
+            measure = partial(evaluation.measure_tokenizer_run, run, policy=flags.known.policy, say=choose_say(here))
         else:
             source = Folder(path=str(flags.data), size=max(config.size), channels=config.channels)
             pictures = _pictures(source, config, here)
@@ -97,8 +98,8 @@ def _pictures(source: Folder, config: LearnedConfig, here: World) -> tuple[Pictu
     """Return the images that a classifier may learn from, and those held out; name what cannot be read."""
     with show_progress(shown=here.is_main) as progress:
         split = source.load(progress)
-    for bad in split.bad if here.is_main else ():
-        print(f"left out {bad}", file=sys.stderr)
+    if (say := choose_say(here)) is not None:
+        say_split(split, say)
     train, test = (PictureSet(pictures=part, size=config.size, flip=False) for part in (split.train, split.test))
     return train, test
 
@@ -149,7 +150,9 @@ def _measure(
     flags: EvaluateInpaintFlags, opened: OpenedModel, sampling: Sampling, schedules: dict[str, Shape], here: World
 ) -> None:
     with catch_disk_errors(flags.out or Path("runs")):
-        run = open_run(opened, here, data=flags.published.data, out=flags.out, policy=flags.published.policy)
+        run = open_run(
+            opened, here, data=flags.published.data, out=flags.out, policy=flags.published.policy, say=choose_say(here)
+        )
         experiment, pipeline, out = run.experiment, run.pipeline, flags.out or run.folder / "inpainting"
         _ = pipeline.cells  # refused before anything is measured
         features, judge = flags.network.open(here)

@@ -1,6 +1,7 @@
 """Flags that several commands share, and what they mean."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,16 @@ from unmask.storage.cache import find_cache_dir
 
 TRUST = "A .py recipe is code, and it is executed: only give one that you trust."
 Device = Literal["auto", "cpu", "cuda"]
+
+
+def choose_say(here: World) -> Callable[[str], None] | None:
+    """Return what prints lines on the data, by the main process only."""
+    return say_on_stderr if here.is_main else None
+
+
+def say_on_stderr(line: str) -> None:
+    """Print a line on the data to stderr, so that stdout holds the result alone."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def choose_device(name: str) -> str | None:

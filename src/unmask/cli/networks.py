@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from unmask.cli.flags import Device, OutputFlags, choose_device
+from unmask.cli.flags import Device, OutputFlags, choose_device, choose_say
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.tokenizers import find_data_flag, list_sources
 from unmask.data.augment import PictureSet
@@ -15,6 +15,7 @@ from unmask.data.sources.choice import Arrays, PictureSource
 from unmask.decoding.names import look_up
 from unmask.errors import ConfigError
 from unmask.evaluation.reference import embed_real
+from unmask.experiments.training import say_split
 from unmask.metrics.features import ClassifierConfig
 from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.recipes import cifar10
@@ -55,6 +56,8 @@ def run_train_features(arguments: list[str]) -> None:
         show_progress(shown=here.is_main) as progress,
     ):
         split = flags.data.load(progress)
+        if (say := choose_say(here)) is not None:
+            say_split(split, say)
         if isinstance(flags.data, Arrays) and not split.train.classes:
             raise ConfigError(f"{flags.data.path} holds no labels: a classifier needs them")
         channels, height, width = split.train.shape

@@ -17,6 +17,7 @@ from unmask.cli.flags import (
     WeightsFlags,
     choose_device,
     choose_sampling,
+    choose_say,
     collect_settings,
     fetch_model,
 )
@@ -179,6 +180,7 @@ def print_report(opened: OpenedModel, here: World, flags: EvaluateFlags, samplin
             policy=flags.published.policy,
             overwrite=flags.overwrite,
             progress=progress,
+            say=choose_say(here),
         )
     if not here.is_main:
         return

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.flags import Device, MeasuredFlags, OutputFlags, choose_device, fetch_model
+from unmask.cli.flags import Device, MeasuredFlags, OutputFlags, choose_device, choose_say, fetch_model
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.decoding.names import list_orders, list_schedules, look_up
 from unmask.decoding.sampling import Sampling
@@ -65,7 +65,10 @@ def run_score(arguments: list[str]) -> None:
 
 def _print_table(flags: ScoreFlags, opened: OpenedModel, chosen: list, sampling: Sampling | None, here: World) -> None:
     with catch_disk_errors(flags.out or Path("runs")):
-        subject, own, _, folder = open_subject(opened, here, flags.published.data, flags.out, flags.published.policy)
+        measured = flags.published
+        subject, own, _, folder = open_subject(
+            opened, here, measured.data, flags.out, measured.policy, choose_say(here)
+        )
         out = flags.out or folder / "score"
         rows = []
         for row in scoring.score_subject(

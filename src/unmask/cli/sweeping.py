@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.flags import MeasuredFlags, OutputFlags, ReferenceFlags, choose_device, fetch_model
+from unmask.cli.flags import MeasuredFlags, OutputFlags, ReferenceFlags, choose_device, choose_say, fetch_model
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.errors import ConfigError
 from unmask.evaluation import sweep_table
@@ -53,7 +53,13 @@ def _print_table(flags: SweepFlags, plan: SweepPlan, opened: OpenedModel, here: 
     with catch_disk_errors(flags.out or Path("runs")), show_progress(shown=here.is_main) as progress:
         features, judge = flags.network.open(here)
         run = open_run(
-            opened, here, data=flags.published.data, out=flags.out, policy=flags.published.policy, progress=progress
+            opened,
+            here,
+            data=flags.published.data,
+            out=flags.out,
+            policy=flags.published.policy,
+            progress=progress,
+            say=choose_say(here),
         )
         out = flags.out or run.folder / "sweep"
         rows = sweep_run(

@@ -1,14 +1,15 @@
 """`unmask train-tokenizer` and `tokenize`: from images to tokens."""
 
+import os
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from unmask.cli.flags import TRUST, DataFlags, Device, OutputFlags, WeightsFlags
+from unmask.cli.flags import TRUST, DataFlags, Device, OutputFlags, WeightsFlags, say_on_stderr
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, PictureSource, Shards
 from unmask.decoding.names import look_up
@@ -68,7 +69,7 @@ def run_train_tokenizer(arguments: list[str]) -> None:
 
 
 def _describe(recipe: TokenizerRecipe) -> None:
-    ready = prepare_tokenizer_data(recipe, shown=True, say=say_aside)
+    ready = prepare_tokenizer_data(recipe, shown=True, say=say_on_stderr)
     model, discriminator = experiment.build_networks(ready.recipe)
     height, width = model.grid
     print(dump_json(ready.recipe))
@@ -154,8 +155,8 @@ def run_tokenize(arguments: list[str]) -> None:
 
 
 def say_aside(line: str) -> None:
-    """Print what a person should know: files that were left out on stderr, the rest on stdout."""
-    print(line, file=sys.stderr if line.startswith("left out") else sys.stdout, flush=True)
+    """Print what a person should know: notes and files that were left out on stderr, the rest on stdout."""
+    print(line, file=sys.stderr if line.startswith(("left out", "note: ")) else sys.stdout, flush=True)
 
 
 def choose_source(own: PictureSource, config: LearnedConfig, words: list[str]) -> tuple[PictureSource, list[str]]:
@@ -169,6 +170,10 @@ def choose_source(own: PictureSource, config: LearnedConfig, words: list[str]) -
         stored = own.size if isinstance(own, Folder | HubImages | Shards) else config.size[0]
         table = list_sources(stored, config.channels)
         data = look_up(table, value or rest.pop(given), "source")
+    if isinstance(data, Folder | Shards) and any(re.match(r"--data(=|$)", word) for word in rest):
+        # Other data than the tokenizer's: only sets that are named inside it still mean something.
+        train, test = (None if one is None or os.path.isabs(one) else one for one in (data.train, data.test))
+        data = replace(data, train=train, test=test)
     return data, [re.sub(r"^--data(?==|$)", find_data_flag(data), word) for word in rest]
 
 

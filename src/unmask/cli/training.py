@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.cli.flags import TRUST, DataFlags, Device, OutputFlags, WeightsFlags, choose_device
+from unmask.cli.flags import TRUST, DataFlags, Device, OutputFlags, WeightsFlags, choose_device, say_on_stderr
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.sampling import EvaluateFlags, print_report
 from unmask.cli.tokenizers import say_aside
@@ -149,7 +149,7 @@ def _describe(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None) -> 
         return _show(recipe, model, len(given.split.train), len(given.split.test))
     num_classes = flags.num_classes if isinstance(flags, TrainFlags) else None
     with tempfile.TemporaryDirectory() as aside:  # text becomes tokens on the disk: a dry run leaves none behind
-        ready = prepare_data(flags.recipe, Path(aside), num_classes=num_classes, shown=True, say=say_aside)
+        ready = prepare_data(flags.recipe, Path(aside), num_classes=num_classes, shown=True, say=say_on_stderr)
         _show(ready.recipe, build_model(ready), len(ready.train), len(ready.test))
 
 

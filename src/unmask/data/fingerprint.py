@@ -204,7 +204,7 @@ def forget_place(source: Source) -> Source:
     """Return a source without where it lies: a fingerprint says what it holds, so the place may change."""
     assert is_dataclass(source)
     places = {
-        field.name: field.default if isinstance(field.default, str) else ""
+        field.name: field.default if isinstance(field.default, str | None) else ""
         for field in fields(source)
         if field.name != "arrange" and isinstance(getattr(source, field.name), str | None)
     }

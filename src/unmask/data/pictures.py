@@ -69,18 +69,19 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A loaded dataset; `bad` lists the files that were not used."""
+    """A loaded dataset; `bad` lists the files that were not used, `notes` says what a person should know."""
 
     train: Pictures
     test: Pictures
     bad: tuple[Unreadable, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnDemand(ABC):
     """Images that a few threads read on demand, shrunk to cover `size` (h, w) and centre-cropped.
 
-    A subclass implements `__len__`, `open` and `take`.
+    A subclass implements `__len__`, `find_place`, `fetch`, `open` and `take`.
     """
 
     labels: Int[Tensor, " n"] | None
@@ -95,6 +96,14 @@ class OnDemand(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @abstractmethod
+    def find_place(self, i: int) -> str:
+        """Return where image `i` lies, such as its path."""
+
+    @abstractmethod
+    def fetch(self, i: int) -> bytes | str | Unreadable:
+        """Return the encoded bytes of image `i`, or the path of the file that holds them."""
 
     @abstractmethod
     def open(self, i: int) -> Image.Image | Unreadable:
@@ -113,8 +122,10 @@ class OnDemand(ABC):
         return self._hash_each(whole=True)
 
     def _hash_each(self, *, whole: bool) -> UInt8[np.ndarray, "n 16"]:
+        rounds = torch.arange(len(self)).split(AHEAD)  # a pool keeps 1 KiB for each picture that it is given
         with ThreadPoolExecutor(count_threads()) as pool:
-            return join_keys(list(pool.map(lambda i: self.hash_content(i, whole=whole), range(len(self)))))
+            keys = (pool.map(lambda i: self.hash_content(i, whole=whole), part.tolist()) for part in rounds)
+            return join_keys(list(chain.from_iterable(keys)))
 
     def read_one(self, i: int) -> UInt8[Tensor, "c h w"] | Unreadable:
         """Read image `i` in its final shape."""
@@ -151,6 +162,12 @@ class Files(OnDemand):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def find_place(self, i: int) -> str:
+        return self.paths[i]
+
+    def fetch(self, i: int) -> bytes | str | Unreadable:
+        return self.paths[i]
 
     def open(self, i: int) -> Image.Image | Unreadable:
         return open_image(self.paths[i])

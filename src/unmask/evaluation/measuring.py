@@ -1,6 +1,6 @@
 """Measure from Python: what `unmask evaluate`, `sweep` and `score` do, as functions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def evaluate(
     accept_data: bool = False,
     verify_data: bool = False,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
     **settings: Unpack[SamplingSettings],
 ) -> dict[str, object]:
     """Generate images and measure them, as `unmask evaluate` does; writes report.json and the pictures of the run.
@@ -74,6 +75,7 @@ def evaluate(
         accept_data: Measure a run although its data changed since it was trained.
         verify_data: Compare all bytes of all images, also of those that are read on demand.
         progress: Called with (what, done, total).
+        say: Called with lines on the images that are measured against.
         settings: How to sample, as in `Pipeline.generate`.
 
     Returns:
@@ -97,6 +99,7 @@ def evaluate(
             policy=DataPolicy(accept=accept_data, verify=verify_data),
             overwrite=overwrite,
             progress=progress,
+            say=say if here.is_main else None,
         )
 
 
@@ -116,6 +119,7 @@ def evaluate_opened(
     policy: DataPolicy = STRICT,
     overwrite: bool = False,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, object]:
     """Measure a model whose configuration is read; see `evaluate`."""
     if here.is_main and out is not None and not has_config(out):
@@ -124,7 +128,7 @@ def evaluate_opened(
         raise ConfigError(f"--samples {samples}: at least 2, to have a covariance")
     extractor, judge = open_networks(features, classifier, here)
     return measure_run(
-        open_run(opened, here, data=data, out=out, policy=policy, progress=progress),
+        open_run(opened, here, data=data, out=out, policy=policy, progress=progress, say=say),
         num=samples,
         seed=seed,
         world=here,
@@ -159,6 +163,7 @@ def sweep(
     accept_data: bool = False,
     verify_data: bool = False,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[SweepRow]:
     """Compare ways to sample in one table with plots, as `unmask sweep` does; the same call again resumes it.
 
@@ -166,7 +171,8 @@ def sweep(
         run: A run, an export, a published model or hf-hub:OWNER/NAME.
         choices: What to compare.
         out: The folder for sweep.md, sweep.csv and the plots; RUN/sweep by default.
-        features, classifier, reference, data, overwrite, device, accept_data, verify_data, progress: As in `evaluate`.
+        features, classifier, reference, data, overwrite, device: As in `evaluate`.
+        accept_data, verify_data, progress, say: As in `evaluate`.
 
     Returns:
         The rows: the real-data baseline, the tokenizer bound, each setting, and the best one with a fresh seed.
@@ -177,7 +183,8 @@ def sweep(
         plan = plan_sweep(opened.require_image_spec(), choices, opened.name)
         extractor, judge = open_networks(features, classifier, here)
         policy, place = DataPolicy(accept=accept_data, verify=verify_data), None if out is None else Path(out)
-        subject = open_run(opened, here, data=data, out=place, policy=policy, progress=progress)
+        said = say if here.is_main else None
+        subject = open_run(opened, here, data=data, out=place, policy=policy, progress=progress, say=said)
         folder = subject.folder / "sweep" if out is None else Path(out)
         return list(
             sweep_run(
@@ -208,6 +215,7 @@ def score(
     device: str = "auto",
     accept_data: bool = False,
     verify_data: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> list[OrderScore]:
     """Rank unmasking orders by the exact likelihood of held-out data, as `unmask score` does.
 
@@ -219,7 +227,7 @@ def score(
         rows: Held-out rows, spread over all there are.
         passes: Masks of each row behind the likelihood bound.
         seed: The seed of the masks.
-        data, out, overwrite, device, accept_data, verify_data: As in `evaluate`; `out` is RUN/score by default.
+        data, out, overwrite, device, accept_data, verify_data, say: As in `evaluate`; `out` is RUN/score by default.
 
     Returns:
         The bound, then a score for each order and number of steps.
@@ -233,6 +241,7 @@ def score(
             data,
             None if out is None else Path(out),
             DataPolicy(accept=accept_data, verify=verify_data),
+            say if here.is_main else None,
         )
         if schedule is not None:
             sampling = Sampling(schedule=change_sampling(Sampling(), grid, {"schedule": schedule}).schedule)
@@ -250,13 +259,14 @@ def open_subject(
     data: str | None = None,
     out: Path | None = None,
     policy: DataPolicy = STRICT,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[ScoredSubject, Sampling, tuple[int, ...], Path]:
     """Open a model of images or text to score; return it, its sampling, its grid and the folder for the results."""
     if isinstance(opened.config, TextRecipe):
         return _open_text_subject(opened, opened.config, here)
     if opened.is_text:
         raise ConfigError(f"{opened.name} is a text model without its data: give the run that trained it")
-    run = open_run(opened, here, data=data, out=out, dtype=torch.float32, policy=policy)
+    run = open_run(opened, here, data=data, out=out, dtype=torch.float32, policy=policy, say=say)
     pipeline = run.pipeline
 
     def predict(condition: Condition) -> Predict:

@@ -16,12 +16,13 @@ from torch import Tensor
 from unmask.data.augment import PictureSet
 from unmask.data.image_files import Unreadable
 from unmask.data.pictures import Pictures, hash_pictures, spread
+from unmask.data.sources.choice import write_source
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.experiments.images import Experiment
 from unmask.metrics.embedders import ClassifierFeatures, Features, Identity, check_same_features, identify_features
 from unmask.runtime.distributed import World, barrier, sum_over_ranks
 from unmask.runtime.progress import Progress
-from unmask.storage.config import dump_json, from_json, list_differences, to_json
+from unmask.storage.config import dump_json, from_json, list_differences
 from unmask.storage.weights import read_sealed, write_sealed
 
 PICTURES_AT_ONCE = 256
@@ -132,7 +133,7 @@ def open_reference(
     check_held_out(split.train, split.test)
     key = ReferenceKey(
         features=identify_features(features),
-        source=dump_json(to_json(experiment.source)),
+        source=dump_json(write_source(experiment.source)),
         size=experiment.recipe.tokenizer.size,
         train=len(split.train),
         test=len(split.test),

@@ -5,7 +5,8 @@ results go into a folder of their own, with links to the weights, so that nothin
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -56,6 +57,7 @@ def open_run(
     dtype: torch.dtype | None = None,
     policy: DataPolicy = STRICT,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> OpenedRun:
     """Open a model with its data, reading its configuration and its weights once.
 
@@ -67,6 +69,7 @@ def open_run(
         dtype: The type of the weights in memory.
         policy: What to do if the data of a run changed since it was trained.
         progress: Called with (what, done, total).
+        say: Called with lines on the images that are measured against, when they are first read.
 
     Raises:
         ConfigError: The data does not fit the model, or `data` is given for a run.
@@ -75,9 +78,11 @@ def open_run(
     """
     opened = model if isinstance(model, OpenedModel) else open_model(model, world=world)
     recipe, folder = choose_folder(opened, world, data=data, out=out, progress=progress)
-    experiment = prepare_images(recipe, progress, policy)
+    experiment = replace(prepare_images(recipe, progress, policy), say=say)
     if experiment.fingerprint is not None:
         check_data(folder, experiment.fingerprint, policy, MEASURE_ADVICE)
+    if experiment.loaded is not None:
+        _ = experiment.split  # says what is there before the work
     pipeline = load_image_pipeline(opened, device=str(world.device), dtype=dtype)
     pipeline.empty_classes = experiment.recipe.empty_classes
     return OpenedRun(folder=folder, experiment=experiment, pipeline=pipeline, revision=opened.revision)

@@ -1,7 +1,7 @@
 """What a tokenizer is worth: how near its reconstructions are, and how well it uses its codes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from unmask.data.augment import PictureSet
 from unmask.data.fingerprint import STRICT, DataPolicy, check_data
 from unmask.data.pictures import spread
+from unmask.data.summary import describe_split
 from unmask.evaluation.images import read_curve
 from unmask.evaluation.reference import check_held_out, check_judge, gather_rows
 from unmask.evaluation.runs import MEASURE_ADVICE
@@ -43,11 +44,15 @@ def measure_tokenizer_run(
     num: int = 10_000,
     policy: DataPolicy = STRICT,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, object]:
-    """`report_on` a trained tokenizer and its own pictures, into its run."""
+    """Measure a trained tokenizer on its own pictures, into its run; `say` is called with lines on these."""
     check_writable(folder)
     recipe, model = open_tokenizer_run(folder)
     experiment = prepare_tokenizer(recipe, policy=policy)
+    if say is not None:
+        for line in describe_split(experiment.split):
+            say(line)
     check_data(folder, experiment.fingerprint, policy, MEASURE_ADVICE)
     known: dict[str, object] = {
         "quantizer": str(recipe.tokenizer.quantizer),

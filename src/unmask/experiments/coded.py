@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,8 @@ from unmask.data.shards.tokenizing import (
     tokenize_shards,
 )
 from unmask.data.shards.workers import tokenize_parallel
-from unmask.data.sources.choice import PictureSource, fill_arrangement, resolve_paths
+from unmask.data.sources.choice import PictureSource, fill_arrangement, resolve_paths, write_source
+from unmask.data.summary import describe_split
 from unmask.data.tokens import Tokens
 from unmask.errors import ConfigError, DataError
 from unmask.pretrained.lone_tokenizer import read_lone_tokenizer, write_lone_tokenizer
@@ -150,16 +152,20 @@ def make_codes(
     progress: Progress | None = None,
     split: Split | None = None,
     policy: DataPolicy = STRICT,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[Meta, list[Unreadable]]:
     """Tokenize a source into `out`, going on where an earlier command was stopped; returns the pictures left out.
 
-    `split`: the source's pictures, if they are open already. Under torchrun the ranks share the shards; alone,
-    `processes` do. Raises DataError, DiskError, ConfigError.
+    `split`: the source's pictures, if they are open already. `say` is called with lines on what was taken.
+    Under torchrun the ranks share the shards; alone, `processes` do. Raises DataError, DiskError, ConfigError.
     """
     earlier = read_json(out / PLAN, ShardPlan, MAX_JSON) if (out / PLAN).is_file() else None
     if earlier is not None and split is None:
         source = match_arrangement(source, read_origin(earlier.source))
     split = split or source.load(progress)
+    if say is not None:
+        for line in describe_split(split):
+            say(line)
     plan = ShardPlan(
         tokenizer=hash_weights(model, model.config),
         vocab_size=model.vocab_size,
@@ -167,7 +173,7 @@ def make_codes(
         size=model.config.size,
         shape=split.train.shape,
         classes=tuple(split.train.classes),
-        source=dump_json(Origin(data=resolve_paths(source))),
+        source=dump_json({"data": {"type": type(source).__name__, **write_source(resolve_paths(source))}}),
         train=len(split.train),
         test=len(split.test),
         views=views,

@@ -1,5 +1,6 @@
 """A recipe of images made to run: data to tokens, validation, and the export at the end."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from unmask.data.pictures import Pictures, Split
 from unmask.data.shards.tokenizing import SplitName
 from unmask.data.sources.choice import Codes, PictureSource
 from unmask.data.sources.description import describe_images
+from unmask.data.summary import describe_split
 from unmask.data.tokens import Tokens, TokenSet, Unlabelled
 from unmask.errors import ConfigError, DataError
 from unmask.experiments.coded import open_coded
@@ -40,6 +42,7 @@ class Experiment(Generic[Fitted]):
     `weights` is the file of a learned tokenizer. `loaded` holds the pictures, if they had to be read for the tokens;
     `counted` says how many there were to train on and held out when a token dataset was made of them, and `images` is
     their fingerprint. `fingerprint` is that of what is trained on. `policy` says what to do if either changed.
+    `say` is called with lines on the pictures when they are first used.
     """
 
     recipe: Fitted
@@ -53,6 +56,7 @@ class Experiment(Generic[Fitted]):
     images: DataFingerprint | None = None
     fingerprint: DataFingerprint | None = None
     policy: DataPolicy = STRICT
+    say: Callable[[str], None] | None = None
     kept: str = TOKENIZER
 
     @property
@@ -80,8 +84,13 @@ class Experiment(Generic[Fitted]):
     @cached_property
     def split(self) -> Split:
         """The images behind the tokens; DataError if their source no longer has the images that were tokenized."""
-        if self.loaded is not None:
-            return self.loaded
+        split = self._open_split() if self.loaded is None else self.loaded
+        if self.say is not None:
+            for line in describe_split(split):
+                self.say(line)
+        return split
+
+    def _open_split(self) -> Split:
         split = self.source.load()
         if self.images is not None:
             changed = describe_changes(self.images, compute_fingerprint(split, verify=self.policy.verify))

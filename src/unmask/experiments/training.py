@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from unmask.data.fingerprint import STRICT, DataPolicy, match_arrangement
+from unmask.data.pictures import Split
 from unmask.data.shards.dataset import META, Meta
 from unmask.data.shards.tokenizing import CENTER, FLIP, PLAN, View
 from unmask.data.sources.choice import Codes, PictureSource
+from unmask.data.summary import describe_split
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments import images as image_experiment
 from unmask.experiments import text as text_experiment
@@ -81,7 +83,7 @@ def train(
         offline: Ask no server for that model.
         accept_data: Continue a run although its data changed; the run keeps a record of it.
         verify_data: Compare all bytes of all images, also of those that are read on demand.
-        say: Called with lines on what is done and which files were left out; by default they are dropped.
+        say: Called with lines on the data, on what is done and on files that were left out; by default dropped.
 
     Returns:
         The run directory.
@@ -147,7 +149,10 @@ def prepare_data(
     shown: bool,
     say: Say,
 ) -> image_experiment.Experiment | text_experiment.TextExperiment:
-    """Read the data, and name every file that was left out. Text becomes tokens in the folder `into`."""
+    """Read the data, say what was taken, and name every file that was left out.
+
+    Text becomes tokens in the folder `into`.
+    """
     with show_progress(shown=shown) as progress:
         if isinstance(recipe, TextRecipe):
             tokens = into / text_experiment.TEXT_TOKENS
@@ -156,8 +161,8 @@ def prepare_data(
                 say(note)
             return text
         ready = image_experiment.prepare_images(recipe, progress, policy)
-    for bad in ready.loaded.bad if shown and ready.loaded else ():
-        say(f"left out {bad}")
+    if shown and ready.loaded:
+        say_split(ready.loaded, say)
     where = recipe.data.path if isinstance(recipe.data, Codes) else "the data"
     image_experiment.check_classes(ready.classes, num_classes, where)
     return ready
@@ -182,6 +187,8 @@ def fetch_start(
     if given is None:
         return
     check_token_folder(run / CODES)
+    for line in describe_split(given.split):
+        say(line)
     say(f"tokenizing {describe_given(given, run)}")
     with show_progress(shown=True) as progress:
         left_out = tokenize_given(given, run, here, policy, progress)
@@ -272,12 +279,20 @@ def train_tokenizer(
 def prepare_tokenizer_data(
     recipe: TokenizerRecipe, *, policy: DataPolicy = STRICT, shown: bool, say: Say
 ) -> tokenizer_experiment.TokenizerExperiment:
-    """Read the images of a tokenizer's recipe, and name every file that was left out."""
+    """Read the images of a tokenizer's recipe, say what was taken, and name every file that was left out."""
     with show_progress(shown=shown) as progress:
         ready = tokenizer_experiment.prepare_tokenizer(recipe, progress, policy)
-    for bad in ready.split.bad if shown else ():
-        say(f"left out {bad}")
+    if shown:
+        say_split(ready.split, say)
     return ready
+
+
+def say_split(split: Split, say: Say) -> None:
+    """Say what was taken of a dataset, and name every file that was left out."""
+    for line in describe_split(split):
+        say(line)
+    for bad in split.bad:
+        say(f"left out {bad}")
 
 
 def tokenize(
@@ -313,7 +328,7 @@ def tokenize(
         device: "auto", "cuda" or "cpu".
         accept_data: Tokenize again what changed among the images since an earlier call.
         verify_data: Compare all bytes of all images, also of those that are read on demand.
-        say: Called with a line for each image that was left out.
+        say: Called with lines on what was taken, and one for each image that was left out.
 
     Returns:
         What the dataset holds.
@@ -337,6 +352,7 @@ def tokenize(
             world=here,
             progress=progress,
             policy=DataPolicy(accept=accept_data, verify=verify_data),
+            say=say if here.is_main else None,
         )
     for one in bad:
         say(f"left out {one}")

@@ -72,7 +72,7 @@ def _tile(
         raise ConfigError(f"columns {columns} and scale {scale} must be at least 1, gap {gap} at least 0")
     if labels is not None and len(labels) != num:
         raise ConfigError(f"got {len(labels)} labels for {num} images; give one each")
-    font, size = _load_font(height * scale // 5)
+    font, size = load_font(height * scale // 5)
     below = 0 if labels is None else round(size * 1.6)
     columns, rows = min(columns, num), -(-num // min(columns, num))
     step_x, step_y = (width + gap) * scale, (height + gap) * scale + below
@@ -88,7 +88,7 @@ def _tile(
     return page
 
 
-def _load_font(size: int) -> tuple[ImageFont.FreeTypeFont, int]:
+def load_font(size: int) -> tuple[ImageFont.FreeTypeFont, int]:
     """Load DejaVu Sans (it comes with matplotlib) at `size`, limited to 13..28 pixels; return the font and its size."""
     size = min(max(size, 13), 28)
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size), size
@@ -154,7 +154,7 @@ def draw_decode_frames(
 
 def _add_progress(picture: Image.Image, step: int, last: int, known: float) -> Image.Image:
     """Add a progress bar below the picture, as long as the known share of the tokens, and the step beside it."""
-    font, size = _load_font(picture.width // 30)
+    font, size = load_font(picture.width // 30)
     margin, strip = size // 2, size * 2
     text = f"step {step} / {last}"
     room = font.getlength(f"step {last} / {last}")
@@ -210,7 +210,7 @@ def draw_unmasking_order(
 
 def _add_colour_bar(picture: Image.Image, shades: UInt8[Tensor, "t 3"], known: bool) -> Image.Image:
     """Add a colour bar on the right, step 1 on top, and below it the key to grey if some tokens were known."""
-    font, size = _load_font(picture.height // 22)
+    font, size = load_font(picture.height // 22)
     line, num_steps = round(size * 1.5), len(shades)
     page = Image.new("RGB", (picture.width + line * 5, max(picture.height, line * (11 if known else 9))), PAPER)
     page.paste(picture, (0, (page.height - picture.height) // 2))
@@ -240,7 +240,7 @@ def draw_triptych(rows: Sequence[Float[Tensor, "n _ h w"]], titles: Sequence[str
         raise ConfigError(f"batches differ in number or size of images: {sorted(sizes)}; cut or resize them alike")
     pictures = _tile(torch.cat([_convert_pixels(row) for row in rows]), len(rows[0]), scale, 1)
     cell = (rows[0].shape[2] + 1) * scale
-    font, size = _load_font(cell // 6)
+    font, size = load_font(cell // 6)
     left = round(max(font.getlength(title) for title in titles)) + size
     page = Image.new("RGB", (left + pictures.width, pictures.height), PAPER)
     page.paste(pictures, (left, 0))

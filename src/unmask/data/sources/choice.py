@@ -8,16 +8,19 @@ from typing import Any, TypeVar
 import numpy as np
 
 from unmask.data.images import to_images
-from unmask.data.pictures import Arrangement, Split, check_share, split, split_share
+from unmask.data.labels import number_labels
+from unmask.data.pictures import Arrangement, Split, check_share, split
 from unmask.data.sources.cifar import Cifar10
 from unmask.data.sources.folders import Folder
 from unmask.data.sources.hub import HubImages
 from unmask.data.sources.mnist import TEN, Mnist
 from unmask.data.sources.npz import read_arrays
+from unmask.data.sources.parts import Parts
 from unmask.data.sources.webdataset import Shards
 from unmask.data.text.sources import HubText, TextFile
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
+from unmask.storage.config import to_json
 from unmask.storage.files import escape_line
 
 __all__ = [
@@ -63,7 +66,7 @@ class Digits:
 
 @dataclass(frozen=True, kw_only=True)
 class Arrays:
-    """An .npz file with `images`, uint8 (n, h, w) or (n, h, w, c), and optional `labels`, whole numbers from 0."""
+    """An .npz file with `images`, uint8 (n, h, w) or (n, h, w, c), and optional `labels`, whole numbers."""
 
     path: str
     """The .npz file."""
@@ -79,13 +82,21 @@ class Arrays:
 
     def load(self, progress: Progress | None = None) -> Split:
         """Load the training and the test set."""
+        return self.open_parts(progress).split(self.held_out, self.seed, self.path, self.arrange)
+
+    def open_parts(self, progress: Progress | None = None) -> Parts:
+        """Load all images in the order of the file."""
         arrays = read_arrays(Path(self.path).expanduser(), ("images",), ("labels",))
+        labels = arrays.get("labels")
+        classes: tuple[str, ...] = ()
+        notes: tuple[str, ...] = ()
         try:
-            whole = to_images(arrays["images"], arrays.get("labels"))
+            if labels is not None and labels.size and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+                labels, classes, notes = number_labels(labels)
+            whole = to_images(arrays["images"], labels, classes)
         except DataError as error:
             raise DataError(f"{escape_line(self.path)}: {error}") from error
-        train, test = split_share(whole, self.held_out, self.seed, self.path, self.arrange)
-        return Split(train=train, test=test)
+        return Parts(train=whole, test=None, notes=notes)
 
 
 PictureSource = Digits | Mnist | Cifar10 | Folder | Arrays | HubImages | Shards
@@ -115,10 +126,22 @@ def resolve_paths(source: AnySource) -> AnySource:
     """Make the paths of a source absolute, so that it means the same from any working directory."""
     if isinstance(source, Digits | HubImages | HubText) or source.path is None:
         return source
+    if isinstance(source, Folder | Shards) and not source.path:  # then its sets have paths of their own
+        first, second = (None if part is None else _resolve(part) for part in (source.train, source.test))
+        return replace(source, train=first, test=second)
     resolved = replace(source, path=_resolve(source.path))
     if isinstance(resolved, TextFile) and resolved.test is not None:
         return replace(resolved, test=_resolve(resolved.test))
     return resolved
+
+
+_SETS = ("train", "test")
+
+
+def write_source(source: PictureSource) -> dict[str, object]:
+    """Return a source as plain JSON data, without what early versions did not write; `fill_arrangement` reads it."""
+    absent = {"arrange": "position", **dict.fromkeys(_SETS)}
+    return {name: value for name, value in to_json(source).items() if name not in absent or value != absent[name]}
 
 
 def _resolve(path: str) -> str:

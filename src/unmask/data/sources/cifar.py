@@ -51,7 +51,7 @@ class Cifar10:
 
 def load_hub() -> Split:
     """Load from the Hugging Face Hub, which caches its downloads."""
-    split = HubImages(name=CIFAR_HUB, image="img", label="label", size=SIDE).load()
+    split = HubImages(name=CIFAR_HUB, image="img", label="label", size=SIDE, arrange="position").load()
     if split.train.classes != CIFAR_CLASSES:
         raise DataError(
             f"{CIFAR_HUB} on the hub has the classes {', '.join(split.train.classes)}: give a folder instead"

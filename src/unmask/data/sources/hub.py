@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unmask.data.identity import hash_encoded, hash_picture_file
 from unmask.data.image_files import Unreadable, decode_bytes, open_image
-from unmask.data.images import name_classes
+from unmask.data.labels import number_labels
 from unmask.data.pictures import (
     Arrangement,
     OnDemand,
@@ -22,11 +22,10 @@ from unmask.data.pictures import (
     Split,
     check_shape,
     check_share,
-    sort_by_content,
-    split_share,
     take_keys,
     take_labels,
 )
+from unmask.data.sources.parts import Parts, choose_roles, report_unused
 from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
@@ -45,7 +44,8 @@ class HubImages:
     train: str = "train"
     """The split to train on."""
     test: str = "test"
-    """The split to hold out; if it is missing, a part of the training split is held out."""
+    """The split to hold out; if there is no test split, one called validation, val, valid or dev, and if there is
+    none, a part of the training split."""
     size: int = 256
     """Height and width of the images after resizing, in pixels."""
     channels: int = 3
@@ -63,21 +63,31 @@ class HubImages:
 
     def load(self, progress: Progress | None = None) -> Split:
         """Load the training and the test set."""
+        return self.open_parts(progress).split(self.held_out, self.seed, self.name, self.arrange)
+
+    def open_parts(self, progress: Progress | None = None) -> Parts:
+        """Open the splits."""
         if not self.name:
             raise ConfigError("which dataset? Give --data.name OWNER/NAME, or a folder made by save_to_disk")
         parts = load_parts(self.name)
-        if self.train not in parts:
-            raise ConfigError(f"{self.name} has no split {self.train!r}, but {', '.join(parts)}: set --data.train")
-        train = self._open_rows(parts, self.train)
-        if self.test in parts:
-            test: Pictures = self._open_rows(parts, self.test, train)
-            if self.arrange == "content":
-                return Split(train=sort_by_content(train), test=sort_by_content(test))
-            return Split(train=train, test=test)
-        rest, held = split_share(train, self.held_out, self.seed, self.name, self.arrange)
-        return Split(train=rest, test=held)
+        first, roles = self.train, choose_roles(name for name in parts if name != self.train)
+        if first not in parts and first == "train" and len(roles.train) == 1:
+            (first,) = roles.train
+        if first not in parts:
+            raise ConfigError(f"{self.name} has no split {first!r}, but {', '.join(parts)}: set --data.train")
+        held = self.test if self.test in parts else roles.test
+        if self.test not in parts and self.test != "test":
+            raise ConfigError(f"{self.name} has no split {self.test!r}, but {', '.join(parts)}: set --data.test")
+        if held == first:
+            raise ConfigError(f"{self.name}: {held} is to train on and to hold out; set --data.test to another split")
+        unused = [name for name in parts if name not in (first, held)]
+        train, notes = self._open_rows(parts, first)
+        test = None if held is None else self._open_rows(parts, held, train)[0]
+        return Parts(train=train, test=test, notes=(*report_unused(unused), *notes))
 
-    def _open_rows(self, parts: dict[str, Any], part: str, like: Pictures | None = None) -> "HubRows":
+    def _open_rows(
+        self, parts: dict[str, Any], part: str, like: Pictures | None = None
+    ) -> tuple["HubRows", tuple[str, ...]]:
         where = f"{self.name}, {part}"
         return to_rows(parts[part], where, self.image, self.label, (self.size, self.size), self.channels, like)
 
@@ -94,18 +104,25 @@ class HubRows(OnDemand):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def open(self, i: int) -> Image.Image | Unreadable:
-        row = int(self.rows[i])
-        name = f"{self.name}, row {row}"
+    def find_place(self, i: int) -> str:
+        """Return the dataset and the row of image `i`."""
+        return f"{self.name}, row {int(self.rows[i])}"
+
+    def fetch(self, i: int) -> bytes | str | Unreadable:
+        """Read the encoded bytes of image `i`, or return its path if the row holds one."""
         try:
-            cell = self.dataset[row][self.image]
+            cell = self.dataset[int(self.rows[i])][self.image]
         except (OSError, ValueError, LookupError) as error:
-            return Unreadable(name, f"damaged ({error})")
+            return Unreadable(self.find_place(i), f"damaged ({error})")
         if cell is None:
-            return Unreadable(name, "no picture there")
-        if cell["bytes"] is None:
-            return open_image(cell["path"])
-        return decode_bytes(io.BytesIO(cell["bytes"]), name)
+            return Unreadable(self.find_place(i), "no picture there")
+        return cell["path"] if cell["bytes"] is None else cell["bytes"]
+
+    def open(self, i: int) -> Image.Image | Unreadable:
+        body = self.fetch(i)
+        if isinstance(body, bytes):
+            return decode_bytes(io.BytesIO(body), self.find_place(i))
+        return open_image(body) if isinstance(body, str) else body
 
     def hash_content(self, i: int, *, whole: bool) -> bytes:
         try:
@@ -166,8 +183,12 @@ def to_rows(
     size: tuple[int, int],
     channels: int,
     like: Pictures | None = None,
-) -> HubRows:
-    """Select the columns `image` and `label` of a dataset, with the classes of `like` if given."""
+) -> tuple[HubRows, tuple[str, ...]]:
+    """Select the columns `image` and `label` of a dataset, with the classes of `like` if given.
+
+    Returns:
+        The pictures, and a note if their labels are numbered anew.
+    """
     from datasets import Image as Encoded
 
     features = dataset.features
@@ -182,8 +203,9 @@ def to_rows(
         raise ConfigError(f"{where}: no column {label!r}, but {', '.join(features)}: set --data.label, maybe to None")
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     if label is not None:
-        labels, classes = read_labels(dataset, label, where)
+        labels, classes, notes = read_labels(dataset, label, where, () if like is None else like.classes)
     if like is not None and classes[: len(like.classes)] != like.classes[: len(classes)]:
         raise DataError(f"{where}: its classes are not those of the training set; set --data.test to another split")
     try:
@@ -196,17 +218,36 @@ def to_rows(
             name=where,
             image=image,
             rows=torch.arange(len(dataset)),
-        )
+        ), notes
     except DataError as error:
         raise DataError(f"{where}: {error}; or use another split") from error
 
 
-def read_labels(dataset: Any, label: str, where: str) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
-    """Return (labels, class names); the names are those of the column, if it has some."""
+def read_labels(
+    dataset: Any, label: str, where: str, known: tuple[str, ...] = ()
+) -> tuple[Int[Tensor, " n"], tuple[str, ...], tuple[str, ...]]:
+    """Return (labels, class names, notes).
+
+    The names are those of the column, or else the numbers that occur. `known` are the classes of the training set:
+    numbers without names are looked up there.
+    """
     column = dataset.select_columns([label]).with_format("arrow")[:].column(label)
     values = column.to_numpy() if not column.null_count else None
     if values is None or not np.issubdtype(values.dtype, np.integer):
         seen = f"{column.null_count} empty cells" if column.null_count else str(column.type)
         raise DataError(f"{where}: column {label!r} has {seen}, not whole numbers: set --data.label, maybe to None")
     names = getattr(dataset.features[label], "names", None)
-    return torch.tensor(values.astype(np.int64)), tuple(names) if names else name_classes(values)
+    if names:
+        return torch.tensor(values.astype(np.int64)), tuple(names), ()
+    if known and all(name.isdecimal() for name in known):
+        numbers = np.array([int(name) for name in known])  # rising, as `number_labels` makes them
+        ids = np.searchsorted(numbers, values).clip(max=len(numbers) - 1)
+        foreign = values[numbers[ids] != values]
+        if len(foreign):
+            raise DataError(f"{where}: no picture of the training set has the label {foreign[0]}; use another split")
+        return torch.tensor(ids.astype(np.int64)), known, ()
+    try:
+        ids, classes, notes = number_labels(values)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    return torch.tensor(ids.astype(np.int64)), classes, notes

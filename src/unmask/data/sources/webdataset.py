@@ -8,7 +8,6 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from glob import glob, has_magic
 from typing import BinaryIO
 
 import numpy as np
@@ -19,18 +18,12 @@ from torch import Tensor
 
 from unmask.data.identity import hash_picture_file
 from unmask.data.image_files import Unreadable, decode_bytes
-from unmask.data.images import MAX_CLASSES, name_classes
-from unmask.data.pictures import (
-    Arrangement,
-    OnDemand,
-    Split,
-    check_shape,
-    check_share,
-    split_share,
-    take_keys,
-    take_labels,
-)
-from unmask.errors import ConfigError, DataError, describe_os_error
+from unmask.data.images import MAX_CLASSES
+from unmask.data.labels import number_labels
+from unmask.data.pictures import Arrangement, OnDemand, Split, check_shape, check_share, take_keys, take_labels
+from unmask.data.sources.parts import Parts, report_unused
+from unmask.data.sources.shard_parts import choose_shards
+from unmask.errors import DataError, describe_os_error
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
 
@@ -57,11 +50,12 @@ TAR_DAMAGE = (
 class Shards:
     """Uncompressed .tar files in the format of WebDataset.
 
-    An image is KEY.jpg, .jpeg, .png or .webp; its class is the whole number in KEY.cls, or "label" in KEY.json.
+    An image is KEY.jpg, .jpeg, .png or .webp; its class is the whole number in KEY.cls, or "label" in KEY.json. Files
+    called train-*.tar and val-*.tar (valid, validation, dev, test), or in folders of these names, are the two sets.
     """
 
     path: str
-    """A folder of .tar files, one .tar file, or a pattern such as "data/train-*.tar"."""
+    """A folder of .tar files, one .tar file, or a pattern such as "data/*.tar"."""
     size: int = 256
     """Height and width of the images after resizing, in pixels."""
     channels: int = 3
@@ -72,6 +66,10 @@ class Shards:
     """Seed that decides, with the content of each image, which ones are held out."""
     arrange: Arrangement = "content"
     """Order and split images by their content, or (runs of early versions) by their position in the listing."""
+    train: str | None = None
+    """The .tar files to train on, as a folder, file or pattern inside --data.path; by default found by their names."""
+    test: str | None = None
+    """The .tar files to hold out, as a folder, file or pattern inside --data.path; by default found by their names."""
 
     def __post_init__(self):
         check_shape(self.size, self.channels)
@@ -79,9 +77,23 @@ class Shards:
 
     def load(self, progress: Progress | None = None) -> Split:
         """Load the training and the test set."""
-        pictures, bad = read_shards(find_shards(self.path), (self.size, self.size), self.channels, progress)
-        train, test = split_share(pictures, self.held_out, self.seed, self.path, self.arrange)
-        return Split(train=train, test=test, bad=tuple(bad))
+        return self.open_parts(progress).split(self.held_out, self.seed, self.path or str(self.train), self.arrange)
+
+    def open_parts(self, progress: Progress | None = None) -> Parts:
+        """List the sets of the archives."""
+        train, test, unused = choose_shards(self.path, self.train, self.test)
+        archives = [*train, *test]
+        pictures, bad, notes = read_shards(archives, (self.size, self.size), self.channels, progress)
+        notes = (*report_unused(os.path.basename(path) for path in unused), *notes)
+        if not test:
+            return Parts(train=pictures, test=None, bad=tuple(bad), notes=notes)
+        held = pictures.places[:, 0] >= len(train)
+        for side, found in ((held, test), (~held, train)):
+            if not side.any():
+                hint = f"; the first: {bad[0]}" if bad else ""
+                raise DataError(f"{escape_line(found[0])}: no readable picture in {len(found)} shards{hint}")
+        first, second = (pictures.take(side.nonzero()[:, 0]) for side in (~held, held))
+        return Parts(train=first, test=second, bad=tuple(bad), notes=notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,18 +107,26 @@ class Members(OnDemand):
     def __len__(self) -> int:
         return len(self.places)
 
-    def open(self, i: int) -> Image.Image | Unreadable:
+    def find_place(self, i: int) -> str:
+        """Return the archive and the name of image `i`."""
+        return f"{self.archives[int(self.places[i, 0])]}, {self.names[i]}"
+
+    def fetch(self, i: int) -> bytes | Unreadable:
+        """Read the encoded bytes of image `i`."""
         archive, offset, length = self.places[i].tolist()
-        name = f"{self.archives[archive]}, {self.names[i]}"
         try:
             with open(self.archives[archive], "rb") as file:
                 file.seek(offset)
                 body = file.read(length)
         except OSError as error:
-            return Unreadable(name, describe_os_error(error))
+            return Unreadable(self.find_place(i), describe_os_error(error))
         if len(body) < length:
-            return Unreadable(name, f"{len(body)} of {length} bytes are there: the archive has changed")
-        return decode_bytes(io.BytesIO(body), name)
+            return Unreadable(self.find_place(i), f"{len(body)} of {length} bytes are there: the archive has changed")
+        return body
+
+    def open(self, i: int) -> Image.Image | Unreadable:
+        body = self.fetch(i)
+        return body if isinstance(body, Unreadable) else decode_bytes(io.BytesIO(body), self.find_place(i))
 
     def hash_content(self, i: int, *, whole: bool) -> bytes:
         archive, offset, length = self.places[i].tolist()
@@ -139,26 +159,14 @@ class Sample:
     label: int | None
 
 
-def find_shards(path: str) -> list[str]:
-    """List the .tar files of a folder, a pattern or a single path, sorted."""
-    if not path:
-        raise ConfigError("which shards? Give --data DIR with .tar files, or a quoted pattern such as 'train-*.tar'")
-    place = os.path.expanduser(path)
-    if os.path.isdir(place):
-        found = [os.path.join(place, name) for name in os.listdir(place) if name.endswith(".tar")]
-    elif has_magic(place) and not os.path.exists(place):
-        found = [name for name in glob(place, recursive=True) if os.path.isfile(name)]
-    else:
-        found = [place] if os.path.isfile(place) else []
-    if not found:
-        raise DataError(f"{escape_line(path)}: no .tar file; give a folder of them, or a pattern such as 'train-*.tar'")
-    return sorted(found)
-
-
 def read_shards(
     archives: list[str], size: tuple[int, int], channels: int, progress: Progress | None = None
-) -> tuple[Members, list[Unreadable]]:
-    """List all images of the archives in order, and what was not used; if any image has a label, all must have one."""
+) -> tuple[Members, list[Unreadable], tuple[str, ...]]:
+    """List all images of the archives in order; if any image has a label, all must have one.
+
+    Returns:
+        The images, what was not used, and a note if the labels are numbered anew.
+    """
     found: list[tuple[int, Sample]] = []
     bad: list[Unreadable] = []
     for number, archive in enumerate(archives):
@@ -175,16 +183,29 @@ def read_shards(
     if not found:
         hint = f"; the first: {bad[0]}" if bad else ""
         raise DataError(f"{escape_line(archives[0])}: no readable picture in {len(archives)} shards{hint}")
-    labels = np.array([sample.label for _, sample in found], dtype=np.int64) if labelled else None
-    return Members(
-        labels=None if labels is None else torch.from_numpy(labels),
-        classes=() if labels is None else name_classes(labels),
-        size=size,
-        channels=channels,
-        archives=tuple(archives),
-        names=tuple(sample.picture.name for _, sample in found),
-        places=torch.from_numpy(np.array([(i, one.picture.offset, one.picture.length) for i, one in found])),
-    ), bad
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    if labelled:
+        stored = np.array([sample.label for _, sample in found], dtype=np.int64)
+        try:
+            ids, classes, notes = number_labels(stored)
+        except DataError as error:
+            raise DataError(f"{escape_line(archives[0])}: {error}") from error
+        labels = torch.from_numpy(ids)
+    return (
+        Members(
+            labels=labels,
+            classes=classes,
+            size=size,
+            channels=channels,
+            archives=tuple(archives),
+            names=tuple(sample.picture.name for _, sample in found),
+            places=torch.from_numpy(np.array([(i, one.picture.offset, one.picture.length) for i, one in found])),
+        ),
+        bad,
+        notes,
+    )
 
 
 def read_archive(archive: str) -> tuple[list[Sample], list[Unreadable]]:
@@ -202,8 +223,14 @@ def read_archive(archive: str) -> tuple[list[Sample], list[Unreadable]]:
     if not groups:
         return [], bad
     samples = []
+    dotted = [name for group in groups.values() for name in list_dotted(group)]
+    if dotted:
+        remedy = "rename them, as a key ends at its first dot"
+        bad.append(Unreadable(archive, f"{len(dotted)} pictures with a dot in the key, such as {dotted[0]}: {remedy}"))
     with open(archive, "rb") as file:
         for key, group in groups.items():
+            if list_dotted(group):
+                continue
             try:
                 samples.append(Sample(choose_picture(group), read_label(file, group)))
             except DataError as error:
@@ -260,6 +287,13 @@ def find_fault(info: tarfile.TarInfo, end: int) -> str | None:
     return ""
 
 
+def list_dotted(group: dict[str, Member]) -> list[str]:
+    """Return the names of images that a dot in their key hides, if the members of a key hold no other image."""
+    if any(suffix in PICTURE_SUFFIXES for suffix in group):
+        return []
+    return [part.name for suffix, part in group.items() if suffix.endswith(DOTTED)]
+
+
 def choose_picture(group: dict[str, Member]) -> Member:
     """Return the single image among the members of a key."""
     pictures = [part for suffix, part in group.items() if suffix in PICTURE_SUFFIXES]
@@ -267,7 +301,7 @@ def choose_picture(group: dict[str, Member]) -> Member:
         return pictures[0]
     if pictures:
         raise DataError(f"{len(pictures)} pictures, {', '.join(part.name for part in pictures)}: keep one")
-    raise DataError(f"no picture ({', '.join(DOTTED)}) beside .{', .'.join(group)}")
+    raise DataError(f"no picture ({', '.join(DOTTED)}) beside .{', .'.join(list(group)[:3])}")
 
 
 def read_label(file: BinaryIO, group: dict[str, Member]) -> int | None:

@@ -1,0 +1,43 @@
+"""`unmask data`: what there is in a dataset of images, before anything is trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.data.sources.choice import Folder, PictureSource
+from unmask.data.sources.detection import identify_source
+from unmask.data.survey import choose_tiles, describe_survey, survey_source
+from unmask.errors import ConfigError
+from unmask.figures.images import find_image_format, write_picture
+from unmask.figures.sheets import draw_sheet
+from unmask.runtime.progress import show_progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyFlags:
+    data: PictureSource
+    size: int = 64
+    """The edge in pixels that you mean to train at; smaller pictures are counted, as they would be enlarged."""
+    sheet: Path | None = None
+    """Write a contact sheet, some pictures of each class, to this new file, such as sheet.png."""
+
+
+def run_data(arguments: list[str]) -> None:
+    """say what a dataset of images holds: splits, classes, sizes, copies, faults; draw a contact sheet"""
+    usage = "data DIR, where DIR is a folder of images, an .npz file, .tar files or a saved dataset of Hugging Face"
+    name, rest = split_positional(arguments, usage)
+    source = Folder(path="") if rest == ["--help"] and name == "RUN" else identify_source(name)
+    flags = parse(SurveyFlags, rest, f"data {name}", SurveyFlags(data=source))
+    if flags.size < 1:
+        raise ConfigError(f"--size {flags.size}: use at least 1 pixel")
+    if flags.sheet is not None:
+        find_image_format(flags.sheet)
+        if flags.sheet.exists():
+            raise ConfigError(f"--sheet {flags.sheet}: there is a file already, and it is kept; give another name")
+    with catch_value_errors(), catch_disk_errors(Path(name)):
+        with show_progress(shown=True) as progress:
+            survey = survey_source(flags.data, progress)
+        print("\n".join(describe_survey(survey, flags.size)))
+        if flags.sheet is not None:
+            write_picture(draw_sheet(choose_tiles(survey)), flags.sheet)
+            print(f"wrote {flags.sheet}")
