@@ -1,5 +1,6 @@
 """A run knows its data: the same set elsewhere is the same, and any other one is named."""
 
+import unicodedata
 from dataclasses import replace
 
 import pytest
@@ -130,3 +131,10 @@ def test_sources_of_early_versions_keep_their_arrangement():
     assert match_arrangement(Folder(path="x"), earlier).arrange == "position"
     assert match_arrangement(Digits(), earlier) == Digits()
     assert match_arrangement(Folder(path="x"), None).arrange == "content"
+
+
+def test_a_class_name_in_another_unicode_form_is_the_same_class(tmp_path):
+    composed, split_up = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    assert composed != split_up
+    first = load(write_set(tmp_path / "a", (composed, "square")))
+    assert describe_changes(first, load(write_set(tmp_path / "b", (split_up, "square")))) is None

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from slow_jpeg import is_sound
 
-from unmask.data.image_files import Unreadable, try_image
+from unmask.data.image_files import Unreadable, open_image, silence_warnings, try_image
+from unmask.data.pictures import UNCHECKED
 from unmask.data.pixels import BadImage, codes, jpeg
 from unmask.data.pixels.jpeg import check_jpeg, check_jpeg_once
-from unmask.data.sources.folders import read_folder
+from unmask.data.sources.folders import Folder, read_folder
+from unmask.data.summary import describe_split
+from unmask.data.survey import survey_source
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "sets" / "jpeg_corrupt"
 BASELINE = {
@@ -82,8 +86,9 @@ def mutate(data: bytes, num: int) -> list[bytes]:
     return found
 
 
+@pytest.mark.skipif(not CASES.is_dir(), reason=f"no {CASES.name} among the shared cases")
 def test_the_damaged_files_of_a_folder_are_left_out_by_name():
-    images, bad = read_folder(CASES, size=(64, 64), channels=3)
+    images, bad, _ = read_folder(CASES, size=(64, 64), channels=3)
     assert len(images) == 1
     assert sorted(Path(b.path).name for b in bad) == ["cut_eoi.jpg", "flip0.jpg", "flip1.jpg", "flip2.jpg", "zeros.jpg"]
     assert all("damaged" in b.reason for b in bad)
@@ -140,11 +145,46 @@ def test_restart_markers_that_are_lost_or_moved_are_found():
 def test_a_size_that_the_data_cannot_fill_is_refused_before_decoding(tmp_path, monkeypatch):
     data = encode(draw(64, 64))
     at = data.index(b"\xff\xc0") + 5
-    (tmp_path / "huge.jpg").write_bytes(data[:at] + struct.pack(">HH", 7900, 7900) + data[at + 4 :])
+    (tmp_path / "huge.jpg").write_bytes(data[:at] + struct.pack(">HH", 800, 800) + data[at + 4 :])
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
     found = try_image(tmp_path / "huge.jpg", (8, 8), 3)
     assert isinstance(found, Unreadable)
     assert "ends before its last block" in found.reason
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_size_that_no_data_of_that_length_can_hold_is_refused_before_its_codes_are_followed(tmp_path, exact):
+    data = encode(draw(64, 64))
+    at = data.index(b"\xff\xc0") + 5
+    (tmp_path / "huge.jpg").write_bytes(data[:at] + struct.pack(">HH", 7900, 7900) + data[at + 4 :])
+    with silence_warnings():
+        found = open_image(tmp_path / "huge.jpg", exact=exact)
+    assert isinstance(found, Unreadable)
+    assert "cannot hold 7900x7900 pixels" in found.reason
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_large_sets_are_not_followed_code_by_code_but_say_so_and_a_survey_does_it(tmp_path, monkeypatch, in_memory):
+    good = encode(draw(64, 64))
+    at = find_scan(good) + 200
+    damaged = good[:at] + bytes(40) + good[at + 40 :]
+    assert is_found(damaged)
+    for i in range(6):
+        (tmp_path / f"{i}.jpg").write_bytes(encode(draw(64, 64, seed=i + 1)))
+    (tmp_path / "bad.jpg").write_bytes(damaged)
+    source = Folder(path=str(tmp_path), size=8, held_out=0.3)
+    if not in_memory:
+        monkeypatch.setattr("unmask.data.sources.folders.MAX_IN_MEMORY", 0)
+    small = source.load()
+    assert UNCHECKED not in " ".join(describe_split(small))
+    monkeypatch.setattr("unmask.data.pictures.MAX_CHECKED", 100)
+    large = source.load()
+    assert UNCHECKED in " ".join(describe_split(large))
+    every = torch.arange(len(large.train))
+    assert large.train.try_read(every)[2] == []
+    survey = survey_source(source)
+    assert "bad.jpg" in " ".join(str(one) for one in survey.split.bad)
+    assert UNCHECKED not in " ".join(describe_split(survey.split))
 
 
 def test_a_hundred_scans_and_no_more():

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from unmask.data.identity import sort_keys
 from unmask.data.images import Images
+from unmask.data.labels import normalize_name
 from unmask.data.pictures import Pictures, Split
 from unmask.errors import DataError
 from unmask.storage.config import read_json, write_json
@@ -89,10 +90,11 @@ class DataRecord:
 
 def compute_fingerprint(split: Split, *, verify: bool = False) -> DataFingerprint:
     """Return the fingerprint of loaded pictures. All bytes are hashed with `verify`, or if they are in memory."""
+    classes = tuple(normalize_name(name) for name in split.train.classes)  # copying may change the Unicode form
     return DataFingerprint(
-        classes=tuple(split.train.classes),
-        train=_compute_part(split.train, split.train.classes, verify),
-        test=_compute_part(split.test, split.train.classes, verify),
+        classes=classes,
+        train=_compute_part(split.train, classes, verify),
+        test=_compute_part(split.test, classes, verify),
     )
 
 

@@ -60,8 +60,13 @@ def fit(image: Image.Image | Unreadable, size: tuple[int, int], channels: int) -
     return torch.from_numpy(np.array(fitted)).reshape(*size, channels).permute(2, 0, 1).contiguous()
 
 
-def open_image(path: str | Path, *, most: int = MAX_PIXELS, alpha: bool = False) -> Image.Image | Unreadable:
-    """Read a still image, upright, in mode RGB or L (RGBA with `alpha`); call it inside `silence_warnings`."""
+def open_image(
+    path: str | Path, *, most: int = MAX_PIXELS, alpha: bool = False, exact: bool = True
+) -> Image.Image | Unreadable:
+    """Read a still image, upright, in mode RGB or L (RGBA with `alpha`); call it inside `silence_warnings`.
+
+    See `decode_image` for the arguments.
+    """
     try:
         facts = os.stat(path)
         if not stat.S_ISREG(facts.st_mode):  # opening a pipe would block forever
@@ -69,7 +74,7 @@ def open_image(path: str | Path, *, most: int = MAX_PIXELS, alpha: bool = False)
         if facts.st_size == 0:
             return Unreadable(str(path), "empty file (0 bytes)")
         with open(path, "rb") as file:
-            return decode_bytes(file, str(path), most=most, alpha=alpha)
+            return decode_bytes(file, str(path), most=most, alpha=alpha, exact=exact)
     except OSError as error:
         return Unreadable(str(path), describe_os_error(error))
     except ValueError as error:  # a name with a null character
@@ -77,11 +82,11 @@ def open_image(path: str | Path, *, most: int = MAX_PIXELS, alpha: bool = False)
 
 
 def decode_bytes(
-    file: BufferedReader | BytesIO, name: str, *, most: int = MAX_PIXELS, alpha: bool = False
+    file: BufferedReader | BytesIO, name: str, *, most: int = MAX_PIXELS, alpha: bool = False, exact: bool = True
 ) -> Image.Image | Unreadable:
     """Like `open_image`, from an open file or memory; `name` is the path of an Unreadable."""
     try:
-        return decode_image(file, most=most, alpha=alpha)
+        return decode_image(file, most=most, alpha=alpha, exact=exact)
     except BadImage as error:
         return Unreadable(name, str(error))
     except UnidentifiedImageError:

@@ -3,7 +3,7 @@
 import os
 
 from unmask.data.labels import MAX_LISTED
-from unmask.data.pictures import Split
+from unmask.data.pictures import UNCHECKED, OnDemand, Split
 from unmask.data.sources.parts import count_classes
 from unmask.storage.files import escape_line
 
@@ -19,7 +19,9 @@ def describe_split(split: Split) -> list[str]:
         names = [escape_line(os.path.basename(one.path)) for one in split.bad[:NAMED]]
         more = f" and {len(split.bad) - NAMED:,} more" if len(split.bad) > NAMED else ""
         first.append(f"{len(split.bad):,} left out ({', '.join(names)}{more})")
-    return ["; ".join(first), *(f"note: {note}" for note in split.notes)]
+    unchecked = isinstance(split.train, OnDemand) and not split.train.exact
+    notes = [*split.notes, *([UNCHECKED] if unchecked else [])]
+    return ["; ".join(first), *(f"note: {note}" for note in notes)]
 
 
 def describe_counts(classes: tuple[str, ...], counts: list[int], total: int) -> str:

@@ -133,6 +133,8 @@ def open_unsplit(source: PictureSource, progress: Progress | None = None) -> Par
 
 
 def _survey_part(name: str, pictures: Pictures, progress: Progress | None) -> tuple[SurveyedPart, list[Unreadable]]:
+    if isinstance(pictures, OnDemand):
+        pictures = replace(pictures, exact=True)  # this is the place to look at every byte
     num = len(pictures)
     good: list[int] = []
     bad: list[Unreadable] = []

@@ -13,7 +13,17 @@ from torch import Tensor
 from unmask.data.image_files import Unreadable, open_image, silence_warnings
 from unmask.data.images import Images
 from unmask.data.labels import list_names, normalize_name
-from unmask.data.pictures import Arrangement, Files, Pictures, Split, check_shape, check_share, read_each
+from unmask.data.pictures import (
+    UNCHECKED,
+    Arrangement,
+    Files,
+    Pictures,
+    Split,
+    check_shape,
+    check_share,
+    is_small,
+    read_each,
+)
 from unmask.data.sources.folder_parts import (
     IMAGE_SUFFIXES,
     find_parts,
@@ -117,7 +127,8 @@ def read_folder(
     files, bad = list_files(root, skip)
     paths, twins = drop_twins(files)
     bad += twins
-    every = Files(paths=paths, labels=None, classes=(), size=size, channels=channels)
+    weight = 0 if listed else sum(map(os.path.getsize, filter(os.path.isfile, paths)))
+    every = Files(paths=paths, labels=None, classes=(), size=size, channels=channels, exact=is_small(weight))
     found: Files | Images
     if listed or len(paths) * channels * size[0] * size[1] > MAX_IN_MEMORY:
         good, odd = choose_by_suffix(paths, thorough=listed)
@@ -131,6 +142,7 @@ def read_folder(
         hint = f"; the first: {bad[0]}" if bad else ""
         raise DataError(f"{escape_line(str(root))}: no readable image among {len(files)} files{hint}")
     labels, classes, notes = label_by_folder(root, [paths[i] for i in good.tolist()], like, skip)
+    notes += [UNCHECKED] if not every.exact and isinstance(found, Images) else []
     return replace(found, labels=labels, classes=classes), bad, notes
 
 

@@ -22,6 +22,7 @@ from unmask.data.pictures import (
     Split,
     check_shape,
     check_share,
+    is_small,
     take_keys,
     take_labels,
 )
@@ -121,8 +122,8 @@ class HubRows(OnDemand):
     def open(self, i: int) -> Image.Image | Unreadable:
         body = self.fetch(i)
         if isinstance(body, bytes):
-            return decode_bytes(io.BytesIO(body), self.find_place(i))
-        return open_image(body) if isinstance(body, str) else body
+            return decode_bytes(io.BytesIO(body), self.find_place(i), exact=self.exact)
+        return open_image(body, exact=self.exact) if isinstance(body, str) else body
 
     def hash_content(self, i: int, *, whole: bool) -> bytes:
         try:
@@ -208,6 +209,7 @@ def to_rows(
         labels, classes, notes = read_labels(dataset, label, where, () if like is None else like.classes)
     if like is not None and classes[: len(like.classes)] != like.classes[: len(classes)]:
         raise DataError(f"{where}: its classes are not those of the training set; set --data.test to another split")
+    weight = dataset.data.nbytes
     try:
         return HubRows(
             labels=labels,
@@ -218,6 +220,7 @@ def to_rows(
             name=where,
             image=image,
             rows=torch.arange(len(dataset)),
+            exact=is_small(weight),
         ), notes
     except DataError as error:
         raise DataError(f"{where}: {error}; or use another split") from error

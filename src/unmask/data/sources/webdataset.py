@@ -20,7 +20,16 @@ from unmask.data.identity import hash_picture_file
 from unmask.data.image_files import Unreadable, decode_bytes
 from unmask.data.images import MAX_CLASSES
 from unmask.data.labels import number_labels
-from unmask.data.pictures import Arrangement, OnDemand, Split, check_shape, check_share, take_keys, take_labels
+from unmask.data.pictures import (
+    Arrangement,
+    OnDemand,
+    Split,
+    check_shape,
+    check_share,
+    is_small,
+    take_keys,
+    take_labels,
+)
 from unmask.data.sources.parts import Parts, report_unused
 from unmask.data.sources.shard_parts import choose_shards
 from unmask.errors import DataError, describe_os_error
@@ -126,7 +135,11 @@ class Members(OnDemand):
 
     def open(self, i: int) -> Image.Image | Unreadable:
         body = self.fetch(i)
-        return body if isinstance(body, Unreadable) else decode_bytes(io.BytesIO(body), self.find_place(i))
+        return (
+            body
+            if isinstance(body, Unreadable)
+            else decode_bytes(io.BytesIO(body), self.find_place(i), exact=self.exact)
+        )
 
     def hash_content(self, i: int, *, whole: bool) -> bytes:
         archive, offset, length = self.places[i].tolist()
@@ -193,6 +206,7 @@ def read_shards(
         except DataError as error:
             raise DataError(f"{escape_line(archives[0])}: {error}") from error
         labels = torch.from_numpy(ids)
+    weight = sum(one.picture.length for _, one in found)
     return (
         Members(
             labels=labels,
@@ -202,6 +216,7 @@ def read_shards(
             archives=tuple(archives),
             names=tuple(sample.picture.name for _, sample in found),
             places=torch.from_numpy(np.array([(i, one.picture.offset, one.picture.length) for i, one in found])),
+            exact=is_small(weight),
         ),
         bad,
         notes,
