@@ -39,7 +39,7 @@ from unmask.data.shards.tokenizing import (
     tokenize_shards,
 )
 from unmask.data.shards.workers import tokenize_parallel
-from unmask.errors import CheckpointError, ConfigError, DataError, DiskError, UnmaskError
+from unmask.errors import CheckpointError, ConfigError, DataError, DiskError, ShortageError, UnmaskError
 from unmask.storage.config import from_json, to_json
 
 CROPS = (CENTER, FLIP, View(name="crop-0", random=True), View(name="crop-1", random=True, flip=True))
@@ -261,15 +261,21 @@ def test_processes_share_the_shards(whole, tmp_path):
     [
         (DiskError("the disk is full"), DiskError, "the disk is full"),
         (
-            RuntimeError("out of memory\ndetails"),
+            RuntimeError("no such kernel\ndetails"),
             UnmaskError,
-            "a tokenizing process failed: RuntimeError: out of memory",
+            "a tokenizing process failed: RuntimeError: no such kernel",
+        ),
+        (
+            RuntimeError("out of memory\ndetails"),
+            ShortageError,
+            "a tokenizing process: not enough memory: lower --batch or --processes",
         ),
     ],
 )
 def test_the_error_of_a_worker_is_told_in_one_line(tmp_path, monkeypatch, error, kind, message):
     """A worker's life, in this process."""
     monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(workers, "_end_with_parent", lambda: None)
     mine, theirs = multiprocessing.Pipe(duplex=False)
     with mine, theirs, claim_folder(tmp_path, PLAN):
         workers._work(theirs, 1, TRAIN, Every2nd(error=error), tmp_path, "train", PLAN, 4, 0, 1)

@@ -10,7 +10,7 @@ from published_amused import published
 from published_toys import FILES, PIXELS, WHOLE, entry, random, refused, run, tree
 from safetensors.torch import load_file, save_file
 
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, ConfigError
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.load import load
 from unmask.pretrained.amused import Amused
@@ -168,8 +168,12 @@ def test_a_saved_model_reads_texts_as_before(drawing, tmp_path):
     before = Pipeline.from_pretrained(drawing, prompts=["a ab", "b"], device="cpu", dtype=torch.float32)
     out.mkdir()
     write_texts(out, seed=1)  # of another model
-    before.save_pretrained(out)
-    assert tree(out) == sorted(["README.md", "config.json", "model.safetensors", "tokenizer.safetensors", *TEXTS])
+    with pytest.raises(ConfigError, match="which unmask did not make so"):
+        before.save_pretrained(out)
+    before.save_pretrained(out, overwrite=True)
+    assert tree(out) == sorted(
+        ["README.md", "config.json", "manifest.json", "model.safetensors", "tokenizer.safetensors", *TEXTS]
+    )
     after = Pipeline.from_pretrained(out, prompts=["a ab", "b"], device="cpu", dtype=torch.float32)
     assert torch.equal(after.generate(num=2), before.generate(num=2))
 

@@ -95,7 +95,7 @@ def check(name: str, folder: Path, monkeypatch, tmp_path: Path) -> None:
     hole = torch.zeros(1, side, side, dtype=torch.bool)
     hole[:, : side // 4, : side // 4] = True
     if len(pipeline.tokenizer.grid) == 1:
-        with pytest.raises(ConfigError, match=r"a row of \d+ tokens of the whole picture"):
+        with pytest.raises(ConfigError, match=r"the \d+ tokens of an image have no place in it"):
             pipeline.fill(images[:1], hole, torch.tensor([1]), sampling=quick)
         return
     repaired = pipeline.fill(images[:1], hole, torch.tensor([1]), sampling=quick)

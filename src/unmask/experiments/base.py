@@ -238,10 +238,10 @@ def claim_run(
         lambda theirs: _list_changes(theirs, recipe, moved=record is not None),
         [one.digest for one in known],
     )
+    write_config(recipe, folder)  # first, as it tells whose folder this is if the process is killed here
+    update_record(folder, CONFIG)
     if data is not None:
         record_data(folder, data)
-    write_config(recipe, folder)
-    update_record(folder, CONFIG)
     return notes
 
 

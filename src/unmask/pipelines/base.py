@@ -18,6 +18,7 @@ from unmask.decoding.settings import change_sampling
 from unmask.errors import CheckpointError, ConfigError, NonFiniteError
 from unmask.method.sampling.decode import State
 from unmask.pipelines.exporting import EXPORT_FILES, check_export
+from unmask.pretrained.conditions import read_extras, write_extras
 from unmask.published.card import write_model_card
 from unmask.published.hub import HUB, upload_model
 from unmask.recipes.reading import has_config, read_config, write_config
@@ -81,9 +82,11 @@ class LoadedModel(ABC, Generic[Spec]):
         if self.spec is None or self.folder is None:
             raise ConfigError("this pipeline was put together by hand: only one that was loaded can be saved")
         check_weights_finite(self._list_networks())
+        extras = None if isinstance(self.spec, TextModelSpec) else read_extras(self.spec.model, self.folder)
         with lock(out, keep=False):
             begin_files(out, EXPORT_FILES)
             spec = self._write_weights(out, self.spec)
+            write_extras(extras, out)
             card = write_model_card(spec, name=name, licence=licence, measured=self.folder)
             write_text(card, out / README)
             write_config(spec, out)

@@ -36,8 +36,6 @@ from unmask.pretrained.conditions import (
     check_guidance,
     check_prompts,
     detach_prompts,
-    read_extras,
-    write_extras,
 )
 from unmask.recipes.spec import ModelSpec
 from unmask.runtime.devices import pick_device
@@ -114,15 +112,12 @@ class Pipeline(LoadedModel[ModelSpec]):
         return pipeline
 
     def _write_weights(self, out: Path, spec: ModelSpec) -> ModelSpec:
-        assert self.folder is not None
         spec = replace(spec, sampling=self.sampling)
-        extras = read_extras(spec.model, self.folder)  # before anything is written
         out.mkdir(parents=True, exist_ok=True)
         write_weights(dict(self.model.named_parameters()), out / MODEL)
         if isinstance(self.tokenizer, nn.Module):
             write_weights(dict(self.tokenizer.named_parameters()), out / TOKENIZER)
             spec = replace(spec, tokenizer_sha256=hash_weights(self.tokenizer, self.tokenizer.config))
-        write_extras(extras, out)
         return spec
 
     @property

@@ -63,9 +63,9 @@ def check_folder(folder: Path, names: Iterable[str], *, ours: Collection[str] = 
 
 
 def _holds_something(path: Path) -> bool:
-    """Return whether there is a file with content, a link, or a folder with anything in it."""
+    """Return whether there is a file with content, a link, or a folder with more in it than a killed write left."""
     if path.is_dir() and not path.is_symlink():
-        return any(path.iterdir())
+        return any(".tmp-" not in name for name in os.listdir(path))
     return os.path.lexists(path) and (path.is_symlink() or path.stat().st_size > 0)
 
 
