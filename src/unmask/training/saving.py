@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import NonFiniteError
-from unmask.runtime.distributed import World, barrier, broadcast_text, find_first_rank, get_local
+from unmask.runtime.distributed import World, barrier, broadcast_text, check_equal_weights, find_first_rank, get_local
 from unmask.runtime.memory import measure_free_memory
 from unmask.training.checkpoint import is_finite, save_checkpoint
 from unmask.training.runfolder import KnownCheckpoints, VerifiedCheckpoint, read_stamp
@@ -50,12 +50,15 @@ class Saver:
 
         Raises:
             NonFiniteError: On every rank, if a tensor of any rank holds NaN or infinity. Nothing is written.
+            RankError: If ranks hold different weights. Nothing is written.
             DiskError, CheckpointError: If this save, in the foreground, or the one before could not be written.
         """
         self.wait()
         damaged = find_non_finite(tensors, world)
         if damaged:
             raise NonFiniteError(f"step {step}: {damaged}; no checkpoint was written, and the last one is kept")
+        trained = {name: tensor for name, tensor in tensors.items() if not name.startswith("log.")}
+        check_equal_weights(trained, step, world)
         token = broadcast_text(uuid.uuid4().hex, world)
         if sharded:
             save_checkpoint(

@@ -14,7 +14,6 @@ from unmask.errors import CheckpointError, ConfigError, Preempted, UnmaskError
 from unmask.runtime.distributed import (
     World,
     broadcast_text,
-    check_equal_weights,
     compute_norm,
     get_local,
     sum_over_ranks,
@@ -103,8 +102,6 @@ class RunState:
         """
         self.saver.check()
         if stopped or done % self.save_every == 0 or done == self.steps:
-            trained = {name: x for name, x in self.tensors.items() if not name.startswith("log.")}
-            check_equal_weights(trained, done, self.world)
             meta = {**self.meta, "steps": self.steps}
             self.saver.save(
                 self.folder, done, self.tensors, meta, sharded=self.sharded, world=self.world, keep=self.keep
