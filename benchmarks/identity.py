@@ -32,7 +32,7 @@ def main() -> None:
         files = Files(paths=tuple(paths), labels=None, classes=(), size=(64, 64), channels=3)
         total = arguments.files * arguments.kilobytes / 1e6
         print(f"{arguments.files:,} files of {arguments.kilobytes} KiB, {total:.1f} GB; best of 3")
-        for name, compute in (("keys (8 KiB of each)", files.compute_keys), ("all bytes", files.compute_whole_keys)):
+        for name, compute in (("keys (8 x 1 KiB)", files.compute_keys), ("all bytes", files.compute_whole_keys)):
             taken = []
             for _ in range(3):
                 start = time.process_time()

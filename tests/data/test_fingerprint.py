@@ -14,6 +14,7 @@ from unmask.data.fingerprint import (
     describe_changes,
     forget_place,
     match_arrangement,
+    note_unverified,
     read_record,
     record_data,
 )
@@ -77,7 +78,7 @@ def test_bytes_inside_a_large_file_are_seen_when_all_are_read(tmp_path, monkeypa
     assert describe_changes(sampled, whole) is None
     for path in tmp_path.glob("*.bmp"):
         data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
+        data[2000] ^= 1  # between two samples
         path.write_bytes(data)
     assert describe_changes(sampled, compute_fingerprint(source.load())) is None  # as the documentation says
     assert (
@@ -90,13 +91,15 @@ def test_a_record_refuses_accepts_and_remembers(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     assert read_record(run) is None
-    assert check_data(run, first, DataPolicy(), "do this") is None  # a run of an early version has no record
+    assert check_data(run, first, DataPolicy(), "do this", "go on") is None  # a run of an early version has no record
     record_data(run, first)
-    assert check_data(run, first, DataPolicy(), "do this") is None
-    with pytest.raises(DataError, match=r"data of .*run changed: .*images now, .* then.*; do this") as caught:
-        check_data(run, second, DataPolicy(), "do this")
+    assert check_data(run, first, DataPolicy(), "do this", "go on") is None
+    with pytest.raises(
+        DataError, match=r"data of .*run changed: .*images now, .* then.*; do this, or --accept-data to go on"
+    ) as caught:
+        check_data(run, second, DataPolicy(), "do this", "go on")
     assert "\n" not in str(caught.value)
-    assert "images now" in check_data(run, second, DataPolicy(accept=True), "do this")
+    assert "images now" in check_data(run, second, DataPolicy(accept=True), "do this", "go on")
     record_data(run, second)
     record_data(run, second)
     assert read_record(run).data == second
@@ -138,3 +141,32 @@ def test_a_class_name_in_another_unicode_form_is_the_same_class(tmp_path):
     assert composed != split_up
     first = load(write_set(tmp_path / "a", (composed, "square")))
     assert describe_changes(first, load(write_set(tmp_path / "b", (split_up, "square")))) is None
+
+
+def test_class_numbers_that_a_model_learned_are_never_given_away(tmp_path):
+    """Acceptance cannot help: the model would take a square for a disc."""
+    root = write_set(tmp_path / "a")
+    run = tmp_path / "run"
+    run.mkdir()
+    record_data(run, load(root))
+    (root / "disc").rename(root / "zdisc")  # so "square" becomes number 0
+    with pytest.raises(DataError, match=r"class square was number 1 and would be 0: .*; do this$"):
+        check_data(run, load(root), DataPolicy(accept=True), "do this", "go on")
+    (root / "zdisc").rename(root / "dish")  # the numbers stay
+    with pytest.raises(DataError, match="class disc is gone; class dish is new; do this, or --accept-data to go on"):
+        check_data(run, load(root), DataPolicy(), "do this", "go on")
+    assert check_data(run, load(root), DataPolicy(accept=True), "do this", "go on") is not None
+    write_set(root, ("extra",), num=4)
+    with pytest.raises(DataError, match=r"number of classes is 3 now, 2 then, and is fixed in the model; do this$"):
+        check_data(run, load(root), DataPolicy(accept=True), "do this", "go on")
+
+
+def test_a_verification_without_an_earlier_digest_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("unmask.data.sources.folders.MAX_IN_MEMORY", 0)
+    sampled = load(write_set(tmp_path))
+    assert note_unverified(sampled, DataPolicy(verify=True)) == [
+        "no digest of all bytes was recorded before: it is recorded now, and there was nothing to compare it with"
+    ]
+    assert note_unverified(sampled, DataPolicy()) == []
+    whole = compute_fingerprint(Folder(path=str(tmp_path), size=8).load(), verify=True)
+    assert note_unverified(whole, DataPolicy(verify=True)) == []

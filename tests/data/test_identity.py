@@ -10,6 +10,7 @@ from PIL import Image
 from unmask.data.identity import (
     KEY_BYTES,
     SAMPLED_BYTES,
+    SAMPLES,
     choose_held_out,
     hash_encoded,
     hash_picture_file,
@@ -25,7 +26,7 @@ def make_keys(num: int, start: int = 0) -> np.ndarray:
     return join_keys([hash_encoded(str(i).encode()) for i in range(start, start + num)])
 
 
-@pytest.mark.parametrize("length", [0, 1, 2 * SAMPLED_BYTES, 2 * SAMPLED_BYTES + 1, 50_000])
+@pytest.mark.parametrize("length", [0, 1, SAMPLES * SAMPLED_BYTES, SAMPLES * SAMPLED_BYTES + 1, 50_000])
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_file_a_part_of_a_file_and_bytes_have_one_key(tmp_path, length, whole):
     data = np.random.default_rng(length).bytes(length)
@@ -41,9 +42,9 @@ def test_a_file_a_part_of_a_file_and_bytes_have_one_key(tmp_path, length, whole)
     assert len(keys.pop()) == KEY_BYTES
 
 
-def test_a_key_sees_both_ends_and_the_length_and_a_whole_hash_every_byte():
+def test_a_key_sees_eight_places_and_the_length_and_a_whole_hash_every_byte():
     data = bytes(30_000)
-    for place, seen in ((0, True), (SAMPLED_BYTES - 1, True), (15_000, False), (29_999, True)):
+    for place, seen in ((0, True), (SAMPLED_BYTES - 1, True), (2_000, False), (16_800, True), (29_999, True)):
         other = bytearray(data)
         other[place] = 1
         assert (hash_encoded(bytes(other)) != hash_encoded(data)) == seen, place
@@ -137,3 +138,13 @@ def test_the_position_still_decides_where_a_run_says_so(tmp_path):
     whole, _ = split_share(Folder(path=str(tmp_path), size=8, held_out=0.0).load().train, 0.0, 0, "", "position")
     assert sorted(x.numpy().tobytes() for x in listed) == sorted(x.numpy().tobytes() for x in whole.pixels)
     assert np.array_equal(listed[3].permute(1, 2, 0).numpy(), np.asarray(Image.open(tmp_path / "003.png")))
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "tiff", "png"])
+def test_pictures_with_a_plain_border_have_keys_of_their_own(tmp_path, suffix):
+    for i in range(60):
+        page = np.full((128, 128, 3), 255, np.uint8)
+        page[40:88, 40:88] = np.random.default_rng(i).integers(0, 256, (48, 48, 3))
+        Image.fromarray(page).save(tmp_path / f"{i:03d}.{suffix}")
+    keys = {hash_picture_file(path) for path in tmp_path.iterdir()}
+    assert len(keys) == 60

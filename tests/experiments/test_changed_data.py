@@ -88,9 +88,47 @@ def test_the_same_data_elsewhere_under_other_names_resumes_bit_for_bit(finished,
 def test_a_renamed_class_stops_a_resume(place):
     (place / "pictures/disc").rename(place / "pictures/zdisc")
     before = (place / "run/config.json").read_bytes()
-    with pytest.raises(DataError, match=r"class disc is gone; class zdisc is new; .*--init .*--accept-data"):
-        train(pixel_recipe(place / "pictures"), place / "run")
+    with pytest.raises(
+        DataError, match=r"class disc is gone; class square was number 1 and would be 0, .*--init"
+    ):
+        train(pixel_recipe(place / "pictures"), place / "run", accept_data=True)
     assert (place / "run/config.json").read_bytes() == before
+
+
+def test_a_renamed_class_that_keeps_its_number_may_be_accepted(place):
+    unfinish(place / "run")
+    (place / "pictures/disc").rename(place / "pictures/dish")
+    with pytest.raises(DataError, match=r"class disc is gone; class dish is new; .*, or --accept-data to continue"):
+        train(pixel_recipe(place / "pictures"), place / "run")
+    train(pixel_recipe(place / "pictures"), place / "run", accept_data=True)
+    assert find_recipe(str(place / "run/config.json")).classes == ("dish", "square")
+
+
+@pytest.mark.parametrize("accept", [False, True])
+def test_a_class_more_is_said_and_never_accepted(place, accept):
+    write_pictures(place / "more", 6, start=700)
+    (place / "more/disc").rename(place / "pictures/ball")
+    with pytest.raises(DataError, match="63 images now, 60 then; class ball is new; the number of classes is 3 now"):
+        train(pixel_recipe(place / "pictures"), place / "run", accept_data=accept)
+
+
+def test_changed_bytes_inside_a_picture_are_tokenized_again(copied):
+    for i, path in enumerate(sorted((copied / "pictures").rglob("*.png"))):
+        noise = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path.with_suffix(".bmp"))
+        path.unlink()
+    source = Folder(path=str(copied / "pictures"), size=8)
+    tokenize(copied / "tokenizer", source, copied / "large", shard_size=16)
+    before = read_shards(copied / "large")
+    for path in (copied / "pictures").rglob("*.bmp"):
+        data = bytearray(path.read_bytes())
+        data[1100:1600] = bytes(500)  # between two samples of the key
+        path.write_bytes(data)
+    with pytest.raises(DataError, match="bytes inside some images changed"):
+        tokenize(copied / "tokenizer", source, copied / "large", shard_size=16)
+    tokenize(copied / "tokenizer", source, copied / "large", shard_size=16, accept_data=True)
+    tokenize(copied / "tokenizer", source, copied / "fresh", shard_size=16)
+    assert read_shards(copied / "large") == read_shards(copied / "fresh") != before
 
 
 def test_added_pictures_stop_a_resume_unless_they_are_accepted(place, capsys):

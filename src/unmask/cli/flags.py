@@ -74,7 +74,7 @@ class DataFlags:
     accept_data: bool = False
     """Continue although the data changed since the run began; the run keeps a record of it."""
     verify_data: bool = False
-    """Compare all bytes of all images, not only the first and last 4 KiB of each file of a large set."""
+    """Compare all bytes of all images, not only eight samples of 1 KiB of each file of a large set."""
 
     @property
     def policy(self) -> DataPolicy:

@@ -139,12 +139,62 @@ def describe_changes(then: DataFingerprint, now: DataFingerprint) -> str | None:
         parts += [
             f"class {escape_line(name)} has {counts[1][name]} now, {counts[0][name]} then" for name in other[:_FEW]
         ]
-    if not parts and (then.classes != now.classes or then.digest != now.digest):
+    if not parts and then.classes != now.classes:
+        parts.append("the classes are in another order")
+    if not parts and then.digest != now.digest:
         parts.append(f"as many {now.unit}, but not the same ones")
     pairs = [(a.whole, b.whole) for a, b in ((then.train, now.train), (then.test, now.test))]
     if not parts and any(a is not None and b is not None and a != b for a, b in pairs):
         parts.append("bytes inside some images changed")
     return "; ".join(parts) or None
+
+
+def find_renumbered(then: DataFingerprint, now: DataFingerprint) -> str | None:
+    """Return why a model that learned the classes of `then` cannot continue with those of `now`; None if it can."""
+    if len(then.classes) != len(now.classes):
+        return f"the number of classes is {len(now.classes)} now, {len(then.classes)} then, and is fixed in the model"
+    numbers = {name: i for i, name in enumerate(now.classes)}
+    moved = [(i, name) for i, name in enumerate(then.classes) if numbers.get(name, i) != i]
+    if not moved:
+        return None
+    number, name = moved[0]
+    return (
+        f"class {escape_line(name)} was number {number} and would be {numbers[name]}: name the classes so that the old "
+        "ones keep their places"
+    )
+
+
+def raise_if_changed(
+    then: DataFingerprint, now: DataFingerprint, policy: DataPolicy, what: str, advice: str, accept: str
+) -> str | None:
+    """Return what changed if `policy` accepts it, or None if nothing did.
+
+    Args:
+        then, now: The fingerprints to compare.
+        policy: Whether a change is accepted. Other class numbers never are: the model would mistake the classes.
+        what: The beginning of the message, such as "the data of runs/x changed".
+        advice: What to do.
+        accept: What --accept-data does.
+
+    Raises:
+        DataError: The data changed, and this is not accepted.
+    """
+    changed = describe_changes(then, now)
+    if changed is None:
+        return None
+    fixed = find_renumbered(then, now)
+    if fixed is not None:
+        raise DataError(f"{what}: {changed}; {fixed}; {advice}")
+    if not policy.accept:
+        raise DataError(f"{what}: {changed}; {advice}, or --accept-data to {accept}")
+    return changed
+
+
+def note_unverified(then: DataFingerprint | None, policy: DataPolicy) -> list[str]:
+    """Return a note if all bytes are to be compared, and no earlier command has recorded a digest of them."""
+    if not policy.verify or then is None or then.train.whole is not None:
+        return []
+    return ["no digest of all bytes was recorded before: it is recorded now, and there was nothing to compare it with"]
 
 
 def _count_classes(data: DataFingerprint) -> dict[str, int]:
@@ -168,17 +218,16 @@ def read_record(folder: Path) -> DataRecord | None:
     return read_json(path, DataRecord, MAX_RECORD) if path.is_file() else None
 
 
-def check_data(folder: Path, found: DataFingerprint, policy: DataPolicy, advice: str) -> str | None:
+def check_data(folder: Path, found: DataFingerprint, policy: DataPolicy, advice: str, accept: str) -> str | None:
     """Compare the data with what a run recorded; return what changed if `policy` accepts it, else None.
 
-    Raises:
-        DataError: The data changed. The message ends with `advice`.
+    See `raise_if_changed` for the arguments and the error.
     """
     record = read_record(folder)
-    changed = None if record is None else describe_changes(record.data, found)
-    if changed is not None and not policy.accept:
-        raise DataError(f"the data of {escape_line(str(folder))} changed: {changed}; {advice}")
-    return changed
+    if record is None:
+        return None
+    what = f"the data of {escape_line(str(folder))} changed"
+    return raise_if_changed(record.data, found, policy, what, advice, accept)
 
 
 def record_data(folder: Path, found: DataFingerprint) -> None:
@@ -189,11 +238,11 @@ def record_data(folder: Path, found: DataFingerprint) -> None:
     elif describe_changes(record.data, found) is not None:
         record = DataRecord(data=found, before=(*record.before, record.data))
     else:
-        record = replace(record, data=_merge_whole(record.data, found))
+        record = replace(record, data=merge_whole(record.data, found))
     write_json(folder / DATA, record)
 
 
-def _merge_whole(old: DataFingerprint, new: DataFingerprint) -> DataFingerprint:
+def merge_whole(old: DataFingerprint, new: DataFingerprint) -> DataFingerprint:
     """Return equal data, with the digests over all bytes that either of both knows."""
     train, test = (
         replace(there, whole=there.whole or here.whole)

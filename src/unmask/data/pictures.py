@@ -118,7 +118,7 @@ class OnDemand(ABC):
         """Return the key of image `i`, or with `whole` a hash of all its bytes."""
 
     def compute_keys(self) -> UInt8[np.ndarray, "n 16"]:
-        """Return the key of each image; this reads 8 KiB of each, in threads."""
+        """Return the key of each image; this reads at most 8 KiB of each, in threads."""
         return self._hash_each(whole=False) if self.keys is None else self.keys
 
     def compute_whole_keys(self) -> UInt8[np.ndarray, "n 16"]:
@@ -254,7 +254,8 @@ def hash_pictures(*sets: Pictures) -> str:
         if pictures.labels is not None:
             found.update(pictures.labels.numpy().tobytes())
         if not isinstance(pictures, Images) or pictures.keys is not None:
-            found.update(pictures.compute_keys().tobytes())
+            whole = isinstance(pictures, Images)  # then all bytes were read
+            found.update((pictures.compute_whole_keys() if whole else pictures.compute_keys()).tobytes())
             continue
         for index in torch.arange(num).split(AHEAD):
             found.update(torch.arange(len(index)).numpy().tobytes())

@@ -32,7 +32,7 @@ from unmask.storage.weights import have_same_weights
 from unmask.tokenizers.base import verify_tokenizer
 from unmask.tokenizers.pixels import Pixels
 
-MEASURE_ADVICE = "restore it, or --accept-data to measure against it knowingly"
+MEASURE_ADVICE = ("restore it", "measure against it knowingly")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def open_run(
     recipe, folder = choose_folder(opened, world, data=data, out=out, progress=progress)
     experiment = replace(prepare_images(recipe, progress, policy), say=say)
     if experiment.fingerprint is not None:
-        check_data(folder, experiment.fingerprint, policy, MEASURE_ADVICE)
+        check_data(folder, experiment.fingerprint, policy, *MEASURE_ADVICE)
     if experiment.loaded is not None:
         _ = experiment.split  # says what is there before the work
     pipeline = load_image_pipeline(opened, device=str(world.device), dtype=dtype)

@@ -53,7 +53,7 @@ def measure_tokenizer_run(
     if say is not None:
         for line in describe_split(experiment.split):
             say(line)
-    check_data(folder, experiment.fingerprint, policy, MEASURE_ADVICE)
+    check_data(folder, experiment.fingerprint, policy, *MEASURE_ADVICE)
     known: dict[str, object] = {
         "quantizer": str(recipe.tokenizer.quantizer),
         "seed": recipe.training.seed,

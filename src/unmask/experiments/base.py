@@ -17,14 +17,16 @@ from unmask.data.fingerprint import (
     Source,
     check_data,
     forget_place,
+    note_unverified,
     read_record,
     record_data,
 )
+from unmask.data.labels import list_names
 from unmask.data.shuffle import Shuffle
 from unmask.data.sources.choice import resolve_paths
 from unmask.data.tokens import Batches, Tokens
 from unmask.decoding.sampling import Sampling
-from unmask.errors import CheckpointError, ConfigError
+from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.experiments.finetune import start_from
 from unmask.experiments.preflight import check_ranks
 from unmask.experiments.resuming import check_checkpoints, check_steps, keep_shuffle
@@ -220,17 +222,22 @@ def claim_run(
         moved = data is not None and read_record(folder) is not None  # then data.json tells what the data is
         before = read_config(path, type(recipe))
         changed = _list_changes(before, recipe, moved=moved)
+        if moved:  # what follows from the data is compared with it, below
+            changed = [line for line in changed if ".num_classes " not in line]
         if changed:
             raise CheckpointError(f"{folder} holds another experiment ({changed[0]}): give another --out")
+        if not moved and isinstance(before, Recipe) and isinstance(recipe, Recipe) and before.classes != recipe.classes:
+            was, now = (list_names(one.classes) for one in (before, recipe))
+            raise DataError(
+                f"the classes of {folder} were {was} and are {now} now: restore them, or give another --out"
+            )
         check_steps(before, recipe, folder)
     if data is not None:
-        advice = (
-            f"restore it, give another --out (and --init {folder} to start from these weights), or --accept-data to "
-            "continue knowingly"
-        )
-        accepted = check_data(folder, data, policy, advice)
+        advice = f"restore it, give another --out (and --init {folder} to start from these weights)"
+        accepted = check_data(folder, data, policy, advice, "continue knowingly")
         notes += [f"the data changed, and this is accepted: {accepted}"] if accepted else []
     record = read_record(folder)
+    notes += note_unverified(None if record is None else record.data, policy)
     known = [*([data] if data else []), *((record.data, *record.before) if record else [])]
     check_checkpoints(
         folder / CHECKPOINTS,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from unmask.data.augment import PictureSet
-from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, compute_fingerprint, describe_changes
+from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, compute_fingerprint, raise_if_changed
 from unmask.data.pictures import Pictures, Split
 from unmask.data.shards.tokenizing import SplitName
 from unmask.data.sources.choice import Codes, PictureSource
@@ -93,12 +93,10 @@ class Experiment(Generic[Fitted]):
     def _open_split(self) -> Split:
         split = self.source.load()
         if self.images is not None:
-            changed = describe_changes(self.images, compute_fingerprint(split, verify=self.policy.verify))
-            if changed is not None and not self.policy.accept:
-                raise DataError(
-                    f"the images of {describe_place(self.source)} changed since they were tokenized: {changed}; "
-                    "restore them, tokenize them again, or --accept-data to measure against them knowingly"
-                )
+            now = compute_fingerprint(split, verify=self.policy.verify)
+            what = f"the images of {describe_place(self.source)} changed since they were tokenized"
+            advice = ("restore them, tokenize them again", "measure against them knowingly")
+            raise_if_changed(self.images, now, self.policy, what, *advice)
             return split
         here = (len(split.train), len(split.test), tuple(split.train.classes))
         if here != (*self.counted, self.classes):

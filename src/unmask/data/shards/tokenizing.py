@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from unmask.data.augment import crop
-from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, describe_changes
+from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, describe_changes, merge_whole
 from unmask.data.image_files import Unreadable
 from unmask.data.pictures import Pictures
 from unmask.data.shards.dataset import MAX_JSON, META, Meta, Shard, SplitName, choose_token_type, is_sound, write_shard
@@ -122,6 +122,8 @@ class Done:
     bad: tuple[Unreadable, ...]
     pictures: str = ""
     """Digest of the images and classes of the shard, the unreadable ones too; "" in folders of early versions."""
+    whole: str = ""
+    """Digest over all bytes of the images, if they were all read."""
 
 
 @contextmanager
@@ -172,6 +174,7 @@ def tokenize_shards(
     _check_pictures(pictures, part, plan)
     numbers = range(rank, plan.count_shards(part), size)
     keys = None if plan.data is None else pictures.compute_keys()
+    whole = None if plan.data is None or plan.data.train.whole is None else pictures.compute_whole_keys()
     shards = {k: torch.arange(len(pictures))[k * plan.shard_size : (k + 1) * plan.shard_size] for k in numbers}
     total, seen = sum(len(index) for index in shards.values()), 0
     bad: list[Unreadable] = []
@@ -185,11 +188,13 @@ def tokenize_shards(
     for number, index in shards.items():
         name = f"{part}-{number:05d}"
         digest = "" if keys is None else _hash_shard(keys, pictures.labels, index, plan)
+        every = "" if whole is None else _hash_shard(whole, pictures.labels, index, plan)
         done = _read_done(out, name)
-        if done is not None and done.pictures == digest and is_sound(out, done.shard):
+        same = done is not None and done.pictures == digest and (done.whole == every or not (done.whole and every))
+        if done is not None and same and is_sound(out, done.shard):
             tick(name, len(index))
         else:
-            done = _tokenize_shard(pictures, encode, out, name, index, plan, batch, tick, digest)
+            done = _tokenize_shard(pictures, encode, out, name, index, plan, batch, tick, (digest, every))
         bad += done.bad
     return bad
 
@@ -246,7 +251,7 @@ def _tokenize_shard(
     plan: ShardPlan,
     batch: int,
     tick: Callable[[str, int], None],
-    digest: str,
+    digests: tuple[str, str],
 ) -> Done:
     tokens = [np.empty((0, len(plan.views), math.prod(plan.grid)), choose_token_type(plan.vocab_size))]
     kept: list[Tensor] = [index[:0]]
@@ -261,7 +266,8 @@ def _tokenize_shard(
         bad += refused
         tick(name, len(some))
     labels = None if pictures.labels is None else pictures.labels[torch.cat(kept)].int().numpy()
-    done = Done(shard=write_shard(out, name, np.concatenate(tokens), labels), bad=tuple(bad), pictures=digest)
+    shard = write_shard(out, name, np.concatenate(tokens), labels)
+    done = Done(shard=shard, bad=tuple(bad), pictures=digests[0], whole=digests[1])
     write_json(out / f"{name}.json", done)
     return done
 
@@ -333,6 +339,8 @@ def _update_plan(out: Path, plan: ShardPlan, policy: DataPolicy) -> None:
                 "--accept-data to tokenize again what changed"
             )
         (out / META).unlink(missing_ok=True)  # the folder is unfinished until its shards are those of the new images
+    else:
+        plan = replace(plan, data=merge_whole(there.data, plan.data))
     write_json(out / PLAN, plan)
 
 

@@ -173,7 +173,8 @@ def label_by_folder(
     start = len(os.path.join(root, ""))
     places = [path[start:].split(os.sep, 1) for path in paths]
     nested = sum(len(parts) > 1 for parts in places)
-    found = sorted({parts[0] for parts in places if len(parts) > 1})
+    # The Unicode form of a name does not change its place: copying from one system to another may change the form.
+    found = sorted({parts[0] for parts in places if len(parts) > 1}, key=normalize_name)
     notes = _report_empty(root, found, skip)
     if like is not None and like.labels is None:
         return None, (), notes
