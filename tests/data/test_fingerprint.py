@@ -12,9 +12,9 @@ from unmask.data.fingerprint import (
     check_data,
     compute_fingerprint,
     describe_changes,
+    describe_unverified,
     forget_place,
     match_arrangement,
-    note_unverified,
     read_record,
     record_data,
 )
@@ -150,7 +150,7 @@ def test_class_numbers_that_a_model_learned_are_never_given_away(tmp_path):
     run.mkdir()
     record_data(run, load(root))
     (root / "disc").rename(root / "zdisc")  # so "square" becomes number 0
-    with pytest.raises(DataError, match=r"class square was number 1 and would be 0: .*; do this$"):
+    with pytest.raises(DataError, match=r"class square was number 1 and would be 0, .*; do this$"):
         check_data(run, load(root), DataPolicy(accept=True), "do this", "go on")
     (root / "zdisc").rename(root / "dish")  # the numbers stay
     with pytest.raises(DataError, match="class disc is gone; class dish is new; do this, or --accept-data to go on"):
@@ -164,9 +164,9 @@ def test_class_numbers_that_a_model_learned_are_never_given_away(tmp_path):
 def test_a_verification_without_an_earlier_digest_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("unmask.data.sources.folders.MAX_IN_MEMORY", 0)
     sampled = load(write_set(tmp_path))
-    assert note_unverified(sampled, DataPolicy(verify=True)) == [
+    assert describe_unverified(sampled, DataPolicy(verify=True)) == [
         "no digest of all bytes was recorded before: it is recorded now, and there was nothing to compare it with"
     ]
-    assert note_unverified(sampled, DataPolicy()) == []
+    assert describe_unverified(sampled, DataPolicy()) == []
     whole = compute_fingerprint(Folder(path=str(tmp_path), size=8).load(), verify=True)
-    assert note_unverified(whole, DataPolicy(verify=True)) == []
+    assert describe_unverified(whole, DataPolicy(verify=True)) == []

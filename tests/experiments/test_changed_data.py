@@ -11,7 +11,7 @@ from PIL import Image
 import unmask
 from unmask.cli import main
 from unmask.data.sources.choice import Folder
-from unmask.errors import CheckpointError, DataError
+from unmask.errors import CheckpointError, DataError, UnmaskError
 from unmask.evaluation.measuring import evaluate
 from unmask.experiments.coded import open_coded
 from unmask.experiments.training import tokenize, train, train_tokenizer
@@ -88,9 +88,7 @@ def test_the_same_data_elsewhere_under_other_names_resumes_bit_for_bit(finished,
 def test_a_renamed_class_stops_a_resume(place):
     (place / "pictures/disc").rename(place / "pictures/zdisc")
     before = (place / "run/config.json").read_bytes()
-    with pytest.raises(
-        DataError, match=r"class disc is gone; class square was number 1 and would be 0, .*--init"
-    ):
+    with pytest.raises(DataError, match=r"class zdisc is new; class square was number 1 and would be 0, .*--init"):
         train(pixel_recipe(place / "pictures"), place / "run", accept_data=True)
     assert (place / "run/config.json").read_bytes() == before
 
@@ -102,6 +100,38 @@ def test_a_renamed_class_that_keeps_its_number_may_be_accepted(place):
         train(pixel_recipe(place / "pictures"), place / "run")
     train(pixel_recipe(place / "pictures"), place / "run", accept_data=True)
     assert find_recipe(str(place / "run/config.json")).classes == ("dish", "square")
+
+
+def test_nothing_is_accepted_by_a_run_that_has_nothing_left_to_train(place):
+    write_pictures(place / "pictures", 3, start=100)
+    before = (place / "run/data.json").read_bytes()
+    with pytest.raises(DataError, match="all 4 steps are done, so nothing would be trained on it"):
+        train(pixel_recipe(place / "pictures"), place / "run", accept_data=True)
+    assert (place / "run/data.json").read_bytes() == before
+
+
+def test_an_evaluation_says_what_to_do_about_data_that_moved(place):
+    recipe = pixel_recipe(place / "pictures")
+    train(recipe, place / "run")
+    (place / "pictures").rename(place / "moved")
+    with pytest.raises(DataError, match="is not there any more: if it moved, run the same unmask train command"):
+        evaluate(place / "run", samples=8, steps=1)
+
+
+@pytest.mark.parametrize("what", ["pictures", "tokens", "run"])
+def test_nothing_is_written_among_pictures_tokens_or_a_run(copied, what):
+    before = sorted(path.name for path in (copied / what).iterdir() if path.name != ".lock")
+    source = Folder(path=str(copied / "pictures"), size=8)
+    pipe = unmask.load(copied / "run", device="cpu")
+    work = {
+        "train": lambda: train(replace(pixel_recipe(copied / "pictures")), copied / what),
+        "tokenize": lambda: tokenize(copied / "tokenizer", source, copied / what, shard_size=7),
+        "export": lambda: pipe.save_pretrained(copied / what),
+    }
+    for name, write in work.items():
+        with pytest.raises(UnmaskError, match=r"holds pictures|is a token dataset|is a run|holds another|other tokens"):
+            write()
+        assert sorted(path.name for path in (copied / what).iterdir() if path.name != ".lock") == before, name
 
 
 @pytest.mark.parametrize("accept", [False, True])

@@ -159,8 +159,8 @@ def find_renumbered(then: DataFingerprint, now: DataFingerprint) -> str | None:
         return None
     number, name = moved[0]
     return (
-        f"class {escape_line(name)} was number {number} and would be {numbers[name]}: name the classes so that the old "
-        "ones keep their places"
+        f"class {escape_line(name)} was number {number} and would be {numbers[name]}, which --accept-data cannot "
+        "change: rename the new classes so that the old ones keep their numbers"
     )
 
 
@@ -190,7 +190,7 @@ def raise_if_changed(
     return changed
 
 
-def note_unverified(then: DataFingerprint | None, policy: DataPolicy) -> list[str]:
+def describe_unverified(then: DataFingerprint | None, policy: DataPolicy) -> list[str]:
     """Return a note if all bytes are to be compared, and no earlier command has recorded a digest of them."""
     if not policy.verify or then is None or then.train.whole is not None:
         return []

@@ -118,7 +118,10 @@ def to_images(
     if 0 in array.shape:
         raise DataError(f"images are {array.shape}: no pixels at all")
     if labels is not None and (labels.shape != array.shape[:1] or not np.issubdtype(labels.dtype, np.integer)):
-        raise DataError(f"labels are {labels.dtype} {labels.shape}, not whole numbers ({len(array)},)")
+        seen = f"labels are {labels.dtype} {labels.shape}"
+        if labels.shape != array.shape[:1]:
+            raise DataError(f"{seen} for {len(array)} images: give one for each")
+        raise DataError(f"{seen}, not whole numbers: store them with labels.astype(int)")
     if labels is not None and not classes:
         classes = name_classes(labels)
     pixels = torch.tensor(array).reshape(*array.shape[:3], -1).permute(0, 3, 1, 2)

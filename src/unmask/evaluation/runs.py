@@ -13,7 +13,7 @@ import torch
 
 from unmask.data.fingerprint import STRICT, DataPolicy, check_data
 from unmask.data.shards.dataset import META
-from unmask.data.sources.choice import Cifar10, Codes, Digits, Folder, Mnist, PictureSource, resolve_paths
+from unmask.data.sources.choice import Arrays, Cifar10, Codes, Digits, Folder, Mnist, PictureSource, resolve_paths
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.experiments.coded import open_coded
 from unmask.experiments.images import Experiment, prepare_images
@@ -78,6 +78,12 @@ def open_run(
     """
     opened = model if isinstance(model, OpenedModel) else open_model(model, world=world)
     recipe, folder = choose_folder(opened, world, data=data, out=out, progress=progress)
+    place = recipe.data.path if isinstance(recipe, Recipe) and isinstance(recipe.data, Folder | Arrays | Codes) else ""
+    if place and not Path(place).expanduser().exists():
+        raise DataError(
+            f"{place} is not there any more: if it moved, run the same unmask train command again with the new --data, "
+            "which compares the data and remembers the place"
+        )
     experiment = replace(prepare_images(recipe, progress, policy), say=say)
     if experiment.fingerprint is not None:
         check_data(folder, experiment.fingerprint, policy, *MEASURE_ADVICE)

@@ -16,8 +16,8 @@ from unmask.data.fingerprint import (
     DataPolicy,
     Source,
     check_data,
+    describe_unverified,
     forget_place,
-    note_unverified,
     read_record,
     record_data,
 )
@@ -29,7 +29,7 @@ from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.experiments.finetune import start_from
 from unmask.experiments.preflight import check_ranks
-from unmask.experiments.resuming import check_checkpoints, check_steps, keep_shuffle
+from unmask.experiments.resuming import check_checkpoints, check_steps, has_finished, keep_shuffle
 from unmask.method.critic import WithCritic
 from unmask.method.masking import ABSENT
 from unmask.method.models.protocol import Generator
@@ -235,15 +235,21 @@ def claim_run(
     if data is not None:
         advice = f"restore it, give another --out (and --init {folder} to start from these weights)"
         accepted = check_data(folder, data, policy, advice, "continue knowingly")
+        if accepted and has_finished(folder / CHECKPOINTS, recipe.training.steps):
+            raise DataError(
+                f"the data of {folder} changed: {accepted}; all {recipe.training.steps:,} steps are done, so nothing "
+                "would be trained on it: give more --training.steps, or another --out"
+            )
         notes += [f"the data changed, and this is accepted: {accepted}"] if accepted else []
     record = read_record(folder)
-    notes += note_unverified(None if record is None else record.data, policy)
+    notes += describe_unverified(None if record is None else record.data, policy)
     known = [*([data] if data else []), *((record.data, *record.before) if record else [])]
     check_checkpoints(
         folder / CHECKPOINTS,
         type(recipe),
         lambda theirs: _list_changes(theirs, recipe, moved=record is not None),
         [one.digest for one in known],
+        recipe.training.steps,
     )
     write_config(recipe, folder)  # first, as it tells whose folder this is if the process is killed here
     update_record(folder, CONFIG)

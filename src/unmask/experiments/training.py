@@ -10,6 +10,7 @@ from unmask.data.pictures import Split
 from unmask.data.shards.dataset import META, Meta
 from unmask.data.shards.tokenizing import CENTER, FLIP, PLAN, View
 from unmask.data.sources.choice import Codes, PictureSource
+from unmask.data.sources.folder_parts import check_no_pictures
 from unmask.data.summary import describe_split
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments import images as image_experiment
@@ -233,14 +234,21 @@ def check_run(run: Path, recipe: AnyRecipe, *, overwrite: bool = False) -> None:
         there = read_config(run / CONFIG)
         if type(there) is not type(recipe):
             raise CheckpointError(f"{run} holds another model ({KIND_TITLES[type(there)][0]}): give another --out")
-    else:
-        check_folder(run, RUN_FILES, overwrite=overwrite)
+        return
+    if (run / PLAN).exists():
+        raise CheckpointError(f"{run} is a token dataset: give another --out")
+    check_folder(run, RUN_FILES, overwrite=overwrite)
+    check_no_pictures(run, overwrite=overwrite)
 
 
 def check_token_folder(folder: Path, *, overwrite: bool = False) -> None:
     """Refuse, before the work, a folder that unmask tokenize did not begin and whose files it would replace."""
-    if not (folder / PLAN).exists():
-        check_folder(folder, (META, TOKENIZER_FOLDER), overwrite=overwrite)
+    if (folder / PLAN).exists():
+        return
+    if has_config(folder) or (folder / CHECKPOINTS).exists():
+        raise CheckpointError(f"{folder} is a run or a model: give another --out")
+    check_folder(folder, (META, TOKENIZER_FOLDER), overwrite=overwrite)
+    check_no_pictures(folder, overwrite=overwrite)
 
 
 def train_tokenizer(

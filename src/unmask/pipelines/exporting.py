@@ -3,6 +3,8 @@
 import contextlib
 from pathlib import Path
 
+from unmask.data.shards.tokenizing import PLAN
+from unmask.data.sources.folder_parts import check_no_pictures
 from unmask.errors import CheckpointError, ConfigError
 from unmask.pretrained.conditions import EXTRA_FILES
 from unmask.recipes.reading import has_config, read_config
@@ -40,6 +42,8 @@ def check_export(out: Path, source: Path | None, *, overwrite: bool = False) -> 
     is_run = isinstance(there, Recipe | TextRecipe | TokenizerRecipe | MeasuredModel)
     if is_run or (out / CHECKPOINTS).exists():
         raise CheckpointError(f"{shown} is a run, whose weights an export would replace: give another --out")
+    if (out / PLAN).exists():
+        raise CheckpointError(f"{shown} is a token dataset: give another --out")
     names = [*EXPORT_FILES, FOLDER_MANIFEST]
     if (out / FOLDER_MANIFEST).exists():
         try:
@@ -49,6 +53,7 @@ def check_export(out: Path, source: Path | None, *, overwrite: bool = False) -> 
     else:
         ours = _list_earlier(out) if isinstance(there, ModelSpec | TextModelSpec) else set()
     check_folder(out, names, ours=ours, overwrite=overwrite)
+    check_no_pictures(out, overwrite=overwrite)
 
 
 def _list_earlier(out: Path) -> set[str]:

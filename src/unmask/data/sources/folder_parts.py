@@ -10,6 +10,7 @@ from unmask.data.labels import list_names, normalize_name
 from unmask.data.sources.parts import choose_roles, is_held_out_name, is_train_name, refuse_without_train
 from unmask.errors import ConfigError, DataError
 from unmask.storage.files import escape_line
+from unmask.storage.outputs import is_marked
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -150,6 +151,23 @@ def _scan(root: Path) -> list[tuple[str, bool]]:
             return sorted((entry.name, is_folder(entry)) for entry in entries if is_visible(entry.name))
     except OSError:
         return []
+
+
+def check_no_pictures(folder: Path, *, overwrite: bool = False) -> None:
+    """Refuse a folder of pictures as the place for a run, for tokens or for an export.
+
+    Raises:
+        ConfigError: There are pictures in it or in a folder inside it that unmask did not make, and not `overwrite`.
+    """
+    if overwrite or not folder.is_dir():
+        return
+    for place in (folder, *(folder / name for name in list_folders(folder))):
+        for name, deeper in _scan(place):
+            if not deeper and name.lower().endswith(IMAGE_SUFFIXES) and not is_marked(place / name):
+                shown = escape_line(str((place / name).relative_to(folder)))
+                raise ConfigError(
+                    f"{escape_line(str(folder))} holds pictures ({shown}): give a folder of its own, or add --overwrite"
+                )
 
 
 def _holds_images(root: Path) -> bool:
