@@ -71,7 +71,7 @@ def decode_image(
         if image.format in ("JPEG", "MPO"):
             file.seek(0)
             data = file.read()
-            check_room(image.size, len(data))
+            check_jpeg_length(image.size, len(data))
             if exact:
                 check_jpeg_once(data)
         if image.format == "PNG":
@@ -100,7 +100,7 @@ def check_size(size: tuple[int, int], most: int) -> None:
         raise BadImage(f"{width}x{height}: a side has more than {MAX_SIDE} pixels: cut it first")
 
 
-def check_room(size: tuple[int, int], length: int) -> None:
+def check_jpeg_length(size: tuple[int, int], length: int) -> None:
     """Raise BadImage if `length` bytes cannot hold a JPEG of this size: each 8x8 block takes at least one bit."""
     if length * 512 < size[0] * size[1]:
         raise BadImage(f"truncated JPEG: {length} bytes cannot hold {size[0]}x{size[1]} pixels")
