@@ -119,12 +119,17 @@ def test_a_text_that_moved_resumes_and_a_changed_one_says_what_changed(tmp_path,
     assert code == 3
     assert "holds the tokens of another text (new.txt is new, a.TXT has changed): restore the text, give" in error
     capsys.readouterr()
-    main([str(word) for word in [*train(moved, 2), "--accept-data"]])
+    main([str(word) for word in [*train(moved, 4), "--accept-data"]])
     said = capsys.readouterr()
     assert re.search(r"the data changed, and this is accepted: \d documents", said.out + said.err)
+    assert (
+        "the held-out documents may be ones that were trained on before: hold out a file with --data.test" in said.out
+    )
     assert len(json.loads((run / "data.json").read_text())["before"]) == 1
-    main([str(word) for word in train(moved, 2)])
-    assert "accepted" not in capsys.readouterr().out
+    main([str(word) for word in train(moved, 4)])
+    said = capsys.readouterr().out
+    assert "accepted" not in said
+    assert "trained on before" not in said
     main(["score", str(run), "--orders", "raster", "--steps", "1", "--rows", "2", "--passes", "1", "--device", "cpu"])
 
 

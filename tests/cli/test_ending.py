@@ -16,6 +16,7 @@ from unmask.data.image_files import open_image
 from unmask.data.shards.dataset import Shard, is_sound
 from unmask.errors import DataError, RankError, ShortageError
 from unmask.runtime.shortage import describe_shortage
+from unmask.runtime.termination import ENDING
 
 
 def run(*arguments, **settings):
@@ -109,6 +110,8 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
         (lambda: throw(RankError("rank 1 hangs")), 8, "rank 1 hangs"),
         (lambda: throw(KeyboardInterrupt()), 130, "interrupted"),
         (lambda: signal.raise_signal(signal.SIGTERM), 143, "stopped by SIGTERM"),
+        (lambda: signal.raise_signal(signal.SIGUSR1), 128 + signal.SIGUSR1, "stopped by SIGUSR1"),
+        (lambda: signal.raise_signal(signal.SIGUSR2), 128 + signal.SIGUSR2, "stopped by SIGUSR2"),
         (lambda: signal.raise_signal(signal.SIGHUP), 129, "stopped by SIGHUP"),
         (lambda: throw(OSError(5, "Input/output error", "a.bin")), 6, "a.bin: Input/output error; what was written"),
         (
@@ -119,11 +122,11 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
     ],
 )
 def test_codes_and_lines(monkeypatch, capsys, act, code, line):
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    before = [signal.getsignal(number) for number in ENDING]
     found, said = end(monkeypatch, capsys, act)
     assert found == code
     assert said.startswith(line)
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+    assert [signal.getsignal(number) for number in ENDING] == before
 
 
 @pytest.mark.parametrize(("number", "line"), [(24, "a.png: too many open files: raise"), (12, "a.png: not enough mem")])

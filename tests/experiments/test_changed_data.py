@@ -129,7 +129,7 @@ def test_nothing_is_written_among_pictures_tokens_or_a_run(copied, what):
         "export": lambda: pipe.save_pretrained(copied / what),
     }
     for name, write in work.items():
-        with pytest.raises(UnmaskError, match=r"holds pictures|is a token dataset|is a run|the model itself|holds another|other tokens"):
+        with pytest.raises(UnmaskError, match=r"holds (pictures|another|other)|is a (token|run)|the model itself"):
             write()
         assert sorted(path.name for path in (copied / what).iterdir() if path.name != ".lock") == before, name
 

@@ -11,7 +11,6 @@ from unmask.experiments.preflight import check_room
 from unmask.recipes.reading import find_recipe, list_recipes
 from unmask.recipes.schema import TokenizerRecipe
 from unmask.runtime.distributed import World
-from unmask.runtime.memory import measure_free_memory
 
 ALONE = World(0, 1, torch.device("cpu"))
 DIGITS = find_recipe("digits")
@@ -53,6 +52,18 @@ def test_the_disk_must_hold_what_is_kept_and_one_more(monkeypatch, tmp_path):
     check_room(DIGITS, run, ALONE)
 
 
+@pytest.mark.parametrize(("steps", "every", "done", "copies"), [(4, 4, 0, 1), (5, 4, 0, 2), (8, 4, 4, 1), (8, 4, 8, 0)])
+def test_the_disk_need_not_hold_more_than_the_saves_to_come(monkeypatch, tmp_path, steps, every, done, copies):
+    recipe = replace(DIGITS, training=replace(DIGITS.training, steps=steps, save_every=every, keep=5))
+    (tmp_path / f"checkpoints/step-{done:08d}").mkdir(parents=True)
+    needed = copies * STATE + 4 * NUM
+    limit(monkeypatch, disk=needed)
+    check_room(recipe, tmp_path, ALONE)
+    limit(monkeypatch, disk=needed - 1)
+    with pytest.raises(DiskError):
+        check_room(recipe, tmp_path, ALONE)
+
+
 @pytest.mark.parametrize("name", [*list_recipes(), *list_recipes(TokenizerRecipe)])
 def test_no_recipe_is_built_in_memory_or_refused_with_room(monkeypatch, tmp_path, name):
     limit(monkeypatch)
@@ -64,13 +75,3 @@ def test_a_network_of_terabytes_is_refused_at_once(monkeypatch, tmp_path):
     model = replace(DIGITS.model, dim=65_536, heads=16, depth=1024)
     with pytest.raises(ShortageError, match="GiB of memory"):
         check_room(replace(DIGITS, model=model), tmp_path, ALONE)
-
-
-def test_cached_files_of_a_container_count_as_free(tmp_path):
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("900\n")
-    assert measure_free_memory(tmp_path / "none", tmp_path) == 100
-    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 250\nactive_file 50\n")
-    assert measure_free_memory(tmp_path / "none", tmp_path) == 400
-    (tmp_path / "memory.max").write_text("max\n")
-    assert measure_free_memory(tmp_path / "none", tmp_path) == float("inf")

@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from unmask import load
 from unmask.cli import main
 from unmask.data.shuffle import LARGEST_SORTED
-from unmask.experiments import resuming
+from unmask.errors import CheckpointError
+from unmask.experiments import base, resuming
 from unmask.experiments.resuming import keep_shuffle
 from unmask.training import runfolder
 from unmask.training.runfolder import list_checkpoints, read_meta
@@ -61,6 +63,18 @@ def test_a_moved_run_grows_and_says_from_where(run, capsys):
     assert (run / "model.safetensors").read_bytes() != before
     train(run, 6)
     assert "all 6 steps are done already" in capsys.readouterr().out
+
+
+def test_a_grown_run_that_is_killed_at_its_end_is_unfinished_and_grows_again(run, capsys, monkeypatch):
+    """The new weights are there, and their hash is not."""
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "record_files", lambda folder, names: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(SystemExit):
+            train(run, 6)
+    with pytest.raises(CheckpointError, match="unfinished: run the command that made"):
+        load(run)
+    train(run, 6)
+    load(run)
 
 
 def test_a_run_does_not_shrink(run, capsys):

@@ -78,6 +78,9 @@ def test_an_unfinished_folder_is_said_to_be_so(folder):
     begin_files(folder, ["model.safetensors"])
     assert "unfinished" in refuse(folder, "model.safetensors")
     assert list_unchanged(folder) == {"model.safetensors"}
+    begin_files(folder, ["model.safetensors"], finished=["config.json"])
+    refuse(folder, "model.safetensors")
+    verify_recorded(folder, "config.json")
 
 
 def test_a_folder_of_an_earlier_version_is_read_without_verification(tmp_path):

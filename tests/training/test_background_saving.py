@@ -10,6 +10,7 @@ import torch
 from toy_run import ALONE, Cut, cut, poisoned, state, stopping, toy_config, toy_model, toy_train
 
 from unmask.errors import DiskError, NonFiniteError, Preempted
+from unmask.runtime.distributed import World
 from unmask.training import checkpoint, runfolder, saving
 from unmask.training.ema import Ema
 from unmask.training.runfolder import find_latest_checkpoint, is_known_complete, verify_checkpoint
@@ -130,6 +131,34 @@ def test_a_state_larger_than_half_of_the_free_memory_is_saved_without_a_copy(tmp
     toy_train(tmp_path / "direct", config)
     for step in (10, 12):
         assert state(tmp_path / "copied", step) == state(tmp_path / "direct", step)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory")])
+def test_a_state_that_cannot_be_copied_is_saved_without_a_copy(tmp_path, monkeypatch, error):
+    def refuse(tensor):
+        raise error
+
+    monkeypatch.setattr(saving, "_copy_to_memory", refuse)
+    save(saver := Saver(), tmp_path, 1, {"x": torch.ones(3)})
+    assert saver._pending is None  # and on the disk already
+    verify_checkpoint(tmp_path / "step-00000001")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("free", [0.0, 1e15])
+def test_ranks_wait_for_a_slow_save_at_barriers_only(tmp_path, monkeypatch, rank, free):
+    """A barrier waits for hours; another collective operation would end a healthy run after minutes."""
+    calls, saver, world = [], Saver(), World(rank, 2, torch.device("cpu"))
+    monkeypatch.setattr(saving, "measure_free_memory", lambda: free)
+    monkeypatch.setattr(saving, "barrier", lambda world: calls.append(("barrier", saver._pending is None)))
+    monkeypatch.setattr(saving, "find_first_rank", lambda number, world: calls.append("reduce") or (-1, -1))
+    monkeypatch.setattr(saving, "check_equal_weights", lambda tensors, step, world: None)
+    monkeypatch.setattr(saving, "broadcast_text", lambda text, world: text)
+    for step in (1, 2):
+        saver.save(tmp_path, step, {"x": torch.ones(3)}, META, sharded=False, world=world, keep=2)
+    waited = rank == 1 or free == 0
+    assert calls == [("barrier", True), "reduce", ("barrier", waited)] * 2
+    saver.wait()
 
 
 def test_what_this_process_wrote_is_not_hashed_again(tmp_path, monkeypatch):

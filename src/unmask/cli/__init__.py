@@ -2,8 +2,8 @@
 
 Errors a user can act on are one line and an exit code: 2 wrong flag or field, 3 data, 4 checkpoint or run folder,
 5 a number that is not finite, 6 disk, 7 memory, 8 another process of torchrun, 85 stopped by a signal after saving, and
-128 plus the number of a signal that stopped anything else: 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM; 141 is a reader of the
-output that left.
+128 plus the number of a signal that stopped anything else: 129 SIGHUP, 130 Ctrl-C, 138 SIGUSR1, 140 SIGUSR2,
+143 SIGTERM; 141 is a reader of the output that left.
 """
 
 import sys

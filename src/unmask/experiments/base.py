@@ -45,7 +45,7 @@ from unmask.storage.config import list_differences
 from unmask.storage.files import write_atomic
 from unmask.storage.layout import CHECKPOINTS, CONFIG, MODEL
 from unmask.storage.lock import lock
-from unmask.storage.manifest import record_files, update_record
+from unmask.storage.manifest import begin_files, record_files, update_record
 from unmask.storage.weights import have_same_bytes, have_same_weights, write_weights
 from unmask.training.loop import Evaluator, TrainConfig, train_model
 from unmask.training.runfolder import has_checkpoint, remove_leftovers
@@ -172,8 +172,10 @@ def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, wor
     )
     weights = {name: gather_full(average).cpu().contiguous() for name, average in ema.average.items()}
     if world.is_main:
+        others = [CONFIG, *([] if experiment.weights is None else [experiment.kept])]
+        begin_files(folder, [MODEL], finished=others)
         write_weights(weights, folder / MODEL)
-        record_files(folder, [CONFIG, MODEL, *([] if experiment.weights is None else [experiment.kept])])
+        record_files(folder, [MODEL, *others])
     barrier(world)
 
 
@@ -243,6 +245,11 @@ def claim_run(
         notes += [f"the data changed, and this is accepted: {accepted}"] if accepted else []
     record = read_record(folder)
     notes += describe_unverified(None if record is None else record.data, policy)
+    if data is not None and record is not None and _may_mix_documents(recipe, record.data, data):
+        notes.append(
+            "the held-out documents may be ones that were trained on before: hold out a file with --data.test, or "
+            "start anew with another --out"
+        )
     known = [*([data] if data else []), *((record.data, *record.before) if record else [])]
     check_checkpoints(
         folder / CHECKPOINTS,
@@ -256,6 +263,11 @@ def claim_run(
     if data is not None:
         record_data(folder, data)
     return notes
+
+
+def _may_mix_documents(recipe: AnyRecipe, then: DataFingerprint, now: DataFingerprint) -> bool:
+    """Return whether other documents than before are held out by their position, which may have been trained on."""
+    return isinstance(recipe, TextRecipe) and recipe.data.test is None and then.test.content != now.test.content
 
 
 def _list_changes(before: AnyRecipe, now: AnyRecipe, *, moved: bool) -> list[str]:

@@ -16,6 +16,7 @@ from unmask.runtime.shortage import check_disk, check_memory
 from unmask.storage.config import dump_json
 from unmask.storage.layout import CHECKPOINTS, MODEL
 from unmask.training.optim import AdamW
+from unmask.training.runfolder import list_checkpoints, parse_step
 
 BYTES = 4  # of a number: weights, averages, gradients and moments are float32
 
@@ -37,7 +38,10 @@ def check_room(recipe: AnyRecipe, folder: Path, world: World) -> None:
     if (folder / MODEL).exists():
         return
     kept = sum(1 for _ in (folder / CHECKPOINTS).glob("step-*"))
-    copies = max(1, training.keep + 1 - kept)
+    done = max(map(parse_step, list_checkpoints(folder / CHECKPOINTS)), default=0)
+    # Saves to come: one after each multiple of save_every, and one after the last step.
+    saves = -(-training.steps // training.save_every) - done // training.save_every if done < training.steps else 0
+    copies = min(saves, max(1, training.keep + 1 - kept))
     what = f"free some, give an --out on another disk, or lower --training.keep (now {training.keep})"
     check_disk(num * BYTES * ((2 + moments) * copies + 1), folder, what)
 

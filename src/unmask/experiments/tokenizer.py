@@ -27,7 +27,7 @@ from unmask.runtime.distributed import World, autocast, barrier, distribute, res
 from unmask.runtime.progress import Progress, show_progress
 from unmask.storage.layout import CHECKPOINTS, CONFIG, MODEL
 from unmask.storage.lock import lock
-from unmask.storage.manifest import record_files
+from unmask.storage.manifest import begin_files, record_files
 from unmask.storage.weights import write_weights
 from unmask.tokenizers.base import open_tokenizer
 from unmask.tokenizers.losses import Stages
@@ -128,6 +128,7 @@ def _run(experiment: TokenizerExperiment, folder: Path, world: World, notes: lis
         meta=describe_run(recipe, experiment.fingerprint, world, shuffle),
     )
     if world.is_main:
+        begin_files(folder, [MODEL], finished=[CONFIG])
         write_weights(ema.average, folder / MODEL)
         record_files(folder, [CONFIG, MODEL])
     barrier(world)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from unmask.errors import DiskError, ShortageError
-from unmask.runtime.memory import measure_free_memory
+from unmask.runtime.memory import measure_address_space, measure_free_memory
 
 _SHORTAGE = re.compile(
     r"(?i)can.t allocate memory|not enough memory|out of memory|bad_alloc|start new thread|size calculation overflowed"
@@ -42,7 +42,7 @@ def check_memory(needed: int | float, device: torch.device, advice: str) -> None
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     elif device.type == "cpu":
-        free /= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        free = min(free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")), measure_address_space())
     if needed > free:
         raise ShortageError(
             f"this needs at least {format_bytes(needed)} of memory ({device}), and {format_bytes(free)} are free: "

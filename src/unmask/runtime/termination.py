@@ -1,10 +1,13 @@
-"""SIGTERM and SIGHUP outside of a training raise `Terminated`, as Ctrl-C raises KeyboardInterrupt."""
+"""Signals outside of a training raise `Terminated`, as Ctrl-C raises KeyboardInterrupt."""
 
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""The signals that end a command."""
 
 
 class Terminated(BaseException):
@@ -17,7 +20,7 @@ class Terminated(BaseException):
 
 @contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """Raise Terminated on SIGTERM and SIGHUP inside the block, so that workers and temporary files are cleared away.
+    """Raise Terminated on the signals of ENDING inside the block, so that workers and temporary files are cleared away.
 
     Under torchrun the signals end the process as before: a rank that waits for another could not raise anything.
     """
@@ -26,7 +29,7 @@ def raise_on_signals() -> Iterator[None]:
         yield
         return
     # One that is ignored, as under nohup, stays ignored.
-    names = [name for name in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(name) is signal.SIG_DFL]
+    names = [name for name in ENDING if signal.getsignal(name) is signal.SIG_DFL]
 
     def handle(number: int, frame: object) -> None:
         raise Terminated(number)

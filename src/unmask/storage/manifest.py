@@ -41,9 +41,13 @@ Records = dict[str, RecordedFile | None]
 """Name to record; None while the file is being written."""
 
 
-def begin_files(folder: Path, names: Iterable[str]) -> None:
-    """Note that files of these names are being written into `folder`; until `record_files`, none of them loads."""
-    _write_records(folder, dict.fromkeys(sorted(names)))
+def begin_files(folder: Path, names: Iterable[str], *, finished: Iterable[str] = ()) -> None:
+    """Note that files of these names are being written into `folder`; until `record_files`, none of them loads.
+
+    Files that are `finished` are recorded as they are, so they load.
+    """
+    records = {name: _describe_recorded(folder / name) for name in sorted(finished)}
+    _write_records(folder, {**records, **dict.fromkeys(sorted(names))})
 
 
 def record_files(folder: Path, names: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unmask.errors import NonFiniteError
 from unmask.runtime.distributed import World, barrier, broadcast_text, check_equal_weights, find_first_rank, get_local
-from unmask.runtime.memory import measure_free_memory
+from unmask.runtime.memory import measure_address_space, measure_free_memory
 from unmask.training.checkpoint import is_finite, save_checkpoint
 from unmask.training.runfolder import KnownCheckpoints, VerifiedCheckpoint, read_stamp
 
@@ -53,7 +53,7 @@ class Saver:
             RankError: If ranks hold different weights. Nothing is written.
             DiskError, CheckpointError: If this save, in the foreground, or the one before could not be written.
         """
-        self.wait()
+        self.finish(world)  # at a barrier: other collective operations do not wait as long as a save may take
         damaged = find_non_finite(tensors, world)
         if damaged:
             raise NonFiniteError(f"step {step}: {damaged}; no checkpoint was written, and the last one is kept")
@@ -73,17 +73,20 @@ class Saver:
                 keep=keep,
                 known=self._known,
             )
-        elif world.is_main:
-            size = sum(tensor.nbytes for tensor in tensors.values())
-            is_small = size <= LARGEST_COPY * measure_free_memory()
-            state = {name: _copy_to_memory(tensor) for name, tensor in tensors.items()} if is_small else tensors
-            pool = ThreadPoolExecutor(1, "save")
-            self._pending = pool.submit(
-                save_checkpoint, root, step, state, meta, token=token, keep=keep, known=self._known
-            )
-            pool.shutdown(wait=False)
-            if not is_small:
-                self.wait()
+            return
+        try:
+            if world.is_main:
+                copies = _copy_if_room(tensors)
+                state = tensors if copies is None else copies
+                pool = ThreadPoolExecutor(1, "save")
+                self._pending = pool.submit(
+                    save_checkpoint, root, step, state, meta, token=token, keep=keep, known=self._known
+                )
+                pool.shutdown(wait=False)
+                if copies is None:
+                    self.wait()
+        finally:
+            barrier(world)
 
     def check(self) -> None:
         """Raise the error of a background save that has failed; do not wait for one that still runs."""
@@ -116,6 +119,17 @@ def find_non_finite(tensors: Mapping[str, Tensor], world: World) -> str | None:
     if index < 0:
         return None
     return f"{names[index]} holds NaN or infinity" + (f" on rank {rank}" if world.size > 1 else "")
+
+
+def _copy_if_room(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return copies of the tensors, or None if there is too little memory for them."""
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if size > LARGEST_COPY * min(measure_free_memory(), measure_address_space()):
+        return None
+    try:
+        return {name: _copy_to_memory(tensor) for name, tensor in tensors.items()}
+    except (MemoryError, RuntimeError):  # torch raises both
+        return None
 
 
 @torch.no_grad()
