@@ -1,0 +1,6 @@
+"""All campaigns, in the order of the page."""
+
+import kills
+from tallies import Campaign
+
+CAMPAIGNS: list[Campaign] = [*kills.CAMPAIGNS]
