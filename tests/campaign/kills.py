@@ -112,6 +112,7 @@ def strike_at(work: Work, command: str, folder: Path, at: int, strike) -> Ending
 
 def list_points(work: Work, command: str, *, saving: bool = False) -> list[int]:
     """Return the numbers of the file-system calls that write; `saving`: of those within a save of a checkpoint."""
+    work.run_whole(command)
     folder = work.lay_out(NEEDS[command])
     ending = strike_at(work, command, folder, 0, None)
     trace = folder.parent / f"{folder.name}.trace"

@@ -134,12 +134,11 @@ def make_work(root: Path) -> Work:
     _add_toys(there)
     for command in ("train", "train-tokenizer", "tokenize", "train-codes", "tokenize-text", "train-text"):
         _run(command, there)
-    for command in ("evaluate", "sweep", "export", "export-coded"):
-        if command == "evaluate":
-            shutil.copytree(there / "runs/pixels", there / "fresh")
-        _run(command, there)
     for name in ("pixels", "tok", "coded", "text"):
         _stop_halfway(there / "runs" / name, there / "stopped" / name)
+    shutil.copytree(there / "runs/pixels", there / "fresh")
+    for command in ("evaluate", "sweep", "export", "export-coded"):
+        _run(command, there)
     shutil.copytree(there / "runs/pixels", there / "evaluated")
     shutil.rmtree(there / "runs/pixels")
     shutil.move(there / "fresh", there / "runs/pixels")
