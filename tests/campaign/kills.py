@@ -99,9 +99,9 @@ def judge_failure(work: Work, command: str, folder: Path, ending: Ending, what: 
         return lose("traceback", f"{what}: {ending.last_line}")
     if wrong:
         return lose("other bytes", f"{what}: code {ending.code}, then {wrong}")
-    if ending.code not in (0, 6):
+    if ending.code not in (0, 6, 7):  # 7: too many open files
         return lose("wrong exit code", f"{what}: exit code {ending.code}: {ending.last_line}")
-    return survive("exit code 6, then the same bytes" if ending.code else "no effect")
+    return survive(f"exit code {ending.code}, then the same bytes" if ending.code else "no effect")
 
 
 def strike_at(work: Work, command: str, folder: Path, at: int, strike) -> Ending:
