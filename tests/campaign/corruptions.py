@@ -13,8 +13,8 @@ from tallies import Campaign, Result, lose, survive
 from works import COMMANDS, Work
 
 SAID = re.compile(
-    r"damag|left out|skip|differ|restor|again|chang|replac|not match|missing|cannot|ignor|instead|bad |unreadable|repair"
-    r"|removed|lost|gone|no such|not sound|anew|stale|left in place|does not", re.IGNORECASE)  # fmt: skip
+    r"damag|left out|skip|differ|restor|again|chang|replac|not match|missing|cannot|ignor|instead|bad |unreadable"
+    r"|repair|removed|lost|gone|no such|not sound|anew|stale|left in place|does not", re.IGNORECASE)  # fmt: skip
 """What a line says that is a word on a damaged file."""
 KINDS = ("flip", "flip", "zeros", "cut", "longer", "empty", "missing", "swap", "digit")
 
@@ -55,7 +55,7 @@ READERS = [
     Reader("resume-tokenizer", "a stopped run of a tokenizer, by resuming", ("photos", "stopped/tok>runs/tok"),
            ("runs/tok/*.json*", "runs/tok/*.safetensors", "runs/tok/checkpoints/**/*"), ("train-tokenizer",),
            ("runs/tok/",)),
-    Reader("resume-text", "a stopped run of text with its tokens, by resuming", ("corpus.txt", "stopped/text>runs/text"),
+    Reader("resume-text", "a stopped run of text, by resuming", ("corpus.txt", "stopped/text>runs/text"),
            ("runs/text/*.json*", "runs/text/tokens/*"), ("train-text",), ("runs/text/",)),
     Reader("tokens", "text tokens given by path, by training", ("tokens",), ("tokens/*",), ("train-tokens",),
            ("runs/text/model.safetensors", "runs/text/metrics.jsonl")),

@@ -26,11 +26,16 @@ def digest_folder(folder: Path, parts: tuple[str, ...] = ("",)) -> dict[str, str
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         step = STEP.match(name)
-        if step is not None and step[1] != newest:
+        if step is not None and (step[1] != newest or _is_sharded_index(path)):
             continue
         if path.is_file() and name.startswith(parts) and not UNCOMPARED.search(name):
             found[name] = digest_file(path)
     return found
+
+
+def _is_sharded_index(path: Path) -> bool:
+    """Whether torch puts random names of files into it, so that it differs each time; a manifest holds its hash."""
+    return path.name == ".metadata" or (path.name == "manifest.json" and (path.parent / "dcp").is_dir())
 
 
 def digest_file(path: Path) -> str:

@@ -19,9 +19,9 @@ from unmask.storage.foreign.reader import open_foreign
 CANARY = "canary"
 SECONDS = 20
 VALUES: list[Any] = [
-    0, -1, 1, 2**31, 2**63, 2**64, 10**9, 10**18, 10**400, 1e308, -1e308, 0.5, 1e-300, True, False, None, "", "x", "auto",
-    "../../etc/passwd", "/dev/zero", "a" * 10**6, "\x1b[2J", "\ud800", [], {}, [0], [[[]]], [10**9, 10**9], {"type": "os.system"},
-    [1] * 10**5, "1", "nan", "Infinity",
+    0, -1, 1, 2**31, 2**63, 2**64, 10**9, 10**18, 10**400, 1e308, -1e308, 0.5, 1e-300, True, False, None, "", "x",
+    "auto", "../../etc/passwd", "/dev/zero", "a" * 10**6, "\x1b[2J", "\ud800", [], {}, [0], [[[]]], [10**9, 10**9],
+    {"type": "os.system"}, [1] * 10**5, "1", "nan", "Infinity",
 ]  # fmt: skip
 
 
@@ -138,9 +138,8 @@ def _list_spots(value: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
         yield from _list_spots(inner, name)
 
 
-
 CAMPAIGNS = [
-    Campaign("hostile-weights", "weight files: pickles that run programs, bombs, lies, mutants", 1000, attack_weights, 10),
+    Campaign("hostile-weights", "weight files: programs, bombs, lies, mutants", 1000, attack_weights, 10),
     Campaign("hostile-settings", "config.json: absurd values, missing and unknown fields, damaged bytes", 1000,
              attack_settings, 8),
 ]  # fmt: skip

@@ -172,8 +172,8 @@ def _read_split(source: Shards | Arrays) -> None:
 CAMPAIGNS = [
     Campaign("hostile-pictures", "mutants of PNG, JPEG, WebP, BMP, GIF and TIFF, as pictures, photos and masks", 20_000,
              attack_pictures, 50),
-    Campaign("hostile-tar", "mutants of tar shards", 1000, attack_sets("tar", lambda: [make_shard()], load_shard, ".tar"),
-             10),
+    Campaign("hostile-tar", "mutants of tar shards", 1000,
+             attack_sets("tar", lambda: [make_shard()], load_shard, ".tar"), 10),
     Campaign("hostile-npz", "mutants of npz files", 1000,
              attack_sets("npz", lambda: [make_arrays(), make_arrays(True)], load_arrays, ".npz"), 10),
 ]  # fmt: skip

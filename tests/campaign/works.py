@@ -13,13 +13,13 @@ from digests import digest_folder
 from PIL import Image
 from published_toys import catalogue, convert_all, write_files
 
-NET = "--model.dim 16 --model.depth 1 --model.heads 2 --device cpu".split()
-TRAINING = ("--training.batch-size 8 --training.steps 8 --training.evaluate-every 4 --training.save-every 2 "
-            "--training.log-every 1 --training.keep 4 --training.precision fp32").split()  # fmt: skip
-JUDGE = "--classifier.steps 3 --classifier.width 4".split()
-TOKENIZER = ("--data.size 12 --tokenizer.size 8 8 --tokenizer.width 4 --tokenizer.multipliers 1 2 --tokenizer.blocks 1 "
-             "--tokenizer.decoder-blocks 1 --tokenizer.groups 2 --tokenizer.z-channels 8 --loss.discriminator.width 4 "
-             "--loss.discriminator.layers 1 --perceptual.steps 2 --perceptual.width 4 --device cpu").split()  # fmt: skip
+NET = ["--model.dim", "16", "--model.depth", "1", "--model.heads", "2", "--device", "cpu"]
+TRAINING = """--training.batch-size 8 --training.steps 8 --training.evaluate-every 4 --training.save-every 2
+    --training.log-every 1 --training.keep 4 --training.precision fp32""".split()  # noqa: SIM905 - words to type
+JUDGE = ["--classifier.steps", "3", "--classifier.width", "4"]
+TOKENIZER = """--data.size 12 --tokenizer.size 8 8 --tokenizer.width 4 --tokenizer.multipliers 1 2 --tokenizer.blocks 1
+    --tokenizer.decoder-blocks 1 --tokenizer.groups 2 --tokenizer.z-channels 8 --loss.discriminator.width 4
+    --loss.discriminator.layers 1 --perceptual.steps 2 --perceptual.width 4 --device cpu""".split()  # noqa: SIM905
 
 COMMANDS: dict[str, list[str]] = {
     "train": ["train", "folder-pixels", "--data", "photos", "--data.size", "8", "--tokenizer.size", "8", "8",
@@ -129,7 +129,7 @@ def make_work(root: Path) -> Work:
     there.mkdir(parents=True)
     _draw_photos(there / "photos")
     draw = random.Random(0)
-    words = "the cat sat on a mat and ran.".split()
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran."]
     (there / "corpus.txt").write_text(" ".join(draw.choice(words) for _ in range(2000)))
     _add_toys(there)
     for command in ("train", "train-tokenizer", "tokenize", "train-codes", "tokenize-text", "train-text"):
