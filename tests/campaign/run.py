@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 
 import attacks  # noqa: E402
 from page import read_results, store_result, write_page  # noqa: E402
-from tallies import Campaign, Tally  # noqa: E402
+from tallies import Campaign, Tally, lose  # noqa: E402
 from works import Work, make_work  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results" / "reliability.json"
@@ -118,9 +118,8 @@ def _be_worker(campaign: Campaign, work: Work, flags: argparse.Namespace, path: 
                     break
         except Exception as error:  # noqa: BLE001 - a campaign that fails is a row, and the others go on
             traceback.print_exc()
-            tally.notes.append(f"the campaign itself failed: {type(error).__name__}: {str(error)[-300:]}")
-            tally.lost += 1
-            tally.tried += 1
+            note = f"the campaign itself failed: {type(error).__name__}: {str(error)[-300:]}"
+            tally.add(lose("the campaign failed", note))
         tally.write(path)
         code = 0
     finally:

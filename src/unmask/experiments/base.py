@@ -238,10 +238,10 @@ def claim_run(
         lambda theirs: _list_changes(theirs, recipe, moved=record is not None),
         [one.digest for one in known],
     )
+    write_config(recipe, folder)  # first: a folder with it is known as a run, whenever this process is killed
+    update_record(folder, CONFIG)
     if data is not None:
         record_data(folder, data)
-    write_config(recipe, folder)
-    update_record(folder, CONFIG)
     return notes
 
 
