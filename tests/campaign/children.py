@@ -20,6 +20,8 @@ from tallies import Result, lose
 from unmask.cli import main
 
 GIB = 1 << 30
+CHUNK = 50
+"""Attempts of one child in `run_items`."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,9 @@ def run_items(
     start, log = 0, folder.parent / f"{folder.name}.items"
     while start < count:
         log.write_text("")
-        first, last = start, min(count, start + 500)
+        first, last = start, min(count, start + CHUNK)
         ending = run_child(lambda a=first, b=last: _attempt_all(attempt, a, b, log, seconds), folder,
-                           timeout=seconds * 500, memory=memory)  # fmt: skip
+                           timeout=seconds * CHUNK, memory=memory)  # fmt: skip
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         for row in rows:
             yield Result(*row)
