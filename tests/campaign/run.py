@@ -90,7 +90,7 @@ def run_all(chosen: list[Campaign], work: Work, flags: argparse.Namespace, out: 
             os.kill(child, signal.SIGTERM)
             os.waitpid(child, 0)
             _keep(campaign, path, flags, out)
-    write_page(out)
+        write_page(out)
 
 
 def _keep(campaign: Campaign, path: Path, flags: argparse.Namespace, out: Path) -> None:

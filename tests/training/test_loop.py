@@ -474,6 +474,20 @@ def test_a_damaged_line_is_named_and_costs_that_line_only(tmp_path, capsys, dama
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("rows", "missing"), [((), "1 to 7"), ((1, 2), "3 to 7"), ((3, 6), None), ((1, 2, 3, 4, 5, 6, 7), None)]
+)
+def test_a_curve_that_ends_early_is_named(tmp_path, capsys, rows, missing):
+    if rows:
+        write_curve(tmp_path / "metrics.jsonl", *map(row_of, rows))
+    with TrainLog(tmp_path, steps=9, start=7):
+        pass
+    line = f"{tmp_path / 'metrics.jsonl'} holds no row of steps {missing}: this part of the curve is missing"
+    said = capsys.readouterr().out
+    assert (line in said) == (missing is not None)
+    assert ("holds no row" in said) == (missing is not None)
+
+
 def test_a_resumed_run_keeps_the_curve_bit_for_bit(tmp_path):
     config = toy_config(save_every=4, log_every=1)
     cut_at(tmp_path, config, 8)

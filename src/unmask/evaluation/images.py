@@ -44,7 +44,7 @@ from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
-from unmask.storage.layout import CLASSIFIER, METRICS, MODEL, REPORT
+from unmask.storage.layout import CHECKPOINTS, CLASSIFIER, METRICS, MODEL, REPORT
 from unmask.storage.lock import remove_killed_writes
 from unmask.storage.outputs import check_writable
 from unmask.tokenizers.pixels import Pixels
@@ -297,14 +297,15 @@ def report_shares(
 
 
 def read_curve(run: Path, name: str = "validation_loss") -> dict[str, object]:
-    """Return where a training ended: the metric of that name, seconds and steps; and a note on damaged lines, if any.
+    """Return where a training ended: the metric of that name, seconds and steps; and a note on what is damaged or gone.
 
     Return {} for an export, which has no curve, and for a model trained elsewhere, to which `runs.link_weights` links.
     Raises CheckpointError if the training did not get to a validation.
     """
     path = run / METRICS
     if (run / MODEL).is_symlink() or not path.is_file():
-        return {}
+        is_lost = (run / CHECKPOINTS).is_dir() and not path.is_file()
+        return {"curve_note": f"{path} is missing: restore it to have the end of the training here"} if is_lost else {}
     notes: list[str] = []
     rows = read_metrics(path, report=notes.append)
     values = [row[name] for row in rows if name in row]
