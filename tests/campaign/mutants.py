@@ -18,7 +18,7 @@ from works import Work
 from unmask.data.image_files import Unreadable, try_image
 from unmask.data.masks import read_mask, read_photo
 from unmask.data.sources.choice import Arrays, Shards
-from unmask.errors import DataError
+from unmask.errors import UnmaskError
 
 CHANGES = ("flip", "flip", "flip", "zeros", "cut", "longer", "digit")
 SHAPES = ((17, 23), (1, 1), (64, 48))
@@ -84,7 +84,7 @@ def attack_pictures(work: Work, count: int, seed: int) -> Iterator[Result]:
         path.write_bytes(data)
         try:
             return _read_picture(path, index)
-        except DataError as error:
+        except UnmaskError as error:
             line = str(error)
             return survive("refused") if line.isprintable() else lose("not one line", f"{name}: {what}: {line[:200]!r}")
 
@@ -142,7 +142,7 @@ def attack_sets(name: str, sounds: Callable[[], list[bytes]], load: Callable[[Pa
             try:
                 load(path)
                 result = survive("read")
-            except DataError as error:
+            except UnmaskError as error:
                 line = str(error)
                 result = survive("refused") if line.isprintable() else lose("not one line", f"{what}: {line[:200]!r}")
             left = [p.name for p in folder.rglob("*") if p.name not in ("inside", path.name)]

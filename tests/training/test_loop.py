@@ -474,18 +474,20 @@ def test_a_damaged_line_is_named_and_costs_that_line_only(tmp_path, capsys, dama
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("rows", "missing"), [((), "1 to 7"), ((1, 2), "3 to 7"), ((3, 6), None), ((1, 2, 3, 4, 5, 6, 7), None)]
-)
-def test_a_curve_that_ends_early_is_named(tmp_path, capsys, rows, missing):
-    if rows:
-        write_curve(tmp_path / "metrics.jsonl", *map(row_of, rows))
-    with TrainLog(tmp_path, steps=9, start=7):
-        pass
-    line = f"{tmp_path / 'metrics.jsonl'} holds no row of steps {missing}: this part of the curve is missing"
-    said = capsys.readouterr().out
-    assert (line in said) == (missing is not None)
-    assert ("holds no row" in said) == (missing is not None)
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed", "none"])
+def test_a_curve_that_was_cut_or_changed_is_named(tmp_path, capsys, damage):
+    config = toy_config(save_every=4, log_every=1)
+    cut_at(tmp_path, config, 6)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    changed = {"missing": b"", "cut": b"".join(lines[:3]), "none": b"".join(lines)}
+    path.write_bytes(changed.get(damage, b"".join([lines[0].replace(b'"loss": ', b'"loss": 1'), *lines[1:]])))
+    if damage == "missing":
+        path.unlink()
+    capsys.readouterr()
+    toy_train(tmp_path, config)
+    line = f"{path} is not as step 4 left it: a part of the curve is missing or was changed"
+    assert (line in capsys.readouterr().out) == (damage != "none")
 
 
 def test_a_resumed_run_keeps_the_curve_bit_for_bit(tmp_path):

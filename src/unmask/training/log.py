@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -105,14 +104,8 @@ class TrainLog:
 
 
 def _reopen(path: Path, start: int, report: Callable[[str], None]) -> tuple[TextIO, float]:
-    """Drop the rows after step `start`, and damaged lines. Return the open file and the seconds trained.
-
-    `report` receives a line if the file ends early: if it lacks more steps at its end than between its rows.
-    """
+    """Drop the rows after step `start`, and damaged lines. Return the open file and the seconds trained."""
     kept = [row for row in read_metrics(path, report=report) if 0 < row["step"] <= start]
-    steps = [0, *(row["step"] for row in kept)]
-    if start and start - steps[-1] > max((after - before for before, after in pairwise(steps)), default=0):
-        report(f"{path} holds no row of steps {steps[-1] + 1} to {start}: this part of the curve is missing")
     with write_atomic(path, durable=False) as part:  # a kill in between must not lose the curve
         part.write_text("".join(json.dumps(row) + "\n" for row in kept))
     return path.open("a"), kept[-1]["seconds"] if kept else 0.0
