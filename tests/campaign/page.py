@@ -38,7 +38,9 @@ def store_result(row_file: Path, out: Path, flags: argparse.Namespace) -> dict[s
     row = json.loads(row_file.read_text())
     there = describe_environment(torch.device("cpu"))
     row |= {name: there[name] for name in ("commit", "hardware", "torch", "python")}
-    row["command"] = f"python tests/campaign/run.py --only {row['name']} --scale {flags.scale:g} --seed {flags.seed}"
+    limit = f" --limit {flags.limit:g}" if flags.limit is not None else ""
+    chosen = f"--scale {flags.scale:g} --seed {flags.seed}{limit}"
+    row["command"] = f"python tests/campaign/run.py --only {row['name']} {chosen}"
     results = read_results(out)
     results["campaigns"][row["name"]] = row
     out.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -88,17 +90,20 @@ def _quote(note: str) -> str:
 
 
 def _describe_making(rows: list[dict[str, Any]]) -> list[str]:
-    """Return who made the rows: one line per commit, hardware, seed and scale."""
-    groups: dict[tuple, list[dict[str, Any]]] = {}
+    """Return who made the rows: one line per commit, hardware and flags."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        scale = row["command"].split("--scale ")[1].split()[0]
-        groups.setdefault((row["commit"], row["hardware"], row["torch"], row["seed"], scale), []).append(row)
+        flags = row["command"].partition(f"--only {row['name']} ")[2]
+        groups.setdefault((row["commit"], row["hardware"], row["torch"], flags), []).append(row)
     lines = []
-    for (commit, hardware, version, seed, scale), own in groups.items():
+    for (commit, hardware, version, flags), own in groups.items():
         minutes = sum(row["seconds"] for row in own) / 60
         names = "all rows" if len(groups) == 1 else ", ".join(sorted(row["name"] for row in own))
         lines.append(
-            f"* {names}: `python tests/campaign/run.py --scale {scale} --seed {seed}`, commit {commit}, {hardware}, "
-            f"torch {version}, seed {seed}; {minutes:.0f} minutes in all, two campaigns at a time."
+            f"* `python tests/campaign/run.py {flags}`, commit {commit}, {hardware}, torch {version}; "
+            f"{minutes:.0f} minutes summed over campaigns: {names}."
         )
+    short = sum(row["tried"] < row["planned"] for row in rows)
+    if short:
+        lines.append(f"* {short} of {len(rows)} campaigns ended early, after the seconds of `--limit`.")
     return lines
