@@ -6,6 +6,7 @@ over these tokens can be expected to do better. The work is split over ranks, wi
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -48,7 +49,8 @@ from unmask.storage.layout import CHECKPOINTS, CLASSIFIER, METRICS, MODEL, REPOR
 from unmask.storage.lock import remove_killed_writes
 from unmask.storage.outputs import check_writable
 from unmask.tokenizers.pixels import Pixels
-from unmask.training.curve import read_metrics
+from unmask.training.curve import has_curve_changed, read_metrics
+from unmask.training.runfolder import list_checkpoints, read_meta
 
 Bank = Float64[Tensor, "n d"]
 """Features, a row per picture."""
@@ -296,6 +298,14 @@ def report_shares(
     return found
 
 
+def has_changed_since_saved(run: Path) -> bool:
+    """Return whether the curve of a run is not what its newest checkpoint recorded."""
+    for newest in list_checkpoints(run / CHECKPOINTS)[:1]:
+        with suppress(CheckpointError):  # damaged: the training names it
+            return has_curve_changed(run / METRICS, read_meta(newest).get("curve", {}))
+    return False
+
+
 def read_curve(run: Path, name: str = "validation_loss") -> dict[str, object]:
     """Return where a training ended: the metric of that name, seconds and steps; and a note on what is damaged or gone.
 
@@ -308,6 +318,8 @@ def read_curve(run: Path, name: str = "validation_loss") -> dict[str, object]:
         return {"curve_note": f"{path} is missing: restore it to have the end of the training here"} if is_lost else {}
     notes: list[str] = []
     rows = read_metrics(path, report=notes.append)
+    if has_changed_since_saved(run):
+        notes.append(f"{path} is not as the training left it: a part of the curve is missing or was changed")
     values = [row[name] for row in rows if name in row]
     if not values:
         raise CheckpointError(f"{path} tells of no validation: give the folder of a run that was trained to its end")
