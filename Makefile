@@ -2,7 +2,7 @@
 PYTHON ?= python3
 FLAGS ?=
 
-.PHONY: demo test test-fast lint types check clean
+.PHONY: demo test test-fast campaign lint types check clean
 
 demo: .venv/demo.installed  ## learn real digits, draw, repair and measure them; results in runs/demo
 	.venv/bin/unmask demo $(FLAGS)
@@ -12,6 +12,9 @@ test: .venv/dev.installed  ## the whole test suite
 
 test-fast: .venv/dev.installed  ## the tests that take under 5 seconds each
 	.venv/bin/pytest -m "not slow" $(FLAGS)
+
+campaign: .venv/dev.installed  ## attack the commands, write docs/results/reliability.md; CAMPAIGN=quick tries a few of each
+	.venv/bin/python tests/campaign/run.py $(if $(CAMPAIGN),--$(CAMPAIGN)) $(FLAGS)
 
 lint: .venv/dev.installed
 	.venv/bin/ruff check

@@ -298,6 +298,25 @@ def test_a_table_cut_at_any_byte_keeps_its_whole_rows(tmp_path):
         assert complete() == whole
 
 
+def test_a_changed_figure_is_refused_and_a_table_without_checks_is_continued(tmp_path):
+    origin = {name: name[0] for name in ORIGIN}
+    cells = [{name: f"{name} {i}" for name in KEY} for i in range(2)]
+    path = tmp_path / "sweep.csv"
+    table = SweepTable(path, origin, "c")
+    table.begin()
+    table.add(cells[0], {"frechet": 1.25}, write=True)
+    sound = path.read_text()
+    path.write_text(sound.replace("1.25", "1.26"))
+    with pytest.raises(ConfigError, match=r"sweep.csv is damaged .line 2 is not as it was written."):
+        SweepTable(path, origin, "c")
+    early = "".join(",".join(line.split(",")[:-1]) + "\n" for line in sound.splitlines())
+    path.write_text(early)
+    table = SweepTable(path, origin, "c")
+    table.add(cells[1], {"frechet": 2.5}, write=True)
+    assert path.read_text().startswith(early)
+    assert [SweepTable(path, origin, "c").find(row) for row in cells] == [{"frechet": 1.25}, {"frechet": 2.5}]
+
+
 def test_a_row_of_other_settings_is_not_taken(swept):
     rows = rows_of(swept)
     origin = {name: rows[0][name] for name in ORIGIN}

@@ -1,5 +1,6 @@
 """What lies between two commands: the data moved, was renamed, grew, or was replaced. Never without a word."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -14,7 +15,7 @@ from unmask.data.sources.choice import Folder
 from unmask.errors import CheckpointError, DataError, UnmaskError
 from unmask.evaluation.measuring import evaluate
 from unmask.experiments.coded import open_coded
-from unmask.experiments.training import tokenize, train, train_tokenizer
+from unmask.experiments.training import check_run, tokenize, train, train_tokenizer
 from unmask.metrics.features import ClassifierConfig
 from unmask.recipes.reading import find_recipe
 
@@ -67,6 +68,21 @@ def finished(tmp_path_factory):
 def place(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "place")
     return tmp_path / "place"
+
+
+def test_a_run_that_a_full_disk_stopped_at_its_first_files_begins_again(tmp_path, monkeypatch):
+    recipe = pixel_recipe(write_pictures(tmp_path / "pictures", 20))
+
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for number, writer in enumerate(("write_config", "record_data")):
+        run = tmp_path / f"run-{number}"
+        with monkeypatch.context() as patch:
+            patch.setattr(f"unmask.experiments.base.{writer}", fail)
+            with pytest.raises(OSError, match="No space"):
+                train(recipe, run)
+        check_run(run, recipe)  # what is there is known as a part of the run
 
 
 def unfinish(run):

@@ -175,6 +175,12 @@ def test_a_damaged_line_of_the_curve_is_named_by_evaluate_and_costs_nothing_else
     assert report["train_steps"] == 4
     assert "damaged in line 1" in report["curve_note"]
     assert (run / "loss.png").is_file()
+    path.write_bytes(before.replace(b'"loss": ', b'"loss": 1'))
+    main(["evaluate", str(run), "--samples", "20"])
+    assert "not as the training left it" in json.loads((run / "report.json").read_text())["curve_note"]
+    path.unlink()
+    main(["evaluate", str(run), "--samples", "20"])
+    assert f"{path} is missing" in json.loads((run / "report.json").read_text())["curve_note"]
 
 
 def test_evaluate_says_that_it_cannot_keep_its_results_before_the_work(run, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 Tiny networks in the published layout stand for the weights; the true sizes are in tests/machinery.
 """
 
+import errno
 import hashlib
 import re
 import shutil
@@ -273,6 +274,33 @@ def test_a_folder_with_a_model_is_not_overwritten(ready, files, tmp_path, capsys
             said, code = refused(capsys, "convert", path, "--family", family, "--out", out)
             assert (code, "holds a model already: give another --out" in said) == (4, True), said
     assert tree(training) == ["config.json"]
+
+
+def test_a_conversion_that_was_cut_short_is_done_again(toys, files, tmp_path, capsys, monkeypatch):
+    steps = [(files / FILES[family], family) for family in FILES]
+
+    def convert(out, path, family):
+        run("convert", path, "--family", family, "--out", out)
+
+    for step in steps:
+        convert(tmp_path / "whole", *step)
+    for number, step in enumerate(steps):
+        out = tmp_path / f"cut-{number}"
+        for earlier in steps[:number]:
+            convert(out, *earlier)
+        with monkeypatch.context() as patch:
+            patch.setattr("unmask.published.store.record_files", fail_to_write)
+            _, code = refused(capsys, "convert", step[0], "--family", step[1], "--out", out)
+            assert code == 6
+        for later in steps[number:]:
+            convert(out, *later)
+        assert tree(out) == tree(tmp_path / "whole")
+        assert all(have_same_weights(out / n, tmp_path / "whole" / n) for n in WHOLE if n.endswith(".safetensors"))
+        assert Pipeline.from_pretrained(out).spec == Pipeline.from_pretrained(tmp_path / "whole").spec
+
+
+def fail_to_write(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_file_of_another_family_says_which(toys, files, tmp_path, capsys):

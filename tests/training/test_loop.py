@@ -474,6 +474,22 @@ def test_a_damaged_line_is_named_and_costs_that_line_only(tmp_path, capsys, dama
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3, 4]
 
 
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed", "none"])
+def test_a_curve_that_was_cut_or_changed_is_named(tmp_path, capsys, damage):
+    config = toy_config(save_every=4, log_every=1)
+    cut_at(tmp_path, config, 6)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    changed = {"missing": b"", "cut": b"".join(lines[:3]), "none": b"".join(lines)}
+    path.write_bytes(changed.get(damage, b"".join([lines[0].replace(b'"loss": ', b'"loss": 1'), *lines[1:]])))
+    if damage == "missing":
+        path.unlink()
+    capsys.readouterr()
+    toy_train(tmp_path, config)
+    line = f"{path} is not as step 4 left it: a part of the curve is missing or was changed"
+    assert (line in capsys.readouterr().out) == (damage != "none")
+
+
 def test_a_resumed_run_keeps_the_curve_bit_for_bit(tmp_path):
     config = toy_config(save_every=4, log_every=1)
     cut_at(tmp_path, config, 8)

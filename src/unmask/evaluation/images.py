@@ -6,6 +6,7 @@ over these tokens can be expected to do better. The work is split over ranks, wi
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -44,11 +45,12 @@ from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
-from unmask.storage.layout import CLASSIFIER, METRICS, MODEL, REPORT
+from unmask.storage.layout import CHECKPOINTS, CLASSIFIER, METRICS, MODEL, REPORT
 from unmask.storage.lock import remove_killed_writes
 from unmask.storage.outputs import check_writable
 from unmask.tokenizers.pixels import Pixels
-from unmask.training.curve import read_metrics
+from unmask.training.curve import has_curve_changed, read_metrics
+from unmask.training.runfolder import list_checkpoints, read_meta
 
 Bank = Float64[Tensor, "n d"]
 """Features, a row per picture."""
@@ -296,17 +298,28 @@ def report_shares(
     return found
 
 
+def has_changed_since_saved(run: Path) -> bool:
+    """Return whether the curve of a run is not what its newest checkpoint recorded."""
+    for newest in list_checkpoints(run / CHECKPOINTS)[:1]:
+        with suppress(CheckpointError):  # damaged: the training names it
+            return has_curve_changed(run / METRICS, read_meta(newest).get("curve", {}))
+    return False
+
+
 def read_curve(run: Path, name: str = "validation_loss") -> dict[str, object]:
-    """Return where a training ended: the metric of that name, seconds and steps; and a note on damaged lines, if any.
+    """Return where a training ended: the metric of that name, seconds and steps; and a note on what is damaged or gone.
 
     Return {} for an export, which has no curve, and for a model trained elsewhere, to which `runs.link_weights` links.
     Raises CheckpointError if the training did not get to a validation.
     """
     path = run / METRICS
     if (run / MODEL).is_symlink() or not path.is_file():
-        return {}
+        is_lost = (run / CHECKPOINTS).is_dir() and not path.is_file()
+        return {"curve_note": f"{path} is missing: restore it to have the end of the training here"} if is_lost else {}
     notes: list[str] = []
     rows = read_metrics(path, report=notes.append)
+    if has_changed_since_saved(run):
+        notes.append(f"{path} is not as the training left it: a part of the curve is missing or was changed")
     values = [row[name] for row in rows if name in row]
     if not values:
         raise CheckpointError(f"{path} tells of no validation: give the folder of a run that was trained to its end")

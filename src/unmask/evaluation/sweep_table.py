@@ -1,6 +1,7 @@
 """The table of a sweep on the disk: `sweep.csv`, to which finished rows are added; Markdown and plots made from it."""
 
 import csv
+import hashlib
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,8 @@ SWEEP_METRICS = (
     "inside",
 )
 COLUMNS = (*KEY, *ORIGIN, "commit", *SWEEP_METRICS)
+CHECK = "check"
+"""The last column: a digest of the rest of the row. Tables of earlier versions lack it."""
 
 COLUMN_TITLES = {
     "floor": "real training pictures (floor)",
@@ -89,6 +92,7 @@ class SweepTable:
 
     def __init__(self, path: Path, origin: Mapping[str, str], commit: str):
         self.path, self.origin, self.commit = path, origin, commit
+        self._head: tuple[str, ...] = (*COLUMNS, CHECK)
         self.rows = dict(self._read()) if path.exists() else {}
 
     def find(self, cells: Mapping[str, str]) -> Mapping[str, float] | None:
@@ -102,7 +106,7 @@ class SweepTable:
             whole = len(_whole(file.read()))
             file.truncate(whole)
         if not whole:
-            self._append(COLUMNS)
+            self._append(self._head)
 
     def add(self, cells: Mapping[str, str], found: Mapping[str, float], *, write: bool) -> Mapping[str, float]:
         """Keep a finished row, on the disk too if this process writes; returns the figures that a table has."""
@@ -110,7 +114,8 @@ class SweepTable:
         self.rows[_key(cells)] = kept
         if write:
             values = [repr(kept[name]) if name in kept else "" for name in SWEEP_METRICS]
-            self._append([*_key(cells), *(self.origin[name] for name in ORIGIN), self.commit, *values])
+            row = [*_key(cells), *(self.origin[name] for name in ORIGIN), self.commit, *values]
+            self._append([*row, compute_check(row)][: len(self._head)])
         return kept
 
     def _append(self, values: Sequence[str]) -> None:
@@ -125,9 +130,13 @@ class SweepTable:
         remedy = "give another --out, or delete it"
         try:
             head, *lines = list(csv.reader(io.StringIO(_whole(self.path.read_bytes()).decode()), strict=True)) or [[]]
-            if head and tuple(head) != COLUMNS:
+            if head and tuple(head) not in (COLUMNS, self._head):
                 raise ConfigError(f"{self.path} is no table of this version's sweep: {remedy}")
-            rows = [dict(zip(COLUMNS, format_row, strict=True)) for format_row in lines]
+            self._head = tuple(head) or self._head
+            rows = [dict(zip(self._head, format_row, strict=True)) for format_row in lines]
+            for number, row in enumerate(rows, 2):
+                if row.get(CHECK, "") != (compute_check(list(row.values())[:-1]) if CHECK in row else ""):
+                    raise ValueError(f"line {number} is not as it was written")
             found = [({name: float(row[name]) for name in SWEEP_METRICS if row[name]}, row) for row in rows]
         except (csv.Error, ValueError) as error:
             raise ConfigError(f"{self.path} is damaged ({error}): {remedy}") from error
@@ -137,6 +146,11 @@ class SweepTable:
                     there, here = row[name][:12] or "none", self.origin[name][:12] or "none"
                     raise ConfigError(f"{self.path} is of other {name}, {there} there and {here} here: {remedy}")
         return [(_key(row), kept) for kept, row in found]
+
+
+def compute_check(values: Sequence[str]) -> str:
+    """Return a short digest of the cells of a row, by which a changed cell is noticed."""
+    return hashlib.sha256("\0".join(values).encode()).hexdigest()[:12]
 
 
 def _whole(data: bytes) -> bytes:

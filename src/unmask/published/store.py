@@ -23,7 +23,14 @@ from unmask.storage.download import fetch_file, find_mismatch, lock_file
 from unmask.storage.files import escape_line, remove_temporary_files, write_text
 from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
 from unmask.storage.lock import lock
-from unmask.storage.manifest import begin_files, list_unchanged, read_records, record_files, verify_recorded
+from unmask.storage.manifest import (
+    begin_files,
+    list_unchanged,
+    list_unfinished,
+    read_records,
+    record_files,
+    verify_recorded,
+)
 from unmask.storage.outputs import check_folder
 
 CONVERSION_REPORT = "conversion.txt"
@@ -147,13 +154,14 @@ def write_converted(done: Converted, into: Path, report: Path) -> None:
 def convert_into(path: Path, family: str, out: Path, *, overwrite: bool = False) -> Converted:
     """Convert a foreign file into a folder.
 
-    A generator creates the folder, its tokenizer joins it, and a tokenizer alone gets a folder for itself.
+    A generator creates the folder, its tokenizer joins it, and a tokenizer alone gets a folder for itself. A conversion
+    that ended before its time is done again.
     Raises CheckpointError for a file that does not fit, or a folder that holds something else; ConfigError if it would
     replace a file that unmask did not make, unless `overwrite`.
     """
     rules, config = FAMILIES[family], out / CONFIG
     joins = rules.is_tokenizer and _lacks_tokenizer(out)
-    if config.exists() and not joins:
+    if config.exists() and not joins and CONFIG not in list_unfinished(out):
         raise CheckpointError(f"{out} holds a model already: give another --out")
     into = out / (TOKENIZER if joins else MODEL)
     report = out / f"{into.stem}-{CONVERSION_REPORT}"
@@ -168,15 +176,16 @@ def convert_into(path: Path, family: str, out: Path, *, overwrite: bool = False)
             write_config(_find_spec(size), out)
         elif not joins:
             write_lone_tokenizer_config(size.tokenizer, out)
-        record_files(out, names)
+        record_files(out, [name for name in names if (out / name).is_file()])
     return done
 
 
 def _lacks_tokenizer(folder: Path) -> bool:
-    """Return whether the folder holds a generator without a tokenizer."""
+    """Return whether the folder holds a generator without a tokenizer, or with an unfinished one."""
     if not (folder / MODEL).exists() or not (folder / CONFIG).exists():
         return False
-    return "model" in load_json(folder / CONFIG) and not (folder / TOKENIZER).exists()
+    is_open = not (folder / TOKENIZER).exists() or TOKENIZER in list_unfinished(folder)
+    return is_open and "model" in load_json(folder / CONFIG)
 
 
 def _find_size(beside: ModelSpec, rules: Family, out: Path) -> Size:

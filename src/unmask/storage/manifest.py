@@ -129,6 +129,11 @@ def list_unchanged(folder: Path) -> set[str]:
     }
 
 
+def list_unfinished(folder: Path) -> set[str]:
+    """Return the names in the manifest that a command was still writing when it ended."""
+    return {name for name, entry in (read_records(folder) or {}).items() if entry is None}
+
+
 def _describe_recorded(path: Path) -> RecordedFile:
     """Describe a file; of config.json, what the model is: not how it is written, nor FREE_FIELDS."""
     if path.name == CONFIG:

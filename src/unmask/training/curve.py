@@ -1,7 +1,8 @@
 """Read `metrics.jsonl`, the training curve of a run: one JSON object a line, with `step` and `seconds`."""
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,20 @@ def read_metrics(path: Path, *, report: Callable[[str], None]) -> list[Row]:
         some = ", ".join(map(str, damaged[:5])) + (f" and {len(damaged) - 5} more" if len(damaged) > 5 else "")
         report(f"{path} is damaged in line {some}: these lines are left out, the rest of the curve is used")
     return [row for row in rows if row is not None]
+
+
+def describe_curve(path: Path) -> dict[str, Any]:
+    """Return the size and sha256 of a `metrics.jsonl` as it is now, which a checkpoint keeps; {} if there is none."""
+    data = path.read_bytes() if path.is_file() else b""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} if data else {}
+
+
+def has_curve_changed(path: Path, then: Mapping[str, Any]) -> bool:
+    """Return whether the beginning of a `metrics.jsonl` is not what `describe_curve` described."""
+    if not then:
+        return False
+    data = path.read_bytes()[: then["bytes"]] if path.is_file() else b""
+    return hashlib.sha256(data).hexdigest() != then["sha256"]
 
 
 def _parse_row(line: bytes) -> Row | None:

@@ -18,8 +18,9 @@ from unmask.runtime.distributed import (
     get_local,
     sum_over_ranks,
 )
-from unmask.storage.layout import CHECKPOINTS
+from unmask.storage.layout import CHECKPOINTS, METRICS
 from unmask.training.checkpoint import load_checkpoint
+from unmask.training.curve import describe_curve, has_curve_changed
 from unmask.training.optim import Optimizers
 from unmask.training.runfolder import find_latest_checkpoint
 from unmask.training.saving import Saver, find_non_finite
@@ -87,6 +88,9 @@ class RunState:
             )
         if found:
             notes += describe_resume(start, self.steps, found.meta, self.meta)
+            if has_curve_changed(self.run / METRICS, found.meta.get("curve", {})):
+                path = self.run / METRICS
+                notes.append(f"{path} is not as step {start} left it: a part of the curve is missing or was changed")
         return start, notes
 
     def save_if_due(self, done: int, *, stopped: bool) -> None:
@@ -102,7 +106,7 @@ class RunState:
         """
         self.saver.check()
         if stopped or done % self.save_every == 0 or done == self.steps:
-            meta = {**self.meta, "steps": self.steps}
+            meta = {**self.meta, "steps": self.steps, "curve": describe_curve(self.run / METRICS)}
             self.saver.save(
                 self.folder, done, self.tensors, meta, sharded=self.sharded, world=self.world, keep=self.keep
             )
