@@ -412,8 +412,8 @@ def test_as_float_spans_minus_one_to_one():
         (np.zeros((0, 4, 4), np.uint8), None, "no pixels"),
         (np.zeros((2, 4, 4), np.uint8), np.zeros(3, np.int64), r"\(3,\)"),
         (np.zeros((2, 4, 4), np.uint8), np.array([0, -1]), "-1..0"),
-        (np.zeros((2, 4, 4), np.uint8), np.array([0.0, 1.0]), "float64"),
-        (np.zeros((2, 4, 4), np.uint8), np.array([["a", "b"]]), "whole numbers"),
+        (np.zeros((2, 4, 4), np.uint8), np.array([0.0, 1.0]), "float64.*whole numbers"),
+        (np.zeros((2, 4, 4), np.uint8), np.array([["a", "b"]]), "give one for each"),
         (np.zeros((2, 4, 4), np.uint8), np.array([0, 10**9]), "100000 classes"),
     ],
 )

@@ -174,7 +174,7 @@ def label_by_folder(
     places = [path[start:].split(os.sep, 1) for path in paths]
     nested = sum(len(parts) > 1 for parts in places)
     # The Unicode form of a name does not change its place: copying from one system to another may change the form.
-    found = sorted({parts[0] for parts in places if len(parts) > 1}, key=normalize_name)
+    found = sorted({parts[0] for parts in places if len(parts) > 1}, key=lambda n: (normalize_name(n), n))
     notes = _report_empty(root, found, skip)
     if like is not None and like.labels is None:
         return None, (), notes
