@@ -110,7 +110,7 @@ def _compute_part(pictures: Pictures, classes: tuple[str, ...], verify: bool) ->
 
 
 def _hash_classes(keys: UInt8[np.ndarray, "n 16"], labels: np.ndarray, names: tuple[str, ...]) -> str:
-    """Return a digest of which pictures each named class has; a class without any adds nothing."""
+    """Return a digest of the pictures of each class; empty classes do not change it."""
     order = sort_keys(keys).numpy()
     order = order[labels[order].argsort(kind="stable")]
     ends = np.bincount(labels, minlength=len(names)).cumsum()
@@ -150,7 +150,7 @@ def describe_changes(then: DataFingerprint, now: DataFingerprint) -> str | None:
 
 
 def find_renumbered(then: DataFingerprint, now: DataFingerprint) -> str | None:
-    """Return why a model that learned the classes of `then` cannot continue with those of `now`; None if it can."""
+    """Return why a model cannot continue with the new classes, or None if it can."""
     if len(then.classes) != len(now.classes):
         return f"the number of classes is {len(now.classes)} now, {len(then.classes)} then, and is fixed in the model"
     numbers = {name: i for i, name in enumerate(now.classes)}
