@@ -12,8 +12,8 @@ from unmask.runtime.provenance import describe_environment
 SECTIONS = {
     "kill": ("Killed", "kill -9; then the same command again. Survived: every file that remains has the bytes of an "
              "undisturbed run, apart from clocks."),
-    "ranks": ("Several processes", "Two processes over gloo, forked as torchrun starts them; one is killed, and the "
-              "run is resumed."),
+    "ranks": ("Several processes", "Two or four processes over gloo, forked as torchrun starts them; one is killed, "
+              "and the run is resumed."),
     "corrupt": ("Damaged files", "One change to one file: a bit turned, a page of zeros, a cut, an extension, an "
                 "emptied, missing or swapped file. Survived: refused in one line, said and healed, or the same result "
                 "as before. Silent: another result without a word."),

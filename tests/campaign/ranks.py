@@ -1,4 +1,4 @@
-"""Two processes over gloo, started as torchrun starts them: one is killed, the other ends, and the run is resumed."""
+"""Processes over gloo, started as torchrun starts them: one is killed, the others end, and the run is resumed."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from children import Ending, run_child, run_command
@@ -31,10 +32,11 @@ def run_ranks(
     words: list[str],
     folder: Path,
     *,
+    size: int = RANKS,
     kill: tuple[int, float] | None = None,
     before: Callable[[], None] = lambda: None,
 ) -> Ending:
-    """Run a command on two ranks; `kill` is a rank, and the seconds after which it is killed.
+    """Run a command on `size` ranks; `kill` is a rank, and the seconds after which it is killed.
 
     Like torchrun, it ends with 1 if a rank failed; it gives the others a few seconds more to end by themselves.
     """
@@ -43,7 +45,7 @@ def run_ranks(
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        children = [_fork_rank(words, rank, port, before) for rank in range(RANKS)]
+        children = [_fork_rank(words, rank, size, port, before) for rank in range(size)]
         if kill is not None:
             time.sleep(kill[1])
             os.kill(children[kill[0]], signal.SIGKILL)
@@ -84,7 +86,7 @@ def read_codes(folder: Path) -> list[int]:
     return json.loads((folder.parent / f"{folder.name}.codes").read_text())
 
 
-def _fork_rank(words: list[str], rank: int, port: int, before: Callable[[], None]) -> int:
+def _fork_rank(words: list[str], rank: int, size: int, port: int, before: Callable[[], None]) -> int:
     child = os.fork()
     if child:
         return child
@@ -93,9 +95,9 @@ def _fork_rank(words: list[str], rank: int, port: int, before: Callable[[], None
         settings = {
             "RANK": rank,
             "LOCAL_RANK": rank,
-            "WORLD_SIZE": RANKS,
+            "WORLD_SIZE": size,
             "MASTER_PORT": port,
-            "LOCAL_WORLD_SIZE": RANKS,
+            "LOCAL_WORLD_SIZE": size,
         }
         os.environ.update({name: str(value) for name, value in settings.items()}, MASTER_ADDR="127.0.0.1")
         try:
@@ -110,37 +112,39 @@ def _fork_rank(words: list[str], rank: int, port: int, before: Callable[[], None
         os._exit(code)
 
 
-def run_ranks_whole(work: Work, command: str, more: tuple[str, ...] = ()) -> tuple[dict[str, str], Ending]:
-    """Return what two undisturbed ranks leave, and how they ended."""
-    key = f"{command} {more} on {RANKS} ranks"
+def run_ranks_whole(
+    work: Work, command: str, more: tuple[str, ...] = (), size: int = RANKS
+) -> tuple[dict[str, str], Ending]:
+    """Return what undisturbed ranks leave, and how they ended."""
+    key = f"{command} {more} on {size} ranks"
     if key not in work.references:
         folder = work.lay_out(NEEDS[command])
-        ending = run_ranks([*COMMANDS[command], *more], folder)
+        ending = run_ranks([*COMMANDS[command], *more], folder, size=size)
         if ending.code:
-            raise RuntimeError(f"{command} on {RANKS} ranks fails untouched: {ending.text[-1500:]}")
+            raise RuntimeError(f"{command} on {size} ranks fails untouched: {ending.text[-1500:]}")
         work.references[key] = (digest_folder(folder / LEAVES[command]), ending)
         work.remove(folder)
     return work.references[key]
 
 
-def kill_one(work: Work, count: int, seed: int) -> Iterator[Result]:
-    """Kill one rank at a random time, and resume: on two ranks, or in turn on one."""
-    dice = random.Random(f"{seed}-ranks")
+def kill_one(work: Work, count: int, seed: int, size: int = RANKS) -> Iterator[Result]:
+    """Kill one rank at a random time, and resume on as many, with DDP and FSDP in turn."""
+    dice = random.Random(f"{seed}-ranks" if size == RANKS else f"{seed}-{size}-ranks")
     for turn in range(count):
         more = ("--training.strategy", ("ddp", "fsdp")[turn % 2])
-        wanted, whole = run_ranks_whole(work, "train", more)
+        wanted, whole = run_ranks_whole(work, "train", more, size)
         folder = work.lay_out(NEEDS["train"])
-        kill = (dice.randrange(RANKS), dice.uniform(0, whole.seconds))
+        kill = (dice.randrange(size), dice.uniform(0, whole.seconds))
         words = [*COMMANDS["train"], *more]
-        ending = run_ranks(words, folder, kill=kill)
+        ending = run_ranks(words, folder, size=size, kill=kill)
         what = f"{more[1]}, rank {kill[0]} killed after {kill[1]:.3f} s"
         if HUNG in read_codes(folder):
             yield lose(
                 "hang",
-                f"{what}: the other rank still ran {PATIENCE:.0f} s later, in spite of SIGTERM: {ending.last_line}",
+                f"{what}: another rank still ran {PATIENCE:.0f} s later, in spite of SIGTERM: {ending.last_line}",
             )
         else:
-            again = run_ranks(words, folder)
+            again = run_ranks(words, folder, size=size)
             wrong = again.last_line if again.code else list_differences(digest_folder(folder / LEAVES["train"]), wanted)
             yield lose("other bytes", f"{what}: {wrong}") if wrong else survive("same bytes")
         work.remove(folder)
@@ -172,5 +176,6 @@ def change_size(work: Work, count: int, seed: int) -> Iterator[Result]:
 
 CAMPAIGNS = [
     Campaign("ranks-kill", "train on two ranks, DDP and FSDP, one rank killed at a random time", 20, kill_one, 2),
+    Campaign("ranks-kill-four", "the same on four ranks", 10, partial(kill_one, size=4), 1),
     Campaign("ranks-resize", "the same, resumed in one process", 10, change_size, 1),
 ]

@@ -30,6 +30,9 @@ def cpu(monkeypatch):
         ("DEFAULT", {}, FLOAT32, set()),
         ("AVX2", {}, FLOAT32, set()),
         ("AVX2", {"onednn_bf16": True}, FLOAT32, {BFLOAT16}),  # AVX2 with VNNI
+        ("AVX2", {"bf16": True}, FLOAT32, set()),  # the variables of torch and oneDNN forbid what the CPU has
+        ("AVX2", {"bf16": True, "onednn_bf16": True}, FLOAT32, {BFLOAT16}),
+        ("AVX512", {"bf16": True}, FLOAT32, {FLOAT32}),
         ("AVX512", {}, FLOAT32, {FLOAT32}),
         ("AVX512", {"onednn_bf16": True}, FLOAT32, {FLOAT32, BFLOAT16}),
         ("AVX512", {"onednn_bf16": True, "bf16": True}, BFLOAT16, {FLOAT32, BFLOAT16}),

@@ -8,7 +8,8 @@
 | CPU, AVX-512        | float32      | float32, and bfloat16 if oneDNN has kernels for it  |
 | CPU, AVX2 and older | float32      | bfloat16 if oneDNN has kernels for it               |
 
-Without oneDNN in torch nothing is packed. The choices were measured with these benchmarks:
+Without oneDNN in torch nothing is packed. `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA`, with which torch and oneDNN
+use fewer instructions than the CPU has, lower the row. The choices were measured with these benchmarks:
 
 * bfloat16 against float32: `benchmarks/precision.py`.
 * Muon, which takes `choose_dtype`: `benchmarks/muon.py`. A CPU without bfloat16 instructions emulates them, 17 times as
@@ -24,10 +25,19 @@ import torch
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 on CUDA and on CPUs with instructions for it, else float32."""
+    """Return bfloat16 on CUDA and on CPUs whose instructions for it torch and oneDNN use, else float32."""
+    fast = device.type == "cuda" or (device.type == "cpu" and _computes_bfloat16())
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _computes_bfloat16() -> bool:
+    """Return whether this CPU has instructions for bfloat16, and no variable of the environment forbids their use."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # ATEN_CPU_CAPABILITY lowers it
+        return False
+    if torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # ONEDNN_MAX_CPU_ISA
+        return False
     # torch.cpu.get_capabilities is public, but newer than the oldest torch that this project supports.
-    cpu = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if cpu or device.type == "cuda" else torch.float32
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def packs_linear(dtype: torch.dtype) -> bool:
