@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from unmask.runtime.kernels import choose_dtype, packs_linear
+from unmask.runtime import kernels
+from unmask.runtime.kernels import choose_dtype, move_all, multiply_all, packs_linear
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
@@ -56,3 +57,52 @@ def test_cuda_is_fast_in_bfloat16_whatever_the_cpu(cpu, facts):
 def test_a_device_without_a_measurement_gets_float32(cpu):
     cpu("AVX512", bf16=True, amx=True)
     assert choose_dtype(torch.device("meta")) == FLOAT32
+
+
+# -- a torch without its private functions --
+
+
+@pytest.fixture
+def without(monkeypatch, caplog):
+    """Give this process a torch without the private functions that the project calls."""
+    kernels._log_missing.cache_clear()
+    for owner, names in (
+        (torch, ("_foreach_mul_", "_foreach_lerp_")),
+        (torch.cpu, ("_is_avx512_bf16_supported", "_is_amx_tile_supported")),
+        (torch.ops, ("mkldnn",)),
+    ):
+        for name in names:
+            monkeypatch.delattr(owner, name)
+    yield caplog
+    kernels._log_missing.cache_clear()
+
+
+def test_missing_functions_are_replaced_and_named_once(without, monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", object(), raising=False)  # or torch would load it again
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    for _ in range(2):
+        assert choose_dtype(CPU) == FLOAT32
+        assert not packs_linear(FLOAT32)
+        multiply_all([torch.ones(2)], 2)
+        move_all([torch.ones(2)], [torch.zeros(2)], 0.5)
+    names = [record.getMessage().split(" has no ")[1].split(":")[0] for record in without.records]
+    assert len(names) == len({record.getMessage() for record in without.records})
+    assert {name.split(".")[-1] for name in names} >= {
+        "_foreach_mul_", "_foreach_lerp_", "_is_avx512_bf16_supported", "_is_amx_tile_supported",
+        "_is_mkldnn_bf16_supported",
+    }  # fmt: skip
+    assert all(record.getMessage().startswith(f"torch {torch.__version__} has no ") for record in without.records)
+
+
+def test_the_replacements_compute_the_same_bits(request):
+    def compute():
+        generator = torch.Generator().manual_seed(0)
+        tensors = [torch.randn(shape, generator=generator) for shape in [(3,), (2, 5), ()]]
+        targets = [torch.randn(tensor.shape, generator=generator) for tensor in tensors]
+        multiply_all(tensors, 0.37)
+        move_all(tensors, targets, 0.013)
+        return tensors
+
+    fast = compute()
+    request.getfixturevalue("without")
+    assert all(torch.equal(a, b) for a, b in zip(fast, compute(), strict=True))

@@ -19,9 +19,22 @@ use fewer instructions than the CPU has, lower the row. The choices were measure
 
 Attention and convolutions choose between two formulas by device and shape, in `method/models/layers.py`
 (`benchmarks/attention.py`) and `tokenizers/vqgan.py`.
+
+Some of these need functions of torch that are private. A torch without one of them is named in one line of the log, and
+the program goes on without it.
 """
 
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from operator import attrgetter
+from typing import Any
+
 import torch
+from torch import Tensor
+
+PACKING = ("ops.mkldnn._is_mkldnn_bf16_supported", "ops.mkldnn._reorder_linear_weight", "ops.mkldnn._linear_pointwise")
+"""What packed layers need of torch, all or nothing."""
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
@@ -30,23 +43,66 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _computes_bfloat16() -> bool:
-    """Return whether this CPU has instructions for bfloat16, and no variable of the environment forbids their use."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # ATEN_CPU_CAPABILITY lowers it
-        return False
-    if torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # ONEDNN_MAX_CPU_ISA
-        return False
-    # torch.cpu.get_capabilities is public, but newer than the oldest torch that this project supports.
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def packs_linear(dtype: torch.dtype) -> bool:
     """Return whether linear layers of this type are faster on this CPU in the layout of oneDNN (`runtime/packed.py`).
 
     In bfloat16 that is where oneDNN has kernels for it, in float32 only with AVX-512; other types have no kernel.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available() or not all(
+        find_private(name, "linear layers are not packed") for name in PACKING
+    ):
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def multiply_all(tensors: Sequence[Tensor], factor: float) -> None:
+    """Multiply each tensor by `factor`, in place, in one call where torch can."""
+    multiply = find_private("_foreach_mul_", "tensors are multiplied one at a time")
+    if multiply is not None:
+        multiply(tensors, factor)
+        return
+    for tensor in tensors:
+        tensor.mul_(factor)
+
+
+def move_all(tensors: Sequence[Tensor], targets: Sequence[Tensor], share: float) -> None:
+    """Move each tensor by `share` of the way to its target, in place, in one call where torch can."""
+    move = find_private("_foreach_lerp_", "tensors are averaged one at a time")
+    if move is not None:
+        move(tensors, targets, share)
+        return
+    for tensor, target in zip(tensors, targets, strict=True):
+        tensor.lerp_(target, share)
+
+
+def find_private(path: str, otherwise: str) -> Callable[..., Any] | None:
+    """Return a private function of torch by its path, such as `cpu._is_amx_tile_supported`, or None if it is gone.
+
+    The first time that it is missing, one line of the log says so and what happens `otherwise`.
+    """
+    try:
+        found: Callable[..., Any] = attrgetter(path)(torch)
+    except AttributeError:
+        _log_missing(path, otherwise)
+        return None
+    return found
+
+
+@cache
+def _log_missing(path: str, otherwise: str) -> None:
+    logging.getLogger(__name__).warning("torch %s has no %s: %s", torch.__version__, path, otherwise)
+
+
+def _computes_bfloat16() -> bool:
+    """Return whether this CPU has instructions for bfloat16, and no variable of the environment forbids their use."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # ATEN_CPU_CAPABILITY lowers it
+        return False
+    supports = find_private(PACKING[0], "bfloat16 counts as fast by the instructions of the CPU alone")
+    if torch.backends.mkldnn.is_available() and supports is not None and not supports():  # ONEDNN_MAX_CPU_ISA lowers it
+        return False
+    # torch.cpu.get_capabilities is public, but newer than the oldest torch that this project supports.
+    names = ("cpu._is_avx512_bf16_supported", "cpu._is_amx_tile_supported")
+    facts = [find_private(name, "such CPUs compute in float32") for name in names]
+    return any(fact is not None and fact() for fact in facts)

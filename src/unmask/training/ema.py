@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.runtime.distributed import get_local, reshard
+from unmask.runtime.kernels import move_all
 
 
 class Ema:
@@ -25,7 +26,7 @@ class Ema:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         average = [get_local(a) for a in self.average.values()]
         weights = [get_local(p).float() for p in self.model.parameters()]
-        torch._foreach_lerp_(average, weights, weight)
+        move_all(average, weights, weight)
 
     @contextmanager
     def swap_weights(self) -> Iterator[None]:

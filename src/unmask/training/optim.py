@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unmask.errors import STEP_COUNTS, check_ranges
 from unmask.runtime.distributed import gather_full, get_local, shard_like
-from unmask.runtime.kernels import choose_dtype
+from unmask.runtime.kernels import choose_dtype, move_all, multiply_all
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic that `orthogonalize` iterates (Jordan et al. 2024, "Muon"; as in torch.optim.Muon)."""
@@ -98,7 +98,7 @@ class MuonOptimizer(torch.optim.Optimizer):
             if not parameters:  # such as in a tokenizer without attention
                 continue
             updates = self._update_momentum(parameters, group["momentum"])
-            torch._foreach_mul_([get_local(p) for p in parameters], 1 - group["lr"] * group["weight_decay"])
+            multiply_all([get_local(p) for p in parameters], 1 - group["lr"] * group["weight_decay"])
             order = sorted(range(len(parameters)), key=lambda i: tuple(parameters[i].shape))
             for shape, same in groupby(order, key=lambda i: tuple(parameters[i].shape)):
                 indices = list(same)
@@ -114,7 +114,7 @@ class MuonOptimizer(torch.optim.Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         averages = [get_local(self.state[p]["momentum_buffer"]) for p in parameters]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        torch._foreach_lerp_(averages, [get_local(g) for g in gradients], 1 - momentum)
+        move_all(averages, [get_local(g) for g in gradients], 1 - momentum)
         return [g.lerp(self.state[p]["momentum_buffer"], momentum) for p, g in zip(parameters, gradients, strict=True)]
 
 

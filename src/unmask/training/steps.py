@@ -18,6 +18,7 @@ from unmask.runtime.distributed import (
     get_local,
     sum_over_ranks,
 )
+from unmask.runtime.kernels import multiply_all
 from unmask.storage.layout import CHECKPOINTS, METRICS
 from unmask.training.checkpoint import load_checkpoint
 from unmask.training.curve import describe_curve, has_curve_changed
@@ -168,9 +169,9 @@ def split_rows(batch_size: int, accumulate: int, world: World) -> list[Int[Tenso
 def scale_gradients(parameters: Sequence[nn.Parameter], factor: float, clip: float) -> float:
     """Multiply all gradients by `factor`, clip their global norm to `clip`, and return the norm before clipping."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    torch._foreach_mul_([get_local(g) for g in gradients], factor)
+    multiply_all([get_local(g) for g in gradients], factor)
     gradient_norm = float(compute_norm(gradients))
-    torch._foreach_mul_([get_local(g) for g in gradients], min(1.0, clip / (gradient_norm + 1e-12)))
+    multiply_all([get_local(g) for g in gradients], min(1.0, clip / (gradient_norm + 1e-12)))
     return gradient_norm
 
 
