@@ -1,8 +1,8 @@
-# `make demo` and `make test` do everything from a bare machine with Python >= 3.10.
+# `make demo` and `make test` do everything from a bare machine with Python >= 3.11.
 PYTHON ?= python3
 FLAGS ?=
 
-.PHONY: demo test test-fast campaign lint types check clean
+.PHONY: demo test test-fast campaign lint types wheel check clean
 
 demo: .venv/demo.installed  ## learn real digits, draw, repair and measure them; results in runs/demo
 	.venv/bin/unmask demo $(FLAGS)
@@ -23,14 +23,19 @@ lint: .venv/dev.installed
 types: .venv/dev.installed
 	.venv/bin/mypy
 
+wheel: .venv/dev.installed  ## build the package into dist/, and run a short demo from the wheel in an empty environment
+	rm -rf dist
+	.venv/bin/python -m build
+	PYTHON=$(PYTHON) tests/release/try_wheel.sh
+
 check: lint types test  ## what CI runs, but for the demo
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/%.installed: pyproject.toml | .venv/bin/python
-	.venv/bin/pip install --disable-pip-version-check -q -e ".[$*]"
+.venv/%.installed: pyproject.toml constraints.txt | .venv/bin/python
+	.venv/bin/pip install --disable-pip-version-check -q -c constraints.txt -e ".[$*]"
 	@touch $@
 
 clean:
-	rm -rf .venv runs/demo
+	rm -rf .venv dist runs/demo

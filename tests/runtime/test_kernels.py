@@ -83,7 +83,7 @@ def test_missing_functions_are_replaced_and_named_once(without, monkeypatch):
     for _ in range(2):
         assert choose_dtype(CPU) == FLOAT32
         assert not packs_linear(FLOAT32)
-        multiply_all([torch.ones(2)], 2)
+        multiply_all([torch.ones(2)], 2.0)
         move_all([torch.ones(2)], [torch.zeros(2)], 0.5)
     names = [record.getMessage().split(" has no ")[1].split(":")[0] for record in without.records]
     assert len(names) == len({record.getMessage() for record in without.records})
