@@ -4,7 +4,6 @@ A file is used only if its size and SHA-256 are the published ones. An interrupt
 """
 
 import errno
-import fcntl
 import hashlib
 import shutil
 import time
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
+
+from filelock import lock_descriptor
 
 from unmask.errors import CheckpointError, ConfigError, DiskError, describe_os_error
 from unmask.runtime.progress import Progress
@@ -145,7 +146,7 @@ def find_mismatch(path: Path, source: PublishedFile) -> str | None:
 def lock_file(path: Path) -> Iterator[None]:
     """Hold the lock of a file or folder; wait while another process that makes it holds the lock."""
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_descriptor(lock.fileno())
         yield
 
 
