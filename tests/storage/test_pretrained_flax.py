@@ -239,8 +239,10 @@ def mutants(data: bytes, seed: int) -> list[bytes]:
     return found
 
 
-@pytest.mark.parametrize("head", [b"\xdf\xff\xff\xff\xff", b"\x81\xdd\xff\xff\xff\xff", b"\x81\xa1w\xdd\xff\xff\xff\xff",
-                                  b"\x81\xa1w\xc9\xff\xff\xff\xff\x01", b"\x81\xa1w\xc6\xff\xff\xff\xff"])  # fmt: skip
+HEADS = ["df ffffffff", "81 dd ffffffff", "81 a177 dd ffffffff", "81 a177 c9 ffffffff 01", "81 a177 c6 ffffffff"]
+
+
+@pytest.mark.parametrize("head", map(bytes.fromhex, HEADS), ids=HEADS)
 def test_a_hostile_length_takes_no_memory(tmp_path, head):
     data = head + b"\x90" * (1 << 16)
     tracemalloc.start()
