@@ -242,7 +242,7 @@ def mutants(data: bytes, seed: int) -> list[bytes]:
 HEADS = ["df ffffffff", "81 dd ffffffff", "81 a177 dd ffffffff", "81 a177 c9 ffffffff 01", "81 a177 c6 ffffffff"]
 
 
-@pytest.mark.parametrize("head", map(bytes.fromhex, HEADS), ids=HEADS)
+@pytest.mark.parametrize("head", list(map(bytes.fromhex, HEADS)), ids=HEADS)
 def test_a_hostile_length_takes_no_memory(tmp_path, head):
     data = head + b"\x90" * (1 << 16)
     tracemalloc.start()
