@@ -51,7 +51,8 @@ class CausalJudge:
 
     def encode(self, documents: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return the tokens of a row of documents, and which of them count."""
-        tokens, counted = [], []
+        tokens: list[int] = []
+        counted: list[bool] = []
         begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         for number, text in enumerate(documents):
             between = begin if not number else end
@@ -82,7 +83,7 @@ def load_causal_judge(name: str, device: torch.device | str = "cpu") -> CausalJu
     plain: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **plain)
-        network, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True, **plain
         )
     except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
@@ -91,6 +92,7 @@ def load_causal_judge(name: str, device: torch.device | str = "cpu") -> CausalJu
             f"--judge {escape_line(name)} cannot be loaded ({reason}); check the network, or give a folder with "
             "config.json, model.safetensors and tokenizer.json"
         ) from error
+    network, info = loaded
     wrong = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
     if wrong:  # transformers fills missing tensors with noise
         raise CheckpointError(

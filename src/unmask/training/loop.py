@@ -34,7 +34,7 @@ from unmask.runtime.distributed import (
 )
 from unmask.runtime.signals import stop_on_signal
 from unmask.training.ema import Ema
-from unmask.training.log import Tracker, TrainLog
+from unmask.training.log import TrainLog
 from unmask.training.optim import (
     AdamW,
     Constant,
@@ -54,6 +54,7 @@ from unmask.training.steps import (
     scale_gradients,
     split_rows,
 )
+from unmask.training.trackers import Tracker
 
 LossFunction = Callable[..., Loss]
 """`loss(model, tokens, condition, *, mask_id, rand)`, such as any objective of `method/objectives.py`."""
@@ -95,7 +96,7 @@ class TrainConfig:
     keep: int = 2
     """Number of checkpoints to keep on disk, at least 2, so that a damaged one has a fallback."""
     tracker: Tracker = "none"
-    """Where metrics go besides metrics.jsonl: none, tensorboard or wandb."""
+    """Where metrics go besides metrics.jsonl: none, tensorboard, wandb or trackio."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "evaluate_every", "save_every"):
