@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unmask.errors import CheckpointError
-from unmask.storage.foreign.flax import DTYPES, MAX_DEPTH, MAX_ENTRIES, MAX_NAME, READ_SIZE, read_flax
+from unmask.storage.foreign.flax import DTYPES, MAX_DEPTH, MAX_ENTRIES, MAX_NAME, UNPACKER_BLOCK, read_flax
 
 CHUNKED = "__msgpack_chunked_array__"
 
@@ -247,7 +247,7 @@ def test_a_hostile_length_takes_no_memory(tmp_path, head):
     data = head + b"\x90" * (1 << 16)
     tracemalloc.start()
     refused(data, tmp_path)
-    assert tracemalloc.get_traced_memory()[1] < 4 * len(data) + 2 * READ_SIZE
+    assert tracemalloc.get_traced_memory()[1] < 4 * len(data) + 2 * UNPACKER_BLOCK
     tracemalloc.stop()
 
 
@@ -262,7 +262,8 @@ def test_damaged_files_are_read_or_refused_fast_and_in_little_memory(tmp_path):
             tracemalloc.start()
         tensors = read_or_refuse(mutant, tmp_path)
         assert (
-            not tracemalloc.is_tracing() or tracemalloc.get_traced_memory()[1] < 4 * len(data) + 2 * READ_SIZE + 200_000
+            not tracemalloc.is_tracing()
+            or tracemalloc.get_traced_memory()[1] < 4 * len(data) + 2 * UNPACKER_BLOCK + 200_000
         )
         tracemalloc.stop()
         assert sum(t.nbytes for t in tensors.values()) <= len(mutant)

@@ -8,6 +8,7 @@ this module reads plain files: the same order, splits, fingerprints and workers 
 import hashlib
 import re
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -38,7 +39,7 @@ ERRORS = {
     "huggingface_hub.errors": "HfHubHTTPError",
 }
 """Errors of these packages that are no OSError."""
-READ_SIZE = 8 << 20
+REMOTE_BLOCK = 8 << 20
 MAX_FILES = 100_000
 _RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
 
@@ -164,25 +165,22 @@ def fetch_remote(address: str, progress: Progress | None = None) -> Path:
 
 def _copy(address: str, size: int | None, path: Path, progress: Progress | None) -> None:
     """Copy a file a portion at a time; raise DataError where its server fails, OSError where the disk does."""
-    fs, done = _open_file_system(address), 0
+    done = 0
     with write_atomic(path) as temporary, open(temporary, "wb") as out:
-        try:
-            source = fs.open(address, "rb")
-        except _list_errors() as error:
-            raise _make_error(address, error) from error
-        with source:
-            while block := _read_block(source, address):
-                out.write(block)
-                done += len(block)
-                if progress is not None:
-                    progress(path.name, done, size or done)
+        for block in _read_blocks(address):
+            out.write(block)
+            done += len(block)
+            if progress is not None:
+                progress(path.name, done, size or done)
         if size is not None and done != size:
             raise DataError(f"{escape_line(address)}: {done} of {size} bytes came; run the command again")
 
 
-def _read_block(source: Any, address: str) -> bytes:
+def _read_blocks(address: str) -> Iterator[bytes]:
     try:
-        return bytes(source.read(READ_SIZE))
+        with _open_file_system(address).open(address, "rb") as source:
+            while block := source.read(REMOTE_BLOCK):
+                yield block
     except _list_errors() as error:
         raise _make_error(address, error) from error
 

@@ -22,7 +22,7 @@ MAX_ENTRIES = 20_000
 NDARRAY = 1
 """The type code of an array in flax. The other codes, for complex numbers and NumPy scalars, are not weights."""
 CHUNKED = "__msgpack_chunked_array__"
-READ_SIZE = 1 << 20
+UNPACKER_BLOCK = 1 << 20
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -63,8 +63,8 @@ class _Reader:
         self.data, self.entries = data, 0
         self.unpacker = msgpack.Unpacker(
             data,
-            read_size=READ_SIZE,
-            max_buffer_size=len(data) + READ_SIZE,
+            read_size=UNPACKER_BLOCK,
+            max_buffer_size=len(data) + UNPACKER_BLOCK,
             raw=True,
             max_array_len=0,
             max_map_len=MAX_ENTRIES,
