@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
 
-from filelock import lock_descriptor
-
 from unmask.errors import CheckpointError, ConfigError, DiskError, describe_os_error
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line, move_into_place
@@ -145,6 +143,8 @@ def find_mismatch(path: Path, source: PublishedFile) -> str | None:
 @contextmanager
 def lock_file(path: Path) -> Iterator[None]:
     """Hold the lock of a file or folder; wait while another process that makes it holds the lock."""
+    from filelock import lock_descriptor
+
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         lock_descriptor(lock.fileno())
         yield
