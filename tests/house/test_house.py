@@ -449,6 +449,7 @@ VERBS = {
     "evaluate",
     "exclude",
     "expect",
+    "expand",
     "export",
     "extend",
     "extract",

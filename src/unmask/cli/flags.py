@@ -21,7 +21,7 @@ from unmask.runtime.progress import show_progress
 from unmask.storage.cache import find_cache_dir
 
 TRUST = "A .py recipe is code, and it is executed: only give one that you trust."
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def choose_say(here: World) -> Callable[[str], None] | None:

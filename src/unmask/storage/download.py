@@ -4,7 +4,6 @@ A file is used only if its size and SHA-256 are the published ones. An interrupt
 """
 
 import errno
-import fcntl
 import hashlib
 import shutil
 import time
@@ -144,8 +143,10 @@ def find_mismatch(path: Path, source: PublishedFile) -> str | None:
 @contextmanager
 def lock_file(path: Path) -> Iterator[None]:
     """Hold the lock of a file or folder; wait while another process that makes it holds the lock."""
+    from filelock import lock_descriptor
+
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_descriptor(lock.fileno())
         yield
 
 
