@@ -335,7 +335,9 @@ def test_weights_are_downloaded_once(site, monkeypatch):
 
 
 def test_a_failed_download_says_which_file_to_put_where(site, monkeypatch):
-    with pytest.raises(CheckpointError, match=f"{inception.FILE}.*put it at .*inception.*--features classifier") as caught:
+    with pytest.raises(
+        CheckpointError, match=f"{inception.FILE}.*put it at .*inception.*--features classifier"
+    ) as caught:
         find_inception_weights()
     assert "\n" not in str(caught.value)
     assert not site.exists()

@@ -50,7 +50,7 @@ def write_texts(folder, seed=0):
 @pytest.fixture
 def mine(toys, files, tmp_path, monkeypatch):
     """toy-words, a model that takes prompts, and its files."""
-    model = File(family="amused", page="https://example.org/toy", name=NETWORK_FILE)
+    model = File(family="amused", repo="toy/weights", name=NETWORK_FILE)
     monkeypatch.setitem(MODELS, "toy-words", entry(Size(model=NETWORK, tokenizer=PIXELS), model=model, preset=None))
     folder = shutil.copytree(files, tmp_path / "mine")
     save_file(random(published(NETWORK, PIXELS.vocab_size)), folder / NETWORK_FILE)

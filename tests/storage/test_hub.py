@@ -71,7 +71,8 @@ def test_a_known_hash_needs_no_pin(hub):
     assert read_pins() == {}
 
 
-def test_a_connection_that_breaks_is_resumed(hub):
+def test_a_connection_that_breaks_is_resumed(hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1024)
     hub.faults[KEY] = [cut]
     assert fetch_file(FILE).read_bytes() == BODY
     assert hub.asked[-1] == f"GET /cdn/{KEY} bytes={len(BODY) // 2}-"

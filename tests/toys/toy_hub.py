@@ -1,4 +1,7 @@
-"""A Hugging Face Hub on this machine, as huggingface_hub asks it: files, a commit, gates, and faults turn by turn."""
+"""A Hugging Face Hub on this machine, as huggingface_hub asks it: files, a commit, gates, and faults turn by turn.
+
+Large files lie at another host (localhost): huggingface_hub follows a redirect within the Hub, and no other.
+"""
 
 import hashlib
 import json
@@ -93,7 +96,7 @@ class Hub:
             return send(handler, 200, body, **facts)
         facts["X-Linked-Etag"] = f'"{hashlib.sha256(body).hexdigest()}"'
         facts["X-Linked-Size"] = str(self.sizes.get(key, len(body)))
-        return send(handler, 302, b"", **facts, Location=f"{self.url}/cdn/{key}")
+        return send(handler, 302, b"", **facts, Location=f"http://localhost:{self.server.server_port}/cdn/{key}")
 
     def _send_file(self, handler: BaseHTTPRequestHandler, key: str) -> None:
         body = self.files[key]
@@ -101,9 +104,7 @@ class Hub:
             return self.faults[key].pop(0)(handler, body)
         if span := re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", "")):
             start = int(span[1])
-            return send(
-                handler, 206, body[start:], **{"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
-            )
+            return send(handler, 206, body[start:], **{"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"})
         return send(handler, 200, body)
 
 
@@ -161,4 +162,4 @@ def use(patch, hub: Hub, cache) -> None:
         patch.setattr(constants, name, value)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "http_proxy", "https_proxy", "all_proxy"):
         patch.delenv(name, raising=False)
-    patch.setenv("NO_PROXY", "127.0.0.1")
+    patch.setenv("NO_PROXY", "127.0.0.1,localhost")

@@ -5,7 +5,11 @@ kernel to fetch, or sizes that fill the memory. So only a few bounded numbers of
 on, and the weights file must be large enough for them.
 """
 
+import json
 import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +27,8 @@ NEEDED_FILES = (TEXT_CONFIG, TEXT_WEIGHTS, VOCABULARY, MERGES)
 OPTIONAL_FILES = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
 FILES = (*NEEDED_FILES, *OPTIONAL_FILES)
 """All files that are read."""
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "added_tokens_decoder")
+"""What is read of the configuration of a tokenizer."""
 
 MAX_BYTES = 8 << 20
 """Largest size of a file of the tokenizer; CLIP's have about 1 MB and 0.5 MB."""
@@ -100,7 +106,7 @@ def read_clip(folder: Path) -> Clip:
             f"{shown}: not a CLIP text model ({escape_line(str(error))}): copy the folder again"
         ) from error
     try:
-        encoder, tokenizer = _load(folder, sizes)
+        encoder, tokenizer = _load_encoder(folder / TEXT_WEIGHTS, sizes), _load_tokenizer(files)
     except CheckpointError:
         raise
     except Exception as error:  # what transformers and its tokenizers raise differs between versions
@@ -108,7 +114,13 @@ def read_clip(folder: Path) -> Clip:
         raise CheckpointError(
             f"{shown}: transformers cannot load a CLIP text model from it ({reason}): copy the folder again"
         ) from error
-    count, end = len(tokenizer), tokenizer.eos_token_id
+    ids = sorted(tokenizer.get_vocab().values())
+    if ids != list(range(len(ids))) or None in (tokenizer.bos_token_id, tokenizer.pad_token_id):
+        raise CheckpointError(
+            f"{shown}/tokenizer: the tokens are not numbered from 0, each once, or one for start or padding is "
+            "missing: copy the folder again"
+        )
+    count, end = len(ids), tokenizer.eos_token_id
     # With a wrong end, CLIP would pool the start token. Older files have an end of 2 and mean the highest number.
     is_older = (sizes.eos_token_id, end) == (2, count - 1)
     if count != sizes.vocab_size or (end != sizes.eos_token_id and not is_older):
@@ -145,10 +157,32 @@ def require_transformers() -> None:
         raise ConfigError("prompts need transformers: pip install 'unmask[prompts]'") from error
 
 
-def _load(folder: Path, sizes: TextSizes) -> tuple[Any, Any]:
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep transformers from printing tables about tensors that do not fit."""
+    from transformers.utils import logging
 
-    path = folder / TEXT_WEIGHTS
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _load_tokenizer(files: Mapping[str, bytes]) -> Any:
+    """Load the tokenizer from these files alone: a folder may hold others that transformers would read."""
+    from transformers import CLIPTokenizer
+
+    with _silence(), tempfile.TemporaryDirectory(prefix="unmask-words-") as own:
+        for name, data in files.items():
+            (Path(own) / Path(name).name).write_bytes(data)
+        return CLIPTokenizer.from_pretrained(own, local_files_only=True)
+
+
+def _load_encoder(path: Path, sizes: TextSizes) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
     shown = escape_line(str(path))
     config = CLIPTextConfig(**to_json(sizes), **SETTINGS)
     with torch.device("meta"):
@@ -158,14 +192,16 @@ def _load(folder: Path, sizes: TextSizes) -> tuple[Any, Any]:
             f"{shown} is too small for the {count:,} parameters of its config.json: get that of amused/amused-256 or "
             "-512"
         )
-    loaded: Any = CLIPTextModelWithProjection.from_pretrained(
-        path.parent,
-        config=config,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
+    with _silence():
+        loaded: Any = CLIPTextModelWithProjection.from_pretrained(
+            path.parent,
+            config=config,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are in the report, and refused
+            output_loading_info=True,
+        )
     encoder, info = loaded
     wrong = sorted(str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind])
     encoder = encoder.float().requires_grad_(False).eval()
@@ -175,7 +211,7 @@ def _load(folder: Path, sizes: TextSizes) -> tuple[Any, Any]:
             f"{shown}: {len(wrong)} tensors are missing, unknown, of another shape or not finite, first "
             f"{escape_line(wrong[0])}: get that of amused/amused-256 or -512"
         )
-    return encoder, CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    return encoder
 
 
 def _read_sizes(path: Path) -> TextSizes:
@@ -187,14 +223,20 @@ def _read_sizes(path: Path) -> TextSizes:
 
 
 def _read_small(path: Path) -> bytes:
-    """Read a file of the tokenizer; ConfigError if it is too long, or no JSON object where it must be one."""
-    if path.suffix == ".json" and not isinstance(load_json(path, MAX_BYTES), dict):
+    """Read a file of the tokenizer, and of its configuration the special tokens alone.
+
+    ConfigError if it is too long, or no JSON object where it must be one.
+    """
+    data = load_json(path, MAX_BYTES) if path.suffix == ".json" else {}
+    if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a JSON object")
+    if path.name in map(os.path.basename, OPTIONAL_FILES):
+        return json.dumps({name: data[name] for name in SPECIAL if name in data}).encode()
     try:
         with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            body = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {describe_os_error(error)}") from error
-    if len(data) > MAX_BYTES:
+    if len(body) > MAX_BYTES:
         raise ConfigError(f"{path} is longer than {MAX_BYTES} bytes")
-    return data
+    return body

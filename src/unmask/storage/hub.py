@@ -184,7 +184,7 @@ def _make_bar(what: str, progress: Progress | None) -> Any:
             hidden = progress is not None or not sys.stderr.isatty()
             super().__init__(*args, **(options | ({"disable": True} if hidden else {})))
 
-        def update(self, n: float | None = 1) -> Any:
+        def update(self, n: int | float | None = 1) -> Any:
             self.received += n or 0
             if progress is not None and self.whole:
                 progress(what, int(self.received), int(self.whole))
