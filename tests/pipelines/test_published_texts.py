@@ -14,15 +14,17 @@ from unmask.errors import CheckpointError, ConfigError
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.load import load
 from unmask.pretrained.amused import Amused
-from unmask.pretrained.clip import NEEDED_FILES, TextSizes, build_skeleton
+from unmask.pretrained.clip import NEEDED_FILES
 from unmask.pretrained.families import Size
 from unmask.published.catalogue import MODELS, File
 from unmask.published.opening import open_model
 from unmask.recipes.reading import write_config
 from unmask.storage.weights import have_same_weights, write_weights
 
+transformers = pytest.importorskip("transformers", reason="prompts: no transformers")
+
 WORDS = ["a", "b", "ab</w>", "a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"]
-TEXTS = sorted([*NEEDED_FILES, "tokenizer/tokenizer_config.json"])
+TEXTS = sorted([*NEEDED_FILES, "tokenizer/special_tokens_map.json"])
 WEIGHTS = "text_encoder/model.safetensors"
 NETWORK = Amused(
     dim=8, depth=1, heads=2, mlp_dim=8, block_dim=6, blocks=1, block_heads=2, text_dim=8, pooled_dim=6, micro_dim=4
@@ -38,7 +40,9 @@ def write_texts(folder, seed=0):
     for part in ("text_encoder", "tokenizer"):
         (folder / part).mkdir(exist_ok=True)
     (folder / "text_encoder/config.json").write_text(json.dumps({**sizes, "_name_or_path": "theirs"}))
-    shapes = {name: tuple(value.shape) for name, value in build_skeleton(TextSizes(**sizes)).named_parameters()}
+    with torch.device("meta"):
+        made = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**sizes))
+    shapes = {name: tuple(value.shape) for name, value in made.named_parameters()}
     (folder / WEIGHTS).unlink(missing_ok=True)
     save_file(random(shapes, seed), folder / WEIGHTS)
     (folder / "tokenizer/vocab.json").write_text(json.dumps({word: i for i, word in enumerate(WORDS)}))
@@ -74,7 +78,7 @@ def test_the_text_encoder_comes_along(mine, toys):
     folder = toys / "toy-words"
     assert tree(folder) == sorted([*WHOLE, *TEXTS])
     assert have_same_weights(folder / WEIGHTS, mine / WEIGHTS)
-    assert json.loads((folder / "tokenizer/tokenizer_config.json").read_text())["pad_token"] == "a"
+    assert json.loads((folder / "tokenizer/special_tokens_map.json").read_text())["pad_token"] == "a"
     assert "_name_or_path" not in json.loads((folder / "text_encoder/config.json").read_text())
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from unmask.errors import CheckpointError, ConfigError, DiskError, describe_os_error
 from unmask.storage.config import from_json, load_json, to_json, write_json
@@ -30,13 +31,17 @@ FILES = (*NEEDED_FILES, *OPTIONAL_FILES)
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "added_tokens_decoder")
 """What is read of the configuration of a tokenizer."""
 
-MAX_BYTES = 8 << 20
+MAX_TOKENIZER_BYTES = 8 << 20
 """Largest size of a file of the tokenizer; CLIP's have about 1 MB and 0.5 MB."""
 MAX_TEXT_SIZES = {
     "vocab_size": 1 << 18, "hidden_size": 1 << 13, "intermediate_size": 1 << 15, "num_attention_heads": 1 << 8,
     "num_hidden_layers": 64, "max_position_embeddings": 1 << 12, "projection_dim": 1 << 13,
 }  # fmt: skip
 """Largest values of a config.json; ViT-L/14 has 49408, 768, 3072, 12, 12, 77 and 768."""
+TRANSFORMERS_ERRORS = (
+    OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RuntimeError,
+)  # fmt: skip
+"""What transformers may raise; it differs between its versions."""
 SETTINGS: dict[str, Any] = {"bos_token_id": None, "pad_token_id": None}
 """Settings that no file decides: no token number except the end, the only one needed."""
 
@@ -101,26 +106,21 @@ def read_clip(folder: Path) -> Clip:
     try:
         sizes = _read_sizes(folder / TEXT_CONFIG)
         files = {name: _read_small(folder / name) for name in FILES[2:] if os.path.isfile(folder / name)}
+        _check_vocabulary(folder, files)
     except ConfigError as error:
         raise CheckpointError(
             f"{shown}: not a CLIP text model ({escape_line(str(error))}): copy the folder again"
         ) from error
     try:
         encoder, tokenizer = _load_encoder(folder / TEXT_WEIGHTS, sizes), _load_tokenizer(files)
-    except CheckpointError:
-        raise
-    except Exception as error:  # what transformers and its tokenizers raise differs between versions
+    except (*TRANSFORMERS_ERRORS, SafetensorError) as error:
         reason = escape_line((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
         raise CheckpointError(
             f"{shown}: transformers cannot load a CLIP text model from it ({reason}): copy the folder again"
         ) from error
-    ids = sorted(tokenizer.get_vocab().values())
-    if ids != list(range(len(ids))) or None in (tokenizer.bos_token_id, tokenizer.pad_token_id):
-        raise CheckpointError(
-            f"{shown}/tokenizer: the tokens are not numbered from 0, each once, or one for start or padding is "
-            "missing: copy the folder again"
-        )
-    count, end = len(ids), tokenizer.eos_token_id
+    if None in (tokenizer.bos_token_id, tokenizer.pad_token_id):
+        raise CheckpointError(f"{shown}/tokenizer has no token for start or padding: copy the folder again")
+    count, end = len(tokenizer), tokenizer.eos_token_id
     # With a wrong end, CLIP would pool the start token. Older files have an end of 2 and mean the highest number.
     is_older = (sizes.eos_token_id, end) == (2, count - 1)
     if count != sizes.vocab_size or (end != sizes.eos_token_id and not is_older):
@@ -159,15 +159,18 @@ def require_transformers() -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep transformers from printing tables about tensors that do not fit."""
+    """Keep transformers from printing bars, and tables of tensors that do not fit."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if had_bars:
+            logging.enable_progress_bar()
 
 
 def _load_tokenizer(files: Mapping[str, bytes]) -> Any:
@@ -222,21 +225,36 @@ def _read_sizes(path: Path) -> TextSizes:
     return from_json(TextSizes, {name: value for name, value in data.items() if name in known}, str(path))
 
 
+def _check_vocabulary(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Raise ConfigError unless tokens are numbered from 0, and merges are two tokens that make a third."""
+    ids = json.loads(files[VOCABULARY])
+    if any(type(number) is not int for number in ids.values()) or sorted(ids.values()) != list(range(len(ids))):
+        raise ConfigError(f"{folder / VOCABULARY}: the tokens are not numbered from 0, each once")
+    try:
+        lines = files[MERGES].decode().replace("\r\n", "\n").split("\n")
+    except ValueError as error:
+        raise ConfigError(f"{folder / MERGES} is not UTF-8") from error
+    for number, line in enumerate(lines, 1):
+        pair = line.split(" ")
+        if line and not line.startswith("#version") and not (len(pair) == 2 and {*pair, "".join(pair)} <= ids.keys()):
+            raise ConfigError(f"{folder / MERGES}: line {number} does not merge two tokens of vocab.json into a third")
+
+
 def _read_small(path: Path) -> bytes:
     """Read a file of the tokenizer, and of its configuration the special tokens alone.
 
     ConfigError if it is too long, or no JSON object where it must be one.
     """
-    data = load_json(path, MAX_BYTES) if path.suffix == ".json" else {}
+    data = load_json(path, MAX_TOKENIZER_BYTES) if path.suffix == ".json" else {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a JSON object")
     if path.name in map(os.path.basename, OPTIONAL_FILES):
         return json.dumps({name: data[name] for name in SPECIAL if name in data}).encode()
     try:
         with open(path, "rb") as file:
-            body = file.read(MAX_BYTES + 1)
+            body = file.read(MAX_TOKENIZER_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {describe_os_error(error)}") from error
-    if len(body) > MAX_BYTES:
-        raise ConfigError(f"{path} is longer than {MAX_BYTES} bytes")
+    if len(body) > MAX_TOKENIZER_BYTES:
+        raise ConfigError(f"{path} is longer than {MAX_TOKENIZER_BYTES} bytes")
     return body

@@ -15,11 +15,11 @@ from unmask.storage.cache import find_cache_dir, lock_file
 from unmask.storage.config import from_json, load_json, write_json
 from unmask.storage.download import Unavailable, download_file, find_mismatch
 from unmask.storage.files import escape_line, hash_file
-from unmask.storage.hub import download_hub_file, find_commit, find_hub_file, read_hub_facts, remove_hub_file
+from unmask.storage.hub import download_hub_file, find_file_commit, find_hub_file, read_hub_facts, remove_hub_file
 
 PINS = "pins.json"
 """In the cache: the SHA-256 of each file that was used before, by its address."""
-Say = Callable[[str], None]
+Note = Callable[[str], None]
 """Called with a line for the user."""
 
 
@@ -66,7 +66,7 @@ class Pin:
 
 
 def fetch_file(
-    file: File, *, offline: bool = False, progress: Progress | None = None, say: Say | None = None
+    file: File, *, offline: bool = False, progress: Progress | None = None, say: Note | None = None
 ) -> Path | None:
     """Return the path of a published file, and download it if it is not there; None if an optional file is not there.
 
@@ -104,7 +104,7 @@ def read_pins() -> dict[str, Pin]:
         ) from error
 
 
-def _pin(file: File, path: Path, commit: str | None, say: Say | None = None) -> None:
+def _pin(file: File, path: Path, commit: str | None, say: Note | None = None) -> None:
     """Compare a file with its published or pinned SHA-256, or pin it now. Raises CheckpointError or DiskError."""
     pin = read_pins().get(file.key)
     known = Pin(sha256=file.sha256, size=file.size or path.stat().st_size) if file.sha256 else pin
@@ -131,13 +131,13 @@ def _advise(file: File) -> str:
     return f"get the file of the first use, or delete its entry in {pins} to accept this one"
 
 
-def _fetch_hub_file(file: File, offline: bool, progress: Progress | None, say: Say | None) -> Path | None:
+def _fetch_hub_file(file: File, offline: bool, progress: Progress | None, say: Note | None) -> Path | None:
     repo, name = str(file.repo), file.name
     path = find_hub_file(repo, name)
     damaged = False
     if path is not None:
         try:
-            _pin(file, path, find_commit(path, name), say)
+            _pin(file, path, find_file_commit(path, name), say)
             return path
         except CheckpointError:
             if offline:
@@ -174,7 +174,7 @@ def _fetch_hub_file(file: File, offline: bool, progress: Progress | None, say: S
     return path
 
 
-def _fetch_url(file: File, offline: bool, progress: Progress | None, say: Say | None) -> Path:
+def _fetch_url(file: File, offline: bool, progress: Progress | None, say: Note | None) -> Path:
     url = str(file.url)
     parts = urlsplit(url)
     path = find_cache_dir() / "downloads" / parts.netloc.replace(":", "-") / parts.path.lstrip("/")

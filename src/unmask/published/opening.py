@@ -13,7 +13,7 @@ from unmask.errors import CheckpointError, ConfigError
 from unmask.pretrained.lone_tokenizer import LoneTokenizer
 from unmask.pretrained.networks import LearnedConfig
 from unmask.published.catalogue import MODELS
-from unmask.published.files import Say
+from unmask.published.files import Note
 from unmask.published.hub import download_model, is_on_hub, read_revision
 from unmask.published.store import fetch_published
 from unmask.recipes.reading import AnyConfig, has_config, read_config
@@ -44,7 +44,7 @@ class OpenedModel:
     weights: Sequence[str | Path] = ()
     offline: bool = False
     revision: str | None = None
-    say: Say | None = None
+    say: Note | None = None
 
     @property
     def is_run(self) -> bool:
@@ -108,7 +108,7 @@ def open_model(
     weights: Sequence[str | Path] = (),
     offline: bool = False,
     world: World | None = None,
-    say: Say | None = None,
+    say: Note | None = None,
 ) -> OpenedModel:
     """Resolve a name and read its configuration.
 

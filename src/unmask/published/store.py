@@ -14,7 +14,7 @@ from unmask.pretrained.conversion import Converted
 from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
 from unmask.pretrained.lone_tokenizer import write_lone_tokenizer_config
 from unmask.published.catalogue import MODELS, Published
-from unmask.published.files import File, Say, fetch_file
+from unmask.published.files import File, Note, fetch_file
 from unmask.recipes.reading import read_config, write_config
 from unmask.recipes.spec import ModelSpec
 from unmask.runtime.progress import Progress
@@ -44,7 +44,7 @@ def fetch_published(
     weights: Sequence[str | Path] = (),
     offline: bool = False,
     progress: Progress | None = None,
-    say: Say | None = None,
+    say: Note | None = None,
 ) -> Path:
     """Return the folder of a published model in the cache, downloading and converting it at its first use.
 
@@ -99,7 +99,7 @@ def _convert_files(model: Published, files: Mapping[File, Path], folder: Path) -
 
 
 def _find_files(
-    model: Published, given: Sequence[Path], offline: bool, progress: Progress | None, say: Say | None
+    model: Published, given: Sequence[Path], offline: bool, progress: Progress | None, say: Note | None
 ) -> dict[File, Path]:
     """Return the published files: those given, else those that are downloaded."""
     check_prompts_installed(model.size.model)
@@ -143,7 +143,7 @@ def _is_named(place: Path, ending: str) -> bool:
     return any(path.as_posix().endswith(f"/{ending}") for path in (Path(os.path.abspath(place)), place.resolve()))
 
 
-def _fetch_file(part: File, offline: bool, progress: Progress | None, say: Say | None) -> Path | None:
+def _fetch_file(part: File, offline: bool, progress: Progress | None, say: Note | None) -> Path | None:
     try:
         return fetch_file(part, offline=offline, progress=progress, say=say)
     except CheckpointError as error:

@@ -50,21 +50,27 @@ def download_file(
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with lock_file(path):
-            if path.is_file() and find_mismatch(path, size, sha256) is None:
-                return
             for url in urls:
-                try:
-                    with write_atomic(path) as temporary:
-                        with open(temporary, "wb") as file:
-                            _receive(url, file, path, size, progress)
-                        if wrong := find_mismatch(temporary, size, sha256):
-                            raise Unavailable(f"the file is {wrong}")
+                if path.is_file() and find_mismatch(path, size, sha256) is None:
                     return
-                except Unavailable as error:
-                    complaints.append(f"{urlsplit(url).netloc}: {escape_line(str(error))}")
+                complaints += _download(url, path, size, sha256, progress)
     except OSError as error:
         raise DiskError(f"{escape_line(str(path))}: {describe_os_error(error)}; or set UNMASK_CACHE") from error
-    raise Unavailable("; ".join(complaints))
+    if len(complaints) == len(urls):
+        raise Unavailable("; ".join(complaints))
+
+
+def _download(url: str, path: Path, size: int | None, sha256: str | None, progress: Progress | None) -> list[str]:
+    """Download a file from one mirror; return what is wrong with it."""
+    try:
+        with write_atomic(path) as temporary:
+            with open(temporary, "wb") as file:
+                _receive(url, file, path, size, progress)
+            if wrong := find_mismatch(temporary, size, sha256):
+                raise Unavailable(f"the file is {wrong}")
+    except Unavailable as error:
+        return [f"{urlsplit(url).netloc}: {escape_line(str(error))}"]
+    return []
 
 
 def find_mismatch(path: Path, size: int | None, sha256: str | None) -> str | None:

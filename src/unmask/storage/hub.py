@@ -42,7 +42,7 @@ def find_hub_file(repo: str, path: str) -> Path | None:
     return Path(found) if isinstance(found, str) and Path(found).is_file() else None
 
 
-def find_commit(file: Path, path: str) -> str:
+def find_file_commit(file: Path, path: str) -> str:
     """Return the commit of a file that `find_hub_file` or `download_hub_file` returned for `path`."""
     return file.parents[len(PurePosixPath(path).parts) - 1].name
 
