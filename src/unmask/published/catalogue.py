@@ -58,9 +58,10 @@ class Published:
 def read_imagenet_classes() -> tuple[str, ...]:
     """Return the names of ImageNet's 1,000 classes, by their number.
 
-    The names are those of torchvision (torchvision/models/_meta.py): short, and each of them once.
+    The names are those of torchvision (torchvision/models/_meta.py): short, and each of them once. A line has ten.
     """
-    return tuple(Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines())
+    lines = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    return tuple(name for line in lines for name in line.split("; "))
 
 
 def _hub(family: str, repo: str, name: str, size: int | None = None, sha256: str | None = None) -> File:
