@@ -7,7 +7,7 @@ import http.client
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import urlsplit
 
 from unmask.errors import DiskError, describe_os_error
@@ -44,33 +44,31 @@ def download_file(
         Unavailable: No mirror has the published bytes.
         DiskError: The disk refused them.
     """
-    complaints = []
     try:
         if path.is_file() and find_mismatch(path, size, sha256) is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with lock_file(path):
-            for url in urls:
-                if path.is_file() and find_mismatch(path, size, sha256) is None:
-                    return
-                complaints += _download(url, path, size, sha256, progress)
+            _try_mirrors(urls, path, size, sha256, progress)
     except OSError as error:
         raise DiskError(f"{escape_line(str(path))}: {describe_os_error(error)}; or set UNMASK_CACHE") from error
-    if len(complaints) == len(urls):
-        raise Unavailable("; ".join(complaints))
 
 
-def _download(url: str, path: Path, size: int | None, sha256: str | None, progress: Progress | None) -> list[str]:
-    """Download a file from one mirror; return what is wrong with it."""
-    try:
-        with write_atomic(path) as temporary:
-            with open(temporary, "wb") as file:
-                _receive(url, file, path, size, progress)
-            if wrong := find_mismatch(temporary, size, sha256):
-                raise Unavailable(f"the file is {wrong}")
-    except Unavailable as error:
-        return [f"{urlsplit(url).netloc}: {escape_line(str(error))}"]
-    return []
+def _try_mirrors(
+    urls: Sequence[str], path: Path, size: int | None, sha256: str | None, progress: Progress | None
+) -> None:
+    complaints = []
+    for url in urls:
+        if path.is_file() and find_mismatch(path, size, sha256) is None:  # another process was faster
+            return
+        try:
+            with write_atomic(path) as temporary:
+                _receive(url, temporary, path, size, progress)
+                _check_received(temporary, size, sha256)
+            return
+        except Unavailable as error:
+            complaints.append(f"{urlsplit(url).netloc}: {escape_line(str(error))}")
+    raise Unavailable("; ".join(complaints))
 
 
 def find_mismatch(path: Path, size: int | None, sha256: str | None) -> str | None:
@@ -83,7 +81,12 @@ def find_mismatch(path: Path, size: int | None, sha256: str | None) -> str | Non
     return f"of sha256 {digest[: max(12, len(sha256))]} and not the published {sha256}"
 
 
-def _receive(url: str, file: BinaryIO, path: Path, size: int | None, progress: Progress | None) -> None:
+def _check_received(path: Path, size: int | None, sha256: str | None) -> None:
+    if wrong := find_mismatch(path, size, sha256):
+        raise Unavailable(f"the file is {wrong}")
+
+
+def _receive(url: str, temporary: Path, path: Path, size: int | None, progress: Progress | None) -> None:
     """Write what `url` sends, at most the expected bytes. Raises Unavailable, or what the disk refused."""
     received = 0
     try:
@@ -91,7 +94,7 @@ def _receive(url: str, file: BinaryIO, path: Path, size: int | None, progress: P
         answer = urllib.request.build_opener(SecureRedirects).open(url, timeout=MIRROR_TIMEOUT)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise Unavailable(describe_os_error(error)) from error
-    with answer:
+    with answer, open(temporary, "wb") as file:
         total = size if size is not None else answer.length
         if total is None:
             raise Unavailable("the server does not state the size of the file")
