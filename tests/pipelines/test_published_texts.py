@@ -3,18 +3,22 @@
 import json
 import os
 import shutil
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from published_amused import published
 from published_toys import FILES, PIXELS, WHOLE, entry, random, refused, run, tree
 from safetensors.torch import load_file, save_file
+from toy_hub import serving, use
 
 from unmask.errors import CheckpointError, ConfigError
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.load import load
 from unmask.pretrained.amused import Amused
 from unmask.pretrained.clip import NEEDED_FILES
+from unmask.pretrained.conditions import EXTRA_FILES, OPTIONAL_EXTRA_FILES
 from unmask.pretrained.families import Size
 from unmask.published.catalogue import MODELS, File
 from unmask.published.opening import open_model
@@ -146,6 +150,28 @@ def test_a_refused_text_encoder_leaves_the_model_as_it_was(mine, toys, capsys):
     assert (code, "not finite" in said) == (4, True)
     assert before == {name: (toys / "toy-words" / name).read_bytes() for name in tree(toys / "toy-words")}
     assert open_model("toy-words").fetch() == toys / "toy-words"
+
+
+def test_a_prompt_needs_nothing_else_to_be_done(mine, toys, monkeypatch, tmp_path):
+    """Network, tokenizer and text encoder come from the Hub, and are converted, at the first sample."""
+    extras = tuple(
+        File(family="", repo="toy/weights", name=name, optional=name in OPTIONAL_EXTRA_FILES) for name in EXTRA_FILES
+    )
+    monkeypatch.setitem(MODELS, "toy-words", replace(MODELS["toy-words"], extras=extras))
+    with serving({f"toy/weights/{name}": (mine / name).read_bytes() for name in tree(mine)}) as hub:
+        use(monkeypatch, hub, toys.parent / "hub")
+        run("sample", "toy-words", "--prompt", "a", "--out", tmp_path / "a.png")
+        assert tree(toys / "toy-words") == sorted([*WHOLE, *TEXTS])
+        there = len(hub.asked)
+        run("sample", "toy-words", "--prompt", "a", "--out", tmp_path / "b.png")
+        assert len(hub.asked) == there
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_missing_package_is_named_before_a_download(toys, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    said, code = refused(capsys, "sample", "amused-256", "--prompt", "a cat")
+    assert (code, "pip install 'unmask[prompts]'" in said) == (2, True)
 
 
 # -- saved -------------------------------------------------------------------------------------------------------------

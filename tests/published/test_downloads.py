@@ -218,6 +218,35 @@ def test_a_cache_that_cannot_be_written_is_a_disk_error(hub, tmp_path, monkeypat
     refuse("set UNMASK_CACHE", DiskError)
 
 
+# -- files that are not on the Hub --
+
+
+@pytest.fixture
+def google(hub):
+    """A file at an address of its own, as Google's are."""
+    return File(family="google-vqgan", name="big.bin", url=f"{hub.url}/cdn/{KEY}")
+
+
+def test_a_file_elsewhere_is_pinned_too(hub, google, tmp_path):
+    said = []
+    path = fetch_file(google, say=said.append)
+    assert path.read_bytes() == BODY
+    assert said == [f"note: {google.url}: sha256 {DIGEST}, {len(BODY):,} bytes; pinned in {tmp_path / 'cache' / PINS}"]
+    there = len(hub.asked)
+    assert fetch_file(google, offline=True) == path
+    assert len(hub.asked) == there
+    path.write_bytes(BODY[:-1] + b"x")
+    refuse(r"is of sha256 .* and not the published .*: get the file of the first use, or delete its entry", file=google)
+    path.unlink()
+    hub.files[KEY] = bytes(len(BODY))
+    refuse("cannot download big.bin .*: try again, or put it at .* by hand; get the file of the first use", file=google)
+    assert not path.exists()
+    refuse("is not there, and this is offline; go online once, or put it at", file=google, offline=True)
+
+
+# -- pins --
+
+
 def test_damaged_pins_are_one_line(hub, tmp_path):
     fetch_file(FILE)
     (tmp_path / "cache" / PINS).write_text("[]")
