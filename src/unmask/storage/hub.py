@@ -127,6 +127,7 @@ def report_hub_errors(what: str, kind: type[UnmaskError] = CheckpointError) -> I
 
     # The bases are the root of what its HTTP client raises, whichever that is in its version.
     failures: tuple[type[Exception], ...] = (*errors.HfHubHTTPError.__bases__, OSError, ValueError, RuntimeError)
+    failures += (getattr(errors, "XetDownloadError", OSError),)  # not in older versions
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # each retry would be a line
     try:
