@@ -170,7 +170,7 @@ def _explain(error: BaseException) -> str:
     reason = (str(last).strip() or type(last).__name__).splitlines()[0].removesuffix(".")
     if "Consistency check" in reason:
         return "the connection ended too early, or the file has another size: try again"
-    if isinstance(last, ValueError):
+    if isinstance(last, ValueError) or type(last) in (OSError, RuntimeError):
         return reason
     return f"{constants.ENDPOINT} does not answer ({reason}): check the network or HF_ENDPOINT, then try again"
 
