@@ -72,6 +72,7 @@ def test_what_cannot_be_had_is_one_line(hub, tmp_path):
         (env, ["sample", "hf-hub:me/digitz"], "cannot load hf-hub:me/digitz: there is no such repository"),
         (gone, ["sample", NAME], "cannot load hf-hub:me/digits: http://127.0.0.1:9 does not answer"),
         (env, ["sample", NAME, "--offline"], "cannot load hf-hub:me/digits: it is not in the cache, and this is"),
+        (env, ["generate", NAME, "--offline"], "cannot load hf-hub:me/digits: it is not in the cache, and this is"),
         ({**env, "HF_HUB_OFFLINE": "1"}, ["sample", NAME], "hf-hub:me/digits: it is not in the cache, and HF_HUB_OFF"),
         (env, ["evaluate", NAME], TRAINED_ELSEWHERE),
     ):
