@@ -488,6 +488,7 @@ VERBS = {
     "merge",
     "mirror",
     "move",
+    "multiply",
     "name",
     "narrow",
     "normalize",

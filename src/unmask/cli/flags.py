@@ -60,7 +60,7 @@ class WeightsFlags:
     def open(self, name: str | Path, here: World | None = None) -> OpenedModel:
         """Find the model of this name, and read its configuration."""
         with catch_disk_errors(find_cache_dir()):
-            opened = open_model(name, weights=self.weights, offline=self.offline, world=here)
+            opened = open_model(name, weights=self.weights, offline=self.offline, world=here, say=say_on_stderr)
         if opened.revision and not opened.name.endswith(opened.revision) and (here is None or here.is_main):
             pinned = f"{opened.name.split('@')[0]}@{opened.revision}"
             print(f"{opened.name} is revision {opened.revision}; {pinned} pins it", file=sys.stderr)

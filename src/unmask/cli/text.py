@@ -69,6 +69,8 @@ class WritingFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     num: int = 3
     """How many texts."""
+    offline: bool = False
+    """For a model of the Hub: use what is in the cache, and ask no server."""
     seed: int = 0
     frames: bool = False
     """Show every step of the first in colours: red came first, blue last."""
@@ -89,7 +91,7 @@ def run_generate(arguments: list[str]) -> None:
     name, rest = split_positional(arguments, f"generate MODEL, where MODEL is a text model: {MODEL_NAMES}")
     flags = parse(GenerateFlags, rest, f"generate {name}")
     _check_page(flags)
-    pipeline = _open_text(name, f"sample {name}")
+    pipeline = _open_text(name, f"sample {name}", flags)
     with catch_value_errors():
         _write(pipeline, pipeline.make_canvas(flags.prompt, flags.length), flags, whole=False)
 
@@ -106,7 +108,7 @@ def run_infill(arguments: list[str]) -> None:
         template, rest = rest[0], rest[1:]
     flags = parse(WritingFlags, rest, f"infill {name} TEXT")
     _check_page(flags)
-    pipeline = _open_text(name, f"inpaint {name} PHOTO")
+    pipeline = _open_text(name, f"inpaint {name} PHOTO", flags)
     with catch_value_errors():
         _write(pipeline, pipeline.mask_text(template), flags, whole=True)
 
@@ -120,8 +122,8 @@ def _check_page(flags: WritingFlags) -> None:
     check_file(flags.html, overwrite=flags.overwrite)
 
 
-def _open_text(name: str, instead: str) -> TextPipeline:
-    opened = WeightsFlags().open(name)
+def _open_text(name: str, instead: str, flags: WritingFlags) -> TextPipeline:
+    opened = WeightsFlags(offline=flags.offline).open(name)
     spec = opened.require_text_spec(instead)
     return TextPipeline.from_pretrained(fetch_model(opened), spec=spec)
 

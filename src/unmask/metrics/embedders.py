@@ -21,6 +21,7 @@ from unmask.method.rand import to_double
 from unmask.metrics.features import Classifier, embed, hash_network
 from unmask.metrics.inception import CleanResize, Inception, PlainResize
 from unmask.storage.files import escape_line, hash_file
+from unmask.storage.hub import download_hub_folder
 
 ROUNDED = "8 bits"  # every `preprocessing` text begins with it
 GREY = "grey as three equal channels"
@@ -241,14 +242,10 @@ def _find_dinov2(path: Path | str | None) -> Path:
     shown = escape_line(str(path or repo))
     if not revision:
         raise CheckpointError(f"{shown}: no such folder; give one, or OWNER/NAME@REVISION to pin a commit of the Hub")
-    from huggingface_hub import snapshot_download  # comes with transformers
-
     try:
-        names = ["config.json", "model.safetensors"]
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=names))
-    except (OSError, ValueError) as error:
-        reason = escape_line((str(error).strip() or type(error).__name__).splitlines()[0])
-        raise CheckpointError(f"{shown}: cannot be downloaded ({reason}); give dinov2=DIR with a local copy") from error
+        folder = download_hub_folder(repo, ["config.json", "model.safetensors"], revision=revision)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; or give dinov2=DIR with a local copy") from error
     weights = folder / "model.safetensors"
     if path is None and hash_file(weights) != DINOV2_SHA256:
         raise CheckpointError(f"{escape_line(str(weights))} is not the published file: delete it, and run again")
