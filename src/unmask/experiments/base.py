@@ -24,6 +24,7 @@ from unmask.data.fingerprint import (
 from unmask.data.labels import list_names
 from unmask.data.shuffle import Shuffle
 from unmask.data.sources.choice import resolve_paths
+from unmask.data.text.sources import FEW
 from unmask.data.tokens import Batches, Tokens
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError, DataError
@@ -266,8 +267,11 @@ def claim_run(
 
 
 def _may_mix_documents(recipe: AnyRecipe, then: DataFingerprint, now: DataFingerprint) -> bool:
-    """Return whether other documents than before are held out by their position, which may have been trained on."""
-    return isinstance(recipe, TextRecipe) and recipe.data.test is None and then.test.content != now.test.content
+    """Return whether other text than before is held out by its position, which may have been trained on."""
+    if not isinstance(recipe, TextRecipe) or recipe.data.test is not None or then.test.content == now.test.content:
+        return False
+    few = min(one.train.num + one.test.num for one in (then, now)) <= FEW  # then characters are held out
+    return few or recipe.data.arrange == "position"
 
 
 def _list_changes(before: AnyRecipe, now: AnyRecipe, *, moved: bool) -> list[str]:

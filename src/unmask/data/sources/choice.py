@@ -111,13 +111,13 @@ class Codes:
     """The folder of the token dataset."""
 
 
-ARRANGED = tuple(source.__name__ for source in (Folder, Arrays, HubImages, Shards))
-"""The sources that hold pictures out by their content."""
+ARRANGED = tuple(source.__name__ for source in (Folder, Arrays, HubImages, Shards, TextFile, HubText))
+"""The sources that hold pictures or documents out by their content."""
 AnySource = TypeVar("AnySource", bound=PictureSource | Codes | TextFile | HubText)
 
 
 def fill_arrangement(data: Any) -> Any:
-    """Return the JSON of a source; one that an early version wrote arranges its pictures by position."""
+    """Return the JSON of a source; one that an early version wrote arranges its content by position."""
     if not isinstance(data, dict) or data.get("type") not in ARRANGED or "arrange" in data:
         return data
     return data | {"arrange": "position"}
