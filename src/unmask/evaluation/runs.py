@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from unmask.data.fingerprint import STRICT, DataPolicy, check_data
+from unmask.data.fingerprint import STRICT, DataPolicy, check_data, describe_unverified, read_record
 from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import Arrays, Cifar10, Codes, Digits, Folder, Mnist, PictureSource, resolve_paths
 from unmask.errors import CheckpointError, ConfigError, DataError
@@ -89,6 +89,10 @@ def open_run(
         check_data(folder, experiment.fingerprint, policy, *MEASURE_ADVICE)
     if experiment.loaded is not None:
         _ = experiment.split  # says what is there before the work
+        record = read_record(folder)
+        notes = describe_unverified(None if record is None else record.data, policy, recorded=False)
+        for note in notes if say is not None else ():
+            say(f"note: {note}")
     pipeline = load_image_pipeline(opened, device=str(world.device), dtype=dtype)
     pipeline.empty_classes = experiment.recipe.empty_classes
     return OpenedRun(folder=folder, experiment=experiment, pipeline=pipeline, revision=opened.revision)

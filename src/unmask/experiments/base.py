@@ -245,7 +245,8 @@ def claim_run(
             )
         notes += [f"the data changed, and this is accepted: {accepted}"] if accepted else []
     record = read_record(folder)
-    notes += describe_unverified(None if record is None else record.data, policy)
+    if record is not None and data is not None and data.train.whole is not None:
+        notes += describe_unverified(record.data, policy, recorded=True)
     if data is not None and record is not None and _may_mix_documents(recipe, record.data, data):
         notes.append(
             "the held-out documents may be ones that were trained on before: hold out a file with --data.test, or "

@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from unmask.data.augment import PictureSet
-from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, compute_fingerprint, raise_if_changed
+from unmask.data.fingerprint import (
+    STRICT,
+    DataFingerprint,
+    DataPolicy,
+    compute_fingerprint,
+    describe_unverified,
+    raise_if_changed,
+)
 from unmask.data.pictures import Pictures, Split
 from unmask.data.shards.tokenizing import SplitName
 from unmask.data.sources.choice import Codes, PictureSource
@@ -86,7 +93,8 @@ class Experiment(Generic[Fitted]):
         """The images behind the tokens; DataError if their source no longer has the images that were tokenized."""
         split = self._open_split() if self.loaded is None else self.loaded
         if self.say is not None:
-            for line in describe_split(split):
+            unverified = [] if self.loaded else describe_unverified(self.images, self.policy, recorded=False)
+            for line in [*describe_split(split), *(f"note: {note}" for note in unverified)]:
                 self.say(line)
         return split
 
