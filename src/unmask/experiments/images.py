@@ -174,6 +174,8 @@ def _prepare_codes(recipe: Fitted, data: Codes, policy: DataPolicy) -> Experimen
         raise ConfigError(
             "which data? Give --data DIR, codes that unmask tokenize made, or with --init a folder of pictures"
         )
+    if data.train or data.test:
+        raise ConfigError(f"{data.path} is a token dataset, whose sets are its own: leave out --data.train and .test")
     coded = open_coded(data.path)
     classes = coded.meta.classes
     train, test = (part if recipe.conditional else Unlabelled(part) for part in (coded.train, coded.test))

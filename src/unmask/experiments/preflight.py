@@ -64,8 +64,9 @@ def estimate_activations(recipe: AnyRecipe, world: World) -> tuple[int, int]:
     datasets, whose grid is known only once they are read.
     """
     rows = -(-recipe.training.batch_size // (recipe.training.accumulate * world.size))
-    unknown = isinstance(recipe, TokenizerRecipe) or isinstance(recipe.data, Codes)
-    if unknown or not isinstance(recipe.model, TransformerConfig):
+    if isinstance(recipe, TokenizerRecipe) or isinstance(recipe.data, Codes):
+        return rows, 0
+    if not isinstance(recipe.model, TransformerConfig):
         return rows, 0
     vocab_size = 1 if isinstance(recipe, TextRecipe) else recipe.tokenizer.vocab_size
     each = LAYER_NUMBERS * recipe.model.dim * recipe.model.depth + LOGIT_NUMBERS * vocab_size

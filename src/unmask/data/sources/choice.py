@@ -108,7 +108,11 @@ class Codes:
     """A token dataset made by unmask tokenize; it holds no images, but names their source."""
 
     path: str
-    """The folder of the token dataset."""
+    """The folder of the token dataset; for a training from a model with a tokenizer, also a folder of images."""
+    train: str | None = None
+    """Of a folder of images: the folder to train on, inside --data or elsewhere; by default found by its name."""
+    test: str | None = None
+    """Of a folder of images: the folder to hold out, inside --data or elsewhere; by default found by its name."""
 
 
 ARRANGED = tuple(source.__name__ for source in (Folder, Arrays, HubImages, Shards, TextFile, HubText))
