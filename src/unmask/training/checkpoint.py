@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -59,7 +58,7 @@ def save_checkpoint(
     token: str,
     keep: int = 2,
     known: KnownCheckpoints | None = None,
-    group: dist.ProcessGroup | None = None,
+    group: Any = None,
 ) -> Path:
     """Write the checkpoint of `step`, verify it, then remove older ones until `keep` complete ones are left.
 
@@ -226,7 +225,7 @@ def _separate_storage(tensor: Tensor, seen: set[int]) -> Tensor:
     return tensor
 
 
-def _write_shards(path: Path, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None) -> None:
+def _write_shards(path: Path, tensors: Mapping[str, Tensor], group: Any) -> None:
     import torch.distributed.checkpoint as dcp
 
     writer = dcp.FileSystemWriter(path)
