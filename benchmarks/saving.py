@@ -22,7 +22,7 @@ from unmask.storage.files import sync
 from unmask.training.checkpoint import save_checkpoint
 from unmask.training.saving import Saver
 
-REPEATS = 7
+REPEATS = 15
 Cost = tuple[float, float]
 """Seconds elapsed, and seconds of the CPU."""
 ALONE = World(0, 1, torch.device("cpu"))

@@ -134,6 +134,21 @@ def test_a_text_that_moved_resumes_and_a_changed_one_says_what_changed(tmp_path,
     main(["score", str(run), "--orders", "raster", "--steps", "1", "--rows", "2", "--passes", "1", "--device", "cpu"])
 
 
+def test_a_run_of_an_early_version_keeps_its_held_out_documents(tmp_path, capsys):
+    (tmp_path / "lines.txt").write_text("".join(f"{corpus(20, seed=i)}\n" for i in range(60)))
+    words = ["--data", tmp_path / "lines.txt", "--data.format", "lines", *SMALL, "--out", tmp_path / "run"]
+    train = ["train", "shakespeare", *map(str, words), "--training.steps"]
+    main([*train, "2", "--data.arrange", "position"])
+    path = tmp_path / "run" / "config.json"
+    early = json.loads(path.read_text())
+    assert early["data"].pop("arrange") == "position"
+    path.write_text(json.dumps(early))
+    main([*train, "4"])
+    recipe = read_config(tmp_path / "run" / "config.json", TextRecipe)
+    assert (recipe.training.steps, recipe.data.arrange) == (4, "position")
+    assert load_recipe("shakespeare").data.arrange == "content"
+
+
 def test_tokens_that_changed_under_a_run_are_noticed(run, tmp_path, capsys):
     """The held-out ones alone: the training ones are as they were."""
     first, second = tmp_path / "first.txt", tmp_path / "second.txt"

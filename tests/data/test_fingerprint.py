@@ -164,9 +164,14 @@ def test_class_numbers_that_a_model_learned_are_never_given_away(tmp_path):
 def test_a_verification_without_an_earlier_digest_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("unmask.data.sources.folders.MAX_IN_MEMORY", 0)
     sampled = load(write_set(tmp_path))
-    assert describe_unverified(sampled, DataPolicy(verify=True)) == [
-        "no digest of all bytes was recorded before: it is recorded now, and there was nothing to compare it with"
+    begin, end = "no digest of all bytes was recorded before: ", " there was nothing to compare it with"
+    assert describe_unverified(sampled, DataPolicy(verify=True), recorded=True) == [
+        f"{begin}it is recorded now, and{end}"
     ]
-    assert describe_unverified(sampled, DataPolicy()) == []
+    (note,) = describe_unverified(None, DataPolicy(verify=True), recorded=False)
+    assert note.startswith(begin)
+    assert note.endswith(end)
+    assert "recorded now" not in note
+    assert describe_unverified(sampled, DataPolicy(), recorded=True) == []
     whole = compute_fingerprint(Folder(path=str(tmp_path), size=8).load(), verify=True)
-    assert describe_unverified(whole, DataPolicy(verify=True)) == []
+    assert describe_unverified(whole, DataPolicy(verify=True), recorded=True) == []

@@ -179,6 +179,29 @@ def test_truncation_is_refused_wherever_it_falls(tmp_path, kind):
     read(tmp_path, data)  # the control: whole, it is good
 
 
+WHOLE = {
+    "PNG": {},
+    "WEBP": {"quality": 80},
+    "WEBP lossless": {"lossless": True},
+    "GIF": {},
+    "BMP": {},
+    **{f"TIFF {name}": {"compression": name} for name in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")},
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_cut_never_changes_a_pixel(tmp_path, kind):
+    image = Image.fromarray(smooth(40, 60))
+    data = encoded(image.convert("P") if kind == "GIF" else image, kind.split()[0], **WHOLE[kind])
+    whole, refused = read(tmp_path, data, size=(40, 60)), 0
+    for keep in {*range(0, len(data), len(data) // 40), *range(len(data) - 16, len(data))}:
+        (tmp_path / "cut").write_bytes(data[:keep])
+        found = try_image(tmp_path / "cut", (40, 60), 3)
+        refused += isinstance(found, Unreadable)
+        assert isinstance(found, Unreadable) or (found.permute(1, 2, 0).numpy() == whole).all()
+    assert refused >= 40
+
+
 def test_truncated_progressive_jpeg_is_refused(tmp_path):
     data = encoded(noise(200, 200), "JPEG", progressive=True)
     assert "truncated" in refusal(tmp_path, data[: len(data) * 3 // 4])

@@ -55,6 +55,25 @@ def messy(tmp_path) -> Path:
     return root
 
 
+def test_equal_pictures_of_two_classes_are_named(tmp_path):
+    pictures = [noise() for _ in range(5)]
+    for i, one in enumerate(pictures):
+        save(tmp_path / "train" / "cat", **{f"a{i}": one, f"b{i}": one, f"own{i}": noise()})
+        save(tmp_path / ("val" if i % 2 else "train") / "dog", **{f"c{i}": one, f"own{i}": noise()})
+    save(tmp_path / "val" / "cat", x=noise())
+    source = Folder(path=str(tmp_path), size=8)
+    lines = describe_survey(survey_source(source), 8)
+    at = lines.index("labels      5 pictures have copies of another class, so one of the labels is wrong")
+    shown = [line.replace(f"{tmp_path}/", "") for line in lines[at + 1 : at + 4]]
+    assert shown == [f"  train/cat/a{i}.png (cat) = {'val' if i % 2 else 'train'}/dog/c{i}.png (dog)" for i in range(3)]
+    assert "=" not in lines[at + 4]
+    for i in range(1, 5):
+        (tmp_path / ("val" if i % 2 else "train") / "dog" / f"c{i}.png").unlink()
+    assert any("1 picture has copies" in line for line in describe_survey(survey_source(source), 8))
+    (tmp_path / "train" / "dog" / "c0.png").unlink()
+    assert not any(line.startswith("labels") for line in describe_survey(survey_source(source), 8))
+
+
 def test_everything_is_found(messy):
     survey = survey_source(Folder(path=str(messy)))
     assert survey.split.train.classes == ("disc", "square")

@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from unmask.data.shards.dataset import META
+from unmask.data.sources.choice import fill_arrangement
 from unmask.data.text import reading as text_reading
 from unmask.data.text import rows as text_rows
 from unmask.data.text import shards as text_shards
 from unmask.data.text import sources as text_data
 from unmask.data.text.shards import TextSet, check_text_tokenizer, open_text_dataset, write_text_dataset
-from unmask.data.text.sources import HubText, TextFile
+from unmask.data.text.sources import HubText, TextFile, draw_by_content
 from unmask.data.tokens import Batches, Tokens
 from unmask.errors import CheckpointError, ConfigError, DataError, DiskError
 from unmask.storage.lock import lock
@@ -31,6 +32,7 @@ from unmask.tokenizers.text import BPE, Bytes, ByteTokenizer, CharacterTokenizer
 CPU = torch.device("cpu")
 REAL = Path(__file__).parents[3] / "shared" / "data"
 END = "<|endoftext|>"
+SPLITS = ("train", "test")
 
 
 def put(path, content):
@@ -60,18 +62,67 @@ def test_a_single_text_is_cut_where_nanogpt_cuts_it(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 def test_many_documents_are_held_out_whole(tmp_path, name):
-    source = TextFile(path=put(tmp_path / name, lines_of(30)), format="lines", held_out=0.2)
+    source = TextFile(path=put(tmp_path / name, lines_of(30)), format="lines", held_out=0.2, arrange="position")
     assert list(source.read_documents("train")) == [f"document {i}" for i in range(24)]
     assert list(source.read_documents("test")) == [f"document {i}" for i in range(24, 30)]
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    texts=st.lists(st.text("abcdef", min_size=1, max_size=6), min_size=20, max_size=60),
+    more=st.lists(st.text("abcdef", min_size=1, max_size=6), max_size=60),
+    share=st.floats(0.01, 0.5),
+    seed=st.integers(0, 99),
+)
+def test_documents_that_arrive_anywhere_never_move_one_into_the_held_out_set(texts, more, share, seed):
+    def divide(documents):
+        rows = [(f"{i}", text) for i, text in enumerate(documents)]
+        try:
+            parts = [list(text_data.hold_out(lambda: iter(rows), part, share, "x", "content")) for part in SPLITS]
+        except DataError as error:
+            assert "would be held out" in str(error)  # noqa: PT017
+            assume(False)
+        assert sorted(parts[0] + parts[1]) == sorted(rows)
+        assert all(part == sorted(part, key=rows.index) for part in parts)  # their order is kept
+        return [{text for _, text in part} for part in parts]
+
+    train, test = divide(texts)
+    assert test
+    assert not train & test  # copies stay together
+    mixed = texts + more
+    np.random.default_rng(seed).shuffle(mixed)
+    later_test = divide(mixed)[1]
+    assert not train & later_test
+    if any(draw_by_content(text) < share for text in texts):
+        assert test <= later_test
+    assert divide(texts[::-1]) == [train, test]
+
+
+def test_about_the_share_of_the_documents_is_held_out_and_a_forced_one_stays_until_a_nearer_one_arrives():
+    rows = [(f"{i}", f"document {i}") for i in range(2000)]
+    test = list(text_data.hold_out(lambda: iter(rows), "test", 0.1, "x", "content"))
+    assert 150 < len(test) < 250
+    ranked = sorted(rows, key=lambda row: draw_by_content(row[1]))
+    far, near = ranked[100:130], ranked[0]
+
+    def pick(documents):
+        return list(text_data.hold_out(lambda: iter(documents), "test", 1e-9, "x", "content"))
+
+    assert pick(far) == [far[0]] == pick(far[::-1]) == pick([*ranked[130:], *far])
+    assert pick([*far, near]) == [near]
+    same = [("0", "a")] * 30
+    with pytest.raises(DataError, match="all 30 documents would be held out"):
+        list(text_data.hold_out(lambda: iter(same), "train", 0.1, "x", "content"))
+
+
+@pytest.mark.parametrize("arrange", ["content", "position"])
 @settings(max_examples=60)
 @given(texts=st.lists(st.text("ab", max_size=4), max_size=19), share=st.floats(0.01, 0.99))
-def test_few_documents_are_held_out_by_characters(texts, share):
+def test_few_documents_are_held_out_by_characters(arrange, texts, share):
     whole = [(f"{i}", text) for i, text in enumerate(texts) if text]
     if not whole:
         return
-    parts = [list(text_data.hold_out(lambda: iter(whole), part, share, "x")) for part in ("train", "test")]
+    parts = [list(text_data.hold_out(lambda: iter(whole), part, share, "x", arrange)) for part in SPLITS]
     joined = ["".join(text for _, text in part) for part in parts]
     everything = "".join(texts)
     assert "".join(joined) == everything
@@ -200,7 +251,7 @@ def test_a_data_set_of_hugging_face(tmp_path):
     rows = datasets.Dataset.from_dict({"text": [f"row {i}\r\n" for i in range(40)] + [""], "n": list(range(41))})
     held = datasets.Dataset.from_dict({"text": ["held", None], "n": [1, 2]})
     datasets.DatasetDict({"train": rows, "validation": held}).save_to_disk(str(tmp_path / "set"))
-    source = HubText(name=str(tmp_path / "set"))
+    source = HubText(name=str(tmp_path / "set"), arrange="position")
     assert all_of(source) == [f"row {i}\n" for i in range(40)]
     assert len(list(source.read_documents("test"))) == 4
     assert source.list_files() == source.list_files()
@@ -227,7 +278,7 @@ def test_a_subset_of_a_data_set_is_asked_for_by_name(monkeypatch):
         asked.append((name, subset))
         if subset == "absent":
             raise ValueError("BuilderConfig 'absent'\nnot found")
-        return datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["abc"] * 20})})
+        return datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": [f"{i}" for i in range(20)]})})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert len(all_of(HubText(name="owner/books", subset="small"))) == 20
@@ -251,11 +302,32 @@ def flat(source, part, tokenizer):
     return [token for document in documents for token in document], documents
 
 
+def test_tokens_of_an_early_version_keep_their_split(tmp_path, corpus):
+    early = replace(corpus, arrange="position")
+    tokenizer, out = ByteTokenizer(8), tmp_path / "out"
+    write_text_dataset(early, tokenizer, out)
+    meta = json.loads((out / META).read_text())
+    source = json.loads(meta["source"])
+    del source["arrange"], meta["digest"]  # as an early version wrote it
+    (out / META).write_text(json.dumps(meta | {"source": json.dumps(source)}))
+    before = (out / META).read_bytes()
+    assert text_shards.keep_text_arrangement(corpus, out) == early
+    assert text_shards.keep_text_arrangement(corpus, tmp_path / "new") == corpus
+    write_text_dataset(early, tokenizer, out)
+    assert (out / META).read_bytes() == before
+    with pytest.raises(DataError, match="arrange"):
+        write_text_dataset(corpus, tokenizer, out)
+    assert fill_arrangement({"type": "TextFile", "path": "x"})["arrange"] == "position"
+    assert fill_arrangement({"type": "HubText", "name": "x"})["arrange"] == "position"
+
+
 def test_every_document_is_there_with_its_end(tmp_path, corpus):
     tokenizer, out = ByteTokenizer(8), tmp_path / "out"
     seen = []
     meta = write_text_dataset(corpus, tokenizer, out, lambda *report: seen.append(report))
-    assert seen == [("tokenizing train", 36, 36), ("tokenizing test", 4, 4)]
+    train, test = (len(list(corpus.read_documents(part))) for part in SPLITS)
+    assert train + test == 40
+    assert seen == [("tokenizing train", train, train), ("tokenizing test", test, test)]
     for part in ("train", "test"):
         stream, documents = flat(corpus, part, tokenizer)
         tokens = np.load(out / f"{part}.tokens.npy", mmap_mode="r")

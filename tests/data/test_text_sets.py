@@ -50,8 +50,8 @@ CONTENTS = {
 @pytest.mark.parametrize("name", [*CONTENTS, *(f"{name}.gz" for name in CONTENTS)])
 def test_rows_are_read_by_their_ending(tmp_path, name):
     path = put(tmp_path / name, CONTENTS[name.removesuffix(".gz")])
-    assert all_of(TextFile(path=path)) == TEXTS
-    assert all_of(TextFile(path=str(tmp_path))) == TEXTS  # a folder of it
+    assert all_of(TextFile(path=path, arrange="position")) == TEXTS
+    assert all_of(TextFile(path=str(tmp_path), arrange="position")) == TEXTS  # a folder of it
 
 
 def test_a_column_of_parquet(tmp_path):
@@ -60,7 +60,7 @@ def test_a_column_of_parquet(tmp_path):
 
     table = pyarrow.table({"n": range(26), "text": [*TEXTS, None, " "]})
     parquet.write_table(table, tmp_path / "a.parquet")
-    source = TextFile(path=str(tmp_path))
+    source = TextFile(path=str(tmp_path), arrange="position")
     assert all_of(source) == TEXTS
     (line,) = source.list_left_out()
     assert line.startswith("2 rows without a text, the first ")

@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from published_toys import FILES, PLAIN, SIZE, refused, run, tree
 from safetensors.torch import load_file
 
@@ -127,6 +129,16 @@ def test_an_export_of_ones_own_run_is_measured_against_given_pictures(tmp_path, 
         run("score", name, "--data", "digits", *SCORED)
         assert (tmp_path / out / "score/score.csv").exists()
     assert held(tmp_path / "mine") == before
+    for part, num in (("part1", 6), ("part2", 4)):
+        (tmp_path / "sets" / part).mkdir(parents=True)
+        for i in range(num):
+            pixels = np.random.default_rng(100 * num + i).integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "sets" / part / f"{i}.png")
+    capsys.readouterr()
+    sets = ["--data", "sets", "--data.train", "part1", "--data.test", "part2"]
+    run("score", "mine", *sets, "--out", "runs/sets", *SCORED)
+    said = capsys.readouterr()
+    assert "10 pictures without classes; 4 held out" in said.out + said.err
 
 
 def test_an_early_export_of_a_run_is_measured_where_its_pictures_are(tmp_path, downloads, monkeypatch, capsys):

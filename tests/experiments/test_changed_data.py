@@ -7,17 +7,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import unmask
 from unmask.cli import main
+from unmask.data.fingerprint import DataPolicy
 from unmask.data.sources.choice import Folder
 from unmask.errors import CheckpointError, DataError, UnmaskError
 from unmask.evaluation.measuring import evaluate
+from unmask.evaluation.tokenizer import measure_tokenizer_run
 from unmask.experiments.coded import open_coded
 from unmask.experiments.training import check_run, tokenize, train, train_tokenizer
 from unmask.metrics.features import ClassifierConfig
 from unmask.recipes.reading import find_recipe
+from unmask.recipes.schema import TokenizerRecipe
+from unmask.runtime.distributed import World
 
 CLASSIFIER = ClassifierConfig(channels=3, num_classes=2, steps=2, width=4, batch_size=8)
 
@@ -278,6 +283,48 @@ def evaluate_tokens(root):
     recipe = find_recipe(str(root / "run/config.json"))
     train(replace(recipe, data=replace(recipe.data, path=str(root / "tokens"))), root / "run")
     return evaluate(root / "run", samples=8, steps=1)
+
+
+def forget_whole(path):
+    """Take the digests of all bytes out of a record, as of a set that was read on demand."""
+    record = json.loads(path.read_text())
+    for part in ("train", "test"):
+        assert record["data"][part].pop("whole")
+    path.write_text(json.dumps(record))
+
+
+def test_each_command_says_that_it_had_nothing_to_verify_with(copied, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("unmask.evaluation.tokenizer.measure_tokenizer", lambda *given, **more: {})
+    pixels, first = shutil.copytree(finished, tmp_path / "pixels"), "no digest of all bytes was recorded before"
+    source = Folder(path=str(copied / "pictures"), size=8)
+    recipe = find_recipe(str(copied / "tokenizer/config.json"), TokenizerRecipe)
+    pixel = pixel_recipe(pixels / "pictures")
+    world = World(0, 1, torch.device("cpu"))
+    for record in (copied / "tokens/plan.json", copied / "tokenizer/data.json", pixels / "run" / "data.json"):
+        forget_whole(record)
+
+    def listen(command, *arguments, **options):
+        said = []
+        command(*arguments, **options, say=said.append)
+        return [line for line in said if first in line]
+
+    measure = {"samples": 8, "steps": 1, "verify_data": True}
+    verify = DataPolicy(verify=True)
+    (line,) = listen(evaluate, pixels / "run", **measure)
+    assert "train or tokenize records it" in line
+    (line,) = listen(measure_tokenizer_run, copied / "tokenizer", world=world, policy=verify)
+    assert "train or tokenize records it" in line
+    train(token_recipe(copied / "tokens"), copied / "run")  # which remembers the place
+    (line,) = listen(evaluate, copied / "run", **measure)
+    assert "train or tokenize records it" in line
+    (line,) = listen(tokenize, copied / "tokenizer", source, copied / "tokens", shard_size=16, verify_data=True)
+    assert "it is recorded now" in line
+    assert listen(tokenize, copied / "tokenizer", source, copied / "tokens", shard_size=16, verify_data=True) == []
+    assert listen(evaluate, copied / "run", **measure) == []
+    train(pixel, pixels / "run", verify_data=True)
+    train_tokenizer(recipe, copied / "tokenizer", verify_data=True)
+    assert listen(evaluate, pixels / "run", **measure) == []
+    assert listen(measure_tokenizer_run, copied / "tokenizer", world=world, policy=verify) == []
 
 
 def test_replaced_pictures_are_noticed_and_tokenized_again_when_accepted(copied):

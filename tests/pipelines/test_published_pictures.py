@@ -1,5 +1,6 @@
 """Published models trained on from a folder of pictures, which their own tokenizers turn into codes."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -60,6 +61,22 @@ def test_a_folder_of_pictures_is_enough(recipe, ready, animals, tmp_path, monkey
     shutil.copy(animals / "ant/0.png", animals / "ant/another.png")
     refusal, code = refused(capsys, *words)
     assert (code, "49 images now, 48 then; class ant has 17 now, 16 then" in refusal) == (3, True), refusal
+
+
+def test_the_sets_of_given_images_are_named_as_in_other_trainings(ready, animals, tmp_path, capsys):
+    for part, first in (("mine", 0), ("theirs", 4)):
+        for folder in animals.iterdir():
+            (tmp_path / "sets" / part / folder.name).mkdir(parents=True)
+            for path in sorted(folder.glob("*.png"))[first : first + 4]:
+                shutil.copy(path, tmp_path / "sets" / part / folder.name)
+    sets = ["--data.train", "mine", "--data.test", "theirs"]
+    words = ["train", "finetune", "--init", "toy-32", "--out", tmp_path / "run", *SHORT]
+    for _ in range(2):
+        run(*words, "--data", tmp_path / "sets", *sets)
+    data = json.loads((tmp_path / "run/codes/plan.json").read_text())["data"]
+    assert [sum(data[part]["counts"]) for part in ("train", "test")] == [12, 12]
+    said, code = refused(capsys, *words, "--data", tmp_path / "run/codes", *sets)
+    assert (code, "is a token dataset, whose sets are its own: leave out --data.train" in said) == (2, True), said
 
 
 def interrupted(out):

@@ -49,6 +49,15 @@ def test_what_is_saved_is_the_state_at_the_call(tmp_path, gate):
     assert into["n"] == 4
 
 
+def test_shards_are_written_by_the_ranks_that_wait_for_hours(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(saving, "save_checkpoint", lambda *arguments, **options: given.update(options))
+    group = torch.distributed.ProcessGroup(0, 1)
+    world = World(0, 1, torch.device("cpu"), patient=group)
+    Saver().save(tmp_path, 1, {"x": torch.ones(3)}, META, sharded=True, world=world, keep=2)
+    assert given["group"] is group
+
+
 def test_one_save_runs_at_a_time(tmp_path, monkeypatch):
     running, most, real = [], [], saving.save_checkpoint
 

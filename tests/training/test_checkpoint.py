@@ -532,6 +532,7 @@ def test_a_changed_or_foreign_metadata_is_never_unpickled(tmp_path: Path, monkey
 
 def run_rank(rank: int, folder: str) -> None:
     import torch.distributed as dist
+    import torch.distributed.checkpoint
     from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
     root, main = Path(folder), rank == 0
@@ -551,9 +552,12 @@ def run_rank(rank: int, folder: str) -> None:
             whole = into[name].full_tensor() if right.ndim == 2 else into[name]
             assert torch.equal(whole, right), name
 
-    options = {"sharded": True, "is_main": main, "barrier": dist.barrier, "token": TOKEN}
-    for step in (1, 2, 3):
-        save_checkpoint(root / "sharded", step, shard(payload(step)), meta(step), **options)
+    group = dist.new_group(backend="gloo")
+    options = {"sharded": True, "is_main": main, "barrier": dist.barrier, "token": TOKEN, "group": group}
+    with mock.patch.object(dist.checkpoint, "save", wraps=dist.checkpoint.save) as save:
+        for step in (1, 2, 3):
+            save_checkpoint(root / "sharded", step, shard(payload(step)), meta(step), **options)
+    assert [call.kwargs["process_group"] for call in save.call_args_list] == [group] * 3
     check(verify_checkpoint(root / "sharded" / "step-00000003"))
     check(verify_checkpoint(root / "whole" / "step-00000005"))
     # Only one rank holds the bad number, but both raise.

@@ -52,6 +52,10 @@ class EvaluateTokenizerFlags(OutputFlags):
     known: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
     data: Path | None = None
     """For a published or converted tokenizer: a folder of pictures. A trained one has its own."""
+    train: Annotated[str | None, tyro.conf.arg(name="data.train")] = None
+    """The folder of images to train on, inside --data or elsewhere; by default found by its name."""
+    test: Annotated[str | None, tyro.conf.arg(name="data.test")] = None
+    """The folder of images to hold out, inside --data or elsewhere; by default found by its name."""
     out: Path | None = None
     """And the folder for the figures; runs/NAME-tokenizer by default."""
     pictures: int = 10_000
@@ -68,9 +72,9 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
     opened = flags.published.open(name)
     config = opened.require_tokenizer()
     own = isinstance(opened.config, TokenizerRecipe)
-    if own and (flags.data, flags.out) != (None, None):
+    if own and (flags.data, flags.train, flags.test, flags.out) != (None, None, None, None):
         raise ConfigError("--data and --out are for published tokenizers: a run has its images, and keeps its results")
-    if not own and flags.data is None:
+    if not own and flags.data is None and flags.train is None:
         raise ConfigError(f"measured on which images? {name} is no run of a tokenizer: give --data DIR")
     run = Path(name) if own else flags.out or Path("runs") / f"{shorten_name(name)}-tokenizer"
     check_results(flags.out, evaluation.TOKENIZER_FILES, overwrite=flags.overwrite)
@@ -79,7 +83,8 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
         if own:
             measure = partial(evaluation.measure_tokenizer_run, run, policy=flags.known.policy, say=choose_say(here))
         else:
-            source = Folder(path=str(flags.data), size=max(config.size), channels=config.channels)
+            path, side = "" if flags.data is None else str(flags.data), max(config.size)
+            source = Folder(path=path, size=side, channels=config.channels, train=flags.train, test=flags.test)
             pictures = _pictures(source, config, here)
             classes = max(2, len(pictures[0].pictures.classes))
             classifier = replace(PHOTOS, channels=config.channels, num_classes=classes)
@@ -151,7 +156,12 @@ def _measure(
 ) -> None:
     with catch_disk_errors(flags.out or Path("runs")):
         run = open_run(
-            opened, here, data=flags.published.data, out=flags.out, policy=flags.published.policy, say=choose_say(here)
+            opened,
+            here,
+            data=flags.published.source,
+            out=flags.out,
+            policy=flags.published.policy,
+            say=choose_say(here),
         )
         experiment, pipeline, out = run.experiment, run.pipeline, flags.out or run.folder / "inpainting"
         _ = pipeline.cells  # refused before anything is measured

@@ -10,6 +10,7 @@ import tyro
 
 from unmask.cli.parsing import catch_disk_errors
 from unmask.data.fingerprint import DataPolicy
+from unmask.data.sources.folders import Folder
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import change_sampling
 from unmask.evaluation.networks import open_networks
@@ -89,6 +90,21 @@ class MeasuredFlags(WeightsFlags, DataFlags):
     data: str | None = None
     """For a published or exported model: the token dataset of images to measure against, made by unmask tokenize NAME;
     or, for a model of pixels, a folder of images, digits, mnist or cifar10."""
+    train: Annotated[str | None, tyro.conf.arg(name="data.train")] = None
+    """For a folder of images: the folder that a classifier learns from, inside --data or elsewhere; by default found by
+    its name."""
+    test: Annotated[str | None, tyro.conf.arg(name="data.test")] = None
+    """For a folder of images: the folder to hold out, inside --data or elsewhere; by default found by its name."""
+
+    @property
+    def source(self) -> str | Folder | None:
+        """What to measure against, as `evaluate` takes it."""
+        return choose_folder_sets(self.data, self.train, self.test)
+
+
+def choose_folder_sets(data: str | None, train: str | None, test: str | None) -> str | Folder | None:
+    """Return `data`, or the folder of images with these sets if any is named."""
+    return data if train is None and test is None else Folder(path=data or "", train=train, test=test)
 
 
 def fetch_model(opened: OpenedModel, here: World | None = None) -> Path:

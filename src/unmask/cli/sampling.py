@@ -175,7 +175,7 @@ def print_report(opened: OpenedModel, here: World, flags: EvaluateFlags, samplin
             classifier=flags.network.classifier,
             reference=flags.network.reference,
             labels=flags.labels,
-            data=flags.published.data,
+            data=flags.published.source,
             out=flags.out,
             policy=flags.published.policy,
             overwrite=flags.overwrite,

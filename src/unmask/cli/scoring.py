@@ -67,7 +67,7 @@ def _print_table(flags: ScoreFlags, opened: OpenedModel, chosen: list, sampling:
     with catch_disk_errors(flags.out or Path("runs")):
         measured = flags.published
         subject, own, _, folder = open_subject(
-            opened, here, measured.data, flags.out, measured.policy, choose_say(here)
+            opened, here, measured.source, flags.out, measured.policy, choose_say(here)
         )
         out = flags.out or folder / "score"
         rows = []

@@ -55,7 +55,7 @@ def _print_table(flags: SweepFlags, plan: SweepPlan, opened: OpenedModel, here: 
         run = open_run(
             opened,
             here,
-            data=flags.published.data,
+            data=flags.published.source,
             out=flags.out,
             policy=flags.published.policy,
             progress=progress,

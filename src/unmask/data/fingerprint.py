@@ -190,11 +190,18 @@ def raise_if_changed(
     return changed
 
 
-def describe_unverified(then: DataFingerprint | None, policy: DataPolicy) -> list[str]:
-    """Return a note if all bytes are to be compared, and no earlier command has recorded a digest of them."""
-    if not policy.verify or then is None or then.train.whole is not None:
+def describe_unverified(then: DataFingerprint | None, policy: DataPolicy, *, recorded: bool) -> list[str]:
+    """Return a note if all bytes are to be compared, and no earlier command has recorded a digest of them.
+
+    Args:
+        then: What an earlier command recorded, if it recorded anything.
+        policy: Whether all bytes are to be compared.
+        recorded: Whether this command records the digest.
+    """
+    if not policy.verify or (then is not None and then.train.whole is not None):
         return []
-    return ["no digest of all bytes was recorded before: it is recorded now, and there was nothing to compare it with"]
+    now = "it is recorded now, and" if recorded else "train or tokenize records it with --verify-data;"
+    return [f"no digest of all bytes was recorded before: {now} there was nothing to compare it with"]
 
 
 def _count_classes(data: DataFingerprint) -> dict[str, int]:

@@ -75,15 +75,20 @@ def sort_keys(keys: UInt8[np.ndarray, "n 16"]) -> Int[Tensor, " n"]:
 def choose_held_out(keys: UInt8[np.ndarray, "n 16"], share: float, seed: int) -> Bool[Tensor, " n"]:
     """Return which pictures are held out: each with probability `share`, decided by its key and the seed alone.
 
-    If chance holds out no picture, the one nearest to it is, so that a small set has a test set too.
+    If chance holds out no picture, the one nearest to it is, so that a small set has a test set too. It stays the one
+    until a picture arrives that is nearer.
     """
-    salt = seed.to_bytes(8, "little", signed=True)
-    noise = [hashlib.blake2b(key.tobytes(), digest_size=8, salt=salt).digest() for key in keys]
-    u = torch.from_numpy(np.frombuffer(b"".join(noise), "<u8").astype(np.float64) / 2.0**64)
+    u = torch.tensor([draw_by_key(key.tobytes(), seed) for key in keys], dtype=torch.float64)
     held_out = u < share
     if share and len(u) and not held_out.any():
         held_out[u.argmin()] = True
     return held_out
+
+
+def draw_by_key(key: bytes, seed: int) -> float:
+    """Return a number in [0, 1] that the key and the seed decide: what is below the share is held out."""
+    salt = seed.to_bytes(8, "little", signed=True)
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8, salt=salt).digest(), "little") / 2.0**64
 
 
 def _place_samples(length: int) -> list[int]:

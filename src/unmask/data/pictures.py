@@ -24,7 +24,7 @@ from unmask.storage.files import escape_line
 
 MAX_THREADS = 16
 MAX_CHECKED = 1 << 28
-"""Bytes of images up to which every JPEG is checked code by code, at about 0.26 s per MB."""
+"""Bytes of images up to which every JPEG is followed code by code, at about 0.26 s per MB; libjpeg checks all."""
 AHEAD = 256  # images that threads may decode ahead of the first unfinished one
 
 Arrangement = Literal["content", "position"]
@@ -143,7 +143,8 @@ class OnDemand(ABC):
         """Read the chosen images; raise DataError that names the first unreadable one."""
         pixels, _, bad = self.try_read(index)
         if bad:
-            raise DataError(f"{bad[0]}; repair or remove it, or leave it out with unmask tokenize")
+            what = "repair or remove it (unmask data DIR lists all)"
+            raise DataError(f"{bad[0]}; {what}, or leave it out with unmask tokenize")
         return pixels
 
     def read_float(self, index: Int[Tensor, " b"] | slice) -> Float[Tensor, "b c h w"]:
@@ -185,13 +186,13 @@ class Files(OnDemand):
 
 
 def is_small(num_bytes: int) -> bool:
-    """Return whether every JPEG in a set of so many bytes is checked code by code: it takes minutes, not hours."""
+    """Return whether every JPEG in a set of so many bytes is followed code by code: it takes minutes, not hours."""
     return num_bytes <= MAX_CHECKED
 
 
 UNCHECKED = (
-    f"damage inside the compressed data of a JPEG is not looked for in sets of more than {MAX_CHECKED >> 20} MiB: "
-    "unmask data DIR looks for it"
+    f"in sets of more than {MAX_CHECKED >> 20} MiB, damage of JPEGs is found as far as libjpeg warns of it: "
+    "unmask data DIR follows every code and finds more"
 )
 """What to say about a set that is not small."""
 

@@ -33,6 +33,7 @@ STRAY = 0.005  # share of the pixels at each end that may lie outside
 DARK, BRIGHT = 16, 239
 BAND = 256  # rows of a picture
 LISTED = 10  # files that a list names
+EXAMPLES = 3  # pictures with contradictory labels that it names
 MODES = {
     "1": "black and white",
     "L": "grey",
@@ -85,6 +86,8 @@ class Survey:
     """Names of equal pictures of the same set."""
     shared: list[list[str]]
     """Names of equal pictures of which some are trained on and some held out."""
+    contradictions: list[list[str]]
+    """Names of equal pictures with different labels, each with its class."""
 
 
 def survey_source(source: PictureSource, progress: Progress | None = None) -> Survey:
@@ -107,7 +110,7 @@ def survey_source(source: PictureSource, progress: Progress | None = None) -> Su
         bad=tuple(bad),
         notes=(*given.notes, *about),
     )
-    copies, shared = find_copies(parts)
+    copies, shared, contradictions = find_copies(parts)
     where = str(getattr(source, "path", None) or getattr(source, "name", ""))
     arrange: Arrangement = getattr(source, "arrange", "position")
     share = getattr(source, "held_out", 0.0) if good.test is None else 0.0
@@ -119,7 +122,7 @@ def survey_source(source: PictureSource, progress: Progress | None = None) -> Su
         split = good.split(share, seed, where, arrange)
     except DataError as error:  # too few to hold some out: a training refuses them, a survey says so
         split = replace(good, notes=(*good.notes, str(error))).split(0.0, seed, where, arrange)
-    return Survey(parts=tuple(parts), split=split, copies=copies, shared=shared)
+    return Survey(parts=tuple(parts), split=split, copies=copies, shared=shared, contradictions=contradictions)
 
 
 def open_unsplit(source: PictureSource, progress: Progress | None = None) -> Parts:
@@ -218,21 +221,30 @@ def classify_flatness(image: Image.Image) -> str:
     return "near-black" if (high <= DARK).all() else "near-white" if (low >= BRIGHT).all() else "one colour"
 
 
-def find_copies(parts: Sequence[SurveyedPart]) -> tuple[list[list[str]], list[list[str]]]:
-    """Return the groups of equal pictures inside a set, and those in two sets; by the names of the pictures."""
+def find_copies(parts: Sequence[SurveyedPart]) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
+    """Return the groups of equal pictures inside a set, those in two sets, and those of several classes.
+
+    A group holds the names of the pictures; one of several classes holds a picture of each class, with the class.
+    """
     every = np.concatenate([part.digests for part in parts]).view(np.uint64).reshape(-1, 2)
     owner = np.repeat(np.arange(len(parts)), [len(part.digests) for part in parts])
     first = np.concatenate([np.arange(len(part.digests)) for part in parts])
     order = np.lexsort((every[:, 0], every[:, 1]))
     starts = np.flatnonzero(np.append(True, (every[order][1:] != every[order][:-1]).any(1)))
+    labels = [np.full(len(p.digests), -1) if p.pictures.labels is None else p.pictures.labels.numpy() for p in parts]
+    label, classes = np.concatenate(labels), parts[0].pictures.classes
     copies: list[list[str]] = []
     shared: list[list[str]] = []
+    contradictions: list[list[str]] = []
     ends = np.append(starts[1:], len(order))
     for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
         group = np.sort(order[start:end])
         names = [name_picture(parts[owner[i]].pictures, int(first[i])) for i in group]
         (shared if len(set(owner[group])) > 1 else copies).append(names)
-    return sorted(copies), sorted(shared)
+        seen = dict(zip(label[group][::-1].tolist(), names[::-1], strict=True))  # the first picture of each class
+        if len(seen) > 1:
+            contradictions.append([f"{one} ({classes[number]})" for number, one in sorted(seen.items())])
+    return sorted(copies), sorted(shared), sorted(contradictions)
 
 
 def _drop_unread_classes(parts: list[SurveyedPart]) -> tuple[list[SurveyedPart], list[str]]:
@@ -301,6 +313,11 @@ def describe_survey(survey: Survey, size: int) -> list[str]:
     lines += _list_groups("copies", "equal to another of the same set", survey.copies)
     if len(survey.parts) > 1:
         lines += _list_groups("in both", "both trained on and held out", survey.shared)
+    if survey.contradictions:
+        num = len(survey.contradictions)
+        what = "picture has copies" if num == 1 else "pictures have copies"
+        lines.append(f"labels      {num:,} {what} of another class, so one of the labels is wrong")
+        lines += ["  " + " = ".join(map(escape_line, group[:4])) for group in survey.contradictions[:EXAMPLES]]
     flat: dict[str, list[str]] = {}
     for part in survey.parts:
         for kind, names in part.flat.items():

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy
 import PIL
+import simplejpeg
 from PIL import Image
 
 from unmask.data.masks import MAX_PHOTO
@@ -48,7 +49,7 @@ def decode_untrusted(
     """
     if len(data) > MAX_BYTES:
         raise _make_error(name, f"more than {MAX_BYTES >> 20} MiB: send a smaller file")
-    libraries = [Path(str(module.__file__)).parents[1] for module in (PIL, numpy)]
+    libraries = [Path(str(module.__file__)).parents[1] for module in (PIL, numpy, simplejpeg)]
     folders = [
         Path(reader.__file__).parent,
         Path(__file__).parent,

@@ -9,6 +9,7 @@ import torch
 from typing_extensions import Unpack
 
 from unmask.data.fingerprint import STRICT, DataPolicy
+from unmask.data.sources.folders import Folder
 from unmask.decoding.names import list_orders, look_up
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import SamplingSettings, change_sampling
@@ -48,7 +49,7 @@ def evaluate(
     classifier: str | Path | None = None,
     reference: str | Path | None = None,
     labels: LabelRule = "shares",
-    data: str | None = None,
+    data: str | Folder | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -68,7 +69,8 @@ def evaluate(
         classifier: A folder that unmask train-features made; by default one is trained and kept in the run.
         reference: The file that keeps the features of the real images; by default in the run.
         labels: "shares" samples each class as often as it is held out, "balanced" all classes equally often.
-        data: For a model that is no run: what to measure it against.
+        data: For a model that is no run: what to measure it against, as `unmask evaluate --data` takes it; or a
+            `Folder`, whose size and channels the model decides.
         out: For a model that is no run: the folder for the results; runs/NAME by default.
         overwrite: Replace files in `out` that unmask did not make.
         device: "auto", "cuda" or "cpu".
@@ -114,7 +116,7 @@ def evaluate_opened(
     classifier: str | Path | None = None,
     reference: Path | None = None,
     labels: LabelRule = "shares",
-    data: str | None = None,
+    data: str | Folder | None = None,
     out: Path | None = None,
     policy: DataPolicy = STRICT,
     overwrite: bool = False,
@@ -157,7 +159,7 @@ def sweep(
     features: str = "classifier",
     classifier: str | Path | None = None,
     reference: str | Path | None = None,
-    data: str | None = None,
+    data: str | Folder | None = None,
     overwrite: bool = False,
     device: str = "auto",
     accept_data: bool = False,
@@ -209,7 +211,7 @@ def score(
     rows: int = 256,
     passes: int = 16,
     seed: int = 0,
-    data: str | None = None,
+    data: str | Folder | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -256,7 +258,7 @@ def score(
 def open_subject(
     opened: OpenedModel,
     here: World,
-    data: str | None = None,
+    data: str | Folder | None = None,
     out: Path | None = None,
     policy: DataPolicy = STRICT,
     say: Callable[[str], None] | None = None,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from unmask.data.fingerprint import STRICT, DataPolicy, check_data
+from unmask.data.fingerprint import STRICT, DataPolicy, check_data, describe_unverified, read_record
 from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import Arrays, Cifar10, Codes, Digits, Folder, Mnist, PictureSource, resolve_paths
 from unmask.errors import CheckpointError, ConfigError, DataError
@@ -52,7 +52,7 @@ def open_run(
     model: OpenedModel | str | Path,
     world: World,
     *,
-    data: str | None = None,
+    data: str | Folder | None = None,
     out: Path | None = None,
     dtype: torch.dtype | None = None,
     policy: DataPolicy = STRICT,
@@ -89,6 +89,10 @@ def open_run(
         check_data(folder, experiment.fingerprint, policy, *MEASURE_ADVICE)
     if experiment.loaded is not None:
         _ = experiment.split  # says what is there before the work
+        record = read_record(folder)
+        if say is not None:
+            for note in describe_unverified(None if record is None else record.data, policy, recorded=False):
+                say(f"note: {note}")
     pipeline = load_image_pipeline(opened, device=str(world.device), dtype=dtype)
     pipeline.empty_classes = experiment.recipe.empty_classes
     return OpenedRun(folder=folder, experiment=experiment, pipeline=pipeline, revision=opened.revision)
@@ -98,7 +102,7 @@ def choose_folder(
     opened: OpenedModel,
     world: World,
     *,
-    data: str | None = None,
+    data: str | Folder | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Recipe | MeasuredModel, Path]:
@@ -122,12 +126,19 @@ def shorten_name(name: str) -> str:
     return name.removeprefix(HUB).replace("/", "--") if is_on_hub(name) else Path(os.path.abspath(name)).name
 
 
-def find_data(spec: ModelSpec, data: str) -> PictureSource | Codes:
+def find_data(spec: ModelSpec, data: str | Folder) -> PictureSource | Codes:
     """Return what `--data` means for a model: a token dataset, or for a model of pixels a folder of images.
 
     "digits", "mnist" and "cifar10" are the datasets of these names. ConfigError for anything else, DataError for a
     token dataset that is not there.
     """
+    if isinstance(data, Folder):
+        if not isinstance(spec.tokenizer, Pixels):
+            raise ConfigError(
+                "the sets of a token dataset are its own: give --data CODES alone, without train and test"
+            )
+        side = max(spec.tokenizer.size)
+        return resolve_paths(replace(data, size=side, channels=spec.tokenizer.channels))
     path = Path(data).expanduser()
     if (path / META).is_file():
         return resolve_paths(Codes(path=data))
@@ -144,7 +155,7 @@ def find_data(spec: ModelSpec, data: str) -> PictureSource | Codes:
     return resolve_paths(Folder(path=data, size=max(height, width), channels=spec.tokenizer.channels))
 
 
-def measure_against(spec: ModelSpec, folder: Path, name: str, data: str | None, out: Path) -> MeasuredModel:
+def measure_against(spec: ModelSpec, folder: Path, name: str, data: str | Folder | None, out: Path) -> MeasuredModel:
     """Return the model with the data to measure it against; ConfigError if they do not fit."""
     if takes_prompts(spec.model):
         raise ConfigError(f"{name} takes prompts, and a dataset has none: it cannot be measured here")

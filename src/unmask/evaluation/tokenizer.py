@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask.data.augment import PictureSet
-from unmask.data.fingerprint import STRICT, DataPolicy, check_data
+from unmask.data.fingerprint import STRICT, DataPolicy, check_data, describe_unverified, read_record
 from unmask.data.pictures import spread
 from unmask.data.summary import describe_split
 from unmask.evaluation.images import read_curve
@@ -52,7 +52,9 @@ def measure_tokenizer_run(
     recipe, model = open_tokenizer_run(folder)
     experiment = prepare_tokenizer(recipe, policy=policy)
     if say is not None:
-        for line in describe_split(experiment.split):
+        record = read_record(folder)
+        unverified = describe_unverified(None if record is None else record.data, policy, recorded=False)
+        for line in [*describe_split(experiment.split), *(f"note: {note}" for note in unverified)]:
             say(line)
     check_data(folder, experiment.fingerprint, policy, *MEASURE_ADVICE)
     known: dict[str, object] = {

@@ -24,6 +24,7 @@ from unmask.data.fingerprint import (
 from unmask.data.labels import list_names
 from unmask.data.shuffle import Shuffle
 from unmask.data.sources.choice import resolve_paths
+from unmask.data.text.sources import FEW
 from unmask.data.tokens import Batches, Tokens
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError, DataError
@@ -244,7 +245,8 @@ def claim_run(
             )
         notes += [f"the data changed, and this is accepted: {accepted}"] if accepted else []
     record = read_record(folder)
-    notes += describe_unverified(None if record is None else record.data, policy)
+    if record is not None and data is not None and data.train.whole is not None:
+        notes += describe_unverified(record.data, policy, recorded=True)
     if data is not None and record is not None and _may_mix_documents(recipe, record.data, data):
         notes.append(
             "the held-out documents may be ones that were trained on before: hold out a file with --data.test, or "
@@ -266,8 +268,11 @@ def claim_run(
 
 
 def _may_mix_documents(recipe: AnyRecipe, then: DataFingerprint, now: DataFingerprint) -> bool:
-    """Return whether other documents than before are held out by their position, which may have been trained on."""
-    return isinstance(recipe, TextRecipe) and recipe.data.test is None and then.test.content != now.test.content
+    """Return whether other text than before is held out by its position, which may have been trained on."""
+    if not isinstance(recipe, TextRecipe) or recipe.data.test is not None or then.test.content == now.test.content:
+        return False
+    few = min(one.train.num + one.test.num for one in (then, now)) <= FEW  # then characters are held out
+    return few or recipe.data.arrange == "position"
 
 
 def _list_changes(before: AnyRecipe, now: AnyRecipe, *, moved: bool) -> list[str]:

@@ -14,6 +14,7 @@ from unmask.data.fingerprint import (
     DataPolicy,
     PartFingerprint,
     compute_fingerprint,
+    describe_unverified,
     match_arrangement,
 )
 from unmask.data.image_files import Unreadable
@@ -164,7 +165,10 @@ def make_codes(
         source = match_arrangement(source, read_origin(earlier.source))
     split = split or source.load(progress)
     if say is not None:
-        for line in describe_split(split):
+        unverified: list[str] = []
+        if earlier is not None:
+            unverified = describe_unverified(earlier.data, policy, recorded=earlier.data is not None)
+        for line in [*describe_split(split), *(f"note: {note}" for note in unverified)]:
             say(line)
     plan = ShardPlan(
         tokenizer=hash_weights(model, model.config),

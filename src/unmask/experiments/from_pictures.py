@@ -68,7 +68,10 @@ def open_given(
             "folder that unmask tokenize made"
         )
     config = theirs.tokenizer
-    source = Folder(path=recipe.data.path, size=max(config.size), channels=config.channels)
+    given = recipe.data
+    source = Folder(
+        path=given.path, size=max(config.size), channels=config.channels, train=given.train, test=given.test
+    )
     split = source.load(progress)
     check_classes(split.train.classes, num_classes, recipe.data.path)
     fitted = fit_to_data(replace(recipe, tokenizer=config), split.train.classes)

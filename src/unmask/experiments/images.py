@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from unmask.data.augment import PictureSet
-from unmask.data.fingerprint import STRICT, DataFingerprint, DataPolicy, compute_fingerprint, raise_if_changed
+from unmask.data.fingerprint import (
+    STRICT,
+    DataFingerprint,
+    DataPolicy,
+    compute_fingerprint,
+    describe_unverified,
+    raise_if_changed,
+)
 from unmask.data.pictures import Pictures, Split
 from unmask.data.shards.tokenizing import SplitName
 from unmask.data.sources.choice import Codes, PictureSource
@@ -86,7 +93,8 @@ class Experiment(Generic[Fitted]):
         """The images behind the tokens; DataError if their source no longer has the images that were tokenized."""
         split = self._open_split() if self.loaded is None else self.loaded
         if self.say is not None:
-            for line in describe_split(split):
+            unverified = [] if self.loaded else describe_unverified(self.images, self.policy, recorded=False)
+            for line in [*describe_split(split), *(f"note: {note}" for note in unverified)]:
                 self.say(line)
         return split
 
@@ -166,6 +174,8 @@ def _prepare_codes(recipe: Fitted, data: Codes, policy: DataPolicy) -> Experimen
         raise ConfigError(
             "which data? Give --data DIR, codes that unmask tokenize made, or with --init a folder of pictures"
         )
+    if data.train or data.test:
+        raise ConfigError(f"{data.path} is a token dataset, whose sets are its own: leave out --data.train and .test")
     coded = open_coded(data.path)
     classes = coded.meta.classes
     train, test = (part if recipe.conditional else Unlabelled(part) for part in (coded.train, coded.test))

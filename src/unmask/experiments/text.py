@@ -10,7 +10,14 @@ from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import resolve_paths
 from unmask.data.sources.description import describe_texts
 from unmask.data.text.rows import TextPart
-from unmask.data.text.shards import TextMeta, TextSet, check_text_folder, open_text_dataset, write_text_dataset
+from unmask.data.text.shards import (
+    TextMeta,
+    TextSet,
+    check_text_folder,
+    keep_text_arrangement,
+    open_text_dataset,
+    write_text_dataset,
+)
 from unmask.data.text.sources import TextFile
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.validation import validate_generator
@@ -85,6 +92,8 @@ def prepare_text(
         if (Path(source.path) / META).is_file():
             return replace(_opened(recipe, Path(source.path)), policy=policy)
     check_text_folder(shards, overwrite=overwrite)
+    source = keep_text_arrangement(source, shards)
+    recipe = replace(recipe, data=replace(recipe.data, arrange=source.arrange))
     notes = [] if (shards / META).is_file() else [f"left out {line}" for line in source.list_left_out()]
     if policy.accept and (shards / META).is_file():
         tokenizer = open_text_tokenizer(shards / TEXT_TOKENIZER, recipe.tokenizer.context)

@@ -58,6 +58,7 @@ def save_checkpoint(
     token: str,
     keep: int = 2,
     known: KnownCheckpoints | None = None,
+    group: Any = None,
 ) -> Path:
     """Write the checkpoint of `step`, verify it, then remove older ones until `keep` complete ones are left.
 
@@ -74,6 +75,7 @@ def save_checkpoint(
         token: Part of the temporary folder's name: 8 or more letters and digits, unguessable, the same on all ranks.
         keep: Number of complete checkpoints to keep, at least 2.
         known: Checkpoints that this process has written or verified: they are not hashed again. Updated in place.
+        group: The ranks that write shards: one that waits as long as a slow disk takes. By default the default group.
 
     Returns:
         The folder of the checkpoint.
@@ -93,7 +95,7 @@ def save_checkpoint(
     try:
         if sharded:
             _run_on_main(is_main, barrier, lambda: _prepare(final, temporary, token), temporary)
-            _write_shards(temporary / SHARDS, tensors)
+            _write_shards(temporary / SHARDS, tensors, group)
             _run_on_main(is_main, barrier, lambda: _commit(final, temporary, step, meta), final)
         elif is_main:
             _prepare(final, temporary, token)
@@ -223,13 +225,14 @@ def _separate_storage(tensor: Tensor, seen: set[int]) -> Tensor:
     return tensor
 
 
-def _write_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_shards(path: Path, tensors: Mapping[str, Tensor], group: Any) -> None:
     import torch.distributed.checkpoint as dcp
 
     writer = dcp.FileSystemWriter(path)
     try:
         with _silence_group_warning():
-            dcp.save({name: tensor.detach() for name, tensor in tensors.items()}, storage_writer=writer)
+            plain = {name: tensor.detach() for name, tensor in tensors.items()}
+            dcp.save(plain, storage_writer=writer, process_group=group)
     except dcp.CheckpointException as error:  # a BaseException, so it has to be named
         rank, (cause, _) = min(error.failures.items())
         # torch.save reports a short write as a RuntimeError about positions in the file.

@@ -72,6 +72,7 @@ class Saver:
                 token=token,
                 keep=keep,
                 known=self._known,
+                group=world.patient,
             )
             return
         try:

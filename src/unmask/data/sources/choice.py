@@ -108,16 +108,20 @@ class Codes:
     """A token dataset made by unmask tokenize; it holds no images, but names their source."""
 
     path: str
-    """The folder of the token dataset."""
+    """The folder of the token dataset; for a training from a model with a tokenizer, also a folder of images."""
+    train: str | None = None
+    """Of a folder of images: the folder to train on, inside --data or elsewhere; by default found by its name."""
+    test: str | None = None
+    """Of a folder of images: the folder to hold out, inside --data or elsewhere; by default found by its name."""
 
 
-ARRANGED = tuple(source.__name__ for source in (Folder, Arrays, HubImages, Shards))
-"""The sources that hold pictures out by their content."""
+ARRANGED = tuple(source.__name__ for source in (Folder, Arrays, HubImages, Shards, TextFile, HubText))
+"""The sources that hold pictures or documents out by their content."""
 AnySource = TypeVar("AnySource", bound=PictureSource | Codes | TextFile | HubText)
 
 
 def fill_arrangement(data: Any) -> Any:
-    """Return the JSON of a source; one that an early version wrote arranges its pictures by position."""
+    """Return the JSON of a source; one that an early version wrote arranges its content by position."""
     if not isinstance(data, dict) or data.get("type") not in ARRANGED or "arrange" in data:
         return data
     return data | {"arrange": "position"}

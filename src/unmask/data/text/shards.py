@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unmask.data.shards.dataset import MAX_JSON, META, choose_token_type
+from unmask.data.sources.choice import fill_arrangement
 from unmask.data.text.reading import LocatedText
 from unmask.data.text.rows import START, Packing, TextMeta, TextPart, TextSet
 from unmask.data.text.sources import SplitName, TextSource
@@ -85,6 +86,14 @@ def write_text_dataset(
         meta = replace(meta, digest=_compute_digest(meta))
         write_json(out / META, meta)
         return meta
+
+
+def keep_text_arrangement(source: TextSource, out: Path) -> TextSource:
+    """Return the source with its documents held out as in the tokens that `out` holds, if it holds any."""
+    if not (out / META).exists():
+        return source
+    earlier = fill_arrangement(json.loads(_read_meta(out).source))
+    return replace(source, arrange=earlier.get("arrange", source.arrange))
 
 
 def check_text_folder(out: Path, *, overwrite: bool = False) -> None:
@@ -258,7 +267,7 @@ def _read_finished(out: Path, made: dict[str, Any], *, accept: bool) -> TextMeta
             "--out (and --init RUN to start from a run's weights), or train with --accept-data to continue knowingly"
         )
     there, here = (
-        {"source": _forget_paths(json.loads(one["source"])), "tokenizer": one["tokenizer"]}
+        {"source": _forget_paths(fill_arrangement(json.loads(one["source"]))), "tokenizer": one["tokenizer"]}
         for one in (vars(meta), made)
     )
     if there != here:

@@ -1,13 +1,16 @@
 """Sources of text: plain text, one document per line, JSON, CSV, Parquet, or a Hugging Face dataset, all read without
-normalisation. The last part, a split by name, or another file is held out."""
+normalisation. Some documents, a split by name, or another file are held out."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
+from unmask.data.identity import draw_by_key, hash_encoded
+from unmask.data.pictures import Arrangement
 from unmask.data.shards.dataset import SplitName
 from unmask.data.sources.hub import load_parts
 from unmask.data.text.listing import ListedTexts, TextFormat, find_format, list_texts
@@ -32,7 +35,7 @@ class TextFile:
     path: str
     """The file or folder to train on, or addresses of files such as "s3://bucket/part-{0..9}.txt"."""
     test: str | None = None
-    """A file or folder to hold out; by default the folder's own split val or test, or else the last part of `path`."""
+    """A file or folder to hold out; by default the folder's own split val or test, or else a part of `path`."""
     format: Literal["auto", "text", "lines", "jsonl", "json", "csv", "parquet"] = "auto"
     """`text`: one document, or several between separators; `lines`: one per line; `jsonl`: one JSON object per line;
     `json`: an array of strings or objects; `csv` and `parquet`: one per row. `auto` goes by the name."""
@@ -42,6 +45,8 @@ class TextFile:
     """The text between two documents in the format `text`; the space around a document is removed."""
     held_out: float = 0.1
     """Fraction of the documents to hold out; of the characters if there are fewer than 20 documents."""
+    arrange: Arrangement = "content"
+    """Hold out documents by their content, or (runs of early versions) the last ones."""
 
     def __post_init__(self) -> None:
         _check_share(self.held_out)
@@ -56,7 +61,8 @@ class TextFile:
         """Yield each document of a split with its position; raise DataError, with file and line, if it is not text."""
         listed = self._list()
         if listed.test is None:
-            return hold_out(lambda: keep_texts(self._read_all(listed.train)), part, self.held_out, self.path)
+            whole = lambda: keep_texts(self._read_all(listed.train))  # noqa: E731
+            return hold_out(whole, part, self.held_out, self.path, self.arrange)
         paths, name = (listed.train, self.path) if part == "train" else (listed.test, self.test or self.path)
         return _require_some(keep_texts(self._read_all(paths)), name)
 
@@ -115,11 +121,13 @@ class HubText:
     split: str = "train"
     """The split to train on."""
     test: str | None = None
-    """The split to hold out; by default, the last part of `split`."""
+    """The split to hold out; by default, a part of `split`."""
     field: str = "text"
     """The column that holds the text."""
     held_out: float = 0.1
     """Fraction of the documents to hold out; of the characters if there are fewer than 20 documents."""
+    arrange: Arrangement = "content"
+    """Hold out documents by their content, or (runs of early versions) the last ones."""
 
     def __post_init__(self) -> None:
         _check_share(self.held_out)
@@ -132,7 +140,8 @@ class HubText:
         """Yield each document of a split with its position; raise ConfigError for a missing split or column."""
         if self.test is None:
             rows = self._select_rows(self.split)
-            return hold_out(lambda: keep_texts(self._read_all(rows, self.split)), part, self.held_out, self.name)
+            whole = lambda: keep_texts(self._read_all(rows, self.split))  # noqa: E731
+            return hold_out(whole, part, self.held_out, self.name, self.arrange)
         split = self.split if part == "train" else self.test
         return _require_some(keep_texts(self._read_all(self._select_rows(split), split)), f"{self.name}, {split}")
 
@@ -176,15 +185,32 @@ TextSource = TextFile | HubText
 
 
 def hold_out(
-    whole: Callable[[], Iterator[LocatedText]], part: SplitName, share: float, name: str
+    whole: Callable[[], Iterator[LocatedText]], part: SplitName, share: float, name: str, arrange: Arrangement
 ) -> Iterator[LocatedText]:
-    """Yield one split of the documents: `test` is their last `share` (of the characters below `FEW` documents).
+    """Yield one split of the documents; about the fraction `share` is the split `test`.
+
+    The content of each document decides whether it is held out, so adding documents moves no other; if chance holds
+    out none, the nearest one is. With `arrange` "position", the last documents are held out. Below `FEW` documents the
+    last characters are, with either.
 
     The documents are read twice, first to count them, so that only one is in memory at a time.
     """
-    num = total = 0
+    num = total = held = nearest = 0
+    least = 2.0
     for _, text in whole():
         num, total = num + 1, total + len(text)
+        if arrange == "content":
+            u = draw_by_content(text)
+            held, nearest = held + (u < share), 1 if u < least else nearest + (u == least)
+            least = min(least, u)
+    if num >= FEW and arrange == "content":
+        below = share if held else math.nextafter(least, 2.0)
+        if num in (held, nearest):
+            raise DataError(f"{escape_line(name)}: all {num} documents would be held out: add some, or lower held_out")
+        for where, text in whole():
+            if (draw_by_content(text) < below) == (part == "test"):
+                yield where, text
+        return
     if num >= FEW:
         end = int((1 - share) * num)
         yield from islice(whole(), end) if part == "train" else islice(whole(), end, None)
@@ -196,6 +222,11 @@ def hold_out(
         place = f"{where}, from its character {kept} on" if part == "test" and kept else where
         if chosen:
             yield place, chosen
+
+
+def draw_by_content(text: str) -> float:
+    """Return a number in [0, 1] that the text decides."""
+    return draw_by_key(hash_encoded(text.encode("utf-8", "surrogatepass"), whole=True), 0)
 
 
 def keep_texts(rows: Iterable[LocatedCell]) -> Iterator[LocatedText]:
