@@ -110,7 +110,8 @@ class Sigmoid:
     def __call__(self, t: Time, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
         at = _time(t, dtype) * (self.end - self.start) + self.start
         first, now, last = (
-            torch.sigmoid(x / self.temperature) for x in (_time(0.0, dtype) + self.start, at, _time(0.0, dtype) + self.end)
+            torch.sigmoid(x / self.temperature)
+            for x in (_time(0.0, dtype) + self.start, at, _time(0.0, dtype) + self.end)
         )
         return (last - now) / (last - first)
 

@@ -55,7 +55,7 @@ class Pipeline(LoadedModel[ModelSpec]):
     """An image model ready to use: `pipe(["cat", "ship"], steps=8, seed=0)`.
 
     Every call takes settings as keywords, by the names of the command line (`SamplingSettings`): steps, order,
-    schedule, temperature, guidance, noise, sampler, block, top_k, top_p, preset. Unset ones default to the model.
+    schedule, temperature, guidance, ramp, noise, sampler, block, top_k, top_p, preset. Unset ones default to the model.
     """
 
     empty_classes: tuple[int, ...] = ()
@@ -284,7 +284,7 @@ class Pipeline(LoadedModel[ModelSpec]):
         check_guidance(self.model.config, labelled=labels is not None, guided=not sampling.unguided)
         remembers = isinstance(self.model, MaskedTransformer) and self.model.config.self_condition
         make = guided_with_memory if remembers else guided
-        return make(self.model, labels, scale=1.0 if labels is None else sampling.scale)
+        return make(self.model, labels, scale=1.0 if labels is None else sampling.guidance)
 
     def make_canvas(self, num: int) -> Int[Tensor, "b l"]:
         """Return an all-masked canvas."""
