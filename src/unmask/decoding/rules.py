@@ -127,7 +127,9 @@ class StepConfidence:
 
     def __post_init__(self) -> None:
         _check_noises(self, self.noises)
-        check_ranges(self, {"noises": FACTORS})
+        if self.temperatures is not None:
+            _check_noises(self, self.temperatures)
+        check_ranges(self, {"noises": FACTORS, "temperatures": FACTORS})
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         if self.temperatures is not None and (warmth := _get_noise(self.temperatures, t)) != 1:
