@@ -37,6 +37,7 @@ from unmask.pretrained.conditions import (
     check_prompts,
     detach_prompts,
 )
+from unmask.pretrained.families import choose_tokenizer_dtype
 from unmask.published.opening import open_model
 from unmask.recipes.spec import ModelSpec
 from unmask.runtime.devices import pick_device
@@ -84,12 +85,12 @@ class Pipeline(LoadedModel[ModelSpec]):
         offline: bool = False,
         spec: ModelSpec | None = None,
     ) -> "Pipeline":
-        """Load an image model, in bfloat16 where that is fast.
+        """Load an image model, in bfloat16 where that is fast; but the tokenizer of a published model in float32.
 
         Args:
             name: A run, an export, a published model such as "besnier-256", or hf-hub:OWNER/NAME[@REVISION].
             device: "auto" (cuda, mps or cpu, whichever is there first), or the name of one.
-            dtype: The type of the weights in memory.
+            dtype: The type of all weights in memory.
             prompts: For a text-to-image model: the texts to sample; text i is its class i.
             offline: Use what is in the cache, and ask no server.
             spec: What config.json holds, if it was read before; `name` is then the folder.
@@ -110,7 +111,8 @@ class Pipeline(LoadedModel[ModelSpec]):
             network: nn.Module = spec.model.build(spec.tokenizer.vocab_size, spec.tokenizer.grid)
         network = pack(network.to(where, kind).eval())
         load_weights(network, folder / MODEL)
-        tokenizer = open_tokenizer(spec.tokenizer, folder / TOKENIZER, device=where, dtype=kind, packed=True)
+        exact = dtype or choose_tokenizer_dtype(spec.tokenizer, kind)
+        tokenizer = open_tokenizer(spec.tokenizer, folder / TOKENIZER, device=where, dtype=exact, packed=True)
         model = attach_prompts(network, folder, prompts, spec.tokenizer.size)
         pipeline = cls(model, tokenizer, spec.sampling, tuple(prompts) or spec.classes)
         pipeline.spec, pipeline.folder, pipeline.empty_classes = spec.spec, folder, spec.empty_classes
