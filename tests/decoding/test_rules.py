@@ -1,13 +1,14 @@
 """Rules of published samplers, each compared with the line of code that it reproduces."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.decoding.rules import LAGGING, SPANNING, DrawnLogit, RolledHalton, StepConfidence, TitokFall
+from unmask.decoding.rules import LAGGING, SPANNING, DrawnLogit, Line, RolledHalton, StepConfidence, TitokFall
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import decode
 from unmask.method.sampling.priorities import Confidence, Halton, compute_halton_order
@@ -141,3 +142,25 @@ def test_numbers_that_mean_nothing_are_refused(make):
 def test_a_sequence_for_another_grid_is_refused():
     with pytest.raises(ValueError, match="16 cells"):
         scores(RolledHalton(GRID), torch.zeros(1, 9, 2), torch.zeros(1, 9, dtype=torch.long), 0.5)
+
+
+def test_temperatures_fall_to_greedy():
+    assert Line().list_values(1.0, 4) == (0.75, 0.5, 0.25, 0.0)
+    assert Line().list_values(2.0, 1) == (0.0,)
+    s = torch.arange(1, 19, dtype=torch.float64)
+    torch.testing.assert_close(torch.tensor(Line().list_values(0.7, 18), dtype=torch.float64), 0.7 * (18 - s) / 18)
+    assert Line(least=1e-3).list_values(1.0, 3) == pytest.approx((2 / 3, 1 / 3, 1e-3))
+
+
+def test_a_line_starts_and_ends_where_it_says():
+    for first, last in ((False, False), (False, True), (True, False), (True, True)):
+        values = Line(start=1.0, end=3.0, from_first=first, to_last=last).list_values(2.0, 9)
+        assert (values[0] == 2.0) == first
+        assert (values[-1] == 6.0) == last
+        assert len({round(b - a, 9) for a, b in pairwise(values)}) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"start": -1.0}, {"end": -1.0}, {"least": -1.0}, {"end": 0.0, "multiplies": True}])
+def test_a_line_refuses_what_nothing_can_be_divided_by(wrong):
+    with pytest.raises(ValueError, match="give values of at least 0"):
+        Line(**wrong)

@@ -9,8 +9,11 @@ import torch
 from unmask.decoding.presets import REPORT_256
 from unmask.decoding.sampling import Sampling
 from unmask.method.rand import seeded
+from unmask.pipelines.image import Pipeline
+from unmask.pretrained.families import FAMILIES, choose_tokenizer_dtype
 from unmask.published.catalogue import MODELS
 from unmask.storage.config import from_json, to_json
+from unmask.tokenizers.vqgan import VQGAN
 
 
 def cosine(n, steps, _):
@@ -152,3 +155,25 @@ def test_a_published_model_is_sampled_as_its_code_does(name):
 def test_the_report_s_model_is_sampled_by_its_preset():
     assert MODELS["besnier-256"].sampling == REPORT_256.sampling
     assert all(model.preset is None or model.sampling == model.preset.sampling for model in MODELS.values())
+
+
+def types(pipeline):
+    model, tokenizer = (next(part.parameters()).dtype for part in (pipeline.model, pipeline.tokenizer))
+    return model, tokenizer
+
+
+def test_the_tokenizer_of_a_published_model_is_float32_unless_asked_otherwise(ready, monkeypatch):
+    monkeypatch.setattr("unmask.pipelines.image.choose_dtype", lambda device: torch.bfloat16)
+    folder = ready / "toy-32"
+    assert types(Pipeline.from_pretrained(folder, device="cpu")) == (torch.bfloat16, torch.float32)
+    for dtype in (torch.bfloat16, torch.float32):
+        assert types(Pipeline.from_pretrained(folder, device="cpu", dtype=dtype)) == (dtype, dtype)
+
+
+def test_a_tokenizer_of_one_s_own_keeps_the_type_of_the_model():
+    own = VQGAN(size=(32, 32), width=32)
+    assert choose_tokenizer_dtype(own, torch.bfloat16) == torch.bfloat16
+    for family in FAMILIES.values():
+        for size in family.sizes:
+            assert choose_tokenizer_dtype(size.tokenizer, torch.bfloat16) == torch.float32
+            assert choose_tokenizer_dtype(size.tokenizer, torch.float64) == torch.float64

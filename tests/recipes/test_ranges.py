@@ -48,7 +48,7 @@ NEEDED: dict[type, dict[str, Any]] = {
     Halton: {"grid": (4, 4)},
     RolledHalton: {"grid": (4, 4)},
     MarginRepulsion: {"grid": (4, 4), "radius": 1},
-    StepConfidence: {"noises": (1.0, 2.0)},
+    StepConfidence: {"noises": (1.0, 2.0), "temperatures": (1.0, 2.0)},
     DrawnLogit: {"noises": (1.0, 2.0)},
     AnnealedConfidence: {"noise": 1.0, "rule": LAGGING},
     AnnealedLogit: {"noise": 1.0},

@@ -129,15 +129,6 @@ def ratios(schedule: Schedule, steps: int) -> list[float]:
     return [*schedule(torch.arange(1, steps, dtype=torch.float64) / steps).tolist(), 0.0]
 
 
-def anneal_temperatures(start: float, steps: int) -> list[float]:
-    """Return temperatures that fall evenly to 0 (greedy): start (1 - s/steps) for s = 1..steps.
-
-    x-transformers uses this rule with start 1. It stops at 0.001, where this takes the likeliest token.
-    """
-    check_at_least("anneal_temperatures", {"steps": steps})
-    return [start * (1 - s / steps) for s in range(1, steps + 1)]
-
-
 def compute_likelihood_weight(schedule: Schedule, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Return -g'(t) / g(t), the weight of a token masked at time t in the likelihood bound (arXiv 2406.07524, eq. 10).
 
