@@ -67,7 +67,7 @@ def count_rows(unknown: Int[Tensor, "b"], count: Callable[[int], list[int]], ste
     """Return the counts of each row by its number of unknown tokens; a row without any reveals nothing."""
     rows = unknown.tolist()
     table = {number: count(number) if number else [0] * steps for number in set(rows)}
-    return torch.tensor([table[number] for number in rows]).view(len(rows), steps).T
+    return torch.tensor([table[number] for number in rows], dtype=torch.int64).view(len(rows), steps).T
 
 
 def count_valeoai_v1(tokens: int, steps: int, schedule: Shape) -> list[int]:
