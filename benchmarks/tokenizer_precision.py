@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/tokenizer_precision.py
     OMP_NUM_THREADS=1 python benchmarks/tokenizer_precision.py --photos FOLDER --weights EXPORT ...
 
-Each tokenizer encodes and decodes the same pictures in float32 and in bfloat16. An EXPORT is a folder that holds config.json and tokenizer.safetensors, such as
-`unmask fetch NAME` makes. Without one, the published sizes get random weights: their codes are less sure of themselves
-than those of trained tokenizers, but the rounding is the same. Without photos the pictures are smooth noise.
+Each tokenizer encodes and decodes the same pictures in float32 and in bfloat16. An EXPORT is a folder that holds
+config.json and tokenizer.safetensors, such as `unmask fetch NAME` makes. Without one, the published sizes get random
+weights: their codes are less sure of themselves than those of trained tokenizers, but the rounding is the same. Without
+photos the pictures are smooth noise.
 """
 
 import argparse
