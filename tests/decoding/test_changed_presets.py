@@ -10,8 +10,12 @@ from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import change_sampling
 from unmask.errors import ConfigError
 from unmask.method.guidance import CosineRamp, Interval, LinearRamp
+from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.rand import seeded
+from unmask.pipelines.editing import stream_inpainting
+from unmask.pipelines.image import Pipeline
 from unmask.published.catalogue import MODELS
+from unmask.tokenizers.pixels import Pixels
 
 GRID = (16, 16)
 
@@ -151,3 +155,20 @@ def test_halton_counts_round_as_the_original_at_side_32():
         assert reveal(change("halton-base-256-32", steps=steps).fit_to((32, 32)), [1024], 1024)[0] == wanted
         exact = [max(s + 1, int(1024 * (1 - math.acos((s + 1) / steps) / (math.pi / 2)))) for s in range(steps)]
         assert wanted != [b - a for a, b in zip([0, *exact], exact, strict=False)]
+
+
+@pytest.mark.parametrize("name", ["besnier-nov23-256-8", "titok-l32-256-8", "halton-quickstart-384-32"])
+def test_an_early_stop_keeps_the_rules_of_the_full_run(name):
+    """The first steps of 8 are those of the full run; the last one fills the rest."""
+    tokenizer = Pixels(size=(8, 8), patch=2, levels=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MaskedTransformer(TransformerConfig(num_classes=3, dim=16, depth=1), tokenizer.vocab_size, (4, 4))
+    pipeline = Pipeline(model.eval(), tokenizer, change_sampling(Sampling(), (4, 4), {"preset": name, "steps": 8}))
+    images, hole = torch.zeros(2, 1, 8, 8), torch.ones(2, 8, 8, dtype=torch.bool)
+    full, cut = (
+        [state.tokens for state in stream_inpainting(pipeline, images, hole, torch.tensor([0, 1]), stop=stop)]
+        for stop in (None, 4)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(full, cut[:-1], strict=False))
+    assert (cut[-1] < model.mask_id).all()
