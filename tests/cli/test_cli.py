@@ -364,6 +364,8 @@ FIXED = {
     "nanofm": counts.count_nanofm,
     "llada": counts.count_llada,
     "4m": counts.count_fourm,
+    "amused": counts.count_amused,
+    "titok": counts.count_titok,
 }
 
 

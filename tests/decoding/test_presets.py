@@ -11,9 +11,9 @@ from unmask.cli import main
 from unmask.cli.flags import SamplingFlags, choose_sampling
 from unmask.cli.parsing import parse
 from unmask.cli.training import TrainFlags
-from unmask.decoding.names import OUR_SAMPLINGS, describe_expected, list_schedules
+from unmask.decoding.names import OUR_SAMPLINGS, UNSCORED, describe_expected, list_schedules
 from unmask.decoding.names import PRESETS as NAMED
-from unmask.decoding.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, make_x_transformers
+from unmask.decoding.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, make_sound_wrapper
 from unmask.decoding.sampling import Sampling, ValeoaiV1
 from unmask.errors import ConfigError
 from unmask.method.models.transformer import MaskedTransformer
@@ -42,7 +42,7 @@ def revealed(sampling, tokens, unknown=None):
     (REPORT_256, 256, [1, 18, 26, 32, 38, 43, 48, 50]),
     (REPORT_512, 1024, [1, 26, 38, 46, 54, 61, 67, 73, 79, 84, 89, 94, 99, 104, 109]),
     (GOOGLE_256, 256, [5, 15, 24, 31, 39, 45, 48, 49]),
-    (GOOGLE_512, 1024, [9, 26, 43, 60, 74, 88, 101, 111, 121, 126, 132, 133]),
+    (GOOGLE_512, 1024, [9, 26, 43, 60, 74, 88, 101, 112, 120, 126, 132, 133]),
 ])  # fmt: skip
 def test_the_counts_are_those_of_the_original_code(preset, tokens, counts):
     height, width = preset.size
@@ -108,12 +108,13 @@ def test_guidance_rises_as_in_the_report(preset, w):
 def test_noise_falls_as_in_the_report(preset, noise):
     """r_temp (1 - i / T) on the log-confidence in step i."""
     steps = preset.sampling.steps
-    assert preset.sampling.priority.noises == pytest.approx([noise * (1 - i / steps) for i in range(steps)])
+    bound = preset.sampling.bind_order(preset.sampling.priority, steps)
+    assert bound.noises == pytest.approx([noise * (1 - i / steps) for i in range(steps)])
 
 
 def test_the_noise_of_a_preset_can_be_changed(spec):
     sampling = choose_sampling(SamplingFlags(preset="besnier-256-8", noise=9.0), spec)
-    assert sampling.priority.noises == pytest.approx([9.0 * (1 - i / 8) for i in range(8)])
+    assert sampling.bind_order(sampling.priority, 8).noises == pytest.approx([9.0 * (1 - i / 8) for i in range(8)])
 
 
 def test_google_uses_no_guidance():
@@ -148,6 +149,7 @@ GIVEN = {
     "schedule": "pow3",
     "temperature": 0.5,
     "guidance": 3.0,
+    "ramp": "cosine",
     "top_k": 2,
     "top_p": 0.3,
 }
@@ -212,7 +214,10 @@ def test_a_preset_says_what_is_published_for_it(capsys):
     with pytest.raises(SystemExit):
         main(["sample", "RUN", "--help"])
     told = capsys.readouterr().out
-    assert all(name in " ".join(told.replace("│", " ").split()) for name in (*NAMED, *OUR_SAMPLINGS))
+    assert all(name in " ".join(told.replace("│", " ").split()) for name in (*NAMED, *UNSCORED, *OUR_SAMPLINGS))
+    assert describe_expected("besnier-nov23-256-8").endswith(
+        "without published scores (github.com/valeoai/Maskgit-pytorch since November 2023)"
+    )
     with pytest.raises(ConfigError, match="did you mean maskgit-256-8"):
         describe_expected("maskgit-256")
 
@@ -221,17 +226,10 @@ def test_the_help_names_every_schedule(capsys):
     with pytest.raises(SystemExit):
         main(["sample", "RUN", "--help"])
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    names = [name for name in list_schedules(256) if not name.startswith("valeoai-v1-")]
+    names = [name for name in list_schedules(256) if not name.startswith(("valeoai-v1-", "google-", "x-transformers-"))]
     aliases = {"uniform", "pow2", "pow0.5"}  # of linear, square and root
-    assert [name for name in {*names, "valeoai-v1-arccos"} - aliases if name not in told] == []
-
-
-def test_temperatures_of_a_preset_stretch_over_other_steps(spec):
-    theirs = NAMED["titok-l32-256-8"].sampling.temperature
-    assert choose_sampling(SamplingFlags(preset="titok-l32-256-8", steps=16), spec).temperature == tuple(
-        value for value in theirs for _ in range(2)
-    )
-    assert choose_sampling(SamplingFlags(preset="titok-l32-256-8", steps=4), spec).temperature == theirs[1::2]
+    examples = {"valeoai-v1-arccos", "google-cosine", "x-transformers-linear"}
+    assert [name for name in {*names, *examples} - aliases if name not in told] == []
 
 
 def test_our_own_preset_stands_beside_the_published_ones(spec):
@@ -299,11 +297,11 @@ def test_the_flags_keep_the_reports_schedule(tmp_path):
     assert revealed(flags.recipe.sampling, 256) == by_the_report(256, 12, CURVES[Arccos()])
 
 
-def test_x_transformers_defaults(pipeline):
+def test_the_wrapper_s_settings_in_our_sampler(pipeline):
     """18 steps, linear or cosine, with a temperature that falls from just below 1 to greedy, and that matters."""
-    plain = make_x_transformers()
+    plain = make_sound_wrapper()
     assert plain.ratios(18) == pytest.approx([(17 - i) / 18 for i in range(18)])
-    assert plain.temperature == pytest.approx([1 - (i + 1) / 18 for i in range(18)])
-    assert make_x_transformers(Cosine()).ratios(18)[0] > plain.ratios(18)[0]
+    assert plain.list_temperatures(18) == pytest.approx([1 - (i + 1) / 18 for i in range(18)])
+    assert make_sound_wrapper(Cosine()).ratios(18)[0] > plain.ratios(18)[0]
     images = pipeline.generate(num=10, sampling=plain)
-    assert not torch.equal(images, pipeline.generate(num=10, sampling=replace(plain, temperature=1.0)))
+    assert not torch.equal(images, pipeline.generate(num=10, sampling=replace(plain, annealing=None)))

@@ -1,20 +1,14 @@
 """Rules of published samplers, each compared with the line of code that it reproduces."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.decoding.rules import (
-    DrawnLogit,
-    RolledHalton,
-    StepConfidence,
-    make_lagging_noise,
-    make_linear_noise,
-    make_titok_noise,
-)
+from unmask.decoding.rules import LAGGING, SPANNING, DrawnLogit, Line, RolledHalton, StepConfidence, TitokFall
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import decode
 from unmask.method.sampling.priorities import Confidence, Halton, compute_halton_order
@@ -37,7 +31,7 @@ LOG_P = LOGITS.log_softmax(-1).gather(-1, SAMPLE[..., None])[..., 0]
 
 @pytest.mark.parametrize("step", range(8))
 def test_the_report_s_noise_is_that_of_one_step_earlier(step):
-    priority = StepConfidence(make_lagging_noise(4.5, 8))
+    priority = StepConfidence(LAGGING.list_values(4.5, 8))
     ratio = step / 8  # vit.py: r_temp * gumbel * (1 - indice / len(scheduler))
     expected = LOG_P + 4.5 * (1 - ratio) * gumbel(3, 12)
     torch.testing.assert_close(scores(priority, LOGITS, SAMPLE, (step + 1) / 8).float(), expected.float())
@@ -45,7 +39,7 @@ def test_the_report_s_noise_is_that_of_one_step_earlier(step):
 
 def test_the_report_s_noise_does_not_end_at_zero_as_googles_does():
     ours, theirs = (
-        scores(p, LOGITS, SAMPLE, 1.0) for p in (Confidence(4.5), StepConfidence(make_lagging_noise(4.5, 8)))
+        scores(p, LOGITS, SAMPLE, 1.0) for p in (Confidence(4.5), StepConfidence(LAGGING.list_values(4.5, 8)))
     )
     torch.testing.assert_close(ours, LOG_P)
     assert (ours - theirs).abs().max() > 0.1
@@ -56,7 +50,7 @@ def test_amused_s_noise_falls_from_the_first_step_to_the_last(step):
     noise = torch.linspace(2, 0, 12)[step]
     expected = LOG_P + noise * gumbel(3, 12)
     torch.testing.assert_close(
-        scores(StepConfidence(make_linear_noise(2.0, 12)), LOGITS, SAMPLE, (step + 1) / 12).float(), expected.float()
+        scores(StepConfidence(SPANNING.list_values(2.0, 12)), LOGITS, SAMPLE, (step + 1) / 12).float(), expected.float()
     )
 
 
@@ -82,17 +76,17 @@ def test_titok_scores_the_raw_logit_of_the_draw(step):
     noise = 9.5 * (1 - ratio) * (0.5 + 0.8 * (1 - ratio))
     expected = DRAWN + noise * gumbel(3, 12)
     torch.testing.assert_close(
-        scores(DrawnLogit(make_titok_noise(9.5, 8)), LOGITS, SAMPLE, (step + 1) / 8).float(), expected.float()
+        scores(DrawnLogit(TitokFall().list_values(9.5, 8)), LOGITS, SAMPLE, (step + 1) / 8).float(), expected.float()
     )
 
 
 def test_dividing_the_logits_and_then_ordering_by_them_is_one_noise():
-    """The published script and `make_titok_noise` give the same order and the same distribution of samples."""
-    for step, factor in enumerate(make_titok_noise(9.5, 8)):
+    """The published script and `TitokFall` give the same order and the same distribution of samples."""
+    for step, factor in enumerate(TitokFall().list_values(9.5, 8)):
         left = 1 - (step + 1) / 8
         tau = 0.5 + 0.8 * left
         published = DRAWN / tau + 9.5 * left * gumbel(3, 12)
-        ours = scores(DrawnLogit(make_titok_noise(9.5, 8)), LOGITS, SAMPLE, (step + 1) / 8)
+        ours = scores(DrawnLogit(TitokFall().list_values(9.5, 8)), LOGITS, SAMPLE, (step + 1) / 8)
         torch.testing.assert_close(ours.double(), (tau * published).double(), rtol=1e-5, atol=1e-5)
         if factor:  # argmax of logits / tau + noise Gumbel draws from softmax(logits / (tau noise))
             law = (LOGITS / tau / (9.5 * left)).softmax(-1)
@@ -148,3 +142,25 @@ def test_numbers_that_mean_nothing_are_refused(make):
 def test_a_sequence_for_another_grid_is_refused():
     with pytest.raises(ValueError, match="16 cells"):
         scores(RolledHalton(GRID), torch.zeros(1, 9, 2), torch.zeros(1, 9, dtype=torch.long), 0.5)
+
+
+def test_temperatures_fall_to_greedy():
+    assert Line().list_values(1.0, 4) == (0.75, 0.5, 0.25, 0.0)
+    assert Line().list_values(2.0, 1) == (0.0,)
+    s = torch.arange(1, 19, dtype=torch.float64)
+    torch.testing.assert_close(torch.tensor(Line().list_values(0.7, 18), dtype=torch.float64), 0.7 * (18 - s) / 18)
+    assert Line(least=1e-3).list_values(1.0, 3) == pytest.approx((2 / 3, 1 / 3, 1e-3))
+
+
+def test_a_line_starts_and_ends_where_it_says():
+    for first, last in ((False, False), (False, True), (True, False), (True, True)):
+        values = Line(start=1.0, end=3.0, from_first=first, to_last=last).list_values(2.0, 9)
+        assert (values[0] == 2.0) == first
+        assert (values[-1] == 6.0) == last
+        assert len({round(b - a, 9) for a, b in pairwise(values)}) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"start": -1.0}, {"end": -1.0}, {"least": -1.0}, {"end": 0.0, "multiplies": True}])
+def test_a_line_refuses_what_nothing_can_be_divided_by(wrong):
+    with pytest.raises(ValueError, match="give values of at least 0"):
+        Line(**wrong)

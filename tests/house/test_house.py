@@ -407,6 +407,7 @@ VERBS = {
     "attend",
     "average",
     "begin",
+    "bind",
     "bound",
     "broadcast",
     "build",

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from unmask.decoding.rules import Line
 from unmask.method.critic import Critic, CriticScore, WithCritic, fill_masked
 from unmask.method.guidance import NULL, guided
 from unmask.method.masking import ABSENT
@@ -17,7 +18,7 @@ from unmask.method.models.transformer import MaskedTransformer, TransformerConfi
 from unmask.method.objectives import Corruption, Loss, MaskedDiffusion, MaskGIT
 from unmask.method.rand import Rand, seeded
 from unmask.method.sampling.decode import decode
-from unmask.method.schedules import Cosine, Power, anneal_temperatures, count_reveals, ratios
+from unmask.method.schedules import Cosine, Power, count_reveals, ratios
 from unmask.storage.config import dump_json, from_json
 
 K, LENGTH, CLASSES = 5, 8, 3
@@ -316,20 +317,11 @@ def test_images_and_classes_have_critics_too():
         priority = CriticScore(lambda tokens: model(tokens, condition, judge=True), noise=noise)
         *_, last = decode(
             guided(model, condition), blank, ratios(Cosine(), 6), mask_id=K, rand=seeded(0, 4), priority=priority,
-            remask=True, temperature=anneal_temperatures(1.0, 6),
+            remask=True, temperature=Line().list_values(1.0, 6),
         )  # fmt: skip
         assert (last.tokens < K).all()
         found.append(last.tokens)
     assert (found[0] != found[1]).any()
-
-
-def test_temperatures_fall_to_greedy():
-    assert anneal_temperatures(1.0, 4) == [0.75, 0.5, 0.25, 0.0]
-    assert anneal_temperatures(2.0, 1) == [0.0]
-    s = torch.arange(1, 19, dtype=torch.float64)
-    torch.testing.assert_close(torch.tensor(anneal_temperatures(0.7, 18), dtype=torch.float64), 0.7 * (18 - s) / 18)
-    with pytest.raises(ValueError, match="steps"):
-        anneal_temperatures(1.0, 0)
 
 
 def test_eighteen_steps_linear_and_cosine():
@@ -345,7 +337,7 @@ def test_eighteen_steps_linear_and_cosine():
 def test_falling_temperatures_and_the_schedule_change_the_samples():
     model, blank = build("none"), torch.full((20, LENGTH), K)
     found = []
-    for shape, temperature in [(Power(), 1.0), (Power(), anneal_temperatures(1.0, 6)), (Cosine(), 1.0)]:
+    for shape, temperature in [(Power(), 1.0), (Power(), Line().list_values(1.0, 6)), (Cosine(), 1.0)]:
         *_, last = decode(
             guided(model, None), blank, ratios(shape, 6), mask_id=K, rand=seeded(0, 20), temperature=temperature
         )

@@ -9,15 +9,19 @@ import torch
 from unmask.decoding.presets import REPORT_256
 from unmask.decoding.sampling import Sampling
 from unmask.method.rand import seeded
+from unmask.pipelines.image import Pipeline
+from unmask.pretrained.families import FAMILIES, choose_tokenizer_dtype
 from unmask.published.catalogue import MODELS
 from unmask.storage.config import from_json, to_json
+from unmask.tokenizers.vqgan import VQGAN
 
 
 def cosine(n, steps, _):
     """Google's rule (B.1): floor(N cos(pi r/2)) stay masked, one at least, and one fewer than before at most."""
     left, counts = n, []
     for s in range(steps):
-        after = 0 if s == steps - 1 else max(1, min(left - 1, math.floor(n * math.cos(math.pi / 2 * (s + 1) / steps))))
+        kept = torch.cos(torch.tensor(math.pi / 2 * (s + 1) / steps, dtype=torch.float32)) * n  # in float32
+        after = 0 if s == steps - 1 else max(1, min(left - 1, math.floor(kept)))
         counts.append(left - after)
         left = after
     return counts
@@ -131,9 +135,11 @@ def test_a_published_model_is_sampled_as_its_code_does(name):
         asked.append(t)
         return torch.zeros(*canvas.shape, 3)
 
+    order = sampling.bind_order(sampling.priority, steps)
+
     def priority(logits, sample, *, masked, t, rand):
         scored.append(t)
-        return sampling.priority(logits, sample, masked=masked, t=t, rand=rand)
+        return order(logits, sample, masked=masked, t=t, rand=rand)
 
     blank = torch.full((2, tokens), 3)
     states = list(sampling.run(predict, blank, mask_id=3, rand=seeded(0, 2), priority=priority))
@@ -142,11 +148,32 @@ def test_a_published_model_is_sampled_as_its_code_does(name):
     assert [sampling.scale(t) for t in asked] == pytest.approx([scale(i, steps) for i in range(steps)])
     if not name.startswith("halton"):  # which has no noise, but a place in a list
         wanted = [noise(i, steps) for i in range(steps)]
-        assert [factor(sampling.priority, t) for t in scored] == pytest.approx(wanted, abs=1e-5)
-    given = sampling.temperature if isinstance(sampling.temperature, tuple) else (sampling.temperature,) * steps
-    assert list(given) == pytest.approx([temperature(i, steps) for i in range(steps)])
+        assert [factor(order, t) for t in scored] == pytest.approx(wanted, abs=1e-5)
+    assert list(sampling.list_temperatures(steps)) == pytest.approx([temperature(i, steps) for i in range(steps)])
 
 
 def test_the_report_s_model_is_sampled_by_its_preset():
     assert MODELS["besnier-256"].sampling == REPORT_256.sampling
     assert all(model.preset is None or model.sampling == model.preset.sampling for model in MODELS.values())
+
+
+def types(pipeline):
+    model, tokenizer = (next(part.parameters()).dtype for part in (pipeline.model, pipeline.tokenizer))
+    return model, tokenizer
+
+
+def test_the_tokenizer_of_a_published_model_is_float32_unless_asked_otherwise(ready, monkeypatch):
+    monkeypatch.setattr("unmask.pipelines.image.choose_dtype", lambda device: torch.bfloat16)
+    folder = ready / "toy-32"
+    assert types(Pipeline.from_pretrained(folder, device="cpu")) == (torch.bfloat16, torch.float32)
+    for dtype in (torch.bfloat16, torch.float32):
+        assert types(Pipeline.from_pretrained(folder, device="cpu", dtype=dtype)) == (dtype, dtype)
+
+
+def test_a_tokenizer_of_one_s_own_keeps_the_type_of_the_model():
+    own = VQGAN(size=(32, 32), width=32)
+    assert choose_tokenizer_dtype(own, torch.bfloat16) == torch.bfloat16
+    for family in FAMILIES.values():
+        for size in family.sizes:
+            assert choose_tokenizer_dtype(size.tokenizer, torch.bfloat16) == torch.float32
+            assert choose_tokenizer_dtype(size.tokenizer, torch.float64) == torch.float64

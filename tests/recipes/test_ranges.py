@@ -13,7 +13,15 @@ from unmask.data.sources.folders import Folder
 from unmask.data.sources.hub import HubImages
 from unmask.data.sources.webdataset import Shards
 from unmask.data.text.sources import HubText, TextFile
-from unmask.decoding.rules import DrawnLogit, RolledHalton, StepConfidence
+from unmask.decoding.rules import (
+    LAGGING,
+    AnnealedConfidence,
+    AnnealedLogit,
+    DrawnLogit,
+    LastPassRamp,
+    RolledHalton,
+    StepConfidence,
+)
 from unmask.errors import ConfigError, check_ranges
 from unmask.method.guidance import CosineRamp, Interval, LinearRamp
 from unmask.method.models.transformer import TransformerConfig
@@ -40,8 +48,11 @@ NEEDED: dict[type, dict[str, Any]] = {
     Halton: {"grid": (4, 4)},
     RolledHalton: {"grid": (4, 4)},
     MarginRepulsion: {"grid": (4, 4), "radius": 1},
-    StepConfidence: {"noises": (1.0, 2.0)},
+    StepConfidence: {"noises": (1.0, 2.0), "temperatures": (1.0, 2.0)},
     DrawnLogit: {"noises": (1.0, 2.0)},
+    AnnealedConfidence: {"noise": 1.0, "rule": LAGGING},
+    AnnealedLogit: {"noise": 1.0},
+    LastPassRamp: {"scale": 2.0},
     Interval: {"scale": 2.0},
     LinearRamp: {"scale": 2.0},
     CosineRamp: {"scale": 2.0},

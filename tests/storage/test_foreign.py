@@ -1,6 +1,7 @@
 """Foreign weight files are read exactly as `torch.load(weights_only=True)` and safetensors read them."""
 
 import json
+import random
 import struct
 import tempfile
 from argparse import Namespace
@@ -89,6 +90,76 @@ def test_a_training_checkpoint_is_opened_and_its_optimizer_left_out(tmp_path, is
     assert found.left_out == ("iter", "args", "best", "optimizer_state_dict")
     found.tensors["0.bias"].add_(1)
     assert_same(open_foreign(tmp_path / "é x.pth"), model.state_dict())
+
+
+@both_formats
+def test_states_of_random_generators_beside_the_weights_are_left_out(tmp_path, is_zip):
+    """Trainers keep Python's, NumPy's (an array, and generator objects) and torch's, to resume exactly."""
+    model = {"a": torch.arange(4.0)}
+    states = {
+        "python": random.getstate(),
+        "numpy": np.random.RandomState(0).get_state(),
+        "generator": np.random.default_rng(0),
+        "torch": torch.get_rng_state(),
+        "losses": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "names": np.array(["x", None], dtype=object),
+    }
+    found = read_foreign(save({"model": model, "rng": states, **states}, tmp_path / "x.pth", is_zip))
+    assert_same(found.tensors, model)
+    assert found.left_out == ("rng", *states)
+
+
+def test_an_array_among_the_weights_is_refused(tmp_path):
+    path = save({"model": {"a": torch.ones(2), "b": np.ones(2)}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="'b' among the tensors in model"):
+        open_foreign(path)
+
+
+def save_shards(folder: Path, parts: dict[str, dict[str, torch.Tensor]], **changed: str) -> Path:
+    """Write safetensors files with their index."""
+    for name, tensors in parts.items():
+        save_file(tensors, folder / name)
+    table = {name: part for part, tensors in parts.items() for name in tensors} | changed
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {"total_size": 40}, "weight_map": table}, indent=2))
+    return path
+
+
+SHARDS = {
+    "model-00001-of-00002.safetensors": {"module.a": torch.arange(4.0), "b": torch.ones(2, dtype=torch.bfloat16)},
+    "model-00002-of-00002.safetensors": {"c": torch.arange(6).view(2, 3)},
+}
+
+
+def test_a_model_in_several_files_is_read_through_its_index(tmp_path):
+    found = open_foreign(save_shards(tmp_path, SHARDS))
+    assert_same(
+        found, {"a": torch.arange(4.0), **{n: t for part in SHARDS.values() for n, t in part.items() if n in "bc"}}
+    )
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"c": "../model-00002-of-00002.safetensors"}, "give an index of files beside it"),
+    ({"c": "/etc/x.safetensors"}, "give an index of files beside it"),
+    ({"c": "weights.bin"}, "give an index of files beside it"),
+    ({"d": "model-00003-of-00003.safetensors"}, "its part model-00003-of-00003.safetensors is not beside it"),
+    ({"d": "model-00002-of-00002.safetensors"}, "1 tensors of model-00002-of-00002.safetensors differ, first d"),
+    ({"b": "model-00002-of-00002.safetensors"}, "1 tensors of model-00001-of-00002.safetensors differ, first b"),
+])  # fmt: skip
+def test_an_index_that_does_not_fit_is_one_line(tmp_path, changed, said):
+    with pytest.raises(CheckpointError, match=said) as refused:
+        open_foreign(save_shards(tmp_path, SHARDS, **changed))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"weight_map": {}}', '{"weight_map": 3}', '{"a": 1, "a": 2}', "{" * 100_000, "{      "]
+)
+def test_other_json_is_no_index(tmp_path, text):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(text + " " * 9)
+    with pytest.raises(CheckpointError, match=r"weight_map|no index"):
+        open_foreign(path)
 
 
 def test_what_lightning_saves_is_opened(tmp_path):

@@ -119,7 +119,6 @@ def tricks(canary: str) -> dict[str, bytes]:
     """Bodies that only a reader of torch files could be deceived by."""
     system, shell = name_of("os", "system"), text(f"echo > {canary}")
     utils = "torch._utils"
-    array, reconstruct = name_of("numpy", "ndarray"), name_of("numpy.core.multiarray", "_reconstruct")
     many, sparse = row(whole(1 << 40)), name_of(utils, "_rebuild_sparse_tensor")
     meta = name_of(utils, "_rebuild_meta_tensor_no_storage")
     return {
@@ -139,7 +138,6 @@ def tricks(canary: str) -> dict[str, bytes]:
         "meta": call(meta, NONE, many, row(whole(1)), FALSE),
         "nested": call(name_of(utils, "_rebuild_nested_tensor"), tensor(), tensor(), tensor(), tensor()),
         "complex": tensor(storage(2, kind="ComplexFloatStorage"), size=(2,)),
-        "object array": call(reconstruct, array, row(whole(0))),
         "whole model": name_of("models.vit", "MaskTransformer") + b")\x81}" + BUILD,
         "extension": b"\x82\x01",
         "buffer": b"\x97",

@@ -120,7 +120,8 @@ class SamplingFlags:
     preset: str | None = None
     """Sample as published, except for other flags: besnier-256-8, besnier-512-15, maskgit-256-8, maskgit-512-12,
     halton-tiny-256-32, halton-small-256-32, halton-base-256-32, halton-small-384-32, halton-base-384-32,
-    halton-large-384-32, titok-l32-256-8, titok-b64-256-8, titok-s128-256-64; or by our own rule: ours-8, ours-16."""
+    halton-large-384-32, titok-l32-256-8, titok-b64-256-8, titok-s128-256-64; without published scores:
+    besnier-nov23-256-8, besnier-nov23-512-15, halton-quickstart-384-32; or by our own rule: ours-8, ours-16."""
     steps: int | None = None
     """Forward passes."""
     order: str | None = None
@@ -130,11 +131,15 @@ class SamplingFlags:
     """Factor of the Gumbel noise on log-confidence, for the confidence order; it falls to 0."""
     schedule: str | None = None
     """Fraction still masked over time: cosine, arccos, linear, square, pow3, root, sigmoid, log or exp;
-    or valeoai-v1-arccos and so on, the densities of the reproduction report; or halton-maskgit, that code's counts."""
+    or as a code base counts tokens: google-cosine, x-transformers-linear and so on, halton-maskgit, or
+    valeoai-v1-arccos and so on, the densities of the reproduction report."""
     temperature: float | None = None
-    """Logits are divided by it: below 1 sharper, 0 greedy."""
+    """Logits are divided by it: below 1 sharper, 0 greedy. valeoai's multiplies them: its 1.3 is our 0.77."""
     guidance: Annotated[float | None, tyro.conf.arg(aliases=["--scale"])] = None
-    """Guidance scale s: null + scale (conditional - null); 1 is none. Papers that write w mean scale - 1."""
+    """Guidance scale s: null + scale (conditional - null); 1 is none. Papers that write w mean scale - 1. A model or
+    preset whose guidance rises keeps its ramp, which then ends at the scale."""
+    ramp: Literal["constant", "linear", "cosine"] | None = None
+    """How guidance rises to its scale while decoding; unset keeps the form of the model or preset."""
     sampler: str | None = None
     """parallel, remask (revealed tokens may be masked again), ancestral, remdm-cap, remdm-rescale, remdm-confidence,
     entropy-bound or threshold (the model decides how many tokens a step reveals)."""

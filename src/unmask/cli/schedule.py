@@ -21,13 +21,16 @@ FIXED = {
     "nanofm": (counts.count_nanofm, "constant"),
     "llada": (counts.count_llada, "linear"),
     "4m": (counts.count_fourm, "cosine"),
+    "amused": (counts.count_amused, "cosine"),
+    "titok": (counts.count_titok, "arccos"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleFlags:
     style: str = "google"
-    """google, valeoai-v1, halton, halton-confidence, x-transformers, muse, nanofm, llada or 4m."""
+    """google, valeoai-v1, halton, halton-confidence, x-transformers, muse, nanofm, llada, 4m, amused or
+    titok."""
     shape: str | None = None
     """uniform, linear, pow2, square, pow3, pow0.5, root, cosine, arccos, log, exp or sigmoid; cosine by default."""
     tokens: int = 256

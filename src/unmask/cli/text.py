@@ -132,9 +132,9 @@ def _write(pipeline: TextPipeline, canvas: MaskedText, flags: WritingFlags, *, w
     """Sample `num` versions of the canvas and print them; `whole`: also what stands after an end token."""
     if flags.num < 1:
         raise ConfigError(f"--num {flags.num}: at least 1")
-    if flags.sampling.guidance is not None:
-        found = f"--guidance {flags.sampling.guidance}"
-        raise ConfigError(f"{found}: a text model has nothing to guide towards; leave it out")
+    for name in ("guidance", "ramp"):
+        if (value := getattr(flags.sampling, name)) is not None:
+            raise ConfigError(f"--{name} {value}: a text model has nothing to guide towards; leave it out")
     if flags.sampling.preset is not None:
         raise ConfigError(f"--preset {flags.sampling.preset}: published for images; leave it out")
     sampling = change_sampling(pipeline.sampling, pipeline.model.grid, collect_settings(flags.sampling))

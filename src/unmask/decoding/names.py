@@ -5,11 +5,12 @@ from difflib import get_close_matches
 from typing import TypeVar
 
 from unmask.decoding import presets
-from unmask.decoding.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, Preset
+from unmask.decoding.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, Preset, Unscored
 from unmask.decoding.rules import RolledHalton
 from unmask.decoding.sampling import (
     Adaptive,
     Ancestral,
+    GoogleCounts,
     HaltonCounts,
     Order,
     Parallel,
@@ -17,8 +18,10 @@ from unmask.decoding.sampling import (
     Reveal,
     Sampling,
     ValeoaiV1,
+    XTransformersCounts,
 )
 from unmask.errors import ConfigError
+from unmask.method.guidance import CosineRamp, Interval, LinearRamp
 from unmask.method.sampling.adaptive import EntropyBound, Threshold
 from unmask.method.sampling.extra_priorities import MarginRepulsion, Moment
 from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
@@ -59,10 +62,22 @@ PRESETS = {
 """Published presets. A name gives the publisher, the image size and the number of steps."""
 
 
+UNSCORED = {
+    "besnier-nov23-256-8": presets.LATER_REPORT_256,
+    "besnier-nov23-512-15": presets.LATER_REPORT_512,
+    "halton-quickstart-384-32": presets.HALTON_QUICK_START,
+}
+"""Presets of published code without published scores."""
+
+
 OUR_SAMPLINGS = {"ours-8": presets.make_ours(8), "ours-16": presets.make_ours(16)}
 
 
-SAMPLINGS: dict[str, Sampling] = {name: preset.sampling for name, preset in PRESETS.items()} | OUR_SAMPLINGS
+SAMPLINGS: dict[str, Sampling] = {
+    **{name: preset.sampling for name, preset in PRESETS.items()},
+    **{name: preset.sampling for name, preset in UNSCORED.items()},
+    **OUR_SAMPLINGS,
+}
 """Values of `--preset`."""
 
 
@@ -70,7 +85,10 @@ def describe_expected(name: str) -> str:
     """Return one line with the published scores of a preset."""
     if name in OUR_SAMPLINGS:
         return f"preset {name}: by unmask, without published scores"
-    preset: Preset = look_up(PRESETS, name, "preset")
+    known: dict[str, Preset | Unscored] = {**PRESETS, **UNSCORED}
+    preset = look_up(known, name, "preset")
+    if isinstance(preset, Unscored):
+        return f"preset {name}: without published scores ({preset.source})"
     fid, score = preset.expected.fid, preset.expected.inception_score
     size = "x".join(map(str, preset.size))
     judged = "" if score is None else f", IS {score:.1f}"
@@ -91,10 +109,14 @@ SAMPLERS: dict[str, Parallel | Ancestral | ReMDM | Adaptive] = {
 
 
 def list_schedules(length: int) -> dict[str, Reveal]:
-    """Return the values of `--schedule`: fractions still masked, or (valeoai-v1) tokens per step of the report."""
+    """Return the values of `--schedule`: fractions still masked, or tokens per step as code bases count them."""
     plain = list_shapes(length)
-    densities = {f"valeoai-v1-{name}": ValeoaiV1(shape=shape) for name, shape in plain.items()}
-    return {**plain, **densities, "halton-maskgit": HaltonCounts()}
+    named: dict[str, Reveal] = dict(plain)
+    for name, shape in plain.items():
+        named[f"valeoai-v1-{name}"] = ValeoaiV1(shape=shape)
+        named[f"google-{name}"] = GoogleCounts(shape=shape)
+        named[f"x-transformers-{name}"] = XTransformersCounts(shape=shape)
+    return {**named, "halton-maskgit": HaltonCounts()}
 
 
 def list_orders(grid: tuple[int, ...]) -> dict[str, Order]:
@@ -120,3 +142,11 @@ def list_shapes(tokens: int) -> dict[str, Shape]:
     named_shapes: dict[str, Shape] = {name: Power(exponent) for name, exponent in powers.items()}
     named_shapes |= {"cosine": Cosine(), "arccos": Arccos(), "sigmoid": Sigmoid()}
     return named_shapes if tokens < 2 else named_shapes | {"log": Log(tokens), "exp": Exp(tokens)}
+
+
+RAMPS: dict[str, type[Interval] | type[LinearRamp] | type[CosineRamp]] = {
+    "constant": Interval,
+    "linear": LinearRamp,
+    "cosine": CosineRamp,
+}
+"""How guidance rises to its scale, by the values of `--ramp`."""

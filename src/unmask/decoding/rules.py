@@ -1,16 +1,119 @@
-"""Priorities of published code bases whose samplers differ from ours; each cites its source.
+"""Rules of published code bases whose samplers differ from ours; each cites its source.
 
-Tokens per step are in `decoding/counts.py`, guidance is in `method/guidance.py`; `decoding/presets.py` combines them.
+A rule is a formula for any number of steps T, not a list. `Sampling.run` binds an order that has a rule to the steps,
+temperatures and filter of a run. Tokens per step are in `decoding/counts.py`, guidance is in `method/guidance.py`;
+`decoding/presets.py` combines them.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from unmask.errors import FACTORS, SIDES, check_ranges
+from unmask.method.guidance import LinearRamp
 from unmask.method.rand import Rand
+from unmask.method.sampling.decode import keep_likeliest, sample_tokens
 from unmask.method.sampling.priorities import Canvas, Confidence, Logits, Mask, PriorityScore, compute_halton_order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """start (1 - r) + end r in step i = 0..T-1, where r runs evenly over the steps, from 0, to 1, or both."""
+
+    start: float = 1.0
+    """Value at r = 0."""
+    end: float = 0.0
+    """Value at r = 1."""
+    from_first: bool = False
+    """The first step has r = 0."""
+    to_last: bool = True
+    """The last step has r = 1."""
+    multiplies: bool = False
+    """The source multiplies logits by this value, so the temperature is divided by it."""
+    least: float = 0.0
+    """The product of the value and its factor is at least this."""
+
+    def __post_init__(self) -> None:
+        if min(self.start, self.end, self.least) < 0 or (self.multiplies and min(self.start, self.end) == 0):
+            raise ValueError(f"{self}: give values of at least 0, and above 0 where they multiply the logits")
+        check_ranges(self, {"start": FACTORS, "end": FACTORS, "least": FACTORS})
+
+    def list_values(self, factor: float, steps: int) -> tuple[float, ...]:
+        """Return `factor` times the line for each step; r is i/T, i/(T-1), (i+1)/T or (i+1)/(T+1)."""
+        first = 0 if self.from_first else 1
+        most = steps if self.to_last else steps + 1
+        values = []
+        for step in range(steps):
+            r = (step + first) / max(1, most - 1 + first)
+            value = self.start * (1 - r) + self.end * r
+            values.append(max(self.least, factor / value if self.multiplies else factor * value))
+        return tuple(values)
+
+
+@dataclass(frozen=True)
+class TitokFall:
+    """(1 - r) (0.5 + 0.8 (1 - r)) with r = (i + 1)/T, as the script of TiTok's published scores.
+
+    Use it for the temperature and for the noise of the order. `softmax_temperature_annealing` of TiTok divides the
+    logits by 0.5 + 0.8 (1 - r). Then the largest logit + noise (1 - r) Gumbel decides the token and also the order.
+    With undivided logits, both are the noise times this factor.
+    """
+
+    def list_values(self, factor: float, steps: int) -> tuple[float, ...]:
+        """Return `factor` times the value of each step."""
+        left = [1 - (step + 1) / steps for step in range(steps)]
+        return tuple(factor * x * (0.5 + 0.8 * x) for x in left)
+
+
+Rule = Line | TitokFall
+"""How a factor changes over the steps."""
+LAGGING = Line(from_first=True, to_last=False)
+"""1 - i/T, which is never 0: valeoai/Maskgit-pytorch until November 2023 (32062fa, Trainer/vit.py)."""
+SPANNING = Line(from_first=True)
+"""1 - i/(T-1), from 1 to 0: the same code since d80c394, and aMUSEd (diffusers, scheduling_amused.py)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastPassRamp:
+    """start + (scale - start) i/(T-1): a linear guidance ramp that reaches `scale` in the last forward pass.
+
+    valeoai/Maskgit-pytorch has it since November 2023 (d80c394).
+    """
+
+    scale: float
+    """Guidance scale of the last forward pass."""
+    start: float = 1.0
+    """Guidance scale of the first forward pass; 1 is no guidance."""
+
+    def __post_init__(self) -> None:
+        LinearRamp(self.scale, self.start)
+
+    def bind(self, steps: int) -> LinearRamp:
+        """Return the ramp in terms of the time i/T of the forward passes."""
+        return LinearRamp(self.start + (self.scale - self.start) * steps / max(1, steps - 1), self.start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnealedConfidence:
+    """`Confidence` with a noise that follows a rule over the steps."""
+
+    noise: float
+    """Factor of the Gumbel noise where the rule is 1, at least 0."""
+    rule: Line
+    """How the noise falls."""
+    tempered: bool = False
+    """Take the confidence from the logits divided by the temperature, as valeoai/Maskgit-pytorch."""
+
+    def __post_init__(self) -> None:
+        _check_noises(self, (self.noise,))
+        check_ranges(self, {"noise": FACTORS})
+
+    def bind(self, temperatures: Sequence[float], top_k: int | None, top_p: float | None) -> "StepConfidence":
+        """Return the order for a run with these temperatures, one per step."""
+        noises = self.rule.list_values(self.noise, len(temperatures))
+        return StepConfidence(noises, tuple(temperatures) if self.tempered else None)
 
 
 @dataclass(frozen=True)
@@ -19,13 +122,23 @@ class StepConfidence:
 
     noises: tuple[float, ...]
     """Noise factor of each step, finite and at least 0."""
+    temperatures: tuple[float, ...] | None = None
+    """Divisor of the logits in each step before the confidence; unset divides by 1."""
 
     def __post_init__(self) -> None:
         _check_noises(self, self.noises)
-        check_ranges(self, {"noises": FACTORS})
+        if self.temperatures is not None:
+            _check_noises(self, self.temperatures)
+        check_ranges(self, {"noises": FACTORS, "temperatures": FACTORS})
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
+        if self.temperatures is not None and (warmth := _get_noise(self.temperatures, t)) != 1:
+            logits = logits / max(warmth, COLDEST)
         return Confidence(_get_noise(self.noises, t))(logits, sample, masked=masked, t=0.0, rand=rand)
+
+
+COLDEST = 1e-6
+"""Temperature 0 as a divisor of logits."""
 
 
 def _check_noises(rule: object, noises: tuple[float, ...]) -> None:
@@ -43,14 +156,22 @@ def _get_noise(noises: tuple[float, ...], t: float) -> float:
     return noises[max(0, math.ceil(t * len(noises) - 1e-9) - 1)]
 
 
-def make_lagging_noise(noise: float, steps: int) -> tuple[float, ...]:
-    """Return noise (1 - i/T), which is never 0, as valeoai/Maskgit-pytorch (32062fa, Trainer/vit.py)."""
-    return tuple(noise * (1 - step / steps) for step in range(steps))
+@dataclass(frozen=True, kw_only=True)
+class AnnealedLogit:
+    """Order by the raw logit of the sampled token + noise Gumbel, with a noise that follows a rule (TiTok)."""
 
+    noise: float
+    """Factor of the Gumbel noise where the rule is 1, at least 0."""
+    rule: TitokFall = TitokFall()
+    """How the noise falls."""
 
-def make_linear_noise(noise: float, steps: int, last: float = 0.0) -> tuple[float, ...]:
-    """Return factors from `noise` down to `last` in equal steps, as aMUSEd (diffusers, scheduling_amused.py)."""
-    return tuple(torch.linspace(noise, last, steps, dtype=torch.float64).tolist())
+    def __post_init__(self) -> None:
+        _check_noises(self, (self.noise,))
+        check_ranges(self, {"noise": FACTORS})
+
+    def bind(self, temperatures: Sequence[float], top_k: int | None, top_p: float | None) -> "DrawnLogit":
+        """Return the order for a run with these temperatures, one per step."""
+        return DrawnLogit(self.rule.list_values(self.noise, len(temperatures)))
 
 
 @dataclass(frozen=True)
@@ -73,15 +194,40 @@ class DrawnLogit:
         return drawn + _get_noise(self.noises, t) * gumbel
 
 
-def make_titok_noise(noise: float, steps: int) -> tuple[float, ...]:
-    """Return noise (1 - r) (0.5 + 0.8 (1 - r)), r = (i + 1)/T, as the script of TiTok's published scores.
+@dataclass(frozen=True, kw_only=True)
+class FilteredConfidence:
+    """Order by p - 1 of the sampled token among the likeliest ones, as lucidrains/x-transformers.
 
-    Use it as the temperature and as the noise of the order. `softmax_temperature_annealing` of TiTok divides the logits
-    by 0.5 + 0.8 (1 - r). Then the largest logit + noise (1 - r) Gumbel decides the token and also the order. With
-    undivided logits, both are these factors.
+    The filter (top_k, top_p) comes before the confidence, so a token can be certain only because others were cut.
     """
-    left = [1 - (step + 1) / steps for step in range(steps)]
-    return tuple(noise * x * (0.5 + 0.8 * x) for x in left)
+
+    redrawn: bool = False
+    """With remasking, score each revealed token by another sample at its position, as `can_mask_prev_unmasked`."""
+
+    def bind(self, temperatures: Sequence[float], top_k: int | None, top_p: float | None) -> "BoundFilteredConfidence":
+        """Return the order for a run with these temperatures, one per step, and this filter."""
+        return BoundFilteredConfidence(self.redrawn, tuple(temperatures), top_k, top_p)
+
+
+@dataclass(frozen=True)
+class BoundFilteredConfidence:
+    """`FilteredConfidence` with the temperatures and the filter of a run."""
+
+    redrawn: bool
+    temperatures: tuple[float, ...]
+    top_k: int | None
+    top_p: float | None
+
+    def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
+        if self.redrawn:  # the noise is a function of the step, so this repeats the draw of the masked tokens
+            warmth, u = _get_noise(self.temperatures, t), rand("token", sample.shape[1])
+            sample = sample_tokens(logits, warmth, self.top_k, self.top_p, u)
+        p = keep_likeliest(logits, self.top_k, self.top_p).softmax(-1)
+        return -(1 - p.gather(-1, sample[..., None])[..., 0])  # not p - 1: float32 rounds as the original
+
+
+Bindable = AnnealedConfidence | AnnealedLogit | FilteredConfidence
+"""Orders that `Sampling.run` binds to its steps."""
 
 
 @dataclass(frozen=True)

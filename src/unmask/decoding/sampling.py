@@ -7,10 +7,20 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask.decoding import counts
-from unmask.decoding.rules import DrawnLogit, RolledHalton, StepConfidence
+from unmask.decoding.rules import (
+    AnnealedConfidence,
+    AnnealedLogit,
+    Bindable,
+    DrawnLogit,
+    FilteredConfidence,
+    LastPassRamp,
+    RolledHalton,
+    Rule,
+    StepConfidence,
+)
 from unmask.errors import FACTORS, ConfigError, check_ranges
 from unmask.method.critic import CriticScore
-from unmask.method.guidance import Condition, CosineRamp, Interval, LinearRamp, Predict
+from unmask.method.guidance import Condition, CosineRamp, GuidanceRamp, Interval, LinearRamp, Predict
 from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import Rand
@@ -21,12 +31,14 @@ from unmask.method.sampling.decode import Priority, State, decode
 from unmask.method.sampling.extra_priorities import MarginRepulsion, Moment, compute_moment_temperatures
 from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
 from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale, decode_remasking
-from unmask.method.schedules import Arccos, Cosine, Shape, ratios, ratios_from_counts
+from unmask.method.schedules import Arccos, Cosine, Power, Shape, ratios, ratios_from_counts
 
 Order = (
     Confidence | Moment | Halton | Random | Margin | MarginRepulsion | Entropy | MaxLogit | Raster
-    | StepConfidence | DrawnLogit | RolledHalton
+    | StepConfidence | AnnealedConfidence | DrawnLogit | AnnealedLogit | FilteredConfidence | RolledHalton
 )  # fmt: skip
+Guidance = Interval | LinearRamp | CosineRamp | LastPassRamp
+"""Guidance scales over the time of the forward passes."""
 MOST_STEPS = 100_000
 """More than any canvas has tokens; a mistyped larger number would fill the memory with its plan."""
 Placed = Halton | RolledHalton | MarginRepulsion
@@ -42,6 +54,8 @@ class FromCritic:
 
     noise: float = 1.0
     """Factor of the noise, as in `critic.CriticScore`."""
+    subtracts: bool = False
+    """Subtract the noise, as x-transformers, which adds it to the score of the tokens to mask."""
 
     def __post_init__(self) -> None:
         check_ranges(self, {"noise": FACTORS})
@@ -54,13 +68,65 @@ class ValeoaiV1:
     shape: Shape = Arccos()
     """Curve of the tokens that a step reveals, not of those that stay masked."""
 
+    def count(self, tokens: int, steps: int) -> list[int]:
+        """Return the tokens that each step reveals."""
+        return counts.count_valeoai_v1(tokens, steps, self.shape)
+
 
 @dataclass(frozen=True)
 class HaltonCounts:
     """Reveal the counts of `counts.count_halton`, which Halton-MaskGIT uses with the Halton order."""
 
+    def count(self, tokens: int, steps: int) -> list[int]:
+        """Return the tokens that each step reveals."""
+        return counts.count_halton(tokens, steps)
 
-Reveal = Shape | ValeoaiV1 | HaltonCounts
+
+@dataclass(frozen=True, kw_only=True)
+class GoogleCounts:
+    """Reveal the counts of `counts.count_google`, of each row's own unknown tokens."""
+
+    shape: Shape = Cosine()
+    """Fraction still masked."""
+
+    def count(self, tokens: int, steps: int) -> list[int]:
+        """Return the tokens that each step reveals."""
+        return counts.count_google(tokens, steps, self.shape)
+
+
+@dataclass(frozen=True)
+class AmusedCounts:
+    """Reveal the counts of `counts.count_amused`, of each row's own unknown tokens."""
+
+    def count(self, tokens: int, steps: int) -> list[int]:
+        """Return the tokens that each step reveals."""
+        return counts.count_amused(tokens, steps)
+
+
+@dataclass(frozen=True)
+class TitokCounts:
+    """Reveal the counts of `counts.count_titok`, of each row's own unknown tokens."""
+
+    def count(self, tokens: int, steps: int) -> list[int]:
+        """Return the tokens that each step reveals."""
+        return counts.count_titok(tokens, steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class XTransformersCounts:
+    """Reveal the counts of `counts.count_x_transformers`, of each row's own unknown tokens."""
+
+    shape: Shape = Power()
+    """Fraction still masked."""
+
+    def count(self, tokens: int, steps: int) -> list[int]:
+        """Return the tokens that each step reveals."""
+        return counts.count_x_transformers(tokens, steps, self.shape)
+
+
+PerRow = GoogleCounts | AmusedCounts | TitokCounts | XTransformersCounts
+"""Schedules that count the unknown tokens of each row; the other counts are those of the whole canvas."""
+Reveal = Shape | ValeoaiV1 | HaltonCounts | PerRow
 """Schedules: how many tokens each step reveals."""
 
 
@@ -102,7 +168,9 @@ class Sampling:
     """Unmasking order: which tokens are revealed first."""
     temperature: float | tuple[float, ...] = 1.0
     """Divisor of the logits, one for all steps or one per step. Moment has temperatures too; both are multiplied."""
-    scale: Interval | LinearRamp | CosineRamp = Interval(scale=1.0)
+    annealing: Rule | None = None
+    """How `temperature` changes over the steps, as a factor of it; unset keeps it constant."""
+    scale: Guidance = Interval(scale=1.0)
     """Guidance scale; 1 is no guidance, and Interval(s) is the constant scale s."""
     top_k: int | None = None
     """Sample from the top_k most likely tokens; unset samples from all."""
@@ -125,6 +193,8 @@ class Sampling:
             raise ValueError(f"sampling: top_k={self.top_k} must be at least 1, and top_p={self.top_p} lie in (0, 1]")
         if isinstance(self.temperature, tuple) and len(many) != self.steps:
             raise ValueError(f"sampling: {len(many)} temperatures for {self.steps} steps: give one, or one per step")
+        if self.annealing is not None and isinstance(self.temperature, tuple):
+            raise ValueError(f"sampling: {self.annealing} anneals one temperature, not {len(many)}: give one")
         self._check_sampler()
         check_ranges(self, {"temperature": FACTORS, "top_k": (1, 1 << 31), "block": (0, 1 << 31)})
 
@@ -144,7 +214,7 @@ class Sampling:
             raise ValueError(
                 f"sampling: {self.priority} never masks a token again: use another order with remask, e.g. confidence"
             )
-        several = isinstance(self.temperature, tuple) or isinstance(self.priority, Moment)
+        several = isinstance(self.temperature, tuple) or isinstance(self.priority, Moment) or self.annealing is not None
         if isinstance(self.sampler, Adaptive) and several:
             raise ValueError(
                 "sampling: Adaptive takes one temperature, because its number of steps is not known before"
@@ -161,18 +231,21 @@ class Sampling:
     @property
     def unguided(self) -> bool:
         """True if the guidance scale is 1 in every step."""
-        start = self.scale.start if isinstance(self.scale, LinearRamp) else 1.0
+        start = self.scale.start if isinstance(self.scale, LinearRamp | LastPassRamp) else 1.0
         return self.scale.scale == start == 1
+
+    @property
+    def guidance(self) -> GuidanceRamp:
+        """The guidance scale as a function of the time of a forward pass, from 0 to (T-1)/T."""
+        return self.scale.bind(self.steps) if isinstance(self.scale, LastPassRamp) else self.scale
 
     def ratios(self, tokens: int) -> list[float]:
         """Return the fraction still masked after each step, for a canvas of `tokens` tokens."""
         return self._ratios(tokens, self.steps)
 
     def _ratios(self, tokens: int, steps: int) -> list[float]:
-        if isinstance(self.schedule, ValeoaiV1):
-            return ratios_from_counts(counts.count_valeoai_v1(tokens, steps, self.schedule.shape))
-        if isinstance(self.schedule, HaltonCounts):
-            return ratios_from_counts(counts.count_halton(tokens, steps))
+        if isinstance(self.schedule, ValeoaiV1 | HaltonCounts | PerRow):
+            return ratios_from_counts(self.schedule.count(tokens, steps))
         return ratios(self.schedule, steps)
 
     def run(
@@ -182,7 +255,7 @@ class Sampling:
         *,
         mask_id: int,
         rand: Rand,
-        priority: Priority,
+        priority: Priority | Bindable,
         plan: Sequence[float] | None = None,
     ) -> Iterator[State]:
         """Yield each step of the sampler, starting with the canvas.
@@ -203,7 +276,7 @@ class Sampling:
         return decode_blocks(sampler, predict, tokens, size=self.block) if self.block else sampler(predict, tokens)
 
     def _start(
-        self, num_blocks: int, mask_id: int, rand: Rand, priority: Priority, given: Sequence[float] | None
+        self, num_blocks: int, mask_id: int, rand: Rand, priority: Priority | Bindable, given: Sequence[float] | None
     ) -> Sampler:
         kind, top_k, top_p = self.sampler, self.top_k, self.top_p
 
@@ -224,19 +297,43 @@ class Sampling:
             if isinstance(kind, ReMDM):
                 return decode_remasking(predict, tokens, plan, mask_id=mask_id, rand=rand, rule=kind.rule,
                                         temperature=warmth, top_k=top_k, top_p=top_p)  # fmt: skip
-            return decode(predict, tokens, plan, mask_id=mask_id, rand=rand, priority=priority, temperature=warmth,
+            rows = None if given else self._count_rows(tokens, mask_id, steps)
+            revealed = plan if rows is None else rows
+            order = self.bind_order(priority, steps)
+            return decode(predict, tokens, revealed, mask_id=mask_id, rand=rand, priority=order, temperature=warmth,
                           top_k=top_k, top_p=top_p, remask=self.remask)  # fmt: skip
 
         return sampler
 
-    def _temperatures(self, steps: int) -> float | tuple[float, ...]:
-        if not isinstance(self.priority, Moment):
+    def bind_order(self, priority: Priority | Bindable, steps: int) -> Priority:
+        """Return the order for this many steps; one without a rule over the steps is returned unchanged."""
+        if not isinstance(priority, Bindable):
+            return priority
+        return priority.bind(self.list_temperatures(steps), self.top_k, self.top_p)
+
+    def list_temperatures(self, steps: int) -> tuple[float, ...]:
+        """Return the temperature of each of `steps` steps, without the factor of the order Moment."""
+        if isinstance(self.temperature, tuple):
             return self.temperature
-        own = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,) * steps
-        return tuple(a * b for a, b in zip(own, compute_moment_temperatures(self.priority.noise, steps), strict=True))
+        if self.annealing is not None:
+            return self.annealing.list_values(self.temperature, steps)
+        return (self.temperature,) * steps
+
+    def _count_rows(self, tokens: Int[Tensor, "b l"], mask_id: int, steps: int) -> Int[Tensor, "steps b"] | None:
+        """Return the counts of each row, for schedules that count its own unknown tokens."""
+        if not isinstance(self.schedule, PerRow):
+            return None
+        schedule = self.schedule
+        return counts.count_rows((tokens == mask_id).sum(1), lambda unknown: schedule.count(unknown, steps), steps)
+
+    def _temperatures(self, steps: int) -> float | tuple[float, ...]:
+        if isinstance(self.priority, Moment):
+            factors = compute_moment_temperatures(self.priority.noise, steps)
+            return tuple(a * b for a, b in zip(self.list_temperatures(steps), factors, strict=True))
+        return self.temperature if self.annealing is None else self.list_temperatures(steps)
 
 
-def resolve_priority(priority: Order | FromCritic, model: Generator, labels: Condition = None) -> Priority:
+def resolve_priority(priority: Order | FromCritic, model: Generator, labels: Condition = None) -> Priority | Bindable:
     """Return the priority for a model: `priority` itself, or the scores of the model's critic on the filled canvas.
 
     Raises:
@@ -247,5 +344,7 @@ def resolve_priority(priority: Order | FromCritic, model: Generator, labels: Con
             raise ConfigError(
                 "this model has no critic: choose another order, or train a model with the objective WithCritic"
             )
-        return CriticScore(lambda canvas: model(canvas, labels, judge=True), priority.noise)
+        return CriticScore(
+            lambda canvas: model(canvas, labels, judge=True), priority.noise, subtracts=priority.subtracts
+        )
     return priority

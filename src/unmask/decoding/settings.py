@@ -11,11 +11,10 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from unmask.decoding.names import SAMPLERS, SAMPLINGS, list_orders, list_schedules, look_up
-from unmask.decoding.rules import DrawnLogit, StepConfidence, stretch
-from unmask.decoding.sampling import Adaptive, Ancestral, FromCritic, Order, Parallel, ReMDM, Sampling
+from unmask.decoding.names import RAMPS, SAMPLERS, SAMPLINGS, list_orders, list_schedules, look_up
+from unmask.decoding.rules import AnnealedConfidence, AnnealedLogit, DrawnLogit, StepConfidence, stretch
+from unmask.decoding.sampling import Adaptive, Ancestral, FromCritic, Guidance, Order, Parallel, ReMDM, Sampling
 from unmask.errors import ConfigError
-from unmask.method.guidance import Interval
 from unmask.method.sampling.extra_priorities import Moment
 from unmask.method.sampling.priorities import Confidence
 
@@ -34,9 +33,11 @@ class SamplingSettings(TypedDict, total=False):
     schedule: str | None
     """Fraction still masked over time, such as "cosine"."""
     temperature: float | None
-    """Divides the logits: below 1 is sharper, 0 is greedy."""
+    """Divides the logits: below 1 is sharper, 0 is greedy. valeoai's multiplies them: its 1.3 is our 0.77."""
     guidance: float | None
-    """Guidance scale s: null + s (conditional - null); 1 is none."""
+    """Guidance scale s: null + s (conditional - null); 1 is none. A ramp keeps its form and rises to s."""
+    ramp: str | None
+    """How guidance rises to its scale: "constant", "linear" or "cosine"."""
     sampler: str | None
     """The sampling algorithm, such as "parallel" or "entropy-bound"."""
     block: int | None
@@ -72,14 +73,16 @@ def change_sampling(base: Sampling, grid: tuple[int, ...], settings: Mapping[str
         changes |= {"sampler": look_up(SAMPLERS, given["sampler"], "sampler"), "remask": given["sampler"] == "remask"}
     _check_read(given, changes.get("sampler", base.sampler))
     priority = base.priority
-    if "order" in given and not (given["order"] == "confidence" and isinstance(priority, Confidence)):
+    same = given.get("order") == "confidence" and isinstance(priority, Confidence | AnnealedConfidence)
+    if "order" in given and not same:
         priority = look_up(list_orders(grid), given["order"], "order")
     if "noise" in given:
         priority = _change_noise(priority, given["noise"])
+        if isinstance(priority, AnnealedLogit) and "temperature" not in given:
+            changes["temperature"] = given["noise"]  # TiTok's one number
     if "schedule" in given:
         changes["schedule"] = look_up(list_schedules(math.prod(grid)), given["schedule"], "schedule")
-    if "guidance" in given:
-        changes["scale"] = Interval(given["guidance"])
+    changes["scale"] = _change_guidance(base.scale, given.get("ramp"), given.get("guidance"))
     return replace(base, priority=priority, **changes)
 
 
@@ -93,11 +96,18 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"no setting {name}: {hint}")
 
 
+def _change_guidance(own: Guidance, ramp: str | None, scale: float | None) -> Guidance:
+    """Return the guidance with another form, or another scale at the end of the same form."""
+    kind = type(own) if ramp is None else look_up(RAMPS, ramp, "ramp")
+    number = own.scale if scale is None else scale
+    return replace(own, scale=number) if isinstance(own, kind) else kind(scale=number)
+
+
 def _change_noise(priority: Order | FromCritic, noise: float) -> Order | FromCritic:
-    """Return the same order with another factor of noise: of a list of factors, the first."""
+    """Return the same order with another factor of noise: of several factors, the first."""
     if isinstance(priority, StepConfidence | DrawnLogit) and priority.noises[0] > 0:
         return replace(priority, noises=tuple(noise * (factor / priority.noises[0]) for factor in priority.noises))
-    if not isinstance(priority, Confidence | Moment | FromCritic):
+    if not isinstance(priority, Confidence | AnnealedConfidence | AnnealedLogit | Moment | FromCritic):
         raise ConfigError(f"--noise {noise} is for --order confidence or moment; this order has none")
     return replace(priority, noise=noise)
 

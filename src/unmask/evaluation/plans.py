@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.decoding.names import list_orders, list_schedules, look_up
-from unmask.decoding.sampling import Order, Reveal, Sampling
+from unmask.decoding.names import RAMPS, list_orders, list_schedules, look_up
+from unmask.decoding.sampling import Guidance, Order, Reveal, Sampling
 from unmask.errors import ConfigError
-from unmask.evaluation.sweep_table import RAMPS, ScaleRamp
 from unmask.evaluation.sweeping import SweepPlan, SweepSetting
 from unmask.method.sampling.priorities import Confidence
 from unmask.pipelines.labels import LabelRule
@@ -71,7 +70,7 @@ def plan_sweep(spec: ModelSpec, choices: SweepChoices, name: str) -> SweepPlan:
 
 
 def _list_settings(choices: SweepChoices, spec: ModelSpec) -> Iterator[SweepSetting]:
-    sampling = spec.sampling.fit_to(spec.grid)
+    sampling = replace(spec.sampling.fit_to(spec.grid), annealing=None)
     for (order, priority), (schedule, shape), steps, scale in product(
         _list_orders(choices, spec), _list_schedules(choices, spec), choices.steps, _list_scales(choices, sampling)
     ):
@@ -99,7 +98,7 @@ def _list_schedules(choices: SweepChoices, spec: ModelSpec) -> list[tuple[str, R
     return [(names[-1] if names else str(own), own)]
 
 
-def _list_scales(choices: SweepChoices, own: Sampling) -> list[ScaleRamp]:
+def _list_scales(choices: SweepChoices, own: Sampling) -> list[Guidance]:
     if not (choices.scales or choices.ramp):
         return [own.scale]
     ramp = RAMPS[choices.ramp or "constant"]

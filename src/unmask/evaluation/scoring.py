@@ -112,8 +112,9 @@ def score_subject(
 
 def _given(subject: ScoredSubject, order: Order, sampling: Sampling, steps: int) -> NatsMeasure:
     def measure(predict: Predict, tokens: Tensor, rand: Rand) -> Tensor:
-        plan = Sampling(steps=steps, schedule=sampling.schedule).ratios(tokens.shape[1])
-        return compute_exact_nll(predict, tokens, plan, mask_id=subject.mask_id, rand=rand, priority=order).sum(1)
+        budget = Sampling(steps=steps, schedule=sampling.schedule)
+        plan, bound = budget.ratios(tokens.shape[1]), budget.bind_order(order, steps)
+        return compute_exact_nll(predict, tokens, plan, mask_id=subject.mask_id, rand=rand, priority=bound).sum(1)
 
     return measure
 

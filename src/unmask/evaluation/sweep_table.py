@@ -7,17 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from unmask.errors import ConfigError
 from unmask.figures import images as figures
-from unmask.method.guidance import CosineRamp, Interval, LinearRamp
 
-ScaleRamp = Interval | LinearRamp | CosineRamp
-RAMPS: Mapping[str, type[Interval] | type[LinearRamp] | type[CosineRamp]] = MappingProxyType(
-    {"constant": Interval, "linear": LinearRamp, "cosine": CosineRamp}
-)
-"""How guidance rises to its scale, by the names of the table and of --ramp."""
 SETTING = ("order", "schedule", "steps", "noise", "scale", "ramp", "top_k", "top_p", "temperatures")
 KEY = ("kind", *SETTING, "tune", "samples", "seed")
 ORIGIN = ("weights", "features", "judge", "pictures", "labels")

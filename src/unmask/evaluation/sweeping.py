@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unmask.data.pictures import hash_pictures
+from unmask.decoding.names import RAMPS
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation.class_shares import (
@@ -27,7 +28,7 @@ from unmask.evaluation.class_shares import (
 from unmask.evaluation.images import measure_accuracy, measure_bank, rebuild_bank, sample_banks
 from unmask.evaluation.reference import Reference, gather_rows, open_reference
 from unmask.evaluation.runs import OpenedRun
-from unmask.evaluation.sweep_table import RAMPS, SweepRow, SweepTable, draw_sweep, format_number, format_page
+from unmask.evaluation.sweep_table import SweepRow, SweepTable, draw_sweep, format_number, format_page
 from unmask.experiments.images import Experiment
 from unmask.method.rand import to_double
 from unmask.method.sampling.priorities import Confidence

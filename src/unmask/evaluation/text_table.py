@@ -96,7 +96,7 @@ def measure_writing(
         yield WritingRow(
             order=name,
             steps=sampling.steps,
-            temperature=sampling.temperature if isinstance(sampling.temperature, float) else sampling.temperature[0],
+            temperature=sampling.list_temperatures(sampling.steps)[0],
             figures=measure_texts(rows, real, reader, tokenizer.decode) | _read_with(published, rows, tokenizer),
             text=tokenizer.decode(rows[0]),
         )

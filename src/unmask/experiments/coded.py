@@ -43,6 +43,7 @@ from unmask.data.sources.choice import PictureSource, fill_arrangement, resolve_
 from unmask.data.summary import describe_split
 from unmask.data.tokens import Tokens
 from unmask.errors import ConfigError, DataError
+from unmask.pretrained.families import choose_tokenizer_dtype
 from unmask.pretrained.lone_tokenizer import read_lone_tokenizer, write_lone_tokenizer
 from unmask.pretrained.networks import LearnedConfig, LearnedModel
 from unmask.runtime.devices import is_main_process
@@ -82,14 +83,18 @@ class Coded:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerEncoder:
-    """Build `encode` in each process: load the tokenizer from its folder, in bfloat16 where that is fast."""
+    """Build `encode` in each process: load the tokenizer from its folder.
+
+    Its type is bfloat16 where that is fast, but float32 for a published tokenizer.
+    """
 
     folder: Path
     device: str
 
     def __call__(self) -> Encode:
         device = torch.device(self.device)
-        return read_lone_tokenizer(self.folder).to(device, choose_dtype(device)).encode
+        tokenizer = read_lone_tokenizer(self.folder)
+        return tokenizer.to(device, choose_tokenizer_dtype(tokenizer.config, choose_dtype(device))).encode
 
 
 def open_coded(folder: str | Path) -> Coded:

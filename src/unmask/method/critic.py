@@ -119,13 +119,16 @@ class CriticScore:
     """judge(canvas) + noise (1 - t) Gumbel.
 
     With `decode(remask=True)` every token is judged again in each step, as in the paper; otherwise only the new ones.
-    The noise is added to a logit and falls to exactly 0 at the last step, as in x-transformers.
+    The noise is added to a logit and falls to exactly 0 at the last step, as in x-transformers, but with its sign only
+    if `subtracts`: the sum of a score and Gumbel noise decides which tokens stay, there which tokens are masked.
     """
 
     judge: Callable[[Int[Tensor, "b l"]], Float[Tensor, "b l"]]
     """Returns for each token the logit that it is right."""
     noise: float = 1.0
     """Factor of the Gumbel noise, at least 0 (x-transformers' default)."""
+    subtracts: bool = False
+    """Subtract the noise, as x-transformers, which adds it to the score of the tokens to mask."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise < float("inf"):
@@ -137,4 +140,4 @@ class CriticScore:
         if self.noise == 0 or t == 1:
             return score
         gumbel = -torch.log(-torch.log(rand("order", sample.shape[1])))
-        return score + self.noise * (1 - t) * gumbel
+        return score + (-self.noise if self.subtracts else self.noise) * (1 - t) * gumbel

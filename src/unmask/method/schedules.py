@@ -3,6 +3,7 @@
 A schedule is any callable `t -> g(t)` with g(0) = 1 and g(1) = 0 that never rises (MaskGIT, arXiv 2202.04200, section
 3.3). Training draws t uniformly and masks a fraction g(t). Sampling takes a plain list of ratios, one per step, that
 ends in 0. Code bases use the same name ("cosine", "arccos") for different counts: see `decoding/counts.py`.
+Schedules compute in float64. With `dtype` they round as a code base does that computes in another type.
 """
 
 import math
@@ -17,19 +18,20 @@ from unmask.errors import FACTORS, check_ranges
 from unmask.method.rand import choose_wide_dtype
 
 Schedule = Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]
+Time = Float[Tensor, "..."] | float
 
 
-def _time(t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
+def _time(t: Time, dtype: torch.dtype | None) -> Float[Tensor, "..."]:
     device = t.device if isinstance(t, Tensor) else torch.device("cpu")
-    return torch.as_tensor(t, dtype=choose_wide_dtype(device)).clamp(0, 1)
+    return torch.as_tensor(t, dtype=dtype or choose_wide_dtype(device)).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Cosine:
     """g(t) = cos(pi t / 2): reveals few tokens early, many late. MaskGIT's default (arXiv 2202.04200, section 4)."""
 
-    def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
-        return torch.cos(_time(t) * (math.pi / 2))
+    def __call__(self, t: Time, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+        return torch.cos(_time(t, dtype) * (math.pi / 2))
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,16 @@ class Power:
             )
         check_ranges(self, {"exponent": FACTORS})
 
-    def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
-        return 1 - _time(t) ** self.exponent
+    def __call__(self, t: Time, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+        return 1 - _time(t, dtype) ** self.exponent
 
 
 @dataclass(frozen=True)
 class Arccos:
     """g(t) = (2/pi) arccos(t): the inverse function of `Cosine`. It has the same mean, 2/pi, and thinner tails."""
 
-    def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
-        return torch.arccos(_time(t)) * (2 / math.pi)
+    def __call__(self, t: Time, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+        return torch.arccos(_time(t, dtype)) / (math.pi / 2)
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class Log:
         check_at_least("Log", {"tokens": self.tokens}, least=2)
         check_ranges(self, {"tokens": (2, 1 << 31)})
 
-    def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
-        return (-torch.log2(_time(t)) / math.log2(self.tokens)).clamp(0, 1)
+    def __call__(self, t: Time, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+        return (-torch.log2(_time(t, dtype)) / math.log2(self.tokens)).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ class Exp:
         check_at_least("Exp", {"tokens": self.tokens}, least=2)
         check_ranges(self, {"tokens": (2, 1 << 31)})
 
-    def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
-        t = _time(t)
+    def __call__(self, t: Time, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+        t = _time(t, dtype)
         return torch.where(t > 0, 1 - 2 ** (-math.log2(self.tokens) * (1 - t)), 1.0)
 
 
@@ -105,10 +107,11 @@ class Sigmoid:
             raise ValueError(f"{self}: start must be below end and temperature positive, as in Sigmoid(-3, 3, 1)")
         check_ranges(self, {"start": (-1e3, 1e3), "end": (-1e3, 1e3), "temperature": FACTORS})
 
-    def __call__(self, t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
-        at = _time(t) * (self.end - self.start) + self.start
+    def __call__(self, t: Time, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+        at = _time(t, dtype) * (self.end - self.start) + self.start
         first, now, last = (
-            torch.sigmoid(x / self.temperature) for x in (_time(0.0) + self.start, at, _time(0.0) + self.end)
+            torch.sigmoid(x / self.temperature)
+            for x in (_time(0.0, dtype) + self.start, at, _time(0.0, dtype) + self.end)
         )
         return (last - now) / (last - first)
 
@@ -124,15 +127,6 @@ def ratios(schedule: Schedule, steps: int) -> list[float]:
     """Return the fraction still masked after each of `steps` steps: g(1/steps), g(2/steps), ..., 0."""
     check_at_least("ratios", {"steps": steps})
     return [*schedule(torch.arange(1, steps, dtype=torch.float64) / steps).tolist(), 0.0]
-
-
-def anneal_temperatures(start: float, steps: int) -> list[float]:
-    """Return temperatures that fall evenly to 0 (greedy): start (1 - s/steps) for s = 1..steps.
-
-    x-transformers uses this rule with start 1. It stops at 0.001, where this takes the likeliest token.
-    """
-    check_at_least("anneal_temperatures", {"steps": steps})
-    return [start * (1 - s / steps) for s in range(1, steps + 1)]
 
 
 def compute_likelihood_weight(schedule: Schedule, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

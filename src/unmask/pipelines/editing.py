@@ -68,15 +68,18 @@ def stream_inpainting(
     if stop >= len(full):
         return s.run(predict, tokens, mask_id=mask_id, rand=rand, priority=order)
 
+    bound = s.bind_order(order, s.steps)
+
     # `decode` counts time in the steps it is given; ours is that of the full run.
     def time(t: float) -> float:
         return round(t * stop) / len(full)
 
     def priority(logits: Tensor, sample: Tensor, *, masked: Tensor, t: float, rand: Rand) -> Tensor:
-        return order(logits, sample, masked=masked, t=time(t), rand=rand)
+        return bound(logits, sample, masked=masked, t=time(t), rand=rand)
 
-    warmth = s.temperature[:stop] if isinstance(s.temperature, tuple) else s.temperature
-    cut = replace(s, steps=stop, temperature=warmth)
+    varies = s.annealing is not None or isinstance(s.temperature, tuple)
+    warmth = s.list_temperatures(s.steps)[:stop] if varies else s.temperature
+    cut = replace(s, steps=stop, temperature=warmth, annealing=None)
     plan = [*full[: stop - 1], 0.0]
     return cut.run(
         lambda canvas, t: predict(canvas, time(t)), tokens, mask_id=mask_id, rand=rand, priority=priority, plan=plan

@@ -37,6 +37,7 @@ from unmask.pretrained.conditions import (
     check_prompts,
     detach_prompts,
 )
+from unmask.pretrained.families import choose_tokenizer_dtype
 from unmask.published.opening import open_model
 from unmask.recipes.spec import ModelSpec
 from unmask.runtime.devices import pick_device
@@ -55,7 +56,7 @@ class Pipeline(LoadedModel[ModelSpec]):
     """An image model ready to use: `pipe(["cat", "ship"], steps=8, seed=0)`.
 
     Every call takes settings as keywords, by the names of the command line (`SamplingSettings`): steps, order,
-    schedule, temperature, guidance, noise, sampler, block, top_k, top_p, preset. Unset ones default to the model.
+    schedule, temperature, guidance, ramp, noise, sampler, block, top_k, top_p, preset. Unset ones default to the model.
     """
 
     empty_classes: tuple[int, ...] = ()
@@ -84,12 +85,12 @@ class Pipeline(LoadedModel[ModelSpec]):
         offline: bool = False,
         spec: ModelSpec | None = None,
     ) -> "Pipeline":
-        """Load an image model, in bfloat16 where that is fast.
+        """Load an image model, in bfloat16 where that is fast; but the tokenizer of a published model in float32.
 
         Args:
             name: A run, an export, a published model such as "besnier-256", or hf-hub:OWNER/NAME[@REVISION].
             device: "auto" (cuda, mps or cpu, whichever is there first), or the name of one.
-            dtype: The type of the weights in memory.
+            dtype: The type of all weights in memory.
             prompts: For a text-to-image model: the texts to sample; text i is its class i.
             offline: Use what is in the cache, and ask no server.
             spec: What config.json holds, if it was read before; `name` is then the folder.
@@ -110,7 +111,8 @@ class Pipeline(LoadedModel[ModelSpec]):
             network: nn.Module = spec.model.build(spec.tokenizer.vocab_size, spec.tokenizer.grid)
         network = pack(network.to(where, kind).eval())
         load_weights(network, folder / MODEL)
-        tokenizer = open_tokenizer(spec.tokenizer, folder / TOKENIZER, device=where, dtype=kind, packed=True)
+        exact = dtype or choose_tokenizer_dtype(spec.tokenizer, kind)
+        tokenizer = open_tokenizer(spec.tokenizer, folder / TOKENIZER, device=where, dtype=exact, packed=True)
         model = attach_prompts(network, folder, prompts, spec.tokenizer.size)
         pipeline = cls(model, tokenizer, spec.sampling, tuple(prompts) or spec.classes)
         pipeline.spec, pipeline.folder, pipeline.empty_classes = spec.spec, folder, spec.empty_classes
@@ -284,7 +286,7 @@ class Pipeline(LoadedModel[ModelSpec]):
         check_guidance(self.model.config, labelled=labels is not None, guided=not sampling.unguided)
         remembers = isinstance(self.model, MaskedTransformer) and self.model.config.self_condition
         make = guided_with_memory if remembers else guided
-        return make(self.model, labels, scale=1.0 if labels is None else sampling.scale)
+        return make(self.model, labels, scale=1.0 if labels is None else sampling.guidance)
 
     def make_canvas(self, num: int) -> Int[Tensor, "b l"]:
         """Return an all-masked canvas."""

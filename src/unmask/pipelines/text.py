@@ -320,7 +320,11 @@ class TextPipeline(LoadedModel[TextModelSpec]):
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _choose_sampling(self, sampling: Sampling | None, settings: Any, grid: tuple[int, ...]) -> Sampling:
-        for name, kind in (("guidance", "nothing to guide towards"), ("preset", "no published presets")):
+        for name, kind in (
+            ("guidance", "nothing to guide towards"),
+            ("ramp", "nothing to guide towards"),
+            ("preset", "no published presets"),
+        ):
             if settings.get(name) is not None:
                 raise ConfigError(f"{name} {settings[name]}: a text model has {kind}; leave it out")
         return super()._choose_sampling(sampling, settings, grid)

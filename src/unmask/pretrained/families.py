@@ -129,6 +129,15 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def choose_tokenizer_dtype(config: object, dtype: torch.dtype) -> torch.dtype:
+    """Return float32 for a tokenizer of a published size, as its code base has it, and `dtype` for any other.
+
+    In bfloat16 many pictures get other codes (`benchmarks/tokenizer_precision.py`).
+    """
+    published = any(size.tokenizer == config for family in FAMILIES.values() for size in family.sizes)
+    return torch.promote_types(dtype, torch.float32) if published else dtype
+
+
 def convert_file(
     path: Path, family: str, *, dtype: torch.dtype = torch.float32, like: Size | None = None
 ) -> tuple[Size, Converted]:

@@ -61,7 +61,8 @@ def decode(
 
     Args:
         ratios: Fractions of each row's unknown tokens still masked after each step (`count_reveals` counts them), or
-            these counts themselves. A step that reveals nothing costs no forward pass.
+            these counts themselves. A step that reveals nothing costs no forward pass, unless counts come with
+            `remask`: then it may exchange tokens.
         priority: Scores the positions. It sees the logits as predicted, before `temperature`.
         temperature: Divides the logits before top-k, top-p and sampling; one number, or one per step. 0 is greedy.
         remask: Let tokens of earlier steps compete with the new ones for the same number of positions, and mask the
@@ -74,7 +75,9 @@ def decode(
     counts = ratios.cpu() if isinstance(ratios, Tensor) else count_reveals(masked.sum(1), ratios)
     if not torch.equal(counts.sum(0), masked.sum(1).cpu()):
         raise ValueError("ratios: the counts of each row must add up to its number of masked tokens")
-    steps = counts.any(1).nonzero().flatten().tolist()  # with more steps than unknown tokens some steps reveal nothing
+    exchanges = remask and isinstance(ratios, Tensor)
+    # With more steps than unknown tokens some steps reveal nothing.
+    steps = range(len(counts)) if exchanges else counts.any(1).nonzero().flatten().tolist()
     temperatures = check_temperatures(temperature, len(counts))
     counts = (counts.cumsum(0) if remask else counts).to(tokens.device)
     broken = torch.zeros((), dtype=torch.bool, device=tokens.device)

@@ -40,6 +40,8 @@ PREFIXES = ("module.", "_orig_mod.")
 PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); from unpacking.job import run_job; run_job()"
 LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 """The only environment variables that a child gets: it must see no keys or tokens."""
+INDEX = ".safetensors.index.json"
+"""End of the name of the file that lists the tensors of a model in several safetensors files."""
 PATIENCE = 60
 """Seconds that a child may take, in addition to those for the size of its file."""
 
@@ -58,6 +60,7 @@ class Foreign:
 def open_foreign(path: Path, *, container: str | None = None) -> dict[str, Tensor]:
     """Map the tensors of a .safetensors, torch (.pth, .pt, .ckpt, .bin) or flax file into memory.
 
+    A model in several safetensors files is read through its index, model.safetensors.index.json, beside them.
     Writing to the tensors does not change the file.
 
     Args:
@@ -77,7 +80,9 @@ def read_foreign(path: Path, *, container: str | None = None) -> Foreign:
     is_zip = head[:4] == b"PK\x03\x04"
     is_safetensors = head[8:9] == b"{" and not is_zip
     is_torch = is_zip or (head[0] == 0x80 and not is_safetensors)
-    if is_safetensors:
+    if head[:1] == b"{" and b"\0" not in head[:8]:  # as the length of a header that would be 2^56 bytes
+        found = Foreign(tensors=_read_sharded(path))
+    elif is_safetensors:
         found = Foreign(tensors=_read_safetensors(path))
     elif is_torch:
         found = _read_torch(path, size, container)
@@ -199,6 +204,38 @@ def _read_safetensors(path: Path, shown: Path | None = None) -> dict[str, Tensor
         if tensor.dtype == torch.bool and tensor.view(torch.uint8).max() > 1:
             raise _make_error(shown, f"{name} holds truth values that are neither 0 nor 1; get the file again")
     return tensors
+
+
+def _read_sharded(path: Path) -> dict[str, Tensor]:
+    """Read the safetensors files that an index names; each must hold exactly the tensors that the index says."""
+    table = _read_index(path)
+    tensors: dict[str, Tensor] = {}
+    for shard in dict.fromkeys(table.values()):
+        place = path.parent / shard
+        if not place.is_file():
+            raise _make_error(path, f"its part {shard} is not beside it; get all parts")
+        part = _read_safetensors(place)
+        wrong = sorted(part.keys() ^ {name for name, where in table.items() if where == shard})
+        if wrong:
+            raise _make_error(path, f"{len(wrong)} tensors of {shard} differ, first {wrong[0][:100]}; get all parts")
+        tensors |= part
+    return tensors
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Return the file of each tensor by its name."""
+    try:
+        with open(path, "rb") as file:
+            index = json.loads(file.read(MAX_HEADER), object_pairs_hook=_refuse_repeats)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _make_error(path, f"no index of safetensors files ({error}); get the file again") from error
+    table = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(table, dict) or not 0 < len(table) <= MAX_TENSORS:
+        raise _make_error(path, f"no weight_map of 1 to {MAX_TENSORS} tensors; give the *{INDEX} of the weights")
+    for name, shard in table.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise _make_error(path, f"{name[:100]} lies in {str(shard)[:100]!r}; give an index of files beside it")
+    return table
 
 
 def _check_header(header: Any, size: int) -> None:

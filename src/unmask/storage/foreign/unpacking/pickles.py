@@ -45,7 +45,10 @@ HARMLESS = {
     "collections.defaultdict",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
     "numpy.dtype",
+    "numpy.ndarray",
     "pathlib.Path",
     "pathlib.PosixPath",
     "torch.Size",
@@ -53,7 +56,7 @@ HARMLESS = {
     "typing.Any",
     *(f"torch.{kind}" for kind in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")),
 }
-HARMLESS_PACKAGES = ("pytorch_lightning.", "lightning.", "omegaconf.")
+HARMLESS_PACKAGES = ("pytorch_lightning.", "lightning.", "omegaconf.", "numpy.random.")
 
 
 class Refused(Exception):
