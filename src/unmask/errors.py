@@ -1,11 +1,15 @@
 """Errors for the user, one class per exit code. The message is one line: what, where, what to do.
 
-`check_ranges` is how a config class refuses a number, and `describe_os_error` words what the system refused.
+`check_ranges` is how a config class refuses a number, `look_up` how a table refuses a name, and `describe_os_error`
+words what the system refused.
 """
 
 import errno
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 WIDTHS = (1, 65_536)
 """Features of a layer, or values of a token."""
@@ -116,3 +120,16 @@ def describe_os_error(error: BaseException) -> str:
         raise ShortageError(f"{where}not enough memory: close other programs, or use a larger machine") from error
     reason = error.strerror if isinstance(error, OSError) else None
     return reason or str(error) or type(error).__name__
+
+
+def look_up(table: Mapping[str, T], name: str, what: str) -> T:
+    """Return table[name]; raise ConfigError with the nearest name if there is none."""
+    if name not in table:
+        raise ConfigError(f"no {what} {name}{suggest_nearest(name, table)}")
+    return table[name]
+
+
+def suggest_nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message: the nearest known name, or all names if none is near."""
+    near = get_close_matches(name, list(known), 1)
+    return f": did you mean {near[0]}?" if near else f": there are {', '.join(known)}"

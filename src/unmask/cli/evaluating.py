@@ -25,9 +25,9 @@ from unmask.cli.networks import PHOTOS
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.augment import PictureSet
 from unmask.data.sources.choice import Folder
-from unmask.decoding.names import list_shapes, look_up
+from unmask.decoding.names import list_shapes
 from unmask.decoding.sampling import Sampling
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, look_up
 from unmask.evaluation import inpainting
 from unmask.evaluation import tokenizer as evaluation
 from unmask.evaluation.reference import check_judge

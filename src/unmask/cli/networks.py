@@ -12,8 +12,7 @@ from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, spl
 from unmask.cli.tokenizers import find_data_flag, list_sources
 from unmask.data.augment import PictureSet
 from unmask.data.sources.choice import Arrays, PictureSource
-from unmask.decoding.names import look_up
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, look_up
 from unmask.evaluation.reference import embed_real
 from unmask.experiments.training import say_split
 from unmask.metrics.features import ClassifierConfig

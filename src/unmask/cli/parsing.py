@@ -10,9 +10,8 @@ from typing import TypeVar
 
 import tyro
 
-from unmask.errors import ConfigError, DiskError, NonFiniteError, describe_os_error
-from unmask.method.sampling.decode import NonFiniteLogits
-from unmask.storage.files import escape_line
+from unmask.cli.ending import describe_disk_error
+from unmask.errors import ConfigError, DiskError, NonFiniteError
 
 T = TypeVar("T")
 
@@ -62,10 +61,11 @@ def catch_value_errors() -> Iterator[None]:
     """
     try:
         yield
-    except NonFiniteLogits as error:
-        raise NonFiniteError(str(error)) from error
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        from unmask.method.sampling.decode import NonFiniteLogits  # not at the top: flags are read without torch
+
+        kind = NonFiniteError if isinstance(error, NonFiniteLogits) else ConfigError
+        raise kind(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -77,15 +77,3 @@ def catch_disk_errors(where: Path) -> Iterator[None]:
         raise  # the reader of our output has left: no disk is at fault
     except OSError as error:
         raise DiskError(describe_disk_error(error, where)) from error
-
-
-def describe_disk_error(error: OSError, where: Path | str) -> str:
-    """Return the line for an error of a file, or of the disk where the error names no file."""
-    return f"{error.filename or where}: {describe_os_error(error)}; what was written before is kept"
-
-
-def check_text(arguments: list[str]) -> None:
-    """Raise ConfigError for an argument that is not UTF-8: its path could be neither printed nor stored."""
-    for argument in arguments:
-        if any("\ud800" <= character <= "\udfff" for character in argument):
-            raise ConfigError(f"{escape_line(argument)}: this is not UTF-8; rename the file or the folder")

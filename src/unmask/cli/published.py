@@ -9,9 +9,8 @@ import tyro
 
 from unmask.cli.flags import WeightsFlags, fetch_model
 from unmask.cli.parsing import catch_disk_errors, parse, split_positional
-from unmask.decoding.names import look_up, suggest_nearest
 from unmask.decoding.sampling import Sampling
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, look_up, suggest_nearest
 from unmask.pipelines.exporting import check_export
 from unmask.pipelines.load import export_model
 from unmask.pretrained.families import FAMILIES

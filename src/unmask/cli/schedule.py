@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from unmask.cli.parsing import catch_value_errors, parse
 from unmask.decoding import counts
-from unmask.decoding.names import list_shapes, look_up
-from unmask.errors import ConfigError
+from unmask.decoding.names import list_shapes
+from unmask.errors import ConfigError, look_up
 
 SHAPED = {
     "google": counts.count_google,

@@ -8,9 +8,9 @@ import tyro
 
 from unmask.cli.flags import Device, MeasuredFlags, OutputFlags, choose_device, choose_say, fetch_model
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
-from unmask.decoding.names import list_orders, list_schedules, look_up
+from unmask.decoding.names import list_orders, list_schedules
 from unmask.decoding.sampling import Sampling
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, look_up
 from unmask.evaluation import scoring
 from unmask.evaluation.measuring import open_subject
 from unmask.published.opening import MODEL_NAMES, OpenedModel

@@ -20,10 +20,10 @@ from unmask.cli.flags import (
     fetch_model,
 )
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
-from unmask.decoding.names import SAMPLERS, list_orders, look_up
+from unmask.decoding.names import SAMPLERS, list_orders
 from unmask.decoding.sampling import Parallel, Sampling
 from unmask.decoding.settings import change_sampling
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, look_up
 from unmask.evaluation import text_table
 from unmask.experiments import text as text_experiment
 from unmask.figures import texts as text_figures

@@ -12,15 +12,14 @@ import tyro
 from unmask.cli.flags import TRUST, DataFlags, Device, OutputFlags, WeightsFlags, say_on_stderr
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, PictureSource, Shards
-from unmask.decoding.names import look_up
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, look_up
 from unmask.experiments import tokenizer as experiment
 from unmask.experiments.training import prepare_tokenizer_data, tokenize, train_tokenizer
 from unmask.pretrained.networks import LearnedConfig
 from unmask.published.opening import MODEL_NAMES, open_model
 from unmask.recipes import TokenizerRecipe, reading
-from unmask.runtime.devices import is_main_process
 from unmask.runtime.output import survive_lost_output
+from unmask.runtime.torchrun import is_main_process
 from unmask.storage.cache import find_cache_dir
 from unmask.storage.config import dump_json
 from unmask.storage.layout import MODEL

@@ -11,10 +11,10 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from unmask.decoding.names import SAMPLERS, SAMPLINGS, list_orders, list_schedules, look_up
+from unmask.decoding.names import SAMPLERS, SAMPLINGS, list_orders, list_schedules
 from unmask.decoding.rules import DrawnLogit, StepConfidence, stretch
 from unmask.decoding.sampling import Adaptive, Ancestral, FromCritic, Order, Parallel, ReMDM, Sampling
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, look_up
 from unmask.method.guidance import Interval
 from unmask.method.sampling.extra_priorities import Moment
 from unmask.method.sampling.priorities import Confidence

@@ -9,10 +9,10 @@ import torch
 from typing_extensions import Unpack
 
 from unmask.data.fingerprint import STRICT, DataPolicy
-from unmask.decoding.names import list_orders, look_up
+from unmask.decoding.names import list_orders
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import SamplingSettings, change_sampling
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, look_up
 from unmask.evaluation.gallery import PICTURE_FILES
 from unmask.evaluation.images import measure_run
 from unmask.evaluation.networks import open_networks

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.decoding.names import list_orders, list_schedules, look_up
+from unmask.decoding.names import list_orders, list_schedules
 from unmask.decoding.sampling import Order, Reveal, Sampling
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, look_up
 from unmask.evaluation.sweep_table import RAMPS, ScaleRamp
 from unmask.evaluation.sweeping import SweepPlan, SweepSetting
 from unmask.method.sampling.priorities import Confidence
