@@ -7,6 +7,7 @@ The model is written for one device; `distribute` applies parallelism from outsi
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
