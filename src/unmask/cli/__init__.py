@@ -30,25 +30,36 @@ class Command:
     place: str
     """The module in this folder, and the function in it that takes the words."""
 
+    overview: str = ""
+    """The same for a function that prints the help without a recipe, where the flags depend on the recipe."""
+
     def __call__(self, arguments: list[str]) -> None:
-        module, function = self.place.split(".")
-        getattr(importlib.import_module(f"{__name__}.{module}"), function)(arguments)
+        if self.overview and arguments[:1] in (["-h"], ["--help"]):
+            return _find(self.overview)()
+        _find(self.place)(arguments)
+
+
+def _find(place: str) -> Callable[..., None]:
+    module, function = place.split(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), function)
 
 
 GROUPS = DATA, TRAIN, USE, MEASURE, SHARE = "make data", "train", "use", "measure", "share"
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": Command(
-        TRAIN, "learn real handwritten digits in a few minutes, sample, inpaint and measure them", "training.run_demo"
+        TRAIN, "learn real handwritten digits in a few minutes, sample, inpaint and measure them", "demo.run_demo"
     ),
     "train": Command(
         TRAIN,
         "train a recipe (a name, a .py file, or a run's config.json); run it again to resume",
         "training.run_train",
+        "recipes.print_train_help",
     ),
     "train-tokenizer": Command(
         TRAIN,
         "train a tokenizer (a name, a .py file, or a run's config.json); run it again to resume",
         "tokenizers.run_train_tokenizer",
+        "recipes.print_train_tokenizer_help",
     ),
     "train-features": Command(
         TRAIN,
@@ -76,11 +87,11 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
         "fill a masked region of a photo of any size, extend its canvas, or replace a part",
         "editing.run_inpaint",
     ),
-    "generate": Command(USE, "generate texts from nothing or from a prompt", "text.run_generate"),
+    "generate": Command(USE, "generate texts from nothing or from a prompt", "writing.run_generate"),
     "infill": Command(
         USE,
         'fill masked parts of a text: unmask infill RUN "The [MASK:12] dog ran to the [MASK:3]."',
-        "text.run_infill",
+        "writing.run_infill",
     ),
     "evaluate": Command(
         MEASURE,

@@ -4,11 +4,10 @@ import json
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from unmask.cli.editing import choose_cells
 from unmask.cli.flags import (
     DataFlags,
     MeasuredFlags,
@@ -21,28 +20,21 @@ from unmask.cli.flags import (
     choose_say,
     fetch_model,
 )
-from unmask.cli.networks import PHOTOS
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
-from unmask.data.augment import PictureSet
-from unmask.data.sources.choice import Folder
-from unmask.decoding.names import list_shapes
-from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError, look_up
-from unmask.evaluation import inpainting
-from unmask.evaluation import tokenizer as evaluation
-from unmask.evaluation.reference import check_judge
-from unmask.evaluation.runs import open_run, shorten_name
-from unmask.experiments.training import say_split
-from unmask.method.schedules import Shape
-from unmask.metrics.in_domain import prepare_classifier_features
-from unmask.pretrained.networks import LearnedConfig, LearnedModel
-from unmask.published.opening import MODEL_NAMES, OpenedModel
-from unmask.recipes.schema import TokenizerRecipe
-from unmask.runtime.distributed import World, join_world
+from unmask.published.names import MODEL_NAMES
 from unmask.runtime.progress import show_progress
 from unmask.storage.layout import CLASSIFIER
 from unmask.storage.outputs import check_results
-from unmask.tokenizers.base import open_tokenizer
+
+if TYPE_CHECKING:
+    from unmask.data.augment import PictureSet
+    from unmask.data.sources.choice import Folder
+    from unmask.decoding.sampling import Sampling
+    from unmask.method.schedules import Shape
+    from unmask.pretrained.networks import LearnedConfig
+    from unmask.published.opening import OpenedModel
+    from unmask.runtime.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +55,15 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
     usage = f"evaluate-tokenizer MODEL, where MODEL is the run of a tokenizer, or {MODEL_NAMES}"
     name, rest = split_positional(arguments, usage)
     flags = parse(EvaluateTokenizerFlags, rest, f"evaluate-tokenizer {name}")
+    from unmask.cli.networks import PHOTOS
+    from unmask.data.sources.choice import Folder
+    from unmask.evaluation import tokenizer as evaluation
+    from unmask.evaluation.runs import shorten_name
+    from unmask.pretrained.networks import LearnedModel
+    from unmask.recipes.schema import TokenizerRecipe
+    from unmask.runtime.distributed import join_world
+    from unmask.tokenizers.base import open_tokenizer
+
     if flags.pictures < 2:
         raise ConfigError(f"--pictures {flags.pictures}: at least 2, to have a covariance")
     opened = flags.published.open(name)
@@ -94,8 +95,11 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
             print(f"\nwrote {run / 'report.json'} and {run / 'reconstructions.png'}; next: unmask tokenize {name}")
 
 
-def _pictures(source: Folder, config: LearnedConfig, here: World) -> tuple[PictureSet, PictureSet]:
+def _pictures(source: "Folder", config: "LearnedConfig", here: "World") -> "tuple[PictureSet, PictureSet]":
     """Return the images that a classifier may learn from, and those held out; name what cannot be read."""
+    from unmask.data.augment import PictureSet
+    from unmask.experiments.training import say_split
+
     with show_progress(shown=here.is_main) as progress:
         split = source.load(progress)
     if (say := choose_say(here)) is not None:
@@ -129,6 +133,10 @@ def run_evaluate_inpaint(arguments: list[str]) -> None:
     """mask parts of held-out images, inpaint them with several schedules and early stops, and measure the results"""
     name, rest = split_positional(arguments, f"evaluate-inpaint MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(EvaluateInpaintFlags, rest, f"evaluate-inpaint {name}")
+    from unmask.decoding.names import list_shapes
+    from unmask.evaluation import inpainting
+    from unmask.runtime.distributed import join_world
+
     if flags.images < 2:
         raise ConfigError(f"--images {flags.images}: at least 2, to have a covariance")
     if flags.sampling.schedule is not None:
@@ -147,8 +155,18 @@ def run_evaluate_inpaint(arguments: list[str]) -> None:
 
 
 def _measure(
-    flags: EvaluateInpaintFlags, opened: OpenedModel, sampling: Sampling, schedules: dict[str, Shape], here: World
+    flags: EvaluateInpaintFlags,
+    opened: "OpenedModel",
+    sampling: "Sampling",
+    schedules: "dict[str, Shape]",
+    here: "World",
 ) -> None:
+    from unmask.cli.editing import choose_cells
+    from unmask.evaluation import inpainting
+    from unmask.evaluation.reference import check_judge
+    from unmask.evaluation.runs import open_run
+    from unmask.metrics.in_domain import prepare_classifier_features
+
     with catch_disk_errors(flags.out or Path("runs")):
         run = open_run(
             opened, here, data=flags.published.data, out=flags.out, policy=flags.published.policy, say=choose_say(here)

@@ -4,27 +4,25 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from unmask.cli.parsing import catch_disk_errors
-from unmask.data.fingerprint import DataPolicy
-from unmask.decoding.sampling import Sampling
-from unmask.decoding.settings import change_sampling
-from unmask.evaluation.networks import open_networks
-from unmask.metrics.embedders import ClassifierFeatures, Features
-from unmask.published.opening import OpenedModel, open_model
-from unmask.recipes.spec import ModelSpec, TextModelSpec
-from unmask.runtime.distributed import World
 from unmask.runtime.progress import show_progress
-from unmask.storage.cache import find_cache_dir
 
-TRUST = "A .py recipe is code, and it is executed: only give one that you trust."
+if TYPE_CHECKING:
+    from unmask.data.fingerprint import DataPolicy
+    from unmask.decoding.sampling import Sampling
+    from unmask.metrics.embedders import ClassifierFeatures, Features
+    from unmask.published.opening import OpenedModel
+    from unmask.recipes.spec import ModelSpec, TextModelSpec
+    from unmask.runtime.distributed import World
+
 Device = Literal["auto", "cpu", "cuda"]
 
 
-def choose_say(here: World) -> Callable[[str], None] | None:
+def choose_say(here: "World") -> Callable[[str], None] | None:
     """Return what prints lines on the data, by the main process only."""
     return say_on_stderr if here.is_main else None
 
@@ -57,8 +55,11 @@ class WeightsFlags:
     offline: bool = False
     """Use what is in the cache, and ask no server."""
 
-    def open(self, name: str | Path, here: World | None = None) -> OpenedModel:
+    def open(self, name: str | Path, here: "World | None" = None) -> "OpenedModel":
         """Find the model of this name, and read its configuration."""
+        from unmask.published.opening import open_model
+        from unmask.storage.cache import find_cache_dir
+
         with catch_disk_errors(find_cache_dir()):
             opened = open_model(name, weights=self.weights, offline=self.offline, world=here)
         if opened.revision and not opened.name.endswith(opened.revision) and (here is None or here.is_main):
@@ -77,8 +78,10 @@ class DataFlags:
     """Compare all bytes of all images, not only eight samples of 1 KiB of each file of a large set."""
 
     @property
-    def policy(self) -> DataPolicy:
+    def policy(self) -> "DataPolicy":
         """The flags as the experiments take them."""
+        from unmask.data.fingerprint import DataPolicy
+
         return DataPolicy(accept=self.accept_data, verify=self.verify_data)
 
 
@@ -91,8 +94,10 @@ class MeasuredFlags(WeightsFlags, DataFlags):
     or, for a model of pixels, a folder of images, digits, mnist or cifar10."""
 
 
-def fetch_model(opened: OpenedModel, here: World | None = None) -> Path:
+def fetch_model(opened: "OpenedModel", here: "World | None" = None) -> Path:
     """Return the folder of a model's weights, with a progress bar while it is downloaded and converted."""
+    from unmask.storage.cache import find_cache_dir
+
     with catch_disk_errors(find_cache_dir()), show_progress(shown=here is None or here.is_main) as progress:
         return opened.fetch(progress, here)
 
@@ -130,8 +135,10 @@ class SamplingFlags:
     """Sample from the smallest set of tokens with this much probability only."""
 
 
-def choose_sampling(flags: SamplingFlags, spec: ModelSpec | TextModelSpec) -> Sampling:
+def choose_sampling(flags: SamplingFlags, spec: "ModelSpec | TextModelSpec") -> "Sampling":
     """Return the model's own sampling, or a published one, with the given flags put in."""
+    from unmask.decoding.settings import change_sampling
+
     return change_sampling(spec.sampling, spec.grid, collect_settings(flags))
 
 
@@ -151,8 +158,10 @@ class NetworkFlags:
     device: Device = "auto"
     """Where to compute."""
 
-    def open(self, here: World) -> tuple[Features | None, ClassifierFeatures | None]:
+    def open(self, here: "World") -> "tuple[Features | None, ClassifierFeatures | None]":
         """Return the feature extractor, None for the classifier itself, and the classifier, None for the run's own."""
+        from unmask.evaluation.networks import open_networks
+
         return open_networks(self.features, self.classifier, here)
 
 

@@ -3,34 +3,33 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from unmask.cli.flags import WeightsFlags, fetch_model
 from unmask.cli.parsing import catch_disk_errors, parse, split_positional
-from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError, look_up, suggest_nearest
-from unmask.pipelines.exporting import check_export
-from unmask.pipelines.load import export_model
-from unmask.pretrained.families import FAMILIES
-from unmask.published.catalogue import MODELS, Published
-from unmask.published.opening import MODEL_NAMES
-from unmask.published.store import convert_into, fetch_published
+from unmask.published.names import MODEL_NAMES
 from unmask.runtime.progress import show_progress
-from unmask.storage.cache import find_cache_dir
 from unmask.storage.layout import TOKENIZER
+
+if TYPE_CHECKING:
+    from unmask.decoding.sampling import Sampling
+    from unmask.published.catalogue import Published
 
 
 def list_models(arguments: list[str]) -> None:
     """list the published models that run here, or describe one: unmask models besnier-256"""
-    if arguments and not arguments[0].startswith("-"):
-        if len(arguments) > 1:
-            raise ConfigError(f"unmask models takes one name, not {' '.join(arguments)}")
-        return _describe_model(arguments[0], look_up(MODELS, arguments[0], "published model"))
-    if arguments:
+    if arguments[:1] in (["-h"], ["--help"]):
         print("usage: unmask models [NAME]")
         return
+    if len(arguments) > 1 or any(word.startswith("-") for word in arguments):
+        raise ConfigError(f"unmask models takes one name and no flags, not {' '.join(arguments)}")
+    from unmask.published.catalogue import MODELS
+
+    if arguments:
+        return _describe_model(arguments[0], look_up(MODELS, arguments[0], "published model"))
     print(f"{'name':18s}{'parameters':>16s}  {'FID':>6s}  {'licence':12s}what it is")
     for name, model in MODELS.items():
         generator, tokenizer = model.parameters
@@ -40,7 +39,7 @@ def list_models(arguments: list[str]) -> None:
     print("\nFID as published for ImageNet: the authors' weights, samplers and evaluations. More: unmask models NAME")
 
 
-def _describe_model(name: str, model: Published) -> None:
+def _describe_model(name: str, model: "Published") -> None:
     generator, tokenizer = model.parameters
     print(f"{name}: {model.about}")
     print(f"parameters  {generator:,} and {tokenizer:,} of the tokenizer")
@@ -59,8 +58,10 @@ def _describe_model(name: str, model: Published) -> None:
         print(f"{what:11s} {place} ({how})")
 
 
-def _describe_sampling(sampling: Sampling) -> str:
+def _describe_sampling(sampling: "Sampling") -> str:
     """Return steps, schedule, order and guidance, and what else differs from the defaults; long lists by their ends."""
+    from unmask.decoding.sampling import Sampling
+
     plain, said = Sampling(), ("steps", "schedule", "priority", "scale")
     parts = {name: value for name, value in vars(sampling).items() if name in said or value != getattr(plain, name)}
     text = ", ".join(f"{name} {value}" for name, value in parts.items())
@@ -71,6 +72,10 @@ def run_fetch(arguments: list[str]) -> None:
     """download and convert a published model ahead of its first use, or convert local files with --weights"""
     name, rest = split_positional(arguments, "fetch NAME, where NAME is one of unmask models")
     flags = parse(WeightsFlags, rest, f"fetch {name}")
+    from unmask.published.catalogue import MODELS
+    from unmask.published.store import fetch_published
+    from unmask.storage.cache import find_cache_dir
+
     look_up(MODELS, name, "published model")
     with catch_disk_errors(find_cache_dir()), show_progress(shown=True) as progress:
         folder = fetch_published(name, weights=flags.weights, offline=flags.offline, progress=progress)
@@ -94,6 +99,9 @@ def run_convert(arguments: list[str]) -> None:
     """turn a published weight file into safetensors and config.json, strictly and without running anything in it"""
     name, rest = split_positional(arguments, "convert FILE --family NAME --out DIR")
     flags = parse(ConvertFlags, rest, f"convert {name}")
+    from unmask.pretrained.families import FAMILIES
+    from unmask.published.store import convert_into
+
     if flags.family not in FAMILIES:
         raise ConfigError(f"no family {flags.family}{suggest_nearest(flags.family, FAMILIES)}")
     with catch_disk_errors(flags.out):
@@ -124,6 +132,9 @@ def run_export(arguments: list[str]) -> None:
     """write a model to a folder of its own, with a model card and without any path, host or user name"""
     name, rest = split_positional(arguments, f"export MODEL --out DIR, where MODEL is {MODEL_NAMES}")
     flags = parse(ExportFlags, rest, f"export {name}")
+    from unmask.pipelines.exporting import check_export
+    from unmask.pipelines.load import export_model
+
     opened = flags.published.open(name)
     with catch_disk_errors(flags.out):
         check_export(flags.out, opened.folder, overwrite=flags.overwrite)

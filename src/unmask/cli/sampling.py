@@ -4,9 +4,8 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import tyro
 
 from unmask.cli.flags import (
@@ -22,21 +21,16 @@ from unmask.cli.flags import (
     fetch_model,
 )
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
-from unmask.decoding.names import describe_expected
-from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
-from unmask.evaluation.gallery import draw_decoding
-from unmask.evaluation.measuring import check_sampling, evaluate_opened
-from unmask.evaluation.runs import shorten_name
-from unmask.figures import images as figures
-from unmask.method.models.transformer import MaskedTransformer
-from unmask.pipelines.labels import LabelRule, describe_ambiguity, resolve_filled_labels
-from unmask.pipelines.load import load_image_pipeline
-from unmask.pretrained.conditions import check_prompts
-from unmask.published.opening import MODEL_NAMES, OpenedModel
-from unmask.runtime.distributed import World, join_world
+from unmask.pipelines.rules import LabelRule
+from unmask.published.names import MODEL_NAMES
 from unmask.runtime.progress import show_progress
 from unmask.storage.outputs import check_file, choose_free
+
+if TYPE_CHECKING:
+    from unmask.decoding.sampling import Sampling
+    from unmask.published.opening import OpenedModel
+    from unmask.runtime.distributed import World
 
 MOST_IMAGES = 10_000
 
@@ -65,6 +59,16 @@ def run_sample(arguments: list[str]) -> None:
     """generate images from a run, an export or a published model"""
     name, rest = split_positional(arguments, f"sample MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(SampleFlags, rest, f"sample {name}")
+    import torch
+
+    from unmask.decoding.names import describe_expected
+    from unmask.evaluation.gallery import draw_decoding
+    from unmask.figures import images as figures
+    from unmask.method.models.transformer import MaskedTransformer
+    from unmask.pipelines.labels import describe_ambiguity, resolve_filled_labels
+    from unmask.pipelines.load import load_image_pipeline
+    from unmask.pretrained.conditions import check_prompts
+
     out = _check(flags)
     opened = flags.published.open(name)
     spec = opened.require_image_spec()
@@ -105,6 +109,8 @@ def run_sample(arguments: list[str]) -> None:
 
 def _check(flags: SampleFlags) -> Path:
     """Return the picture to write; ConfigError, before anything is loaded, for what cannot be drawn or written."""
+    from unmask.figures import images as figures
+
     for name, number in (("num", flags.num), ("columns", flags.columns)):
         if number is not None and not 1 <= number <= MOST_IMAGES:
             raise ConfigError(
@@ -137,6 +143,9 @@ def run_evaluate(arguments: list[str]) -> None:
     """measure a run (FID-style metrics, class accuracy, near-duplicates) into report.json, and plot its samples"""
     name, rest = split_positional(arguments, f"evaluate MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
+    from unmask.evaluation.measuring import check_sampling
+    from unmask.runtime.distributed import join_world
+
     with catch_value_errors(), join_world(choose_device(flags.network.device)) as here:
         opened = flags.published.open(name, here)
         sampling = check_sampling(opened.require_image_spec(), collect_settings(flags.sampling))
@@ -161,8 +170,12 @@ PICTURES = {
 }
 
 
-def print_report(opened: OpenedModel, here: World, flags: EvaluateFlags, sampling: Sampling) -> None:
+def print_report(opened: "OpenedModel", here: "World", flags: EvaluateFlags, sampling: "Sampling") -> None:
     """Evaluate, print the metrics, and say where each file lies and which images could not be read."""
+    from unmask.decoding.names import describe_expected
+    from unmask.evaluation.measuring import evaluate_opened
+    from unmask.evaluation.runs import shorten_name
+
     folder = opened.fetch() if opened.is_run else flags.out or Path("runs") / shorten_name(opened.name)
     with catch_value_errors(), catch_disk_errors(folder), show_progress(shown=here.is_main) as progress:
         numbers = evaluate_opened(

@@ -2,22 +2,20 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from unmask.cli.flags import Device, MeasuredFlags, OutputFlags, choose_device, choose_say, fetch_model
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
-from unmask.decoding.names import list_orders, list_schedules
-from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError, look_up
-from unmask.evaluation import scoring
-from unmask.evaluation.measuring import open_subject
-from unmask.published.opening import MODEL_NAMES, OpenedModel
-from unmask.recipes.schema import TokenizerRecipe
-from unmask.recipes.spec import ModelSpec, TextModelSpec
-from unmask.runtime.distributed import World, join_world
+from unmask.published.names import MODEL_NAMES
 from unmask.storage.outputs import check_results
+
+if TYPE_CHECKING:
+    from unmask.decoding.sampling import Sampling
+    from unmask.published.opening import OpenedModel
+    from unmask.runtime.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +45,13 @@ def run_score(arguments: list[str]) -> None:
     """rank orders and numbers of steps by the exact likelihood of held-out data: no samples, no classifier"""
     name, rest = split_positional(arguments, f"score MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(ScoreFlags, rest, f"score {name}")
+    from unmask.decoding.names import list_orders, list_schedules
+    from unmask.decoding.sampling import Sampling
+    from unmask.evaluation import scoring
+    from unmask.recipes.schema import TokenizerRecipe
+    from unmask.recipes.spec import ModelSpec, TextModelSpec
+    from unmask.runtime.distributed import join_world
+
     check_results(flags.out, scoring.SCORE_FILES, overwrite=flags.overwrite)
     with catch_value_errors(), join_world(choose_device(flags.device)) as here:
         opened = flags.published.open(name, here)
@@ -63,7 +68,12 @@ def run_score(arguments: list[str]) -> None:
         _print_table(flags, opened, chosen, sampling, here)
 
 
-def _print_table(flags: ScoreFlags, opened: OpenedModel, chosen: list, sampling: Sampling | None, here: World) -> None:
+def _print_table(
+    flags: ScoreFlags, opened: "OpenedModel", chosen: list, sampling: "Sampling | None", here: "World"
+) -> None:
+    from unmask.evaluation import scoring
+    from unmask.evaluation.measuring import open_subject
+
     with catch_disk_errors(flags.out or Path("runs")):
         measured = flags.published
         subject, own, _, folder = open_subject(

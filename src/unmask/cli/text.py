@@ -1,9 +1,9 @@
-"""unmask tokenize-text, generate, infill, evaluate-text: text to tokens, text from a run, and what that is worth."""
+"""`unmask tokenize-text` and `evaluate-text`: text to tokens, and what the text from a run is worth."""
 
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -13,31 +13,22 @@ import tyro
 from unmask.cli.flags import (
     Device,
     OutputFlags,
-    SamplingFlags,
     WeightsFlags,
     choose_device,
-    collect_settings,
-    fetch_model,
 )
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.decoding.names import SAMPLERS, list_orders
 from unmask.decoding.sampling import Parallel, Sampling
-from unmask.decoding.settings import change_sampling
 from unmask.errors import ConfigError, look_up
 from unmask.evaluation import text_table
 from unmask.experiments import text as text_experiment
-from unmask.figures import texts as text_figures
 from unmask.method.sampling.priorities import Halton, Raster
 from unmask.metrics.judge import JudgeConfig
-from unmask.pipelines.text import MaskedText, TextPipeline
-from unmask.published.opening import MODEL_NAMES
+from unmask.pipelines.text import TextPipeline
 from unmask.recipes import TextRecipe, reading
 from unmask.runtime.distributed import join_world
 from unmask.runtime.progress import show_progress
-from unmask.storage.files import write_text
-from unmask.storage.outputs import check_file, check_results
-
-MOST_TEXTS = 16  # texts on a page
+from unmask.storage.outputs import check_results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,98 +52,6 @@ def run_tokenize_text(arguments: list[str]) -> None:
     for part, held in (("train", ready.meta.train), ("test", ready.meta.test)):
         print(f"{part:5s} {held.documents:,} documents, {held.characters:,} characters, {held.tokens:,} tokens")
     print(f"wrote {ready.weights.parent}: {ready.vocab_size:,} kinds of tokens; unmask train {name} --data {flags.out}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WritingFlags(OutputFlags):
-    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
-    num: int = 3
-    """How many texts."""
-    seed: int = 0
-    frames: bool = False
-    """Show every step of the first in colours: red came first, blue last."""
-    html: Path | None = None
-    """Also write a page on which a slider goes through the steps of the first texts, 16 at most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateFlags(WritingFlags):
-    prompt: str = ""
-    """The text to continue; it stays as it is."""
-    length: int | None = None
-    """Tokens at most, with the prompt; by default the model's context."""
-
-
-def run_generate(arguments: list[str]) -> None:
-    """generate texts from nothing or from a prompt"""
-    name, rest = split_positional(arguments, f"generate MODEL, where MODEL is a text model: {MODEL_NAMES}")
-    flags = parse(GenerateFlags, rest, f"generate {name}")
-    _check_page(flags)
-    pipeline = _open_text(name, f"sample {name}")
-    with catch_value_errors():
-        _write(pipeline, pipeline.make_canvas(flags.prompt, flags.length), flags, whole=False)
-
-
-def run_infill(arguments: list[str]) -> None:
-    """fill masked parts of a text: unmask infill RUN "The [MASK:12] dog ran to the [MASK:3]." """
-    usage = 'infill MODEL "The [MASK:12] dog ran to the [MASK:3].", where MODEL is a text model'
-    name, rest = split_positional(arguments, usage)
-    if rest == ["--help"]:
-        template, rest = "TEXT", rest
-    else:
-        if not rest or rest[0].startswith("--"):
-            raise ConfigError(f"usage: unmask {usage}")
-        template, rest = rest[0], rest[1:]
-    flags = parse(WritingFlags, rest, f"infill {name} TEXT")
-    _check_page(flags)
-    pipeline = _open_text(name, f"inpaint {name} PHOTO")
-    with catch_value_errors():
-        _write(pipeline, pipeline.mask_text(template), flags, whole=True)
-
-
-def _check_page(flags: WritingFlags) -> None:
-    """ConfigError, before the work, if the page has another suffix or would replace something of the user."""
-    if flags.html is None:
-        return
-    if flags.html.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"--html {flags.html}: the page is a .html file")
-    check_file(flags.html, overwrite=flags.overwrite)
-
-
-def _open_text(name: str, instead: str) -> TextPipeline:
-    opened = WeightsFlags().open(name)
-    spec = opened.require_text_spec(instead)
-    return TextPipeline.from_pretrained(fetch_model(opened), spec=spec)
-
-
-def _write(pipeline: TextPipeline, canvas: MaskedText, flags: WritingFlags, *, whole: bool) -> None:
-    """Sample `num` versions of the canvas and print them; `whole`: also what stands after an end token."""
-    if flags.num < 1:
-        raise ConfigError(f"--num {flags.num}: at least 1")
-    if flags.sampling.guidance is not None:
-        found = f"--guidance {flags.sampling.guidance}"
-        raise ConfigError(f"{found}: a text model has nothing to guide towards; leave it out")
-    if flags.sampling.preset is not None:
-        raise ConfigError(f"--preset {flags.sampling.preset}: published for images; leave it out")
-    sampling = change_sampling(pipeline.sampling, pipeline.model.grid, collect_settings(flags.sampling))
-    shown = min(flags.num, MOST_TEXTS) if flags.html is not None else 1
-    states = []
-    if flags.frames or flags.html is not None:
-        rows = canvas.tokens.expand(shown, -1)
-        states = list(pipeline.stream_states(rows, seed=flags.seed, sampling=sampling, ends=not whole))
-    if flags.frames:
-        for number, frame in enumerate(text_figures.render_frames(states, pipeline.tokenizer, canvas.front)):
-            print(f"--- step {number} of {len(states) - 1} ---\n{frame}\n")
-    for row in pipeline.finish(canvas, flags.num, seed=flags.seed, sampling=sampling, ends=not whole):
-        tokens = row[canvas.front :]
-        print(pipeline.tokenizer.decode(tokens) if whole else pipeline.decode_row(row, canvas.front))
-        if flags.num > 1:
-            print("-" * 50)
-    if flags.html is not None:
-        with catch_disk_errors(flags.html.parent):
-            text = text_figures.render_page(states, pipeline.tokenizer, canvas.front, "unmask", shown)
-            write_text(text, flags.html)
-        print(f"wrote {flags.html}", file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)

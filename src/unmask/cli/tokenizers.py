@@ -9,14 +9,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.cli.flags import TRUST, DataFlags, Device, OutputFlags, WeightsFlags, say_on_stderr
+from unmask.cli.flags import DataFlags, Device, OutputFlags, WeightsFlags, say_on_stderr
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.cli.recipes import describe_train_tokenizer
 from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, PictureSource, Shards
 from unmask.errors import ConfigError, look_up
 from unmask.experiments import tokenizer as experiment
 from unmask.experiments.training import prepare_tokenizer_data, tokenize, train_tokenizer
 from unmask.pretrained.networks import LearnedConfig
-from unmask.published.opening import MODEL_NAMES, open_model
+from unmask.published.names import MODEL_NAMES
+from unmask.published.opening import open_model
 from unmask.recipes import TokenizerRecipe, reading
 from unmask.runtime.output import survive_lost_output
 from unmask.runtime.torchrun import is_main_process
@@ -39,13 +41,7 @@ class TrainTokenizerFlags(DataFlags, OutputFlags):
 
 def run_train_tokenizer(arguments: list[str]) -> None:
     """train a tokenizer (a name, a .py file, or a run's config.json); run it again to resume"""
-    known = ", ".join(reading.list_recipes(TokenizerRecipe))
-    usage = f"train-tokenizer RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: unmask {usage}; the flags depend on it: unmask train-tokenizer cifar10-tokenizer --help")
-        print(TRUST)
-        return
-    name, rest = split_positional(arguments, usage)
+    name, rest = split_positional(arguments, describe_train_tokenizer())
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
     default = TrainTokenizerFlags(recipe=reading.find_recipe(name, TokenizerRecipe), out=run)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]

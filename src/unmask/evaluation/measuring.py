@@ -23,7 +23,7 @@ from unmask.evaluation.sweep_table import COLUMNS, SWEEP_FILES, SweepRow
 from unmask.evaluation.sweeping import sweep_run
 from unmask.experiments.text import reopen_text
 from unmask.method.guidance import Condition, Interval, Predict, guided
-from unmask.pipelines.labels import LabelRule
+from unmask.pipelines.rules import LabelRule
 from unmask.pipelines.text import TextPipeline
 from unmask.pretrained.conditions import check_guidance
 from unmask.published.opening import OpenedModel, open_model

@@ -3,19 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from unmask.decoding.names import list_orders, list_schedules
-from unmask.decoding.sampling import Order, Reveal, Sampling
 from unmask.errors import ConfigError, look_up
-from unmask.evaluation.sweep_table import RAMPS, ScaleRamp
-from unmask.evaluation.sweeping import SweepPlan, SweepSetting
-from unmask.method.sampling.priorities import Confidence
-from unmask.pipelines.labels import LabelRule
-from unmask.pretrained.conditions import check_guidance
-from unmask.recipes.spec import ModelSpec
+from unmask.pipelines.rules import LabelRule
+
+if TYPE_CHECKING:
+    from unmask.decoding.sampling import Order, Reveal, Sampling
+    from unmask.evaluation.sweep_table import ScaleRamp
+    from unmask.evaluation.sweeping import SweepPlan, SweepSetting
+    from unmask.recipes.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +45,11 @@ class SweepChoices:
     """shares samples each class as often as it is held out, balanced all classes equally often."""
 
 
-def plan_sweep(spec: ModelSpec, choices: SweepChoices, name: str) -> SweepPlan:
+def plan_sweep(spec: "ModelSpec", choices: SweepChoices, name: str) -> "SweepPlan":
     """Return what to compare; ConfigError or ValueError, before any work, if it cannot be."""
+    from unmask.evaluation.sweeping import SweepPlan
+    from unmask.pretrained.conditions import check_guidance
+
     num_classes = getattr(spec.model, "num_classes", 0)
     if not num_classes and (choices.scales or choices.ramp):
         raise ConfigError(f"{name} has no classes, so there is nothing to guide towards: leave --scales and --ramp out")
@@ -70,7 +72,9 @@ def plan_sweep(spec: ModelSpec, choices: SweepChoices, name: str) -> SweepPlan:
     )
 
 
-def _list_settings(choices: SweepChoices, spec: ModelSpec) -> Iterator[SweepSetting]:
+def _list_settings(choices: SweepChoices, spec: "ModelSpec") -> "Iterator[SweepSetting]":
+    from unmask.evaluation.sweeping import SweepSetting
+
     sampling = spec.sampling.fit_to(spec.grid)
     for (order, priority), (schedule, shape), steps, scale in product(
         _list_orders(choices, spec), _list_schedules(choices, spec), choices.steps, _list_scales(choices, sampling)
@@ -79,8 +83,11 @@ def _list_settings(choices: SweepChoices, spec: ModelSpec) -> Iterator[SweepSett
         yield SweepSetting(order=order, schedule=schedule, sampling=changed)
 
 
-def _list_orders(choices: SweepChoices, spec: ModelSpec) -> Iterator[tuple[str, Order]]:
+def _list_orders(choices: SweepChoices, spec: "ModelSpec") -> "Iterator[tuple[str, Order]]":
     """Yield orders by name; confidence once for each noise."""
+    from unmask.decoding.names import list_orders
+    from unmask.method.sampling.priorities import Confidence
+
     table, own = list_orders(spec.grid), spec.sampling.priority
     usual = own if isinstance(own, Confidence) else Confidence()
     for name in choices.orders:
@@ -90,7 +97,9 @@ def _list_orders(choices: SweepChoices, spec: ModelSpec) -> Iterator[tuple[str, 
             yield name, look_up(table, name, "order")
 
 
-def _list_schedules(choices: SweepChoices, spec: ModelSpec) -> list[tuple[str, Reveal]]:
+def _list_schedules(choices: SweepChoices, spec: "ModelSpec") -> "list[tuple[str, Reveal]]":
+    from unmask.decoding.names import list_schedules
+
     table = list_schedules(spec.length)
     if choices.schedules:
         return [(name, look_up(table, name, "schedule")) for name in choices.schedules]
@@ -99,7 +108,9 @@ def _list_schedules(choices: SweepChoices, spec: ModelSpec) -> list[tuple[str, R
     return [(names[-1] if names else str(own), own)]
 
 
-def _list_scales(choices: SweepChoices, own: Sampling) -> list[ScaleRamp]:
+def _list_scales(choices: SweepChoices, own: "Sampling") -> "list[ScaleRamp]":
+    from unmask.evaluation.sweep_table import RAMPS
+
     if not (choices.scales or choices.ramp):
         return [own.scale]
     ramp = RAMPS[choices.ramp or "constant"]

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Integral
-from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -15,8 +14,6 @@ from unmask.method.guidance import Condition
 
 Labels = Condition | Iterable[int | str]
 """Ids or names, a row each; or None for no class. A tensor holds ids."""
-LabelRule = Literal["shares", "balanced"]
-"""Classes of samples that are measured: in the shares of the held-out pictures, or as many of each class."""
 
 
 def resolve_labels(labels: Int[Tensor, "n"] | Iterable[object], classes: Sequence[str]) -> Int[Tensor, "n"]:

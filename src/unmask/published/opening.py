@@ -14,6 +14,7 @@ from unmask.pretrained.lone_tokenizer import LoneTokenizer
 from unmask.pretrained.networks import LearnedConfig
 from unmask.published.catalogue import MODELS
 from unmask.published.hub import download_model, is_on_hub, read_revision
+from unmask.published.names import MODEL_NAMES
 from unmask.published.store import fetch_published
 from unmask.recipes.reading import AnyConfig, has_config, read_config
 from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
@@ -24,9 +25,6 @@ from unmask.storage.files import escape_line
 from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
 from unmask.storage.manifest import verify_recorded
 from unmask.tokenizers.pixels import Pixels
-
-MODEL_NAMES = "a run, an export, one of unmask models or hf-hub:OWNER/NAME"
-"""What the name of a model may be."""
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import pkgutil
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -13,6 +12,7 @@ from unmask import recipes
 from unmask.data.sources.choice import Codes, fill_arrangement
 from unmask.errors import ConfigError
 from unmask.pretrained.lone_tokenizer import LoneTokenizer, parse_lone_tokenizer
+from unmask.recipes.listing import list_recipe_names
 from unmask.recipes.schema import AnyRecipe, MeasuredModel, Recipe, TextRecipe, TokenizerRecipe
 from unmask.recipes.spec import ModelSpec, TextModelSpec, narrow_to
 from unmask.storage.config import from_json, load_json, to_json, write_json
@@ -57,9 +57,7 @@ EARLIER_TYPES: dict[type, dict[str, str]] = {
 
 def list_recipes(kind: type = Recipe) -> list[str]:
     """Return the names of the recipes in the package that the command of this kind takes."""
-    modules = (module.name for module in pkgutil.iter_modules(recipes.__path__))
-    found = sorted(name.replace("_", "-") for name in modules if name not in ("reading", "schema", "spec"))
-    return [name for name in found if name.endswith("-tokenizer") == (kind is TokenizerRecipe)]
+    return list_recipe_names(tokenizers=kind is TokenizerRecipe)
 
 
 def load_recipe(name: str) -> Recipe | TextRecipe:

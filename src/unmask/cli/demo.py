@@ -1,0 +1,53 @@
+"""`unmask demo`: the whole method on real digits, in a few minutes."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from unmask.cli.flags import OutputFlags
+from unmask.cli.parsing import catch_value_errors, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoFlags(OutputFlags):
+    out: Path = Path("runs/demo")
+    steps: int | None = None
+    """Training steps; fewer for a quick look."""
+    classifier_steps: int | None = None
+    """Training steps of the classifier that measures the samples."""
+    samples: int = 1500
+    """How many digits to generate for the metrics of report.json."""
+    seed: int = 0
+
+
+def run_demo(arguments: list[str]) -> None:
+    """learn real handwritten digits in a few minutes, sample, inpaint and measure them"""
+    flags = parse(DemoFlags, arguments, "demo")
+    from unmask.cli.sampling import EvaluateFlags, print_report
+    from unmask.cli.training import TrainFlags, train_from
+    from unmask.experiments.training import check_run
+    from unmask.published.opening import open_model
+    from unmask.recipes import Recipe, reading
+    from unmask.runtime.distributed import join_world
+
+    recipe = reading.find_recipe("digits", Recipe)
+    steps = recipe.training.steps if flags.steps is None else flags.steps
+    judge = recipe.classifier.steps if flags.classifier_steps is None else flags.classifier_steps
+    every = max(1, steps // 5)
+    with catch_value_errors():
+        training = replace(recipe.training, steps=steps, seed=flags.seed, evaluate_every=every, save_every=every)
+        classifier = replace(recipe.classifier, steps=judge)
+    recipe = replace(recipe, training=training, classifier=classifier)
+    check_run(flags.out, recipe, overwrite=flags.overwrite)
+    train_from(TrainFlags(recipe=recipe, out=flags.out, overwrite=flags.overwrite))
+    with join_world() as here:
+        opened = open_model(flags.out)
+        measure = EvaluateFlags(samples=flags.samples, seed=flags.seed)
+        print_report(opened, here, measure, opened.require_image_spec().sampling)
+    print(
+        "\ntry next\n"
+        f"  unmask sample {flags.out} --labels 3 --num 20 --steps 4     twenty threes in four steps\n"
+        f"  unmask sample {flags.out} --order halton --gif halton.gif   another order, as an animation\n"
+        f"  unmask sweep {flags.out} --samples 1500 --steps 1 4 16      which order, and how many steps?\n"
+        "  unmask schedule --shape cosine --tokens 256 --steps 8       how many tokens each step reveals\n"
+        "  python examples/minimal.py                                  the whole method on one page"
+    )

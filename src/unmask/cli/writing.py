@@ -1,0 +1,123 @@
+"""`unmask generate` and `infill`: text from a run."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from unmask.cli.flags import (
+    OutputFlags,
+    SamplingFlags,
+    WeightsFlags,
+    collect_settings,
+    fetch_model,
+)
+from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.errors import ConfigError
+from unmask.published.names import MODEL_NAMES
+from unmask.storage.files import write_text
+from unmask.storage.outputs import check_file
+
+if TYPE_CHECKING:
+    from unmask.pipelines.text import MaskedText, TextPipeline
+
+MOST_TEXTS = 16  # texts on a page
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingFlags(OutputFlags):
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
+    num: int = 3
+    """How many texts."""
+    seed: int = 0
+    frames: bool = False
+    """Show every step of the first in colours: red came first, blue last."""
+    html: Path | None = None
+    """Also write a page on which a slider goes through the steps of the first texts, 16 at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateFlags(WritingFlags):
+    prompt: str = ""
+    """The text to continue; it stays as it is."""
+    length: int | None = None
+    """Tokens at most, with the prompt; by default the model's context."""
+
+
+def run_generate(arguments: list[str]) -> None:
+    """generate texts from nothing or from a prompt"""
+    name, rest = split_positional(arguments, f"generate MODEL, where MODEL is a text model: {MODEL_NAMES}")
+    flags = parse(GenerateFlags, rest, f"generate {name}")
+    _check_page(flags)
+    pipeline = _open_text(name, f"sample {name}")
+    with catch_value_errors():
+        _write(pipeline, pipeline.make_canvas(flags.prompt, flags.length), flags, whole=False)
+
+
+def run_infill(arguments: list[str]) -> None:
+    """fill masked parts of a text: unmask infill RUN "The [MASK:12] dog ran to the [MASK:3]." """
+    usage = 'infill MODEL "The [MASK:12] dog ran to the [MASK:3].", where MODEL is a text model'
+    name, rest = split_positional(arguments, usage)
+    if rest == ["--help"]:
+        template, rest = "TEXT", rest
+    else:
+        if not rest or rest[0].startswith("--"):
+            raise ConfigError(f"usage: unmask {usage}")
+        template, rest = rest[0], rest[1:]
+    flags = parse(WritingFlags, rest, f"infill {name} TEXT")
+    _check_page(flags)
+    pipeline = _open_text(name, f"inpaint {name} PHOTO")
+    with catch_value_errors():
+        _write(pipeline, pipeline.mask_text(template), flags, whole=True)
+
+
+def _check_page(flags: WritingFlags) -> None:
+    """ConfigError, before the work, if the page has another suffix or would replace something of the user."""
+    if flags.html is None:
+        return
+    if flags.html.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--html {flags.html}: the page is a .html file")
+    check_file(flags.html, overwrite=flags.overwrite)
+
+
+def _open_text(name: str, instead: str) -> "TextPipeline":
+    from unmask.pipelines.text import TextPipeline
+
+    opened = WeightsFlags().open(name)
+    spec = opened.require_text_spec(instead)
+    return TextPipeline.from_pretrained(fetch_model(opened), spec=spec)
+
+
+def _write(pipeline: "TextPipeline", canvas: "MaskedText", flags: WritingFlags, *, whole: bool) -> None:
+    """Sample `num` versions of the canvas and print them; `whole`: also what stands after an end token."""
+    from unmask.decoding.settings import change_sampling
+    from unmask.figures import texts as text_figures
+
+    if flags.num < 1:
+        raise ConfigError(f"--num {flags.num}: at least 1")
+    if flags.sampling.guidance is not None:
+        found = f"--guidance {flags.sampling.guidance}"
+        raise ConfigError(f"{found}: a text model has nothing to guide towards; leave it out")
+    if flags.sampling.preset is not None:
+        raise ConfigError(f"--preset {flags.sampling.preset}: published for images; leave it out")
+    sampling = change_sampling(pipeline.sampling, pipeline.model.grid, collect_settings(flags.sampling))
+    shown = min(flags.num, MOST_TEXTS) if flags.html is not None else 1
+    states = []
+    if flags.frames or flags.html is not None:
+        rows = canvas.tokens.expand(shown, -1)
+        states = list(pipeline.stream_states(rows, seed=flags.seed, sampling=sampling, ends=not whole))
+    if flags.frames:
+        for number, frame in enumerate(text_figures.render_frames(states, pipeline.tokenizer, canvas.front)):
+            print(f"--- step {number} of {len(states) - 1} ---\n{frame}\n")
+    for row in pipeline.finish(canvas, flags.num, seed=flags.seed, sampling=sampling, ends=not whole):
+        tokens = row[canvas.front :]
+        print(pipeline.tokenizer.decode(tokens) if whole else pipeline.decode_row(row, canvas.front))
+        if flags.num > 1:
+            print("-" * 50)
+    if flags.html is not None:
+        with catch_disk_errors(flags.html.parent):
+            text = text_figures.render_page(states, pipeline.tokenizer, canvas.front, "unmask", shown)
+            write_text(text, flags.html)
+        print(f"wrote {flags.html}", file=sys.stderr)
