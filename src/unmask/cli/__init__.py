@@ -154,6 +154,12 @@ ALONE = ("data", "tokenize-text", "sample", "inpaint", "generate", "infill", "ex
 """Commands whose work the ranks of torchrun do not share."""
 
 
+def describe_command(name: str) -> str:
+    """Return the line of a command in the help."""
+    command = COMMANDS.get(name)
+    return command.about if isinstance(command, Command) else ""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -25,8 +25,9 @@ class SurveyFlags:
 def run_data(arguments: list[str]) -> None:
     """say what a dataset of images holds: splits, classes, sizes, copies, faults; draw a contact sheet"""
     usage = "data DIR, where DIR is a folder of images, an .npz file, .tar files or a saved dataset of Hugging Face"
+    example = SurveyFlags(data=Folder(path=""))
     name, rest = split_positional(arguments, usage)
-    source = Folder(path="") if rest == ["--help"] and name == "RUN" else identify_source(name)
+    source = example.data if rest == ["--help"] else identify_source(name)
     flags = parse(SurveyFlags, rest, f"data {name}", SurveyFlags(data=source))
     if flags.size < 1:
         raise ConfigError(f"--size {flags.size}: use at least 1 pixel")

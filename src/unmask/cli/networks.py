@@ -11,7 +11,7 @@ from unmask.cli.flags import Device, OutputFlags, choose_device, choose_say
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.tokenizers import find_data_flag, list_sources
 from unmask.data.augment import PictureSet
-from unmask.data.sources.choice import Arrays, PictureSource
+from unmask.data.sources.choice import Arrays, Folder, PictureSource
 from unmask.errors import ConfigError, look_up
 from unmask.evaluation.reference import embed_real
 from unmask.experiments.training import say_split
@@ -38,10 +38,10 @@ class FeatureFlags(OutputFlags):
 
 def run_train_features(arguments: list[str]) -> None:
     """train a classifier on images with classes; unmask evaluate measures in its features"""
-    name, rest = split_positional(
-        arguments, "train-features SOURCE --data PATH --out DIR, as cifar10, folder, mnist or hub"
-    )
-    source = look_up(list_sources(32, 3), "folder" if rest == ["--help"] and name == "RUN" else name, "source")
+    usage = "train-features SOURCE --data PATH --out DIR, where SOURCE is one of " + ", ".join(list_sources(32, 3))
+    example = FeatureFlags(data=Folder(path=""), out=Path("runs/SOURCE-features"))
+    name, rest = split_positional(arguments, usage)
+    source = example.data if rest == ["--help"] else look_up(list_sources(32, 3), name, "source")
     rest = [re.sub(r"^--data(?==|$)", find_data_flag(source), word) for word in rest]
     flags = parse(
         FeatureFlags, rest, f"train-features {name}", FeatureFlags(data=source, out=Path("runs") / f"{name}-features")

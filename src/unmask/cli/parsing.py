@@ -10,14 +10,28 @@ from typing import TypeVar
 
 import tyro
 
+from unmask.cli import describe_command
+from unmask.cli.command_flags import RECIPE_COMMANDS, list_command_flags
 from unmask.cli.ending import describe_disk_error
+from unmask.cli.flag_table import find_named, find_operand, is_flag
+from unmask.cli.recipes import is_recipe
 from unmask.errors import ConfigError, DiskError, NonFiniteError
 
 T = TypeVar("T")
 
 
 def parse(kind: type[T], arguments: list[str], command: str, default: T | None = None) -> T:
-    """Parse flags with tyro. Only scalars are flags: the class of a field, such as a schedule, is the default's."""
+    """Parse flags with tyro. Only scalars are flags: the class of a field, such as a schedule, is the default's.
+
+    Args:
+        kind: The dataclass of the flags.
+        arguments: The words of the flags.
+        command: The command and what it works on; for help, as `split_positional` returns it.
+        default: The defaults, where `kind` does not have them.
+    """
+    command, _, what = command.partition(", where ")
+    prog, about = f"unmask {command.strip()}", describe_command(command.split()[0])
+    about = f"{about}\n\n{what}" if what else about
     for flag, value in pairwise([*arguments, "--"]):
         if flag == "--weights" and value.startswith("--"):  # an empty list, as tyro has it: a variable without a value
             raise ConfigError("--weights: give the files, or a folder that holds them")
@@ -26,12 +40,12 @@ def parse(kind: type[T], arguments: list[str], command: str, default: T | None =
     try:
         with contextlib.redirect_stderr(errors):
             if default is None:
-                return tyro.cli(kind, args=arguments, prog=f"unmask {command}", config=settings)
-            return tyro.cli(kind, args=arguments, prog=f"unmask {command}", config=settings, default=default)
+                return tyro.cli(kind, args=arguments, prog=prog, description=about, config=settings)
+            return tyro.cli(kind, args=arguments, prog=prog, description=about, config=settings, default=default)
     except SystemExit as stop:
         if not stop.code:
             raise
-    raise ConfigError(f"{_one_line(errors.getvalue())} (flags: unmask {command} --help)")
+    raise ConfigError(f"{_one_line(errors.getvalue())} (flags: {prog} --help)")
 
 
 def _one_line(box: str) -> str:
@@ -44,13 +58,33 @@ def _one_line(box: str) -> str:
 
 
 def split_positional(arguments: list[str], usage: str) -> tuple[str, list[str]]:
-    """Return the first argument, which says what to work on, and the rest."""
-    if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: unmask {usage}; then flags:")
-        return "RUN", ["--help"]
-    if not arguments or arguments[0].startswith("-"):
+    """Return the argument that says what to work on, which may stand before or after flags, and the other arguments.
+
+    Args:
+        arguments: The words after the command.
+        usage: The command, what it takes, and after ", where" what that is.
+
+    Returns:
+        The argument and the others; for help, what `usage` says in place of the argument, and --help.
+
+    Raises:
+        ConfigError: There is no such argument, or a flag before it is unknown.
+    """
+    command, _, operands = usage.partition(" ")
+    if arguments and not is_flag(arguments[0]):
+        return arguments[0], arguments[1:]
+    if {"-h", "--help"} & set(arguments):
+        takes, comma, where = operands.partition(", where ")
+        return re.split(r" \[?--", takes)[0] + comma + where, ["--help"]
+    if not arguments:
+        place = None
+    elif command in RECIPE_COMMANDS:  # the flags depend on the recipe
+        place = find_named(arguments, is_recipe)
+    else:
+        place = find_operand(arguments, list_command_flags(command), f"unmask {command}")
+    if place is None:
         raise ConfigError(f"usage: unmask {usage}")
-    return arguments[0], arguments[1:]
+    return arguments[place], arguments[:place] + arguments[place + 1 :]
 
 
 @contextlib.contextmanager

@@ -16,6 +16,11 @@ def describe_train_tokenizer() -> str:
     return f"train-tokenizer RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
 
 
+def is_recipe(word: str) -> bool:
+    """Return whether a word is the name of a recipe, or of a file that may hold one."""
+    return word in (*list_recipe_names(), *list_recipe_names(tokenizers=True)) or word.endswith((".py", ".json"))
+
+
 def print_train_help() -> None:
     """Print the help of `unmask train` without a recipe."""
     print(f"usage: unmask {describe_train()}; the flags depend on it: unmask train digits --help")

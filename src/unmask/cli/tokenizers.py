@@ -111,9 +111,10 @@ def run_tokenize(arguments: list[str]) -> None:
     usage = (
         f"tokenize MODEL --out DIR [--source NAME] [--data PATH], where MODEL is a tokenizer's run, or {MODEL_NAMES}"
     )
+    example = TokenizeFlags(data=Folder(path=""), out=Path("codes/RUN"))
     name, rest = split_positional(arguments, usage)
     if rest == ["--help"]:
-        parse(TokenizeFlags, rest, "tokenize MODEL", TokenizeFlags(data=Folder(path=""), out=Path("codes/RUN")))
+        parse(TokenizeFlags, rest, f"tokenize {name}", example)
     with catch_disk_errors(find_cache_dir()):
         opened = open_model(name, offline="--offline" in rest)
     config = opened.require_tokenizer()

@@ -60,13 +60,8 @@ def run_infill(arguments: list[str]) -> None:
     """fill masked parts of a text: unmask infill RUN "The [MASK:12] dog ran to the [MASK:3]." """
     usage = 'infill MODEL "The [MASK:12] dog ran to the [MASK:3].", where MODEL is a text model'
     name, rest = split_positional(arguments, usage)
-    if rest == ["--help"]:
-        template, rest = "TEXT", rest
-    else:
-        if not rest or rest[0].startswith("--"):
-            raise ConfigError(f"usage: unmask {usage}")
-        template, rest = rest[0], rest[1:]
-    flags = parse(WritingFlags, rest, f"infill {name} TEXT")
+    template, rest = ("", rest) if rest == ["--help"] else split_positional(rest, usage)
+    flags = parse(WritingFlags, rest, f"infill {name}" if rest == ["--help"] else f"infill {name} TEXT")
     _check_page(flags)
     pipeline = _open_text(name, f"inpaint {name} PHOTO")
     with catch_value_errors():
