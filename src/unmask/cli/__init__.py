@@ -148,6 +148,11 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
         "write a model to a folder of its own, with a model card and without any path, host or user name",
         "published.run_export",
     ),
+    "completion": Command(
+        SHARE,
+        "print a script by which bash, zsh or fish complete commands, flags and names",
+        "completion.run_completion",
+    ),
 }
 
 ALONE = ("data", "tokenize-text", "sample", "inpaint", "generate", "infill", "export", "fetch", "convert")
