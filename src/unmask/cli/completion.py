@@ -14,7 +14,7 @@ from unmask.recipes.listing import list_recipe_names
 
 MODEL_COMMANDS = ("sample", "inpaint", "evaluate", "evaluate-tokenizer", "export", "fetch", "models", "tokenize")
 """Commands that take the name of a published model."""
-USAGE = "unmask completion bash|zsh|fish"
+COMPLETION_USAGE = "unmask completion bash|zsh|fish"
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Words:
 def run_completion(arguments: list[str]) -> None:
     """Print the script of a shell."""
     if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: {USAGE}\n\n{describe_command('completion')}\n")
+        print(f"usage: {COMPLETION_USAGE}\n\n{describe_command('completion')}\n")
         print("bash  unmask completion bash > ~/.local/share/bash-completion/completions/unmask")
         print("zsh   unmask completion zsh > a folder of your $fpath, as the file _unmask")
         print("fish  unmask completion fish > ~/.config/fish/completions/unmask.fish")
         return
     if len(arguments) != 1:
-        raise ConfigError(f"usage: {USAGE}")
+        raise ConfigError(f"usage: {COMPLETION_USAGE}")
     write = look_up(SHELLS, arguments[0], "shell")
     print("\n".join(write([_list_words(name) for name in COMMANDS])))
 

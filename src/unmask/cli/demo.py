@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unmask.cli.flags import OutputFlags
+from unmask.cli.flags import Device, OutputFlags, check_device, choose_device
 from unmask.cli.parsing import catch_value_errors, parse
 
 
@@ -17,6 +17,8 @@ class DemoFlags(OutputFlags):
     samples: int = 1500
     """How many digits to generate for the metrics of report.json."""
     seed: int = 0
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
 
 
 def run_demo(arguments: list[str]) -> None:
@@ -37,9 +39,10 @@ def run_demo(arguments: list[str]) -> None:
         training = replace(recipe.training, steps=steps, seed=flags.seed, evaluate_every=every, save_every=every)
         classifier = replace(recipe.classifier, steps=judge)
     recipe = replace(recipe, training=training, classifier=classifier)
+    check_device(flags.device)
     check_run(flags.out, recipe, overwrite=flags.overwrite)
-    train_from(TrainFlags(recipe=recipe, out=flags.out, overwrite=flags.overwrite))
-    with join_world() as here:
+    train_from(TrainFlags(recipe=recipe, out=flags.out, overwrite=flags.overwrite, device=flags.device))
+    with join_world(choose_device(flags.device)) as here:
         opened = open_model(flags.out)
         measure = EvaluateFlags(samples=flags.samples, seed=flags.seed)
         print_report(opened, here, measure, opened.require_image_spec().sampling)

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from unmask.cli.flags import OutputFlags, SamplingFlags, WeightsFlags, choose_sampling, fetch_model
+from unmask.cli.flags import (
+    Device,
+    OutputFlags,
+    SamplingFlags,
+    WeightsFlags,
+    check_device,
+    choose_sampling,
+    fetch_model,
+)
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.errors import ConfigError
 from unmask.storage.outputs import check_file, choose_free
@@ -49,6 +57,8 @@ class InpaintFlags(OutputFlags):
     """What the model sees on each side of the region, in sizes of the region."""
     stop: int | None = None
     """End after this many of the steps: the last one fills the rest."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
     gif: Path | None = None
     """Also animate the decoding, as .gif or .webp."""
 
@@ -78,8 +88,9 @@ def run_inpaint(arguments: list[str]) -> None:
     check_prompts(spec.model, texts, name)
     with catch_value_errors():
         sampling = choose_sampling(flags.sampling, spec)
+    check_device(flags.device)
     fetch_model(opened)
-    pipeline = load_image_pipeline(opened, prompts=texts)
+    pipeline = load_image_pipeline(opened, device=flags.device, prompts=texts)
     chosen = "0" if texts else flags.label
     classes, empty = ((), ()) if texts else (pipeline.classes, pipeline.empty_classes)
     label = None if chosen is None else int(resolve_filled_labels(chosen, classes, empty)[0])

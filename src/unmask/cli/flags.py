@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unmask.recipes.spec import ModelSpec, TextModelSpec
     from unmask.runtime.distributed import World
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def choose_say(here: "World") -> Callable[[str], None] | None:
@@ -35,6 +35,13 @@ def say_on_stderr(line: str) -> None:
 def choose_device(name: str) -> str | None:
     """Return the name of a device for `world`; None picks one."""
     return None if name == "auto" else name
+
+
+def check_device(name: str) -> None:
+    """Raise ConfigError, before a download or other work, if there is no such device here."""
+    from unmask.runtime.devices import pick_device
+
+    pick_device(name)
 
 
 @dataclass(frozen=True, kw_only=True)

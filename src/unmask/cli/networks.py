@@ -43,6 +43,7 @@ def run_train_features(arguments: list[str]) -> None:
     name, rest = split_positional(arguments, usage)
     source = example.data if rest == ["--help"] else look_up(list_sources(32, 3), name, "source")
     rest = [re.sub(r"^--data(?==|$)", find_data_flag(source), word) for word in rest]
+    rest = [re.sub(r"^--seed(?==|$)", "--classifier.seed", word) for word in rest]
     flags = parse(
         FeatureFlags, rest, f"train-features {name}", FeatureFlags(data=source, out=Path("runs") / f"{name}-features")
     )

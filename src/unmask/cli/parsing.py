@@ -53,6 +53,9 @@ def _one_line(box: str) -> str:
     rows = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
     rows = rows[1:] if rows and set(rows[0]) == {"-"} else rows  # the box of a terminal without box characters
     rule = next((i for i, row in enumerate(rows) if set(row) in ({"─"}, {"-"})), len(rows))
+    if rows and rows[0].startswith("Missing from"):
+        missing = [match[0] for row in rows if (match := re.match(r"--\w[\w.-]*", row))]
+        return f"{' and '.join(missing)} must be given"
     near = next((match for row in rows[rule:] if (match := re.match(r"--\w\S*", row))), None)
     return " ".join(rows[:rule]) + (f": did you mean {near.group()}?" if near and "Perhaps" in box else "")
 

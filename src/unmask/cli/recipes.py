@@ -2,6 +2,7 @@
 
 from unmask.recipes.listing import list_recipe_names
 
+SHORT = "--data is short for --data.path or --data.name, and --seed for --training.seed."
 TRUST = "A .py recipe is code, and it is executed: only give one that you trust."
 
 
@@ -24,6 +25,7 @@ def is_recipe(word: str) -> bool:
 def print_train_help() -> None:
     """Print the help of `unmask train` without a recipe."""
     print(f"usage: unmask {describe_train()}; the flags depend on it: unmask train digits --help")
+    print(SHORT)
     print(TRUST)
 
 
@@ -31,4 +33,5 @@ def print_train_tokenizer_help() -> None:
     """Print the help of `unmask train-tokenizer` without a recipe."""
     usage = describe_train_tokenizer()
     print(f"usage: unmask {usage}; the flags depend on it: unmask train-tokenizer cifar10-tokenizer --help")
+    print(SHORT)
     print(TRUST)

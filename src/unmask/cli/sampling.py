@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from unmask.cli.flags import (
+    Device,
     MeasuredFlags,
     OutputFlags,
     ReferenceFlags,
     SamplingFlags,
     WeightsFlags,
+    check_device,
     choose_device,
     choose_sampling,
     choose_say,
@@ -49,6 +51,8 @@ class SampleFlags(OutputFlags):
     """For a text-to-image model, in place of labels: what to generate."""
     columns: int = 10
     seed: int = 0
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
     gif: Path | None = None
     """Also animate the decoding of the first 30, as .gif or .webp."""
     compile: bool = False
@@ -75,8 +79,9 @@ def run_sample(arguments: list[str]) -> None:
     check_prompts(spec.model, flags.prompts, name)
     with catch_value_errors():
         sampling = choose_sampling(flags.sampling, spec)
+    check_device(flags.device)
     fetch_model(opened)
-    pipeline = load_image_pipeline(opened, prompts=flags.prompts)
+    pipeline = load_image_pipeline(opened, device=flags.device, prompts=flags.prompts)
     few = max(1, len(flags.labels) or len(flags.prompts))
     usual = 100 if isinstance(pipeline.model, MaskedTransformer) else few
     num = usual if flags.num is None else flags.num

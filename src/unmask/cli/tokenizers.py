@@ -45,6 +45,7 @@ def run_train_tokenizer(arguments: list[str]) -> None:
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
     default = TrainTokenizerFlags(recipe=reading.find_recipe(name, TokenizerRecipe), out=run)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
+    rest = [re.sub(r"^--seed(?==|$)", "--training.seed", word) for word in rest]
     flags = parse(TrainTokenizerFlags, rest, f"train-tokenizer {name}", default)
     if flags.dry_run:
         return _describe(flags.recipe)

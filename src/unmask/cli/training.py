@@ -67,6 +67,7 @@ def run_train(arguments: list[str]) -> None:
     recipe = reading.load_recipe(name)
     place = "--data.path" if hasattr(recipe.data, "path") else "--data.name"
     rest = [re.sub(r"^--data(?==|$)", place, word) for word in rest]
+    rest = [re.sub(r"^--seed(?==|$)", "--training.seed", word) for word in rest]
     flags: TrainFlags | TrainTextFlags
     with catch_value_errors():
         if isinstance(recipe, TextRecipe):

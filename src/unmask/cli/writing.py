@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from unmask.cli.flags import (
+    Device,
     OutputFlags,
     SamplingFlags,
     WeightsFlags,
+    check_device,
     collect_settings,
     fetch_model,
 )
@@ -32,6 +34,8 @@ class WritingFlags(OutputFlags):
     num: int = 3
     """How many texts."""
     seed: int = 0
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
     frames: bool = False
     """Show every step of the first in colours: red came first, blue last."""
     html: Path | None = None
@@ -51,7 +55,7 @@ def run_generate(arguments: list[str]) -> None:
     name, rest = split_positional(arguments, f"generate MODEL, where MODEL is a text model: {MODEL_NAMES}")
     flags = parse(GenerateFlags, rest, f"generate {name}")
     _check_page(flags)
-    pipeline = _open_text(name, f"sample {name}")
+    pipeline = _open_text(name, f"sample {name}", flags.device)
     with catch_value_errors():
         _write(pipeline, pipeline.make_canvas(flags.prompt, flags.length), flags, whole=False)
 
@@ -63,7 +67,7 @@ def run_infill(arguments: list[str]) -> None:
     template, rest = ("", rest) if rest == ["--help"] else split_positional(rest, usage)
     flags = parse(WritingFlags, rest, f"infill {name}" if rest == ["--help"] else f"infill {name} TEXT")
     _check_page(flags)
-    pipeline = _open_text(name, f"inpaint {name} PHOTO")
+    pipeline = _open_text(name, f"inpaint {name} PHOTO", flags.device)
     with catch_value_errors():
         _write(pipeline, pipeline.mask_text(template), flags, whole=True)
 
@@ -77,12 +81,13 @@ def _check_page(flags: WritingFlags) -> None:
     check_file(flags.html, overwrite=flags.overwrite)
 
 
-def _open_text(name: str, instead: str) -> "TextPipeline":
+def _open_text(name: str, instead: str, device: str) -> "TextPipeline":
     from unmask.pipelines.text import TextPipeline
 
     opened = WeightsFlags().open(name)
     spec = opened.require_text_spec(instead)
-    return TextPipeline.from_pretrained(fetch_model(opened), spec=spec)
+    check_device(device)
+    return TextPipeline.from_pretrained(fetch_model(opened), device=device, spec=spec)
 
 
 def _write(pipeline: "TextPipeline", canvas: "MaskedText", flags: WritingFlags, *, whole: bool) -> None:

@@ -58,20 +58,28 @@ class OpenedModel:
             return self.config
         if isinstance(self.config, TextModelSpec):
             raise ConfigError(f"{self.name} is a text model: use unmask generate, infill, score or evaluate-text")
-        raise ConfigError(f"{self.name} is a tokenizer, not an image model: use unmask tokenize")
+        raise ConfigError(f"{self.name} is a tokenizer, not an image model: use unmask tokenize or evaluate-tokenizer")
 
     def require_text_spec(self, instead: str) -> TextModelSpec:
         """Return the spec of a text model; else ConfigError suggests the command `instead`."""
         if isinstance(self.config, TextModelSpec):
             return self.config
+        if not isinstance(self.config, ModelSpec):
+            raise ConfigError(
+                f"{self.name} is a tokenizer, not a text model: use unmask tokenize or evaluate-tokenizer"
+            )
         raise ConfigError(f"{self.name} makes images and no text: use unmask {instead}")
 
     def require_tokenizer(self) -> LearnedConfig:
         """Return the configuration of its learned image tokenizer; ConfigError if it has none."""
         if isinstance(self.config, TextModelSpec):
-            raise ConfigError(f"{self.name} is a text model: it has no image tokenizer")
+            raise ConfigError(
+                f"{self.name} is a text model, without an image tokenizer: use unmask tokenize-text RECIPE"
+            )
         if isinstance(self.config.tokenizer, Pixels):
-            raise ConfigError(f"{self.name} has no tokenizer to run: its tokens are pixels")
+            raise ConfigError(
+                f"{self.name} has no tokenizer to run, as its tokens are pixels: use unmask sample or evaluate"
+            )
         return self.config.tokenizer
 
     def find_tokenizer_weights(self) -> Path:

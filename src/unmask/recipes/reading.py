@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 
 from unmask import recipes
 from unmask.data.sources.choice import Codes, fill_arrangement
-from unmask.errors import ConfigError
+from unmask.errors import CheckpointError, ConfigError
 from unmask.pretrained.lone_tokenizer import LoneTokenizer, parse_lone_tokenizer
 from unmask.recipes.listing import list_recipe_names
 from unmask.recipes.schema import AnyRecipe, MeasuredModel, Recipe, TextRecipe, TokenizerRecipe
@@ -36,9 +36,9 @@ CONFIG_KINDS: dict[str, type[AnyConfig]] = {
 EARLIER_KINDS: dict[str, type[AnyConfig]] = {"loss": TokenizerRecipe, "packing": TextRecipe, "data": Recipe}
 """The field that tells the kind in files written before there was a "kind"."""
 KIND_TITLES: dict[type, tuple[str, str]] = {
-    Recipe: ("the recipe of an image model", "train"),
+    Recipe: ("the recipe of an image model", "train (or, for a run, sample, inpaint, evaluate, sweep or score)"),
     TextRecipe: ("the recipe of a text model", "train (or, for a run, generate, infill, score or evaluate-text)"),
-    TokenizerRecipe: ("the recipe of a tokenizer", "train-tokenizer"),
+    TokenizerRecipe: ("the recipe of a tokenizer", "train-tokenizer (or, for a run, tokenize or evaluate-tokenizer)"),
     MeasuredModel: ("an image model trained elsewhere", "evaluate"),
     ModelSpec: ("an image model", "sample"),
     TextModelSpec: ("a text model", "generate"),
@@ -124,9 +124,19 @@ def read_config(path: Path, kind: Kinds = AnyConfig) -> Any:
         kind: The class, or union of classes, to accept. A recipe is accepted where its spec is asked for.
 
     Raises:
-        ConfigError: The file is missing or wrong, or holds another kind; the message names the command that takes it.
+        CheckpointError: The file is damaged: no JSON object is in it.
+        ConfigError: The file is missing, a field is wrong, or it holds another kind; the message names the command
+            that takes it.
     """
-    return parse_config(load_json(path), kind, str(path))
+    try:
+        data = load_json(path)
+    except ConfigError as error:
+        if not path.is_file():
+            raise
+        raise CheckpointError(f"{error}; restore it from a copy, or make the run again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds no JSON object; restore it from a copy, or make the run again")
+    return parse_config(data, kind, str(path))
 
 
 def parse_config(data: object, kind: Kinds, name: str) -> Any:

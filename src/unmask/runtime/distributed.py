@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unmask.errors import ConfigError, RankError
+from unmask.runtime.devices import pick_device
 from unmask.runtime.heartbeat import Heartbeat, read_patience
 from unmask.runtime.kernels import choose_dtype
 from unmask.runtime.torchrun import record_cause
@@ -63,7 +64,7 @@ def join_world(device: str | None = None) -> Iterator[World]:
     """Join the processes that torchrun started into a group, and yield this one; without torchrun there is one process.
 
     Args:
-        device: "cpu" or "cuda"; None takes CUDA if there is any.
+        device: "cpu", "cuda" or "mps"; None takes CUDA if there is any.
 
     Raises:
         ConfigError: CUDA was requested and is not available.
@@ -73,6 +74,8 @@ def join_world(device: str | None = None) -> Iterator[World]:
         raise ConfigError(
             "device cuda: this machine has none, or this build of torch has no CUDA; leave it out, or give cpu"
         )
+    if kind == "mps":
+        pick_device(kind)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(0, 1, torch.device(kind))
