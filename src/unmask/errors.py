@@ -7,6 +7,7 @@ words what the system refused.
 import errno
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -102,6 +103,30 @@ def check_ranges(config: Any, ranges: Mapping[str, tuple[int | float, int | floa
             if number is not None and not least <= number <= most:
                 low, high = (f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (least, most))
                 raise ValueError(f"{type(config).__name__}({name}={value}): must be from {low} to {high}")
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    """Raise ConfigError unless an argument is a text (str), a whole number (int) or a number (float), or None.
+
+    Numbers of numpy pass; True and False are no numbers.
+    """
+    wanted, base = _KINDS[kind]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, base)):
+        raise ConfigError(f"{name}={value!r} is of type {type(value).__name__}: give {wanted}")
+
+
+def check_whole_numbers(**numbers: object) -> None:
+    """Raise ConfigError for an argument that is neither a whole number nor None."""
+    for name, value in numbers.items():
+        check_type(name, value, int)
+
+
+_KINDS: dict[type, tuple[str, type]] = {
+    str: ("a text", str),
+    int: ("a whole number", Integral),
+    float: ("a number", Real),
+}
+"""How a type is called, and what counts as it."""
 
 
 def describe_os_error(error: BaseException) -> str:

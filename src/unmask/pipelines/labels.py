@@ -22,6 +22,8 @@ def resolve_labels(labels: Int[Tensor, "n"] | Iterable[object], classes: Sequenc
         return labels
     if isinstance(labels, str):
         raise ConfigError(f"labels {labels!r}: give a list, such as [{labels!r}]")
+    if not isinstance(labels, Iterable):
+        raise ConfigError(f"labels {labels!r} of type {type(labels).__name__}: give names or numbers of classes")
     return torch.tensor([resolve_label(label, classes) for label in labels], dtype=torch.int64)
 
 
