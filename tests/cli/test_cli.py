@@ -322,7 +322,7 @@ def test_a_damaged_export_is_one_line(demo, tmp_path, capsys):
     (tmp_path / "run/config.json").write_text("{")
     assert refused(capsys, "sample", tmp_path / "run")[0] == 4
     (tmp_path / "run/manifest.json").unlink()
-    assert refused(capsys, "sample", tmp_path / "run")[0] == 2
+    assert refused(capsys, "sample", tmp_path / "run")[0] == 4
 
 
 def test_help_tells_every_command_and_its_flags(capsys):
