@@ -115,8 +115,8 @@ def check_type(name: str, value: object, kind: type) -> None:
         raise ConfigError(f"{name}={value!r} is of type {type(value).__name__}: give {wanted}")
 
 
-def check_whole_numbers(**numbers: object) -> None:
-    """Raise ConfigError for an argument that is neither a whole number nor None."""
+def check_whole_numbers(numbers: Mapping[str, object]) -> None:
+    """Raise ConfigError for a named argument that is neither a whole number nor None."""
     for name, value in numbers.items():
         check_type(name, value, int)
 

@@ -67,5 +67,5 @@ def test_a_setting_of_a_wrong_type(settings):
 
 def test_numbers_of_numpy_are_numbers():
     check_settings({"steps": np.int64(3), "temperature": np.float32(0.5), "guidance": 2, "order": None})
-    check_whole_numbers(num=np.int32(4), seed=None)
+    check_whole_numbers({"num": np.int32(4), "seed": None})
     check_type("context", 1, float)

@@ -23,7 +23,7 @@ class SurveyFlags:
 
 
 def run_data(arguments: list[str]) -> None:
-    """say what a dataset of images holds: splits, classes, sizes, copies, faults; draw a contact sheet"""
+    """Run `unmask data`."""
     usage = "data DIR, where DIR is a folder of images, an .npz file, .tar files or a saved dataset of Hugging Face"
     example = SurveyFlags(data=Folder(path=""))
     name, rest = split_positional(arguments, usage)

@@ -22,7 +22,7 @@ class DemoFlags(OutputFlags):
 
 
 def run_demo(arguments: list[str]) -> None:
-    """learn real handwritten digits in a few minutes, sample, inpaint and measure them"""
+    """Run `unmask demo`."""
     flags = parse(DemoFlags, arguments, "demo")
     from unmask.cli.sampling import EvaluateFlags, print_report
     from unmask.cli.training import TrainFlags, train_from

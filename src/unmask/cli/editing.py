@@ -64,7 +64,7 @@ class InpaintFlags(OutputFlags):
 
 
 def run_inpaint(arguments: list[str]) -> None:
-    """fill a masked region of a photo of any size, extend its canvas, or replace a part"""
+    """Run `unmask inpaint`."""
     name, rest = split_positional(arguments, USAGE)
     path, rest = ("", rest) if rest == ["--help"] else split_positional(rest, USAGE)
     flags = parse(InpaintFlags, rest, f"inpaint {name} {path}")

@@ -51,7 +51,7 @@ class EvaluateTokenizerFlags(OutputFlags):
 
 
 def run_evaluate_tokenizer(arguments: list[str]) -> None:
-    """measure a tokenizer (rFID, PSNR, SSIM, codebook use) into report.json, and draw reconstructions"""
+    """Run `unmask evaluate-tokenizer`."""
     usage = f"evaluate-tokenizer MODEL, where MODEL is the run of a tokenizer, or {MODEL_NAMES}"
     name, rest = split_positional(arguments, usage)
     flags = parse(EvaluateTokenizerFlags, rest, f"evaluate-tokenizer {name}")
@@ -130,7 +130,7 @@ class EvaluateInpaintFlags(OutputFlags):
 
 
 def run_evaluate_inpaint(arguments: list[str]) -> None:
-    """mask parts of held-out images, inpaint them with several schedules and early stops, and measure the results"""
+    """Run `unmask evaluate-inpaint`."""
     name, rest = split_positional(arguments, f"evaluate-inpaint MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(EvaluateInpaintFlags, rest, f"evaluate-inpaint {name}")
     from unmask.decoding.names import list_shapes

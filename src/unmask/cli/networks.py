@@ -37,7 +37,7 @@ class FeatureFlags(OutputFlags):
 
 
 def run_train_features(arguments: list[str]) -> None:
-    """train a classifier on images with classes; unmask evaluate measures in its features"""
+    """Run `unmask train-features`."""
     usage = "train-features SOURCE --data PATH --out DIR, where SOURCE is one of " + ", ".join(list_sources(32, 3))
     example = FeatureFlags(data=Folder(path=""), out=Path("runs/SOURCE-features"))
     name, rest = split_positional(arguments, usage)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def list_models(arguments: list[str]) -> None:
-    """list the published models that run here, or describe one: unmask models besnier-256"""
+    """Run `unmask models`."""
     if arguments[:1] in (["-h"], ["--help"]):
         print("usage: unmask models [NAME]")
         return
@@ -69,7 +69,7 @@ def _describe_sampling(sampling: "Sampling") -> str:
 
 
 def run_fetch(arguments: list[str]) -> None:
-    """download and convert a published model ahead of its first use, or convert local files with --weights"""
+    """Run `unmask fetch`."""
     name, rest = split_positional(arguments, "fetch NAME, where NAME is one of unmask models")
     flags = parse(WeightsFlags, rest, f"fetch {name}")
     from unmask.published.catalogue import MODELS
@@ -96,7 +96,7 @@ class ConvertFlags:
 
 
 def run_convert(arguments: list[str]) -> None:
-    """turn a published weight file into safetensors and config.json, strictly and without running anything in it"""
+    """Run `unmask convert`."""
     name, rest = split_positional(arguments, "convert FILE --family NAME --out DIR")
     flags = parse(ConvertFlags, rest, f"convert {name}")
     from unmask.pretrained.families import FAMILIES
@@ -129,7 +129,7 @@ class ExportFlags:
 
 
 def run_export(arguments: list[str]) -> None:
-    """write a model to a folder of its own, with a model card and without any path, host or user name"""
+    """Run `unmask export`."""
     name, rest = split_positional(arguments, f"export MODEL --out DIR, where MODEL is {MODEL_NAMES}")
     flags = parse(ExportFlags, rest, f"export {name}")
     from unmask.pipelines.exporting import check_export

@@ -60,7 +60,7 @@ class SampleFlags(OutputFlags):
 
 
 def run_sample(arguments: list[str]) -> None:
-    """generate images from a run, an export or a published model"""
+    """Run `unmask sample`."""
     name, rest = split_positional(arguments, f"sample MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(SampleFlags, rest, f"sample {name}")
     import torch
@@ -145,7 +145,7 @@ class EvaluateFlags(OutputFlags):
 
 
 def run_evaluate(arguments: list[str]) -> None:
-    """measure a run (FID-style metrics, class accuracy, near-duplicates) into report.json, and plot its samples"""
+    """Run `unmask evaluate`."""
     name, rest = split_positional(arguments, f"evaluate MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
     from unmask.evaluation.measuring import check_sampling

@@ -20,7 +20,7 @@ class ScheduleFlags:
 
 
 def run_schedule(arguments: list[str]) -> None:
-    """print how many tokens each step reveals, as each code base of the field counts them"""
+    """Run `unmask schedule`."""
     flags = parse(ScheduleFlags, arguments, "schedule")
     from unmask.decoding.named_counts import FIXED, count_tokens
 

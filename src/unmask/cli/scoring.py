@@ -42,7 +42,7 @@ class ScoreFlags(OutputFlags):
 
 
 def run_score(arguments: list[str]) -> None:
-    """rank orders and numbers of steps by the exact likelihood of held-out data: no samples, no classifier"""
+    """Run `unmask score`."""
     name, rest = split_positional(arguments, f"score MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(ScoreFlags, rest, f"score {name}")
     from unmask.decoding.names import list_orders, list_schedules

@@ -31,7 +31,7 @@ class SweepFlags(SweepChoices, OutputFlags):
 
 
 def run_sweep(arguments: list[str]) -> None:
-    """compare orders, schedules, steps, noises and guidance in one table with plots; run again to resume"""
+    """Run `unmask sweep`."""
     name, rest = split_positional(arguments, f"sweep MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(SweepFlags, rest, f"sweep {name}")
     from unmask.evaluation import sweep_table

@@ -39,7 +39,7 @@ class TokenizeTextFlags(OutputFlags):
 
 
 def run_tokenize_text(arguments: list[str]) -> None:
-    """turn a text corpus into a folder of tokens ahead of training; unmask train does it too"""
+    """Run `unmask tokenize-text`."""
     name, rest = split_positional(arguments, "tokenize-text RECIPE --data FILE --out DIR, where RECIPE is one on text")
     default = reading.find_recipe("shakespeare" if rest == ["--help"] else name, TextRecipe)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
@@ -91,7 +91,7 @@ def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tupl
 
 
 def run_evaluate_text(arguments: list[str]) -> None:
-    """measure generated text by order, steps and temperature, beside held-out text"""
+    """Run `unmask evaluate-text`."""
     name, rest = split_positional(arguments, "evaluate-text RUN, where RUN is the run of a text model")
     flags = parse(EvaluateTextFlags, rest, f"evaluate-text {name}")
     run, out = Path(name), flags.out or Path(name) / "writing"

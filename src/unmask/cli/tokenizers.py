@@ -40,7 +40,7 @@ class TrainTokenizerFlags(DataFlags, OutputFlags):
 
 
 def run_train_tokenizer(arguments: list[str]) -> None:
-    """train a tokenizer (a name, a .py file, or a run's config.json); run it again to resume"""
+    """Run `unmask train-tokenizer`."""
     name, rest = split_positional(arguments, describe_train_tokenizer())
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
     default = TrainTokenizerFlags(recipe=reading.find_recipe(name, TokenizerRecipe), out=run)
@@ -108,7 +108,7 @@ class TokenizeFlags(DataFlags, OutputFlags):
 
 
 def run_tokenize(arguments: list[str]) -> None:
-    """turn images into a token dataset once, with a trained tokenizer, so that training reads tokens only"""
+    """Run `unmask tokenize`."""
     usage = (
         f"tokenize MODEL --out DIR [--source NAME] [--data PATH], where MODEL is a tokenizer's run, or {MODEL_NAMES}"
     )

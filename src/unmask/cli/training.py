@@ -61,7 +61,7 @@ class TrainTextFlags(RunFlags):
 
 
 def run_train(arguments: list[str]) -> None:
-    """train a recipe (a name, a .py file, or a run's config.json); run it again to resume"""
+    """Run `unmask train`."""
     name, rest = split_positional(arguments, describe_train())
     run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
     recipe = reading.load_recipe(name)

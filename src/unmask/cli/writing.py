@@ -51,7 +51,7 @@ class GenerateFlags(WritingFlags):
 
 
 def run_generate(arguments: list[str]) -> None:
-    """generate texts from nothing or from a prompt"""
+    """Run `unmask generate`."""
     name, rest = split_positional(arguments, f"generate MODEL, where MODEL is a text model: {MODEL_NAMES}")
     flags = parse(GenerateFlags, rest, f"generate {name}")
     _check_page(flags)
@@ -61,7 +61,7 @@ def run_generate(arguments: list[str]) -> None:
 
 
 def run_infill(arguments: list[str]) -> None:
-    """fill masked parts of a text: unmask infill RUN "The [MASK:12] dog ran to the [MASK:3]." """
+    """Run `unmask infill`."""
     usage = 'infill MODEL "The [MASK:12] dog ran to the [MASK:3].", where MODEL is a text model'
     name, rest = split_positional(arguments, usage)
     template, rest = ("", rest) if rest == ["--help"] else split_positional(rest, usage)

@@ -164,7 +164,7 @@ class Pipeline(LoadedModel[ModelSpec]):
         Raises:
             ConfigError: A label, number or setting that this model cannot use.
         """
-        check_whole_numbers(num=num, seed=seed, batch=batch)
+        check_whole_numbers({"num": num, "seed": seed, "batch": batch})
         sampling = self._choose_sampling(sampling, settings, self.model.grid)
         ids, total = self._choose_labels(labels, num)
         if batch < 1:
@@ -191,7 +191,7 @@ class Pipeline(LoadedModel[ModelSpec]):
         **settings: Unpack[SamplingSettings],
     ) -> Iterator[Image.Image]:
         """Yield a PIL image per step, the all-masked canvas first; masked cells are hatched. See `generate`."""
-        check_whole_numbers(num=num, seed=seed)
+        check_whole_numbers({"num": num, "seed": seed})
         sampling = self._choose_sampling(None, settings, self.model.grid)
         ids, total = self._choose_labels(labels, num)
         height, width = self.cells
@@ -235,7 +235,7 @@ class Pipeline(LoadedModel[ModelSpec]):
         """
         from unmask.pipelines.editing import edit_photo  # it builds on this class
 
-        check_whole_numbers(variants=variants, seed=seed, feather=feather)
+        check_whole_numbers({"variants": variants, "seed": seed, "feather": feather})
         check_type("context", context, float)
         for what, image in (("photo", photo), ("mask", mask)):
             if not isinstance(image, Image.Image):

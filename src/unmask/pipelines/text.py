@@ -151,7 +151,7 @@ class TextPipeline(LoadedModel[TextModelSpec]):
             ConfigError: A prompt, number or setting that this model cannot use.
         """
         check_type("prompt", prompt, str)
-        check_whole_numbers(num=num, seed=seed, length=length, batch=batch)
+        check_whole_numbers({"num": num, "seed": seed, "length": length, "batch": batch})
         canvas = self.make_canvas(prompt, length)
         chosen = self._choose_sampling(sampling, settings, self.model.grid)
         rows = self.finish(canvas, num, seed=seed, sampling=chosen, batch=batch)
@@ -160,7 +160,7 @@ class TextPipeline(LoadedModel[TextModelSpec]):
     def stream(self, prompt: str = "", *, seed: int = 0, **settings: Unpack[SamplingSettings]) -> Iterator[str]:
         """Yield the text after each step, the masked canvas first; "░" stands for a masked token."""
         check_type("prompt", prompt, str)
-        check_whole_numbers(seed=seed)
+        check_whole_numbers({"seed": seed})
         canvas = self.make_canvas(prompt)
         sampling = self._choose_sampling(None, settings, self.model.grid)
         for state in self.stream_states(canvas.tokens[None], seed=seed, sampling=sampling):
@@ -181,7 +181,7 @@ class TextPipeline(LoadedModel[TextModelSpec]):
         a mask is left to the mask. ConfigError for a text without masks, an empty mask, or one beyond the context.
         """
         check_type("text", text, str)
-        check_whole_numbers(num=num, seed=seed)
+        check_whole_numbers({"num": num, "seed": seed})
         masked = self.mask_text(text)
         chosen = self._choose_sampling(sampling, settings, self.model.grid)
         rows = self.finish(masked, num, seed=seed, sampling=chosen, ends=False)
