@@ -88,7 +88,8 @@ SLOW = {
     "test_text_data", "test_tokenizer_loop", "test_tokenizing", "test_inception", "test_embedders", "test_api",
     "test_startup", "test_completion", "test_faults", "test_flag_table",
     "test_ending", "test_ranks", "test_workers", "test_example", "test_hub_models", "test_codes", "test_pretrained_ids",
-    "test_resuming", "test_packed", "test_changed_data", "test_progress", "test_provenance", "test_background_saving",
+    "test_windows", "test_resuming", "test_packed", "test_changed_data", "test_progress", "test_provenance",
+    "test_background_saving",
 }  # fmt: skip
 """Files with tests that take over 5 seconds: trainings, processes of their own, networks at full size."""
 

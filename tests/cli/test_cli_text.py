@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_gpt2 import save_tiny_gpt2
 
 from unmask.cli import main
 from unmask.cli.flags import SamplingFlags, choose_sampling
@@ -306,9 +307,12 @@ def test_evaluate_text_measures_beside_held_out_text(run, capsys, tmp_path):
     assert "### halton, 2 steps" in (tmp_path / "w/samples.md").read_text()
     main(["evaluate-text", str(run), "--orders", "confidence", "halton", "--samplers", "parallel", "remask",
           "threshold", "--steps", "2", "--samples", "6", "--judge.steps", "4", "--judge.dim", "16",
-          "--out", str(tmp_path / "v")])  # fmt: skip
-    names = [row["order"] for row in csv.DictReader((tmp_path / "v/writing.csv").read_text().splitlines())]
-    assert names[2:] == ["confidence", "confidence, remask", "threshold", "halton"]
+          "--judge", str(save_tiny_gpt2(tmp_path / "gpt2")), "--out", str(tmp_path / "v")])  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "v/writing.csv").read_text().splitlines()))
+    assert [row["order"] for row in rows][2:] == ["confidence", "confidence, remask", "threshold", "halton"]
+    assert all(float(row["generative_perplexity"]) > 1 for row in rows)
+    assert "| generative perplexity |" in (tmp_path / "v/writing.md").read_text()
+    assert f"generative perplexity under {tmp_path / 'gpt2'}" in (tmp_path / "v/writing.md").read_text()
 
 
 @pytest.mark.parametrize(

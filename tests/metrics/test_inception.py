@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
-from unmask.errors import CheckpointError, ConfigError
+from unmask.errors import CheckpointError
 from unmask.metrics import inception
 from unmask.metrics.inception import (
     BlockA,
@@ -335,11 +335,13 @@ def test_weights_are_downloaded_once(site, monkeypatch):
 
 
 def test_a_failed_download_says_which_file_to_put_where(site, monkeypatch):
-    with pytest.raises(ConfigError, match=f"{inception.FILE}.*put it at .*inception.*--features classifier") as caught:
+    with pytest.raises(
+        CheckpointError, match=f"{inception.FILE}.*put it at .*inception.*--features classifier"
+    ) as caught:
         find_inception_weights()
     assert "\n" not in str(caught.value)
     assert not site.exists()
     assert inception.SHA256.startswith(inception.FILE[-12:-4])
     monkeypatch.setattr(inception, "URLS", ("http://127.0.0.1:9/",))
-    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:9"):
+    with pytest.raises(CheckpointError, match=r"127\.0\.0\.1:9"):
         find_inception_weights()

@@ -171,7 +171,7 @@ def test_weights_at_hand_are_taken_by_every_command(toys, files, animals, photo,
         ["evaluate-tokenizer", "toy-32", "--data", animals],
     ):
         said, code = refused(capsys, *words, "--offline")
-        assert (code, "toy-32 needs toy/generator.pth" in said) == (4, True), said
+        assert (code, "cannot download toy/generator.pth of toy/weights" in said) == (4, True), said
     for words in (["tokenize", "toy-32", "--data", animals], start):
         run(*words, "--weights", files)
         assert tree(toys / "toy-32") == WHOLE

@@ -3,26 +3,32 @@
 import json
 import os
 import shutil
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from published_amused import published
 from published_toys import FILES, PIXELS, WHOLE, entry, random, refused, run, tree
 from safetensors.torch import load_file, save_file
+from toy_hub import serving, use
 
 from unmask.errors import CheckpointError, ConfigError
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.load import load
 from unmask.pretrained.amused import Amused
-from unmask.pretrained.clip import NEEDED_FILES, TextSizes, build_skeleton
+from unmask.pretrained.clip import NEEDED_FILES
+from unmask.pretrained.conditions import EXTRA_FILES, OPTIONAL_EXTRA_FILES
 from unmask.pretrained.families import Size
 from unmask.published.catalogue import MODELS, File
 from unmask.published.opening import open_model
 from unmask.recipes.reading import write_config
 from unmask.storage.weights import have_same_weights, write_weights
 
+transformers = pytest.importorskip("transformers", reason="prompts: no transformers")
+
 WORDS = ["a", "b", "ab</w>", "a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"]
-TEXTS = sorted([*NEEDED_FILES, "tokenizer/tokenizer_config.json"])
+TEXTS = sorted([*NEEDED_FILES, "tokenizer/special_tokens_map.json"])
 WEIGHTS = "text_encoder/model.safetensors"
 NETWORK = Amused(
     dim=8, depth=1, heads=2, mlp_dim=8, block_dim=6, blocks=1, block_heads=2, text_dim=8, pooled_dim=6, micro_dim=4
@@ -38,7 +44,9 @@ def write_texts(folder, seed=0):
     for part in ("text_encoder", "tokenizer"):
         (folder / part).mkdir(exist_ok=True)
     (folder / "text_encoder/config.json").write_text(json.dumps({**sizes, "_name_or_path": "theirs"}))
-    shapes = {name: tuple(value.shape) for name, value in build_skeleton(TextSizes(**sizes)).named_parameters()}
+    with torch.device("meta"):
+        made = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**sizes))
+    shapes = {name: tuple(value.shape) for name, value in made.named_parameters()}
     (folder / WEIGHTS).unlink(missing_ok=True)
     save_file(random(shapes, seed), folder / WEIGHTS)
     (folder / "tokenizer/vocab.json").write_text(json.dumps({word: i for i, word in enumerate(WORDS)}))
@@ -50,7 +58,7 @@ def write_texts(folder, seed=0):
 @pytest.fixture
 def mine(toys, files, tmp_path, monkeypatch):
     """toy-words, a model that takes prompts, and its files."""
-    model = File(family="amused", page="https://example.org/toy", name=NETWORK_FILE)
+    model = File(family="amused", repo="toy/weights", name=NETWORK_FILE)
     monkeypatch.setitem(MODELS, "toy-words", entry(Size(model=NETWORK, tokenizer=PIXELS), model=model, preset=None))
     folder = shutil.copytree(files, tmp_path / "mine")
     save_file(random(published(NETWORK, PIXELS.vocab_size)), folder / NETWORK_FILE)
@@ -74,7 +82,7 @@ def test_the_text_encoder_comes_along(mine, toys):
     folder = toys / "toy-words"
     assert tree(folder) == sorted([*WHOLE, *TEXTS])
     assert have_same_weights(folder / WEIGHTS, mine / WEIGHTS)
-    assert json.loads((folder / "tokenizer/tokenizer_config.json").read_text())["pad_token"] == "a"
+    assert json.loads((folder / "tokenizer/special_tokens_map.json").read_text())["pad_token"] == "a"
     assert "_name_or_path" not in json.loads((folder / "text_encoder/config.json").read_text())
 
 
@@ -139,9 +147,31 @@ def test_a_refused_text_encoder_leaves_the_model_as_it_was(mine, toys, capsys):
     (mine / WEIGHTS).unlink()
     save_file(weights, mine / WEIGHTS)
     said, code = refused(capsys, "fetch", "toy-words", "--weights", mine)
-    assert (code, "1 with NaN" in said) == (4, True)
+    assert (code, "not finite" in said) == (4, True)
     assert before == {name: (toys / "toy-words" / name).read_bytes() for name in tree(toys / "toy-words")}
     assert open_model("toy-words").fetch() == toys / "toy-words"
+
+
+def test_a_prompt_needs_nothing_else_to_be_done(mine, toys, monkeypatch, tmp_path):
+    """Network, tokenizer and text encoder come from the Hub, and are converted, at the first sample."""
+    extras = tuple(
+        File(family="", repo="toy/weights", name=name, optional=name in OPTIONAL_EXTRA_FILES) for name in EXTRA_FILES
+    )
+    monkeypatch.setitem(MODELS, "toy-words", replace(MODELS["toy-words"], extras=extras))
+    with serving({f"toy/weights/{name}": (mine / name).read_bytes() for name in tree(mine)}) as hub:
+        use(monkeypatch, hub, toys.parent / "hub")
+        run("sample", "toy-words", "--prompt", "a", "--out", tmp_path / "a.png")
+        assert tree(toys / "toy-words") == sorted([*WHOLE, *TEXTS])
+        there = len(hub.asked)
+        run("sample", "toy-words", "--prompt", "a", "--out", tmp_path / "b.png")
+        assert len(hub.asked) == there
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_missing_package_is_named_before_a_download(toys, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    said, code = refused(capsys, "sample", "amused-256", "--prompt", "a cat")
+    assert (code, "pip install 'unmask[prompts]'" in said) == (2, True)
 
 
 # -- saved -------------------------------------------------------------------------------------------------------------

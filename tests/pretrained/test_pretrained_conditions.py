@@ -1,5 +1,6 @@
 """Conditions beyond classes: prompts, the text encoder beside the weights, and networks without "no class"."""
 
+import json
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from unmask.method.guidance import NULL
 from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import TransformerConfig
 from unmask.pretrained.amused import Amused, Prompt
-from unmask.pretrained.clip import Clip, TextSizes, Vocabulary, build_skeleton, read_clip, write_clip
+from unmask.pretrained.clip import Clip, TextSizes, read_clip, write_clip
 from unmask.pretrained.conditions import (
     EXTRA_FILES,
     add_null_class,
@@ -28,6 +29,7 @@ from unmask.pretrained.halton_maskgit import HaltonMaskGIT
 from unmask.pretrained.titok_bert import TiTokBert
 from unmask.pretrained.titok_uvit import TiTokUViT
 from unmask.pretrained.valeoai import ValeoaiMaskGIT
+from unmask.storage.config import to_json
 
 WORDS = ("a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>")
 SIZES = TextSizes(
@@ -49,12 +51,18 @@ CLASSED = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    there, generator = tmp_path_factory.mktemp("toy-words"), torch.Generator().manual_seed(0)
-    shapes = {name: value.shape for name, value in build_skeleton(SIZES).named_parameters()}
-    weights = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+    transformers = pytest.importorskip("transformers", reason="prompts: no transformers")
+    there = tmp_path_factory.mktemp("toy-words")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**to_json(SIZES)))
+        for value in encoder.parameters():
+            torch.nn.init.normal_(value, std=0.3)
     special = {"bos_token": WORDS[2]} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), WORDS[3])
-    vocabulary = Vocabulary(ids={word: i for i, word in enumerate(WORDS)}, merges=(), special=special)
-    write_clip(Clip(sizes=SIZES, weights=weights, vocabulary=vocabulary), there)
+    tables = {"vocab.json": {word: i for i, word in enumerate(WORDS)}, "tokenizer_config.json": special}
+    files = {f"tokenizer/{name}": json.dumps(table).encode() for name, table in tables.items()}
+    files["tokenizer/merges.txt"] = b"#version: 0.2\n"
+    write_clip(Clip(sizes=SIZES, encoder=encoder, tokenizer=None, files=files), there)
     return there
 
 
@@ -112,8 +120,9 @@ def test_the_text_encoder_is_copied(folder, tmp_path):
     copied = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert copied <= set(EXTRA_FILES)
     theirs, ours = read_clip(folder), read_clip(tmp_path)
-    assert (theirs.sizes, theirs.vocabulary) == (ours.sizes, ours.vocabulary)
-    assert all(torch.equal(value, ours.weights[name]) for name, value in theirs.weights.items())
+    assert (theirs.sizes, theirs.files) == (ours.sizes, ours.files)
+    weights = ours.encoder.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in theirs.encoder.state_dict().items())
 
 
 def test_a_damaged_text_encoder_is_found_before_anything_is_written(tmp_path):

@@ -212,7 +212,7 @@ def test_every_byte_is_a_token_and_a_merge_may_begin_with_a_hash(copied):
 def test_what_is_written_is_what_was_read(folder, tmp_path, reader):
     write_clip(read_clip(folder), tmp_path)
     assert read_clip(tmp_path).sizes == read_clip(folder).sizes
-    assert read_clip(tmp_path).vocabulary == read_clip(folder).vocabulary
+    assert read_clip(tmp_path).files == read_clip(folder).files
     again, before = (made(TEXTS, (1, 1)) for made in (load_text_reader(tmp_path), reader))
     assert torch.equal(again.hidden, before.hidden)
     assert torch.equal(again.pooled, before.pooled)
@@ -252,16 +252,15 @@ def test_pickled_weights_are_not_read(copied):
 
 def test_damaged_weights(copied):
     (copied / "text_encoder/model.safetensors").write_bytes(b"nonsense")
-    broken(copied, "model.safetensors: .*get that of amused/amused-256")
+    broken(copied, "model.safetensors is too small for .*get that of amused/amused-256")
 
 
 @pytest.mark.parametrize(("name", "value", "told"), [
-    ("text_projection.weight", None, "1 missing, first text_projection.weight"),
-    ("text_model.more", torch.zeros(1), "1 unknown, first text_model.more"),
-    ("text_projection.weight", torch.zeros(12, 8), r"float32 \[12, 8\] where the model has float32 \[8, 12\]"),
-    ("text_projection.weight", torch.zeros(8, 12).long(), "of another shape or type, first text_projection.weight"),
-    ("text_projection.weight", torch.full((8, 12), torch.nan), "1 with NaN, or too large"),
-    ("text_projection.weight", torch.full((8, 12), -torch.inf), "1 with NaN, or too large"),
+    ("text_projection.weight", None, "1 tensors are missing, unknown, .*, first text_projection.weight"),
+    ("text_model.more", torch.zeros(1), "1 tensors are missing, unknown, .*, first text_model.more"),
+    ("text_projection.weight", torch.zeros(12, 8), "of another shape .*, first .*text_projection.weight"),
+    ("text_projection.weight", torch.full((8, 12), torch.nan), "or not finite, first text_projection.weight"),
+    ("text_projection.weight", torch.full((8, 12), -torch.inf), "or not finite, first text_projection.weight"),
 ])  # fmt: skip
 def test_other_weights(copied, name, value, told):
     path = copied / "text_encoder/model.safetensors"

@@ -1,16 +1,12 @@
 """A model that was pushed to the hub comes back from it, here from a server of ours that speaks its protocol."""
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
-import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from toy_hub import COMMIT, serving, use
 
 from unmask.cli import main
 from unmask.errors import CheckpointError, ConfigError
@@ -20,52 +16,11 @@ from unmask.published.opening import open_model
 
 pytest.importorskip("huggingface_hub")
 TINY = ["--model.dim", "16", "--model.depth", "1", "--model.heads", "2", "--training.batch-size", "8"]
-COMMIT = "a" * 40
 NAME = "hf-hub:me/digits"
 TRAINED_ELSEWHERE = (
     "hf-hub:me/digits is no run, so give --data DIR, a folder of images (it was trained on 1,500 images of 10 classes: "
     "scikit-learn's handwritten digits)"
 )
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The repository me/digits: its files are those of `folder`."""
-
-    def __init__(self, folder, asked, *rest):
-        self.folder, self.asked = folder, asked
-        super().__init__(*rest)
-
-    def do_HEAD(self):
-        self.answer()
-
-    def do_GET(self):
-        self.answer()
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self):
-        path = self.path.split("?")[0]
-        self.asked.append(path)
-        names = sorted(path.name for path in self.folder.iterdir())
-        data, more = None, {}
-        if path == "/api/models/me/digits/revision/main":
-            data = json.dumps(
-                {"id": "me/digits", "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
-            ).encode()
-        elif path == f"/api/models/me/digits/tree/{COMMIT}":
-            rows = [{"type": "file", "path": n, "size": (self.folder / n).stat().st_size, "oid": ""} for n in names]
-            data = json.dumps(rows).encode()
-        elif path.startswith(f"/me/digits/resolve/{COMMIT}/") and path.rsplit("/")[-1] in names:
-            data = (self.folder / path.rsplit("/")[-1]).read_bytes()
-            more = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        self.send_response(200 if data is not None else 404)
-        for name, value in (more if data is not None else {"X-Error-Code": "RepoNotFound"}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data or b"")))
-        self.end_headers()
-        if data is not None and self.command == "GET":
-            self.wfile.write(data)
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +33,14 @@ def run(tmp_path_factory):
 @pytest.fixture
 def hub(run, tmp_path, monkeypatch):
     """The environment of a child process that finds the hub here, and what it asked for."""
-    folder, asked = tmp_path / "pushed", []
+    folder = tmp_path / "pushed"
     Pipeline.from_pretrained(run, device="cpu", dtype=torch.float32).save_pretrained(folder)
     (folder / "evil.py").write_text("raise SystemExit('run')")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, folder, asked))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    yield {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}, asked
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving({f"me/digits/{path.name}": path.read_bytes() for path in folder.iterdir()}) as made:
+        use(monkeypatch, made, tmp_path / "hf/hub")
+        monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        yield {**os.environ, "HF_ENDPOINT": made.url, "HF_HUB_OFFLINE": "0"}, made.asked
 
 
 def unmask(env, *words):
@@ -106,6 +57,8 @@ def test_a_pushed_model_is_loaded_by_its_name(run, hub, tmp_path):
     assert torch.equal(own.generate(num=4), before.generate(num=4))
     assert any(path.endswith("/model.safetensors") for path in asked)
     assert not any(path.endswith("/evil.py") for path in asked)
+    assert (tmp_path / f"hf/hub/models--me--digits/snapshots/{COMMIT}/model.safetensors").is_file()
+    assert not (tmp_path / "cache").exists()
     there = len(asked)
     again = load(NAME, offline=True, device="cpu", dtype=torch.float32)  # from the cache alone
     assert torch.equal(again.generate(num=4), before.generate(num=4))
@@ -116,13 +69,15 @@ def test_what_cannot_be_had_is_one_line(hub, tmp_path):
     env, _ = hub
     gone = {**env, "HF_ENDPOINT": "http://127.0.0.1:9"}
     for where, words, said in (
-        (env, ["sample", "hf-hub:me/digitz"], "cannot load hf-hub:me/digitz: Repository Not Found"),
-        (gone, ["sample", NAME], "cannot load hf-hub:me/digits: "),
-        (env, ["sample", NAME, "--offline"], "cannot load hf-hub:me/digits: "),
+        (env, ["sample", "hf-hub:me/digitz"], "cannot load hf-hub:me/digitz: there is no such repository"),
+        (gone, ["sample", NAME], "cannot load hf-hub:me/digits: http://127.0.0.1:9 does not answer"),
+        (env, ["sample", NAME, "--offline"], "cannot load hf-hub:me/digits: it is not in the cache, and this is"),
+        (env, ["generate", NAME, "--offline"], "cannot load hf-hub:me/digits: it is not in the cache, and this is"),
+        ({**env, "HF_HUB_OFFLINE": "1"}, ["sample", NAME], "hf-hub:me/digits: it is not in the cache, and HF_HUB_OFF"),
         (env, ["evaluate", NAME], TRAINED_ELSEWHERE),
     ):
         code, out, error = unmask(where, *words)
-        assert (code, out) == (2, ""), error
+        assert (code, out) == (2 if words[0] == "evaluate" else 4, ""), error
         assert said in error
         assert len([line for line in error.splitlines() if "pins it" not in line]) == 1
 

@@ -29,49 +29,74 @@ from published_toys import (
     tree,
     write,
 )
+from toy_hub import serving, use
 
 import unmask
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.guidance import CosineRamp, Interval, LinearRamp
 from unmask.pipelines.image import Pipeline
+from unmask.pipelines.labels import resolve_labels
 from unmask.pretrained.lone_tokenizer import read_lone_tokenizer
-from unmask.published.catalogue import MODELS
+from unmask.published.catalogue import MODELS, read_imagenet_classes
 from unmask.recipes.reading import read_config
 from unmask.recipes.spec import ModelSpec
-from unmask.storage.download import PublishedFile
 from unmask.storage.weights import have_same_weights
 
 # -- listed and fetched ------------------------------------------------------------------------------------------------
 
 
-def test_the_models_are_listed(toys, monkeypatch, capsys):
-    for name in set(MODELS) - {"besnier-256", "amused-256", "toy-32"}:  # to count parameters takes its time
-        monkeypatch.delitem(MODELS, name)
+def test_the_models_are_listed(toys, capsys):
     run("models")
     said = capsys.readouterr().out
-    assert all(re.search(rf"^{name} ", said, re.M) for name in MODELS)
-    assert re.search(r"^besnier-256 +174 \+ 72 M +6\.80 +MIT +the reproduction of MaskGIT .*256x256$", said, re.M)
-    assert re.search(r"^toy-32 +0 \+ 0 M +12\.50 +MIT +a toy$", said, re.M)
-    assert re.search(r"^amused-256 .* – +openrail", said, re.M)
+    blocks = dict(zip(MODELS, said.split("\n\n"), strict=False))
+    published = [name for name in MODELS if not name.startswith("toy-")]
+    assert len(published) == 15
+    for name in published:
+        how = '--prompt "a cat"' if name.startswith("amused") else '--labels "golden retriever"'
+        kind = "text conditional" if name.startswith("amused") else "class conditional"
+        first, second, third = blocks[name].split("\n")
+        assert (first, second) == (f"{name}: {MODELS[name].about}", f"  one command  unmask sample {name} {how}")
+        assert third.startswith(f"  {kind}, ")
+        assert third.endswith(", not on the disk")
+    assert "174 + 72 M parameters, 3.0 GB to download, MIT, FID 6.80 (arXiv 2310.14400" in blocks["besnier-256"]
+    assert "openrail++, no score on ImageNet" in blocks["amused-256"]
     assert not toys.exists()
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "tiny" in name or name.endswith(("512", "l32", "s128"))])
+def test_the_listed_parameters_are_those_of_the_networks(name):
+    with torch.device("meta"):
+        parts = (MODELS[name].size.build(), MODELS[name].size.tokenizer.build())
+    assert MODELS[name].parameters == tuple(sum(p.numel() for p in part.parameters()) for part in parts)
+
+
+def test_every_class_of_imagenet_has_a_name_of_its_own():
+    names = read_imagenet_classes()
+    assert (len(names), len(set(names)), names.index("cardigan"), names.index("Cardigan")) == (1000, 1000, 474, 264)
+    assert (names[0], names[207], names[282], names[999]) == ("tench", "golden retriever", "tiger cat", "toilet tissue")
+    with_classes = [name for name, model in MODELS.items() if model.spec.classes]
+    assert with_classes == [name for name in MODELS if not name.startswith(("amused", "toy"))]
+    assert resolve_labels(["Golden Retriever", 7, "cardigan", "Cardigan"], names).tolist() == [207, 7, 474, 264]
+    with pytest.raises(ConfigError, match=r"no class golden retreiver: did you mean golden retriever\?"):
+        resolve_labels(["golden retreiver"], names)
+    with pytest.raises(ConfigError, match=r"no class xyzzy: there are tench, .* \.\.\., toilet tissue$"):
+        resolve_labels(["xyzzy"], names)
 
 
 def test_a_model_is_told_of(toys, capsys):
     run("models", "toy-32")
     said = capsys.readouterr().out
-    model, tokenizer = (sum(p.numel() for p in part.parameters()) for part in (SIZE.build(), PIXELS.build()))
-    assert f"parameters  {model:,} and {tokenizer:,} of the tokenizer" in said
+    assert "parameters  1,000 and 2,000 of the tokenizer" in said
     assert "published   fid 12.5 (a toy's page)" in said
     assert re.search(r"^sampled +steps 3", said, re.M)
-    assert "toy/generator.pth of https://example.org/toy (by hand, with --weights: its checksum is unknown)" in said
+    assert "toy/generator.pth of https://huggingface.co/toy/weights (sha256 is pinned at the first use)" in said
     run("models", "titok-s128")
     said = capsys.readouterr().out
-    assert "generator_titok_s128.bin of https://huggingface.co/fun-research/TiTok (by hand" in said
+    assert "generator_titok_s128.bin of https://huggingface.co/fun-research/TiTok (sha256 is pinned" in said
     assert re.search(r"steps 64.*noises=\([\d.]+ \.\.\. 0\.0\)", said)  # not all 64
     run("models", "besnier-256")
-    assert (
-        "MaskGIT_ImageNet_256.pth of https://huggingface.co/llvictorll/Maskgit-pytorch (downloaded, sha256 74b38fa1"
-        in (capsys.readouterr().out)
+    assert "MaskGIT_ImageNet_256.pth of https://huggingface.co/llvictorll/Maskgit-pytorch (sha256 74b38fa1... is" in (
+        capsys.readouterr().out
     )
 
 
@@ -84,7 +109,8 @@ def test_a_model_is_told_of(toys, capsys):
     ("evaluate toy_32", 4, "did you mean the published toy-32?"),
     ("tokenize toy_32 --data x", 4, "did you mean the published toy-32?"),
     ("train imagenet256 --init toy_32", 4, "did you mean the published toy-32?"),
-    ("fetch toy-32", 4, "toy-32 needs toy/generator.pth of https://example.org/toy"),
+    ("fetch toy-32", 4, "cannot download toy/generator.pth of toy/weights: it is not in the cache, and HF_HUB_OFFLINE"),
+    ("fetch toy-32 --offline", 4, "it is not in the cache, and this is offline: run it once without --offline"),
     ("fetch toy-32 --weights {here}/nowhere", 4, "nowhere: no such file or folder"),
     ("fetch toy-32 --weights {here}", 4, "toy/generator.pth"),
     ("sample {here} --weights {here}", 2, "--weights is for a published model"),
@@ -131,57 +157,74 @@ def test_files_may_be_named_one_by_one_or_lie_flat(toys, files, tmp_path):
 def test_one_file_that_is_missing_is_named_and_the_other_is_not_converted(toys, files, capsys):
     said, code = refused(capsys, "fetch", "toy-32", "--weights", files / FILES["taming-vqgan"])
     assert code == 4
-    assert "toy-32 needs toy/generator.pth of https://example.org/toy" in said
+    assert "cannot download toy/generator.pth of toy/weights" in said
     assert "--weights" in said
     assert not toys.exists()
 
 
 @pytest.fixture
-def fetched(toys, files, tmp_path, monkeypatch):
-    """toy-32 with hashes and sizes, its files lying where a download would put them."""
-    parts = {}
-    for part, name in (("model", FILES["valeoai-v1"]), ("tokenizer", FILES["taming-vqgan"])):
-        body = (files / name).read_bytes()
-        digest = hashlib.sha256(body).hexdigest()[:8]
-        source = PublishedFile(repo="toy/weights", path=name, size=len(body), sha256=digest)
-        parts[part] = replace(getattr(MODELS["toy-32"], part), source=source)
-        place = toys.parent / "downloads" / source.place
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(body)
-    monkeypatch.setitem(MODELS, "toy-32", replace(MODELS["toy-32"], **parts))
-    return toys
+def hub(toys, files, monkeypatch):
+    """A Hub that has the files of toy-32."""
+    with serving({f"toy/weights/{name}": (files / name).read_bytes() for name in FILES.values()}) as made:
+        use(monkeypatch, made, toys.parent / "hub")
+        yield made
 
 
-def test_what_was_downloaded_is_taken_without_asking(fetched):
-    run("fetch", "toy-32", "--offline")
-    assert tree(fetched / "toy-32") == WHOLE
+def test_a_model_is_downloaded_converted_and_sampled_in_one_command(hub, toys, tmp_path, capsys):
+    run("sample", "toy-32", "--out", tmp_path / "a.png")
+    said = capsys.readouterr()
+    assert tree(toys / "toy-32") == WHOLE
+    notes = said.err.splitlines()
+    assert [note.split(":")[:2] for note in notes] == [["note", f" toy/weights/{name}"] for name in FILES.values()]
+    assert all("pinned in" in note for note in notes)
+    there = len(hub.asked)
+    run("sample", "toy-32", "--offline", "--out", tmp_path / "b.png")
+    assert len(hub.asked) == there
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    run("models", "toy-32")
+    assert re.search(r"on the disk\n.*sha256 \w{12}\.\.\. pinned at the first use", capsys.readouterr().out, re.S)
+    shutil.rmtree(toys)
+    unmask.load("toy-32", device="cpu")
+    assert len(hub.asked) == there
+    assert Pipeline.from_pretrained("toy-32", offline=True).num_classes == 2
 
 
-def test_offline_says_what_is_not_there(fetched, capsys):
-    gone = next((fetched.parent / "downloads").rglob("generator.pth"))
-    gone.unlink()
-    said, code = refused(capsys, "sample", "toy-32", "--offline")
+def test_a_model_that_changed_on_the_hub_stops(hub, toys, capsys):
+    run("fetch", "toy-32")
+    shutil.rmtree(toys)
+    shutil.rmtree(toys.parent / "hub")
+    hub.files["toy/weights/toy/generator.pth"] += b"x"
+    said, code = refused(capsys, "sample", "toy-32")
     assert code == 4
-    assert f"{gone} is not there, and this is offline" in said
-    assert "huggingface.co/toy/weights/resolve/main/toy/generator.pth" in said
-    assert not fetched.exists()
+    assert re.search(
+        "toy/generator.pth of toy/weights changed: .* of the first use .* delete its entry in .*pins", said
+    )
+    assert not toys.exists()
 
 
-@pytest.mark.parametrize("whose", ["given", "downloaded"])
+def test_a_model_that_cannot_be_had_is_one_line(hub, toys, capsys):
+    hub.refused["toy/weights"] = (403, "GatedRepo")
+    said, code = refused(capsys, "sample", "toy-32")
+    assert (code, "accept the terms" in said, "or name a copy of it with --weights" in said) == (4, True, True)
+    assert not toys.exists()
+
+
 @pytest.mark.parametrize(("spoil", "says"), [
-    (lambda body: body[:-5], r"is \d+ bytes and not the published \d+"),
+    (lambda body: body[:-5], r"is [\d,]+ bytes and not the published [\d,]+"),
     (lambda body: body[:-1] + b"x", r"is of sha256 \w{12} and not the published \w{8}"),
 ])  # fmt: skip
-def test_another_file_than_the_published_is_not_taken(whose, spoil, says, fetched, files, tmp_path, capsys):
+def test_another_file_than_the_published_is_not_taken(spoil, says, toys, files, tmp_path, capsys, monkeypatch):
     mine = shutil.copytree(files, tmp_path / "mine")
-    path = mine / FILES["valeoai-v1"] if whose == "given" else next(fetched.parent.rglob("generator.pth"))
-    path.write_bytes(spoil(path.read_bytes()))
-    how = ["--weights", mine] if whose == "given" else ["--offline"]
-    said, code = refused(capsys, "fetch", "toy-32", *how)
+    path = mine / FILES["valeoai-v1"]
+    body = path.read_bytes()
+    known = replace(MODELS["toy-32"].model, size=len(body), sha256=hashlib.sha256(body).hexdigest()[:8])
+    monkeypatch.setitem(MODELS, "toy-32", replace(MODELS["toy-32"], model=known))
+    path.write_bytes(spoil(body))
+    said, code = refused(capsys, "fetch", "toy-32", "--weights", mine)
     assert code == 4
     assert str(path) in said
     assert re.search(says, said)
-    assert not fetched.exists()
+    assert not toys.exists()
 
 
 def test_a_file_of_another_family_is_told_by_its_names(toys, files, tmp_path, capsys):
@@ -208,7 +251,7 @@ def test_a_folder_that_is_not_whole_is_made_again(toys, files, capsys):
     (folder / "model.safetensors").write_bytes(b"half")
     said, code = refused(capsys, "sample", "toy-32")
     assert code == 4
-    assert "toy-32 needs toy/generator.pth" in said
+    assert "cannot download toy/generator.pth of toy/weights" in said
     run("fetch", "toy-32", "--weights", files)
     assert tree(folder) == WHOLE
     values = [name for name in WHOLE if name != "manifest.json"]  # safetensors writes its metadata in any order

@@ -81,7 +81,8 @@ def check(name: str, folder: Path, monkeypatch, tmp_path: Path) -> None:
     """Convert, load, draw two pictures, and repair one of them."""
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
     model = catalogue.MODELS[name]
-    unchecked = replace(model, model=replace(model.model, source=None), tokenizer=replace(model.tokenizer, source=None))
+    plain = {"size": None, "sha256": None}
+    unchecked = replace(model, model=replace(model.model, **plain), tokenizer=replace(model.tokenizer, **plain))
     monkeypatch.setitem(catalogue.MODELS, name, unchecked)
     texts = ("a cat", "a dog") if name.startswith("amused") else ()
     pipeline = load(name, weights=[folder], prompts=texts, device="cpu")

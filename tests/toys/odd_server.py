@@ -70,35 +70,8 @@ def answer(status: int = 200, body: bytes = BODY, length: int | None = None, **h
     return turn
 
 
-def partial(handler: http.server.BaseHTTPRequestHandler) -> None:
-    """As a file server does: the rest of the file if a range of this version is asked for, else all of it."""
-    asked = handler.headers.get("Range", "").removeprefix("bytes=").removesuffix("-")
-    if asked and handler.headers.get("If-Range", '"1"') == '"1"':
-        start = int(asked)
-        span = f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"
-        answer(206, BODY[start:], ETag='"1"', Content_Range=span)(handler)
-    else:
-        answer(ETag='"1"')(handler)
-
-
 def redirect(to: str) -> Callable:
     return answer(302, b"", Location=to)
-
-
-def dawdling(handler: http.server.BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(BODY)))
-    handler.end_headers()
-    for byte in BODY[:400]:
-        handler.wfile.write(bytes([byte]))
-        time.sleep(0.02)
-
-
-def dawdling_before(handler: http.server.BaseHTTPRequestHandler) -> None:
-    for _ in range(400):
-        handler.wfile.write(b"x")
-        time.sleep(0.02)
-    handler.close_connection = True
 
 
 def silent(handler: http.server.BaseHTTPRequestHandler) -> None:

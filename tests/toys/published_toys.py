@@ -17,7 +17,8 @@ from unmask.pretrained.maskgit_vqgan import MaskGITVQGAN
 from unmask.pretrained.titok import TiTok
 from unmask.pretrained.titok_bert import TiTokBert
 from unmask.pretrained.valeoai import ValeoaiMaskGIT
-from unmask.published.catalogue import MODELS, File, Published
+from unmask.published.catalogue import MODELS, Published
+from unmask.published.files import File
 from unmask.recipes.reading import write_config
 from unmask.recipes.spec import ModelSpec
 from unmask.storage.weights import write_weights
@@ -124,9 +125,9 @@ def write(family, tensors, folder):
 def entry(size, **changes):
     score = Preset(size=(32, 32), sampling=PLAIN, expected=Scores(fid=12.5), source="a toy's page")
     made = Published(
-        about="a toy", licence="MIT", data="noise", size=size, sampling=PLAIN, preset=score,
-        model=File(family="valeoai-v1", page="https://example.org/toy", name=FILES["valeoai-v1"]),
-        tokenizer=File(family="taming-vqgan", page="https://example.org/toy", name=FILES["taming-vqgan"]),
+        about="a toy", licence="MIT", data="noise", size=size, parameters=(1_000, 2_000), sampling=PLAIN, preset=score,
+        model=File(family="valeoai-v1", repo="toy/weights", name=FILES["valeoai-v1"]),
+        tokenizer=File(family="taming-vqgan", repo="toy/weights", name=FILES["taming-vqgan"]),
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -134,7 +135,9 @@ def entry(size, **changes):
 def catalogue(patch, cache):
     """The toys beside the true models, and a cache of their own."""
     patch.setenv("UNMASK_CACHE", str(cache))
-    patch.setattr("unmask.storage.download.get", offline)
+    patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache / "hub"))
+    patch.setattr("unmask.published.files.download_file", offline)
     for name, size in (("toy-32", SIZE), ("toy-row", ROW_SIZE), ("toy-bare", BARE_SIZE)):
         patch.setitem(MODELS, name, entry(size))
     texts = MODELS["amused-256"]

@@ -68,7 +68,7 @@ class WeightsFlags:
         from unmask.storage.cache import find_cache_dir
 
         with catch_disk_errors(find_cache_dir()):
-            opened = open_model(name, weights=self.weights, offline=self.offline, world=here)
+            opened = open_model(name, weights=self.weights, offline=self.offline, world=here, say=say_on_stderr)
         if opened.revision and not opened.name.endswith(opened.revision) and (here is None or here.is_main):
             pinned = f"{opened.name.split('@')[0]}@{opened.revision}"
             print(f"{opened.name} is revision {opened.revision}; {pinned} pins it", file=sys.stderr)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from unmask.cli.flags import WeightsFlags, fetch_model
+from unmask.cli.flags import WeightsFlags, fetch_model, say_on_stderr
 from unmask.cli.parsing import catch_disk_errors, parse, split_positional
 from unmask.errors import ConfigError, look_up, suggest_nearest
 from unmask.published.names import MODEL_NAMES
 from unmask.runtime.progress import show_progress
-from unmask.storage.layout import TOKENIZER
+from unmask.storage.layout import CONFIG, TOKENIZER
 
 if TYPE_CHECKING:
     from unmask.decoding.sampling import Sampling
@@ -30,18 +30,45 @@ def list_models(arguments: list[str]) -> None:
 
     if arguments:
         return _describe_model(arguments[0], look_up(MODELS, arguments[0], "published model"))
-    print(f"{'name':18s}{'parameters':>16s}  {'FID':>6s}  {'licence':12s}what it is")
     for name, model in MODELS.items():
-        generator, tokenizer = model.parameters
-        fid = "–" if model.preset is None else f"{model.preset.expected.fid:.2f}"
-        size = f"{generator / 1e6:.0f} + {tokenizer / 1e6:.0f} M"
-        print(f"{name:18s}{size:>16s}  {fid:>6s}  {model.licence:12s}{model.about}")
-    print("\nFID as published for ImageNet: the authors' weights, samplers and evaluations. More: unmask models NAME")
+        print(f"{name}: {model.about}")
+        print(f"  one command  {_show_command(name, model)}")
+        print(f"  {', '.join(_list_facts(name, model))}\n")
+    print("Scores are as published: the authors' weights, samplers and evaluations. More: unmask models NAME")
+
+
+def _show_command(name: str, model: "Published") -> str:
+    """Return the command that samples from a model, with nothing else to do before."""
+    from unmask.pretrained.conditions import takes_prompts
+
+    return f"unmask sample {name} " + (
+        '--prompt "a cat"' if takes_prompts(model.size.model) else '--labels "golden retriever"'
+    )
+
+
+def _list_facts(name: str, model: "Published") -> list[str]:
+    """Return what a model takes, its size, licence, expected score, and whether it is on the disk."""
+    from unmask.pretrained.conditions import takes_prompts
+    from unmask.storage.cache import find_cache_dir
+
+    generator, tokenizer = model.parameters
+    sizes = [file.size for file in (model.model, model.tokenizer) if file.size]
+    there = (find_cache_dir() / "models" / name / CONFIG).is_file()
+    return [
+        "text conditional" if takes_prompts(model.size.model) else "class conditional",
+        f"{generator / 1e6:.0f} + {tokenizer / 1e6:.0f} M parameters",
+        *([f"{sum(sizes) / 1e9:.1f} GB to download"] if len(sizes) == 2 else []),
+        model.licence,
+        f"FID {model.preset.expected.fid:.2f} ({model.preset.source})" if model.preset else "no score on ImageNet",
+        "on the disk" if there else "not on the disk",
+    ]
 
 
 def _describe_model(name: str, model: "Published") -> None:
     generator, tokenizer = model.parameters
     print(f"{name}: {model.about}")
+    print(f"one command {_show_command(name, model)}")
+    print(f"            {', '.join(_list_facts(name, model))}")
     print(f"parameters  {generator:,} and {tokenizer:,} of the tokenizer")
     print(f"licence     {model.licence}; trained on {model.data}")
     print(f"sampled     {_describe_sampling(model.sampling)}")
@@ -50,12 +77,11 @@ def _describe_model(name: str, model: "Published") -> None:
             f"{what} {value}" for what, value in vars(model.preset.expected).items() if value is not None
         )
         print(f"published   {scores} ({model.preset.source})")
+    from unmask.published.files import describe_check
+
     for what, file in (("generator", model.model), ("tokenizer", model.tokenizer)):
-        how = "by hand, with --weights: its checksum is unknown" if file.source is None else "downloaded"
-        if file.source is not None:
-            how += f", sha256 {file.source.sha256}..." if file.source.sha256 else ", without a published checksum"
         place = file.page if file.page.endswith(file.name) else f"{file.name} of {file.page}"
-        print(f"{what:11s} {place} ({how})")
+        print(f"{what:11s} {place} ({describe_check(file)})")
 
 
 def _describe_sampling(sampling: "Sampling") -> str:
@@ -78,7 +104,9 @@ def run_fetch(arguments: list[str]) -> None:
 
     look_up(MODELS, name, "published model")
     with catch_disk_errors(find_cache_dir()), show_progress(shown=True) as progress:
-        folder = fetch_published(name, weights=flags.weights, offline=flags.offline, progress=progress)
+        folder = fetch_published(
+            name, weights=flags.weights, offline=flags.offline, progress=progress, say=say_on_stderr
+        )
     print(f"wrote {folder}; next: unmask sample {name}")
 
 

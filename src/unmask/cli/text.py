@@ -23,6 +23,7 @@ from unmask.errors import ConfigError, look_up
 from unmask.evaluation import text_table
 from unmask.experiments import text as text_experiment
 from unmask.method.sampling.priorities import Halton, Raster
+from unmask.metrics.causal_judge import load_causal_judge
 from unmask.metrics.judge import JudgeConfig
 from unmask.pipelines.text import TextPipeline
 from unmask.recipes import TextRecipe, reading
@@ -65,6 +66,9 @@ class EvaluateTextFlags(OutputFlags):
     """Several give a frontier of perplexity against entropy."""
     samples: int = 200
     """Texts of each setting, of the model's whole context."""
+    published_judge: Annotated[str | None, tyro.conf.arg(name="judge")] = None
+    """Also measure the generative perplexity under gpt2, gpt2-large, or a folder with a causal language model of
+    transformers, as other papers quote it."""
     judge: JudgeConfig = JudgeConfig()
     seed: int = 0
     device: Device = "auto"
@@ -104,6 +108,7 @@ def run_evaluate_text(arguments: list[str]) -> None:
             raise ConfigError(f"{name} is a text model without its data: give the run that trained it")
         pipeline = TextPipeline.from_pretrained(run, device=str(here.device), spec=recipe)
         settings = list(dict.fromkeys(_settings(flags, pipeline)))
+        published = None if flags.published_judge is None else load_causal_judge(flags.published_judge, here.device)
         rows = []
         for row in text_table.measure_writing(
             text_experiment.reopen_text(recipe, run),
@@ -114,16 +119,22 @@ def run_evaluate_text(arguments: list[str]) -> None:
             seed=flags.seed,
             judge=flags.judge,
             world=here,
+            published=published,
         ):
             rows.append(row)
             if here.is_main:
                 print(
                     "\n".join(
-                        [*([] if len(rows) > 1 else [text_table.format_writing_head()]), text_table.format_writing(row)]
+                        [
+                            *([] if len(rows) > 1 else [text_table.format_writing_head(row)]),
+                            text_table.format_writing(row),
+                        ]
                     ),
                     flush=True,
                 )
         facts: dict[str, object] = {"samples": flags.samples, "seed": flags.seed, "judge": str(flags.judge)}
+        if published is not None:
+            facts["generative perplexity under"] = published.name
         if here.is_main:
             text_table.write_writing(rows, out, facts, here)
             print(f"\nwrote into {out}: writing.md, writing.csv, frontier.png, samples.md")

@@ -33,6 +33,8 @@ class WritingFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     num: int = 3
     """How many texts."""
+    offline: bool = False
+    """For a model of the Hub: use what is in the cache, and ask no server."""
     seed: int = 0
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
@@ -55,7 +57,7 @@ def run_generate(arguments: list[str]) -> None:
     name, rest = split_positional(arguments, f"generate MODEL, where MODEL is a text model: {MODEL_NAMES}")
     flags = parse(GenerateFlags, rest, f"generate {name}")
     _check_page(flags)
-    pipeline = _open_text(name, f"sample {name}", flags.device)
+    pipeline = _open_text(name, f"sample {name}", flags)
     with catch_value_errors():
         _write(pipeline, pipeline.make_canvas(flags.prompt, flags.length), flags, whole=False)
 
@@ -67,7 +69,7 @@ def run_infill(arguments: list[str]) -> None:
     template, rest = ("", rest) if rest == ["--help"] else split_positional(rest, usage)
     flags = parse(WritingFlags, rest, f"infill {name}" if rest == ["--help"] else f"infill {name} TEXT")
     _check_page(flags)
-    pipeline = _open_text(name, f"inpaint {name} PHOTO", flags.device)
+    pipeline = _open_text(name, f"inpaint {name} PHOTO", flags)
     with catch_value_errors():
         _write(pipeline, pipeline.mask_text(template), flags, whole=True)
 
@@ -81,13 +83,13 @@ def _check_page(flags: WritingFlags) -> None:
     check_file(flags.html, overwrite=flags.overwrite)
 
 
-def _open_text(name: str, instead: str, device: str) -> "TextPipeline":
+def _open_text(name: str, instead: str, flags: WritingFlags) -> "TextPipeline":
     from unmask.pipelines.text import TextPipeline
 
-    opened = WeightsFlags().open(name)
+    opened = WeightsFlags(offline=flags.offline).open(name)
     spec = opened.require_text_spec(instead)
-    check_device(device)
-    return TextPipeline.from_pretrained(fetch_model(opened), device=device, spec=spec)
+    check_device(flags.device)
+    return TextPipeline.from_pretrained(fetch_model(opened), device=flags.device, spec=spec)
 
 
 def _write(pipeline: "TextPipeline", canvas: "MaskedText", flags: WritingFlags, *, whole: bool) -> None:

@@ -9,6 +9,7 @@ side. Reading 8 KiB of each file is cheap for a million files; `whole` keys hash
 
 import hashlib
 import os
+from io import RawIOBase
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,7 @@ def hash_picture_file(path: str | Path, offset: int = 0, length: int | None = No
             if size <= SAMPLES * SAMPLED_BYTES:
                 return _hash_parts(size, file.read(size))
             if not whole:
-                places = [offset + start for start in _place_samples(size)]
-                return _hash_parts(size, *(os.pread(file.fileno(), SAMPLED_BYTES, place) for place in places))
+                return _hash_parts(size, *(_read_at(file, offset + start) for start in _place_samples(size)))
             digest = _start_hash(size)
             while size > 0 and (block := file.read(min(_BLOCK, size))):
                 digest.update(block)
@@ -89,6 +89,11 @@ def choose_held_out(keys: UInt8[np.ndarray, "n 16"], share: float, seed: int) ->
 def _place_samples(length: int) -> list[int]:
     """Return where the samples of a file of more than SAMPLES * SAMPLED_BYTES begin: evenly spaced, both ends in."""
     return [(length - SAMPLED_BYTES) * i // (SAMPLES - 1) for i in range(SAMPLES)]
+
+
+def _read_at(file: RawIOBase, place: int) -> bytes:
+    file.seek(place)
+    return file.read(SAMPLED_BYTES) or b""
 
 
 def _start_hash(length: int) -> hashlib.blake2b:

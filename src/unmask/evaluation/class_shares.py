@@ -18,6 +18,7 @@ from unmask.method.guidance import Condition
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.labels import share_out_labels
 from unmask.pipelines.rules import LabelRule
+from unmask.published.catalogue import read_imagenet_classes
 
 SHOWN_CLASSES = 5
 TOLD_DIFFERENCE = 0.01  # of all pictures
@@ -66,7 +67,9 @@ def count_class_shares(
         raise ConfigError(
             f"the model has {pipeline.num_classes} classes and these pictures {num}: their numbers mean other things"
         )
-    for i, (theirs, ours) in enumerate(zip(pipeline.classes, names, strict=False)):
+    # The names of a published model are ours, and a folder of ImageNet has others, such as n02099601.
+    known = () if pipeline.classes == read_imagenet_classes() else pipeline.classes
+    for i, (theirs, ours) in enumerate(zip(known, names, strict=False)):
         if theirs != ours and not experiment.policy.accept:
             raise ConfigError(f"class {i} is {theirs} for the model and {ours} in these pictures: rename the pictures'")
     held_out, training = (

@@ -32,6 +32,7 @@ from unmask.evaluation.reference import Reference, check_judge, embed_real, gath
 from unmask.evaluation.runs import OpenedRun
 from unmask.experiments.images import Experiment
 from unmask.method.guidance import Condition
+from unmask.method.rand import to_double
 from unmask.metrics.classes import compute_inception_score
 from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import compute_frechet_distance, compute_frechet_infinity, fit_gaussian
@@ -78,7 +79,7 @@ def sample_banks(
     def compute(block: slice) -> Tensor:
         part = None if labels is None else labels[block]
         images = pipeline.sample_range(block.start, block.stop, part, seed=seed, sampling=sampling).to(world.device)
-        return torch.cat([measure_bank(images).double() for _, measure_bank in measures], dim=1)
+        return torch.cat([to_double(measure_bank(images)) for _, measure_bank in measures], dim=1)
 
     dims = [dim for dim, _ in measures]
     return list(gather_rows(num, sum(dims), compute, world, progress).split(dims, dim=1))
@@ -139,7 +140,7 @@ def decode_pixels(experiment: Experiment) -> tuple[Float[Tensor, "n d"], Float[T
 
 def measure_accuracy(judge: ClassifierFeatures, bank: Bank, labels: Int[Tensor, "n"]) -> float:
     """Return the share of images whose likeliest class is their own; `bank` holds features of the classifier."""
-    return float((judge.classify(bank).argmax(1) == labels.to(bank.device)).double().mean())
+    return float((judge.classify(bank).argmax(1) == labels.to(bank.device)).cpu().double().mean())
 
 
 def measure_run(

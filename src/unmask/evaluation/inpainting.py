@@ -20,6 +20,7 @@ from unmask.errors import ConfigError
 from unmask.experiments.images import Experiment
 from unmask.figures import images as figures
 from unmask.method.guidance import Condition
+from unmask.method.rand import to_double
 from unmask.method.schedules import Cosine, Power, Shape
 from unmask.metrics.embedders import ClassifierFeatures, Features, embed_all, identify_features
 from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
@@ -96,7 +97,7 @@ def measure_with(
 
     def measure(repaired: Tensor, truth: Tensor, hole: Tensor) -> dict[str, float]:
         inside = hole[:, None]
-        missed = torch.where(inside, (repaired - truth).abs(), 0.0).double().sum()
+        missed = to_double(torch.where(inside, (repaired - truth).abs(), 0.0)).sum()
         named = {
             "frechet": _distance(features(repaired), features(truth)),
             "frechet_holes": _distance(features(repaired * inside), features(truth * inside)),

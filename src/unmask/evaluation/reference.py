@@ -19,6 +19,7 @@ from unmask.data.pictures import Pictures, hash_pictures, spread
 from unmask.data.sources.choice import write_source
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.experiments.images import Experiment
+from unmask.method.rand import to_double
 from unmask.metrics.embedders import ClassifierFeatures, Features, Identity, check_same_features, identify_features
 from unmask.runtime.distributed import World, barrier, sum_over_ranks
 from unmask.runtime.progress import Progress
@@ -77,10 +78,10 @@ def gather_rows(
 ) -> Float64[Tensor, "n d"]:
     """Compute rows in blocks over the ranks; each rank gets all of them, equal to what one process computes."""
     report = progress or _silent
-    rows = torch.zeros(num, dim, dtype=torch.float64, device=world.device)
+    rows = to_double(torch.zeros(num, dim, device=world.device))
     report(what, 0, num)
     for block in split_blocks(num, world):
-        rows[block] = compute(block).double()
+        rows[block] = to_double(compute(block))
         report(
             what, min(num, block.stop + (world.size - 1) * PICTURES_AT_ONCE), num
         )  # the other ranks are about as far
@@ -102,10 +103,10 @@ def embed_real(
 
     def compute(block: slice) -> Tensor:
         images, places = pictures.read_good(index[block], world.device)
-        rows = torch.zeros(len(index[block]), 1 + features.dim, dtype=torch.float64, device=world.device)
+        rows = to_double(torch.zeros(len(index[block]), 1 + features.dim, device=world.device))
         if len(places):
-            read = torch.ones(len(places), 1, dtype=torch.float64, device=world.device)
-            rows[places.to(world.device)] = torch.cat([read, features(images).to(world.device)], dim=1)
+            read = torch.ones(len(places), 1, dtype=rows.dtype, device=rows.device)
+            rows[places.to(rows.device)] = torch.cat([read, features(images).to(rows.device)], dim=1)
         return rows
 
     rows = gather_rows(len(index), 1 + features.dim, compute, world, progress, "real pictures")

@@ -189,7 +189,7 @@ def link_weights(measured: MeasuredModel, folder: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for link in links:
         link.unlink(missing_ok=True)
-        link.symlink_to((folder / link.name).resolve())
+        link.symlink_to((folder / link.name).absolute())  # the file itself may be a link of a cache
     write_config(measured, out)
 
 

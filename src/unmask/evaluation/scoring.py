@@ -22,7 +22,7 @@ from unmask.figures.images import plot_curves
 from unmask.method.guidance import Condition, Predict
 from unmask.method.likelihood import compute_exact_nll, estimate_bound
 from unmask.method.masking import ABSENT
-from unmask.method.rand import Rand
+from unmask.method.rand import Rand, to_double
 from unmask.runtime.distributed import World, sum_over_ranks
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
@@ -127,14 +127,14 @@ def _nats(
     world: World,
 ) -> tuple[Float64[Tensor, "n"], Float64[Tensor, "n"]]:
     """-log p of each row, and its number of tokens; the rows are shared out over the ranks."""
-    out = torch.zeros(2, len(index), dtype=torch.float64, device=world.device)
+    out = to_double(torch.zeros(2, len(index), device=world.device))
     mine = torch.arange(world.rank, len(index), world.size)
     length = subject.rows.read_rows(index[:1], world.device)[0].shape[1]
     for part in mine.split(count_rows_at_once(SCORED_ROWS, length, subject.mask_id, world.device)):
         tokens, condition = subject.rows.read_rows(index[part], world.device)
         rand = Rand(seed, index[part].to(world.device), len(subject.rows))
         nats = measure(make(condition), tokens, rand)
-        out[:, part.to(world.device)] = torch.stack([nats, (tokens != ABSENT).sum(1).double()])
+        out[:, part.to(out.device)] = to_double(torch.stack([nats, (tokens != ABSENT).sum(1).to(nats.dtype)]))
     nats, num_tokens = sum_over_ranks(out, world).cpu()
     return nats, num_tokens
 

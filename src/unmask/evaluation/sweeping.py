@@ -29,6 +29,7 @@ from unmask.evaluation.reference import Reference, gather_rows, open_reference
 from unmask.evaluation.runs import OpenedRun
 from unmask.evaluation.sweep_table import RAMPS, SweepRow, SweepTable, draw_sweep, format_number, format_page
 from unmask.experiments.images import Experiment
+from unmask.method.rand import to_double
 from unmask.method.sampling.priorities import Confidence
 from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
@@ -293,9 +294,9 @@ def measure_reveal_times(
         canvas = pipeline.make_canvas(block.stop - block.start)
         labels = None if every is None else every[block].to(canvas.device)
         states = pipeline.stream_states(canvas, labels, seed=seed, first=block.start, sampling=sampling)
-        when = torch.zeros(canvas.shape, dtype=torch.float64, device=canvas.device)
+        when = to_double(torch.zeros(canvas.shape, device=canvas.device))
         for state in states:
-            when += state.revealed.double() * state.t
+            when += to_double(state.revealed) * state.t
         return when.to(world.device)
 
     mean = gather_rows(num, pipeline.model.length, compute, world).mean(0)

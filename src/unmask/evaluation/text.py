@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unmask.data.tokens import Tokens
 from unmask.errors import ConfigError
+from unmask.method.rand import to_double
 from unmask.metrics.judge import (
     Judge,
     JudgeConfig,
@@ -118,7 +119,7 @@ def _check(samples: TextRows, held_out: TextRows) -> None:
 
 
 def _judged(rows: TextRows, judge: Judge) -> dict[str, float]:
-    nats = measure_surprise(judge, rows).double().sum() / (rows >= 0).sum()
+    nats = to_double(measure_surprise(judge, rows)).sum() / (rows >= 0).sum().cpu()
     return {"nats_per_token": nats.item(), "perplexity": nats.exp().item()}
 
 

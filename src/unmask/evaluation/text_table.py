@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -16,6 +17,7 @@ from unmask.errors import ConfigError
 from unmask.evaluation.text import measure_texts, open_judge
 from unmask.experiments.text import TextExperiment
 from unmask.figures.images import plot_curves
+from unmask.metrics.causal_judge import CausalJudge, measure_generative_perplexity
 from unmask.metrics.judge import JudgeConfig
 from unmask.pipelines.text import TextPipeline
 from unmask.runtime.distributed import World
@@ -23,6 +25,7 @@ from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
 from unmask.storage.files import write_text
 from unmask.storage.lock import remove_killed_writes
+from unmask.tokenizers.text import TextTokenizer
 
 WRITING_COLUMNS = {
     "perplexity": "{:.2f}",
@@ -34,6 +37,8 @@ WRITING_COLUMNS = {
     "repetition_4": "{:.3f}",
     "word_doubles": "{:.3%}",
 }
+GENERATIVE = "generative_perplexity"
+"""The column of a published judge, where there is one."""
 HELD_OUT, TRAINING = "held-out text (floor)", "training text"
 
 
@@ -58,10 +63,12 @@ def measure_writing(
     seed: int,
     judge: JudgeConfig,
     world: World,
+    published: CausalJudge | None = None,
 ) -> Iterator[WritingRow]:
     """Yield rows for held-out text, training text, then `num` samples of each way to sample, by its name.
 
-    The judge is trained on the training text once and kept in the run. ConfigError if there is too little text.
+    The judge is trained on the training text once and kept in the run. A `published` judge measures the generative
+    perplexity as well. ConfigError if there is too little text.
     """
     if num < 2 or not settings:
         raise ConfigError(f"{num} samples of {len(settings)} settings: 2 or more samples, and a setting")
@@ -77,8 +84,11 @@ def measure_writing(
     )
     front = pipeline.make_canvas("").front  # a given end token is no part of what was written
     real = _spread(ready.test, 2 * num, world)[:, front:]
-    training = measure_texts(_spread(ready.train, num, world)[:, front:], real, reader, tokenizer.decode)
+    learned = _spread(ready.train, num, world)[:, front:]
+    training = measure_texts(learned, real, reader, tokenizer.decode)
     floor = {name.removesuffix("_floor"): value for name, value in training.items() if name.endswith("_floor")}
+    floor |= _read_with(published, real, tokenizer)
+    training |= _read_with(published, learned, tokenizer)
     yield WritingRow(order=HELD_OUT, steps=0, temperature=0.0, figures=floor, text=tokenizer.decode(real[0]))
     yield WritingRow(order=TRAINING, steps=0, temperature=0.0, figures=training, text="")
     for name, sampling in settings:
@@ -87,9 +97,28 @@ def measure_writing(
             order=name,
             steps=sampling.steps,
             temperature=sampling.temperature if isinstance(sampling.temperature, float) else sampling.temperature[0],
-            figures=measure_texts(rows, real, reader, tokenizer.decode),
+            figures=measure_texts(rows, real, reader, tokenizer.decode) | _read_with(published, rows, tokenizer),
             text=tokenizer.decode(rows[0]),
         )
+
+
+def _read_with(judge: CausalJudge | None, rows: Int[Tensor, "n l"], tokenizer: TextTokenizer) -> dict[str, float]:
+    """Return the generative perplexity of rows of tokens; {} without a judge."""
+    if judge is None:
+        return {}
+    texts = [split_documents(row.tolist(), tokenizer) for row in rows]
+    return {GENERATIVE: measure_generative_perplexity(judge, texts)}
+
+
+def split_documents(tokens: Sequence[int], tokenizer: TextTokenizer) -> list[str]:
+    """Return the texts of a row, which end tokens divide; one after the last end token may be empty."""
+    pieces: list[list[int]] = [[]]
+    for token in tokens:
+        if token == tokenizer.end_id:
+            pieces.append([])
+        else:
+            pieces[-1].append(token)
+    return [tokenizer.decode(np.array(piece, np.int64)) for piece in pieces]
 
 
 def _spread(rows: Tokens, num: int, world: World) -> Int[Tensor, "n l"]:
@@ -102,14 +131,18 @@ def sample_rows(pipeline: TextPipeline, num: int, seed: int, sampling: Sampling)
     return torch.stack([*pipeline.finish(pipeline.make_canvas(""), num, seed=seed, sampling=sampling)])
 
 
-def format_writing_head() -> str:
-    """Return the first two lines of the Markdown table."""
-    names = [name.replace("_", " ") for name in WRITING_COLUMNS]
-    return f"| order | steps | temperature | {' | '.join(names)} |\n| --- |{' ---: |' * (len(WRITING_COLUMNS) + 2)}"
+def format_writing_head(row: WritingRow) -> str:
+    """Return the first two lines of the Markdown table, whose first row this is."""
+    names = [name.replace("_", " ") for name in _list_columns(row)]
+    return f"| order | steps | temperature | {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) + 2)}"
+
+
+def _list_columns(row: WritingRow) -> dict[str, str]:
+    return {**WRITING_COLUMNS, **({GENERATIVE: "{:.2f}"} if GENERATIVE in row.figures else {})}
 
 
 def format_writing(row: WritingRow) -> str:
-    cells = [form.format(row.figures[name]) for name, form in WRITING_COLUMNS.items()]
+    cells = [form.format(row.figures[name]) for name, form in _list_columns(row).items()]
     setting = [row.order, str(row.steps or "–"), f"{row.temperature:g}" if row.steps else "–"]
     return f"| {' | '.join([*setting, *cells])} |"
 
@@ -124,7 +157,9 @@ def write_writing(rows: Sequence[WritingRow], out: Path, facts: dict[str, object
     here = describe_environment(world.device)
     said = ", ".join(f"{name} {value}" for name, value in facts.items())
     made = f"{said}. `{here['command']}`, commit {here['commit']}, {here['hardware']}."
-    write_text("\n".join([format_writing_head(), *map(format_writing, rows), "", made]) + "\n", out / "writing.md")
+    write_text(
+        "\n".join([format_writing_head(rows[0]), *map(format_writing, rows), "", made]) + "\n", out / "writing.md"
+    )
     table = io.StringIO()
     names = sorted({name for row in rows for name in row.figures if not name.endswith("_floor")})
     writer = csv.writer(table, lineterminator="\n")

@@ -17,6 +17,7 @@ from unmask.evaluation.reference import check_held_out, check_judge, gather_rows
 from unmask.evaluation.runs import MEASURE_ADVICE
 from unmask.experiments.tokenizer import draw_reconstructions, open_tokenizer_run, prepare_tokenizer
 from unmask.figures.images import write_picture
+from unmask.method.rand import to_double
 from unmask.metrics.embedders import ClassifierFeatures, Features, identify_features
 from unmask.metrics.features import ClassifierConfig
 from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
@@ -128,7 +129,7 @@ def measure_reconstructions(
         error = (images - made).abs().flatten(1).mean(1)
         columns = [compute_psnr(images, made)[:, None], compute_ssim(images, made)[:, None], error[:, None]]
         columns += [] if features is None else [features(images), features(made)]
-        return torch.cat([*(column.double() for column in columns), tokens.double()], dim=1)
+        return torch.cat([*map(to_double, columns), to_double(tokens)], dim=1)
 
     length = math.prod(model.grid)
     rows = gather_rows(len(index), 3 + 2 * dim + length, compute, world)

@@ -7,12 +7,12 @@ of tokens, characters or pixels. Lower is better.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.method.guidance import Predict
 from unmask.method.masking import ABSENT, exclude_absent, mask_count
-from unmask.method.rand import Rand
+from unmask.method.rand import Rand, choose_wide_dtype
 from unmask.method.sampling.decode import CONFIDENCE, Priority, choose_by_score
 from unmask.method.schedules import count_reveals
 
@@ -20,7 +20,7 @@ from unmask.method.schedules import count_reveals
 @torch.no_grad()
 def estimate_bound(
     predict: Predict, tokens: Int[Tensor, "b l"], *, mask_id: int, rand: Rand, passes: int
-) -> Float64[Tensor, "b passes"]:
+) -> Float[Tensor, "b passes"]:
     """Return one estimate per pass of the masked-diffusion bound on -log p(row), in nats; their mean is the bound.
 
     Each pass masks k of the n tokens and weights its loss by n / k. k is uniform on 1..n and spread evenly over the
@@ -51,7 +51,7 @@ def compute_exact_nll(
     priority: Priority = CONFIDENCE,
     temperature: float = 1.0,
     known: Bool[Tensor, "b l"] | None = None,
-) -> Float64[Tensor, "b l"]:
+) -> Float[Tensor, "b l"]:
     """Return -log p of every token in nats, for a sampler that first chooses the positions of a step, then samples.
 
     The choice depends only on visible tokens. So the probability of the data is a product over the steps, and it sums
@@ -66,7 +66,7 @@ def compute_exact_nll(
     if known is not None:
         masked = masked & ~known
     counts = count_reveals(masked.sum(1), ratios)
-    nats = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
+    nats = torch.zeros(tokens.shape, dtype=choose_wide_dtype(tokens.device), device=tokens.device)
     canvas = torch.where(masked, mask_id, tokens)
     for step in counts.any(1).nonzero().flatten().tolist():
         logits = predict(canvas, step / len(ratios)).float()
@@ -80,8 +80,8 @@ def compute_exact_nll(
     return nats
 
 
-def compute_token_nll(logits: Float[Tensor, "b l k"], tokens: Int[Tensor, "b l"]) -> Float64[Tensor, "b l"]:
+def compute_token_nll(logits: Float[Tensor, "b l k"], tokens: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
     """Return -log p(token) at every position, in nats; the value at an ABSENT token has no meaning."""
     logits = logits.float()
     chosen = logits.gather(-1, tokens.clamp(min=0)[..., None])[..., 0]
-    return (logits.logsumexp(-1) - chosen).double()
+    return (logits.logsumexp(-1) - chosen).to(choose_wide_dtype(logits.device))

@@ -6,7 +6,7 @@ never masked.
 """
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 ABSENT = -1
@@ -24,7 +24,7 @@ def mask_count(count: Int[Tensor, "b"], u: Float[Tensor, "b l"]) -> Bool[Tensor,
     return (rank < count.clamp(1, u.shape[1])[:, None]) & (u < 2)
 
 
-def mask_exact(ratio: Float64[Tensor, "b"], u: Float[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
+def mask_exact(ratio: Float[Tensor, "b"], u: Float[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
     """Mask ceil(ratio * l) of the l tokens of each row (x-transformers and MAGE round this way).
 
     With ratios uniform in (0, 1) every count 1..l is equally likely, which is nanoMaskGIT's rule.

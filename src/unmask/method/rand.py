@@ -9,12 +9,26 @@ import zlib
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15, 2^64 / golden ratio, as a signed integer
 _M1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
 _M2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+
+
+BELOW_ONE = 1 - 2.0**-24
+"""The largest float32 below 1."""
+
+
+def choose_wide_dtype(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on MPS, which has no wider type."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def to_double(x: Shaped[Tensor, "*n"]) -> Float64[Tensor, "*n"]:
+    """Return numbers in float64; those of MPS on the CPU."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def _mix(z: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
@@ -45,8 +59,11 @@ class Rand:
         """Return the noise of the same rows at another step."""
         return replace(self, step=step)
 
-    def __call__(self, stream: str, *shape: int) -> Float64[Tensor, "b ..."]:
-        """Draw uniforms of shape [b, *shape] for the named stream."""
+    def __call__(self, stream: str, *shape: int) -> Float[Tensor, "b ..."]:
+        """Draw uniforms of shape [b, *shape] for the named stream: in float64, or on MPS those rounded to float32."""
+        if self.rows.device.type == "mps":
+            u = replace(self, rows=self.rows.cpu())(stream, *shape)
+            return u.clamp(max=BELOW_ONE).to(self.rows.device, torch.float32)
         key = torch.zeros((), dtype=torch.int64)
         for word in (self.seed, self.step, zlib.crc32(stream.encode())):
             key = _mix(key + torch.tensor(word) * _M1 + _GOLDEN)

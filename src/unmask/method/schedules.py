@@ -14,12 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask.errors import FACTORS, check_ranges
+from unmask.method.rand import choose_wide_dtype
 
 Schedule = Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]
 
 
 def _time(t: Float[Tensor, "..."] | float) -> Float[Tensor, "..."]:
-    return torch.as_tensor(t, dtype=torch.float64).clamp(0, 1)
+    device = t.device if isinstance(t, Tensor) else torch.device("cpu")
+    return torch.as_tensor(t, dtype=choose_wide_dtype(device)).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def compute_likelihood_weight(schedule: Schedule, t: Float[Tensor, "..."]) -> Fl
     (pi/2) tan(pi t/2).
     """
     with torch.enable_grad():
-        at = t.detach().double().requires_grad_()
+        at = t.detach().to(choose_wide_dtype(t.device)).requires_grad_()
         g = schedule(at)
         (slope,) = torch.autograd.grad(g.sum(), at)
     return -slope / g.detach()

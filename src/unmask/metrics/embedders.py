@@ -17,9 +17,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unmask.errors import CheckpointError, ConfigError, NonFiniteError
+from unmask.method.rand import to_double
 from unmask.metrics.features import Classifier, embed, hash_network
 from unmask.metrics.inception import CleanResize, Inception, PlainResize
 from unmask.storage.files import escape_line, hash_file
+from unmask.storage.hub import download_hub_folder
 
 ROUNDED = "8 bits"  # every `preprocessing` text begins with it
 GREY = "grey as three equal channels"
@@ -127,7 +129,7 @@ class ClassifierFeatures:
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
         """Return class probabilities from features."""
         head = self.classifier.head
-        return F.linear(features, head.weight.double(), head.bias.double()).softmax(dim=1)
+        return F.linear(features, to_double(head.weight), to_double(head.bias)).softmax(dim=1)
 
 
 class InceptionFeatures:
@@ -147,13 +149,13 @@ class InceptionFeatures:
         pixels = _convert_to_colour(images).to(self.network.fc.weight.device)
         # Otherwise convolutions on GPUs keep 10 bits of each number, and distances differ between GPUs.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return self.network(self.resize(pixels)).double()
+            return to_double(self.network(self.resize(pixels)))
 
     @torch.no_grad()
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
         """Return probabilities of the 1008 classes from features, as in published Inception scores."""
         # Published Inception scores omit the bias of the last layer (code of Salimans et al. 2016).
-        return F.linear(features, self.network.fc.weight.double()).softmax(dim=1)
+        return F.linear(features, to_double(self.network.fc.weight)).softmax(dim=1)
 
 
 # Mean and deviation of ImageNet's channels, as in the training of DINOv2.
@@ -185,7 +187,7 @@ class Dinov2Features:
         size = (DINOV2_SIZE, DINOV2_SIZE)
         resized = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).round().clamp(0, 255)
         mean, std = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (MEAN, STD))
-        return self.network((resized / 255 - mean) / std).last_hidden_state[:, 0].double()
+        return to_double(self.network((resized / 255 - mean) / std).last_hidden_state[:, 0])
 
     def classify(self, features: Float64[Tensor, "b d"]) -> Float64[Tensor, "b k"]:
         """Raise ConfigError, since DINOv2 has no classes."""
@@ -240,14 +242,10 @@ def _find_dinov2(path: Path | str | None) -> Path:
     shown = escape_line(str(path or repo))
     if not revision:
         raise CheckpointError(f"{shown}: no such folder; give one, or OWNER/NAME@REVISION to pin a commit of the Hub")
-    from huggingface_hub import snapshot_download  # comes with transformers
-
     try:
-        names = ["config.json", "model.safetensors"]
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=names))
-    except (OSError, ValueError) as error:
-        reason = escape_line((str(error).strip() or type(error).__name__).splitlines()[0])
-        raise CheckpointError(f"{shown}: cannot be downloaded ({reason}); give dinov2=DIR with a local copy") from error
+        folder = download_hub_folder(repo, ["config.json", "model.safetensors"], revision=revision)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; or give dinov2=DIR with a local copy") from error
     weights = folder / "model.safetensors"
     if path is None and hash_file(weights) != DINOV2_SHA256:
         raise CheckpointError(f"{escape_line(str(weights))} is not the published file: delete it, and run again")

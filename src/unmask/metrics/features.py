@@ -27,6 +27,7 @@ from unmask.errors import (
     ConfigError,
     check_ranges,
 )
+from unmask.method.rand import to_double
 from unmask.runtime.distributed import Precision, World, autocast
 from unmask.runtime.progress import Progress
 from unmask.storage.weights import read_sealed, write_sealed
@@ -260,7 +261,7 @@ def embed(classifier: Classifier, images: ClassifierImages, batch: int | None = 
     batch = batch or min(512, max(1, (1 << 26) // (pixels * classifier.config.width)))
     features = torch.cat(
         [
-            classifier.extract_features(_convert_to_float(part.to(classifier.head.weight.device))).double()
+            to_double(classifier.extract_features(_convert_to_float(part.to(classifier.head.weight.device))))
             for part in images.split(batch)
         ]
     )

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from unmask.errors import CheckpointError, ConfigError, DiskError, describe_os_error
+from unmask.errors import CheckpointError
 from unmask.runtime.progress import Progress
-from unmask.storage.cache import fetch_first, find_cache_dir, save_cached
+from unmask.storage.cache import find_cache_dir
+from unmask.storage.download import Unavailable, download_file
 from unmask.storage.files import escape_line
 from unmask.storage.foreign.reader import read_tensors
 
@@ -214,22 +215,19 @@ def find_inception_weights(progress: Progress | None = None) -> Path:
     """Return the path of the published weights in the cache. Download them the first time.
 
     Raises:
-        ConfigError: If the download fails; it says where to put the file.
+        CheckpointError: If the download fails; it says where to put the file.
         DiskError: If the cache cannot be written.
     """
     path = find_cache_dir() / "inception" / FILE
     if path.is_file() and path.stat().st_size == BYTES:
         return path
-    body = fetch_first(list(URLS), BYTES, SHA256, progress)
-    if isinstance(body, list):
-        where = escape_line(str(path))
-        raise ConfigError(
-            f"cannot download {FILE} ({'; '.join(body)}): put it at {where}, or pass --features classifier"
-        )
     try:
-        save_cached(path, body)
-    except OSError as error:
-        raise DiskError(f"{escape_line(str(path))}: {describe_os_error(error)}; or set UNMASK_CACHE") from error
+        download_file(URLS, path, size=BYTES, sha256=SHA256, progress=progress)
+    except Unavailable as error:
+        where = escape_line(str(path))
+        raise CheckpointError(
+            f"cannot download {FILE} ({error}): put it at {where}, or pass --features classifier"
+        ) from error
     return path
 
 

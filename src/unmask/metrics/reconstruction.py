@@ -11,6 +11,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from unmask.errors import ConfigError, DataError
+from unmask.method.rand import to_double
 
 WINDOW = 11  # pixels; window, sigma, K1 and K2 as in the paper
 SIGMA = 1.5
@@ -52,7 +53,7 @@ def compute_code_statistics(counts: Int[Tensor, "k"]) -> dict[str, float]:
     total = counts.sum()
     if total < 1 or counts.amin() < 0:
         raise DataError(f"{len(counts)} counts with sum {int(total)} are no token counts; count at least one token")
-    share = counts.double() / total
+    share = to_double(counts) / total
     entropy = -torch.xlogy(share, share).sum()
     return {
         "usage": (counts > 0).double().mean().item(),
@@ -67,7 +68,7 @@ def _scale_to_unit(
     """Scale both to 0..1. Unequal shapes raise ConfigError, since they would broadcast silently."""
     if a.shape != b.shape:
         raise ConfigError(f"images are {tuple(a.shape)} and {tuple(b.shape)}; compare pairs of one shape")
-    return a.double().clamp(-1, 1) / 2 + 0.5, b.double().clamp(-1, 1) / 2 + 0.5
+    return to_double(a).clamp(-1, 1) / 2 + 0.5, to_double(b).clamp(-1, 1) / 2 + 0.5
 
 
 def _blur(images: Float64[Tensor, "b c h w"]) -> Float64[Tensor, "b c y x"]:

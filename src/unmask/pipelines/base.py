@@ -15,30 +15,22 @@ from torch import Tensor, nn
 
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import change_sampling
-from unmask.errors import CheckpointError, ConfigError, NonFiniteError
+from unmask.errors import ConfigError, NonFiniteError
 from unmask.method.sampling.decode import State
 from unmask.pipelines.exporting import EXPORT_FILES, check_export
 from unmask.pretrained.conditions import read_extras, write_extras
 from unmask.published.card import write_model_card
 from unmask.published.hub import HUB, upload_model
-from unmask.recipes.reading import has_config, read_config, write_config
+from unmask.recipes.reading import write_config
 from unmask.recipes.spec import ModelSpec, TextModelSpec
 from unmask.runtime.packed import to_dense, unpack
 from unmask.runtime.progress import Progress
 from unmask.storage.files import write_text
-from unmask.storage.layout import CONFIG, MODEL, README, TOKENIZER
+from unmask.storage.layout import MODEL, README, TOKENIZER
 from unmask.storage.lock import lock
-from unmask.storage.manifest import begin_files, record_files, verify_recorded
+from unmask.storage.manifest import begin_files, record_files
 
 Spec = TypeVar("Spec", ModelSpec, TextModelSpec)
-
-
-def read_spec(folder: Path, kind: type[Spec]) -> Spec:
-    """Return what config.json holds, after comparing it with the manifest of its folder."""
-    if not has_config(folder):
-        raise CheckpointError(f"{folder}: no {CONFIG} there; give a run, an export or one of unmask models")
-    verify_recorded(folder, CONFIG)
-    return read_config(folder / CONFIG, kind)
 
 
 class LoadedModel(ABC, Generic[Spec]):

@@ -22,7 +22,7 @@ from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import State
-from unmask.pipelines.base import LoadedModel, describe_device, read_spec, report_steps, take_last_tokens
+from unmask.pipelines.base import LoadedModel, describe_device, report_steps, take_last_tokens
 from unmask.pipelines.labels import (
     Labels,
     check_label_range,
@@ -37,6 +37,7 @@ from unmask.pretrained.conditions import (
     check_prompts,
     detach_prompts,
 )
+from unmask.published.opening import open_model
 from unmask.recipes.spec import ModelSpec
 from unmask.runtime.devices import pick_device
 from unmask.runtime.kernels import choose_dtype
@@ -75,28 +76,32 @@ class Pipeline(LoadedModel[ModelSpec]):
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        name: str | Path,
         *,
         device: str = "auto",
         dtype: torch.dtype | None = None,
         prompts: Sequence[str] = (),
+        offline: bool = False,
         spec: ModelSpec | None = None,
     ) -> "Pipeline":
-        """Load a run or an export, in bfloat16 where that is fast.
+        """Load an image model, in bfloat16 where that is fast.
 
         Args:
-            folder: It holds config.json, model.safetensors and, for a learned tokenizer, tokenizer.safetensors.
+            name: A run, an export, a published model such as "besnier-256", or hf-hub:OWNER/NAME[@REVISION].
             device: "auto" (cuda, mps or cpu, whichever is there first), or the name of one.
             dtype: The type of the weights in memory.
             prompts: For a text-to-image model: the texts to sample; text i is its class i.
-            spec: What config.json holds, if it was read before.
+            offline: Use what is in the cache, and ask no server.
+            spec: What config.json holds, if it was read before; `name` is then the folder.
 
         Raises:
-            CheckpointError: A file is missing or damaged.
+            CheckpointError: There is no such model, or a file is missing or damaged.
             ConfigError: config.json does not fit.
         """
-        folder = Path(folder)
-        spec = spec or read_spec(folder, ModelSpec)
+        folder = Path(name)
+        if spec is None:
+            opened = open_model(name, offline=offline)
+            spec, folder = opened.require_image_spec(), opened.fetch()
         check_prompts(spec.model, prompts, f"the model {folder.name}")
         where = pick_device(device)
         kind = dtype or choose_dtype(where)

@@ -14,6 +14,8 @@ from unmask.method.guidance import Condition
 
 Labels = Condition | Iterable[int | str]
 """Ids or names, a row each; or None for no class. A tensor holds ids."""
+MOST_NAMES = 20
+"""Most names of classes in a line."""
 
 
 def resolve_labels(labels: Int[Tensor, "n"] | Iterable[object], classes: Sequence[str]) -> Int[Tensor, "n"]:
@@ -30,6 +32,8 @@ def resolve_labels(labels: Int[Tensor, "n"] | Iterable[object], classes: Sequenc
 def resolve_label(label: object, classes: Sequence[str]) -> int:
     """Return the id of a class, given by name or number: first as a name, since digits are called "0" to "9".
 
+    Lower and upper case are equal, unless two names then are.
+
     Raises:
         ConfigError: There is no such class; or a number (not a string) is the name of one class and the id of another.
     """
@@ -39,8 +43,12 @@ def resolve_label(label: object, classes: Sequence[str]) -> int:
         return list(classes).index(str(label))
     if isinstance(label, Integral) or (isinstance(label, str) and re.fullmatch(r"-?\d{1,9}", label)):
         return int(label)
-    near = get_close_matches(str(label), classes, 1)
-    known = f"did you mean {near[0]}?" if near else f"there are {', '.join(classes)}"
+    plain = [name.casefold() for name in classes]
+    if plain.count(word := str(label).casefold()) == 1:
+        return plain.index(word)
+    near = get_close_matches(word, plain, 1) or [name for name in plain if word in name][:1]
+    shown = classes if len(classes) <= MOST_NAMES else (*classes[: MOST_NAMES - 1], "...", classes[-1])
+    known = f"did you mean {classes[plain.index(near[0])]}?" if near else f"there are {', '.join(shown)}"
     raise ConfigError(f"no class {label}: {known if classes else 'give its number'}")
 
 

@@ -22,7 +22,8 @@ from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
 from unmask.method.sampling.blocks import pad_canvas
 from unmask.method.sampling.decode import State
-from unmask.pipelines.base import LoadedModel, describe_device, read_spec
+from unmask.pipelines.base import LoadedModel, describe_device
+from unmask.published.opening import open_model
 from unmask.recipes.spec import TextModelSpec
 from unmask.runtime.devices import pick_device
 from unmask.runtime.kernels import choose_dtype
@@ -73,27 +74,31 @@ class TextPipeline(LoadedModel[TextModelSpec]):
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        name: str | Path,
         *,
         device: str = "auto",
         dtype: torch.dtype | None = None,
+        offline: bool = False,
         spec: TextModelSpec | None = None,
     ) -> "TextPipeline":
-        """Load a run or an export, in bfloat16 where that is fast.
+        """Load a text model, in bfloat16 where that is fast.
 
         Args:
-            folder: It holds config.json, model.safetensors and tokenizer.json.
+            name: A run, an export or hf-hub:OWNER/NAME[@REVISION].
             device: "auto" (cuda, mps or cpu, whichever is there first), or the name of one.
             dtype: The type of the weights in memory.
-            spec: What config.json holds, if it was read before.
+            offline: Use what is in the cache, and ask no server.
+            spec: What config.json holds, if it was read before; `name` is then the folder.
 
         Raises:
-            CheckpointError: A file is missing or damaged.
+            CheckpointError: There is no such model, or a file is missing or damaged.
             ConfigError: config.json does not fit.
             DataError: The tokenizer's file is not one.
         """
-        folder = Path(folder)
-        spec = spec or read_spec(folder, TextModelSpec)
+        folder = Path(name)
+        if spec is None:
+            opened = open_model(name, offline=offline)
+            spec, folder = opened.require_text_spec("sample"), opened.fetch()
         tokenizer = open_text_tokenizer(folder / TEXT_TOKENIZER, spec.tokenizer.context)
         if spec.tokenizer_sha256 not in (None, tokenizer.sha256):
             raise CheckpointError(f"{folder / TEXT_TOKENIZER} is another tokenizer than the model was trained with")

@@ -15,7 +15,7 @@ from typing_extensions import TypeIs
 from unmask.errors import ConfigError
 from unmask.method.models.protocol import Generator
 from unmask.pretrained.amused import Amused, UVit2D
-from unmask.pretrained.clip import FILES, Clip, read_clip, write_clip
+from unmask.pretrained.clip import FILES, OPTIONAL_FILES, Clip, read_clip, require_transformers, write_clip
 from unmask.pretrained.generators import GeneratorSizes
 from unmask.pretrained.google import GoogleMaskGIT
 from unmask.pretrained.prompts import Prompted, load_text_reader
@@ -23,6 +23,8 @@ from unmask.storage.manifest import verify_recorded
 
 EXTRA_FILES = FILES
 """All files besides weights and config.json that some model folder holds, relative to that folder."""
+OPTIONAL_EXTRA_FILES = OPTIONAL_FILES
+"""Those that may be missing."""
 
 C = TypeVar("C")
 
@@ -30,6 +32,12 @@ C = TypeVar("C")
 def takes_prompts(config: object) -> TypeIs[Amused]:
     """Return True if networks of this configuration generate images from texts, and False if from classes."""
     return isinstance(config, Amused)
+
+
+def check_prompts_installed(config: object) -> None:
+    """Raise ConfigError if networks of this configuration need a package that is not installed."""
+    if takes_prompts(config):
+        require_transformers()
 
 
 def check_prompts(config: object, prompts: Sequence[str], name: str) -> None:

@@ -4,7 +4,6 @@ The text model comes from the folders `text_encoder` and `tokenizer` of amused/a
 in transformers.
 """
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,30 +13,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.errors import CheckpointError, ConfigError
+from unmask.errors import ConfigError
 from unmask.method.guidance import NULL
 from unmask.pretrained.amused import Prompt, UVit2D
-from unmask.pretrained.clip import read_clip, write_vocabulary
+from unmask.pretrained.clip import read_clip
 from unmask.pretrained.ids import check_ids
-from unmask.storage.config import to_json
 from unmask.storage.files import escape_line
-from unmask.storage.weights import skip_initial_weights
 
 TEXTS_AT_ONCE = 64
 """Texts per batch; the 13 states of all layers of one batch take 200 MiB."""
-TEXT_MODEL_SETTINGS: dict[str, Any] = {"attn_implementation": "sdpa", "bos_token_id": None, "pad_token_id": None}
-"""Settings that no file decides: torch's own attention, and no token number except the end, the only one needed."""
-TRANSFORMERS_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-)
-"""Errors that transformers may still raise; they differ between its versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,32 +147,6 @@ class TextReader:
 
 
 def load_text_reader(folder: Path) -> TextReader:
-    """Load the text encoder of a folder that holds `text_encoder` and `tokenizer`.
-
-    This downloads nothing and runs no code of the folder: transformers gets what `read_clip` read, not the folder.
-
-    Raises:
-        ConfigError: transformers is not installed.
-        CheckpointError: The folder lacks a file, or holds weights of another network or a tokenizer of another
-            vocabulary.
-    """
-    try:
-        from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
-    except ImportError as error:
-        raise ConfigError("prompts need transformers: pip install 'unmask[prompts]'") from error
-    found = read_clip(folder)
-    try:
-        config = CLIPTextConfig(**to_json(found.sizes), **TEXT_MODEL_SETTINGS)
-        with skip_initial_weights(torch.float32):
-            encoder: Any = CLIPTextModelWithProjection(config)
-        encoder.load_state_dict(found.weights)
-        with tempfile.TemporaryDirectory(prefix="unmask-words-") as own:
-            write_vocabulary(found.vocabulary, Path(own))
-            tokenizer: Any = CLIPTokenizer.from_pretrained(Path(own) / "tokenizer", local_files_only=True)
-    except TRANSFORMERS_ERRORS as error:
-        reason = escape_line((str(error).strip() or type(error).__name__).splitlines()[0])
-        raise CheckpointError(
-            f"{escape_line(str(folder))}: transformers cannot build a CLIP text model from it ({reason}): "
-            "copy the folder again"
-        ) from error
-    return TextReader(tokenizer, encoder.requires_grad_(False).eval())
+    """Load the text encoder of a folder that holds `text_encoder` and `tokenizer`; see `read_clip`."""
+    clip = read_clip(folder)
+    return TextReader(clip.tokenizer, clip.encoder)

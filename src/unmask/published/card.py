@@ -19,6 +19,8 @@ CARD_METRICS = (
     "num_samples", "num_reference", "features", "seed", "commit",
 )  # fmt: skip
 """The entries of a report.json that go onto the card."""
+SHOWN_NAMES = 100
+"""Most names of classes on the card."""
 SAMPLING_FACTS = ("steps", "schedule", "priority", "scale")
 """The fields of the sampling that go onto the card in any case."""
 
@@ -55,7 +57,7 @@ def write_model_card(spec: ModelSpec | TextModelSpec, *, name: str, licence: str
         f"* Training: {_describe_training(measured)}",
     ]
     if isinstance(spec, ModelSpec):
-        lines.append(f"* Classes: {', '.join(spec.classes) if spec.classes else 'by number'}")
+        lines.append(f"* Classes: {_list_classes(spec.classes)}")
     lines += [
         f"* Sampling: {describe_config(spec.sampling, always=SAMPLING_FACTS)}",
         f"* Licence: {licence or 'not stated'}",
@@ -65,6 +67,12 @@ def write_model_card(spec: ModelSpec | TextModelSpec, *, name: str, licence: str
         lines += ["", "| metric | value |", "| --- | ---: |"]
         lines += [f"| {metric} | {_format_value(value)} |" for metric, value in metrics.items()]
     return "\n".join(lines) + "\n"
+
+
+def _list_classes(classes: tuple[str, ...]) -> str:
+    if len(classes) > SHOWN_NAMES:
+        return f"{len(classes):,}, from {classes[0]} to {classes[-1]}"
+    return ", ".join(classes) or "by number"
 
 
 def describe_config(config: Any, always: Collection[str] = ()) -> str:

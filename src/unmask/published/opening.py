@@ -13,6 +13,7 @@ from unmask.errors import CheckpointError, ConfigError
 from unmask.pretrained.lone_tokenizer import LoneTokenizer
 from unmask.pretrained.networks import LearnedConfig
 from unmask.published.catalogue import MODELS
+from unmask.published.files import Note
 from unmask.published.hub import download_model, is_on_hub, read_revision
 from unmask.published.names import MODEL_NAMES
 from unmask.published.store import fetch_published
@@ -32,7 +33,7 @@ class OpenedModel:
     """A model whose name is resolved and whose configuration is read; its weights are not.
 
     `config` is a spec, a recipe (of a run) or a lone tokenizer. `folder` is None until a published model is fetched.
-    `revision` is the commit of a model of the Hub.
+    `revision` is the commit of a model of the Hub. `say` is called with a line for the user.
     """
 
     name: str
@@ -41,6 +42,7 @@ class OpenedModel:
     weights: Sequence[str | Path] = ()
     offline: bool = False
     revision: str | None = None
+    say: Note | None = None
 
     @property
     def is_run(self) -> bool:
@@ -98,14 +100,21 @@ class OpenedModel:
             if world is not None and waits:
                 barrier(world)
             weights = () if waits else self.weights
-            self.folder = fetch_published(self.name, weights=weights, offline=self.offline, progress=progress)
+            self.folder = fetch_published(
+                self.name, weights=weights, offline=self.offline, progress=progress, say=None if waits else self.say
+            )
             if world is not None and not waits:
                 barrier(world)
         return self.folder
 
 
 def open_model(
-    name: str | Path, *, weights: Sequence[str | Path] = (), offline: bool = False, world: World | None = None
+    name: str | Path,
+    *,
+    weights: Sequence[str | Path] = (),
+    offline: bool = False,
+    world: World | None = None,
+    say: Note | None = None,
 ) -> OpenedModel:
     """Resolve a name and read its configuration.
 
@@ -114,14 +123,15 @@ def open_model(
         weights: Published files, or folders that hold them, to use instead of a download.
         offline: Use what is in the cache, and ask no server.
         world: The processes of torchrun: the main one downloads, and the others wait.
+        say: Called with a line on each file whose SHA-256 is pinned at its first download.
 
     Raises:
-        CheckpointError: There is no such model.
+        CheckpointError: There is no such model, or it cannot be downloaded.
         ConfigError: Its configuration is wrong, or `weights` are given for a model that has its own.
     """
     if is_published(name):
         model = MODELS[str(name)]
-        return OpenedModel(name=str(name), config=model.spec, folder=None, weights=weights, offline=offline)
+        return OpenedModel(name=str(name), config=model.spec, folder=None, weights=weights, offline=offline, say=say)
     if is_on_hub(name):
         if weights:
             raise ConfigError(f"{name} is on the hub with its weights: --weights is for a published model")

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from unmask.errors import CheckpointError
-from unmask.pretrained.conditions import EXTRA_FILES, read_extras, write_extras
+from unmask.pretrained.conditions import EXTRA_FILES, check_prompts_installed, read_extras, write_extras
 from unmask.pretrained.conversion import Converted
 from unmask.pretrained.families import FAMILIES, Family, Size, convert_file
 from unmask.pretrained.lone_tokenizer import write_lone_tokenizer_config
-from unmask.published.catalogue import MODELS, File, Published
+from unmask.published.catalogue import MODELS, Published
+from unmask.published.files import File, Note, fetch_file
 from unmask.recipes.reading import read_config, write_config
 from unmask.recipes.spec import ModelSpec
 from unmask.runtime.progress import Progress
-from unmask.storage.cache import find_cache_dir
+from unmask.storage.cache import find_cache_dir, lock_file
 from unmask.storage.config import load_json
-from unmask.storage.download import fetch_file, find_mismatch, lock_file
+from unmask.storage.download import find_mismatch
 from unmask.storage.files import escape_line, remove_temporary_files, write_text
 from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
 from unmask.storage.lock import lock
@@ -38,11 +39,17 @@ CONVERSION_REPORT = "conversion.txt"
 
 
 def fetch_published(
-    name: str, *, weights: Sequence[str | Path] = (), offline: bool = False, progress: Progress | None = None
+    name: str,
+    *,
+    weights: Sequence[str | Path] = (),
+    offline: bool = False,
+    progress: Progress | None = None,
+    say: Note | None = None,
 ) -> Path:
-    """Return the folder of a published model in the cache, converting it at its first use.
+    """Return the folder of a published model in the cache, downloading and converting it at its first use.
 
-    CheckpointError or DiskError says what is missing or differs.
+    `say` is called with a line on each file whose SHA-256 is pinned now. CheckpointError or DiskError says what is
+    missing or differs.
     """
     folder = find_cache_dir() / "models" / name
     given = [Path(place).expanduser() for place in weights]
@@ -50,7 +57,7 @@ def fetch_published(
     if damage is None and not given:
         return folder
     try:
-        files = _find_files(name, given, offline, progress)
+        files = _find_files(MODELS[name], given, offline, progress, say)
     except CheckpointError as error:
         raise CheckpointError(f"{damage}, and it cannot be converted again: {error}" if damage else error) from error
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,14 +83,13 @@ def _find_damage(folder: Path) -> str | None:
 
 
 def _convert_files(model: Published, files: Mapping[File, Path], folder: Path) -> None:
-    # A text encoder lies beside the network's folder, in a cache as links. What was read is written, so a link that
-    # leads to anything else adds nothing.
-    extras = read_extras(model.size.model, files[model.model].parent.parent)
+    extras = read_extras(model.size.model, files[model.model].parent.parent)  # the text encoder lies beside the network
     (folder / CONFIG).unlink(missing_ok=True)
     write_extras(extras, folder)
     begin_files(folder, [CONFIG])
     names = [CONFIG]
-    for part, path in files.items():
+    for part in (model.model, model.tokenizer):
+        path = files[part]
         _, done = convert_file(path, part.family, like=_own(model.size, part.family))
         into = folder / (TOKENIZER if part is model.tokenizer else MODEL)
         write_converted(done, into, folder / f"{into.stem}-{CONVERSION_REPORT}")
@@ -92,9 +98,12 @@ def _convert_files(model: Published, files: Mapping[File, Path], folder: Path) -
     record_files(folder, [*names, *(name for name in EXTRA_FILES if extras is not None and (folder / name).exists())])
 
 
-def _find_files(name: str, given: Sequence[Path], offline: bool, progress: Progress | None) -> dict[File, Path]:
-    """Return the published files: those given, or fetched once it is clear that all can be had."""
-    parts = (MODELS[name].model, MODELS[name].tokenizer)
+def _find_files(
+    model: Published, given: Sequence[Path], offline: bool, progress: Progress | None, say: Note | None
+) -> dict[File, Path]:
+    """Return the published files: those given, else those that are downloaded."""
+    check_prompts_installed(model.size.model)
+    parts = (model.model, model.tokenizer)
     for place in given:
         if not place.exists():
             raise CheckpointError(f"{escape_line(str(place))}: no such file or folder")
@@ -102,14 +111,12 @@ def _find_files(name: str, given: Sequence[Path], offline: bool, progress: Progr
     for place in given:
         if not any(path is not None and place in (path, *path.parents) for path in found.values()):
             names = " or ".join(part.name for part in parts)
-            raise CheckpointError(f"{escape_line(str(place))} is not, and does not hold, {names}, which {name} needs")
-    for part, path in found.items():
-        if path is None and part.source is None:
-            raise CheckpointError(
-                f"{name} needs {part.name} of {part.page}, of which no hash is known to check a download by: get it "
-                f"there, then unmask fetch {name} --weights FILE"
-            )
-    return {part: path or _fetch_file(part, offline, progress) for part, path in found.items()}
+            raise CheckpointError(f"{escape_line(str(place))} is not, and does not hold, {names}, which are wanted")
+    given_model = found[model.model]
+    for part in (*parts, *(model.extras if given_model is None else ())):
+        if found.get(part) is None:
+            found[part] = _fetch_file(part, offline, progress, say)
+    return {part: path for part, path in found.items() if path is not None}
 
 
 def _own(size: Size, family: str) -> Size:
@@ -126,8 +133,7 @@ def _find_given(part: File, given: Sequence[Path], parts: Sequence[File]) -> Pat
     found += [place / name for place in given for name in names if (place / name).is_file()]
     if not found:
         return None
-    wrong = find_mismatch(found[0], part.source) if part.source is not None else None
-    if wrong:
+    if wrong := find_mismatch(found[0], part.size, part.sha256):
         raise CheckpointError(f"{escape_line(str(found[0]))} is {wrong}: get the file of {part.page}")
     return found[0]
 
@@ -137,10 +143,9 @@ def _is_named(place: Path, ending: str) -> bool:
     return any(path.as_posix().endswith(f"/{ending}") for path in (Path(os.path.abspath(place)), place.resolve()))
 
 
-def _fetch_file(part: File, offline: bool, progress: Progress | None) -> Path:
-    assert part.source is not None
+def _fetch_file(part: File, offline: bool, progress: Progress | None, say: Note | None) -> Path | None:
     try:
-        return fetch_file(part.source, find_cache_dir() / "downloads", offline=offline, progress=progress)
+        return fetch_file(part, offline=offline, progress=progress, say=say)
     except CheckpointError as error:
         raise CheckpointError(f"{error}, or name a copy of it with --weights") from error
 

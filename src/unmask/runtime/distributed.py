@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unmask.errors import ConfigError, RankError
+from unmask.method.rand import choose_wide_dtype
 from unmask.runtime.devices import pick_device
 from unmask.runtime.heartbeat import Heartbeat, read_patience
 from unmask.runtime.kernels import choose_dtype
@@ -64,19 +65,17 @@ def join_world(device: str | None = None) -> Iterator[World]:
     """Join the processes that torchrun started into a group, and yield this one; without torchrun there is one process.
 
     Args:
-        device: "cpu", "cuda" or "mps"; None takes CUDA if there is any.
+        device: "cpu", "cuda" or "mps"; None takes the first of CUDA, MPS and CPU that is there.
 
     Raises:
-        ConfigError: CUDA was requested and is not available.
+        ConfigError: A device was requested that is not available, or MPS for several processes.
     """
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device cuda: this machine has none, or this build of torch has no CUDA; leave it out, or give cpu"
-        )
-    if kind == "mps":
-        pick_device(kind)
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    kind = pick_device(device or "auto").type
+    if kind == "mps" and size > 1:
+        if device is not None:
+            raise ConfigError(f"device mps: one process can use it, not {size}; leave out torchrun, or give cpu")
+        kind = "cpu"
     if size == 1:
         yield World(0, 1, torch.device(kind))
         return
@@ -198,7 +197,7 @@ def sum_over_ranks(x: Float[Tensor, "*n"], here: World) -> Float[Tensor, "*n"]:
 
 def find_first_rank(number: int, here: World) -> tuple[int, int]:
     """Return the first rank whose `number` is not negative, and its number; (-1, -1) if all are negative."""
-    numbers = torch.zeros(here.size, dtype=torch.float64, device=here.device)
+    numbers = torch.zeros(here.size, dtype=choose_wide_dtype(here.device), device=here.device)
     numbers[here.rank] = number
     all_numbers = [int(x) for x in sum_over_ranks(numbers, here).tolist()]
     return next(((rank, x) for rank, x in enumerate(all_numbers) if x >= 0), (-1, -1))

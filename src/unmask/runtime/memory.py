@@ -11,7 +11,6 @@ import ctypes
 import math
 import os
 import re
-import resource
 import sys
 from pathlib import Path, PurePosixPath
 
@@ -71,6 +70,10 @@ def _measure_group(folder: Path) -> float:
 
 def measure_address_space(statm: Path = Path("/proc/self/statm")) -> float:
     """Return the bytes that `ulimit -v` leaves to this process alone, or infinity without such a limit."""
+    if sys.platform == "win32":
+        return math.inf
+    import resource
+
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
         return math.inf

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 AT_ONCE = (signal.SIGTERM, signal.SIGINT)
 """A second one of these ends the process."""
-STOPPING = (*AT_ONCE, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+OTHERS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+"""The signals of terminals and schedulers; Windows has none of them."""
+STOPPING = (*AT_ONCE, *OTHERS)
 """The signals that ask a run to stop."""
 
 

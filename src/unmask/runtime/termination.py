@@ -6,7 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+from unmask.runtime.signals import OTHERS
+
+ENDING = (signal.SIGTERM, *OTHERS)
 """The signals that end a command."""
 
 

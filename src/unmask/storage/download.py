@@ -1,245 +1,139 @@
-"""Download published files once into a cache, from their publisher at a pinned revision.
+"""Download a file that does not live on the Hugging Face Hub: from the first mirror that has the published bytes.
 
-A file is used only if its size and SHA-256 are the published ones. An interrupted download resumes where it ended.
+The file appears whole and checked, or not at all. Addresses are https, also after a redirect.
 """
 
-import errno
-import fcntl
-import hashlib
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from urllib.parse import quote, unquote, urlsplit
+import http.client
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from unmask.errors import CheckpointError, ConfigError, DiskError, describe_os_error
+from unmask.errors import DiskError, describe_os_error
 from unmask.runtime.progress import Progress
-from unmask.storage.files import escape_line, move_into_place
-from unmask.storage.https import READ_SIZE, Answer, Cut, Unavailable, get
+from unmask.storage.cache import lock_file
+from unmask.storage.files import escape_line, hash_file, write_atomic
+from unmask.storage.hub import check_free_space
 
-HUB_URL = "https://huggingface.co"
-ATTEMPTS, GAIN, PAUSE = 4, 1 << 20, 1.0
-"""Attempts without GAIN new bytes before a download fails, and the seconds between two attempts."""
-SPARE = 64 << 20
-"""Bytes that stay free on the disk."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedFile:
-    """One published file: a `path` in a `repo` of the Hugging Face Hub at a `revision`, or a `url`."""
-
-    repo: str | None = None
-    """Repository on the Hugging Face Hub, as owner/name."""
-    url: str | None = None
-    """Whole address of a file that is published elsewhere."""
-    path: str = ""
-    """Path of the file in the repository."""
-    revision: str = ""
-    """Revision of the repository; without `sha256` it must be a commit of 40 digits."""
-    size: int | None = None
-    """Published size in bytes; without it the size is not checked."""
-    sha256: str | None = None
-    """Published SHA-256, or its first 8 or more digits; without it only the size is checked."""
-
-    def __post_init__(self) -> None:
-        if (self.repo is None) == (self.url is None):
-            raise ConfigError(f"repo {self.repo!r}, url {self.url!r}: give exactly one of them")
-        if self.url is not None and (self.path or self.revision):
-            raise ConfigError(f"path {self.path!r}, revision {self.revision!r}: a url is the whole address")
-        if (
-            len(self.place.parts) < 2 + bool(self.repo)
-            or {"..", "/"} & set(self.place.parts)
-            or "\0" in str(self.place)
-        ):
-            raise ConfigError(f"path {self.path!r}: give the path of a file, without ..")
-        if self.sha256 is not None and not (8 <= len(self.sha256) <= 64 and _is_hex(self.sha256)):
-            raise ConfigError(
-                f"sha256 {self.sha256!r}: give 64 hexadecimal digits, or the 8 or more that are published"
-            )
-        if self.repo and not (len(self.revision) == 40 and _is_hex(self.revision)) and self.sha256 is None:
-            raise ConfigError(f"revision {self.revision!r} is not a commit of 40 digits: give one, or give the sha256")
-        if self.size is not None and self.size < 1:
-            raise ConfigError(f"size {self.size}: give the bytes of the file, or None")
-
-    @property
-    def address(self) -> str:
-        """The address at the publisher."""
-        if self.url is not None:
-            return self.url
-        return f"{HUB_URL}/{quote(str(self.repo))}/resolve/{quote(self.revision or 'main')}/{quote(self.path)}"
-
-    @property
-    def place(self) -> Path:
-        """The relative path in a cache folder."""
-        if self.url is not None:
-            parts = urlsplit(self.url)
-            return Path(parts.netloc.replace(":", "-"), *PurePosixPath(unquote(parts.path).lstrip("/")).parts)
-        return Path(str(self.repo).replace("/", "--"), self.revision[:12] or "main", *PurePosixPath(self.path).parts)
+MIRROR_TIMEOUT = 30
+"""Seconds without a byte after which the next mirror is tried."""
+READ_SIZE = 1 << 18
 
 
-def _is_hex(text: str) -> bool:
-    return all(c in "0123456789abcdef" for c in text)
+class Unavailable(Exception):
+    """No mirror has the file; the message says why, for each of them."""
 
 
-def fetch_file(
-    source: PublishedFile,
-    folder: Path,
-    *,
-    offline: bool = False,
+def download_file(
+    urls: Sequence[str], path: Path, *, size: int | None = None, sha256: str | None = None,
     progress: Progress | None = None,
-    _loopback: bool = False,
-) -> Path:
-    """Return the path of a published file in the cache `folder`, and download it first if it is not there.
+) -> None:  # fmt: skip
+    """Download a file to `path` from the first mirror that has it, unless it is there already.
+
+    Another process that downloads the same file is waited for.
 
     Args:
-        offline: Never use the network.
-        progress: Called with the file name, the bytes so far and all bytes.
-        _loopback: For tests: allow plain http to 127.0.0.1.
+        urls: The mirrors.
+        path: Where to write it.
+        size: Published bytes; without it, the server must state them.
+        sha256: Published SHA-256, or its first digits; without it, only the size is checked.
+        progress: Called with the name of the file, the bytes so far and all bytes.
 
     Raises:
-        CheckpointError: The file cannot be downloaded, or is not the published one; then nothing of it is kept.
-        DiskError: The file cannot be written.
+        Unavailable: No mirror has the published bytes.
+        DiskError: The disk refused them.
     """
-    path = Path(folder) / source.place
-    by_hand = f"or put it at {escape_line(str(path))} by hand, from {escape_line(source.address)}"
     try:
-        wrong = find_mismatch(path, source) if path.is_file() else "not there"
-        if not wrong:
-            return path
-        if offline:
-            raise CheckpointError(
-                f"{escape_line(str(path))} is {wrong}, and this is offline; go online once, {by_hand}"
-            )
+        if path.is_file() and find_mismatch(path, size, sha256) is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with lock_file(path):
-            if not path.is_file() or find_mismatch(path, source):  # another process may just have finished it
-                _Download(source, path, progress, _loopback).run()
-    except Unavailable as error:
-        raise CheckpointError(
-            f"cannot download {path.name}: {escape_line(str(error))}; try again, {by_hand}"
-        ) from error
+            _try_mirrors(urls, path, size, sha256, progress)
     except OSError as error:
         raise DiskError(f"{escape_line(str(path))}: {describe_os_error(error)}; or set UNMASK_CACHE") from error
-    return path
 
 
-def find_mismatch(path: Path, source: PublishedFile) -> str | None:
+def _try_mirrors(
+    urls: Sequence[str], path: Path, size: int | None, sha256: str | None, progress: Progress | None
+) -> None:
+    complaints = []
+    for url in urls:
+        if path.is_file() and find_mismatch(path, size, sha256) is None:  # another process was faster
+            return
+        try:
+            with write_atomic(path) as temporary:
+                _receive(url, temporary, path, size, progress)
+                _check_received(temporary, size, sha256)
+            return
+        except Unavailable as error:
+            complaints.append(f"{urlsplit(url).netloc}: {escape_line(str(error))}")
+    raise Unavailable("; ".join(complaints))
+
+
+def find_mismatch(path: Path, size: int | None, sha256: str | None) -> str | None:
     """Return how a file differs from the published one, or None if it does not."""
-    size = path.stat().st_size
-    if source.size is not None and size != source.size:
-        return f"{size} bytes and not the published {source.size}"
-    if source.sha256 is None:
+    found = path.stat().st_size
+    if size is not None and found != size:
+        return f"{found:,} bytes and not the published {size:,}"
+    if sha256 is None or (digest := hash_file(path)).startswith(sha256):
         return None
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(READ_SIZE):
-            digest.update(block)
-    if digest.hexdigest().startswith(source.sha256):
-        return None
-    return f"of sha256 {digest.hexdigest()[: max(12, len(source.sha256))]} and not the published {source.sha256}"
+    return f"of sha256 {digest[: max(12, len(sha256))]} and not the published {sha256}"
 
 
-@contextmanager
-def lock_file(path: Path) -> Iterator[None]:
-    """Hold the lock of a file or folder; wait while another process that makes it holds the lock."""
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _check_received(path: Path, size: int | None, sha256: str | None) -> None:
+    if wrong := find_mismatch(path, size, sha256):
+        raise Unavailable(f"the file is {wrong}")
 
 
-@dataclass(frozen=True)
-class _Download:
-    """One download: it goes into the file `part` until that is whole and checked; `tag` holds the version of `part`."""
-
-    source: PublishedFile
-    path: Path
-    progress: Progress | None
-    loopback: bool
-
-    @property
-    def part(self) -> Path:
-        return self.path.with_name(self.path.name + ".part")
-
-    @property
-    def tag(self) -> Path:
-        return self.path.with_name(self.path.name + ".part.tag")
-
-    @property
-    def received(self) -> int:
-        return self.part.stat().st_size if self.part.is_file() else 0
-
-    def run(self) -> None:
-        in_one_piece = self.receive_all()
-        wrong = find_mismatch(self.part, self.source)
-        if wrong and not in_one_piece:  # the pieces may be of different versions
-            self.discard()
-            self.receive_all()
-            wrong = find_mismatch(self.part, self.source)
-        if wrong:
-            self.discard()
-            raise Unavailable(f"it is {wrong}, so nothing was kept")
-        move_into_place(self.part, self.path)
-        self.tag.unlink(missing_ok=True)
-
-    def receive_all(self) -> bool:
-        """Receive the whole file; return whether it came in one piece."""
-        left, before, in_one_piece = ATTEMPTS, self.received, not self.received
+def _receive(url: str, temporary: Path, path: Path, size: int | None, progress: Progress | None) -> None:
+    """Write what `url` sends, at most the expected bytes. Raises Unavailable, or what the disk refused."""
+    received = 0
+    try:
+        check_secure(url)
+        answer = urllib.request.build_opener(SecureRedirects).open(url, timeout=MIRROR_TIMEOUT)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise Unavailable(describe_os_error(error)) from error
+    with answer, open(temporary, "wb") as file:
+        total = size if size is not None else answer.length
+        if total is None:
+            raise Unavailable("the server does not state the size of the file")
+        check_free_space(path.parent, total)
         while True:
             try:
-                self.attempt()
-                return in_one_piece
-            except Cut:
-                left = ATTEMPTS if self.received >= before + GAIN else left - 1
-                if not left:
-                    raise
-                before, in_one_piece = self.received, False
-            time.sleep(PAUSE)
+                chunk = answer.read1(min(READ_SIZE, total + 1 - received))
+            except (OSError, http.client.HTTPException) as error:
+                raise Unavailable(f"the connection ended: {describe_os_error(error)}") from error
+            if not chunk:
+                break
+            received += len(chunk)
+            if received > total:
+                raise Unavailable(f"the file is longer than the published {total:,} bytes")
+            file.write(chunk)
+            if progress is not None:
+                progress(path.name, received, total)
+    if received < total:
+        raise Unavailable(f"the connection ended after {received:,} of {total:,} bytes")
 
-    def discard(self) -> None:
-        self.part.unlink(missing_ok=True)
-        self.tag.unlink(missing_ok=True)
 
-    def attempt(self) -> None:
-        """Resume from `part` if it has the same version or a SHA-256 can check the result; otherwise start again."""
-        start, tag = self.received, self.tag.read_text() if self.tag.is_file() else ""
-        if start and start == self.source.size:
-            return  # the last download ended after the last byte and before the check
-        wanted = {"Range": f"bytes={start}-"} if start and (tag or self.source.sha256) else {}
-        if wanted and tag:
-            wanted["If-Range"] = tag
-        with get(self.source.address, wanted, loopback=self.loopback) as answer:
-            if answer.status == 416 or (answer.status == 206 and (not wanted or answer.first != start)):
-                self.discard()
-                raise Cut("the server cannot resume the download")
-            self.receive(answer, start if answer.status == 206 else 0)
+class SecureRedirects(urllib.request.HTTPRedirectHandler):
+    """Follow a redirect only to an address that `check_secure` allows."""
 
-    def receive(self, answer: Answer, start: int) -> None:
-        total = None if answer.length is None else start + answer.length
-        if total is not None and self.source.size not in (None, total):
-            self.discard()
-            raise Unavailable(f"it is {total} bytes and not the published {self.source.size}, so nothing was kept")
-        total = self.source.size or total
-        if total is None:
-            raise Unavailable("the server does not give the size of the file")
-        free = shutil.disk_usage(self.path.parent).free
-        if free < total - start + SPARE:
-            raise OSError(
-                errno.ENOSPC, f"{(total - start) >> 20} MiB remain to download, and {free >> 20} MiB are free"
-            )
-        self.tag.write_text(answer.tag)
-        with open(self.part, "r+b" if start else "wb") as file:
-            file.seek(start)
-            for block in answer.read_blocks():
-                start += len(block)
-                if start > total:
-                    break
-                file.write(block)
-                if self.progress is not None:
-                    self.progress(self.path.name, start, total)
-        if start > total:
-            self.discard()
-            raise Unavailable(f"it is longer than {total} bytes, so nothing was kept")
-        if start < total:
-            raise Cut(f"the connection ended after {start} of {total} bytes; the next attempt resumes there")
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: Any,
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        check_secure(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def check_secure(url: str) -> None:
+    """Raise ValueError unless the URL is https, or http to this machine."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and (parts.scheme, parts.hostname) != ("http", "127.0.0.1"):
+        raise ValueError(f"{url} is not https")

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def write_atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid():08x}{secrets.token_hex(4)}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         mode = os.fstat(descriptor).st_mode & 0o777
         os.close(descriptor)
         yield temporary
@@ -74,7 +75,9 @@ def remove_temporary_files(folder: Path) -> list[str]:
 
 
 def is_process_dead(pid: int) -> bool:
-    """Return whether no process with this id runs on this machine."""
+    """Return whether no process with this id runs on this machine; Windows cannot say, so there it is False."""
+    if sys.platform == "win32":
+        return False  # os.kill would end the process
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -106,8 +109,13 @@ def write_bytes(data: bytes | memoryview, path: Path, *, durable: bool = True) -
 
 
 def sync(path: Path) -> None:
-    """Force a file or a folder to the disk; a renamed file is durable only after a sync of its folder."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Force a file or a folder to the disk; a renamed file is durable only after a sync of its folder.
+
+    Windows cannot sync a folder, and syncs only files that are open for writing.
+    """
+    if sys.platform == "win32" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

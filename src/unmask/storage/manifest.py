@@ -100,8 +100,8 @@ def verify_recorded(folder: Path, name: str) -> None:
         CheckpointError: The file differs from what was written, or its folder is unfinished.
     """
     path, records = folder / name, read_records(folder)
-    if records is None and path.is_symlink():
-        path = path.resolve()
+    while records is None and path.is_symlink() and path.exists():  # a cache is links to links
+        path = path.parent / path.readlink()
         name, records = path.name, read_records(path.parent)
     if records is None or not path.is_file():
         return

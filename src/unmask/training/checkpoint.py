@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -322,7 +323,7 @@ def _check_metadata(found: VerifiedCheckpoint) -> None:
     """Check that `.metadata` is our own file, unchanged: DCP unpickles it, and a pickle can run code."""
     name = f"{SHARDS}/.metadata"
     for path in (found.path, found.path / SHARDS, found.path / name):
-        if os.stat(path, follow_symlinks=False).st_uid != os.geteuid():
+        if sys.platform != "win32" and os.stat(path, follow_symlinks=False).st_uid != os.geteuid():
             raise CheckpointError(f"{path} belongs to another user; load your own sharded checkpoints only")
     verify_file(found.path, name)
 

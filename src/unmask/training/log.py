@@ -1,11 +1,11 @@
-"""The training log: a progress bar and lines for people, metrics.jsonl for programs, TensorBoard or W&B on request."""
+"""The training log: a progress bar and lines for people, metrics.jsonl for programs, and a tracker on request."""
 
 import json
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TextIO
 
 from PIL import Image
 from rich.console import Console
@@ -18,15 +18,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from unmask.errors import ConfigError
 from unmask.runtime.output import OptionalOutput
 from unmask.storage.files import write_atomic
 from unmask.storage.layout import METRICS
 from unmask.training.curve import read_metrics
-
-Tracker = Literal["none", "tensorboard", "wandb"]
-Recorder = Callable[[int, dict[str, float]], None]
-"""`record(step, values)` passes numbers on to a tracker."""
+from unmask.training.trackers import Tracker, open_tracker
 
 
 class TrainLog:
@@ -43,7 +39,7 @@ class TrainLog:
         output = None if sys.stdout is None else OptionalOutput(sys.stdout, "standard output")
         self.console = Console(file=output, highlight=False, quiet=run is None, soft_wrap=True)  # type: ignore[arg-type]
         self._notes: list[str] = []
-        self._track: Recorder = _open_tracker(tracker, run) if run is not None else _ignore
+        self._tracker = open_tracker(tracker, run, start) if run is not None and start < steps else None
         self._file: TextIO | None
         self._file, before = (None, 0.0) if run is None else _reopen(run / METRICS, start, self._notes.append)
         self._began = time.perf_counter() - before
@@ -71,6 +67,8 @@ class TrainLog:
         self._bar.stop()
         if self._file is not None:
             self._file.close()
+        if self._tracker is not None:
+            self._tracker.close(failed=error[0] is not None)
 
     def say(self, text: str) -> None:
         """Print one line above the progress bar."""
@@ -86,21 +84,26 @@ class TrainLog:
             seconds = round(time.perf_counter() - self._began, 3)
             self._file.write(json.dumps({"step": step, "seconds": seconds, **values}) + "\n")
             self._file.flush()
-            self._track(step, values)
+        if self._tracker is not None:
+            self._tracker.record(step, values)
 
     def save_picture(self, step: int, name: str, image: Image.Image) -> None:
-        """Save an image as `samples/<name>-<step>.png`."""
+        """Save an image as `samples/<name>-<step>.png`, and show it in the tracker."""
         if self.run is not None:
             folder = self.run / "samples"
             folder.mkdir(exist_ok=True)
             image.save(folder / f"{name}-{step:08d}.png")
+        if self._tracker is not None:
+            self._tracker.show_picture(step, name, image)
 
     def save_text(self, step: int, name: str, text: str) -> None:
-        """Save a text as `samples/<name>-<step>.txt`."""
+        """Save a text as `samples/<name>-<step>.txt`, and show it in the tracker."""
         if self.run is not None:
             folder = self.run / "samples"
             folder.mkdir(exist_ok=True)
             (folder / f"{name}-{step:08d}.txt").write_text(text + "\n", encoding="utf-8")
+        if self._tracker is not None:
+            self._tracker.show_text(step, name, text)
 
 
 def _reopen(path: Path, start: int, report: Callable[[str], None]) -> tuple[TextIO, float]:
@@ -109,35 +112,3 @@ def _reopen(path: Path, start: int, report: Callable[[str], None]) -> tuple[Text
     with write_atomic(path, durable=False) as part:  # a kill in between must not lose the curve
         part.write_text("".join(json.dumps(row) + "\n" for row in kept))
     return path.open("a"), kept[-1]["seconds"] if kept else 0.0
-
-
-def _ignore(step: int, values: dict[str, float]) -> None:
-    pass
-
-
-def _open_tracker(tracker: Tracker, run: Path | None) -> Recorder:
-    if tracker == "none" or run is None:
-        return _ignore
-    if tracker == "tensorboard":
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as e:
-            raise ConfigError("--training.tracker tensorboard needs TensorBoard: pip install 'unmask[logging]'") from e
-        writer = SummaryWriter(str(run / "tensorboard"))
-
-        def to_tensorboard(step: int, values: dict[str, float]) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
-            writer.flush()
-
-        return to_tensorboard
-    try:
-        import wandb
-    except ImportError as e:
-        raise ConfigError("--training.tracker wandb needs Weights & Biases: pip install 'unmask[logging]'") from e
-    session = wandb.init(project="unmask", name=run.name, dir=str(run))
-
-    def to_wandb(step: int, values: dict[str, float]) -> None:
-        session.log(values, step=step)
-
-    return to_wandb

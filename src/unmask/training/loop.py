@@ -13,14 +13,14 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
 from unmask.errors import BATCH_SIZES, SEEDS, STEP_COUNTS, NonFiniteError, check_ranges
 from unmask.method.guidance import Condition
 from unmask.method.objectives import Loss
-from unmask.method.rand import Rand
+from unmask.method.rand import Rand, choose_wide_dtype
 from unmask.runtime.distributed import (
     Precision,
     Strategy,
@@ -34,7 +34,7 @@ from unmask.runtime.distributed import (
 )
 from unmask.runtime.signals import stop_on_signal
 from unmask.training.ema import Ema
-from unmask.training.log import Tracker, TrainLog
+from unmask.training.log import TrainLog
 from unmask.training.optim import (
     AdamW,
     Constant,
@@ -54,6 +54,7 @@ from unmask.training.steps import (
     scale_gradients,
     split_rows,
 )
+from unmask.training.trackers import Tracker
 
 LossFunction = Callable[..., Loss]
 """`loss(model, tokens, condition, *, mask_id, rand)`, such as any objective of `method/objectives.py`."""
@@ -95,7 +96,7 @@ class TrainConfig:
     keep: int = 2
     """Number of checkpoints to keep on disk, at least 2, so that a damaged one has a fallback."""
     tracker: Tracker = "none"
-    """Where metrics go besides metrics.jsonl: none, tensorboard or wandb."""
+    """Where metrics go besides metrics.jsonl: none, tensorboard, wandb or trackio."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "evaluate_every", "save_every"):
@@ -230,9 +231,9 @@ def accumulate(
     batches: Callable[[int, Int[Tensor, "b"]], Batch],
     config: TrainConfig,
     world: World,
-) -> Float64[Tensor, "3"]:
+) -> Float[Tensor, "3"]:
     """Run the backward passes of this rank's micro-batches; return the summed loss, count, and number of tokens."""
-    sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+    sums = torch.zeros(3, dtype=choose_wide_dtype(world.device), device=world.device)
     for micro, rows in enumerate(split_rows(config.batch_size, config.accumulate, world)):
         tokens, condition = batches(step, rows)
         rand = Rand(config.seed, rows.to(world.device), config.batch_size, step)
@@ -240,7 +241,7 @@ def accumulate(
             with autocast(config.precision, world):
                 loss = objective(model, tokens, condition, mask_id=unwrap(model).mask_id, rand=rand)
             loss.total.backward()
-        sums += torch.stack([loss.total.detach(), loss.count, sums.new_tensor(tokens.numel())]).double()
+        sums += torch.stack([loss.total.detach(), loss.count, sums.new_tensor(tokens.numel())]).to(sums.dtype)
     return sums
 
 

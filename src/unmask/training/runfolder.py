@@ -215,7 +215,7 @@ def _check_file(path: Path, name: str, entry: _File) -> None:
 
 def _describe_file(path: Path) -> dict[str, Any]:
     digest = hashlib.sha256()
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
     with open(descriptor, "rb", buffering=0) as file:
         while block := file.read(1 << 20):
             digest.update(block)

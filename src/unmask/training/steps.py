@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError, ConfigError, Preempted, UnmaskError
+from unmask.method.rand import choose_wide_dtype
 from unmask.runtime.distributed import (
     World,
     broadcast_text,
@@ -197,7 +198,7 @@ def describe_cause(
     damaged = find_non_finite(weights, world)
     if damaged:
         return f"the weights: {damaged}; the same command continues from the last checkpoint"
-    hits = torch.zeros(size, dtype=torch.float64, device=world.device)
+    hits = torch.zeros(size, dtype=choose_wide_dtype(world.device), device=world.device)
     hits[find_rows()] = 1
     rows = sum_over_ranks(hits, world).nonzero().flatten().tolist()
     if len(rows) == size:

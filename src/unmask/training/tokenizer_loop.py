@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unmask.errors import ConfigError, NonFiniteError
+from unmask.method.rand import choose_wide_dtype, to_double
 from unmask.runtime.distributed import World, autocast, get_gradient_factor, resolve_strategy, sum_over_ranks
 from unmask.runtime.signals import stop_on_signal
 from unmask.tokenizers import quantizers
@@ -76,7 +77,7 @@ def train_autoencoder(
     parameters, critic_parameters = list(core.parameters()), list(networks.critic.parameters())
     ratio = torch.zeros((), dtype=torch.float64)  # of the gradients at the last layer: eq. 7's lambda
     window = torch.zeros(len(LOSS_TERMS) + 1, dtype=torch.float64)  # sums since the last line of metrics.jsonl
-    used = torch.zeros(core.vocab_size, dtype=torch.float64, device=world.device)
+    used = torch.zeros(core.vocab_size, dtype=choose_wide_dtype(world.device), device=world.device)
 
     # -- resume
     tensors = {
@@ -195,6 +196,7 @@ def start_codebook(networks: Networks, batches: ImageBatches, config: TrainConfi
 
 def measure_code_use(used: Float[Tensor, "k"]) -> dict[str, float]:
     """Return `usage`, the share of tokens that occurred, and `perplexity`, exp of the entropy in nats."""
+    used = to_double(used)
     p = used / used.sum()
     return {"usage": float((used > 0).double().mean()), "perplexity": float(torch.special.entr(p).sum().exp())}
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.method.rand import Rand
+from unmask.method.rand import Rand, choose_wide_dtype
 from unmask.runtime.distributed import World, accumulate_gradients, autocast, sum_over_ranks, unwrap
 from unmask.tokenizers import quantizers
 from unmask.tokenizers.losses import (
@@ -111,7 +111,7 @@ def compute_gradients(
                 critic = _compute_hinge(fake, images, networks.discriminator, config, world)
                 critic.backward()
         row = [pixel, perceptual, quantized.loss.detach(), adversarial, critic.detach()]
-        sums.terms[:-1] += torch.stack([*row, pixel.new_tensor(len(images))]).double()
+        sums.terms[:-1] += torch.stack([*row, pixel.new_tensor(len(images))]).to(sums.terms.dtype)
         tokens = quantized.tokens.flatten()
         sums.codes.index_add_(0, tokens, torch.ones_like(tokens, dtype=sums.codes.dtype))
         if codebook is not None and sums.table is not None and sums.candidates is not None:
@@ -162,11 +162,11 @@ def find_cause(
 
 def _create_sums(networks: Networks, config: TrainConfig, world: World) -> Sums:
     core, codebook, device = networks.core, networks.codebook, world.device
-    dim = core.config.quantizer.dim
+    dim, wide = core.config.quantizer.dim, choose_wide_dtype(device)
     return Sums(
-        terms=torch.zeros(len(LOSS_TERMS) + 2, dtype=torch.float64, device=device),
-        pulls=torch.zeros(2, core.last_layer.numel(), dtype=torch.float64, device=device),
-        codes=torch.zeros(core.vocab_size, dtype=torch.float64, device=device),
+        terms=torch.zeros(len(LOSS_TERMS) + 2, dtype=wide, device=device),
+        pulls=torch.zeros(2, core.last_layer.numel(), dtype=wide, device=device),
+        codes=torch.zeros(core.vocab_size, dtype=wide, device=device),
         table=None if codebook is None else torch.zeros(core.vocab_size, dim + 1, device=device),
         candidates=None if codebook is None else torch.zeros(config.batch_size, dim, device=device),
     )

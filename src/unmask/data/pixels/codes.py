@@ -41,7 +41,7 @@ def build_rest_table(counts: bytes, symbols: bytes) -> tuple[Lookup, Lookup]:
     """Return, for a baseline code, its bits with its value, and the coefficients passed; LAST or STOP ends a block."""
     lengths, values = build_code_table(counts, symbols)
     runs, sizes = values >> 4, values & 15
-    passed = runs + np.uint8(1)
+    passed = (runs + 1).astype(np.uint8)
     passed[(sizes == 0) & (runs == 0)] = LAST
     passed[(lengths == 0) | (sizes > 10) | ((sizes == 0) & (runs > 0) & (runs < 15))] = STOP
     return lengths + sizes, passed

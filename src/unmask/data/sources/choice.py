@@ -22,6 +22,7 @@ from unmask.errors import ConfigError, DataError
 from unmask.runtime.progress import Progress
 from unmask.storage.config import to_json
 from unmask.storage.files import escape_line
+from unmask.storage.remote import is_remote
 
 __all__ = [
     "Arrays",
@@ -145,4 +146,4 @@ def write_source(source: PictureSource) -> dict[str, object]:
 
 
 def _resolve(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
+    return path if is_remote(path) else str(Path(path).expanduser().resolve())

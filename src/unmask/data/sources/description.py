@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
-from unmask.data.sources.choice import Codes, PictureSource
+from unmask.data.sources.choice import Codes, PictureSource, Shards
 from unmask.data.sources.cifar import Cifar10
 from unmask.data.sources.hub import HubImages
 from unmask.data.sources.mnist import Mnist
 from unmask.data.text.sources import HubText, TextFile
+from unmask.storage.remote import is_remote
 
 
 def describe_source(source: PictureSource | Codes | TextFile | HubText) -> str:
@@ -20,10 +21,11 @@ def describe_source(source: PictureSource | Codes | TextFile | HubText) -> str:
         return "MNIST" if source.path is None else "images in the format of MNIST"
     if isinstance(source, Cifar10):
         return "CIFAR-10"
+    place = "remote" if isinstance(source, TextFile | Shards) and is_remote(source.path) else "local"
     if isinstance(source, TextFile):
-        return "local text files"
+        return f"{place} text files"
     known = {"Digits": "scikit-learn's handwritten digits", "Arrays": "an array of images", "Codes": "a token dataset"}
-    return known.get(type(source).__name__, "local image files")
+    return known.get(type(source).__name__, f"{place} image files")
 
 
 def describe_images(source: PictureSource | Codes, num: int, classes: tuple[str, ...]) -> str:

@@ -8,6 +8,7 @@ from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImage
 from unmask.data.sources.parts import is_held_out_name, is_train_name
 from unmask.errors import ConfigError, DataError
 from unmask.storage.files import escape_line
+from unmask.storage.remote import is_remote
 
 HUB_MARKS = ("dataset_dict.json", "state.json")
 HUB_SUFFIXES = (".parquet", ".arrow")
@@ -23,6 +24,8 @@ def identify_source(path: str) -> PictureSource:
     place, shown = Path(path).expanduser(), escape_line(path)
     if path in named and not place.exists():
         return named[path]
+    if is_remote(path):
+        return Shards(path=path)
     if place.is_dir():
         return _identify_folder(path, place)
     if path.endswith(".npz") and place.is_file():

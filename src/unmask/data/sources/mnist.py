@@ -1,7 +1,6 @@
 """MNIST (LeCun et al. 1998): 60,000 + 10,000 handwritten digits, from idx files or downloaded once and checked."""
 
 import gzip
-import hashlib
 import struct
 import zlib
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ import numpy as np
 
 from unmask.data.images import Images, to_images
 from unmask.data.pictures import Split
-from unmask.errors import ConfigError, DataError, DiskError, describe_os_error
+from unmask.errors import ConfigError, DataError, describe_os_error
 from unmask.runtime.progress import Progress
-from unmask.storage.cache import fetch_first, find_cache_dir, save_cached
+from unmask.storage.cache import find_cache_dir
+from unmask.storage.download import Unavailable, download_file
 from unmask.storage.files import escape_line
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
@@ -97,16 +97,11 @@ def download_mnist(cache: Path, progress: Progress | None = None, mirrors: tuple
         DiskError: they cannot be written.
     """
     for name, (size, sha256) in MNIST.items():
-        path = cache / name
         try:
-            if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
-                continue
-            body = fetch_first([mirror + name for mirror in mirrors], size, sha256, progress)
-            if isinstance(body, list):
-                raise DataError(
-                    f"cannot download {name} ({'; '.join(body)}): put {', '.join(MNIST)} into "
-                    f"{escape_line(str(cache))}, or name a folder that has them with --data DIR"
-                )
-            save_cached(path, body)
-        except OSError as error:
-            raise DiskError(f"{escape_line(str(path))}: {describe_os_error(error)}; or set UNMASK_CACHE") from error
+            urls = [mirror + name for mirror in mirrors]
+            download_file(urls, cache / name, size=size, sha256=sha256, progress=progress)
+        except Unavailable as error:
+            raise DataError(
+                f"cannot download {name} ({error}): put {', '.join(MNIST)} into {escape_line(str(cache))}, or name a "
+                "folder that has them with --data DIR"
+            ) from error

@@ -7,6 +7,7 @@ from glob import glob, has_magic
 from unmask.data.sources.parts import choose_roles, is_held_out_name, is_train_name, refuse_without_train
 from unmask.errors import ConfigError, DataError
 from unmask.storage.files import escape_line
+from unmask.storage.remote import expand_braces, is_remote, list_remote
 
 
 def choose_shards(path: str, train: str | None, test: str | None) -> tuple[list[str], list[str], list[str]]:
@@ -15,7 +16,7 @@ def choose_shards(path: str, train: str | None, test: str | None) -> tuple[list[
     Names without a set's name in them are trained on, unless others have one to train on.
     """
     base = os.path.expanduser(path)
-    given = [None if one is None else find_shards(os.path.join(base, os.path.expanduser(one))) for one in (train, test)]
+    given = [None if one is None else find_shards(_join(base, os.path.expanduser(one))) for one in (train, test)]
     if path or train is None:
         every = [one for one in find_shards(path) if not any(one in (part or ()) for part in given)]
     else:
@@ -43,6 +44,10 @@ def choose_shards(path: str, train: str | None, test: str | None) -> tuple[list[
     return first, held, [archive for archive in every if archive not in used]
 
 
+def _join(base: str, inside: str) -> str:
+    return inside if is_remote(inside) else os.path.join(base, inside)
+
+
 def find_split_name(archive: str, *, use_folder: bool) -> str:
     """Return the set that the name of an archive, or of its folder, tells, such as "val"; "" if none does."""
     folder, name = os.path.split(archive)
@@ -52,14 +57,19 @@ def find_split_name(archive: str, *, use_folder: bool) -> str:
 
 
 def find_shards(path: str) -> list[str]:
-    """List the .tar files of a folder, a pattern or a single path, sorted.
+    """List the .tar files of a folder, a pattern or a single path, sorted; {00..09} and {a,b} stand for several.
 
-    A folder without any may have them in folders called train, val and so on.
+    A folder without any may have them in folders called train, val and so on. An address such as s3://bucket/folder is
+    listed where it lies (`storage/remote.py`).
     """
     if not path:
         raise ConfigError("which shards? Give --data DIR with .tar files, or a quoted pattern such as 'train-*.tar'")
     place = os.path.expanduser(path)
-    if os.path.isdir(place):
+    if is_remote(place):
+        found = list(list_remote(place, ".tar"))
+    elif "{" in place and not os.path.exists(place) and len(patterns := expand_braces(place)) > 1:
+        found = [name for pattern in patterns for name in find_shards(pattern)]
+    elif os.path.isdir(place):
         found = _list_tars(place)
         named = [name for name in os.listdir(place) if is_train_name(name) or is_held_out_name(name)]
         found = found or [one for name in named for one in _list_tars(os.path.join(place, name))]

@@ -35,6 +35,7 @@ from unmask.data.sources.shard_parts import choose_shards
 from unmask.errors import DataError, describe_os_error
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
+from unmask.storage.remote import fetch_remote, is_remote
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 DOTTED = tuple("." + suffix for suffix in PICTURE_SUFFIXES)
@@ -64,7 +65,7 @@ class Shards:
     """
 
     path: str
-    """A folder of .tar files, one .tar file, or a pattern such as "data/*.tar"."""
+    """A folder of .tar files, one .tar file, or a pattern such as "data/*.tar" or "s3://bucket/train-{000..099}.tar"."""
     size: int = 256
     """Height and width of the images after resizing, in pixels."""
     channels: int = 3
@@ -91,7 +92,7 @@ class Shards:
     def open_parts(self, progress: Progress | None = None) -> Parts:
         """List the sets of the archives."""
         train, test, unused = choose_shards(self.path, self.train, self.test)
-        archives = [*train, *test]
+        archives = [str(fetch_remote(one, progress)) if is_remote(one) else one for one in (*train, *test)]
         pictures, bad, notes = read_shards(archives, (self.size, self.size), self.channels, progress)
         notes = (*report_unused(os.path.basename(path) for path in unused), *notes)
         if not test:

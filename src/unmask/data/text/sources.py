@@ -15,6 +15,7 @@ from unmask.data.text.reading import LocatedText, read_documents, read_lines
 from unmask.data.text.tables import LocatedCell, check_cell, read_csv, read_json_lines, read_json_texts, read_parquet
 from unmask.errors import ConfigError, DataError, describe_os_error
 from unmask.storage.files import escape_line, hash_file
+from unmask.storage.remote import fetch_remote, is_remote, list_remote
 
 FEW = 20  # with fewer documents, characters are held out instead of documents
 TABLES = {"jsonl": read_json_lines, "json": read_json_texts, "csv": read_csv, "parquet": read_parquet}
@@ -29,7 +30,7 @@ class TextFile:
     """
 
     path: str
-    """The file or folder to train on."""
+    """The file or folder to train on, or addresses of files such as "s3://bucket/part-{0..9}.txt"."""
     test: str | None = None
     """A file or folder to hold out; by default the folder's own split val or test, or else the last part of `path`."""
     format: Literal["auto", "text", "lines", "jsonl", "json", "csv", "parquet"] = "auto"
@@ -83,6 +84,8 @@ class TextFile:
         return ListedTexts(train=train.train, test=test.train, left_out=(*train.left_out, *test.left_out))
 
     def _list_below(self, name: str, *, split: bool) -> ListedTexts:
+        if is_remote(name):
+            return ListedTexts(train=tuple(map(fetch_remote, list_remote(name))))
         path = Path(name).expanduser()
         if not path.is_dir():
             return ListedTexts(train=(path,))
@@ -224,7 +227,7 @@ def _check_share(held_out: float) -> None:
 
 
 def _name_file(path: Path, top: str) -> str:
-    root = Path(top).expanduser()
+    root = path if is_remote(top) else Path(top).expanduser()
     return path.relative_to(root).as_posix() if path != root else path.name
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unmask.errors import FACTORS, check_ranges
 from unmask.method.guidance import Predict
-from unmask.method.rand import Rand
+from unmask.method.rand import Rand, choose_wide_dtype
 from unmask.method.sampling.decode import (
     State,
     check_temperatures,
@@ -46,7 +46,7 @@ class EntropyBound:
         check_ranges(self, {"gamma": FACTORS})
 
     def __call__(self, logits: Logits, masked: Mask) -> Choice:
-        score = compute_negative_entropy(logits).double()
+        score = compute_negative_entropy(logits).to(choose_wide_dtype(logits.device))
         rising = -score.masked_fill(~masked, -torch.inf).sort(dim=1, descending=True).values
         before = torch.nn.functional.pad(rising.cumsum(1)[:, :-1], (1, 0))  # sorted, so the last H is the largest
         return score, (before <= self.gamma).sum(1)

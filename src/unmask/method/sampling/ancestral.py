@@ -37,7 +37,7 @@ def decode_ancestral(
     check_ratios(ratios)
     masked = check_tokens(tokens, mask_id)
     u = rand.at(0)("reveal", tokens.shape[1])
-    falling = -torch.tensor(list(ratios), dtype=torch.float64, device=u.device)
+    falling = -torch.tensor(list(ratios), dtype=u.dtype, device=u.device)
     step = torch.searchsorted(falling, -u)  # the first with ratio <= u
     counts = torch.zeros(len(u), len(ratios), dtype=torch.long, device=u.device).scatter_add(1, step, masked.long())
     return decode(predict, tokens, counts.T, mask_id=mask_id, rand=rand, temperature=temperature, top_k=top_k,

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.method.guidance import Predict
-from unmask.method.rand import Rand
+from unmask.method.rand import Rand, choose_wide_dtype
 from unmask.method.sampling.priorities import Confidence
 from unmask.method.schedules import count_reveals
 
@@ -128,12 +128,12 @@ def sample_tokens(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
-    u: Float64[Tensor, "b l"],
+    u: Float[Tensor, "b l"],
 ) -> Int[Tensor, "b l"]:
     """Sample one token per position by inverting the distribution function at `u`: one uniform per position.
 
-    Sums run in float64, so that a category of probability 1e-7 has its right frequency. Positions are processed in
-    parts, which bounds the memory and fits a CPU's cache. The parts do not change the result.
+    Sums run in float64 (on MPS in float32), so that a category of probability 1e-7 has its right frequency. Positions
+    are processed in parts, which bounds the memory and fits a CPU's cache. The parts do not change the result.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -143,11 +143,11 @@ def sample_tokens(
 
 
 def _invert(
-    logits: Float[Tensor, "n k"], temperature: float, top_k: int | None, top_p: float | None, u: Float64[Tensor, "n"]
+    logits: Float[Tensor, "n k"], temperature: float, top_k: int | None, top_p: float | None, u: Float[Tensor, "n"]
 ) -> Int[Tensor, "n"]:
     scaled = (logits - logits.amax(-1, keepdim=True)) / temperature  # unshifted, a tiny temperature would overflow
     p = keep_likeliest(scaled, top_k, top_p).softmax(-1)
-    cdf = p.cumsum(-1, dtype=torch.float64)
+    cdf = p.cumsum(-1, dtype=choose_wide_dtype(p.device))
     # Counting "<=", as `searchsorted` from the right does, skips categories of probability 0.
     index = torch.searchsorted(cdf, (u * cdf[..., -1])[..., None], right=True)[..., 0]
     return index.clamp(max=logits.shape[-1] - 1)
@@ -170,7 +170,7 @@ def keep_likeliest(
             raise ValueError(f"top_p={top_p}: must be above 0 and at most 1, or None to keep every token")
         ordered, index = logits.sort(dim=-1, descending=True, stable=True)
         p = ordered.softmax(-1)
-        before = p.cumsum(-1, dtype=torch.float64) - p
+        before = p.cumsum(-1, dtype=choose_wide_dtype(p.device)) - p
         cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before >= top_p)
         logits = logits.masked_fill(cut, -torch.inf)
     return logits

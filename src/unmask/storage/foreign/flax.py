@@ -1,14 +1,14 @@
-"""Read weights from msgpack files of flax (`flax.serialization.to_bytes`), without JAX and without unpacking the file.
+"""Read weights from msgpack files of flax (`flax.serialization.to_bytes`), without JAX.
 
-The file is mapped into memory. Its whole structure is checked before the first tensor is made. Of msgpack, only what
-weights need is understood: tables by name, arrays, and arrays in numbered chunks.
+The package msgpack reads the objects. This module walks the tables itself, so that nothing but tables by name, arrays,
+and arrays in numbered chunks is ever built, and no size in the file is trusted.
 """
 
 import math
 import mmap
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgpack
 import torch
 from torch import Tensor
 
@@ -22,213 +22,171 @@ MAX_ENTRIES = 20_000
 NDARRAY = 1
 """The type code of an array in flax. The other codes, for complex numbers and NumPy scalars, are not weights."""
 CHUNKED = "__msgpack_chunked_array__"
+UNPACKER_BLOCK = 1 << 20
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES: dict[str, torch.dtype] = {kind: getattr(torch, kind) for kind in (*FLOATS, *INTEGERS)}
 
-# First byte of an object -> its kind, and how many bytes hold its size or value (github.com/msgpack/msgpack).
-SIZED = {0xC4: "bytes", 0xC7: "typed", 0xCC: "integer", 0xD9: "text"}
-FOLLOWED = {first + i: (kind, 1 << i) for first, kind in SIZED.items() for i in range(4 if kind == "integer" else 3)}
-FOLLOWED |= {0xDC: ("list", 2), 0xDD: ("list", 4), 0xDE: ("table", 2), 0xDF: ("table", 4)}
+Leaves = dict[str, Tensor | int]
+"""Arrays, and the plain numbers that only the shape of a chunked array has, by their path."""
 
 
-@dataclass(frozen=True)
-class Array:
-    """The position of an array in the file: `parts` are the (offset, bytes) of its numbers."""
-
-    at: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    parts: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Number:
-    """A plain number; only the shape of a chunked array contains them."""
-
-    at: int
-    value: int
-
-
-Leaves = dict[str, Array | Number]
+class _Unsound(ValueError):
+    """The file is not one of weights."""
 
 
 def read_flax(path: Path) -> dict[str, Tensor]:
     """Return all tensors of a flax file. A name is the path from the top, joined by "/", without a first "params/".
 
-    A tensor with aligned bytes is a view of the mapped file, and writing to it does not change the file. Other tensors
-    are copies.
-
     Raises:
-        CheckpointError: The file is missing or damaged; raised before a tensor is made.
+        CheckpointError: The file is missing, damaged or holds something else.
     """
     shown = escape_line(str(path))
     if not path.is_file():
         raise CheckpointError(f"{shown}: no such file; give a flax msgpack file")
     try:
-        with open(path, "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Reader(data).read_all()
+    except _Unsound as error:
+        raise CheckpointError(f"{shown}: {error}; fetch the file again, as flax.serialization wrote it") from error
     except (OSError, ValueError) as error:  # an empty file gives a ValueError
         raise CheckpointError(
             f"{shown}: cannot be read ({escape_line(str(error))}); give a flax msgpack file"
         ) from error
-    arrays: dict[str, Array] = {}
-    reader = _Reader(data, shown)
-    for name, leaf in reader.read_all().items():
-        short = name.removeprefix("params/")
-        if not isinstance(leaf, Array):
-            raise reader.make_error(leaf.at, f"{escape_line(short)} is a plain number and not an array")
-        if short in arrays:
-            raise reader.make_error(leaf.at, f"there are two of {escape_line(short)}")
-        arrays[short] = leaf
-    return {name: _make_tensor(data, array) for name, array in arrays.items()}
-
-
-def _make_tensor(data: mmap.mmap, array: Array) -> Tensor:
-    (start, nbytes), *more = array.parts
-    if not more and start % array.dtype.itemsize == 0:
-        count = nbytes // array.dtype.itemsize
-        return torch.frombuffer(data, dtype=array.dtype, count=count, offset=start).reshape(array.shape)
-    whole = torch.empty(sum(n for _, n in array.parts), dtype=torch.uint8)
-    to = 0
-    for start, nbytes in array.parts:
-        whole[to : to + nbytes] = torch.frombuffer(data, dtype=torch.uint8, count=nbytes, offset=start)
-        to += nbytes
-    return whole.view(array.dtype).reshape(array.shape)
 
 
 class _Reader:
-    """Read from byte `at` on. No size in the file is trusted before it is checked against the bytes that are left."""
+    """Walk the tables of a file; `data` is the mapped file."""
 
-    def __init__(self, data: mmap.mmap, shown: str):
-        self.data, self.shown, self.at, self.entries = data, shown, 0, 0
+    def __init__(self, data: mmap.mmap):
+        self.data, self.entries = data, 0
+        self.unpacker = msgpack.Unpacker(
+            data,
+            read_size=UNPACKER_BLOCK,
+            max_buffer_size=len(data) + UNPACKER_BLOCK,
+            raw=True,
+            max_array_len=0,
+            max_map_len=MAX_ENTRIES,
+        )
 
-    def make_error(self, at: int, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.shown}: byte {at}: {what}; fetch the file again, as flax.serialization wrote it")
+    def make_error(self, what: str) -> _Unsound:
+        return _Unsound(f"byte {self.unpacker.tell()}: {what}")
 
-    def take(self, size: int) -> int:
-        """Skip the next `size` bytes and return where they start."""
-        start, left = self.at, len(self.data) - self.at
-        if size > left:
-            raise self.make_error(start, f"{size} bytes should follow, and {left} are left")
-        self.at += size
-        return start
-
-    def read_head(self) -> tuple[str, int]:
-        """Read the kind of the next object, and its size or value."""
-        start = self.take(1)
-        byte = self.data[start]
-        if byte < 0x80:
-            return "integer", byte
-        if byte < 0xC0:
-            return ("table", byte & 15) if byte < 0x90 else ("list", byte & 15) if byte < 0xA0 else ("text", byte & 31)
-        if byte == 0xC3:  # True, which marks chunked arrays
-            return "integer", 1
-        if 0xD4 <= byte <= 0xD8:
-            return "typed", 1 << (byte - 0xD4)
-        if byte not in FOLLOWED:
-            raise self.make_error(start, f"code 0x{byte:02x} does not occur in files of weights")
-        kind, width = FOLLOWED[byte]
-        value = self.take(width)
-        return kind, int.from_bytes(self.data[value : value + width], "big")
-
-    def expect(self, *kinds: str) -> int:
-        """Return the size or value of the next object, which must be of one of these kinds."""
-        start = self.at
-        kind, size = self.read_head()
-        if kind not in kinds:
-            raise self.make_error(start, f"{kind} where {kinds[0]} should be")
-        return size
-
-    def read_text(self, limit: int) -> str:
-        start, size = self.at, self.expect("text", "bytes")
-        if not 0 < size <= limit:
-            raise self.make_error(start, f"a name of {size} bytes, and 1 to {limit} are possible")
-        first = self.take(size)
-        try:
-            return self.data[first : self.at].decode()
-        except UnicodeDecodeError as error:
-            raise self.make_error(start, "a name that is not UTF-8") from error
-
-    def read_all(self) -> Leaves:
+    def read_all(self) -> dict[str, Tensor]:
         """Read the whole file."""
-        leaves = self.read_table("", self.expect("table"), MAX_DEPTH)
-        if self.at != len(self.data):
-            raise self.make_error(self.at, f"{len(self.data) - self.at} bytes after the end of the weights")
-        return leaves
+        if not self.is_at_table():
+            raise self.make_error("no table of weights")
+        tensors: dict[str, Tensor] = {}
+        for name, leaf in self.read_table("", MAX_DEPTH).items():
+            short = name.removeprefix("params/")
+            if not isinstance(leaf, Tensor):
+                raise self.make_error(f"{escape_line(short)} is a plain number and not an array")
+            if short in tensors:
+                raise self.make_error(f"there are two of {escape_line(short)}")
+            tensors[short] = leaf
+        if self.unpacker.tell() != len(self.data):
+            raise self.make_error("more bytes after the end of the weights")
+        return tensors
 
-    def read_table(self, name: str, size: int, depth: int) -> Leaves:
-        """Read `size` entries at any depth below the table `name`, and join chunked arrays."""
+    def is_at_table(self) -> bool:
+        """Return whether the next object is a table, by its first byte."""
+        at = self.unpacker.tell()
+        return at < len(self.data) and (0x80 <= self.data[at] <= 0x8F or self.data[at] in (0xDE, 0xDF))
+
+    def read_object(self) -> object:
+        """Read the next object, which must not be a table."""
+        if self.is_at_table():
+            raise self.make_error("a table as a name")
+        try:
+            return self.unpacker.unpack()
+        except (ValueError, msgpack.UnpackException) as error:
+            raise self.make_error(f"no sound object of msgpack ({escape_line(str(error)) or 'it is cut'})") from error
+
+    def read_table(self, name: str, depth: int) -> Leaves:
+        """Read all entries at any depth below the table `name`, and join chunked arrays."""
+        try:
+            size = self.unpacker.read_map_header()
+        except (ValueError, msgpack.UnpackException) as error:
+            raise self.make_error(f"no sound table ({escape_line(str(error)) or 'it is cut'})") from error
         self.entries += size
         if not depth or self.entries > MAX_ENTRIES:
             limit = f"more than {MAX_ENTRIES} entries" if depth else f"tables nested more than {MAX_DEPTH} deep"
-            raise self.make_error(self.at, limit)
+            raise self.make_error(limit)
         found: Leaves = {}
         for _ in range(size):
-            start, key = self.at, self.read_text(MAX_NAME)
-            full = f"{name}/{key}" if name else key
-            if len(full) > MAX_NAME:
-                raise self.make_error(start, f"a name of {len(full)} characters, and {MAX_NAME} are possible")
-            inner = self.read_entry(full, depth)
+            full = self.read_name(f"{name}/" if name else "")
+            inner = self.read_table(full, depth - 1) if self.is_at_table() else {full: self.read_leaf(full)}
             if not found.keys().isdisjoint(inner):
-                raise self.make_error(start, f"there are two of {escape_line(full)}")
+                raise self.make_error(f"there are two of {escape_line(full)}")
             found |= inner
         return {name: self.join_chunks(name, found)} if name and f"{name}/{CHUNKED}" in found else found
 
-    def read_entry(self, full: str, depth: int) -> Leaves:
-        start = self.at
-        kind, size = self.read_head()
-        if kind == "table":
-            return self.read_table(full, size, depth - 1)
-        if kind == "typed":
-            return {full: self.read_array(size)}
-        if kind == "integer":
-            return {full: Number(start, size)}
-        raise self.make_error(start, f"{escape_line(full)} is {kind} and not an array")
+    def read_name(self, above: str) -> str:
+        key = self.read_object()
+        try:
+            full = above + key.decode() if isinstance(key, bytes) and key else ""
+        except UnicodeDecodeError as error:
+            raise self.make_error("a name that is not UTF-8") from error
+        if not 0 < len(full) <= MAX_NAME:
+            raise self.make_error(f"a name that is not a text of 1 to {MAX_NAME} characters with those above it")
+        return full
 
-    def read_array(self, size: int) -> Array:
-        """Read an extension object of `size` bytes: code, then a list of shape, type name, and numbers in C order."""
-        start = self.take(1)
-        if self.data[start] != NDARRAY:
-            raise self.make_error(start, f"an object of type {self.data[start]}, not an array")
-        end = self.take(size) + size
-        self.at -= size
-        if self.expect("list") != 3:
-            raise self.make_error(start, "an array that is not shape, type and numbers")
-        axes = self.expect("list")
-        if axes > MAX_AXES:
-            raise self.make_error(start, f"an array of {axes} axes, and {MAX_AXES} are possible")
-        shape = tuple(self.expect("integer") for _ in range(axes))
-        kind = self.read_text(16)
-        nbytes = self.expect("bytes", "text")
-        array = self.check_array(start, shape, kind, ((self.take(nbytes), nbytes),))
-        if self.at != end:
-            raise self.make_error(start, f"an array of {self.at - start - 1} bytes in an object of {size}")
-        return array
+    def read_leaf(self, full: str) -> Tensor | int:
+        leaf = self.read_object()
+        if isinstance(leaf, int):
+            return leaf
+        if not isinstance(leaf, msgpack.ExtType):
+            raise self.make_error(f"{escape_line(full)} is {type(leaf).__name__} and not an array")
+        if leaf.code != NDARRAY:
+            raise self.make_error(f"{escape_line(full)} is an object of type {leaf.code}, not an array")
+        return self.make_tensor(full, *self.split_array(full, leaf.data))
 
-    def join_chunks(self, name: str, found: Leaves) -> Array:
+    def split_array(self, full: str, data: bytes) -> tuple[list[int], str, bytes]:
+        """Split an array into its shape, the name of its type, and its numbers in C order."""
+        lists: list[object] = []
+
+        def count_lists(items: list[object]) -> list[object]:
+            lists.append(items)
+            if len(lists) > 2:  # the shape and the whole; more would cost memory
+                raise ValueError("lists within lists")
+            return items
+
+        try:
+            shape, kind, numbers = msgpack.unpackb(
+                data, raw=True, list_hook=count_lists, max_array_len=max(3, MAX_AXES), max_map_len=0, max_ext_len=0
+            )
+            if not all(type(size) is int and size >= 0 for size in shape) or not isinstance(numbers, bytes):
+                raise ValueError("no shape, or no numbers")
+            return shape, kind.decode(), numbers
+        except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
+            reason = escape_line(str(error))
+            raise self.make_error(
+                f"{escape_line(full)} is not shape (of up to {MAX_AXES} sizes), type and numbers: {reason}"
+            ) from error
+
+    def make_tensor(self, full: str, shape: list[int], kind: str, numbers: bytes) -> Tensor:
+        """Return a tensor; raise _Unsound if it is empty or its bytes do not agree with its shape."""
+        if kind not in DTYPES:
+            raise self.make_error(f"an array of {escape_line(kind[:40])}, and only {', '.join(DTYPES)} can be read")
+        if len(numbers) != math.prod(shape) * DTYPES[kind].itemsize or not numbers:
+            raise self.make_error(
+                f"{escape_line(full)}: an array of shape {shape} and type {kind} in {len(numbers)} bytes"
+            )
+        return torch.frombuffer(bytearray(numbers), dtype=DTYPES[kind]).reshape(shape)
+
+    def join_chunks(self, name: str, found: Leaves) -> Tensor:
         """Join a chunked array: the tables `shape` (of numbers) and `chunks` (of arrays), both numbered from "0"."""
-        start = found[f"{name}/{CHUNKED}"].at
-        lists: dict[str, list[Array | Number]] = {"shape": [], "chunks": []}
+        lists: dict[str, list[Tensor | int]] = {"shape": [], "chunks": []}
         for key, items in lists.items():
             while f"{name}/{key}/{len(items)}" in found:
                 items.append(found[f"{name}/{key}/{len(items)}"])
-        shape = tuple(item.value for item in lists["shape"] if isinstance(item, Number))
-        chunks = [item for item in lists["chunks"] if isinstance(item, Array)]
-        kinds = {chunk.dtype for chunk in chunks}
-        if len(shape) + len(chunks) + 1 != len(found) or len(kinds) != 1 or len(shape) > MAX_AXES:
+        shape = [item for item in lists["shape"] if isinstance(item, int)]
+        chunks = [item for item in lists["chunks"] if isinstance(item, Tensor)]
+        sound = len(shape) + len(chunks) + 1 == len(found) and len({chunk.dtype for chunk in chunks}) == 1
+        numel = sum(chunk.numel() for chunk in chunks)
+        if not sound or len(shape) > MAX_AXES or min(shape, default=1) < 0 or math.prod(shape) != numel:
             raise self.make_error(
-                start, f"{escape_line(name)} is not a valid array in chunks: they must be numbered and of one type"
+                f"{escape_line(name)} is not a valid array in chunks: they must be numbered, of one type, and fill it"
             )
-        parts = tuple(part for chunk in chunks for part in chunk.parts)
-        return self.check_array(start, shape, str(kinds.pop()).removeprefix("torch."), parts)
-
-    def check_array(self, at: int, shape: tuple[int, ...], kind: str, parts: tuple[tuple[int, int], ...]) -> Array:
-        """Return the array; raise CheckpointError if it is empty or its bytes do not agree with its shape."""
-        if kind not in DTYPES:
-            raise self.make_error(at, f"an array of {escape_line(kind)}, and only {', '.join(DTYPES)} can be read")
-        dtype, nbytes = DTYPES[kind], sum(n for _, n in parts)
-        if nbytes != math.prod(shape) * dtype.itemsize or not nbytes:
-            raise self.make_error(at, f"an array of shape {shape} and type {kind} in {nbytes} bytes")
-        return Array(at, dtype, shape, parts)
+        return torch.cat([chunk.reshape(-1) for chunk in chunks]).reshape(shape)

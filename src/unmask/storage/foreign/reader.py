@@ -38,7 +38,7 @@ KINDS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, 
 PREFIXES = ("module.", "_orig_mod.")
 """Prefixes that wrappers for many GPUs and compiled models add to every name."""
 PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); from unpacking.job import run_job; run_job()"
-LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 """The only environment variables that a child gets: it must see no keys or tokens."""
 PATIENCE = 60
 """Seconds that a child may take, in addition to those for the size of its file."""

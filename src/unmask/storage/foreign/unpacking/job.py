@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import stat
 import sys
 from typing import Any, NoReturn
@@ -51,11 +50,18 @@ def _do(source: str, written: Any, container: str | None) -> dict[str, Any]:
 
 def open_without_blocking(path: str, flags: int) -> int:
     """Open a file without blocking, so that a pipe in its place cannot make us wait forever."""
-    return os.open(path, flags | os.O_NONBLOCK)
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def set_limits(size: int) -> None:
-    """Limit memory, time and written bytes to what a file of `size` bytes may need; forbid processes and core files."""
+    """Limit memory, time and written bytes to what a file of `size` bytes may need; forbid processes and core files.
+
+    Windows has no such limits: there only the time that the parent waits is bounded.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
     seconds = 10 + size // (50 << 20)
     wanted = {"AS": MAX_MEMORY, "CPU": seconds, "FSIZE": 2 * size + (64 << 20), "NPROC": 0, "CORE": 0}
     for name, value in wanted.items():

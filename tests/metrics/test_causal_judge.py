@@ -1,0 +1,84 @@
+"""Generative perplexity, against a sum over tokens one by one, with a tiny causal model of transformers."""
+
+import math
+
+import pytest
+import torch
+
+from unmask.errors import CheckpointError, ConfigError
+from unmask.evaluation.text_table import split_documents
+from unmask.metrics.causal_judge import CausalJudge, load_causal_judge, measure_generative_perplexity
+from unmask.tokenizers.text import Bytes, build_tokenizer
+
+pytest.importorskip("transformers")
+from tiny_gpt2 import CONTEXT, save_tiny_gpt2
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory) -> CausalJudge:
+    return load_causal_judge(str(save_tiny_gpt2(tmp_path_factory.mktemp("gpt2"))))
+
+
+def add_up(judge: CausalJudge, rows: list[list[str]]) -> float:
+    """The definition, one token at a time: no batch, no padding, no shift."""
+    nats = []
+    for documents in rows:
+        row = [(29, False)]
+        for number, text in enumerate(documents):
+            row += [(29, False)] if number else []
+            row += [(judge.tokenizer.convert_tokens_to_ids(character), True) for character in text]
+        ids = [token for token, _ in row[:CONTEXT]]
+        for at in range(1, len(ids)):
+            if row[at][1]:
+                p = judge.network(torch.tensor([ids[:at]])).logits[0, -1].double().softmax(-1)
+                nats.append(-math.log(p[ids[at]]))
+    return math.exp(sum(nats) / len(nats))
+
+
+ROWS = [["the cat"], ["a"], ["one text.", "another one"], ["x" * 60], ["", "after an end"], [""]]
+
+
+def test_it_is_the_sum_over_tokens_one_by_one(judge):
+    assert measure_generative_perplexity(judge, ROWS) == pytest.approx(add_up(judge, ROWS), rel=1e-5)
+    for row in ROWS[:-1]:
+        assert measure_generative_perplexity(judge, [row]) == pytest.approx(add_up(judge, [row]), rel=1e-5)
+
+
+def test_a_uniform_judge_gives_its_vocabulary(judge):
+    with torch.no_grad():
+        kept = judge.network.lm_head.weight.clone()
+        judge.network.lm_head.weight.zero_()
+        found = measure_generative_perplexity(judge, ROWS)
+        judge.network.lm_head.weight.copy_(kept)
+    assert found == pytest.approx(30, rel=1e-6)
+
+
+def test_without_text_it_is_nan(judge):
+    assert math.isnan(measure_generative_perplexity(judge, [[""], []]))
+
+
+def test_a_judge_without_a_begin_token_does_not_score_the_first_token(tmp_path, judge):
+    bare = load_causal_judge(str(save_tiny_gpt2(tmp_path, begin=None)))
+    p = bare.network(torch.tensor([[1]])).logits[0, -1].double().softmax(-1)
+    assert measure_generative_perplexity(bare, [["bc"]]) == pytest.approx(1 / float(p[2]), rel=1e-5)
+    assert math.isnan(measure_generative_perplexity(bare, [["b"]]))
+
+
+def test_a_row_is_split_at_its_end_tokens():
+    tokenizer = build_tokenizer(Bytes(context=16), lambda: iter(()))
+    end = tokenizer.end_id
+    row = [*tokenizer.encode("one").tolist(), end, *tokenizer.encode("two").tolist(), end, -1, -1]
+    assert split_documents(row, tokenizer) == ["one", "two", ""]
+    assert split_documents([end], tokenizer) == ["", ""]
+
+
+def test_what_is_no_judge_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder; give one, or gpt2 or gpt2-large"):
+        load_causal_judge(str(tmp_path / "nothing"))
+    with pytest.raises(CheckpointError, match="cannot be loaded") as caught:
+        load_causal_judge(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    folder = save_tiny_gpt2(tmp_path / "half")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_causal_judge(str(folder))
