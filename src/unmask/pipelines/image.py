@@ -30,7 +30,7 @@ from unmask.pipelines.labels import (
     resolve_filled_labels,
     resolve_labels,
 )
-from unmask.pipelines.pictures import to_mask, to_photo, to_pil
+from unmask.pipelines.pictures import check_pictures, to_mask, to_photo, to_pil
 from unmask.pretrained.conditions import (
     attach_prompts,
     check_guidance,
@@ -242,9 +242,7 @@ class Pipeline(LoadedModel[ModelSpec]):
 
         check_whole_numbers({"variants": variants, "seed": seed, "feather": feather})
         check_type("context", context, float)
-        for what, image in (("photo", photo), ("mask", mask)):
-            if not isinstance(image, Image.Image):
-                raise ConfigError(f"the {what} is of type {type(image).__name__}: give a PIL image")
+        check_pictures({"photo": photo, "mask": mask})
         pixels = to_photo(photo)
         drawn = edit_photo(
             self,
