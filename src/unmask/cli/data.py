@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.sources.choice import Folder, PictureSource
 from unmask.data.sources.detection import identify_source
@@ -17,9 +19,9 @@ from unmask.runtime.progress import show_progress
 class SurveyFlags:
     data: PictureSource
     size: int = 64
-    """The edge in pixels that you mean to train at; smaller pictures are counted, as they would be enlarged."""
-    sheet: Path | None = None
-    """Write a contact sheet, some pictures of each class, to this new file, such as sheet.png."""
+    """Edge in pixels that you mean to train at; smaller pictures are counted, as they would be enlarged."""
+    sheet: Annotated[Path | None, show_default("no sheet")] = None
+    """Also write a contact sheet with some pictures of each class, such as sheet.png."""
 
 
 def run_data(arguments: list[str]) -> None:

@@ -2,21 +2,25 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from unmask.cli.flags import Device, OutputFlags, check_device, choose_device
+from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_value_errors, parse
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoFlags(OutputFlags):
     out: Path = Path("runs/demo")
-    steps: int | None = None
+    """Run directory: checkpoints, config.json, metrics.jsonl, report.json, pictures, model.safetensors."""
+    steps: Annotated[int | None, show_default("1000, as the recipe digits")] = None
     """Training steps; fewer for a quick look."""
-    classifier_steps: int | None = None
+    classifier_steps: Annotated[int | None, show_default("300, as the recipe digits")] = None
     """Training steps of the classifier that measures the samples."""
     samples: int = 1500
-    """How many digits to generate for the metrics of report.json."""
+    """Number of digits to generate for the metrics of report.json."""
     seed: int = 0
+    """Seed of the training and of the samples."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
 

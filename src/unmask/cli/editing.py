@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from unmask.cli.flags import (
+    CELL_CHOICES,
     Device,
     OutputFlags,
     SamplingFlags,
@@ -15,6 +16,7 @@ from unmask.cli.flags import (
     choose_sampling,
     fetch_model,
 )
+from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.errors import ConfigError
 from unmask.storage.outputs import check_file, choose_free
@@ -28,38 +30,42 @@ USAGE = "inpaint RUN PHOTO, where RUN is as unmask sample has it, with --mask, -
 @dataclass(frozen=True, kw_only=True)
 class InpaintFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
-    mask: Path | None = None
-    """The region: an image of the photo's size, white where to fill."""
+    mask: Annotated[Path | None, show_default("another region")] = None
+    """Region: an image of the photo's size, white where to fill. Give one of mask, alpha, box and extend."""
     alpha: bool = False
-    """The region: where the photo itself is transparent."""
-    box: tuple[int, int, int, int] | None = None
-    """The region: a rectangle, as x y width height in pixels."""
-    extend: tuple[int, int, int, int] | None = None
-    """The region: this many new pixels around the photo, as left top right bottom."""
+    """Region: where the photo itself is transparent."""
+    box: Annotated[
+        tuple[int, int, int, int] | None, tyro.conf.arg(metavar="X Y WIDTH HEIGHT"), show_default("another region")
+    ] = None
+    """Region: a rectangle of the photo, in pixels."""
+    extend: Annotated[
+        tuple[int, int, int, int] | None, tyro.conf.arg(metavar="LEFT TOP RIGHT BOTTOM"), show_default("another region")
+    ] = None
+    """Region: this many new pixels around the photo, on each side."""
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
-    label: str | None = None
-    """The class to fill in, by its name or number; by default none."""
-    prompt: str | None = None
+    label: Annotated[str | None, tyro.conf.arg(metavar="CLASS"), show_default("no class")] = None
+    """Class to fill in, by its name or number."""
+    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT"), show_default("no text")] = None
     """For a text-to-image model, in place of a label: what to fill in."""
     variants: int = 4
-    """How many variants to sample."""
-    out: Path | None = None
-    """By default inpainted.png, or inpainted_2.png where that is taken; with several variants inpainted-1.png and so
-    on. inpainted-compare.png shows all. JPEG alters every pixel."""
+    """Number of variants to sample, at least 1."""
+    out: Annotated[Path | None, show_default("inpainted.png, or the next free inpainted_2.png")] = None
+    """Picture to write; variants are NAME-1.png and so on, and NAME-compare.png shows all. JPEG alters every pixel."""
     seed: int = 0
+    """Seed of the variants."""
     feather: int = 0
     """Blend the result into its surroundings over this many pixels inside the border of the region."""
-    cells: str = "any"
-    """Which tokens to sample: those with any or all of their pixels in the region, or a share such as 0.5."""
+    cells: Annotated[str, tyro.conf.arg(metavar=CELL_CHOICES)] = "any"
+    """Which tokens to sample: those with any pixel in the region, with all, or with this share of them."""
     dilate: int = 0
-    """And this many cells around them; 1 suits a convolutional tokenizer."""
+    """Also sample this many cells around them; 1 suits a convolutional tokenizer."""
     context: float = 0.5
     """What the model sees on each side of the region, in sizes of the region."""
-    stop: int | None = None
-    """End after this many of the steps: the last one fills the rest."""
+    stop: Annotated[int | None, show_default("after all steps")] = None
+    """End after this many of the steps; the last one fills the rest."""
+    gif: Annotated[Path | None, show_default("no animation")] = None
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
-    gif: Path | None = None
     """Also animate the decoding, as .gif or .webp."""
 
 

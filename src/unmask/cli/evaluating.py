@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from unmask.cli.flags import (
+    CELL_CHOICES,
     DataFlags,
     MeasuredFlags,
     NetworkFlags,
@@ -20,7 +21,9 @@ from unmask.cli.flags import (
     choose_say,
     fetch_model,
 )
+from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.decoding.choices import SHAPE_CHOICES
 from unmask.errors import ConfigError, look_up
 from unmask.published.names import MODEL_NAMES
 from unmask.runtime.progress import show_progress
@@ -42,12 +45,12 @@ class EvaluateTokenizerFlags(OutputFlags):
     network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     known: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
-    data: Path | None = None
-    """For a published or converted tokenizer: a folder of pictures. A trained one has its own."""
-    out: Path | None = None
-    """And the folder for the figures; runs/NAME-tokenizer by default."""
+    data: Annotated[Path | None, show_default("the images of the run")] = None
+    """Folder of images, needed for a published or converted tokenizer."""
+    out: Annotated[Path | None, show_default("the run, or runs/NAME-tokenizer")] = None
+    """Folder for the results of a published or converted tokenizer."""
     pictures: int = 10_000
-    """How many held-out pictures to look at, at most."""
+    """Held-out images to measure on, at most; at least 2."""
 
 
 def run_evaluate_tokenizer(arguments: list[str]) -> None:
@@ -113,20 +116,26 @@ class EvaluateInpaintFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
     images: int = 2000
-    """How many held-out images to mask, at most: in turn the right half, the lower half, the middle."""
-    schedules: tuple[str, ...] = ("cosine", "linear", "square")
+    """Held-out images to mask, at most: in turn the right half, the lower half, the middle."""
+    schedules: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{SHAPE_CHOICES} ...")] = (
+        "cosine",
+        "linear",
+        "square",
+    )
+    """Schedules to compare: the fraction still masked over time."""
     stops: tuple[int, ...] = (5, 10, 15)
-    """Also end after this many of the steps, the last of which fills the rest; always also after the last."""
+    """Also measure an end after this many of the steps, where the last one fills the rest."""
     labels: bool = True
-    """Tell the model the true class."""
-    cells: str = "any"
-    """Which tokens to sample: those with any or all of their pixels in the region, or a share such as 0.5."""
+    """Give the model the true class of each image."""
+    cells: Annotated[str, tyro.conf.arg(metavar=CELL_CHOICES)] = "any"
+    """Which tokens to sample: those with any pixel in the region, with all, or with this share of them."""
     dilate: int = 0
+    """Also sample this many cells around them; 1 suits a convolutional tokenizer."""
     seed: int = 0
+    """Seed of the samples."""
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
-    out: Path | None = None
-    """The folder for the table and the pictures; RUN/inpainting by default, where a published model's RUN is runs/NAME.
-    """
+    out: Annotated[Path | None, show_default("RUN/inpainting, or runs/NAME/inpainting of a published model")] = None
+    """Folder for the table and the pictures."""
 
 
 def run_evaluate_inpaint(arguments: list[str]) -> None:

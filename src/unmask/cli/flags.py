@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors
+from unmask.decoding.choices import ORDER_CHOICES, PRESET_CHOICES, SAMPLER_CHOICES, SCHEDULE_CHOICES
 from unmask.runtime.progress import show_progress
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from unmask.runtime.distributed import World
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+MODELS_OWN = "the model's own"
+CELL_CHOICES = "{any, all, 0 to 1}"
 
 
 def choose_say(here: "World") -> Callable[[str], None] | None:
@@ -49,18 +53,17 @@ class OutputFlags:
     """What may be replaced."""
 
     overwrite: bool = False
-    """Replace files that unmask did not make, where the results go. Without it, the command refuses before the work."""
+    """Replace files that unmask did not make; otherwise the command refuses before it starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFlags:
     """Where the files of a published model are."""
 
-    weights: tuple[Path, ...] = ()
-    """Published files, or folders that hold them, to use instead of a download. Needed once: a resumed training
-    ignores them."""
+    weights: Annotated[tuple[Path, ...], show_default("download them")] = ()
+    """Files of a published model, or folders that hold them; a resumed training ignores them."""
     offline: bool = False
-    """Use what is in the cache, and ask no server."""
+    """Use the cache alone, and ask no server."""
 
     def open(self, name: str | Path, here: "World | None" = None) -> "OpenedModel":
         """Find the model of this name, and read its configuration."""
@@ -80,9 +83,9 @@ class DataFlags:
     """What to do about the data of an earlier command."""
 
     accept_data: bool = False
-    """Continue although the data changed since the run began; the run keeps a record of it."""
+    """Continue although the data changed since the run began; the run keeps a record."""
     verify_data: bool = False
-    """Compare all bytes of all images, not only eight samples of 1 KiB of each file of a large set."""
+    """Compare all bytes of all images, not eight samples of 1 KiB per file of a large dataset."""
 
     @property
     def policy(self) -> "DataPolicy":
@@ -96,9 +99,8 @@ class DataFlags:
 class MeasuredFlags(WeightsFlags, DataFlags):
     """What a model is measured against."""
 
-    data: str | None = None
-    """For a published or exported model: the token dataset of images to measure against, made by unmask tokenize NAME;
-    or, for a model of pixels, a folder of images, digits, mnist or cifar10."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="DIR"), show_default("the run's own data")] = None
+    """Needed for other models: a token dataset; or, for a model of pixels, images, digits, mnist or cifar10."""
 
 
 def fetch_model(opened: "OpenedModel", here: "World | None" = None) -> Path:
@@ -113,33 +115,28 @@ def fetch_model(opened: "OpenedModel", here: "World | None" = None) -> Path:
 class SamplingFlags:
     """How to sample. Unset flags default to the model's own sampling."""
 
-    preset: str | None = None
-    """Sample as published, except for other flags: besnier-256-8, besnier-512-15, maskgit-256-8, maskgit-512-12,
-    halton-tiny-256-32, halton-small-256-32, halton-base-256-32, halton-small-384-32, halton-base-384-32,
-    halton-large-384-32, titok-l32-256-8, titok-b64-256-8, titok-s128-256-64; or by our own rule: ours-8, ours-16."""
-    steps: int | None = None
-    """Forward passes."""
-    order: str | None = None
-    """Which tokens are revealed first: confidence (-without-noise), halton, random, margin, margin-repulsion, entropy,
-    max-logit, raster, moment or halton-rolled."""
-    noise: float | None = None
-    """Factor of the Gumbel noise on log-confidence, for the confidence order; it falls to 0."""
-    schedule: str | None = None
-    """Fraction still masked over time: cosine, arccos, linear, square, pow3, root, sigmoid, log or exp;
-    or valeoai-v1-arccos and so on, the densities of the reproduction report; or halton-maskgit, that code's counts."""
-    temperature: float | None = None
-    """Logits are divided by it: below 1 sharper, 0 greedy."""
-    guidance: Annotated[float | None, tyro.conf.arg(aliases=["--scale"])] = None
-    """Guidance scale s: null + scale (conditional - null); 1 is none. Papers that write w mean scale - 1."""
-    sampler: str | None = None
-    """parallel, remask (revealed tokens may be masked again), ancestral, remdm-cap, remdm-rescale, remdm-confidence,
-    entropy-bound or threshold (the model decides how many tokens a step reveals)."""
-    block: int | None = None
-    """Tokens per block: go from left to right, block by block."""
-    top_k: int | None = None
-    """Sample from this many of the likeliest tokens only."""
-    top_p: float | None = None
-    """Sample from the smallest set of tokens with this much probability only."""
+    preset: Annotated[str | None, tyro.conf.arg(metavar=PRESET_CHOICES), show_default("none")] = None
+    """Sample as published, or by our own rule (ours-8, ours-16); other flags change it."""
+    steps: Annotated[int | None, show_default(MODELS_OWN)] = None
+    """Forward passes, from 1 to 100,000; more than the tokens of a sample do not help."""
+    order: Annotated[str | None, tyro.conf.arg(metavar=ORDER_CHOICES), show_default(MODELS_OWN)] = None
+    """Which tokens are revealed first."""
+    noise: Annotated[float | None, show_default(MODELS_OWN)] = None
+    """Factor of the Gumbel noise on log-confidence, at least 0, for the order confidence; it falls to 0."""
+    schedule: Annotated[str | None, tyro.conf.arg(metavar=SCHEDULE_CHOICES), show_default(MODELS_OWN)] = None
+    """Fraction still masked over time; or the counts of other code: valeoai-v1-cosine and so on, halton-maskgit."""
+    temperature: Annotated[float | None, show_default(MODELS_OWN)] = None
+    """Divisor of the logits: below 1 is sharper, 0 greedy. Papers by valeoai multiply by theirs."""
+    guidance: Annotated[float | None, tyro.conf.arg(aliases=["--scale"]), show_default(MODELS_OWN)] = None
+    """Guidance scale s: null + s (conditional - null); 1 is none. Papers that write w mean s - 1."""
+    sampler: Annotated[str | None, tyro.conf.arg(metavar=SAMPLER_CHOICES), show_default(MODELS_OWN)] = None
+    """How tokens are revealed: some may mask tokens again, entropy-bound and threshold choose how many."""
+    block: Annotated[int | None, show_default(MODELS_OWN)] = None
+    """Tokens per block: sample from left to right, block by block; 0 is one block."""
+    top_k: Annotated[int | None, show_default(MODELS_OWN)] = None
+    """Sample from this many most likely tokens only."""
+    top_p: Annotated[float | None, show_default(MODELS_OWN)] = None
+    """Sample from the most likely tokens with this total probability only, in (0, 1]."""
 
 
 def choose_sampling(flags: SamplingFlags, spec: "ModelSpec | TextModelSpec") -> "Sampling":
@@ -158,12 +155,12 @@ def collect_settings(flags: SamplingFlags) -> dict[str, Any]:
 class NetworkFlags:
     """Which network measures."""
 
-    features: str = "classifier"
-    """classifier, inception or dinov2; or, for the latter two, kind=PATH of their weights."""
-    classifier: Path | None = None
-    """A folder that unmask train-features made; by default a classifier is trained and kept in the run."""
+    features: Annotated[str, tyro.conf.arg(metavar="{classifier, inception, dinov2, KIND=PATH}")] = "classifier"
+    """Feature extractor; KIND=PATH gives the weights of inception or dinov2."""
+    classifier: Annotated[Path | None, show_default("train one, kept in the run")] = None
+    """A folder that unmask train-features made."""
     device: Device = "auto"
-    """Where to compute."""
+    """Where to compute; auto takes a GPU if there is one."""
 
     def open(self, here: "World") -> "tuple[Features | None, ClassifierFeatures | None]":
         """Return the feature extractor, None for the classifier itself, and the classifier, None for the run's own."""
@@ -176,5 +173,5 @@ class NetworkFlags:
 class ReferenceFlags(NetworkFlags):
     """Which network measures, and where the features of the real images are kept."""
 
-    reference: Path | None = None
-    """The file that keeps the features of the real images; by default in the run."""
+    reference: Annotated[Path | None, show_default("a file in the run")] = None
+    """The file that keeps the features of the real images."""

@@ -33,7 +33,9 @@ class FeatureFlags(OutputFlags):
     data: PictureSource
     classifier: ClassifierConfig = PHOTOS
     out: Path
+    """Folder for the classifier and its report."""
     device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
 
 
 def run_train_features(arguments: list[str]) -> None:

@@ -14,6 +14,7 @@ from unmask.cli import describe_command
 from unmask.cli.command_flags import RECIPE_COMMANDS, list_command_flags
 from unmask.cli.ending import describe_disk_error
 from unmask.cli.flag_table import find_named, find_operand, is_flag
+from unmask.cli.help import REGISTRY, print_examples
 from unmask.cli.recipes import is_recipe
 from unmask.errors import ConfigError, DiskError, NonFiniteError
 
@@ -36,14 +37,15 @@ def parse(kind: type[T], arguments: list[str], command: str, default: T | None =
         if flag == "--weights" and value.startswith("--"):  # an empty list, as tyro has it: a variable without a value
             raise ConfigError("--weights: give the files, or a folder that holds them")
     errors = io.StringIO()
-    settings = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    settings = (tyro.conf.AvoidSubcommands,)
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), REGISTRY:
             if default is None:
                 return tyro.cli(kind, args=arguments, prog=prog, description=about, config=settings)
             return tyro.cli(kind, args=arguments, prog=prog, description=about, config=settings, default=default)
     except SystemExit as stop:
         if not stop.code:
+            print_examples(command.split()[0])
             raise
     raise ConfigError(f"{_one_line(errors.getvalue())} (flags: {prog} --help)")
 

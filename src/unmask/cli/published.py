@@ -110,15 +110,21 @@ def run_fetch(arguments: list[str]) -> None:
     print(f"wrote {folder}; next: unmask sample {name}")
 
 
+FAMILY_CHOICES = (
+    "{valeoai-v1, taming-vqgan, halton-maskgit, llamagen-vq16, google-maskgit, google-vqgan, maskgit-vqgan, "
+    "titok-bert, titok-uvit, titok-tokenizer, amused, amused-vqvae}"
+)
+"""What help shows for --family: words, so that it needs no torch. A test compares them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConvertFlags:
     """What to convert, and where to."""
 
-    family: str
-    """Whose file it is: valeoai-v1, taming-vqgan, halton-maskgit, llamagen-vq16, google-maskgit, google-vqgan,
-    maskgit-vqgan, titok-bert, titok-uvit, titok-tokenizer, amused or amused-vqvae."""
+    family: Annotated[str, tyro.conf.arg(metavar=FAMILY_CHOICES)]
+    """Whose file it is."""
     out: Path
-    """The folder to make; a tokenizer joins the generator that was converted there before."""
+    """Folder to make; a tokenizer joins the generator that was converted there before."""
     overwrite: bool = False
     """Replace files there that unmask did not make. A model is never replaced."""
 
@@ -151,7 +157,7 @@ class ExportFlags:
 
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     out: Path
-    """The folder to write: a new one, or one that was exported before."""
+    """Folder to write: a new one, or one that was exported before."""
     overwrite: bool = False
     """Replace files there that unmask did not make. A run is never replaced."""
 

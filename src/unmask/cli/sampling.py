@@ -22,6 +22,7 @@ from unmask.cli.flags import (
     collect_settings,
     fetch_model,
 )
+from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.errors import ConfigError
 from unmask.pipelines.rules import LabelRule
@@ -41,22 +42,28 @@ MOST_IMAGES = 10_000
 class SampleFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
-    out: Path | None = None
-    """The picture; by default samples.png, or samples_2.png and so on where that is taken."""
-    num: int | None = None
-    """By default 100, or, of a published network, one per label."""
-    labels: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--classes"])] = ()
-    """Classes by name or number, repeated in turn until there are `num`; by default all classes."""
-    prompts: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--prompt"])] = ()
+    out: Annotated[Path | None, show_default("samples.png, or the next free samples_2.png")] = None
+    """Picture to write: a grid of the samples."""
+    num: Annotated[int | None, show_default("100, or one per label of a published model")] = None
+    """Number of images, from 1 to 10,000."""
+    labels: Annotated[
+        tuple[str, ...], tyro.conf.arg(aliases=["--classes"], metavar="CLASS ..."), show_default("all classes")
+    ] = ()
+    """Classes by name or number, repeated in turn."""
+    prompts: Annotated[
+        tuple[str, ...], tyro.conf.arg(aliases=["--prompt"], metavar="TEXT ..."), show_default("no text")
+    ] = ()
     """For a text-to-image model, in place of labels: what to generate."""
     columns: int = 10
+    """Images per row of the picture."""
     seed: int = 0
+    """Seed of the samples: the same seed gives the same images."""
+    gif: Annotated[Path | None, show_default("no animation")] = None
+    """Also animate the decoding of the first 30 images, as .gif or .webp."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
-    gif: Path | None = None
-    """Also animate the decoding of the first 30, as .gif or .webp."""
     compile: bool = False
-    """torch.compile the network first: slow to start, faster from then on; needs a C++ compiler on a CPU."""
+    """Compile the network first: slow to start, then faster; needs a C++ compiler on a CPU."""
 
 
 def run_sample(arguments: list[str]) -> None:
@@ -135,13 +142,14 @@ class EvaluateFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     network: Annotated[ReferenceFlags, tyro.conf.arg(name="")] = field(default_factory=ReferenceFlags)
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
-    out: Path | None = None
-    """For a published model: the folder for the figures; runs/NAME by default."""
+    out: Annotated[Path | None, show_default("the run, or runs/NAME of a published model")] = None
+    """Folder for the results of a published model."""
     samples: int = 1500
-    """How many images to generate and measure."""
+    """Number of images to generate and measure."""
     labels: LabelRule = "shares"
-    """shares samples each class as often as it is held out, balanced all classes equally often."""
+    """Sample each class as often as it is held out (shares), or all equally often (balanced)."""
     seed: int = 0
+    """Seed of the samples."""
 
 
 def run_evaluate(arguments: list[str]) -> None:

@@ -3,20 +3,29 @@
 import json as json_text
 import sys
 from dataclasses import dataclass
+from typing import Annotated
 
+import tyro
+
+from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_value_errors, parse
+from unmask.decoding.choices import SHAPE_CHOICES, STYLE_CHOICES
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleFlags:
-    style: str = "google"
-    """google, valeoai-v1, halton, halton-confidence, x-transformers, muse, nanofm, llada or 4m."""
-    shape: str | None = None
-    """uniform, linear, pow2, square, pow3, pow0.5, root, cosine, arccos, log, exp or sigmoid; cosine by default."""
+    style: Annotated[str, tyro.conf.arg(metavar=STYLE_CHOICES)] = "google"
+    """Code base whose way of counting to use."""
+    shape: Annotated[str | None, tyro.conf.arg(metavar=SHAPE_CHOICES), show_default("cosine, or that of the style")] = (
+        None
+    )
+    """Fraction still masked over time."""
     tokens: int = 256
+    """Tokens to reveal, at least 1."""
     steps: int = 8
+    """Forward passes, at least 1."""
     json: bool = False
-    """Only the list, as JSON."""
+    """Print the list alone, as JSON."""
 
 
 def run_schedule(arguments: list[str]) -> None:

@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from unmask.cli.flags import Device, MeasuredFlags, OutputFlags, choose_device, choose_say, fetch_model
+from unmask.cli.flags import (
+    MODELS_OWN,
+    Device,
+    MeasuredFlags,
+    OutputFlags,
+    choose_device,
+    choose_say,
+    fetch_model,
+)
+from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.decoding.choices import ORDER_CHOICES, SCHEDULE_CHOICES
 from unmask.errors import ConfigError, look_up
 from unmask.published.names import MODEL_NAMES
 from unmask.storage.outputs import check_results
@@ -22,23 +32,30 @@ if TYPE_CHECKING:
 class ScoreFlags(OutputFlags):
     """What to score."""
 
-    orders: tuple[str, ...] = ("halton", "margin-repulsion", "margin", "entropy", "confidence-without-noise", "raster")
+    orders: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{ORDER_CHOICES} ...")] = (
+        "halton",
+        "margin-repulsion",
+        "margin",
+        "entropy",
+        "confidence-without-noise",
+        "raster",
+    )
     """Unmasking orders; the others are compared with the first."""
     steps: tuple[int, ...] = (1, 4, 16, 64)
     """Numbers of forward passes."""
-    schedule: str | None = None
-    """The schedule, as unmask sample --schedule takes it; the run's own by default."""
+    schedule: Annotated[str | None, tyro.conf.arg(metavar=SCHEDULE_CHOICES), show_default(MODELS_OWN)] = None
+    """Fraction still masked over time, as for unmask sample."""
     rows: int = 256
-    """Held-out rows, spread over all there are."""
+    """Held-out rows to score, spread over all there are."""
     passes: int = 16
-    """Masks of each row behind the likelihood bound."""
+    """Masks of each row behind the likelihood bound; more make it more certain."""
     seed: int = 0
-    """The seed of the masks."""
+    """Seed of the masks."""
     device: Device = "auto"
-    """Where to compute."""
+    """Where to compute; auto takes a GPU if there is one."""
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
-    out: Path | None = None
-    """The folder for the table and its plot; RUN/score by default, where a published model's RUN is runs/NAME."""
+    out: Annotated[Path | None, show_default("RUN/score, or runs/NAME/score of a published model")] = None
+    """Folder for the table and its plot."""
 
 
 def run_score(arguments: list[str]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from unmask.cli.flags import MeasuredFlags, OutputFlags, ReferenceFlags, choose_device, choose_say, fetch_model
+from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.errors import ConfigError
 from unmask.evaluation.plans import SweepChoices, plan_sweep
@@ -26,8 +27,8 @@ class SweepFlags(SweepChoices, OutputFlags):
 
     network: Annotated[ReferenceFlags, tyro.conf.arg(name="")] = field(default_factory=ReferenceFlags)
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
-    out: Path | None = None
-    """The folder for the table and its plots; RUN/sweep by default, where a published model's RUN is runs/NAME."""
+    out: Annotated[Path | None, show_default("RUN/sweep, or runs/NAME/sweep of a published model")] = None
+    """Folder for the table and its plots."""
 
 
 def run_sweep(arguments: list[str]) -> None:

@@ -16,7 +16,9 @@ from unmask.cli.flags import (
     WeightsFlags,
     choose_device,
 )
+from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.decoding import choices
 from unmask.decoding.names import SAMPLERS, list_orders
 from unmask.decoding.sampling import Parallel, Sampling
 from unmask.errors import ConfigError, look_up
@@ -36,7 +38,7 @@ from unmask.storage.outputs import check_results
 class TokenizeTextFlags(OutputFlags):
     recipe: Annotated[TextRecipe, tyro.conf.arg(name="")]
     out: Path
-    """The folder to write: give it as --data to unmask train."""
+    """Folder to write; give it as --data to unmask train."""
 
 
 def run_tokenize_text(arguments: list[str]) -> None:
@@ -57,13 +59,19 @@ def run_tokenize_text(arguments: list[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateTextFlags(OutputFlags):
-    orders: tuple[str, ...] = ("confidence", "halton", "margin-repulsion", "raster")
-    """As unmask generate --order has them; "own" is the run's own, such as its critic's."""
-    samplers: tuple[str, ...] = ("parallel",)
-    """As unmask generate --sampler has them; those that look at no order stand in the table once."""
+    orders: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{choices.ORDER_CHOICES[:-1]}, own}} ...")] = (
+        "confidence",
+        "halton",
+        "margin-repulsion",
+        "raster",
+    )
+    """Unmasking orders; own is that of the run, such as its critic."""
+    samplers: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{choices.SAMPLER_CHOICES} ...")] = ("parallel",)
+    """How tokens are revealed; a sampler without an order stands in the table once."""
     steps: tuple[int, ...] = (1, 4, 16, 64, 256)
+    """Numbers of forward passes."""
     temperatures: tuple[float, ...] = (1.0,)
-    """Several give a frontier of perplexity against entropy."""
+    """Divisors of the logits; several give a frontier of perplexity against entropy."""
     samples: int = 200
     """Texts of each setting, of the model's whole context."""
     published_judge: Annotated[str | None, tyro.conf.arg(name="judge")] = None
@@ -71,9 +79,11 @@ class EvaluateTextFlags(OutputFlags):
     transformers, as other papers quote it."""
     judge: JudgeConfig = JudgeConfig()
     seed: int = 0
+    """Seed of the texts."""
     device: Device = "auto"
-    out: Path | None = None
-    """The folder for the table, the plot and the samples; RUN/writing by default."""
+    """Where to compute; auto takes a GPU if there is one."""
+    out: Annotated[Path | None, show_default("RUN/writing")] = None
+    """Folder for the table, the plot and the samples."""
 
 
 def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tuple[str, Sampling]]:

@@ -31,10 +31,11 @@ from unmask.storage.layout import MODEL
 class TrainTokenizerFlags(DataFlags, OutputFlags):
     recipe: Annotated[TokenizerRecipe, tyro.conf.arg(name="")]
     out: Path
-    """The run directory: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
+    """Run directory: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
     resume: Literal["auto", "never"] = "auto"
     """Resume from the newest checkpoint in the run directory, or refuse a folder that has one."""
     device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
     dry_run: bool = False
     """Print the resolved configuration and the sizes, and stop."""
 
@@ -93,18 +94,21 @@ class TokenizeFlags(DataFlags, OutputFlags):
     data: PictureSource
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     out: Path
-    """The folder for the token dataset; run the same command again to resume."""
+    """Folder for the token dataset; run the same command again to resume."""
     flip: bool = True
-    """Whether to tokenize each picture's mirror image too; training then takes either."""
+    """Also tokenize each mirror image; training then takes either."""
     crops: int = 0
-    """Also tokenize this many random crops of each picture, and their mirror images; pictures must be stored larger."""
+    """Also tokenize this many random crops of each image, and their mirror images."""
     processes: int = 1
+    """Worker processes that read images."""
     batch: int = 64
+    """Images tokenized together; fewer need less memory."""
     shard_size: int = 4096
     """Images per file."""
     seed: int = 0
-    """Where the random crops lie."""
+    """Seed of the places of random crops."""
     device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
 
 
 def run_tokenize(arguments: list[str]) -> None:

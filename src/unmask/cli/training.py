@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from unmask.cli.flags import DataFlags, Device, OutputFlags, WeightsFlags, choose_device, say_on_stderr
+from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.recipes import describe_train
 from unmask.cli.tokenizers import say_aside
@@ -39,10 +40,11 @@ from unmask.storage.weights import skip_initial_weights
 @dataclass(frozen=True, kw_only=True)
 class RunFlags(DataFlags, OutputFlags):
     out: Path
-    """The run directory: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
+    """Run directory: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
     resume: Literal["auto", "never"] = "auto"
     """Resume from the newest checkpoint in the run directory, or refuse a folder that has one."""
     device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
     dry_run: bool = False
     """Print the resolved configuration and the sizes, and stop."""
 
@@ -50,8 +52,8 @@ class RunFlags(DataFlags, OutputFlags):
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags(RunFlags):
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    num_classes: int | None = None
-    """How many classes the data is to have; another number is refused before anything is trained."""
+    num_classes: Annotated[int | None, show_default("as many as there are")] = None
+    """Number of classes that the data must have; another number is refused before the training."""
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
 
 
@@ -88,7 +90,8 @@ def run_train(arguments: list[str]) -> None:
     else:
         assert isinstance(recipe, Recipe)
         with catch_value_errors():
-            given = [word.split("=")[0][11:].replace("-", "_") for word in rest if word.startswith("--sampling.")]
+            words = [word.split("=")[0][11:].replace("-", "_") for word in rest if word.startswith("--sampling.")]
+            given = [word.removeprefix("no_") for word in words]
             adopted, notes = adopt_network(flags.recipe, start, recipe, given)
         flags = replace(flags, recipe=adopted)
     if flags.dry_run:

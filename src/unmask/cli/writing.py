@@ -16,6 +16,7 @@ from unmask.cli.flags import (
     collect_settings,
     fetch_model,
 )
+from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.errors import ConfigError
 from unmask.published.names import MODEL_NAMES
@@ -32,24 +33,25 @@ MOST_TEXTS = 16  # texts on a page
 class WritingFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     num: int = 3
-    """How many texts."""
+    """Number of texts, at least 1."""
     offline: bool = False
-    """For a model of the Hub: use what is in the cache, and ask no server."""
+    """For a model of the Hub: use the cache alone, and ask no server."""
     seed: int = 0
+    """Seed of the texts: the same seed gives the same texts."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     frames: bool = False
-    """Show every step of the first in colours: red came first, blue last."""
-    html: Path | None = None
-    """Also write a page on which a slider goes through the steps of the first texts, 16 at most."""
+    """Show every step of the first text in colours: red came first, blue last."""
+    html: Annotated[Path | None, show_default("no page")] = None
+    """Also write a page on which a slider moves through the steps of the first texts, 16 at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateFlags(WritingFlags):
-    prompt: str = ""
-    """The text to continue; it stays as it is."""
-    length: int | None = None
-    """Tokens at most, with the prompt; by default the model's context."""
+    prompt: Annotated[str, tyro.conf.arg(metavar="TEXT"), show_default("nothing")] = ""
+    """Text to continue; it stays as it is."""
+    length: Annotated[int | None, show_default("the model's context")] = None
+    """Tokens at most, with the prompt."""
 
 
 def run_generate(arguments: list[str]) -> None:

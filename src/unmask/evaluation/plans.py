@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from unmask.decoding.choices import ORDER_CHOICES, SCHEDULE_CHOICES
 from unmask.errors import ConfigError, look_up
 from unmask.pipelines.rules import LabelRule
 
@@ -16,33 +17,43 @@ if TYPE_CHECKING:
     from unmask.evaluation.sweeping import SweepPlan, SweepSetting
     from unmask.recipes.spec import ModelSpec
 
+OWN = "(default: the model's own)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepChoices:
     """Ways to sample to compare: the product of all that several are given of."""
 
     samples: int = 5000
-    """Fresh samples behind each row."""
+    """Fresh samples behind each row of the table."""
     tune: int = 1000
-    """Samples, of another seed, by which the temperature of each setting is chosen; 0 gives each temperature a row."""
+    """Samples, of another seed, that choose the temperature of a setting; 0 gives each temperature a row."""
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 49)
     """Numbers of forward passes."""
-    orders: tuple[str, ...] = ("confidence", "confidence-without-noise", "random", "halton")
-    """Unmasking orders; also margin, entropy, max-logit and raster."""
-    schedules: tuple[str, ...] = ()
-    """Schedules, as unmask sample --schedule takes them; the run's own by default."""
-    noises: tuple[float, ...] = ()
-    """Factors of the Gumbel noise, for the order confidence; the run's own by default, or 4.5."""
-    scales: Annotated[tuple[float, ...], tyro.conf.arg(aliases=["--scale"])] = ()
-    """Guidance scales: null + scale (conditional - null), 1 is none; the run's own by default."""
-    ramp: Literal["constant", "linear", "cosine"] | None = None
-    """How guidance rises to its scale while decoding: constant, unless the scale is the run's own."""
+    orders: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{ORDER_CHOICES} ...")] = (
+        "confidence",
+        "confidence-without-noise",
+        "random",
+        "halton",
+    )
+    """Unmasking orders: which tokens are revealed first."""
+    schedules: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{SCHEDULE_CHOICES} ...", help_behavior_hint=OWN)] = ()
+    """Fractions still masked over time, as for unmask sample."""
+    noises: Annotated[tuple[float, ...], tyro.conf.arg(help_behavior_hint="(default: the model's own, or 4.5)")] = ()
+    """Factors of the Gumbel noise, for the order confidence."""
+    scales: Annotated[tuple[float, ...], tyro.conf.arg(aliases=["--scale"], help_behavior_hint=OWN)] = ()
+    """Guidance scales s: null + s (conditional - null); 1 is none."""
+    ramp: Annotated[
+        Literal["constant", "linear", "cosine"] | None,
+        tyro.conf.arg(help_behavior_hint="(default: constant with --scales, else the model's own)"),
+    ] = None
+    """How guidance rises to its scale while decoding."""
     temperatures: tuple[float, ...] = (0.6, 0.8, 0.9, 1.0)
-    """One of them is chosen for each setting."""
+    """Divisors of the logits; the best one of them is taken for each setting."""
     seed: int = 0
-    """The seed of the samples."""
+    """Seed of the samples."""
     labels: LabelRule = "shares"
-    """shares samples each class as often as it is held out, balanced all classes equally often."""
+    """Sample each class as often as it is held out (shares), or all equally often (balanced)."""
 
 
 def plan_sweep(spec: "ModelSpec", choices: SweepChoices, name: str) -> "SweepPlan":
