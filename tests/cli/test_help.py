@@ -1,23 +1,28 @@
 """What `--help` says: each flag of each command and recipe has a line, its default and its choices."""
 
 import contextlib
+import importlib
 import io
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from PIL import Image
 
 from unmask.cli import COMMANDS, main
+from unmask.cli.help import EXAMPLES
 from unmask.cli.parsing import parse
 from unmask.cli.published import FAMILY_CHOICES
 from unmask.cli.training import TrainFlags
 from unmask.decoding import choices, named_counts, names
 from unmask.errors import ConfigError
 from unmask.pretrained.families import FAMILIES
-from unmask.recipes import TokenizerRecipe
-from unmask.recipes.reading import list_recipes, load_recipe
+from unmask.recipes import Recipe, TextRecipe, TokenizerRecipe
+from unmask.recipes.listing import read_recipe_note
+from unmask.recipes.reading import find_recipe, list_recipes, load_recipe, write_config
 
 TAKES_RECIPES = ("train", "train-tokenizer", "tokenize-text")
 TEXTS = ["shakespeare", "tinystories", "tinystories-gpu"]
@@ -141,3 +146,59 @@ def test_unset_and_several_values_are_shown_plainly_and_read():
         read("--kind", "c")
     with pytest.raises(ConfigError, match="--one"):
         read("--one", "x")
+
+
+# -- recipes and examples ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", TAKES_RECIPES)
+def test_recipes_are_listed_with_what_where_and_how_long(command):
+    text = read_help(command)
+    assert max(map(len, text.splitlines())) <= 80
+    shown = re.sub(r"\s+", " ", text)
+    kind = {"train": Recipe, "train-tokenizer": TokenizerRecipe, "tokenize-text": TextRecipe}[command]
+    found = list_recipes(kind) if command != "tokenize-text" else TEXTS
+    assert found
+    for name in found:
+        note = read_recipe_note(name)
+        assert note.hardware in ("CPU laptop", "one GPU", "8 GPUs", "A100 GPUs", "8 A100 GPUs"), name
+        assert f"{name} {note.hardware}: {note.duration} {note.about}" in shown
+        assert note.about == importlib.import_module(f"unmask.recipes.{name.replace('-', '_')}").__doc__.split(".\n")[0]
+
+
+def test_the_kind_of_a_recipe_is_read_from_its_file():
+    for name in [*list_recipes(), *list_recipes(TokenizerRecipe)]:
+        assert read_recipe_note(name).kind == type(find_recipe(name)).__name__
+
+
+def test_every_command_ends_its_help_with_two_examples():
+    assert set(EXAMPLES) == set(COMMANDS)
+    for command, lines in EXAMPLES.items():
+        assert [shlex.split(line)[:2] for line in lines] == [["unmask", command]] * 2
+        assert len(set(lines)) == 2
+        assert read_help(command).rstrip("\n").endswith("examples:\n  " + "\n  ".join(lines))
+
+
+class Parsed(Exception):
+    """The flags of a command were read."""
+
+
+@pytest.mark.parametrize("line", [line for command in EXAMPLES if command != "models" for line in EXAMPLES[command]])
+def test_every_example_is_read(line, monkeypatch, tmp_path):
+    """Its flags are read without a mistake; the work itself is not begun."""
+
+    def parse_and_stop(kind, arguments, command, default=None):
+        raise Parsed(parse(kind, arguments, command, default))
+
+    for name in ("data", "demo", "editing", "evaluating", "networks", "published", "sampling", "schedule", "scoring"):
+        monkeypatch.setattr(importlib.import_module(f"unmask.cli.{name}"), "parse", parse_and_stop, raising=False)
+    for name in ("sweeping", "text", "tokenizers", "training", "writing"):
+        monkeypatch.setattr(importlib.import_module(f"unmask.cli.{name}"), "parse", parse_and_stop)
+    monkeypatch.chdir(tmp_path)
+    Path("photos/a").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save("photos/a/1.png")
+    for run, recipe in (("digits", "digits"), ("folder-tokenizer", "folder-tokenizer")):
+        Path("runs", run).mkdir(parents=True)
+        write_config(find_recipe(recipe), Path("runs", run))
+    with pytest.raises(Parsed):
+        main(shlex.split(line)[1:])

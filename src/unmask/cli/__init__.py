@@ -51,13 +51,13 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     ),
     "train": Command(
         TRAIN,
-        "train a recipe (a name, a .py file, or a run's config.json); run it again to resume",
+        "train a recipe (a name, a .py file, a run or its config.json); run it again to resume",
         "training.run_train",
         "recipes.print_train_help",
     ),
     "train-tokenizer": Command(
         TRAIN,
-        "train a tokenizer (a name, a .py file, or a run's config.json); run it again to resume",
+        "train a tokenizer (a name, a .py file, a run or its config.json); run it again to resume",
         "tokenizers.run_train_tokenizer",
         "recipes.print_train_tokenizer_help",
     ),
@@ -80,6 +80,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
         DATA,
         "turn a text corpus into a folder of tokens ahead of training; unmask train does it too",
         "text.run_tokenize_text",
+        "recipes.print_tokenize_text_help",
     ),
     "sample": Command(USE, "generate images from a run, an export or a published model", "sampling.run_sample"),
     "inpaint": Command(

@@ -15,7 +15,7 @@ from unmask.cli.command_flags import RECIPE_COMMANDS, list_command_flags
 from unmask.cli.ending import describe_disk_error
 from unmask.cli.flag_table import find_named, find_operand, is_flag
 from unmask.cli.help import REGISTRY, print_examples, wrap
-from unmask.cli.recipes import is_recipe
+from unmask.cli.recipes import is_recipe, is_run
 from unmask.errors import ConfigError, DiskError, NonFiniteError
 
 T = TypeVar("T")
@@ -85,6 +85,7 @@ def split_positional(arguments: list[str], usage: str) -> tuple[str, list[str]]:
         place = None
     elif command in RECIPE_COMMANDS:  # the flags depend on the recipe
         place = find_named(arguments, is_recipe)
+        place = find_named(arguments, is_run) if place is None else place
     else:
         place = find_operand(arguments, list_command_flags(command), f"unmask {command}")
     if place is None:

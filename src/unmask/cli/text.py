@@ -44,7 +44,7 @@ class TokenizeTextFlags(OutputFlags):
 def run_tokenize_text(arguments: list[str]) -> None:
     """Run `unmask tokenize-text`."""
     name, rest = split_positional(arguments, "tokenize-text RECIPE --data FILE --out DIR, where RECIPE is one on text")
-    default = reading.find_recipe("shakespeare" if rest == ["--help"] else name, TextRecipe)
+    default = reading.find_recipe(name, TextRecipe)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     start = TokenizeTextFlags(recipe=default, out=Path("tokens") / Path(name).stem)
     flags = parse(TokenizeTextFlags, rest, f"tokenize-text {name}", start)

@@ -43,7 +43,7 @@ class TrainTokenizerFlags(DataFlags, OutputFlags):
 def run_train_tokenizer(arguments: list[str]) -> None:
     """Run `unmask train-tokenizer`."""
     name, rest = split_positional(arguments, describe_train_tokenizer())
-    run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
+    run = reading.find_run(name)
     default = TrainTokenizerFlags(recipe=reading.find_recipe(name, TokenizerRecipe), out=run)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     rest = [re.sub(r"^--seed(?==|$)", "--training.seed", word) for word in rest]

@@ -65,7 +65,7 @@ class TrainTextFlags(RunFlags):
 def run_train(arguments: list[str]) -> None:
     """Run `unmask train`."""
     name, rest = split_positional(arguments, describe_train())
-    run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
+    run = reading.find_run(name)
     recipe = reading.load_recipe(name)
     place = "--data.path" if hasattr(recipe.data, "path") else "--data.name"
     rest = [re.sub(r"^--data(?==|$)", place, word) for word in rest]

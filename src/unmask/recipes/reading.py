@@ -70,7 +70,7 @@ def find_recipe(name: str, kind: type[WantedRecipe]) -> WantedRecipe: ...
 @overload
 def find_recipe(name: str, kind: Kinds = ...) -> Any: ...
 def find_recipe(name: str, kind: Kinds = AnyRecipe) -> Any:
-    """Return a recipe by name, by the path of a .py file with `recipe()`, or by the config.json of an earlier run.
+    """Return a recipe by name, by the path of a .py file with `recipe()`, or by an earlier run or its config.json.
 
     A .py file is executed: only give one that you trust.
 
@@ -84,14 +84,31 @@ def find_recipe(name: str, kind: Kinds = AnyRecipe) -> Any:
     if path.suffix == ".py":
         return _check_kind(_from_file(path), kind, name)
     known = [*list_recipes(Recipe), *list_recipes(TokenizerRecipe)]
+    if _is_folder(name):
+        if not has_config(path):
+            raise ConfigError(f"{name} has no {CONFIG}: give the directory of a run, or a recipe")
+        return read_config(path / CONFIG, kind)
     if name not in known:
         fitting = list_recipes(TokenizerRecipe if kind is TokenizerRecipe else Recipe)
         near = get_close_matches(name, fitting, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(fitting)}."
-        raise ConfigError(f"no recipe {name}: {hint} Or give the path of a .py recipe or of a run's config.json")
+        raise ConfigError(f"no recipe {name}: {hint} Or give a run, its config.json, or the path of a .py recipe")
     module = importlib.import_module(f"{recipes.__name__}.{name.replace('-', '_')}")
     build: Callable[[], AnyRecipe] = module.recipe
     return _check_kind(build(), kind, name)
+
+
+def find_run(name: str) -> Path:
+    """Return the run directory that the name of a recipe implies: the run itself, or one of this name in runs/."""
+    path = Path(name)
+    if path.suffix == ".json":
+        return path.parent
+    return path if _is_folder(name) else Path("runs") / path.stem
+
+
+def _is_folder(name: str) -> bool:
+    """Return whether this names a folder, and no recipe of the package, which comes first."""
+    return name not in (*list_recipes(Recipe), *list_recipes(TokenizerRecipe)) and Path(name).is_dir()
 
 
 def dump_config(config: AnyConfig) -> dict[str, Any]:
