@@ -45,7 +45,8 @@ def run_demo(arguments: list[str]) -> None:
     recipe = replace(recipe, training=training, classifier=classifier)
     check_device(flags.device)
     check_run(flags.out, recipe, overwrite=flags.overwrite)
-    train_from(TrainFlags(recipe=recipe, out=flags.out, overwrite=flags.overwrite, device=flags.device))
+    flagged = TrainFlags(recipe=recipe, out=flags.out, overwrite=flags.overwrite, device=flags.device)
+    train_from(flagged, notes=["recipe      digits"])
     with join_world(choose_device(flags.device)) as here:
         opened = open_model(flags.out)
         measure = EvaluateFlags(samples=flags.samples, seed=flags.seed)

@@ -11,6 +11,7 @@ import tyro
 from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors
 from unmask.decoding.choices import ORDER_CHOICES, PRESET_CHOICES, SAMPLER_CHOICES, SCHEDULE_CHOICES
+from unmask.runtime.output import print_line
 from unmask.runtime.progress import show_progress
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def choose_say(here: "World") -> Callable[[str], None] | None:
 
 def say_on_stderr(line: str) -> None:
     """Print a line on the data to stderr, so that stdout holds the result alone."""
-    print(line, file=sys.stderr, flush=True)
+    print_line(line, sys.stderr)
 
 
 def choose_device(name: str) -> str | None:

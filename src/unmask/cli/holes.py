@@ -57,7 +57,7 @@ def draw_side_by_side(
     hidden = F.interpolate(hole[None, None].float(), size, mode="area")[0] >= 0.5
     images = torch.cat(pictures) / 127.5 - 1
     shown = figures.overlay_mask(images[:1], hidden.flatten(1), size)
-    titles = ["photo", "hole", *([f"{i}" for i in range(1, len(edited) + 1)] if len(edited) > 1 else ["filled"])]
+    titles = ["photo", "masked", *([f"{i}" for i in range(1, len(edited) + 1)] if len(edited) > 1 else ["inpainted"])]
     scale = max(1, 112 // size[1])
     gap = -(-4 // scale)
     return figures.draw_grid(

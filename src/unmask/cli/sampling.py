@@ -169,17 +169,17 @@ def run_evaluate(arguments: list[str]) -> None:
 
 
 PICTURES = {
-    "model.safetensors": "the averaged weights; sampling needs these, config.json and any tokenizer.safetensors",
-    "checkpoints": "to continue the training",
-    "config.json": "the resolved recipe",
-    "metrics.jsonl": "the training curve, a JSON object per line",
-    "samples.png": "a grid of samples, a class per row",
-    "decode.gif": "the canvas filling in",
+    "model.safetensors": "averaged weights, for sampling",
+    "checkpoints": "to resume the training",
+    "config.json": "resolved recipe",
+    "metrics.jsonl": "training curve, a JSON object per line",
+    "samples.png": "samples, a class per row",
+    "decode.gif": "decoding of the canvas, animated",
     "decode.png": "the same, a row per step",
-    "order.png": "which cell was revealed when",
-    "inpaint.png": "held-out images: original, hole, repaired",
-    "loss.png": "the loss",
-    "report.json": "the figures above",
+    "order.png": "when each token was revealed",
+    "inpaint.png": "held-out images: original, masked, inpainted",
+    "loss.png": "loss over the training",
+    "report.json": "metrics above",
 }
 
 

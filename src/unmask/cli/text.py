@@ -17,7 +17,9 @@ from unmask.cli.flags import (
     choose_device,
 )
 from unmask.cli.help import show_default
+from unmask.cli.outcomes import describe_outcome, hash_if_there
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.data.shards.dataset import META
 from unmask.decoding import choices
 from unmask.decoding.names import SAMPLERS, list_orders
 from unmask.decoding.sampling import Parallel, Sampling
@@ -49,12 +51,14 @@ def run_tokenize_text(arguments: list[str]) -> None:
     start = TokenizeTextFlags(recipe=default, out=Path("tokens") / Path(name).stem)
     flags = parse(TokenizeTextFlags, rest, f"tokenize-text {name}", start)
     with catch_value_errors(), catch_disk_errors(flags.out), show_progress(shown=True) as progress:
+        before = hash_if_there(flags.out / META)
         ready = text_experiment.prepare_text(flags.recipe, flags.out, progress, overwrite=flags.overwrite)
     for note in ready.notes:
         print(note, file=sys.stderr)
     for part, held in (("train", ready.meta.train), ("test", ready.meta.test)):
         print(f"{part:5s} {held.documents:,} documents, {held.characters:,} characters, {held.tokens:,} tokens")
-    print(f"wrote {ready.weights.parent}: {ready.vocab_size:,} kinds of tokens; unmask train {name} --data {flags.out}")
+    print(f"{describe_outcome(flags.out / META, before, flags.out)}: {ready.vocab_size:,} kinds of tokens")
+    print(f"next: unmask train {name} --data {flags.out}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,10 @@ from typing import Annotated, Literal
 import tyro
 
 from unmask.cli.flags import DataFlags, Device, OutputFlags, WeightsFlags, say_on_stderr
+from unmask.cli.outcomes import describe_outcome, hash_if_there
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.recipes import describe_train_tokenizer
+from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, PictureSource, Shards
 from unmask.errors import ConfigError, look_up
 from unmask.experiments import tokenizer as experiment
@@ -20,7 +22,7 @@ from unmask.pretrained.networks import LearnedConfig
 from unmask.published.names import MODEL_NAMES
 from unmask.published.opening import open_model
 from unmask.recipes import TokenizerRecipe, reading
-from unmask.runtime.output import survive_lost_output
+from unmask.runtime.output import print_line, survive_lost_output
 from unmask.runtime.torchrun import is_main_process
 from unmask.storage.cache import find_cache_dir
 from unmask.storage.config import dump_json
@@ -51,6 +53,10 @@ def run_train_tokenizer(arguments: list[str]) -> None:
     if flags.dry_run:
         return _describe(flags.recipe)
     with catch_value_errors(), catch_disk_errors(flags.out), survive_lost_output():
+        before = None
+        if is_main_process():
+            before = hash_if_there(flags.out / MODEL)
+            print(f"recipe      {name}", flush=True)
         run = train_tokenizer(
             flags.recipe,
             flags.out,
@@ -62,7 +68,8 @@ def run_train_tokenizer(arguments: list[str]) -> None:
             say=say_aside,
         )
         if is_main_process():
-            print(f"wrote {run / MODEL}; next: unmask evaluate-tokenizer {run}")
+            print(describe_outcome(run / MODEL, before))
+            print(f"next: unmask evaluate-tokenizer {run}   or   unmask tokenize {run}")
 
 
 def _describe(recipe: TokenizerRecipe) -> None:
@@ -132,6 +139,7 @@ def run_tokenize(arguments: list[str]) -> None:
         flags.published.open(name)  # which refuses other weights than its own
     opened.weights, opened.offline = flags.published.weights, flags.published.offline
     with catch_value_errors(), catch_disk_errors(flags.out):
+        before = hash_if_there(flags.out / META)
         meta = tokenize(
             opened,
             flags.data,
@@ -152,12 +160,13 @@ def run_tokenize(arguments: list[str]) -> None:
         train, test = (sum(shard.rows for shard in part) for part in (meta.train, meta.test))
         shown = " x ".join(str(n) for n in meta.grid)
         print(f"{train:,} images for training and {test:,} held out, {shown} tokens in {len(meta.views)} views each")
-        print(f"wrote {flags.out}; next: unmask train RECIPE --data {flags.out}")
+        print(describe_outcome(flags.out / META, before, flags.out))
+        print(f"next: unmask train RECIPE --data {flags.out}")
 
 
 def say_aside(line: str) -> None:
     """Print what a person should know: notes and files that were left out on stderr, the rest on stdout."""
-    print(line, file=sys.stderr if line.startswith(("left out", "note: ")) else sys.stdout, flush=True)
+    print_line(line, sys.stderr if line.startswith(("left out", "note: ")) else sys.stdout)
 
 
 def choose_source(own: PictureSource, config: LearnedConfig, words: list[str]) -> tuple[PictureSource, list[str]]:

@@ -11,6 +11,7 @@ import tyro
 
 from unmask.cli.flags import DataFlags, Device, OutputFlags, WeightsFlags, choose_device, say_on_stderr
 from unmask.cli.help import show_default
+from unmask.cli.outcomes import describe_outcome, hash_if_there
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.recipes import describe_train
 from unmask.cli.tokenizers import say_aside
@@ -97,7 +98,7 @@ def run_train(arguments: list[str]) -> None:
     if flags.dry_run:
         print("\n".join(notes), end="\n" if notes else "")
         return _describe(flags, start)
-    train_from(flags, start, notes)
+    train_from(flags, start, [f"recipe      {name}", *notes])
 
 
 def check_start(flags: TrainFlags | TrainTextFlags) -> None:
@@ -118,6 +119,7 @@ def train_from(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None = N
         survive_lost_output(),
         join_world(choose_device(flags.device)) as here,
     ):
+        before = hash_if_there(run / MODEL) if here.is_main else None
         if here.is_main:
             print("\n".join(notes), end="\n" if notes else "", flush=True)
         num_classes = flags.num_classes if isinstance(flags, TrainFlags) else None
@@ -134,7 +136,8 @@ def train_from(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None = N
         if here.is_main:
             text = isinstance(flags, TrainTextFlags)
             first, second = ("generate", "score") if text else ("evaluate", "sample")
-            print(f"wrote {run / MODEL}; next: unmask {first} {run}   or   unmask {second} {run}")
+            print(describe_outcome(run / MODEL, before))
+            print(f"next: unmask {first} {run}   or   unmask {second} {run}")
 
 
 def _describe(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None) -> None:

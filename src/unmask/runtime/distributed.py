@@ -136,8 +136,14 @@ def autocast(precision: Precision, here: World) -> torch.autocast:
 
     `auto` takes `choose_dtype`. The weights, the optimizer and the moving average stay in float32 in both cases.
     """
-    half = precision == "bf16" or (precision == "auto" and choose_dtype(here.device) == torch.bfloat16)
-    return torch.autocast(here.device.type, torch.bfloat16, enabled=half)
+    return torch.autocast(here.device.type, torch.bfloat16, enabled=resolve_precision(precision, here.device) == "bf16")
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """Return the precision, with `auto` replaced by what suits the device."""
+    if precision != "auto":
+        return precision
+    return "bf16" if choose_dtype(device) == torch.bfloat16 else "fp32"
 
 
 def distribute(model: nn.Module, strategy: Strategy, here: World) -> nn.Module:
