@@ -91,7 +91,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "generate": Command(USE, "generate texts from nothing or from a prompt", "writing.run_generate"),
     "infill": Command(
         USE,
-        'fill masked parts of a text: unmask infill RUN "The [MASK:12] dog ran to the [MASK:3]."',
+        'fill masked parts of a text, such as "The [MASK:12] dog ran to the [MASK:3]."',
         "writing.run_infill",
     ),
     "evaluate": Command(

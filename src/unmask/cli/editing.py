@@ -64,9 +64,9 @@ class InpaintFlags(OutputFlags):
     stop: Annotated[int | None, show_default("after all steps")] = None
     """End after this many of the steps; the last one fills the rest."""
     gif: Annotated[Path | None, show_default("no animation")] = None
+    """Also animate the decoding, as .gif or .webp."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
-    """Also animate the decoding, as .gif or .webp."""
 
 
 def run_inpaint(arguments: list[str]) -> None:

@@ -105,6 +105,11 @@ def wrap(text: str) -> str:
     return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
+def make_sentence(phrase: str) -> str:
+    """Return a phrase with a capital letter and a full stop, in lines that fit a terminal."""
+    return wrap(f"{phrase[:1].upper()}{phrase[1:].rstrip('.')}.")
+
+
 def print_examples(command: str) -> None:
     """Print the examples of a command, the last lines of its help."""
     if command in EXAMPLES:

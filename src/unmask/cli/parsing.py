@@ -14,7 +14,7 @@ from unmask.cli import describe_command
 from unmask.cli.command_flags import RECIPE_COMMANDS, list_command_flags
 from unmask.cli.ending import describe_disk_error
 from unmask.cli.flag_table import find_named, find_operand, is_flag
-from unmask.cli.help import REGISTRY, print_examples, wrap
+from unmask.cli.help import REGISTRY, make_sentence, print_examples
 from unmask.cli.recipes import is_recipe, is_run
 from unmask.errors import ConfigError, DiskError, NonFiniteError
 
@@ -32,7 +32,7 @@ def parse(kind: type[T], arguments: list[str], command: str, default: T | None =
     """
     command, _, what = command.partition(", where ")
     name, prog = command.split()[0], f"unmask {command.strip()}"
-    about = "\n\n".join(wrap(f"{text[:1].upper()}{text[1:]}.") for text in (describe_command(name), what) if text)
+    about = "\n\n".join(make_sentence(text) for text in (describe_command(name), what) if text)
     for flag, value in pairwise([*arguments, "--"]):
         if flag == "--weights" and value.startswith("--"):  # an empty list, as tyro has it: a variable without a value
             raise ConfigError("--weights: give the files, or a folder that holds them")

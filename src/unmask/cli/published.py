@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from unmask.cli import describe_command
 from unmask.cli.flags import WeightsFlags, fetch_model, say_on_stderr
-from unmask.cli.help import describe_command, print_examples
+from unmask.cli.help import make_sentence, print_examples
 from unmask.cli.parsing import catch_disk_errors, parse, split_positional
 from unmask.errors import ConfigError, look_up, suggest_nearest
 from unmask.published.names import MODEL_NAMES
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def list_models(arguments: list[str]) -> None:
     """Run `unmask models`."""
     if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: unmask models [NAME]\n\n{describe_command('models')}\n")
+        print(f"usage: unmask models [NAME]\n\n{make_sentence(describe_command('models'))}\n")
         print_examples("models")
         return
     if len(arguments) > 1 or any(word.startswith("-") for word in arguments):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from unmask.cli import describe_command
-from unmask.cli.help import WIDTH, print_examples, wrap
+from unmask.cli.help import WIDTH, make_sentence, print_examples, wrap
 from unmask.recipes.listing import RecipeNote, list_recipe_names, read_recipe_note
 from unmask.storage.layout import CONFIG
 
@@ -57,9 +57,8 @@ def print_tokenize_text_help() -> None:
 def _print_help(usage: str, notes: Iterable[RecipeNote], example: str) -> None:
     """Print what a command does, its recipes by kind, and two examples."""
     command = usage.split()[0]
-    about = describe_command(command)
     print(f"usage: unmask {usage} [OPTIONS]\n")
-    print(wrap(f"{about[:1].upper()}{about[1:]}.") + "\n")
+    print(make_sentence(describe_command(command)) + "\n")
     print(wrap(f"RECIPE is one of these, {OTHERS}. It decides the options: unmask {command} {example} --help"))
     for kind, heading in HEADINGS.items():
         found = [note for note in notes if note.kind == kind]

@@ -66,7 +66,7 @@ def run_generate(arguments: list[str]) -> None:
 
 def run_infill(arguments: list[str]) -> None:
     """Run `unmask infill`."""
-    usage = 'infill MODEL "The [MASK:12] dog ran to the [MASK:3].", where MODEL is a text model'
+    usage = 'infill MODEL TEXT, where MODEL is a text model, and TEXT such as "The [MASK:12] dog ran."'
     name, rest = split_positional(arguments, usage)
     template, rest = ("", rest) if rest == ["--help"] else split_positional(rest, usage)
     flags = parse(WritingFlags, rest, f"infill {name}" if rest == ["--help"] else f"infill {name} TEXT")
