@@ -5,6 +5,7 @@ import importlib
 import io
 import re
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,7 @@ from unmask.recipes import Recipe, TextRecipe, TokenizerRecipe
 from unmask.recipes.listing import read_recipe_note
 from unmask.recipes.reading import find_recipe, list_recipes, load_recipe, write_config
 
+ROOT = Path(__file__).parents[2]
 TAKES_RECIPES = ("train", "train-tokenizer", "tokenize-text")
 TEXTS = ["shakespeare", "tinystories", "tinystories-gpu"]
 HELPS = [
@@ -183,22 +185,49 @@ class Parsed(Exception):
     """The flags of a command were read."""
 
 
-@pytest.mark.parametrize("line", [line for command in EXAMPLES if command != "models" for line in EXAMPLES[command]])
-def test_every_example_is_read(line, monkeypatch, tmp_path):
-    """Its flags are read without a mistake; the work itself is not begun."""
+@pytest.fixture
+def only_parsing(monkeypatch, tmp_path):
+    """Commands read their flags and then raise `Parsed`, in a folder with some runs and photos."""
 
     def parse_and_stop(kind, arguments, command, default=None):
         raise Parsed(parse(kind, arguments, command, default))
 
     for name in ("data", "demo", "editing", "evaluating", "networks", "published", "sampling", "schedule", "scoring"):
-        monkeypatch.setattr(importlib.import_module(f"unmask.cli.{name}"), "parse", parse_and_stop, raising=False)
+        monkeypatch.setattr(importlib.import_module(f"unmask.cli.{name}"), "parse", parse_and_stop)
     for name in ("sweeping", "text", "tokenizers", "training", "writing"):
         monkeypatch.setattr(importlib.import_module(f"unmask.cli.{name}"), "parse", parse_and_stop)
     monkeypatch.chdir(tmp_path)
-    Path("photos/a").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save("photos/a/1.png")
-    for run, recipe in (("digits", "digits"), ("folder-tokenizer", "folder-tokenizer")):
-        Path("runs", run).mkdir(parents=True)
-        write_config(find_recipe(recipe), Path("runs", run))
+    for folder in ("photos", "pictures", "DIR"):
+        Path(folder, "a").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(Path(folder, "a/1.png"))
+    for name in ("digits", "folder", "folder-tokenizer"):
+        Path("runs", name).mkdir(parents=True)
+        write_config(find_recipe(name), Path("runs", name))
+    shutil.copytree("runs/folder-tokenizer", "runs/folder-tokenizer-128")
+
+
+@pytest.mark.parametrize("line", [line for command in EXAMPLES if command != "models" for line in EXAMPLES[command]])
+def test_every_example_is_read(line, only_parsing):
+    """Its flags are read without a mistake; the work itself is not begun."""
     with pytest.raises(Parsed):
         main(shlex.split(line)[1:])
+
+
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_documented_command_is_read(document, only_parsing, capsys):
+    """With all its values. A .py recipe of the reader's own is not there."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:bash|sh|console)?\n(.*?)^```", text, re.M | re.S)
+    for line in re.sub(r"\\\n\s*", " ", "\n".join(blocks)).splitlines():
+        call = re.match(r"(?:\$ )?unmask ([^#;|&]*)", re.split(r"\s{3,}", line.strip())[0])
+        words = shlex.split(call[1]) if call else []
+        if words[:1] == ["models"] or words[-1:] == ["--help"] or any(word.endswith(".py") for word in words):
+            continue
+        if words:
+            ends = (Parsed, SystemExit)
+            with pytest.raises(ends) as end:
+                main(words)
+            assert end.type is Parsed, (line, capsys.readouterr().err)
