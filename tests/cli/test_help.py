@@ -13,7 +13,7 @@ from typing import Literal
 import pytest
 from PIL import Image
 
-from unmask.cli import COMMANDS, main
+from unmask.cli import COMMANDS, describe_command, main
 from unmask.cli.help import EXAMPLES
 from unmask.cli.parsing import parse
 from unmask.cli.published import FAMILY_CHOICES
@@ -166,6 +166,13 @@ def test_recipes_are_listed_with_what_where_and_how_long(command):
         assert note.hardware in ("CPU laptop", "one GPU", "8 GPUs", "A100 GPUs", "8 A100 GPUs"), name
         assert f"{name} {note.hardware}: {note.duration} {note.about}" in shown
         assert note.about == importlib.import_module(f"unmask.recipes.{name.replace('-', '_')}").__doc__.split(".\n")[0]
+
+
+def test_the_list_of_commands_fits_a_terminal():
+    text = read_help()
+    assert max(map(len, text.splitlines())) <= 80
+    for name in COMMANDS:
+        assert re.sub(r"\s+", " ", f"{name} {describe_command(name)}") in re.sub(r"\s+", " ", text)
 
 
 def test_the_kind_of_a_recipe_is_read_from_its_file():

@@ -10,6 +10,7 @@ Errors a user can act on are one line and an exit code: 2 wrong flag or field, 3
 
 import importlib
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -192,10 +193,18 @@ def _dispatch(arguments: list[str]) -> None:
 
 def _print_commands() -> None:
     """Print the table, under its headings."""
-    print("usage: unmask COMMAND ...   (unmask COMMAND --help tells the flags of each; unmask --version)")
+    print("usage: unmask COMMAND ...\n\nunmask COMMAND --help tells the flags of each; unmask --version the version.")
     commands = {name: command for name, command in COMMANDS.items() if isinstance(command, Command)}
     for group in GROUPS:
         print(f"\n{group}")
         for name, command in commands.items():
             if command.group == group:
-                print(f"  {name:18s} {command.about}")
+                print(
+                    textwrap.fill(
+                        command.about,
+                        80,
+                        initial_indent=f"  {name:18s} ",
+                        subsequent_indent=" " * 21,
+                        break_on_hyphens=False,
+                    )
+                )
