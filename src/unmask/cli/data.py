@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from unmask.cli.help import show_default
+from unmask.cli.flag_types import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.sources.choice import Folder, PictureSource
 from unmask.data.sources.detection import identify_source

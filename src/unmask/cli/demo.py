@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+from unmask.cli.flag_types import show_default
 from unmask.cli.flags import Device, OutputFlags, check_device, choose_device
-from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_value_errors, parse
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from unmask.cli.flag_types import show_default
 from unmask.cli.flags import (
     CELL_CHOICES,
     Device,
@@ -16,7 +17,6 @@ from unmask.cli.flags import (
     choose_sampling,
     fetch_model,
 )
-from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.errors import ConfigError
 from unmask.storage.outputs import check_file, choose_free

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from unmask.cli.flag_types import show_default
 from unmask.cli.flags import (
     CELL_CHOICES,
     DataFlags,
@@ -21,7 +22,6 @@ from unmask.cli.flags import (
     choose_say,
     fetch_model,
 )
-from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.decoding.choices import SHAPE_CHOICES
 from unmask.errors import ConfigError, look_up

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from unmask.cli.help import show_default
+from unmask.cli.flag_types import show_default
 from unmask.cli.parsing import catch_disk_errors
 from unmask.decoding.choices import ORDER_CHOICES, PRESET_CHOICES, SAMPLER_CHOICES, SCHEDULE_CHOICES
 from unmask.runtime.output import print_line

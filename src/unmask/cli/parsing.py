@@ -14,7 +14,8 @@ from unmask.cli import describe_command
 from unmask.cli.command_flags import RECIPE_COMMANDS, list_command_flags
 from unmask.cli.ending import describe_disk_error
 from unmask.cli.flag_table import find_named, find_operand, is_flag
-from unmask.cli.help import REGISTRY, make_sentence, print_examples
+from unmask.cli.flag_types import REGISTRY
+from unmask.cli.help import make_sentence, print_examples
 from unmask.cli.recipes import is_recipe, is_run
 from unmask.errors import ConfigError, DiskError, NonFiniteError
 

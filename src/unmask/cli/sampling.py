@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from unmask.cli.flag_types import show_default
 from unmask.cli.flags import (
     Device,
     MeasuredFlags,
@@ -22,7 +23,6 @@ from unmask.cli.flags import (
     collect_settings,
     fetch_model,
 )
-from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.errors import ConfigError
 from unmask.pipelines.rules import LabelRule

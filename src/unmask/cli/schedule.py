@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from unmask.cli.help import show_default
+from unmask.cli.flag_types import show_default
 from unmask.cli.parsing import catch_value_errors, parse
 from unmask.decoding.choices import SHAPE_CHOICES, STYLE_CHOICES
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from unmask.cli.flag_types import show_default
 from unmask.cli.flags import (
     MODELS_OWN,
     Device,
@@ -15,7 +16,6 @@ from unmask.cli.flags import (
     choose_say,
     fetch_model,
 )
-from unmask.cli.help import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.decoding.choices import ORDER_CHOICES, SCHEDULE_CHOICES
 from unmask.errors import ConfigError, look_up

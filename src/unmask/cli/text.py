@@ -10,13 +10,13 @@ from typing import Annotated
 
 import tyro
 
+from unmask.cli.flag_types import show_default
 from unmask.cli.flags import (
     Device,
     OutputFlags,
     WeightsFlags,
     choose_device,
 )
-from unmask.cli.help import show_default
 from unmask.cli.outcomes import describe_outcome, hash_if_there
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.shards.dataset import META

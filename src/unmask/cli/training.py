@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from unmask.cli.flag_types import show_default
 from unmask.cli.flags import DataFlags, Device, OutputFlags, WeightsFlags, choose_device, say_on_stderr
-from unmask.cli.help import show_default
 from unmask.cli.outcomes import describe_outcome, hash_if_there
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.recipes import describe_train
