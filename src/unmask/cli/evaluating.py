@@ -95,7 +95,7 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
             numbers = measure(world=here, features=features or judge, num=flags.pictures, progress=progress)
         if here.is_main:
             print(json.dumps(numbers, indent=2))
-            print(f"\nwrote {run / 'report.json'} and {run / 'reconstructions.png'}; next: unmask tokenize {name}")
+            print(f"\nwrote {run / 'report.json'} and {run / 'reconstructions.png'}\nnext: unmask tokenize {name}")
 
 
 def _pictures(source: "Folder", config: "LearnedConfig", here: "World") -> "tuple[PictureSet, PictureSet]":

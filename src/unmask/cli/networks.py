@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from unmask.cli.flags import Device, OutputFlags, choose_device, choose_say
+from unmask.cli.outcomes import describe_outcome, hash_if_there
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.tokenizers import find_data_flag, list_sources
 from unmask.data.augment import PictureSet
@@ -49,7 +50,8 @@ def run_train_features(arguments: list[str]) -> None:
     flags = parse(
         FeatureFlags, rest, f"train-features {name}", FeatureFlags(data=source, out=Path("runs") / f"{name}-features")
     )
-    if not (flags.out / CLASSIFIER).exists():
+    before = hash_if_there(flags.out / CLASSIFIER)
+    if before is None:
         check_folder(flags.out, [REPORT], overwrite=flags.overwrite)
     with (
         catch_value_errors(),
@@ -81,4 +83,5 @@ def run_train_features(arguments: list[str]) -> None:
         if here.is_main:
             write_json(flags.out / REPORT, report)
             print(f"{right:.2%} of {len(test):,} held-out pictures are classified right")
-            print(f"wrote {flags.out / CLASSIFIER}; next: unmask evaluate RUN --classifier {flags.out}")
+            print(describe_outcome(flags.out / CLASSIFIER, before))
+            print(f"next: unmask evaluate RUN --classifier {flags.out}")
