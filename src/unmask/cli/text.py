@@ -78,9 +78,10 @@ class EvaluateTextFlags(OutputFlags):
     """Divisors of the logits; several give a frontier of perplexity against entropy."""
     samples: int = 200
     """Texts of each setting, of the model's whole context."""
-    published_judge: Annotated[str | None, tyro.conf.arg(name="judge")] = None
-    """Also measure the generative perplexity under gpt2, gpt2-large, or a folder with a causal language model of
-    transformers, as other papers quote it."""
+    published_judge: Annotated[
+        str | None, tyro.conf.arg(name="judge", metavar="{gpt2, gpt2-large, DIR}"), show_default("none")
+    ] = None
+    """Also measure the generative perplexity under this causal language model, as other papers quote it."""
     judge: JudgeConfig = JudgeConfig()
     seed: int = 0
     """Seed of the texts."""
