@@ -11,19 +11,21 @@ from unmask.storage.layout import CONFIG
 
 SHORT = "--data is short for --data.path or --data.name, and --seed for --training.seed."
 TRUST = "A .py recipe is code, and it is executed: only give one that you trust."
-OTHERS = "a .py file, a run, or its config.json"
+OTHER_WAYS = "a .py file, a run, or its config.json"
 HEADINGS = {"Recipe": "images", "TextRecipe": "text", "TokenizerRecipe": "tokenizers"}
 """The heading of the recipes of each kind."""
 
 
 def describe_train() -> str:
     """Return the usage of `unmask train`."""
-    return f"train RECIPE, where RECIPE is one of {', '.join(list_recipe_names())}, {OTHERS}"
+    return f"train RECIPE, where RECIPE is one of {', '.join(list_recipe_names())}, {OTHER_WAYS}"
 
 
 def describe_train_tokenizer() -> str:
     """Return the usage of `unmask train-tokenizer`."""
-    return f"train-tokenizer RECIPE, where RECIPE is one of {', '.join(list_recipe_names(tokenizers=True))}, {OTHERS}"
+    return (
+        f"train-tokenizer RECIPE, where RECIPE is one of {', '.join(list_recipe_names(tokenizers=True))}, {OTHER_WAYS}"
+    )
 
 
 def is_recipe(word: str) -> bool:
@@ -59,7 +61,7 @@ def _print_help(usage: str, notes: Iterable[RecipeNote], example: str) -> None:
     command = usage.split()[0]
     print(f"usage: unmask {usage} [OPTIONS]\n")
     print(make_sentence(describe_command(command)) + "\n")
-    print(wrap(f"RECIPE is one of these, {OTHERS}. It decides the options: unmask {command} {example} --help"))
+    print(wrap(f"RECIPE is one of these, {OTHER_WAYS}. It decides the options: unmask {command} {example} --help"))
     for kind, heading in HEADINGS.items():
         found = [note for note in notes if note.kind == kind]
         if found:
