@@ -86,9 +86,10 @@ SLOW = {
     "test_memory", "test_photos", "test_published", "test_published_full", "test_published_pictures",
     "test_published_sampling", "test_published_texts", "test_published_training", "test_quality", "test_sweeping",
     "test_text_data", "test_tokenizer_loop", "test_tokenizing", "test_inception", "test_embedders", "test_api",
+    "test_startup", "test_completion", "test_faults", "test_flag_table",
     "test_ending", "test_ranks", "test_workers", "test_example", "test_hub_models", "test_codes", "test_pretrained_ids",
     "test_windows", "test_resuming", "test_packed", "test_changed_data", "test_progress", "test_provenance",
-    "test_background_saving",
+    "test_background_saving", "test_opening",
 }  # fmt: skip
 """Files with tests that take over 5 seconds: trainings, processes of their own, networks at full size."""
 

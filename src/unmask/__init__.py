@@ -4,10 +4,10 @@ Each name is imported at its first use. The method (samplers, schedules, orders,
 """
 
 import importlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from unmask.decoding.sampling import Sampling
     from unmask.evaluation.measuring import evaluate, score, sweep
     from unmask.evaluation.plans import SweepChoices
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
     from unmask.recipes.spec import ModelSpec, TextModelSpec
 
-__version__ = version("unmask")
 
 _AT_FIRST_USE = {
     "Arccos": "unmask.method.schedules",
@@ -178,6 +177,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("unmask")
     if name not in _AT_FIRST_USE:
         raise AttributeError(f"module 'unmask' has no attribute {name!r}")
     module = importlib.import_module(_AT_FIRST_USE[name])

@@ -1,11 +1,16 @@
 """Errors for the user, one class per exit code. The message is one line: what, where, what to do.
 
-`check_ranges` is how a config class refuses a number, and `describe_os_error` words what the system refused.
+`check_ranges` is how a config class refuses a number, `look_up` how a table refuses a name, and `describe_os_error`
+words what the system refused.
 """
 
 import errno
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 WIDTHS = (1, 65_536)
 """Features of a layer, or values of a token."""
@@ -100,6 +105,30 @@ def check_ranges(config: Any, ranges: Mapping[str, tuple[int | float, int | floa
                 raise ValueError(f"{type(config).__name__}({name}={value}): must be from {low} to {high}")
 
 
+def check_type(name: str, value: object, kind: type) -> None:
+    """Raise ConfigError unless an argument is a text (str), a whole number (int) or a number (float), or None.
+
+    Numbers of numpy pass; True and False are no numbers.
+    """
+    wanted, base = _KINDS[kind]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, base)):
+        raise ConfigError(f"{name}={value!r} is of type {type(value).__name__}: give {wanted}")
+
+
+def check_whole_numbers(numbers: Mapping[str, object]) -> None:
+    """Raise ConfigError for a named argument that is neither a whole number nor None."""
+    for name, value in numbers.items():
+        check_type(name, value, int)
+
+
+_KINDS: dict[type, tuple[str, type]] = {
+    str: ("a text", str),
+    int: ("a whole number", Integral),
+    float: ("a number", Real),
+}
+"""How a type is called, and what counts as it."""
+
+
 def describe_os_error(error: BaseException) -> str:
     """Return in a few words what the system refused, for the middle of a message.
 
@@ -116,3 +145,16 @@ def describe_os_error(error: BaseException) -> str:
         raise ShortageError(f"{where}not enough memory: close other programs, or use a larger machine") from error
     reason = error.strerror if isinstance(error, OSError) else None
     return reason or str(error) or type(error).__name__
+
+
+def look_up(table: Mapping[str, T], name: str, what: str) -> T:
+    """Return table[name]; raise ConfigError with the nearest name if there is none."""
+    if name not in table:
+        raise ConfigError(f"no {what} {name}{suggest_nearest(name, table)}")
+    return table[name]
+
+
+def suggest_nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message: the nearest known name, or all names if none is near."""
+    near = get_close_matches(name, list(known), 1)
+    return f": did you mean {near[0]}?" if near else f": there are {', '.join(known)}"

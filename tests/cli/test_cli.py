@@ -102,6 +102,27 @@ def test_the_config_of_a_run_repeats_it_bit_for_bit(demo, tmp_path):
     assert (tmp_path / "again/model.safetensors").read_bytes() == (demo / "model.safetensors").read_bytes()
 
 
+def test_a_run_directory_repeats_or_continues_its_run(demo, tmp_path, monkeypatch, capsys):
+    shutil.copytree(demo, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    quick = ["--training.evaluate-every", "1000"]
+    main(["train", "run", "--out", "again", *quick])
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (demo / "model.safetensors").read_bytes()
+    main(["train", "run/", "--training.steps", "22", *quick])
+    assert "continuing after step 20 (of 20 before) to 22" in capsys.readouterr().out.replace("\n  ", " ")
+    assert json.loads((tmp_path / "run/config.json").read_text())["training"]["steps"] == 22
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "digits").mkdir()  # a recipe's name comes first
+    main(["train", "digits", "--dry-run", *TINY])
+    (tmp_path / "plain").mkdir()
+    assert refused(capsys, "train", "plain") == (
+        2,
+        "unmask: plain has no config.json: give the directory of a run, or a recipe\n",
+    )
+    code, line = refused(capsys, "train-tokenizer", "run")
+    assert (code, "run/config.json is the recipe of an image model: use unmask train" in line) == (2, True)
+
+
 def test_evaluate_obeys_its_flags_and_repeats_the_rest(demo, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(demo, run)
@@ -322,7 +343,7 @@ def test_a_damaged_export_is_one_line(demo, tmp_path, capsys):
     (tmp_path / "run/config.json").write_text("{")
     assert refused(capsys, "sample", tmp_path / "run")[0] == 4
     (tmp_path / "run/manifest.json").unlink()
-    assert refused(capsys, "sample", tmp_path / "run")[0] == 2
+    assert refused(capsys, "sample", tmp_path / "run")[0] == 4
 
 
 def test_help_tells_every_command_and_its_flags(capsys):

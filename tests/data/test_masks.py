@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unmask.cli.editing import InpaintFlags, read_hole
+from unmask.cli.editing import InpaintFlags
+from unmask.cli.holes import read_hole
 from unmask.data.masks import find_turn, read_mask, read_photo
 from unmask.data.pixels.decode import UPRIGHT
 from unmask.errors import DataError

@@ -391,6 +391,20 @@ def test_the_same_again_is_reused_and_another_refused(tmp_path, corpus):
         write_text_dataset(corpus, ByteTokenizer(8), out)
 
 
+def test_a_text_that_grew_is_said_to_have_grown(tmp_path, corpus):
+    out, said = tmp_path / "out", []
+    before = write_text_dataset(corpus, ByteTokenizer(8), out)
+    put(Path(corpus.path), lines_of(60))
+    after = write_text_dataset(corpus, ByteTokenizer(8), out, say=said.append, accept=True)
+    old, new = (one.train.characters + one.test.characters for one in (before, after))
+    assert old < new
+    grew = f"the text grew from {old:,} to {new:,} characters (a.txt has changed), so it was tokenized again"
+    assert said == [grew]
+    put(Path(corpus.path), lines_of(40))
+    write_text_dataset(corpus, ByteTokenizer(8), out, say=said.append, accept=True)
+    assert said[1].startswith(f"the text shrank from {new:,} to {old:,} characters")
+
+
 def test_a_damaged_file_is_made_anew(tmp_path, corpus):
     out = tmp_path / "out"
     meta = write_text_dataset(corpus, ByteTokenizer(8), out)
@@ -402,7 +416,7 @@ def test_a_damaged_file_is_made_anew(tmp_path, corpus):
                 (out / name).write_bytes(damaged)
             said = []
             assert write_text_dataset(corpus, ByteTokenizer(8), out, say=said.append) == meta
-            assert said == [f"{out} is damaged or out of date, so the text is tokenized again"]
+            assert said == [f"{out} is damaged, so the text is tokenized again"]
             assert (out / name).read_bytes() == body
 
 

@@ -412,7 +412,7 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
     ("change", "message"),
     [
         ({"tokenizer": "f" * 64}, 'tokenizer "0123.* there, "ffff'),
-        ({"views": (CENTER, FLIP)}, "views"),
+        ({"views": (CENTER,)}, "of each image center, .* there, center here"),
         ({"shard_size": 7}, "shard_size 6 there, 7 here"),
         ({"source": "{}"}, "source"),
         ({"seed": 1}, "seed 0 there, 1 here"),

@@ -640,3 +640,22 @@ class A:
     def length(self): ...
 """
     assert functions_that_are_no_verbs(ast.parse(source)) == ["told", "opened"]
+
+
+def test_every_name_is_defined():
+    """Lint and mypy leave undefined names alone, because shapes such as `Float[Tensor, "b n"]` look like them."""
+    found = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--output-format", "concise", SOURCE],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.splitlines()
+    undefined = [line.split(":", 3) for line in found if "F821" in line]
+    assert len(undefined) > 50  # the shapes
+    wrong = []
+    for file, row, column, message in undefined:
+        text = Path(file).read_text().splitlines()[int(row) - 1]
+        before, after = text[: int(column) - 1], text[int(column) - 1 :]
+        if not re.search(r'\b(Float|Int|Bool|UInt8|Num|Shaped|Integer)\[[^\]]*"[^"\]]*$', before) or '"' not in after:
+            wrong.append(f"{file}:{row}: {message}")
+    assert not wrong

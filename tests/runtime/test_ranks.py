@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from unmask.errors import RankError
-from unmask.runtime.distributed import World, check_agreement, check_equal_weights, record_cause
+from unmask.runtime.distributed import World, check_agreement, check_equal_weights
 from unmask.runtime.heartbeat import TICKS, Heartbeat, read_patience
+from unmask.runtime.torchrun import record_cause
 
 ALONE = World(0, 1, torch.device("cpu"))
 

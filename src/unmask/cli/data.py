@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from unmask.cli.flag_types import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.sources.choice import Folder, PictureSource
 from unmask.data.sources.detection import identify_source
@@ -17,16 +19,17 @@ from unmask.runtime.progress import show_progress
 class SurveyFlags:
     data: PictureSource
     size: int = 64
-    """The edge in pixels that you mean to train at; smaller pictures are counted, as they would be enlarged."""
-    sheet: Path | None = None
-    """Write a contact sheet, some pictures of each class, to this new file, such as sheet.png."""
+    """Edge in pixels that you mean to train at; smaller pictures are counted, as they would be enlarged."""
+    sheet: Annotated[Path | None, show_default("no sheet")] = None
+    """Also write a contact sheet with some pictures of each class, such as sheet.png."""
 
 
 def run_data(arguments: list[str]) -> None:
-    """say what a dataset of images holds: splits, classes, sizes, copies, faults; draw a contact sheet"""
+    """Run `unmask data`."""
     usage = "data DIR, where DIR is a folder of images, an .npz file, .tar files or a saved dataset of Hugging Face"
+    example = SurveyFlags(data=Folder(path=""))
     name, rest = split_positional(arguments, usage)
-    source = Folder(path="") if rest == ["--help"] and name == "RUN" else identify_source(name)
+    source = example.data if rest == ["--help"] else identify_source(name)
     flags = parse(SurveyFlags, rest, f"data {name}", SurveyFlags(data=source))
     if flags.size < 1:
         raise ConfigError(f"--size {flags.size}: use at least 1 pixel")

@@ -5,13 +5,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
-from unmask.cli.parsing import describe_disk_error
-from unmask.errors import DiskError, RankError, ShortageError, UnmaskError
-from unmask.runtime.distributed import record_cause
+from unmask.errors import ConfigError, DiskError, RankError, ShortageError, UnmaskError, describe_os_error
 from unmask.runtime.shortage import describe_shortage
 from unmask.runtime.termination import Terminated, raise_on_signals
+from unmask.runtime.torchrun import record_cause
+from unmask.storage.files import escape_line
 
 LOWER = {
     "train": "raise --training.accumulate, or lower --training.batch-size or the sizes under --model",
@@ -51,6 +52,18 @@ def finish_in_one_line(command: str) -> Iterator[None]:
             _leave(describe_disk_error(error, "the disk"), DiskError.exit_code)
         except ShortageError as reason:
             _leave(str(reason), reason.exit_code)
+
+
+def describe_disk_error(error: OSError, where: Path | str) -> str:
+    """Return the line for an error of a file, or of the disk where the error names no file."""
+    return f"{error.filename or where}: {describe_os_error(error)}; what was written before is kept"
+
+
+def check_text(arguments: list[str]) -> None:
+    """Raise ConfigError for an argument that is not UTF-8: its path could be neither printed nor stored."""
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise ConfigError(f"{escape_line(argument)}: this is not UTF-8; rename the file or the folder")
 
 
 class _Output:

@@ -4,12 +4,13 @@ import json
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from unmask.cli.editing import choose_cells
+from unmask.cli.flag_types import show_default
 from unmask.cli.flags import (
+    CELL_CHOICES,
     DataFlags,
     MeasuredFlags,
     NetworkFlags,
@@ -21,28 +22,22 @@ from unmask.cli.flags import (
     choose_say,
     fetch_model,
 )
-from unmask.cli.networks import PHOTOS
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
-from unmask.data.augment import PictureSet
-from unmask.data.sources.choice import Folder
-from unmask.decoding.names import list_shapes, look_up
-from unmask.decoding.sampling import Sampling
-from unmask.errors import ConfigError
-from unmask.evaluation import inpainting
-from unmask.evaluation import tokenizer as evaluation
-from unmask.evaluation.reference import check_judge
-from unmask.evaluation.runs import open_run, shorten_name
-from unmask.experiments.training import say_split
-from unmask.method.schedules import Shape
-from unmask.metrics.in_domain import prepare_classifier_features
-from unmask.pretrained.networks import LearnedConfig, LearnedModel
-from unmask.published.opening import MODEL_NAMES, OpenedModel
-from unmask.recipes.schema import TokenizerRecipe
-from unmask.runtime.distributed import World, join_world
+from unmask.decoding.choices import SHAPE_CHOICES
+from unmask.errors import ConfigError, look_up
+from unmask.published.names import MODEL_NAMES
 from unmask.runtime.progress import show_progress
 from unmask.storage.layout import CLASSIFIER
 from unmask.storage.outputs import check_results
-from unmask.tokenizers.base import open_tokenizer
+
+if TYPE_CHECKING:
+    from unmask.data.augment import PictureSet
+    from unmask.data.sources.choice import Folder
+    from unmask.decoding.sampling import Sampling
+    from unmask.method.schedules import Shape
+    from unmask.pretrained.networks import LearnedConfig
+    from unmask.published.opening import OpenedModel
+    from unmask.runtime.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +45,32 @@ class EvaluateTokenizerFlags(OutputFlags):
     network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     known: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
-    data: Path | None = None
-    """For a published or converted tokenizer: a folder of pictures. A trained one has its own."""
-    train: Annotated[str | None, tyro.conf.arg(name="data.train")] = None
-    """The folder of images to train on, inside --data or elsewhere; by default found by its name."""
-    test: Annotated[str | None, tyro.conf.arg(name="data.test")] = None
-    """The folder of images to hold out, inside --data or elsewhere; by default found by its name."""
-    out: Path | None = None
-    """And the folder for the figures; runs/NAME-tokenizer by default."""
+    data: Annotated[Path | None, show_default("the images of the run")] = None
+    """Folder of images, needed for a published or converted tokenizer."""
+    train: Annotated[str | None, tyro.conf.arg(name="data.train", metavar="DIR"), show_default("by its name")] = None
+    """Folder of images to train on, inside --data or elsewhere."""
+    test: Annotated[str | None, tyro.conf.arg(name="data.test", metavar="DIR"), show_default("by its name")] = None
+    """Folder of images to hold out, inside --data or elsewhere."""
+    out: Annotated[Path | None, show_default("the run, or runs/NAME-tokenizer")] = None
+    """Folder for the results of a published or converted tokenizer."""
     pictures: int = 10_000
-    """How many held-out pictures to look at, at most."""
+    """Held-out images to measure on, at most; at least 2."""
 
 
 def run_evaluate_tokenizer(arguments: list[str]) -> None:
-    """measure a tokenizer (rFID, PSNR, SSIM, codebook use) into report.json, and draw reconstructions"""
+    """Run `unmask evaluate-tokenizer`."""
     usage = f"evaluate-tokenizer MODEL, where MODEL is the run of a tokenizer, or {MODEL_NAMES}"
     name, rest = split_positional(arguments, usage)
     flags = parse(EvaluateTokenizerFlags, rest, f"evaluate-tokenizer {name}")
+    from unmask.cli.networks import PHOTOS
+    from unmask.data.sources.choice import Folder
+    from unmask.evaluation import tokenizer as evaluation
+    from unmask.evaluation.runs import shorten_name
+    from unmask.pretrained.networks import LearnedModel
+    from unmask.recipes.schema import TokenizerRecipe
+    from unmask.runtime.distributed import join_world
+    from unmask.tokenizers.base import open_tokenizer
+
     if flags.pictures < 2:
         raise ConfigError(f"--pictures {flags.pictures}: at least 2, to have a covariance")
     opened = flags.published.open(name)
@@ -96,11 +100,14 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
             numbers = measure(world=here, features=features or judge, num=flags.pictures, progress=progress)
         if here.is_main:
             print(json.dumps(numbers, indent=2))
-            print(f"\nwrote {run / 'report.json'} and {run / 'reconstructions.png'}; next: unmask tokenize {name}")
+            print(f"\nwrote {run / 'report.json'} and {run / 'reconstructions.png'}\nnext: unmask tokenize {name}")
 
 
-def _pictures(source: Folder, config: LearnedConfig, here: World) -> tuple[PictureSet, PictureSet]:
+def _pictures(source: "Folder", config: "LearnedConfig", here: "World") -> "tuple[PictureSet, PictureSet]":
     """Return the images that a classifier may learn from, and those held out; name what cannot be read."""
+    from unmask.data.augment import PictureSet
+    from unmask.experiments.training import say_split
+
     with show_progress(shown=here.is_main) as progress:
         split = source.load(progress)
     if (say := choose_say(here)) is not None:
@@ -114,26 +121,36 @@ class EvaluateInpaintFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
     images: int = 2000
-    """How many held-out images to mask, at most: in turn the right half, the lower half, the middle."""
-    schedules: tuple[str, ...] = ("cosine", "linear", "square")
+    """Held-out images to mask, at most: in turn the right half, the lower half, the middle."""
+    schedules: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{SHAPE_CHOICES} ...")] = (
+        "cosine",
+        "linear",
+        "square",
+    )
+    """Schedules to compare: the fraction still masked over time."""
     stops: tuple[int, ...] = (5, 10, 15)
-    """Also end after this many of the steps, the last of which fills the rest; always also after the last."""
+    """Also measure an end after this many of the steps, where the last one fills the rest."""
     labels: bool = True
-    """Tell the model the true class."""
-    cells: str = "any"
-    """Which tokens to sample: those with any or all of their pixels in the region, or a share such as 0.5."""
+    """Give the model the true class of each image."""
+    cells: Annotated[str, tyro.conf.arg(metavar=CELL_CHOICES)] = "any"
+    """Which tokens to sample: those with any pixel in the region, with all, or with this share of them."""
     dilate: int = 0
+    """Also sample this many cells around them; 1 suits a convolutional tokenizer."""
     seed: int = 0
+    """Seed of the samples."""
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
-    out: Path | None = None
-    """The folder for the table and the pictures; RUN/inpainting by default, where a published model's RUN is runs/NAME.
-    """
+    out: Annotated[Path | None, show_default("RUN/inpainting, or runs/NAME/inpainting of a published model")] = None
+    """Folder for the table and the pictures."""
 
 
 def run_evaluate_inpaint(arguments: list[str]) -> None:
-    """mask parts of held-out images, inpaint them with several schedules and early stops, and measure the results"""
+    """Run `unmask evaluate-inpaint`."""
     name, rest = split_positional(arguments, f"evaluate-inpaint MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(EvaluateInpaintFlags, rest, f"evaluate-inpaint {name}")
+    from unmask.decoding.names import list_shapes
+    from unmask.evaluation import inpainting
+    from unmask.runtime.distributed import join_world
+
     if flags.images < 2:
         raise ConfigError(f"--images {flags.images}: at least 2, to have a covariance")
     if flags.sampling.schedule is not None:
@@ -152,8 +169,18 @@ def run_evaluate_inpaint(arguments: list[str]) -> None:
 
 
 def _measure(
-    flags: EvaluateInpaintFlags, opened: OpenedModel, sampling: Sampling, schedules: dict[str, Shape], here: World
+    flags: EvaluateInpaintFlags,
+    opened: "OpenedModel",
+    sampling: "Sampling",
+    schedules: "dict[str, Shape]",
+    here: "World",
 ) -> None:
+    from unmask.cli.editing import choose_cells
+    from unmask.evaluation import inpainting
+    from unmask.evaluation.reference import check_judge
+    from unmask.evaluation.runs import open_run
+    from unmask.metrics.in_domain import prepare_classifier_features
+
     with catch_disk_errors(flags.out or Path("runs")):
         run = open_run(
             opened,

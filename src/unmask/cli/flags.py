@@ -4,35 +4,38 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from unmask.cli.flag_types import show_default
 from unmask.cli.parsing import catch_disk_errors
-from unmask.data.fingerprint import DataPolicy
-from unmask.data.sources.folders import Folder
-from unmask.decoding.sampling import Sampling
-from unmask.decoding.settings import change_sampling
-from unmask.evaluation.networks import open_networks
-from unmask.metrics.embedders import ClassifierFeatures, Features
-from unmask.published.opening import OpenedModel, open_model
-from unmask.recipes.spec import ModelSpec, TextModelSpec
-from unmask.runtime.distributed import World
+from unmask.decoding.choices import ORDER_CHOICES, PRESET_CHOICES, SAMPLER_CHOICES, SCHEDULE_CHOICES
+from unmask.runtime.output import print_line
 from unmask.runtime.progress import show_progress
-from unmask.storage.cache import find_cache_dir
 
-TRUST = "A .py recipe is code, and it is executed: only give one that you trust."
+if TYPE_CHECKING:
+    from unmask.data.fingerprint import DataPolicy
+    from unmask.data.sources.folders import Folder
+    from unmask.decoding.sampling import Sampling
+    from unmask.metrics.embedders import ClassifierFeatures, Features
+    from unmask.published.opening import OpenedModel
+    from unmask.recipes.spec import ModelSpec, TextModelSpec
+    from unmask.runtime.distributed import World
+
 Device = Literal["auto", "cpu", "cuda", "mps"]
+MODELS_OWN = "the model's own"
+CELL_CHOICES = "{any, all, 0 to 1}"
 
 
-def choose_say(here: World) -> Callable[[str], None] | None:
+def choose_say(here: "World") -> Callable[[str], None] | None:
     """Return what prints lines on the data, by the main process only."""
     return say_on_stderr if here.is_main else None
 
 
 def say_on_stderr(line: str) -> None:
     """Print a line on the data to stderr, so that stdout holds the result alone."""
-    print(line, file=sys.stderr, flush=True)
+    print_line(line, sys.stderr)
 
 
 def choose_device(name: str) -> str | None:
@@ -40,26 +43,35 @@ def choose_device(name: str) -> str | None:
     return None if name == "auto" else name
 
 
+def check_device(name: str) -> None:
+    """Raise ConfigError, before a download or other work, if there is no such device here."""
+    from unmask.runtime.devices import pick_device
+
+    pick_device(name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutputFlags:
     """What may be replaced."""
 
     overwrite: bool = False
-    """Replace files that unmask did not make, where the results go. Without it, the command refuses before the work."""
+    """Replace files that unmask did not make; otherwise the command refuses before it starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFlags:
     """Where the files of a published model are."""
 
-    weights: tuple[Path, ...] = ()
-    """Published files, or folders that hold them, to use instead of a download. Needed once: a resumed training
-    ignores them."""
+    weights: Annotated[tuple[Path, ...], show_default("download them")] = ()
+    """Files of a published model, or folders that hold them; a resumed training ignores them."""
     offline: bool = False
-    """Use what is in the cache, and ask no server."""
+    """Use the cache alone, and ask no server."""
 
-    def open(self, name: str | Path, here: World | None = None) -> OpenedModel:
+    def open(self, name: str | Path, here: "World | None" = None) -> "OpenedModel":
         """Find the model of this name, and read its configuration."""
+        from unmask.published.opening import open_model
+        from unmask.storage.cache import find_cache_dir
+
         with catch_disk_errors(find_cache_dir()):
             opened = open_model(name, weights=self.weights, offline=self.offline, world=here, say=say_on_stderr)
         if opened.revision and not opened.name.endswith(opened.revision) and (here is None or here.is_main):
@@ -73,13 +85,15 @@ class DataFlags:
     """What to do about the data of an earlier command."""
 
     accept_data: bool = False
-    """Continue although the data changed since the run began; the run keeps a record of it."""
+    """Continue although the data changed since the run began; the run keeps a record."""
     verify_data: bool = False
-    """Compare all bytes of all images, not only eight samples of 1 KiB of each file of a large set."""
+    """Compare all bytes of all images, not eight samples of 1 KiB per file of a large dataset."""
 
     @property
-    def policy(self) -> DataPolicy:
+    def policy(self) -> "DataPolicy":
         """The flags as the experiments take them."""
+        from unmask.data.fingerprint import DataPolicy
+
         return DataPolicy(accept=self.accept_data, verify=self.verify_data)
 
 
@@ -87,28 +101,32 @@ class DataFlags:
 class MeasuredFlags(WeightsFlags, DataFlags):
     """What a model is measured against."""
 
-    data: str | None = None
-    """For a published or exported model: the token dataset of images to measure against, made by unmask tokenize NAME;
-    or, for a model of pixels, a folder of images, digits, mnist or cifar10."""
-    train: Annotated[str | None, tyro.conf.arg(name="data.train")] = None
-    """For a folder of images: the folder that a classifier learns from, inside --data or elsewhere; by default found by
-    its name."""
-    test: Annotated[str | None, tyro.conf.arg(name="data.test")] = None
-    """For a folder of images: the folder to hold out, inside --data or elsewhere; by default found by its name."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="DIR"), show_default("the run's own data")] = None
+    """Needed for other models: a token dataset; or, for a model of pixels, images, digits, mnist or cifar10."""
+    train: Annotated[str | None, tyro.conf.arg(name="data.train", metavar="DIR"), show_default("by its name")] = None
+    """Folder of images that a classifier learns from, inside --data or elsewhere."""
+    test: Annotated[str | None, tyro.conf.arg(name="data.test", metavar="DIR"), show_default("by its name")] = None
+    """Folder of images to hold out, inside --data or elsewhere."""
 
     @property
-    def source(self) -> str | Folder | None:
+    def source(self) -> "str | Folder | None":
         """What to measure against, as `evaluate` takes it."""
         return choose_folder_sets(self.data, self.train, self.test)
 
 
-def choose_folder_sets(data: str | None, train: str | None, test: str | None) -> str | Folder | None:
+def choose_folder_sets(data: str | None, train: str | None, test: str | None) -> "str | Folder | None":
     """Return `data`, or the folder of images with these sets if any is named."""
-    return data if train is None and test is None else Folder(path=data or "", train=train, test=test)
+    if train is None and test is None:
+        return data
+    from unmask.data.sources.folders import Folder
+
+    return Folder(path=data or "", train=train, test=test)
 
 
-def fetch_model(opened: OpenedModel, here: World | None = None) -> Path:
+def fetch_model(opened: "OpenedModel", here: "World | None" = None) -> Path:
     """Return the folder of a model's weights, with a progress bar while it is downloaded and converted."""
+    from unmask.storage.cache import find_cache_dir
+
     with catch_disk_errors(find_cache_dir()), show_progress(shown=here is None or here.is_main) as progress:
         return opened.fetch(progress, here)
 
@@ -117,42 +135,36 @@ def fetch_model(opened: OpenedModel, here: World | None = None) -> Path:
 class SamplingFlags:
     """How to sample. Unset flags default to the model's own sampling."""
 
-    preset: str | None = None
-    """Sample as published, except for other flags: besnier-256-8, besnier-512-15, maskgit-256-8, maskgit-512-12,
-    halton-tiny-256-32, halton-small-256-32, halton-base-256-32, halton-small-384-32, halton-base-384-32,
-    halton-large-384-32, titok-l32-256-8, titok-b64-256-8, titok-s128-256-64; without published scores:
-    besnier-nov23-256-8, besnier-nov23-512-15, halton-quickstart-384-32; or by our own rule: ours-8, ours-16."""
-    steps: int | None = None
-    """Forward passes."""
-    order: str | None = None
-    """Which tokens are revealed first: confidence (-without-noise), halton, random, margin, margin-repulsion, entropy,
-    max-logit, raster, moment or halton-rolled."""
-    noise: float | None = None
-    """Factor of the Gumbel noise on log-confidence, for the confidence order; it falls to 0."""
-    schedule: str | None = None
-    """Fraction still masked over time: cosine, arccos, linear, square, pow3, root, sigmoid, log or exp;
-    or as a code base counts tokens: google-cosine, x-transformers-linear and so on, halton-maskgit, or
-    valeoai-v1-arccos and so on, the densities of the reproduction report."""
-    temperature: float | None = None
-    """Logits are divided by it: below 1 sharper, 0 greedy. valeoai's multiplies them: its 1.3 is our 0.77."""
-    guidance: Annotated[float | None, tyro.conf.arg(aliases=["--scale"])] = None
-    """Guidance scale s: null + scale (conditional - null); 1 is none. Papers that write w mean scale - 1. A model or
-    preset whose guidance rises keeps its ramp, which then ends at the scale."""
-    ramp: Literal["constant", "linear", "cosine"] | None = None
-    """How guidance rises to its scale while decoding; unset keeps the form of the model or preset."""
-    sampler: str | None = None
-    """parallel, remask (revealed tokens may be masked again), ancestral, remdm-cap, remdm-rescale, remdm-confidence,
-    entropy-bound or threshold (the model decides how many tokens a step reveals)."""
-    block: int | None = None
-    """Tokens per block: go from left to right, block by block."""
-    top_k: int | None = None
-    """Sample from this many of the likeliest tokens only."""
-    top_p: float | None = None
-    """Sample from the smallest set of tokens with this much probability only."""
+    preset: Annotated[str | None, tyro.conf.arg(metavar=PRESET_CHOICES), show_default("none")] = None
+    """Sample as published, or by our own rule (ours-8, ours-16); other flags change it."""
+    steps: Annotated[int | None, show_default(MODELS_OWN)] = None
+    """Forward passes, from 1 to 100,000; more than the tokens of a sample do not help."""
+    order: Annotated[str | None, tyro.conf.arg(metavar=ORDER_CHOICES), show_default(MODELS_OWN)] = None
+    """Which tokens are revealed first."""
+    noise: Annotated[float | None, show_default(MODELS_OWN)] = None
+    """Factor of the Gumbel noise on log-confidence, at least 0, for the order confidence; it falls to 0."""
+    schedule: Annotated[str | None, tyro.conf.arg(metavar=SCHEDULE_CHOICES), show_default(MODELS_OWN)] = None
+    """Fraction still masked over time; or the counts of other code: valeoai-v1-cosine and so on, halton-maskgit."""
+    temperature: Annotated[float | None, show_default(MODELS_OWN)] = None
+    """Divisor of the logits: below 1 sharper, 0 greedy. valeoai's multiplies them: its 1.3 is our 0.77."""
+    guidance: Annotated[float | None, tyro.conf.arg(aliases=["--scale"]), show_default(MODELS_OWN)] = None
+    """Guidance scale s: null + s (conditional - null); 1 is none. Papers that write w mean s - 1. A ramp ends at s."""
+    ramp: Annotated[Literal["constant", "linear", "cosine"] | None, show_default(MODELS_OWN)] = None
+    """How guidance rises to its scale while sampling."""
+    sampler: Annotated[str | None, tyro.conf.arg(metavar=SAMPLER_CHOICES), show_default(MODELS_OWN)] = None
+    """How tokens are revealed: some may mask tokens again, entropy-bound and threshold choose how many."""
+    block: Annotated[int | None, show_default(MODELS_OWN)] = None
+    """Tokens per block: sample from left to right, block by block; 0 is one block."""
+    top_k: Annotated[int | None, show_default(MODELS_OWN)] = None
+    """Sample from this many most likely tokens only."""
+    top_p: Annotated[float | None, show_default(MODELS_OWN)] = None
+    """Sample from the most likely tokens with this total probability only, in (0, 1]."""
 
 
-def choose_sampling(flags: SamplingFlags, spec: ModelSpec | TextModelSpec) -> Sampling:
+def choose_sampling(flags: SamplingFlags, spec: "ModelSpec | TextModelSpec") -> "Sampling":
     """Return the model's own sampling, or a published one, with the given flags put in."""
+    from unmask.decoding.settings import change_sampling
+
     return change_sampling(spec.sampling, spec.grid, collect_settings(flags))
 
 
@@ -165,15 +177,17 @@ def collect_settings(flags: SamplingFlags) -> dict[str, Any]:
 class NetworkFlags:
     """Which network measures."""
 
-    features: str = "classifier"
-    """classifier, inception or dinov2; or, for the latter two, kind=PATH of their weights."""
-    classifier: Path | None = None
-    """A folder that unmask train-features made; by default a classifier is trained and kept in the run."""
+    features: Annotated[str, tyro.conf.arg(metavar="{classifier, inception, dinov2, KIND=PATH}")] = "classifier"
+    """Feature extractor; KIND=PATH gives the weights of inception or dinov2."""
+    classifier: Annotated[Path | None, show_default("train one, kept in the run")] = None
+    """A folder that unmask train-features made."""
     device: Device = "auto"
-    """Where to compute."""
+    """Where to compute; auto takes a GPU if there is one."""
 
-    def open(self, here: World) -> tuple[Features | None, ClassifierFeatures | None]:
+    def open(self, here: "World") -> "tuple[Features | None, ClassifierFeatures | None]":
         """Return the feature extractor, None for the classifier itself, and the classifier, None for the run's own."""
+        from unmask.evaluation.networks import open_networks
+
         return open_networks(self.features, self.classifier, here)
 
 
@@ -181,5 +195,5 @@ class NetworkFlags:
 class ReferenceFlags(NetworkFlags):
     """Which network measures, and where the features of the real images are kept."""
 
-    reference: Path | None = None
-    """The file that keeps the features of the real images; by default in the run."""
+    reference: Annotated[Path | None, show_default("a file in the run")] = None
+    """The file that keeps the features of the real images."""

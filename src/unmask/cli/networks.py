@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from unmask.cli.flags import Device, OutputFlags, choose_device, choose_say
+from unmask.cli.outcomes import describe_outcome, hash_if_there
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.tokenizers import find_data_flag, list_sources
 from unmask.data.augment import PictureSet
-from unmask.data.sources.choice import Arrays, PictureSource
-from unmask.decoding.names import look_up
-from unmask.errors import ConfigError
+from unmask.data.sources.choice import Arrays, Folder, PictureSource
+from unmask.errors import ConfigError, look_up
 from unmask.evaluation.reference import embed_real
 from unmask.experiments.training import say_split
 from unmask.metrics.features import ClassifierConfig
@@ -34,20 +34,24 @@ class FeatureFlags(OutputFlags):
     data: PictureSource
     classifier: ClassifierConfig = PHOTOS
     out: Path
+    """Folder for the classifier and its report."""
     device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
 
 
 def run_train_features(arguments: list[str]) -> None:
-    """train a classifier on images with classes; unmask evaluate measures in its features"""
-    name, rest = split_positional(
-        arguments, "train-features SOURCE --data PATH --out DIR, as cifar10, folder, mnist or hub"
-    )
-    source = look_up(list_sources(32, 3), "folder" if rest == ["--help"] and name == "RUN" else name, "source")
+    """Run `unmask train-features`."""
+    usage = "train-features SOURCE --data PATH --out DIR, where SOURCE is one of " + ", ".join(list_sources(32, 3))
+    example = FeatureFlags(data=Folder(path=""), out=Path("runs/SOURCE-features"))
+    name, rest = split_positional(arguments, usage)
+    source = example.data if rest == ["--help"] else look_up(list_sources(32, 3), name, "source")
     rest = [re.sub(r"^--data(?==|$)", find_data_flag(source), word) for word in rest]
+    rest = [re.sub(r"^--seed(?==|$)", "--classifier.seed", word) for word in rest]
     flags = parse(
         FeatureFlags, rest, f"train-features {name}", FeatureFlags(data=source, out=Path("runs") / f"{name}-features")
     )
-    if not (flags.out / CLASSIFIER).exists():
+    before = hash_if_there(flags.out / CLASSIFIER)
+    if before is None:
         check_folder(flags.out, [REPORT], overwrite=flags.overwrite)
     with (
         catch_value_errors(),
@@ -79,4 +83,5 @@ def run_train_features(arguments: list[str]) -> None:
         if here.is_main:
             write_json(flags.out / REPORT, report)
             print(f"{right:.2%} of {len(test):,} held-out pictures are classified right")
-            print(f"wrote {flags.out / CLASSIFIER}; next: unmask evaluate RUN --classifier {flags.out}")
+            print(describe_outcome(flags.out / CLASSIFIER, before))
+            print(f"next: unmask evaluate RUN --classifier {flags.out}")

@@ -10,29 +10,45 @@ from typing import TypeVar
 
 import tyro
 
-from unmask.errors import ConfigError, DiskError, NonFiniteError, describe_os_error
-from unmask.method.sampling.decode import NonFiniteLogits
-from unmask.storage.files import escape_line
+from unmask.cli import describe_command
+from unmask.cli.command_flags import RECIPE_COMMANDS, list_command_flags
+from unmask.cli.ending import describe_disk_error
+from unmask.cli.flag_table import find_named, find_operand, is_flag
+from unmask.cli.flag_types import REGISTRY
+from unmask.cli.help import make_sentence, print_examples
+from unmask.cli.recipes import is_recipe, is_run
+from unmask.errors import ConfigError, DiskError, NonFiniteError
 
 T = TypeVar("T")
 
 
 def parse(kind: type[T], arguments: list[str], command: str, default: T | None = None) -> T:
-    """Parse flags with tyro. Only scalars are flags: the class of a field, such as a schedule, is the default's."""
+    """Parse flags with tyro. Only scalars are flags: the class of a field, such as a schedule, is the default's.
+
+    Args:
+        kind: The dataclass of the flags.
+        arguments: The words of the flags.
+        command: The command and what it works on; for help, as `split_positional` returns it.
+        default: The defaults, where `kind` does not have them.
+    """
+    command, _, what = command.partition(", where ")
+    name, prog = command.split()[0], f"unmask {command.strip()}"
+    about = "\n\n".join(make_sentence(text) for text in (describe_command(name), what) if text)
     for flag, value in pairwise([*arguments, "--"]):
         if flag == "--weights" and value.startswith("--"):  # an empty list, as tyro has it: a variable without a value
             raise ConfigError("--weights: give the files, or a folder that holds them")
     errors = io.StringIO()
-    settings = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    settings = (tyro.conf.AvoidSubcommands,)
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), REGISTRY:
             if default is None:
-                return tyro.cli(kind, args=arguments, prog=f"unmask {command}", config=settings)
-            return tyro.cli(kind, args=arguments, prog=f"unmask {command}", config=settings, default=default)
+                return tyro.cli(kind, args=arguments, prog=prog, description=about, config=settings)
+            return tyro.cli(kind, args=arguments, prog=prog, description=about, config=settings, default=default)
     except SystemExit as stop:
         if not stop.code:
+            print_examples(name)
             raise
-    raise ConfigError(f"{_one_line(errors.getvalue())} (flags: unmask {command} --help)")
+    raise ConfigError(f"{_one_line(errors.getvalue())} (flags: {prog} --help)")
 
 
 def _one_line(box: str) -> str:
@@ -40,18 +56,42 @@ def _one_line(box: str) -> str:
     rows = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
     rows = rows[1:] if rows and set(rows[0]) == {"-"} else rows  # the box of a terminal without box characters
     rule = next((i for i, row in enumerate(rows) if set(row) in ({"─"}, {"-"})), len(rows))
+    if rows and rows[0].startswith("Missing from"):
+        missing = [match[0] for row in rows if (match := re.match(r"--\w[\w.-]*", row))]
+        return f"{' and '.join(missing)} must be given"
     near = next((match for row in rows[rule:] if (match := re.match(r"--\w\S*", row))), None)
     return " ".join(rows[:rule]) + (f": did you mean {near.group()}?" if near and "Perhaps" in box else "")
 
 
 def split_positional(arguments: list[str], usage: str) -> tuple[str, list[str]]:
-    """Return the first argument, which says what to work on, and the rest."""
-    if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: unmask {usage}; then flags:")
-        return "RUN", ["--help"]
-    if not arguments or arguments[0].startswith("-"):
+    """Return the argument that says what to work on, which may stand before or after flags, and the other arguments.
+
+    Args:
+        arguments: The words after the command.
+        usage: The command, what it takes, and after ", where" what that is.
+
+    Returns:
+        The argument and the others; for help, what `usage` says in place of the argument, and --help.
+
+    Raises:
+        ConfigError: There is no such argument, or a flag before it is unknown.
+    """
+    command, _, operands = usage.partition(" ")
+    if arguments and not is_flag(arguments[0]):
+        return arguments[0], arguments[1:]
+    if {"-h", "--help"} & set(arguments):
+        takes, comma, where = operands.partition(", where ")
+        return re.split(r" \[?--", takes)[0] + comma + where, ["--help"]
+    if not arguments:
+        place = None
+    elif command in RECIPE_COMMANDS:  # the flags depend on the recipe
+        place = find_named(arguments, is_recipe)
+        place = find_named(arguments, is_run) if place is None else place
+    else:
+        place = find_operand(arguments, list_command_flags(command), f"unmask {command}")
+    if place is None:
         raise ConfigError(f"usage: unmask {usage}")
-    return arguments[0], arguments[1:]
+    return arguments[place], arguments[:place] + arguments[place + 1 :]
 
 
 @contextlib.contextmanager
@@ -62,10 +102,11 @@ def catch_value_errors() -> Iterator[None]:
     """
     try:
         yield
-    except NonFiniteLogits as error:
-        raise NonFiniteError(str(error)) from error
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        from unmask.method.sampling.decode import NonFiniteLogits  # not at the top: flags are read without torch
+
+        kind = NonFiniteError if isinstance(error, NonFiniteLogits) else ConfigError
+        raise kind(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -77,15 +118,3 @@ def catch_disk_errors(where: Path) -> Iterator[None]:
         raise  # the reader of our output has left: no disk is at fault
     except OSError as error:
         raise DiskError(describe_disk_error(error, where)) from error
-
-
-def describe_disk_error(error: OSError, where: Path | str) -> str:
-    """Return the line for an error of a file, or of the disk where the error names no file."""
-    return f"{error.filename or where}: {describe_os_error(error)}; what was written before is kept"
-
-
-def check_text(arguments: list[str]) -> None:
-    """Raise ConfigError for an argument that is not UTF-8: its path could be neither printed nor stored."""
-    for argument in arguments:
-        if any("\ud800" <= character <= "\udfff" for character in argument):
-            raise ConfigError(f"{escape_line(argument)}: this is not UTF-8; rename the file or the folder")

@@ -3,37 +3,36 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from unmask.cli import describe_command
 from unmask.cli.flags import WeightsFlags, fetch_model, say_on_stderr
+from unmask.cli.help import make_sentence, print_examples
 from unmask.cli.parsing import catch_disk_errors, parse, split_positional
-from unmask.decoding.names import look_up, suggest_nearest
-from unmask.decoding.sampling import Sampling
-from unmask.errors import ConfigError
-from unmask.pipelines.exporting import check_export
-from unmask.pipelines.load import export_model
-from unmask.pretrained.conditions import takes_prompts
-from unmask.pretrained.families import FAMILIES
-from unmask.published.catalogue import MODELS, Published
-from unmask.published.files import describe_check
-from unmask.published.opening import MODEL_NAMES
-from unmask.published.store import convert_into, fetch_published
+from unmask.errors import ConfigError, look_up, suggest_nearest
+from unmask.published.names import MODEL_NAMES
 from unmask.runtime.progress import show_progress
-from unmask.storage.cache import find_cache_dir
 from unmask.storage.layout import CONFIG, TOKENIZER
+
+if TYPE_CHECKING:
+    from unmask.decoding.sampling import Sampling
+    from unmask.published.catalogue import Published
 
 
 def list_models(arguments: list[str]) -> None:
-    """list the published models that run here, or describe one: unmask models besnier-256"""
-    if arguments and not arguments[0].startswith("-"):
-        if len(arguments) > 1:
-            raise ConfigError(f"unmask models takes one name, not {' '.join(arguments)}")
-        return _describe_model(arguments[0], look_up(MODELS, arguments[0], "published model"))
-    if arguments:
-        print("usage: unmask models [NAME]")
+    """Run `unmask models`."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"usage: unmask models [NAME]\n\n{make_sentence(describe_command('models'))}\n")
+        print_examples("models")
         return
+    if len(arguments) > 1 or any(word.startswith("-") for word in arguments):
+        raise ConfigError(f"unmask models takes one name and no flags, not {' '.join(arguments)}")
+    from unmask.published.catalogue import MODELS
+
+    if arguments:
+        return _describe_model(arguments[0], look_up(MODELS, arguments[0], "published model"))
     for name, model in MODELS.items():
         print(f"{name}: {model.about}")
         print(f"  one command  {_show_command(name, model)}")
@@ -41,15 +40,20 @@ def list_models(arguments: list[str]) -> None:
     print("Scores are as published: the authors' weights, samplers and evaluations. More: unmask models NAME")
 
 
-def _show_command(name: str, model: Published) -> str:
+def _show_command(name: str, model: "Published") -> str:
     """Return the command that samples from a model, with nothing else to do before."""
+    from unmask.pretrained.conditions import takes_prompts
+
     return f"unmask sample {name} " + (
         '--prompt "a cat"' if takes_prompts(model.size.model) else '--labels "golden retriever"'
     )
 
 
-def _list_facts(name: str, model: Published) -> list[str]:
+def _list_facts(name: str, model: "Published") -> list[str]:
     """Return what a model takes, its size, licence, expected score, and whether it is on the disk."""
+    from unmask.pretrained.conditions import takes_prompts
+    from unmask.storage.cache import find_cache_dir
+
     generator, tokenizer = model.parameters
     sizes = [file.size for file in (model.model, model.tokenizer) if file.size]
     there = (find_cache_dir() / "models" / name / CONFIG).is_file()
@@ -63,7 +67,7 @@ def _list_facts(name: str, model: Published) -> list[str]:
     ]
 
 
-def _describe_model(name: str, model: Published) -> None:
+def _describe_model(name: str, model: "Published") -> None:
     generator, tokenizer = model.parameters
     print(f"{name}: {model.about}")
     print(f"one command {_show_command(name, model)}")
@@ -76,13 +80,17 @@ def _describe_model(name: str, model: Published) -> None:
             f"{what} {value}" for what, value in vars(model.preset.expected).items() if value is not None
         )
         print(f"published   {scores} ({model.preset.source})")
+    from unmask.published.files import describe_check
+
     for what, file in (("generator", model.model), ("tokenizer", model.tokenizer)):
         place = file.page if file.page.endswith(file.name) else f"{file.name} of {file.page}"
         print(f"{what:11s} {place} ({describe_check(file)})")
 
 
-def _describe_sampling(sampling: Sampling) -> str:
+def _describe_sampling(sampling: "Sampling") -> str:
     """Return steps, schedule, order and guidance, and what else differs from the defaults; long lists by their ends."""
+    from unmask.decoding.sampling import Sampling
+
     plain, said = Sampling(), ("steps", "schedule", "priority", "scale")
     parts = {name: value for name, value in vars(sampling).items() if name in said or value != getattr(plain, name)}
     text = ", ".join(f"{name} {value}" for name, value in parts.items())
@@ -90,9 +98,13 @@ def _describe_sampling(sampling: Sampling) -> str:
 
 
 def run_fetch(arguments: list[str]) -> None:
-    """download and convert a published model ahead of its first use, or convert local files with --weights"""
+    """Run `unmask fetch`."""
     name, rest = split_positional(arguments, "fetch NAME, where NAME is one of unmask models")
     flags = parse(WeightsFlags, rest, f"fetch {name}")
+    from unmask.published.catalogue import MODELS
+    from unmask.published.store import fetch_published
+    from unmask.storage.cache import find_cache_dir
+
     look_up(MODELS, name, "published model")
     with catch_disk_errors(find_cache_dir()), show_progress(shown=True) as progress:
         folder = fetch_published(
@@ -101,23 +113,32 @@ def run_fetch(arguments: list[str]) -> None:
     print(f"wrote {folder}; next: unmask sample {name}")
 
 
+FAMILY_CHOICES = (
+    "{valeoai-v1, taming-vqgan, halton-maskgit, llamagen-vq16, google-maskgit, google-vqgan, maskgit-vqgan, "
+    "titok-bert, titok-uvit, titok-tokenizer, amused, amused-vqvae}"
+)
+"""What help shows for --family: words, so that it needs no torch. A test compares them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConvertFlags:
     """What to convert, and where to."""
 
-    family: str
-    """Whose file it is: valeoai-v1, taming-vqgan, halton-maskgit, llamagen-vq16, google-maskgit, google-vqgan,
-    maskgit-vqgan, titok-bert, titok-uvit, titok-tokenizer, amused or amused-vqvae."""
+    family: Annotated[str, tyro.conf.arg(metavar=FAMILY_CHOICES)]
+    """Whose file it is."""
     out: Path
-    """The folder to make; a tokenizer joins the generator that was converted there before."""
+    """Folder to make; a tokenizer joins the generator that was converted there before."""
     overwrite: bool = False
     """Replace files there that unmask did not make. A model is never replaced."""
 
 
 def run_convert(arguments: list[str]) -> None:
-    """turn a published weight file into safetensors and config.json, strictly and without running anything in it"""
+    """Run `unmask convert`."""
     name, rest = split_positional(arguments, "convert FILE --family NAME --out DIR")
     flags = parse(ConvertFlags, rest, f"convert {name}")
+    from unmask.pretrained.families import FAMILIES
+    from unmask.published.store import convert_into
+
     if flags.family not in FAMILIES:
         raise ConfigError(f"no family {flags.family}{suggest_nearest(flags.family, FAMILIES)}")
     with catch_disk_errors(flags.out):
@@ -139,15 +160,18 @@ class ExportFlags:
 
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     out: Path
-    """The folder to write: a new one, or one that was exported before."""
+    """Folder to write: a new one, or one that was exported before."""
     overwrite: bool = False
     """Replace files there that unmask did not make. A run is never replaced."""
 
 
 def run_export(arguments: list[str]) -> None:
-    """write a model to a folder of its own, with a model card and without any path, host or user name"""
+    """Run `unmask export`."""
     name, rest = split_positional(arguments, f"export MODEL --out DIR, where MODEL is {MODEL_NAMES}")
     flags = parse(ExportFlags, rest, f"export {name}")
+    from unmask.pipelines.exporting import check_export
+    from unmask.pipelines.load import export_model
+
     opened = flags.published.open(name)
     with catch_disk_errors(flags.out):
         check_export(flags.out, opened.folder, overwrite=flags.overwrite)

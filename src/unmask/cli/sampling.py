@@ -4,17 +4,19 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import tyro
 
+from unmask.cli.flag_types import show_default
 from unmask.cli.flags import (
+    Device,
     MeasuredFlags,
     OutputFlags,
     ReferenceFlags,
     SamplingFlags,
     WeightsFlags,
+    check_device,
     choose_device,
     choose_sampling,
     choose_say,
@@ -22,21 +24,16 @@ from unmask.cli.flags import (
     fetch_model,
 )
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
-from unmask.decoding.names import describe_expected
-from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
-from unmask.evaluation.gallery import draw_decoding
-from unmask.evaluation.measuring import check_sampling, evaluate_opened
-from unmask.evaluation.runs import shorten_name
-from unmask.figures import images as figures
-from unmask.method.models.transformer import MaskedTransformer
-from unmask.pipelines.labels import LabelRule, describe_ambiguity, resolve_filled_labels
-from unmask.pipelines.load import load_image_pipeline
-from unmask.pretrained.conditions import check_prompts
-from unmask.published.opening import MODEL_NAMES, OpenedModel
-from unmask.runtime.distributed import World, join_world
+from unmask.pipelines.rules import LabelRule
+from unmask.published.names import MODEL_NAMES
 from unmask.runtime.progress import show_progress
 from unmask.storage.outputs import check_file, choose_free
+
+if TYPE_CHECKING:
+    from unmask.decoding.sampling import Sampling
+    from unmask.published.opening import OpenedModel
+    from unmask.runtime.distributed import World
 
 MOST_IMAGES = 10_000
 
@@ -45,34 +42,53 @@ MOST_IMAGES = 10_000
 class SampleFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
-    out: Path | None = None
-    """The picture; by default samples.png, or samples_2.png and so on where that is taken."""
-    num: int | None = None
-    """By default 100, or, of a published network, one per label."""
-    labels: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--classes"])] = ()
-    """Classes by name or number, repeated in turn until there are `num`; by default all classes."""
-    prompts: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--prompt"])] = ()
+    out: Annotated[Path | None, show_default("samples.png, or the next free samples_2.png")] = None
+    """Picture to write: a grid of the samples."""
+    num: Annotated[int | None, show_default("100, or one per label of a published model")] = None
+    """Number of images, from 1 to 10,000."""
+    labels: Annotated[
+        tuple[str, ...], tyro.conf.arg(aliases=["--classes"], metavar="CLASS ..."), show_default("all classes")
+    ] = ()
+    """Classes by name or number, repeated in turn."""
+    prompts: Annotated[
+        tuple[str, ...], tyro.conf.arg(aliases=["--prompt"], metavar="TEXT ..."), show_default("no text")
+    ] = ()
     """For a text-to-image model, in place of labels: what to generate."""
     columns: int = 10
+    """Images per row of the picture."""
     seed: int = 0
-    gif: Path | None = None
-    """Also animate the decoding of the first 30, as .gif or .webp."""
+    """Seed of the samples: the same seed gives the same images."""
+    gif: Annotated[Path | None, show_default("no animation")] = None
+    """Also animate the decoding of the first 30 images, as .gif or .webp."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
     compile: bool = False
-    """torch.compile the network first: slow to start, faster from then on; needs a C++ compiler on a CPU."""
+    """Compile the network first: slow to start, then faster; needs a C++ compiler on a CPU."""
 
 
 def run_sample(arguments: list[str]) -> None:
-    """generate images from a run, an export or a published model"""
+    """Run `unmask sample`."""
     name, rest = split_positional(arguments, f"sample MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(SampleFlags, rest, f"sample {name}")
+    import torch
+
+    from unmask.decoding.names import describe_expected
+    from unmask.evaluation.gallery import draw_decoding
+    from unmask.figures import images as figures
+    from unmask.method.models.transformer import MaskedTransformer
+    from unmask.pipelines.labels import describe_ambiguity, resolve_filled_labels
+    from unmask.pipelines.load import load_image_pipeline
+    from unmask.pretrained.conditions import check_prompts
+
     out = _check(flags)
     opened = flags.published.open(name)
     spec = opened.require_image_spec()
     check_prompts(spec.model, flags.prompts, name)
     with catch_value_errors():
         sampling = choose_sampling(flags.sampling, spec)
+    check_device(flags.device)
     fetch_model(opened)
-    pipeline = load_image_pipeline(opened, prompts=flags.prompts)
+    pipeline = load_image_pipeline(opened, device=flags.device, prompts=flags.prompts)
     few = max(1, len(flags.labels) or len(flags.prompts))
     usual = 100 if isinstance(pipeline.model, MaskedTransformer) else few
     num = usual if flags.num is None else flags.num
@@ -105,6 +121,8 @@ def run_sample(arguments: list[str]) -> None:
 
 def _check(flags: SampleFlags) -> Path:
     """Return the picture to write; ConfigError, before anything is loaded, for what cannot be drawn or written."""
+    from unmask.figures import images as figures
+
     for name, number in (("num", flags.num), ("columns", flags.columns)):
         if number is not None and not 1 <= number <= MOST_IMAGES:
             raise ConfigError(
@@ -124,19 +142,23 @@ class EvaluateFlags(OutputFlags):
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     network: Annotated[ReferenceFlags, tyro.conf.arg(name="")] = field(default_factory=ReferenceFlags)
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
-    out: Path | None = None
-    """For a published model: the folder for the figures; runs/NAME by default."""
+    out: Annotated[Path | None, show_default("the run, or runs/NAME of a published model")] = None
+    """Folder for the results of a published model."""
     samples: int = 1500
-    """How many images to generate and measure."""
+    """Number of images to generate and measure."""
     labels: LabelRule = "shares"
-    """shares samples each class as often as it is held out, balanced all classes equally often."""
+    """Sample each class as often as it is held out (shares), or all equally often (balanced)."""
     seed: int = 0
+    """Seed of the samples."""
 
 
 def run_evaluate(arguments: list[str]) -> None:
-    """measure a run (FID-style metrics, class accuracy, near-duplicates) into report.json, and plot its samples"""
+    """Run `unmask evaluate`."""
     name, rest = split_positional(arguments, f"evaluate MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(EvaluateFlags, rest, f"evaluate {name}")
+    from unmask.evaluation.measuring import check_sampling
+    from unmask.runtime.distributed import join_world
+
     with catch_value_errors(), join_world(choose_device(flags.network.device)) as here:
         opened = flags.published.open(name, here)
         sampling = check_sampling(opened.require_image_spec(), collect_settings(flags.sampling))
@@ -147,22 +169,26 @@ def run_evaluate(arguments: list[str]) -> None:
 
 
 PICTURES = {
-    "model.safetensors": "the averaged weights; sampling needs these, config.json and any tokenizer.safetensors",
-    "checkpoints": "to continue the training",
-    "config.json": "the resolved recipe",
-    "metrics.jsonl": "the training curve, a JSON object per line",
-    "samples.png": "a grid of samples, a class per row",
-    "decode.gif": "the canvas filling in",
+    "model.safetensors": "averaged weights, for sampling",
+    "checkpoints": "to resume the training",
+    "config.json": "resolved recipe",
+    "metrics.jsonl": "training curve, a JSON object per line",
+    "samples.png": "samples, a class per row",
+    "decode.gif": "decoding of the canvas, animated",
     "decode.png": "the same, a row per step",
-    "order.png": "which cell was revealed when",
-    "inpaint.png": "held-out images: original, hole, repaired",
-    "loss.png": "the loss",
-    "report.json": "the figures above",
+    "order.png": "when each token was revealed",
+    "inpaint.png": "held-out images: original, masked, inpainted",
+    "loss.png": "loss over the training",
+    "report.json": "metrics above",
 }
 
 
-def print_report(opened: OpenedModel, here: World, flags: EvaluateFlags, sampling: Sampling) -> None:
+def print_report(opened: "OpenedModel", here: "World", flags: EvaluateFlags, sampling: "Sampling") -> None:
     """Evaluate, print the metrics, and say where each file lies and which images could not be read."""
+    from unmask.decoding.names import describe_expected
+    from unmask.evaluation.measuring import evaluate_opened
+    from unmask.evaluation.runs import shorten_name
+
     folder = opened.fetch() if opened.is_run else flags.out or Path("runs") / shorten_name(opened.name)
     with catch_value_errors(), catch_disk_errors(folder), show_progress(shown=here.is_main) as progress:
         numbers = evaluate_opened(

@@ -3,45 +3,36 @@
 import json as json_text
 import sys
 from dataclasses import dataclass
+from typing import Annotated
 
+import tyro
+
+from unmask.cli.flag_types import show_default
 from unmask.cli.parsing import catch_value_errors, parse
-from unmask.decoding import counts
-from unmask.decoding.names import list_shapes, look_up
-from unmask.errors import ConfigError
-
-SHAPED = {
-    "google": counts.count_google,
-    "valeoai-v1": counts.count_valeoai_v1,
-    "halton-confidence": counts.count_halton_confidence,
-    "x-transformers": counts.count_x_transformers,
-    "muse": counts.count_muse,
-}
-FIXED = {
-    "halton": (counts.count_halton, "arccos"),
-    "nanofm": (counts.count_nanofm, "constant"),
-    "llada": (counts.count_llada, "linear"),
-    "4m": (counts.count_fourm, "cosine"),
-    "amused": (counts.count_amused, "cosine"),
-    "titok": (counts.count_titok, "arccos"),
-}
+from unmask.decoding.choices import SHAPE_CHOICES, STYLE_CHOICES
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleFlags:
-    style: str = "google"
-    """google, valeoai-v1, halton, halton-confidence, x-transformers, muse, nanofm, llada, 4m, amused or
-    titok."""
-    shape: str | None = None
-    """uniform, linear, pow2, square, pow3, pow0.5, root, cosine, arccos, log, exp or sigmoid; cosine by default."""
+    style: Annotated[str, tyro.conf.arg(metavar=STYLE_CHOICES)] = "google"
+    """Code base whose way of counting to use."""
+    shape: Annotated[str | None, tyro.conf.arg(metavar=SHAPE_CHOICES), show_default("cosine, or that of the style")] = (
+        None
+    )
+    """Fraction still masked over time."""
     tokens: int = 256
+    """Tokens to reveal, at least 1."""
     steps: int = 8
+    """Forward passes, at least 1."""
     json: bool = False
-    """Only the list, as JSON."""
+    """Print the list alone, as JSON."""
 
 
 def run_schedule(arguments: list[str]) -> None:
-    """print how many tokens each step reveals, as each code base of the field counts them"""
+    """Run `unmask schedule`."""
     flags = parse(ScheduleFlags, arguments, "schedule")
+    from unmask.decoding.named_counts import FIXED, count_tokens
+
     with catch_value_errors():
         tokens = count_tokens(flags.style, flags.shape, flags.tokens, flags.steps)
     if flags.json:
@@ -53,15 +44,3 @@ def run_schedule(arguments: list[str]) -> None:
     for step, count in enumerate(tokens, 1):
         known += count
         print(f"{step:5d} {count:7d} {100 * known / flags.tokens:6.1f} %  {ink * round(48 * count / max(tokens))}")
-
-
-def count_tokens(style: str, shape: str | None, tokens: int, steps: int) -> list[int]:
-    """Return the tokens per step of a style; a style with one shape refuses others."""
-    if style in FIXED:
-        count, only = FIXED[style]
-        if shape not in (None, only):
-            raise ConfigError(f"--style {style} has one shape, {only}: leave --shape out")
-        return count(tokens, steps)
-    if style not in SHAPED:
-        look_up(dict.fromkeys([*SHAPED, *FIXED]), style, "style")
-    return SHAPED[style](tokens, steps, look_up(list_shapes(tokens), shape or "cosine", "shape"))

@@ -2,51 +2,73 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from unmask.cli.flags import Device, MeasuredFlags, OutputFlags, choose_device, choose_say, fetch_model
+from unmask.cli.flag_types import show_default
+from unmask.cli.flags import (
+    MODELS_OWN,
+    Device,
+    MeasuredFlags,
+    OutputFlags,
+    choose_device,
+    choose_say,
+    fetch_model,
+)
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
-from unmask.decoding.names import list_orders, list_schedules, look_up
-from unmask.decoding.sampling import Sampling
-from unmask.errors import ConfigError
-from unmask.evaluation import scoring
-from unmask.evaluation.measuring import open_subject
-from unmask.published.opening import MODEL_NAMES, OpenedModel
-from unmask.recipes.schema import TokenizerRecipe
-from unmask.recipes.spec import ModelSpec, TextModelSpec
-from unmask.runtime.distributed import World, join_world
+from unmask.decoding.choices import ORDER_CHOICES, SCHEDULE_CHOICES
+from unmask.errors import ConfigError, look_up
+from unmask.published.names import MODEL_NAMES
 from unmask.storage.outputs import check_results
+
+if TYPE_CHECKING:
+    from unmask.decoding.sampling import Sampling
+    from unmask.published.opening import OpenedModel
+    from unmask.runtime.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreFlags(OutputFlags):
     """What to score."""
 
-    orders: tuple[str, ...] = ("halton", "margin-repulsion", "margin", "entropy", "confidence-without-noise", "raster")
+    orders: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{ORDER_CHOICES} ...")] = (
+        "halton",
+        "margin-repulsion",
+        "margin",
+        "entropy",
+        "confidence-without-noise",
+        "raster",
+    )
     """Unmasking orders; the others are compared with the first."""
     steps: tuple[int, ...] = (1, 4, 16, 64)
     """Numbers of forward passes."""
-    schedule: str | None = None
-    """The schedule, as unmask sample --schedule takes it; the run's own by default."""
+    schedule: Annotated[str | None, tyro.conf.arg(metavar=SCHEDULE_CHOICES), show_default(MODELS_OWN)] = None
+    """Fraction still masked over time, as for unmask sample."""
     rows: int = 256
-    """Held-out rows, spread over all there are."""
+    """Held-out rows to score, spread over all there are."""
     passes: int = 16
-    """Masks of each row behind the likelihood bound."""
+    """Masks of each row behind the likelihood bound; more make it more certain."""
     seed: int = 0
-    """The seed of the masks."""
+    """Seed of the masks."""
     device: Device = "auto"
-    """Where to compute."""
+    """Where to compute; auto takes a GPU if there is one."""
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
-    out: Path | None = None
-    """The folder for the table and its plot; RUN/score by default, where a published model's RUN is runs/NAME."""
+    out: Annotated[Path | None, show_default("RUN/score, or runs/NAME/score of a published model")] = None
+    """Folder for the table and its plot."""
 
 
 def run_score(arguments: list[str]) -> None:
-    """rank orders and numbers of steps by the exact likelihood of held-out data: no samples, no classifier"""
+    """Run `unmask score`."""
     name, rest = split_positional(arguments, f"score MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(ScoreFlags, rest, f"score {name}")
+    from unmask.decoding.names import list_orders, list_schedules
+    from unmask.decoding.sampling import Sampling
+    from unmask.evaluation import scoring
+    from unmask.recipes.schema import TokenizerRecipe
+    from unmask.recipes.spec import ModelSpec, TextModelSpec
+    from unmask.runtime.distributed import join_world
+
     check_results(flags.out, scoring.SCORE_FILES, overwrite=flags.overwrite)
     with catch_value_errors(), join_world(choose_device(flags.device)) as here:
         opened = flags.published.open(name, here)
@@ -63,7 +85,12 @@ def run_score(arguments: list[str]) -> None:
         _print_table(flags, opened, chosen, sampling, here)
 
 
-def _print_table(flags: ScoreFlags, opened: OpenedModel, chosen: list, sampling: Sampling | None, here: World) -> None:
+def _print_table(
+    flags: ScoreFlags, opened: "OpenedModel", chosen: list, sampling: "Sampling | None", here: "World"
+) -> None:
+    from unmask.evaluation import scoring
+    from unmask.evaluation.measuring import open_subject
+
     with catch_disk_errors(flags.out or Path("runs")):
         measured = flags.published
         subject, own, _, folder = open_subject(

@@ -2,21 +2,23 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from unmask.cli.flag_types import show_default
 from unmask.cli.flags import MeasuredFlags, OutputFlags, ReferenceFlags, choose_device, choose_say, fetch_model
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.errors import ConfigError
-from unmask.evaluation import sweep_table
 from unmask.evaluation.plans import SweepChoices, plan_sweep
-from unmask.evaluation.runs import open_run
-from unmask.evaluation.sweeping import SweepPlan, sweep_run
-from unmask.published.opening import MODEL_NAMES, OpenedModel
-from unmask.runtime.distributed import World, join_world
+from unmask.published.names import MODEL_NAMES
 from unmask.runtime.progress import show_progress
 from unmask.storage.outputs import check_results
+
+if TYPE_CHECKING:
+    from unmask.evaluation.sweeping import SweepPlan
+    from unmask.published.opening import OpenedModel
+    from unmask.runtime.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +27,17 @@ class SweepFlags(SweepChoices, OutputFlags):
 
     network: Annotated[ReferenceFlags, tyro.conf.arg(name="")] = field(default_factory=ReferenceFlags)
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
-    out: Path | None = None
-    """The folder for the table and its plots; RUN/sweep by default, where a published model's RUN is runs/NAME."""
+    out: Annotated[Path | None, show_default("RUN/sweep, or runs/NAME/sweep of a published model")] = None
+    """Folder for the table and its plots."""
 
 
 def run_sweep(arguments: list[str]) -> None:
-    """compare orders, schedules, steps, noises and guidance in one table with plots; run again to resume"""
+    """Run `unmask sweep`."""
     name, rest = split_positional(arguments, f"sweep MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(SweepFlags, rest, f"sweep {name}")
+    from unmask.evaluation import sweep_table
+    from unmask.runtime.distributed import join_world
+
     if flags.out is not None and (flags.out.suffix in (".md", ".csv") or flags.out.is_file()):
         raise ConfigError(f"--out {flags.out}: give a folder, for sweep.md, sweep.csv and the plots")
     check_results(flags.out, sweep_table.SWEEP_FILES, signs=sweep_table.COLUMNS, overwrite=flags.overwrite)
@@ -49,7 +54,11 @@ def run_sweep(arguments: list[str]) -> None:
         _print_table(flags, plan, opened, here)
 
 
-def _print_table(flags: SweepFlags, plan: SweepPlan, opened: OpenedModel, here: World) -> None:
+def _print_table(flags: SweepFlags, plan: "SweepPlan", opened: "OpenedModel", here: "World") -> None:
+    from unmask.evaluation import sweep_table
+    from unmask.evaluation.runs import open_run
+    from unmask.evaluation.sweeping import sweep_run
+
     with catch_disk_errors(flags.out or Path("runs")), show_progress(shown=here.is_main) as progress:
         features, judge = flags.network.open(here)
         run = open_run(

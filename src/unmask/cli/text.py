@@ -1,182 +1,94 @@
-"""unmask tokenize-text, generate, infill, evaluate-text: text to tokens, text from a run, and what that is worth."""
+"""`unmask tokenize-text` and `evaluate-text`: text to tokens, and what the text from a run is worth."""
 
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from unmask.cli.flag_types import show_default
 from unmask.cli.flags import (
     Device,
     OutputFlags,
-    SamplingFlags,
     WeightsFlags,
     choose_device,
-    collect_settings,
-    fetch_model,
 )
+from unmask.cli.outcomes import describe_outcome, hash_if_there
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
-from unmask.decoding.names import SAMPLERS, list_orders, look_up
+from unmask.data.shards.dataset import META
+from unmask.decoding import choices
+from unmask.decoding.names import SAMPLERS, list_orders
 from unmask.decoding.sampling import Parallel, Sampling
-from unmask.decoding.settings import change_sampling
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, look_up
 from unmask.evaluation import text_table
 from unmask.experiments import text as text_experiment
-from unmask.figures import texts as text_figures
 from unmask.method.sampling.priorities import Halton, Raster
 from unmask.metrics.causal_judge import load_causal_judge
 from unmask.metrics.judge import JudgeConfig
-from unmask.pipelines.text import MaskedText, TextPipeline
-from unmask.published.opening import MODEL_NAMES
+from unmask.pipelines.text import TextPipeline
 from unmask.recipes import TextRecipe, reading
 from unmask.runtime.distributed import join_world
 from unmask.runtime.progress import show_progress
-from unmask.storage.files import write_text
-from unmask.storage.outputs import check_file, check_results
-
-MOST_TEXTS = 16  # texts on a page
+from unmask.storage.outputs import check_results
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeTextFlags(OutputFlags):
     recipe: Annotated[TextRecipe, tyro.conf.arg(name="")]
     out: Path
-    """The folder to write: give it as --data to unmask train."""
+    """Folder to write; give it as --data to unmask train."""
 
 
 def run_tokenize_text(arguments: list[str]) -> None:
-    """turn a text corpus into a folder of tokens ahead of training; unmask train does it too"""
+    """Run `unmask tokenize-text`."""
     name, rest = split_positional(arguments, "tokenize-text RECIPE --data FILE --out DIR, where RECIPE is one on text")
-    default = reading.find_recipe("shakespeare" if rest == ["--help"] else name, TextRecipe)
+    default = reading.find_recipe(name, TextRecipe)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     start = TokenizeTextFlags(recipe=default, out=Path("tokens") / Path(name).stem)
     flags = parse(TokenizeTextFlags, rest, f"tokenize-text {name}", start)
     with catch_value_errors(), catch_disk_errors(flags.out), show_progress(shown=True) as progress:
+        before = hash_if_there(flags.out / META)
         ready = text_experiment.prepare_text(flags.recipe, flags.out, progress, overwrite=flags.overwrite)
     for note in ready.notes:
         print(note, file=sys.stderr)
     for part, held in (("train", ready.meta.train), ("test", ready.meta.test)):
         print(f"{part:5s} {held.documents:,} documents, {held.characters:,} characters, {held.tokens:,} tokens")
-    print(f"wrote {ready.weights.parent}: {ready.vocab_size:,} kinds of tokens; unmask train {name} --data {flags.out}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WritingFlags(OutputFlags):
-    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
-    num: int = 3
-    """How many texts."""
-    offline: bool = False
-    """For a model of the Hub: use what is in the cache, and ask no server."""
-    seed: int = 0
-    frames: bool = False
-    """Show every step of the first in colours: red came first, blue last."""
-    html: Path | None = None
-    """Also write a page on which a slider goes through the steps of the first texts, 16 at most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateFlags(WritingFlags):
-    prompt: str = ""
-    """The text to continue; it stays as it is."""
-    length: int | None = None
-    """Tokens at most, with the prompt; by default the model's context."""
-
-
-def run_generate(arguments: list[str]) -> None:
-    """generate texts from nothing or from a prompt"""
-    name, rest = split_positional(arguments, f"generate MODEL, where MODEL is a text model: {MODEL_NAMES}")
-    flags = parse(GenerateFlags, rest, f"generate {name}")
-    _check_page(flags)
-    pipeline = _open_text(name, f"sample {name}", flags)
-    with catch_value_errors():
-        _write(pipeline, pipeline.make_canvas(flags.prompt, flags.length), flags, whole=False)
-
-
-def run_infill(arguments: list[str]) -> None:
-    """fill masked parts of a text: unmask infill RUN "The [MASK:12] dog ran to the [MASK:3]." """
-    usage = 'infill MODEL "The [MASK:12] dog ran to the [MASK:3].", where MODEL is a text model'
-    name, rest = split_positional(arguments, usage)
-    if rest == ["--help"]:
-        template, rest = "TEXT", rest
-    else:
-        if not rest or rest[0].startswith("--"):
-            raise ConfigError(f"usage: unmask {usage}")
-        template, rest = rest[0], rest[1:]
-    flags = parse(WritingFlags, rest, f"infill {name} TEXT")
-    _check_page(flags)
-    pipeline = _open_text(name, f"inpaint {name} PHOTO", flags)
-    with catch_value_errors():
-        _write(pipeline, pipeline.mask_text(template), flags, whole=True)
-
-
-def _check_page(flags: WritingFlags) -> None:
-    """ConfigError, before the work, if the page has another suffix or would replace something of the user."""
-    if flags.html is None:
-        return
-    if flags.html.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"--html {flags.html}: the page is a .html file")
-    check_file(flags.html, overwrite=flags.overwrite)
-
-
-def _open_text(name: str, instead: str, flags: WritingFlags) -> TextPipeline:
-    opened = WeightsFlags(offline=flags.offline).open(name)
-    spec = opened.require_text_spec(instead)
-    return TextPipeline.from_pretrained(fetch_model(opened), spec=spec)
-
-
-def _write(pipeline: TextPipeline, canvas: MaskedText, flags: WritingFlags, *, whole: bool) -> None:
-    """Sample `num` versions of the canvas and print them; `whole`: also what stands after an end token."""
-    if flags.num < 1:
-        raise ConfigError(f"--num {flags.num}: at least 1")
-    for name in ("guidance", "ramp"):
-        if (value := getattr(flags.sampling, name)) is not None:
-            raise ConfigError(f"--{name} {value}: a text model has nothing to guide towards; leave it out")
-    if flags.sampling.preset is not None:
-        raise ConfigError(f"--preset {flags.sampling.preset}: published for images; leave it out")
-    sampling = change_sampling(pipeline.sampling, pipeline.model.grid, collect_settings(flags.sampling))
-    shown = min(flags.num, MOST_TEXTS) if flags.html is not None else 1
-    states = []
-    if flags.frames or flags.html is not None:
-        rows = canvas.tokens.expand(shown, -1)
-        states = list(pipeline.stream_states(rows, seed=flags.seed, sampling=sampling, ends=not whole))
-    if flags.frames:
-        for number, frame in enumerate(text_figures.render_frames(states, pipeline.tokenizer, canvas.front)):
-            print(f"--- step {number} of {len(states) - 1} ---\n{frame}\n")
-    for row in pipeline.finish(canvas, flags.num, seed=flags.seed, sampling=sampling, ends=not whole):
-        tokens = row[canvas.front :]
-        print(pipeline.tokenizer.decode(tokens) if whole else pipeline.decode_row(row, canvas.front))
-        if flags.num > 1:
-            print("-" * 50)
-    if flags.html is not None:
-        with catch_disk_errors(flags.html.parent):
-            text = text_figures.render_page(states, pipeline.tokenizer, canvas.front, "unmask", shown)
-            write_text(text, flags.html)
-        print(f"wrote {flags.html}", file=sys.stderr)
+    print(f"{describe_outcome(flags.out / META, before, flags.out)}: {ready.vocab_size:,} kinds of tokens")
+    print(f"next: unmask train {name} --data {flags.out}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateTextFlags(OutputFlags):
-    orders: tuple[str, ...] = ("confidence", "halton", "margin-repulsion", "raster")
-    """As unmask generate --order has them; "own" is the run's own, such as its critic's."""
-    samplers: tuple[str, ...] = ("parallel",)
-    """As unmask generate --sampler has them; those that look at no order stand in the table once."""
+    orders: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{choices.ORDER_CHOICES[:-1]}, own}} ...")] = (
+        "confidence",
+        "halton",
+        "margin-repulsion",
+        "raster",
+    )
+    """Unmasking orders; own is that of the run, such as its critic."""
+    samplers: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{choices.SAMPLER_CHOICES} ...")] = ("parallel",)
+    """How tokens are revealed; a sampler without an order stands in the table once."""
     steps: tuple[int, ...] = (1, 4, 16, 64, 256)
+    """Numbers of forward passes."""
     temperatures: tuple[float, ...] = (1.0,)
-    """Several give a frontier of perplexity against entropy."""
+    """Divisors of the logits; several give a frontier of perplexity against entropy."""
     samples: int = 200
     """Texts of each setting, of the model's whole context."""
-    published_judge: Annotated[str | None, tyro.conf.arg(name="judge")] = None
-    """Also measure the generative perplexity under gpt2, gpt2-large, or a folder with a causal language model of
-    transformers, as other papers quote it."""
+    published_judge: Annotated[
+        str | None, tyro.conf.arg(name="judge", metavar="{gpt2, gpt2-large, DIR}"), show_default("none")
+    ] = None
+    """Also measure the generative perplexity under this causal language model, as other papers quote it."""
     judge: JudgeConfig = JudgeConfig()
     seed: int = 0
+    """Seed of the texts."""
     device: Device = "auto"
-    out: Path | None = None
-    """The folder for the table, the plot and the samples; RUN/writing by default."""
+    """Where to compute; auto takes a GPU if there is one."""
+    out: Annotated[Path | None, show_default("RUN/writing")] = None
+    """Folder for the table, the plot and the samples."""
 
 
 def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tuple[str, Sampling]]:
@@ -198,7 +110,7 @@ def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tupl
 
 
 def run_evaluate_text(arguments: list[str]) -> None:
-    """measure generated text by order, steps and temperature, beside held-out text"""
+    """Run `unmask evaluate-text`."""
     name, rest = split_positional(arguments, "evaluate-text RUN, where RUN is the run of a text model")
     flags = parse(EvaluateTextFlags, rest, f"evaluate-text {name}")
     run, out = Path(name), flags.out or Path(name) / "writing"

@@ -9,18 +9,21 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.cli.flags import TRUST, DataFlags, Device, OutputFlags, WeightsFlags, say_on_stderr
+from unmask.cli.flags import DataFlags, Device, OutputFlags, WeightsFlags, say_on_stderr
+from unmask.cli.outcomes import describe_outcome, hash_if_there
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.cli.recipes import describe_train_tokenizer
+from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, PictureSource, Shards
-from unmask.decoding.names import look_up
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, look_up
 from unmask.experiments import tokenizer as experiment
 from unmask.experiments.training import prepare_tokenizer_data, tokenize, train_tokenizer
 from unmask.pretrained.networks import LearnedConfig
-from unmask.published.opening import MODEL_NAMES, open_model
+from unmask.published.names import MODEL_NAMES
+from unmask.published.opening import open_model
 from unmask.recipes import TokenizerRecipe, reading
-from unmask.runtime.devices import is_main_process
-from unmask.runtime.output import survive_lost_output
+from unmask.runtime.output import print_line, survive_lost_output
+from unmask.runtime.torchrun import is_main_process
 from unmask.storage.cache import find_cache_dir
 from unmask.storage.config import dump_json
 from unmask.storage.layout import MODEL
@@ -30,30 +33,30 @@ from unmask.storage.layout import MODEL
 class TrainTokenizerFlags(DataFlags, OutputFlags):
     recipe: Annotated[TokenizerRecipe, tyro.conf.arg(name="")]
     out: Path
-    """The run directory: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
+    """Run directory: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
     resume: Literal["auto", "never"] = "auto"
     """Resume from the newest checkpoint in the run directory, or refuse a folder that has one."""
     device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
     dry_run: bool = False
     """Print the resolved configuration and the sizes, and stop."""
 
 
 def run_train_tokenizer(arguments: list[str]) -> None:
-    """train a tokenizer (a name, a .py file, or a run's config.json); run it again to resume"""
-    known = ", ".join(reading.list_recipes(TokenizerRecipe))
-    usage = f"train-tokenizer RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: unmask {usage}; the flags depend on it: unmask train-tokenizer cifar10-tokenizer --help")
-        print(TRUST)
-        return
-    name, rest = split_positional(arguments, usage)
-    run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
+    """Run `unmask train-tokenizer`."""
+    name, rest = split_positional(arguments, describe_train_tokenizer())
+    run = reading.find_run(name)
     default = TrainTokenizerFlags(recipe=reading.find_recipe(name, TokenizerRecipe), out=run)
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
+    rest = [re.sub(r"^--seed(?==|$)", "--training.seed", word) for word in rest]
     flags = parse(TrainTokenizerFlags, rest, f"train-tokenizer {name}", default)
     if flags.dry_run:
         return _describe(flags.recipe)
     with catch_value_errors(), catch_disk_errors(flags.out), survive_lost_output():
+        before = None
+        if is_main_process():
+            before = hash_if_there(flags.out / MODEL)
+            print(f"recipe      {name}", flush=True)
         run = train_tokenizer(
             flags.recipe,
             flags.out,
@@ -65,7 +68,8 @@ def run_train_tokenizer(arguments: list[str]) -> None:
             say=say_aside,
         )
         if is_main_process():
-            print(f"wrote {run / MODEL}; next: unmask evaluate-tokenizer {run}")
+            print(describe_outcome(run / MODEL, before))
+            print(f"next: unmask evaluate-tokenizer {run}   or   unmask tokenize {run}")
 
 
 def _describe(recipe: TokenizerRecipe) -> None:
@@ -97,28 +101,32 @@ class TokenizeFlags(DataFlags, OutputFlags):
     data: PictureSource
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     out: Path
-    """The folder for the token dataset; run the same command again to resume."""
+    """Folder for the token dataset; run the same command again to resume."""
     flip: bool = True
-    """Whether to tokenize each picture's mirror image too; training then takes either."""
+    """Also tokenize each mirror image; training then takes either."""
     crops: int = 0
-    """Also tokenize this many random crops of each picture, and their mirror images; pictures must be stored larger."""
+    """Also tokenize this many random crops of each image, and their mirror images."""
     processes: int = 1
+    """Worker processes that read images."""
     batch: int = 64
+    """Images tokenized together; fewer need less memory."""
     shard_size: int = 4096
     """Images per file."""
     seed: int = 0
-    """Where the random crops lie."""
+    """Seed of the places of random crops."""
     device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
 
 
 def run_tokenize(arguments: list[str]) -> None:
-    """turn images into a token dataset once, with a trained tokenizer, so that training reads tokens only"""
+    """Run `unmask tokenize`."""
     usage = (
         f"tokenize MODEL --out DIR [--source NAME] [--data PATH], where MODEL is a tokenizer's run, or {MODEL_NAMES}"
     )
+    example = TokenizeFlags(data=Folder(path=""), out=Path("codes/RUN"))
     name, rest = split_positional(arguments, usage)
     if rest == ["--help"]:
-        parse(TokenizeFlags, rest, "tokenize MODEL", TokenizeFlags(data=Folder(path=""), out=Path("codes/RUN")))
+        parse(TokenizeFlags, rest, f"tokenize {name}", example)
     with catch_disk_errors(find_cache_dir()):
         opened = open_model(name, offline="--offline" in rest)
     config = opened.require_tokenizer()
@@ -131,6 +139,7 @@ def run_tokenize(arguments: list[str]) -> None:
         flags.published.open(name)  # which refuses other weights than its own
     opened.weights, opened.offline = flags.published.weights, flags.published.offline
     with catch_value_errors(), catch_disk_errors(flags.out):
+        before = hash_if_there(flags.out / META)
         meta = tokenize(
             opened,
             flags.data,
@@ -151,12 +160,13 @@ def run_tokenize(arguments: list[str]) -> None:
         train, test = (sum(shard.rows for shard in part) for part in (meta.train, meta.test))
         shown = " x ".join(str(n) for n in meta.grid)
         print(f"{train:,} images for training and {test:,} held out, {shown} tokens in {len(meta.views)} views each")
-        print(f"wrote {flags.out}; next: unmask train RECIPE --data {flags.out}")
+        print(describe_outcome(flags.out / META, before, flags.out))
+        print(f"next: unmask train RECIPE --data {flags.out}")
 
 
 def say_aside(line: str) -> None:
     """Print what a person should know: notes and files that were left out on stderr, the rest on stdout."""
-    print(line, file=sys.stderr if line.startswith(("left out", "note: ")) else sys.stdout, flush=True)
+    print_line(line, sys.stderr if line.startswith(("left out", "note: ")) else sys.stdout)
 
 
 def choose_source(own: PictureSource, config: LearnedConfig, words: list[str]) -> tuple[PictureSource, list[str]]:

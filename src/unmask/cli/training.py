@@ -1,4 +1,4 @@
-"""`unmask train` and `unmask demo`."""
+"""`unmask train`."""
 
 import re
 import tempfile
@@ -9,9 +9,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unmask.cli.flags import TRUST, DataFlags, Device, OutputFlags, WeightsFlags, choose_device, say_on_stderr
+from unmask.cli.flag_types import show_default
+from unmask.cli.flags import DataFlags, Device, OutputFlags, WeightsFlags, choose_device, say_on_stderr
+from unmask.cli.outcomes import describe_outcome, hash_if_there
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
-from unmask.cli.sampling import EvaluateFlags, print_report
+from unmask.cli.recipes import describe_train
 from unmask.cli.tokenizers import say_aside
 from unmask.errors import ConfigError
 from unmask.experiments.base import build_model
@@ -26,7 +28,7 @@ from unmask.experiments.training import (
     run_recipe,
 )
 from unmask.method.models.protocol import Generator
-from unmask.published.opening import OpenedModel, open_model
+from unmask.published.opening import OpenedModel
 from unmask.recipes import Recipe, TextRecipe, reading
 from unmask.runtime.distributed import join_world
 from unmask.runtime.output import survive_lost_output
@@ -39,10 +41,11 @@ from unmask.storage.weights import skip_initial_weights
 @dataclass(frozen=True, kw_only=True)
 class RunFlags(DataFlags, OutputFlags):
     out: Path
-    """The run directory: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
+    """Run directory: checkpoints, config.json, metrics.jsonl, samples, model.safetensors."""
     resume: Literal["auto", "never"] = "auto"
     """Resume from the newest checkpoint in the run directory, or refuse a folder that has one."""
     device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
     dry_run: bool = False
     """Print the resolved configuration and the sizes, and stop."""
 
@@ -50,8 +53,8 @@ class RunFlags(DataFlags, OutputFlags):
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags(RunFlags):
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    num_classes: int | None = None
-    """How many classes the data is to have; another number is refused before anything is trained."""
+    num_classes: Annotated[int | None, show_default("as many as there are")] = None
+    """Number of classes that the data must have; another number is refused before the training."""
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
 
 
@@ -61,18 +64,13 @@ class TrainTextFlags(RunFlags):
 
 
 def run_train(arguments: list[str]) -> None:
-    """train a recipe (a name, a .py file, or a run's config.json); run it again to resume"""
-    known = ", ".join(reading.list_recipes())
-    usage = f"train RECIPE, where RECIPE is one of {known}, a .py file or a config.json"
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: unmask {usage}; the flags depend on it: unmask train digits --help")
-        print(TRUST)
-        return
-    name, rest = split_positional(arguments, usage)
-    run = Path(name).parent if Path(name).suffix == ".json" else Path("runs") / Path(name).stem
+    """Run `unmask train`."""
+    name, rest = split_positional(arguments, describe_train())
+    run = reading.find_run(name)
     recipe = reading.load_recipe(name)
     place = "--data.path" if hasattr(recipe.data, "path") else "--data.name"
     rest = [re.sub(r"^--data(?==|$)", place, word) for word in rest]
+    rest = [re.sub(r"^--seed(?==|$)", "--training.seed", word) for word in rest]
     flags: TrainFlags | TrainTextFlags
     with catch_value_errors():
         if isinstance(recipe, TextRecipe):
@@ -93,13 +91,14 @@ def run_train(arguments: list[str]) -> None:
     else:
         assert isinstance(recipe, Recipe)
         with catch_value_errors():
-            given = [word.split("=")[0][11:].replace("-", "_") for word in rest if word.startswith("--sampling.")]
+            words = [word.split("=")[0][11:].replace("-", "_") for word in rest if word.startswith("--sampling.")]
+            given = [word.removeprefix("no_") for word in words]
             adopted, notes = adopt_network(flags.recipe, start, recipe, given)
         flags = replace(flags, recipe=adopted)
     if flags.dry_run:
         print("\n".join(notes), end="\n" if notes else "")
         return _describe(flags, start)
-    _train(flags, start, notes)
+    train_from(flags, start, [f"recipe      {name}", *notes])
 
 
 def check_start(flags: TrainFlags | TrainTextFlags) -> None:
@@ -112,7 +111,7 @@ def check_start(flags: TrainFlags | TrainTextFlags) -> None:
         raise ConfigError("--offline is about the model to start from: give --init NAME as well, or leave it out")
 
 
-def _train(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None = None, notes: Sequence[str] = ()) -> None:
+def train_from(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None = None, notes: Sequence[str] = ()) -> None:
     run = flags.out
     with (
         catch_value_errors(),
@@ -120,6 +119,7 @@ def _train(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None = None,
         survive_lost_output(),
         join_world(choose_device(flags.device)) as here,
     ):
+        before = hash_if_there(run / MODEL) if here.is_main else None
         if here.is_main:
             print("\n".join(notes), end="\n" if notes else "", flush=True)
         num_classes = flags.num_classes if isinstance(flags, TrainFlags) else None
@@ -136,7 +136,8 @@ def _train(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None = None,
         if here.is_main:
             text = isinstance(flags, TrainTextFlags)
             first, second = ("generate", "score") if text else ("evaluate", "sample")
-            print(f"wrote {run / MODEL}; next: unmask {first} {run}   or   unmask {second} {run}")
+            print(describe_outcome(run / MODEL, before))
+            print(f"next: unmask {first} {run}   or   unmask {second} {run}")
 
 
 def _describe(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None) -> None:
@@ -160,42 +161,3 @@ def _show(recipe: Recipe | TextRecipe, model: Generator, train: int, test: int) 
     print(f"tokens     {model.length} per {what}, a grid of {model.grid}, each one of {model.vocab_size}")
     print(f"{what + 's':10s} {train:,} for training, {test:,} held out")
     print(f"per step   {recipe.training.batch_size * model.length:,} tokens, {recipe.training.steps:,} steps")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoFlags(OutputFlags):
-    out: Path = Path("runs/demo")
-    steps: int | None = None
-    """Training steps; fewer for a quick look."""
-    classifier_steps: int | None = None
-    """Training steps of the classifier that measures the samples."""
-    samples: int = 1500
-    """How many digits to generate for the metrics of report.json."""
-    seed: int = 0
-
-
-def run_demo(arguments: list[str]) -> None:
-    """learn real handwritten digits in a few minutes, sample, inpaint and measure them"""
-    flags = parse(DemoFlags, arguments, "demo")
-    recipe = reading.find_recipe("digits", Recipe)
-    steps = recipe.training.steps if flags.steps is None else flags.steps
-    judge = recipe.classifier.steps if flags.classifier_steps is None else flags.classifier_steps
-    every = max(1, steps // 5)
-    with catch_value_errors():
-        training = replace(recipe.training, steps=steps, seed=flags.seed, evaluate_every=every, save_every=every)
-        classifier = replace(recipe.classifier, steps=judge)
-    recipe = replace(recipe, training=training, classifier=classifier)
-    check_run(flags.out, recipe, overwrite=flags.overwrite)
-    _train(TrainFlags(recipe=recipe, out=flags.out, overwrite=flags.overwrite))
-    with join_world() as here:
-        opened = open_model(flags.out)
-        measure = EvaluateFlags(samples=flags.samples, seed=flags.seed)
-        print_report(opened, here, measure, opened.require_image_spec().sampling)
-    print(
-        "\ntry next\n"
-        f"  unmask sample {flags.out} --labels 3 --num 20 --steps 4     twenty threes in four steps\n"
-        f"  unmask sample {flags.out} --order halton --gif halton.gif   another order, as an animation\n"
-        f"  unmask sweep {flags.out} --samples 1500 --steps 1 4 16      which order, and how many steps?\n"
-        "  unmask schedule --shape cosine --tokens 256 --steps 8       how many tokens each step reveals\n"
-        "  python examples/minimal.py                                  the whole method on one page"
-    )

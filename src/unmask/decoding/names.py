@@ -1,9 +1,5 @@
 """Names of unmasking orders, schedules, samplers and presets, for the command line and for Python."""
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
-from typing import TypeVar
-
 from unmask.decoding import presets
 from unmask.decoding.presets import GOOGLE_256, GOOGLE_512, REPORT_256, REPORT_512, Preset, Unscored
 from unmask.decoding.rules import RolledHalton
@@ -20,29 +16,13 @@ from unmask.decoding.sampling import (
     ValeoaiV1,
     XTransformersCounts,
 )
-from unmask.errors import ConfigError
+from unmask.errors import look_up
 from unmask.method.guidance import CosineRamp, Interval, LinearRamp
 from unmask.method.sampling.adaptive import EntropyBound, Threshold
 from unmask.method.sampling.extra_priorities import MarginRepulsion, Moment
 from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster
 from unmask.method.sampling.remasking import Cap, ConfidenceWeighted, Rescale
 from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Shape, Sigmoid
-
-T = TypeVar("T")
-
-
-def look_up(table: Mapping[str, T], name: str, what: str) -> T:
-    """Return table[name]; raise ConfigError with the nearest name if there is none."""
-    if name not in table:
-        raise ConfigError(f"no {what} {name}{suggest_nearest(name, table)}")
-    return table[name]
-
-
-def suggest_nearest(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error message: the nearest known name, or all names if none is near."""
-    near = get_close_matches(name, list(known), 1)
-    return f": did you mean {near[0]}?" if near else f": there are {', '.join(known)}"
-
 
 PRESETS = {
     "besnier-256-8": REPORT_256,

@@ -7,14 +7,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from typing_extensions import TypedDict
 
-from unmask.decoding.names import RAMPS, SAMPLERS, SAMPLINGS, list_orders, list_schedules, look_up
+from unmask.decoding.names import RAMPS, SAMPLERS, SAMPLINGS, list_orders, list_schedules
 from unmask.decoding.rules import AnnealedConfidence, AnnealedLogit, DrawnLogit, StepConfidence, stretch
 from unmask.decoding.sampling import Adaptive, Ancestral, FromCritic, Guidance, Order, Parallel, ReMDM, Sampling
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, check_type, look_up
 from unmask.method.sampling.extra_priorities import Moment
 from unmask.method.sampling.priorities import Confidence
 
@@ -46,6 +46,9 @@ class SamplingSettings(TypedDict, total=False):
     """Sample from this many of the likeliest tokens only."""
     top_p: float | None
     """Sample from the smallest set of tokens with this much probability only."""
+
+
+_SETTING_TYPES = {name: get_args(hint)[0] for name, hint in get_type_hints(SamplingSettings).items()}
 
 
 def change_sampling(base: Sampling, grid: tuple[int, ...], settings: Mapping[str, Any]) -> Sampling:
@@ -87,13 +90,14 @@ def change_sampling(base: Sampling, grid: tuple[int, ...], settings: Mapping[str
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """ConfigError with the nearest name for a setting that there is not."""
+    """ConfigError for a setting that there is not, with the nearest name, or for a value of another type."""
     known = list(SamplingSettings.__annotations__)
     for name in settings:
         if name not in known:
             near = get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise ConfigError(f"no setting {name}: {hint}")
+        check_type(name, settings[name], _SETTING_TYPES[name])
 
 
 def _change_guidance(own: Guidance, ramp: str | None, scale: float | None) -> Guidance:

@@ -16,7 +16,8 @@ from unmask.evaluation.reference import Reference
 from unmask.experiments.images import Experiment
 from unmask.method.guidance import Condition
 from unmask.pipelines.image import Pipeline
-from unmask.pipelines.labels import LabelRule, share_out_labels
+from unmask.pipelines.labels import share_out_labels
+from unmask.pipelines.rules import LabelRule
 from unmask.published.catalogue import read_imagenet_classes
 
 SHOWN_CLASSES = 5

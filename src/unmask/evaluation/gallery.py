@@ -1,4 +1,4 @@
-"""The pictures of a run: samples, decoding step by step, reveal order, repaired holes, and the loss."""
+"""The pictures of a run: samples, decoding step by step, reveal order, inpainted images, and the loss."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,19 +67,19 @@ def draw_decoding_strip(pipeline: Pipeline, states: Sequence[State], num: int, s
 def draw_inpainting(
     experiment: Experiment, pipeline: Pipeline, sampling: Sampling, seed: int, scale: int, num: int = 12
 ) -> Image.Image:
-    """Held-out images: original, with a hole, repaired."""
+    """Held-out images: original, masked, inpainted."""
     pictures = experiment.read_pictures("test")
     index = spread(len(pictures), num)
     images, places = pictures.read_good(index, torch.device("cpu"))
     truth = pictures.pictures.labels
     labels = truth[index[places]] if pipeline.num_classes and truth is not None else None
     hole = make_masks(len(images), *images.shape[2:])
-    repaired = pipeline.fill(images, hole, labels, seed=seed, sampling=sampling)
+    inpainted = pipeline.fill(images, hole, labels, seed=seed, sampling=sampling)
     _, masked = pipeline.mask_images(images, hole)
     height, width = pipeline.cells
     shown = figures.overlay_mask(images, masked, (height, width))
-    grey = [rows.expand_as(shown) for rows in (images, shown, repaired)]
-    return figures.draw_triptych(grey, ["original", "hole", "repaired"], scale=scale)
+    grey = [rows.expand_as(shown) for rows in (images, shown, inpainted)]
+    return figures.draw_triptych(grey, ["original", "masked", "inpainted"], scale=scale)
 
 
 def draw_loss_curve(run: Path, experiment: Experiment) -> None:

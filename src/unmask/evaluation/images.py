@@ -41,7 +41,7 @@ from unmask.metrics.kernel import compute_kernel_distance
 from unmask.metrics.manifold import compute_prdc
 from unmask.metrics.neighbours import compare_with_training_set
 from unmask.pipelines.image import Pipeline
-from unmask.pipelines.labels import LabelRule
+from unmask.pipelines.rules import LabelRule
 from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment

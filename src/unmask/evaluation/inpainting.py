@@ -205,7 +205,7 @@ def draw_comparison(
     height, width = truth.shape[2:]
     masked = figures.overlay_mask(truth, hole.flatten(1), (height, width))
     rows = [masked, *(x.expand_as(masked) for x in (repaired, truth))]
-    return figures.draw_triptych(rows, ["masked", "repaired", "truth"], scale=figures.choose_scale(truth))
+    return figures.draw_triptych(rows, ["masked", "inpainted", "original"], scale=figures.choose_scale(truth))
 
 
 def format_markdown(rows: Sequence[InpaintingRow]) -> str:

@@ -10,10 +10,10 @@ from typing_extensions import Unpack
 
 from unmask.data.fingerprint import STRICT, DataPolicy
 from unmask.data.sources.folders import Folder
-from unmask.decoding.names import list_orders, look_up
+from unmask.decoding.names import list_orders
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import SamplingSettings, change_sampling
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, look_up
 from unmask.evaluation.gallery import PICTURE_FILES
 from unmask.evaluation.images import measure_run
 from unmask.evaluation.networks import open_networks
@@ -24,7 +24,7 @@ from unmask.evaluation.sweep_table import COLUMNS, SWEEP_FILES, SweepRow
 from unmask.evaluation.sweeping import sweep_run
 from unmask.experiments.text import reopen_text
 from unmask.method.guidance import Condition, Interval, Predict, guided
-from unmask.pipelines.labels import LabelRule
+from unmask.pipelines.rules import LabelRule
 from unmask.pipelines.text import TextPipeline
 from unmask.pretrained.conditions import check_guidance
 from unmask.published.opening import OpenedModel, open_model

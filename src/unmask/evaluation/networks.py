@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from unmask.decoding.names import look_up
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, look_up
 from unmask.metrics.embedders import ClassifierFeatures, Features, InceptionFeatures, load_dinov2
 from unmask.metrics.features import load_classifier
 from unmask.metrics.inception import find_inception_weights, load_inception

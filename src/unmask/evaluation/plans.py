@@ -3,18 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from unmask.decoding.names import RAMPS, list_orders, list_schedules, look_up
-from unmask.decoding.sampling import Guidance, Order, Reveal, Sampling
-from unmask.errors import ConfigError
-from unmask.evaluation.sweeping import SweepPlan, SweepSetting
-from unmask.method.sampling.priorities import Confidence
-from unmask.pipelines.labels import LabelRule
-from unmask.pretrained.conditions import check_guidance
-from unmask.recipes.spec import ModelSpec
+from unmask.decoding.choices import ORDER_CHOICES, SCHEDULE_CHOICES
+from unmask.errors import ConfigError, look_up
+from unmask.pipelines.rules import LabelRule
+
+if TYPE_CHECKING:
+    from unmask.decoding.sampling import Guidance, Order, Reveal, Sampling
+    from unmask.evaluation.sweeping import SweepPlan, SweepSetting
+    from unmask.recipes.spec import ModelSpec
+
+OWN = "(default: the model's own)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,31 +24,42 @@ class SweepChoices:
     """Ways to sample to compare: the product of all that several are given of."""
 
     samples: int = 5000
-    """Fresh samples behind each row."""
+    """Fresh samples behind each row of the table."""
     tune: int = 1000
-    """Samples, of another seed, by which the temperature of each setting is chosen; 0 gives each temperature a row."""
+    """Samples, of another seed, that choose the temperature of a setting; 0 gives each temperature a row."""
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 49)
     """Numbers of forward passes."""
-    orders: tuple[str, ...] = ("confidence", "confidence-without-noise", "random", "halton")
-    """Unmasking orders; also margin, entropy, max-logit and raster."""
-    schedules: tuple[str, ...] = ()
-    """Schedules, as unmask sample --schedule takes them; the run's own by default."""
-    noises: tuple[float, ...] = ()
-    """Factors of the Gumbel noise, for the order confidence; the run's own by default, or 4.5."""
-    scales: Annotated[tuple[float, ...], tyro.conf.arg(aliases=["--scale"])] = ()
-    """Guidance scales: null + scale (conditional - null), 1 is none; the run's own by default."""
-    ramp: Literal["constant", "linear", "cosine"] | None = None
-    """How guidance rises to its scale while decoding: constant, unless the scale is the run's own."""
+    orders: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{ORDER_CHOICES} ...")] = (
+        "confidence",
+        "confidence-without-noise",
+        "random",
+        "halton",
+    )
+    """Unmasking orders: which tokens are revealed first."""
+    schedules: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{SCHEDULE_CHOICES} ...", help_behavior_hint=OWN)] = ()
+    """Fractions still masked over time, as for unmask sample."""
+    noises: Annotated[tuple[float, ...], tyro.conf.arg(help_behavior_hint="(default: the model's own, or 4.5)")] = ()
+    """Factors of the Gumbel noise, for the order confidence."""
+    scales: Annotated[tuple[float, ...], tyro.conf.arg(aliases=["--scale"], help_behavior_hint=OWN)] = ()
+    """Guidance scales s: null + s (conditional - null); 1 is none."""
+    ramp: Annotated[
+        Literal["constant", "linear", "cosine"] | None,
+        tyro.conf.arg(help_behavior_hint="(default: constant with --scales, else the model's own)"),
+    ] = None
+    """How guidance rises to its scale while decoding."""
     temperatures: tuple[float, ...] = (0.6, 0.8, 0.9, 1.0)
-    """One of them is chosen for each setting."""
+    """Divisors of the logits; the best one of them is taken for each setting."""
     seed: int = 0
-    """The seed of the samples."""
+    """Seed of the samples."""
     labels: LabelRule = "shares"
-    """shares samples each class as often as it is held out, balanced all classes equally often."""
+    """Sample each class as often as it is held out (shares), or all equally often (balanced)."""
 
 
-def plan_sweep(spec: ModelSpec, choices: SweepChoices, name: str) -> SweepPlan:
+def plan_sweep(spec: "ModelSpec", choices: SweepChoices, name: str) -> "SweepPlan":
     """Return what to compare; ConfigError or ValueError, before any work, if it cannot be."""
+    from unmask.evaluation.sweeping import SweepPlan
+    from unmask.pretrained.conditions import check_guidance
+
     num_classes = getattr(spec.model, "num_classes", 0)
     if not num_classes and (choices.scales or choices.ramp):
         raise ConfigError(f"{name} has no classes, so there is nothing to guide towards: leave --scales and --ramp out")
@@ -69,7 +82,9 @@ def plan_sweep(spec: ModelSpec, choices: SweepChoices, name: str) -> SweepPlan:
     )
 
 
-def _list_settings(choices: SweepChoices, spec: ModelSpec) -> Iterator[SweepSetting]:
+def _list_settings(choices: SweepChoices, spec: "ModelSpec") -> "Iterator[SweepSetting]":
+    from unmask.evaluation.sweeping import SweepSetting
+
     sampling = replace(spec.sampling.fit_to(spec.grid), annealing=None)
     for (order, priority), (schedule, shape), steps, scale in product(
         _list_orders(choices, spec), _list_schedules(choices, spec), choices.steps, _list_scales(choices, sampling)
@@ -78,8 +93,11 @@ def _list_settings(choices: SweepChoices, spec: ModelSpec) -> Iterator[SweepSett
         yield SweepSetting(order=order, schedule=schedule, sampling=changed)
 
 
-def _list_orders(choices: SweepChoices, spec: ModelSpec) -> Iterator[tuple[str, Order]]:
+def _list_orders(choices: SweepChoices, spec: "ModelSpec") -> "Iterator[tuple[str, Order]]":
     """Yield orders by name; confidence once for each noise."""
+    from unmask.decoding.names import list_orders
+    from unmask.method.sampling.priorities import Confidence
+
     table, own = list_orders(spec.grid), spec.sampling.priority
     usual = own if isinstance(own, Confidence) else Confidence()
     for name in choices.orders:
@@ -89,7 +107,9 @@ def _list_orders(choices: SweepChoices, spec: ModelSpec) -> Iterator[tuple[str, 
             yield name, look_up(table, name, "order")
 
 
-def _list_schedules(choices: SweepChoices, spec: ModelSpec) -> list[tuple[str, Reveal]]:
+def _list_schedules(choices: SweepChoices, spec: "ModelSpec") -> "list[tuple[str, Reveal]]":
+    from unmask.decoding.names import list_schedules
+
     table = list_schedules(spec.length)
     if choices.schedules:
         return [(name, look_up(table, name, "schedule")) for name in choices.schedules]
@@ -98,7 +118,9 @@ def _list_schedules(choices: SweepChoices, spec: ModelSpec) -> list[tuple[str, R
     return [(names[-1] if names else str(own), own)]
 
 
-def _list_scales(choices: SweepChoices, own: Sampling) -> list[Guidance]:
+def _list_scales(choices: SweepChoices, own: "Sampling") -> "list[Guidance]":
+    from unmask.decoding.names import RAMPS
+
     if not (choices.scales or choices.ramp):
         return [own.scale]
     ramp = RAMPS[choices.ramp or "constant"]

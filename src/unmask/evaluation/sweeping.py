@@ -36,7 +36,8 @@ from unmask.metrics.embedders import ClassifierFeatures, Features
 from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
 from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.pipelines.image import Pipeline
-from unmask.pipelines.labels import LabelRule, share_out_labels
+from unmask.pipelines.labels import share_out_labels
+from unmask.pipelines.rules import LabelRule
 from unmask.runtime.distributed import World, barrier, broadcast_text
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment

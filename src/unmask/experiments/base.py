@@ -29,6 +29,7 @@ from unmask.data.tokens import Batches, Tokens
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError, DataError
 from unmask.experiments.finetune import start_from
+from unmask.experiments.opening import describe_opening, describe_type
 from unmask.experiments.preflight import check_ranks
 from unmask.experiments.resuming import check_checkpoints, check_steps, has_finished, keep_shuffle
 from unmask.method.critic import WithCritic
@@ -40,7 +41,7 @@ from unmask.pretrained.conditions import takes_prompts
 from unmask.published.opening import OpenedModel
 from unmask.recipes.reading import dump_config, read_config, write_config
 from unmask.recipes.schema import AnyRecipe, Recipe, TextRecipe, TokenizerRecipe
-from unmask.runtime.distributed import World, barrier, distribute, gather_full, resolve_strategy
+from unmask.runtime.distributed import World, barrier, distribute, gather_full, resolve_strategy, unwrap
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import list_differences
 from unmask.storage.files import write_atomic
@@ -65,6 +66,8 @@ class Ready(Protocol):
     def recipe(self) -> Recipe | TextRecipe: ...
     @property
     def train(self) -> Tokens: ...
+    @property
+    def test(self) -> Tokens: ...
     @property
     def vocab_size(self) -> int: ...
     @property
@@ -159,6 +162,17 @@ def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, wor
     model = distribute(core, resolve_strategy(training.strategy, world), world)  # type: ignore[arg-type]
     shuffle = keep_shuffle(folder / CHECKPOINTS, len(experiment.train))
     batches = Batches(experiment.train, training.batch_size, training.seed, world.device, shuffle=shuffle)
+    if not has_finished(folder / CHECKPOINTS, training.steps):
+        opening = describe_opening(
+            recipe,
+            folder,
+            world,
+            networks={"model": unwrap(model)},
+            num_rows=(len(experiment.train), len(experiment.test)),
+            length=core.length,
+            vocab_size=core.vocab_size,
+        )
+        notes = [*opening, *notes]
     ema = train_model(
         model,
         recipe.objective,
@@ -198,6 +212,7 @@ def describe_run(recipe: AnyRecipe, data: DataFingerprint | None, world: World, 
         "recipe": dump_config(recipe),
         "environment": describe_environment(world.device),
         "shuffle": shuffle,
+        "type": describe_type(recipe.training.precision, world.device),
         **({} if data is None else {"data": data.digest}),
     }
 

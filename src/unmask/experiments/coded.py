@@ -46,10 +46,10 @@ from unmask.errors import ConfigError, DataError
 from unmask.pretrained.families import choose_tokenizer_dtype
 from unmask.pretrained.lone_tokenizer import read_lone_tokenizer, write_lone_tokenizer
 from unmask.pretrained.networks import LearnedConfig, LearnedModel
-from unmask.runtime.devices import is_main_process
 from unmask.runtime.distributed import World, barrier
 from unmask.runtime.kernels import choose_dtype
 from unmask.runtime.progress import Progress
+from unmask.runtime.torchrun import is_main_process
 from unmask.storage.config import dump_json, from_json, read_json
 from unmask.storage.layout import MODEL
 from unmask.storage.weights import hash_weights

@@ -1,5 +1,6 @@
 """A tokenizer's recipe made to run: pictures, networks, training, and what the result is worth."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from unmask.data.pictures import Split
 from unmask.data.tokens import Batches
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.base import claim_run, describe_run
+from unmask.experiments.opening import describe_opening
 from unmask.experiments.preflight import check_ranks
-from unmask.experiments.resuming import keep_shuffle
+from unmask.experiments.resuming import has_finished, keep_shuffle
 from unmask.figures.images import choose_scale, draw_triptych
 from unmask.metrics.features import Classifier, ClassifierConfig
 from unmask.metrics.in_domain import prepare_classifier_features
@@ -116,6 +118,18 @@ def _run(experiment: TokenizerExperiment, folder: Path, world: World, notes: lis
     )
     shuffle = keep_shuffle(folder / CHECKPOINTS, len(experiment.train))
     batches = Batches(experiment.train, training.batch_size, training.seed, world.device, shuffle=shuffle)
+    if not has_finished(folder / CHECKPOINTS, training.steps):
+        core: Autoencoder = unwrap(model)  # type: ignore[assignment]
+        opening = describe_opening(
+            recipe,
+            folder,
+            world,
+            networks={"tokenizer": core, "discriminator": unwrap(discriminator)},
+            num_rows=(len(experiment.train), len(experiment.test)),
+            length=math.prod(core.grid),
+            vocab_size=core.vocab_size,
+        )
+        notes = [*opening, *notes]
     ema = train_autoencoder(
         Networks(model, discriminator, stages),
         recipe.loss,

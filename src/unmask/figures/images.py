@@ -6,15 +6,13 @@ no tokenizer.
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import matplotlib
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -91,7 +89,10 @@ def _tile(
 def load_font(size: int) -> tuple[ImageFont.FreeTypeFont, int]:
     """Load DejaVu Sans (it comes with matplotlib) at `size`, limited to 13..28 pixels; return the font and its size."""
     size = min(max(size, 13), 28)
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size), size
+    package = find_spec("matplotlib")  # found without importing it, which takes longer than a picture
+    assert package is not None
+    assert package.origin is not None
+    return ImageFont.truetype(Path(package.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf", size), size
 
 
 def overlay_mask(
@@ -202,6 +203,8 @@ def draw_unmasking_order(
         raise ConfigError(
             f"{found} do not fit token grid {token_grid} and num_steps {num_steps}; steps are 0..num_steps"
         )
+    import matplotlib  # not at the top: most pictures need no plot
+
     shades = torch.tensor(matplotlib.colormaps["viridis"](torch.linspace(0, 1, num_steps).numpy(), bytes=True)[:, :3])
     colours = torch.cat([torch.tensor([KNOWN], dtype=torch.uint8), shades])
     cells = colours[step_of_token.cpu().reshape(-1, rows, width)]
@@ -277,6 +280,9 @@ def plot_curves(
         raise ConfigError(
             f"{len(series)} curves for {Path(path).name}; give at least 1 curve and a path that ends in .png"
         )
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -37,7 +37,7 @@ def check_export(out: Path, source: Path | None, *, overwrite: bool = False) -> 
         raise CheckpointError(f"{shown} is the model itself: give another --out")
     there = None
     if has_config(out):
-        with contextlib.suppress(ConfigError):  # of another program: the names below tell
+        with contextlib.suppress(CheckpointError, ConfigError):  # of another program: the names below tell
             there = read_config(out / CONFIG)
     is_run = isinstance(there, Recipe | TextRecipe | TokenizerRecipe | MeasuredModel)
     if is_run or (out / CHECKPOINTS).exists():

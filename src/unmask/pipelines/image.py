@@ -15,7 +15,7 @@ from unmask.data.holes import Cells, fill_smoothly, mask_tokens
 from unmask.data.tokens import count_rows_at_once
 from unmask.decoding.sampling import Sampling, resolve_priority
 from unmask.decoding.settings import SamplingSettings
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, check_type, check_whole_numbers
 from unmask.figures import images as figures
 from unmask.method.guidance import Condition, Predict, guided, guided_with_memory
 from unmask.method.models.protocol import Generator
@@ -30,7 +30,7 @@ from unmask.pipelines.labels import (
     resolve_filled_labels,
     resolve_labels,
 )
-from unmask.pipelines.pictures import to_mask, to_photo, to_pil
+from unmask.pipelines.pictures import check_pictures, to_mask, to_photo, to_pil
 from unmask.pretrained.conditions import (
     attach_prompts,
     check_guidance,
@@ -171,6 +171,7 @@ class Pipeline(LoadedModel[ModelSpec]):
         Raises:
             ConfigError: A label, number or setting that this model cannot use.
         """
+        check_whole_numbers({"num": num, "seed": seed, "batch": batch})
         sampling = self._choose_sampling(sampling, settings, self.model.grid)
         ids, total = self._choose_labels(labels, num)
         if batch < 1:
@@ -197,6 +198,7 @@ class Pipeline(LoadedModel[ModelSpec]):
         **settings: Unpack[SamplingSettings],
     ) -> Iterator[Image.Image]:
         """Yield a PIL image per step, the all-masked canvas first; masked cells are hatched. See `generate`."""
+        check_whole_numbers({"num": num, "seed": seed})
         sampling = self._choose_sampling(None, settings, self.model.grid)
         ids, total = self._choose_labels(labels, num)
         height, width = self.cells
@@ -240,6 +242,9 @@ class Pipeline(LoadedModel[ModelSpec]):
         """
         from unmask.pipelines.editing import edit_photo  # it builds on this class
 
+        check_whole_numbers({"variants": variants, "seed": seed, "feather": feather})
+        check_type("context", context, float)
+        check_pictures({"photo": photo, "mask": mask})
         pixels = to_photo(photo)
         drawn = edit_photo(
             self,

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Integral
-from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -17,8 +16,6 @@ Labels = Condition | Iterable[int | str]
 """Ids or names, a row each; or None for no class. A tensor holds ids."""
 MOST_NAMES = 20
 """Most names of classes in a line."""
-LabelRule = Literal["shares", "balanced"]
-"""Classes of samples that are measured: in the shares of the held-out pictures, or as many of each class."""
 
 
 def resolve_labels(labels: Int[Tensor, "n"] | Iterable[object], classes: Sequence[str]) -> Int[Tensor, "n"]:
@@ -27,6 +24,8 @@ def resolve_labels(labels: Int[Tensor, "n"] | Iterable[object], classes: Sequenc
         return labels
     if isinstance(labels, str):
         raise ConfigError(f"labels {labels!r}: give a list, such as [{labels!r}]")
+    if not isinstance(labels, Iterable):
+        raise ConfigError(f"labels {labels!r} of type {type(labels).__name__}: give names or numbers of classes")
     return torch.tensor([resolve_label(label, classes) for label in labels], dtype=torch.int64)
 
 

@@ -1,5 +1,7 @@
 """PIL images to tensors and back, for the pipelines."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -10,6 +12,13 @@ from unmask.data.masks import check_mask
 from unmask.data.pixels import BadImage
 from unmask.data.pixels.decode import flatten
 from unmask.errors import ConfigError, DataError
+
+
+def check_pictures(pictures: Mapping[str, object]) -> None:
+    """Raise ConfigError for a named argument that is no PIL image."""
+    for name, picture in pictures.items():
+        if not isinstance(picture, Image.Image):
+            raise ConfigError(f"the {name} is of type {type(picture).__name__}: give a PIL image")
 
 
 def to_pil(images: Float[Tensor, "b c h w"]) -> list[Image.Image]:

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from unmask.data.tokens import count_rows_at_once
 from unmask.decoding.sampling import FromCritic, Sampling
 from unmask.decoding.settings import SamplingSettings
-from unmask.errors import CheckpointError, ConfigError
+from unmask.errors import CheckpointError, ConfigError, check_type, check_whole_numbers
 from unmask.method.critic import CriticScore
 from unmask.method.guidance import Predict, guided, guided_with_memory
 from unmask.method.masking import ABSENT
@@ -155,6 +155,8 @@ class TextPipeline(LoadedModel[TextModelSpec]):
         Raises:
             ConfigError: A prompt, number or setting that this model cannot use.
         """
+        check_type("prompt", prompt, str)
+        check_whole_numbers({"num": num, "seed": seed, "length": length, "batch": batch})
         canvas = self.make_canvas(prompt, length)
         chosen = self._choose_sampling(sampling, settings, self.model.grid)
         rows = self.finish(canvas, num, seed=seed, sampling=chosen, batch=batch)
@@ -162,6 +164,8 @@ class TextPipeline(LoadedModel[TextModelSpec]):
 
     def stream(self, prompt: str = "", *, seed: int = 0, **settings: Unpack[SamplingSettings]) -> Iterator[str]:
         """Yield the text after each step, the masked canvas first; "░" stands for a masked token."""
+        check_type("prompt", prompt, str)
+        check_whole_numbers({"seed": seed})
         canvas = self.make_canvas(prompt)
         sampling = self._choose_sampling(None, settings, self.model.grid)
         for state in self.stream_states(canvas.tokens[None], seed=seed, sampling=sampling):
@@ -181,6 +185,8 @@ class TextPipeline(LoadedModel[TextModelSpec]):
         The given text stays as it is. With a byte-pair tokenizer a word includes the space before it, so a space before
         a mask is left to the mask. ConfigError for a text without masks, an empty mask, or one beyond the context.
         """
+        check_type("text", text, str)
+        check_whole_numbers({"num": num, "seed": seed})
         masked = self.mask_text(text)
         chosen = self._choose_sampling(sampling, settings, self.model.grid)
         rows = self.finish(masked, num, seed=seed, sampling=chosen, ends=False)

@@ -15,6 +15,7 @@ from unmask.pretrained.networks import LearnedConfig
 from unmask.published.catalogue import MODELS
 from unmask.published.files import Note
 from unmask.published.hub import download_model, is_on_hub, read_revision
+from unmask.published.names import MODEL_NAMES
 from unmask.published.store import fetch_published
 from unmask.recipes.reading import AnyConfig, has_config, read_config
 from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
@@ -25,9 +26,6 @@ from unmask.storage.files import escape_line
 from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
 from unmask.storage.manifest import verify_recorded
 from unmask.tokenizers.pixels import Pixels
-
-MODEL_NAMES = "a run, an export, one of unmask models or hf-hub:OWNER/NAME"
-"""What the name of a model may be."""
 
 
 @dataclass(kw_only=True)
@@ -62,20 +60,28 @@ class OpenedModel:
             return self.config
         if isinstance(self.config, TextModelSpec):
             raise ConfigError(f"{self.name} is a text model: use unmask generate, infill, score or evaluate-text")
-        raise ConfigError(f"{self.name} is a tokenizer, not an image model: use unmask tokenize")
+        raise ConfigError(f"{self.name} is a tokenizer, not an image model: use unmask tokenize or evaluate-tokenizer")
 
     def require_text_spec(self, instead: str) -> TextModelSpec:
         """Return the spec of a text model; else ConfigError suggests the command `instead`."""
         if isinstance(self.config, TextModelSpec):
             return self.config
+        if not isinstance(self.config, ModelSpec):
+            raise ConfigError(
+                f"{self.name} is a tokenizer, not a text model: use unmask tokenize or evaluate-tokenizer"
+            )
         raise ConfigError(f"{self.name} makes images and no text: use unmask {instead}")
 
     def require_tokenizer(self) -> LearnedConfig:
         """Return the configuration of its learned image tokenizer; ConfigError if it has none."""
         if isinstance(self.config, TextModelSpec):
-            raise ConfigError(f"{self.name} is a text model: it has no image tokenizer")
+            raise ConfigError(
+                f"{self.name} is a text model, without an image tokenizer: use unmask tokenize-text RECIPE"
+            )
         if isinstance(self.config.tokenizer, Pixels):
-            raise ConfigError(f"{self.name} has no tokenizer to run: its tokens are pixels")
+            raise ConfigError(
+                f"{self.name} has no tokenizer to run, as its tokens are pixels: use unmask sample or evaluate"
+            )
         return self.config.tokenizer
 
     def find_tokenizer_weights(self) -> Path:

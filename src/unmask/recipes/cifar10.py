@@ -1,6 +1,6 @@
 """Train CIFAR-10 on tokens: 64 tokens with a codebook of 2,048, class-conditional; 8.1 M parameters.
 
-This is the CPU preset. Tokenizer and generator together take less than 2 hours on two cores with bfloat16 instructions:
+Runs on a CPU laptop: less than 2 hours on two cores with bfloat16 instructions, the tokenizer included.
 
     unmask train-tokenizer cifar10-tokenizer --data DIR
     unmask tokenize runs/cifar10-tokenizer --out codes/cifar10

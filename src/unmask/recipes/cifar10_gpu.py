@@ -4,7 +4,9 @@
     unmask tokenize runs/cifar10-gpu-tokenizer --out codes/cifar10-gpu
     unmask train cifar10-gpu --data codes/cifar10-gpu
 
-Not run yet. Expect better results than the CPU preset has in docs/results/cifar10.md.
+Runs on one GPU: not run yet.
+
+Expect better results than the CPU preset has in docs/results/cifar10.md.
 """
 
 from dataclasses import replace

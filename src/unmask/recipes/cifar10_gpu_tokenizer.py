@@ -2,7 +2,9 @@
 
     unmask train-tokenizer cifar10-gpu-tokenizer --data DIR
 
-Not run yet. Expect a lower rFID than the CPU preset has in docs/results/cifar10.md.
+Runs on one GPU: not run yet.
+
+Expect a lower rFID than the CPU preset has in docs/results/cifar10.md.
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """Train a tokenizer for CIFAR-10: 32x32 colour photos as 8x8 = 64 tokens of 2,048; 2.9 M parameters.
 
-This is the CPU preset, 25 minutes on two cores with bfloat16 instructions:
+Runs on a CPU laptop: 25 minutes on two cores with bfloat16 instructions.
 
     unmask train-tokenizer cifar10-tokenizer --data DIR
     unmask evaluate-tokenizer runs/cifar10-tokenizer

@@ -2,9 +2,10 @@
 
     unmask demo            (or: unmask train digits, then unmask evaluate runs/digits)
 
-It takes a minute in all on two cores with bfloat16 instructions. Expect the classifier to recognise the class of 99 %
-of samples, where it recognises 99.7 % of real digits, and a Frechet distance near the real-data baseline.
-docs/results/demo.md has the run.
+Runs on a CPU laptop: one minute in all on two cores with bfloat16 instructions.
+
+Expect the classifier to recognise the class of 99 % of samples, where it recognises 99.7 % of real digits, and a
+Frechet distance near the real-data baseline. docs/results/demo.md has the run.
 """
 
 from unmask.data.sources.choice import Digits

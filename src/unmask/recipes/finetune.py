@@ -3,9 +3,10 @@
     unmask train finetune --init besnier-256 --data my_folder --num-classes 12
     unmask evaluate runs/finetune
 
+Runs on one GPU: not run yet.
+
 `--init` is required. Network, tokenizer and sampling come from that model and override the values here. The recipe is
-meant for the models at 256x256 on one GPU. `--training.accumulate 4` uses less GPU memory for the same curve. Not run
-yet.
+meant for the models at 256x256. `--training.accumulate 4` uses less GPU memory for the same curve.
 
 20,000 steps of batch size 64 see 1.28 million images, as many as one epoch of ImageNet; the `imagenet256` recipe has
 302 epochs. The learning rate is half of that recipe's, for an eighth of its batch. It rises slowly, because the class

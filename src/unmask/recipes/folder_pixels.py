@@ -2,8 +2,10 @@
 
     unmask train folder-pixels --data DIR
 
-Hardware and time are those of the `mnist` recipe. The result depends on the images. They become 16x16 pixels in 2x2
-patches of 4 grey levels, 64 tokens of 256. Unreadable images are listed, and all others are used.
+Runs on a CPU laptop: about as long as mnist.
+
+The result depends on the images. They become 16x16 pixels in 2x2 patches of 4 grey levels, 64 tokens of 256. Unreadable
+images are listed, and all others are used.
 """
 
 from unmask.data.sources.choice import Folder

@@ -3,8 +3,10 @@
     unmask train-tokenizer folder-tokenizer --data DIR
     unmask evaluate-tokenizer runs/folder-tokenizer
 
-Photos are resized and cropped to 72x72, and training sees random 64x64 crops of them. It takes four times as long as
-cifar10-tokenizer, about 1.5 hours on two cores. For 256x256 photos as 16x16 tokens, on a GPU:
+Runs on a CPU laptop: about 1.5 hours on two cores, four times as long as cifar10-tokenizer.
+
+Photos are resized and cropped to 72x72, and training sees random 64x64 crops of them. For 256x256 photos as 16x16
+tokens, on a GPU:
 
     --data.size 288 --tokenizer.size 256 256 --tokenizer.multipliers 1 1 2 4
 

@@ -2,10 +2,11 @@
 
     unmask train imagenet256 --data CODES      (tokens of the tokenizer that imagenet256-tokenizer trains)
 
-The report trained for 96 hours on 8 A100 GPUs, and 50,000 samples have a FID of 6.80 (`decoding/presets.py`). Not run
-yet. Details that the report does not state come from its code (github.com/valeoai/Maskgit-pytorch, Trainer/vit.py):
-each token is masked by its own coin, visible tokens count in the loss as well, gradients are clipped at 1, and weights
-are not averaged.
+Runs on 8 A100 GPUs: 96 hours in the report; not run yet.
+
+There, 50,000 samples have a FID of 6.80 (`decoding/presets.py`). Details that the report does not state come from its
+code (github.com/valeoai/Maskgit-pytorch, Trainer/vit.py): each token is masked by its own coin, visible tokens count in
+the loss as well, gradients are clipped at 1, and weights are not averaged.
 
 Differs from the report:
 

@@ -2,9 +2,11 @@
 
     unmask train-tokenizer imagenet256-tokenizer --data DIR --perceptual.vgg FILE --perceptual.linear FILE
 
+Runs on 8 GPUs: not run yet.
+
 DIR holds `train` and `val` with one folder per class. The two files are those of unmask.tokenizers.lpips. Network,
 losses and optimizer follow imagenet_vqgan.yaml in github.com/CompVis/taming-transformers. Its result has 72.142 M
-parameters, as here, and a reconstruction FID of 7.94. The recipe is meant for 8 GPUs. Not run yet.
+parameters, as here, and a reconstruction FID of 7.94.
 
 The source states a batch of 3 per GPU, a learning rate of 4.5e-6 times the whole batch (here: of 8 GPUs), and no number
 of steps. Its codebook loss weighs the encoder by 1 and the codebook by 0.25. Adam is insensitive to the second weight.

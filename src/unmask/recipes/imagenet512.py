@@ -2,10 +2,12 @@
 
     unmask train imagenet512 --data CODES      (1024 tokens per image, of the tokenizer of imagenet256)
 
-The report took 384 hours of A100 GPUs from the weights of the `imagenet256` recipe, and 50,000 samples have a FID of
-7.26; `decoding/presets.py` has all of its scores. Not run yet. `experiments/finetune.py` carries those weights over,
-with the positions resized from 16x16 to 32x32. The report does not say how it did this. The network has 173.037 M
-parameters; the report has 176.307 M.
+Runs on A100 GPUs: 384 GPU hours in the report; not run yet.
+
+The report starts from the weights of the `imagenet256` recipe, and 50,000 samples have a FID of 7.26;
+`decoding/presets.py` has all of its scores. `experiments/finetune.py` carries those weights over, with the positions
+resized from 16x16 to 32x32. The report does not say how it did this. The network has 173.037 M parameters; the report
+has 176.307 M.
 
 The tokenizer is the same network, with attention at its coarsest level, which now has 32x32 cells.
 """

@@ -2,9 +2,10 @@
 
     unmask train mnist-gpu --data DIR
 
-It is meant for one modern GPU, in bfloat16; on 2 CPU cores it would take days. Not run yet. Expect at least the result
-of the `mnist` recipe (docs/results/mnist.md). Differs from the exercise in the transformer block, the optimizer (Muon)
-and the mask ratios, which are those of the `mnist` recipe.
+Runs on one GPU: not run yet; on two CPU cores it would take days.
+
+Expect at least the result of the `mnist` recipe (docs/results/mnist.md). Differs from the exercise in the transformer
+block, the optimizer (Muon) and the mask ratios, which are those of the `mnist` recipe.
 """
 
 from dataclasses import replace

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import pkgutil
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -11,8 +10,9 @@ from typing import Any, TypeVar, overload
 
 from unmask import recipes
 from unmask.data.sources.choice import Codes, fill_arrangement
-from unmask.errors import ConfigError
+from unmask.errors import CheckpointError, ConfigError
 from unmask.pretrained.lone_tokenizer import LoneTokenizer, parse_lone_tokenizer
+from unmask.recipes.listing import list_recipe_names
 from unmask.recipes.schema import AnyRecipe, MeasuredModel, Recipe, TextRecipe, TokenizerRecipe
 from unmask.recipes.spec import ModelSpec, TextModelSpec, narrow_to
 from unmask.storage.config import from_json, load_json, to_json, write_json
@@ -36,9 +36,9 @@ CONFIG_KINDS: dict[str, type[AnyConfig]] = {
 EARLIER_KINDS: dict[str, type[AnyConfig]] = {"loss": TokenizerRecipe, "packing": TextRecipe, "data": Recipe}
 """The field that tells the kind in files written before there was a "kind"."""
 KIND_TITLES: dict[type, tuple[str, str]] = {
-    Recipe: ("the recipe of an image model", "train"),
+    Recipe: ("the recipe of an image model", "train (or, for a run, sample, inpaint, evaluate, sweep or score)"),
     TextRecipe: ("the recipe of a text model", "train (or, for a run, generate, infill, score or evaluate-text)"),
-    TokenizerRecipe: ("the recipe of a tokenizer", "train-tokenizer"),
+    TokenizerRecipe: ("the recipe of a tokenizer", "train-tokenizer (or, for a run, tokenize or evaluate-tokenizer)"),
     MeasuredModel: ("an image model trained elsewhere", "evaluate"),
     ModelSpec: ("an image model", "sample"),
     TextModelSpec: ("a text model", "generate"),
@@ -57,9 +57,7 @@ EARLIER_TYPES: dict[type, dict[str, str]] = {
 
 def list_recipes(kind: type = Recipe) -> list[str]:
     """Return the names of the recipes in the package that the command of this kind takes."""
-    modules = (module.name for module in pkgutil.iter_modules(recipes.__path__))
-    found = sorted(name.replace("_", "-") for name in modules if name not in ("reading", "schema", "spec"))
-    return [name for name in found if name.endswith("-tokenizer") == (kind is TokenizerRecipe)]
+    return list_recipe_names(tokenizers=kind is TokenizerRecipe)
 
 
 def load_recipe(name: str) -> Recipe | TextRecipe:
@@ -72,7 +70,7 @@ def find_recipe(name: str, kind: type[WantedRecipe]) -> WantedRecipe: ...
 @overload
 def find_recipe(name: str, kind: Kinds = ...) -> Any: ...
 def find_recipe(name: str, kind: Kinds = AnyRecipe) -> Any:
-    """Return a recipe by name, by the path of a .py file with `recipe()`, or by the config.json of an earlier run.
+    """Return a recipe by name, by the path of a .py file with `recipe()`, or by an earlier run or its config.json.
 
     A .py file is executed: only give one that you trust.
 
@@ -86,14 +84,31 @@ def find_recipe(name: str, kind: Kinds = AnyRecipe) -> Any:
     if path.suffix == ".py":
         return _check_kind(_from_file(path), kind, name)
     known = [*list_recipes(Recipe), *list_recipes(TokenizerRecipe)]
+    if _is_folder(name):
+        if not has_config(path):
+            raise ConfigError(f"{name} has no {CONFIG}: give the directory of a run, or a recipe")
+        return read_config(path / CONFIG, kind)
     if name not in known:
         fitting = list_recipes(TokenizerRecipe if kind is TokenizerRecipe else Recipe)
         near = get_close_matches(name, fitting, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(fitting)}."
-        raise ConfigError(f"no recipe {name}: {hint} Or give the path of a .py recipe or of a run's config.json")
+        raise ConfigError(f"no recipe {name}: {hint} Or give a run, its config.json, or the path of a .py recipe")
     module = importlib.import_module(f"{recipes.__name__}.{name.replace('-', '_')}")
     build: Callable[[], AnyRecipe] = module.recipe
     return _check_kind(build(), kind, name)
+
+
+def find_run(name: str) -> Path:
+    """Return the run directory that the name of a recipe implies: the run itself, or one of this name in runs/."""
+    path = Path(name)
+    if path.suffix == ".json":
+        return path.parent
+    return path if _is_folder(name) else Path("runs") / path.stem
+
+
+def _is_folder(name: str) -> bool:
+    """Return whether this names a folder, and no recipe of the package, which comes first."""
+    return name not in (*list_recipes(Recipe), *list_recipes(TokenizerRecipe)) and Path(name).is_dir()
 
 
 def dump_config(config: AnyConfig) -> dict[str, Any]:
@@ -126,9 +141,19 @@ def read_config(path: Path, kind: Kinds = AnyConfig) -> Any:
         kind: The class, or union of classes, to accept. A recipe is accepted where its spec is asked for.
 
     Raises:
-        ConfigError: The file is missing or wrong, or holds another kind; the message names the command that takes it.
+        CheckpointError: The file is damaged: no JSON object is in it.
+        ConfigError: The file is missing, a field is wrong, or it holds another kind; the message names the command
+            that takes it.
     """
-    return parse_config(load_json(path), kind, str(path))
+    try:
+        data = load_json(path)
+    except ConfigError as error:
+        if not path.is_file():
+            raise
+        raise CheckpointError(f"{error}; restore it from a copy, or make the run again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds no JSON object; restore it from a copy, or make the run again")
+    return parse_config(data, kind, str(path))
 
 
 def parse_config(data: object, kind: Kinds, name: str) -> Any:

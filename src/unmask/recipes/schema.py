@@ -41,11 +41,11 @@ class Recipe(ModelSpec):
     classifier: ClassifierConfig = ClassifierConfig(channels=1, num_classes=10)
     """The classifier that measures the samples."""
     conditional: bool = True
-    """Whether to learn classes, where the data has some."""
+    """Learn classes, where the data has some."""
     unigram: bool = True
-    """Whether the head starts at the frequencies of the tokens: the first loss is then their entropy, not log K."""
+    """Start the head at the frequencies of the tokens: the first loss is their entropy, not log K."""
     init: str | None = None
-    """A run, an export, one of unmask models or hf-hub:OWNER/NAME to start from; "" must be replaced by --init."""
+    """Model to start from: a run, an export, one of unmask models, hf-hub:OWNER/NAME; if unset, start from scratch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,19 +74,25 @@ class MeasuredModel(ModelSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRecipe:
-    """Everything about a tokenizer's training. `flip`: mirror half of the pictures.
+    """Everything about a tokenizer's training.
 
-    `perceptual` names the network whose features the reconstructions are to share: a classifier, trained on the same
-    pictures if they have class labels, or the published LPIPS; null is none. `classifier` judges them later.
+    `perceptual` may be a classifier, trained on the same pictures if they have class labels, or the published LPIPS.
     """
 
     data: PictureSource
+    """Where the images are."""
     tokenizer: VQGAN
+    """The network and its quantizer."""
     loss: TokenizerLoss = TokenizerLoss()
+    """What training minimizes."""
     perceptual: ClassifierConfig | LpipsFiles | None = None
+    """The network whose features the reconstructions shall share; None is none."""
     classifier: ClassifierConfig = ClassifierConfig(channels=3, num_classes=10)
+    """The classifier that measures the reconstructions."""
     flip: bool = True
+    """Mirror half of the training images."""
     training: TrainConfig = TrainConfig()
+    """Steps, batch, optimizer and checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +106,11 @@ class TextRecipe(TextModelSpec):
     training: TrainConfig = TrainConfig()
     """Steps, batch, optimizer and checkpoints."""
     unigram: bool = True
-    """Whether the head starts at the frequencies of the tokens."""
+    """Start the head at the frequencies of the tokens."""
     text_sha256: Annotated[str | None, tyro.conf.Suppress] = None
     """Digest of the tokenized corpus, filled in from the data."""
     init: str | None = None
-    """A run or an export to start from."""
+    """Model to start from: a run or an export; if unset, start from scratch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

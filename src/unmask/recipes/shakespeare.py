@@ -4,8 +4,9 @@
     unmask generate runs/shakespeare --prompt "ROMEO:"
     unmask score runs/shakespeare
 
-This is the CPU preset: 50 minutes on two cores with bfloat16 instructions. docs/results/text.md is the source of the
-unmasking order.
+Runs on a CPU laptop: 50 minutes on two cores with bfloat16 instructions.
+
+docs/results/text.md is the source of the unmasking order.
 """
 
 from unmask.data.text.sources import TextFile

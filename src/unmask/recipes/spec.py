@@ -64,8 +64,7 @@ class TextModelSpec:
     tokenizer: Characters | Bytes | BPE
     """How text becomes rows of `tokenizer.context` tokens."""
     packing: Literal["stream", "documents"] = "stream"
-    """"stream": documents one after another with an end token between, cut into rows. "documents": one per row, which
-    needs model.padded."""
+    """Cut the stream of documents into rows, with end tokens between; or put one per row (needs model.padded)."""
     model: TransformerConfig = TransformerConfig()
     """The network."""
     sampling: Sampling = Sampling()

@@ -3,7 +3,9 @@
     unmask train tinystories-gpu --tokenizer.file GPT2_FOLDER
     unmask generate runs/tinystories-gpu --prompt "Once upon a time"
 
-This is the GPU preset. Not run yet. The stories come from the Hugging Face Hub (extra `data`).
+Runs on one GPU: not run yet.
+
+The stories come from the Hugging Face Hub (extra `data`).
 """
 
 from unmask.data.text.sources import HubText

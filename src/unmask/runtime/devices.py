@@ -1,7 +1,5 @@
 """Which device to compute on."""
 
-import os
-
 import torch
 
 from unmask.errors import ConfigError
@@ -18,8 +16,3 @@ def pick_device(name: str = "auto") -> torch.device:
     if not there[kind]:
         raise ConfigError(f"device {name}: there is none here, or this build of torch does not support it; use auto")
     return torch.device(name)
-
-
-def is_main_process() -> bool:
-    """Return whether this process is the one that speaks: the only one, or rank 0 of torchrun."""
-    return int(os.environ.get("RANK", "0")) == 0

@@ -5,22 +5,19 @@ The model is written for one device; `distribute` applies parallelism from outsi
 """
 
 import hashlib
-import json
 import os
 import re
-import time
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeGuard
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 
 from unmask.errors import ConfigError, RankError
@@ -28,6 +25,11 @@ from unmask.method.rand import choose_wide_dtype
 from unmask.runtime.devices import pick_device
 from unmask.runtime.heartbeat import Heartbeat, read_patience
 from unmask.runtime.kernels import choose_dtype
+from unmask.runtime.torchrun import record_cause
+
+if TYPE_CHECKING:
+    import torch.distributed.fsdp
+    import torch.distributed.tensor
 
 Strategy = Literal["auto", "none", "ddp", "fsdp"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -112,26 +114,6 @@ def _end_at_once(line: str) -> NoReturn:
     os._exit(RankError.exit_code)
 
 
-def record_cause(line: str, *, is_consequence: bool = False) -> None:
-    """Leave a line for torchrun, which prints the first cause of all ranks last; without torchrun do nothing.
-
-    A consequence of what another rank did is dated later, so that it is not taken for the cause.
-    """
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path:
-        return
-    stamp = int(time.time()) + 3600 * is_consequence
-    with suppress(OSError), open(path, "w", encoding="utf-8") as file:
-        json.dump({"message": {"message": line, "extraInfo": {"timestamp": str(stamp)}}}, file)
-
-
-def check_alone(command: str) -> None:
-    """Raise ConfigError if there are several processes: each would do all the work and write the same files."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size > 1:
-        raise ConfigError(f"unmask {command} runs in one process, and there are {size}: run it without torchrun")
-
-
 def resolve_strategy(strategy: Strategy, here: World) -> Strategy:
     """Return the strategy, with `auto` replaced by none for one process and ddp for several.
 
@@ -154,8 +136,14 @@ def autocast(precision: Precision, here: World) -> torch.autocast:
 
     `auto` takes `choose_dtype`. The weights, the optimizer and the moving average stay in float32 in both cases.
     """
-    half = precision == "bf16" or (precision == "auto" and choose_dtype(here.device) == torch.bfloat16)
-    return torch.autocast(here.device.type, torch.bfloat16, enabled=half)
+    return torch.autocast(here.device.type, torch.bfloat16, enabled=resolve_precision(precision, here.device) == "bf16")
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """Return the precision, with `auto` replaced by what suits the device."""
+    if precision != "auto":
+        return precision
+    return "bf16" if choose_dtype(device) == torch.bfloat16 else "fp32"
 
 
 def distribute(model: nn.Module, strategy: Strategy, here: World) -> nn.Module:
@@ -164,6 +152,8 @@ def distribute(model: nn.Module, strategy: Strategy, here: World) -> nn.Module:
     if strategy == "ddp":
         return DistributedDataParallel(model, broadcast_buffers=False)  # all ranks compute the same buffers
     if strategy == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
         mesh = dist.device_mesh.init_device_mesh(here.device.type, (here.size,))
         blocks = getattr(model, "blocks", nn.ModuleList())
         for module in [*blocks, model]:
@@ -174,6 +164,17 @@ def distribute(model: nn.Module, strategy: Strategy, here: World) -> nn.Module:
     return model
 
 
+def is_sharded(x: Tensor) -> 'TypeGuard["torch.distributed.tensor.DTensor"]':
+    """Return whether a tensor is a DTensor. Only FSDP makes them, and it takes a second to import."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def _uses_fsdp(module: nn.Module) -> 'TypeGuard["torch.distributed.fsdp.FSDPModule"]':
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model without DDP around it."""
     return model.module if isinstance(model, DistributedDataParallel) else model
@@ -182,7 +183,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 @contextmanager
 def accumulate_gradients(model: nn.Module, last: bool) -> Iterator[None]:
     """Let backward passes inside communicate only if this is the `last` micro-batch of the step."""
-    if isinstance(model, FSDPModule):
+    if _uses_fsdp(model):
         model.set_requires_gradient_sync(last)
     with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
         yield
@@ -211,23 +212,25 @@ def find_first_rank(number: int, here: World) -> tuple[int, int]:
 def compute_norm(tensors: list[Tensor]) -> Float[Tensor, ""]:
     """Return the 2-norm of all tensors together, over all ranks if they are sharded."""
     total = nn.utils.get_total_norm(tensors)
-    return total.full_tensor() if isinstance(total, DTensor) else total
+    return total.full_tensor() if is_sharded(total) else total
 
 
 def get_local(x: Tensor) -> Tensor:
     """Return the part of a tensor on this rank; it shares memory with the tensor."""
-    return x.to_local() if isinstance(x, DTensor) else x
+    return x.to_local() if is_sharded(x) else x
 
 
 def gather_full(x: Tensor) -> Tensor:
     """Return the whole of a possibly sharded tensor; all ranks must call this together."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    return x.full_tensor() if is_sharded(x) else x
 
 
 def shard_like(x: Tensor, sharded: Tensor) -> Tensor:
     """Return `x`, which every rank holds whole, with the sharding of `sharded`; no rank sends data."""
-    if not isinstance(sharded, DTensor):
+    if not is_sharded(sharded):
         return x
+    from torch.distributed.tensor import DTensor, Replicate
+
     mesh = sharded.device_mesh
     everywhere = DTensor.from_local(x.contiguous(), mesh, [Replicate()] * mesh.ndim, run_check=False)
     return everywhere.redistribute(mesh, sharded.placements)
@@ -236,7 +239,7 @@ def shard_like(x: Tensor, sharded: Tensor) -> Tensor:
 def reshard(model: nn.Module) -> None:
     """Drop gathered copies of sharded weights: `parameters()` are shards again, and may be written."""
     for module in model.modules():
-        if isinstance(module, FSDPModule):
+        if _uses_fsdp(module):
             module.reshard()
 
 
@@ -284,7 +287,7 @@ def check_equal_weights(tensors: Mapping[str, Tensor], step: int, here: World) -
     """
     if here.size == 1:
         return
-    whole = [x.detach() for x in tensors.values() if not isinstance(x, DTensor)]
+    whole = [x.detach() for x in tensors.values() if not is_sharded(x)]
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [x.reshape(-1).view(kinds[x.element_size()]).sum(dtype=torch.int64).to(here.device) for x in whole]
     differing = _find_differing(str(torch.stack(sums).tolist() if sums else []).encode(), here)

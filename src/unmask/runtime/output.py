@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from rich.console import Console
+
 
 class OptionalOutput:
     """A text stream that switches itself off at its first failure, after one line on stderr."""
@@ -44,6 +46,20 @@ class OptionalOutput:
             with contextlib.suppress(OSError):
                 sys.stderr.write(f"{self._name} is lost ({reason}); the training continues without it\n")
                 sys.stderr.flush()
+
+
+def make_console(stream: Any, *, quiet: bool = False) -> Console:
+    """Return a console on a stream that breaks lines between words on a terminal; in a file, a message is one line."""
+    console = Console(file=stream, highlight=False, emoji=False, quiet=quiet)
+    console.soft_wrap = not console.is_terminal
+    return console
+
+
+def print_line(line: str, stream: Any) -> None:
+    """Print a line, broken between words on a terminal, and flush the stream."""
+    if stream is not None:
+        make_console(stream).print(line, markup=False)
+        stream.flush()
 
 
 @contextlib.contextmanager

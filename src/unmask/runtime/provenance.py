@@ -6,8 +6,10 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def find_commit() -> str:
@@ -27,6 +29,12 @@ def find_commit() -> str:
     return head.stdout.strip() + ("+" if changed.returncode else "")
 
 
+def describe_version() -> str:
+    """Return the version of the package and, in a checkout, the commit."""
+    installed, commit = f"unmask {version('unmask')}", find_commit()
+    return installed if commit == installed else f"{installed} (commit {commit})"
+
+
 def describe_processor(info: Path = Path("/proc/cpuinfo")) -> str:
     """Return the name of the CPU, on Linux with its family and model: clouds use one name for very different CPUs."""
     if not info.is_file():
@@ -38,8 +46,10 @@ def describe_processor(info: Path = Path("/proc/cpuinfo")) -> str:
     return f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')})"
 
 
-def describe_environment(device: torch.device) -> dict[str, str | int]:
+def describe_environment(device: "torch.device") -> dict[str, str | int]:
     """Return the command, commit, versions, hardware, threads and processes: bitwise repetition depends on them."""
+    import torch  # the version is found without it
+
     return {
         "command": " ".join([Path(sys.argv[0]).name.replace("__main__.py", "unmask"), *sys.argv[1:]]),
         "commit": find_commit(),

@@ -5,11 +5,13 @@ import os
 import re
 import shutil
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from unmask.errors import DiskError, ShortageError
 from unmask.runtime.memory import measure_address_space, measure_free_memory
+
+if TYPE_CHECKING:
+    import torch
 
 _SHORTAGE = re.compile(
     r"(?i)can.t allocate memory|not enough memory|out of memory|bad_alloc|start new thread|size calculation overflowed"
@@ -36,10 +38,12 @@ def format_bytes(number: int | float) -> str:
     return f"{number / (1 << 30):,.1f} GiB" if number >= 1 << 30 else f"{number / (1 << 20):,.1f} MiB"
 
 
-def check_memory(needed: int | float, device: torch.device, advice: str) -> None:
+def check_memory(needed: int | float, device: "torch.device", advice: str) -> None:
     """Raise ShortageError, with the advice, if a device has less than `needed` bytes free for each process on it."""
     free = measure_free_memory()
     if device.type == "cuda":
+        import torch  # the command line ends by this module, also where it needed no torch
+
         free = torch.cuda.mem_get_info(device)[0]
     elif device.type == "cpu":
         free = min(free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")), measure_address_space())

@@ -59,8 +59,7 @@ class TokenizerLoss:
     perceptual: float = 1.0
     """Weight of the perceptual distance."""
     adversarial: float = 0.5
-    """Weight of the adversarial term, times the ratio of the gradients of the other terms and of the discriminator at
-    the last layer (eq. 7)."""
+    """Weight of the adversarial term; the ratio of the gradients at the last layer multiplies it (eq. 7)."""
     start: float = 0.5
     """Fraction of the training after which the discriminator starts."""
     ceiling: float = 1e4

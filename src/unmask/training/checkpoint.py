@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from unmask.errors import CheckpointError, ConfigError, DiskError, NonFiniteError, describe_os_error
+from unmask.runtime.distributed import is_sharded
 from unmask.storage.config import dump_json
 from unmask.storage.files import sync
 from unmask.training.runfolder import (
@@ -154,12 +154,12 @@ def _check_arguments(step: int, token: str, keep: int) -> None:
 
 def _check_tensors(tensors: Mapping[str, Tensor], sharded: bool) -> None:
     for name, tensor in tensors.items():
-        if isinstance(tensor, DTensor):
+        if is_sharded(tensor):
             if not sharded:
                 raise ConfigError(f"{name} is sharded over processes; save it with sharded=True")
             # All ranks get the same answer, so that they stop together.
             whole = torch.isfinite(tensor.detach()).all()
-            assert isinstance(whole, DTensor)
+            assert is_sharded(whole)
             finite = bool(whole.full_tensor())
         else:
             finite = is_finite(tensor)
@@ -297,7 +297,7 @@ def _cut_like(whole: Tensor, target: Tensor) -> Tensor:
     """Return `whole` as a DTensor with the layout of `target`. Each process cuts its own part; nothing is sent."""
     from torch.distributed.tensor import distribute_tensor
 
-    if not isinstance(target, DTensor):
+    if not is_sharded(target):
         return whole
     return distribute_tensor(whole.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TextIO
 
 from PIL import Image
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from unmask.runtime.output import OptionalOutput
+from unmask.runtime.output import OptionalOutput, make_console
 from unmask.storage.files import write_atomic
 from unmask.storage.layout import METRICS
 from unmask.training.curve import read_metrics
@@ -37,7 +36,7 @@ class TrainLog:
     ):
         self.run = run
         output = None if sys.stdout is None else OptionalOutput(sys.stdout, "standard output")
-        self.console = Console(file=output, highlight=False, quiet=run is None, soft_wrap=True)  # type: ignore[arg-type]
+        self.console = make_console(output, quiet=run is None)
         self._notes: list[str] = []
         self._tracker = open_tracker(tracker, run, start) if run is not None and start < steps else None
         self._file: TextIO | None
@@ -71,8 +70,12 @@ class TrainLog:
             self._tracker.close(failed=error[0] is not None)
 
     def say(self, text: str) -> None:
-        """Print one line above the progress bar."""
+        """Print a line above the progress bar; a terminal breaks it between words."""
         self.console.print(text, markup=False)
+
+    def show_step(self, step: int) -> None:
+        """Move the progress bar to the number of steps done."""
+        self._bar.update(self._task, completed=step)
 
     def show_progress(self, step: int, loss: float, rate: float) -> None:
         """Update the progress bar: steps done, loss, and tokens or images per second."""

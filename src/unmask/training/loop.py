@@ -51,6 +51,7 @@ from unmask.training.steps import (
     apply_gradients,
     check_batch_size,
     describe_cause,
+    describe_first_loss,
     scale_gradients,
     split_rows,
 )
@@ -206,9 +207,9 @@ def train_model(
             window += torch.tensor([total, count], dtype=torch.float64)
 
             # -- log, evaluate, save
+            log.show_step(done)
             if step == start:
-                expected = f", expected {expected_loss:.4f}" if step == 0 and not math.isnan(expected_loss) else ""
-                log.say(f"loss of the first step {total / count:.4f}{expected}")
+                log.say(describe_first_loss(step, total / count, expected_loss))
             if done % config.log_every == 0 or done == config.steps:
                 rate = tokens_seen / (time.perf_counter() - clock)
                 mean = float(window[0] / window[1])

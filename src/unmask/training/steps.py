@@ -137,7 +137,23 @@ def describe_resume(start: int, steps: int, then: Mapping[str, Any], now: Mappin
     if not changes:
         return [line]
     same = "data, masks and noise stay the same; sums may be rounded otherwise, so the last bits of results may differ"
+    told = "type" if "type" in old else "precision"  # early versions kept no type
+    if old.get(told) != new.get(told):
+        same = "data, masks and noise stay the same, but the number type is another: results are not equal bit for bit"
     return [line, f"{'; '.join(changes)}: {same}"]
+
+
+def describe_first_loss(step: int, loss: float, expected: float) -> str:
+    """Return the line on the first loss of this process: beside the expected one, or of the step after a resume.
+
+    Args:
+        step: Number of steps done before.
+        loss: The loss of the step.
+        expected: The loss of an untrained model; NaN if unknown.
+    """
+    if step:
+        return f"loss of step {step + 1:,}, the first after the resume: {loss:.4f}"
+    return f"loss of the first step {loss:.4f}" + ("" if math.isnan(expected) else f", expected {expected:.4f}")
 
 
 def _collect_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,6 +161,7 @@ def _collect_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
     environment, training = meta.get("environment", {}), meta.get("recipe", {}).get("training", {})
     facts = {name: environment.get(name) for name in ("processes", "threads", "hardware", "torch", "commit")}
     facts |= {name: training.get(name) for name in ("accumulate", "precision", "strategy")}
+    facts |= {"type": meta.get("type")}
     return {name: fact for name, fact in facts.items() if fact is not None}
 
 

@@ -141,6 +141,7 @@ def train_autoencoder(
             used += sums.codes
 
             # -- log, evaluate, save
+            log.show_step(done)
             if done % config.log_every == 0 or done == config.steps:
                 rate = seen / (time.perf_counter() - clock)
                 means = dict(zip(LOSS_TERMS, (window[:-1] / window[-1]).tolist(), strict=True))

@@ -321,6 +321,9 @@ def _check_plan(out: Path, plan: ShardPlan) -> None:
         # Where the images lie may change, and the fingerprint covers what they are.
         there, plan = (replace(one, source="", train=1, test=0, classes=(), data=None) for one in (there, plan))
     changed = list_differences(there, plan)
+    if there.views != plan.views:
+        before, now = (", ".join(view.name for view in one.views) for one in (there, plan))
+        changed = [f"of each image {before} there, {now} here"]
     if changed:
         raise DataError(f"{out} holds other tokens ({changed[0]}): give another --out")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, PictureSource, Shards
 from unmask.data.sources.parts import is_held_out_name, is_train_name
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, DataError
 from unmask.storage.files import escape_line
 from unmask.storage.remote import is_remote
 
@@ -34,7 +34,7 @@ def identify_source(path: str) -> PictureSource:
         return Shards(path=path)
     if place.exists():
         raise ConfigError(f"{shown}: not a dataset of images; give a folder, an .npz file or .tar files")
-    raise ConfigError(f"{shown}: no such file or folder; give a folder of images, an .npz file, or {', '.join(named)}")
+    raise DataError(f"{shown}: no such file or folder; give a folder of images, an .npz file, or {', '.join(named)}")
 
 
 def _identify_folder(path: str, place: Path) -> PictureSource:

@@ -45,8 +45,7 @@ class HubImages:
     train: str = "train"
     """The split to train on."""
     test: str = "test"
-    """The split to hold out; if there is no test split, one called validation, val, valid or dev, and if there is
-    none, a part of the training split."""
+    """The split to hold out; without it validation, val, valid or dev, or else a part of the training split."""
     size: int = 256
     """Height and width of the images after resizing, in pixels."""
     channels: int = 3

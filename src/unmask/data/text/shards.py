@@ -70,8 +70,9 @@ def write_text_dataset(
         found = _read_finished(out, made, accept=accept)
         if found is not None:
             return found
-        if (out / META).exists() and say is not None:
-            say(f"{escape_line(str(out))} is damaged or out of date, so the text is tokenized again")
+        earlier = _read_meta(out) if (out / META).exists() else None
+        if earlier is not None and earlier.files == made["files"] and say is not None:
+            say(f"{escape_line(str(out))} is damaged, so the text is tokenized again")
         with _write_atomic(out / TEXT_TOKENIZER) as file:
             file.write(tokenizer.to_bytes())
         (out / META).unlink(missing_ok=True)  # of damaged tokens; from here on, the folder is not finished
@@ -85,6 +86,8 @@ def write_text_dataset(
         meta = TextMeta(train=train, test=test, **made)
         meta = replace(meta, digest=_compute_digest(meta))
         write_json(out / META, meta)
+        if earlier is not None and earlier.files != meta.files and say is not None:
+            say(_describe_growth(earlier, meta))
         return meta
 
 
@@ -94,6 +97,15 @@ def keep_text_arrangement(source: TextSource, out: Path) -> TextSource:
         return source
     earlier = fill_arrangement(json.loads(_read_meta(out).source))
     return replace(source, arrange=earlier.get("arrange", source.arrange))
+
+
+def _describe_growth(earlier: TextMeta, meta: TextMeta) -> str:
+    """Return a line on a text that changed, and was tokenized again: how much it grew or shrank, and where."""
+    before, now = (one.train.characters + one.test.characters for one in (earlier, meta))
+    verb = "grew" if now > before else "shrank" if now < before else "changed, and stayed"
+    size = f"from {before:,} to {now:,} characters" if now != before else f"at {now:,} characters"
+    changes = escape_line(_describe_changes(earlier, vars(meta)))
+    return f"the text {verb} {size} ({changes}), so it was tokenized again"
 
 
 def check_text_folder(out: Path, *, overwrite: bool = False) -> None:

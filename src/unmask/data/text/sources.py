@@ -37,8 +37,7 @@ class TextFile:
     test: str | None = None
     """A file or folder to hold out; by default the folder's own split val or test, or else a part of `path`."""
     format: Literal["auto", "text", "lines", "jsonl", "json", "csv", "parquet"] = "auto"
-    """`text`: one document, or several between separators; `lines`: one per line; `jsonl`: one JSON object per line;
-    `json`: an array of strings or objects; `csv` and `parquet`: one per row. `auto` goes by the name."""
+    """How the file holds documents: text between separators, or one per line, object or row; auto goes by the name."""
     field: str = "text"
     """The field of a JSON object, or the column, that holds the text."""
     separator: str = ""
@@ -117,7 +116,7 @@ class HubText:
     name: str
     """OWNER/NAME on the Hub, or a folder."""
     subset: str | None = None
-    """One of its configurations."""
+    """One of the dataset's configurations; if unset, its default."""
     split: str = "train"
     """The split to train on."""
     test: str | None = None

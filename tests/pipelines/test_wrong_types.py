@@ -1,0 +1,71 @@
+"""An argument of a wrong type is one clear line of our own, not an error from deep inside."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unmask.decoding.sampling import Sampling
+from unmask.decoding.settings import change_sampling, check_settings
+from unmask.errors import ConfigError, check_type, check_whole_numbers
+
+EARLIER = Path(__file__).parents[1] / "fixtures/earlier"
+CALLS = """
+import sys
+from PIL import Image
+import unmask
+
+def fails(call, words):
+    try:
+        call()
+    except unmask.errors.ConfigError as error:
+        assert "\\n" not in str(error), error
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
+
+image, text = (unmask.load(path, device="cpu") for path in sys.argv[1:])
+photo = Image.new("RGB", (8, 8))
+fails(lambda: image(steps="8"), "steps='8' is of type str: give a whole number")
+fails(lambda: image(steps=2.5), "steps=2.5 is of type float")
+fails(lambda: image(temperature="1"), "temperature='1' is of type str: give a number")
+fails(lambda: image(order=3), "order=3 is of type int: give a text")
+fails(lambda: image(num="3"), "num='3' is of type str")
+fails(lambda: image(num=True), "num=True is of type bool")
+fails(lambda: image(seed=None or "0"), "seed='0' is of type str")
+fails(lambda: image(3.5), "labels 3.5 of type float")
+fails(lambda: image.generate(batch="2"), "batch='2'")
+fails(lambda: next(image.stream(num=1.0)), "num=1.0 is of type float")
+fails(lambda: image.inpaint("photo.png", photo), "the photo is of type str: give a PIL image")
+fails(lambda: image.inpaint(photo, None), "the mask is of type NoneType")
+fails(lambda: image.inpaint(photo, photo, variants="2"), "variants='2'")
+fails(lambda: image.inpaint(photo, photo, context="half"), "context='half' is of type str: give a number")
+fails(lambda: text(3), "prompt=3 is of type int: give a text")
+fails(lambda: text(num="3"), "num='3'")
+fails(lambda: text.generate(length="3"), "length='3'")
+fails(lambda: text.infill(["a"]), "text=['a'] is of type list")
+fails(lambda: next(text.stream(7)), "prompt=7")
+"""
+
+
+def test_calls_of_pipelines():
+    """In a process of its own, where no other check of types runs."""
+    models = [str(EARLIER / name) for name in ("export", "text_export")]
+    done = subprocess.run([sys.executable, "-c", CALLS, *models], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "settings", [{"steps": "8"}, {"top_k": 1.5}, {"guidance": "2"}, {"preset": 3}, {"steps": True}]
+)
+def test_a_setting_of_a_wrong_type(settings):
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))}=.* is of type"):
+        change_sampling(Sampling(), (4, 4), settings)
+
+
+def test_numbers_of_numpy_are_numbers():
+    check_settings({"steps": np.int64(3), "temperature": np.float32(0.5), "guidance": 2, "order": None})
+    check_whole_numbers({"num": np.int32(4), "seed": None})
+    check_type("context", 1, float)
