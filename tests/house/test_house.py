@@ -645,7 +645,18 @@ class A:
 def test_every_name_is_defined():
     """Lint and mypy leave undefined names alone, because shapes such as `Float[Tensor, "b n"]` look like them."""
     found = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--output-format", "concise", SOURCE],
+        [
+            sys.executable,
+            "-m",
+            "ruff",
+            "check",
+            "--isolated",
+            "--select",
+            "F821",
+            "--output-format",
+            "concise",
+            str(SRC),
+        ],
         capture_output=True,
         text=True,
         check=False,
