@@ -665,8 +665,7 @@ def test_every_name_is_defined():
     assert len(undefined) > 50  # the shapes
     wrong = []
     for file, row, column, message in undefined:
-        text = Path(file).read_text().splitlines()[int(row) - 1]
-        before, after = text[: int(column) - 1], text[int(column) - 1 :]
-        if not re.search(r'\b(Float|Int|Bool|UInt8|Num|Shaped|Integer)\[[^\]]*"[^"\]]*$', before) or '"' not in after:
-            wrong.append(f"{file}:{row}: {message}")
+        before = Path(file).read_text().splitlines()[int(row) - 1][: int(column) - 1]
+        is_axis = before.count('"') % 2 and re.search(r"`[a-z_]+`", message)  # in a string, in small letters
+        wrong += [] if is_axis else [f"{file}:{row}: {message}"]
     assert not wrong
