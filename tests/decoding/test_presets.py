@@ -228,7 +228,7 @@ def test_the_help_names_every_schedule(capsys):
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
     names = [name for name in list_schedules(256) if not name.startswith(("valeoai-v1-", "google-", "x-transformers-"))]
     aliases = {"uniform", "pow2", "pow0.5"}  # of linear, square and root
-    examples = {"valeoai-v1-arccos", "google-cosine", "x-transformers-linear"}
+    examples = {"valeoai-v1-SHAPE", "google-SHAPE", "x-transformers-SHAPE"}
     assert [name for name in {*names, *examples} - aliases if name not in told] == []
 
 

@@ -385,8 +385,6 @@ class Pipeline(LoadedModel[ModelSpec]):
             "device": describe_device(self.device, next(self.model.parameters()).dtype),
         }
 
-    # -- inside --------------------------------------------------------------------------------------------------------
-
     def _choose_labels(self, labels: str | int | Labels, num: int | None) -> tuple[Condition, int]:
         if labels is None:
             num = 1 if num is None else num
