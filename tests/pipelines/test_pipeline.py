@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from unmask.data.sources.choice import Digits
+from unmask.decoding.rules import Line
 from unmask.decoding.sampling import Ancestral, Sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.guidance import Interval
@@ -88,6 +89,7 @@ def test_seeds_labels_and_every_option_change_the_images(pipeline):
         "schedule": Power(3.0),
         "priority": Halton(pipeline.model.grid),
         "temperature": 0.5,
+        "annealing": Line(start=1.0, end=0.1),
         "scale": Interval(4.0),
         "top_k": 3,
         "top_p": 0.2,

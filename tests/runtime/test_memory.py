@@ -11,7 +11,7 @@ import torch
 
 from unmask import cli
 from unmask.errors import ShortageError
-from unmask.runtime import memory, shortage
+from unmask.runtime import shortage
 from unmask.runtime.memory import measure_address_space, measure_free_memory
 
 CHILD = """
@@ -114,9 +114,9 @@ def test_groups_of_version_1_count_with_all_below_them(tmp_path):
 def test_a_limit_on_the_address_space_is_of_each_process(tmp_path, monkeypatch):
     statm = tmp_path / "statm"
     statm.write_text("10 5 5 1 0 5 0\n")
-    monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: {resource.RLIMIT_AS: (1 << 20, -1)}[kind])
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: {resource.RLIMIT_AS: (1 << 20, -1)}[kind])
     assert measure_address_space(statm) == (1 << 20) - 10 * resource.getpagesize()
-    monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, -1))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, -1))
     assert measure_address_space(statm) == float("inf")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setattr(shortage, "measure_free_memory", lambda: 4000.0)
