@@ -74,6 +74,8 @@ def change_sampling(base: Sampling, grid: tuple[int, ...], settings: Mapping[str
         changes["temperature"] = stretch(base.temperature, given["steps"])
     if "sampler" in given:
         changes |= {"sampler": look_up(SAMPLERS, given["sampler"], "sampler"), "remask": given["sampler"] == "remask"}
+    if isinstance(changes.get("sampler"), Adaptive) and "temperature" in given:
+        changes["annealing"] = None  # of a preset; its number of steps is not known before
     _check_read(given, changes.get("sampler", base.sampler))
     priority = base.priority
     same = given.get("order") == "confidence" and isinstance(priority, Confidence | AnnealedConfidence)
