@@ -87,7 +87,7 @@ def change_sampling(base: Sampling, grid: tuple[int, ...], settings: Mapping[str
             changes["temperature"] = given["noise"]  # TiTok's one number
     if "schedule" in given:
         changes["schedule"] = look_up(list_schedules(math.prod(grid)), given["schedule"], "schedule")
-    changes["scale"] = _change_guidance(base.scale, given.get("ramp"), given.get("guidance"))
+    changes["scale"] = change_guidance(base.scale, given.get("ramp"), given.get("guidance"))
     return replace(base, priority=priority, **changes)
 
 
@@ -102,7 +102,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         check_type(name, settings[name], _SETTING_TYPES[name])
 
 
-def _change_guidance(own: Guidance, ramp: str | None, scale: float | None) -> Guidance:
+def change_guidance(own: Guidance, ramp: str | None, scale: float | None) -> Guidance:
     """Return the guidance with another form, or another scale at the end of the same form."""
     kind = type(own) if ramp is None else look_up(RAMPS, ramp, "ramp")
     number = own.scale if scale is None else scale
