@@ -170,7 +170,7 @@ def test_a_model_without_classes_takes_no_label(photo, tmp_path):
 
 def test_usage_and_help(run, capsys):
     for arguments in ([], [str(run)], [str(run), "--alpha"]):
-        with pytest.raises(ConfigError, match="usage: unmask inpaint RUN PHOTO"):
+        with pytest.raises(ConfigError, match="usage: unmask inpaint MODEL PHOTO"):
             run_inpaint(arguments)
     for arguments in (["--help"], [str(run), "--help"], [str(run), "x.png", "--help"]):
         with pytest.raises(SystemExit) as stop:

@@ -172,3 +172,10 @@ def test_an_early_stop_keeps_the_rules_of_the_full_run(name):
     )
     assert all(torch.equal(a, b) for a, b in zip(full, cut[:-1], strict=False))
     assert (cut[-1] < model.mask_id).all()
+
+
+def test_a_sampler_that_cannot_anneal_takes_a_temperature_instead():
+    with pytest.raises(ValueError, match=r"takes one temperature.*: give one"):
+        change("titok-l32-256-8", sampler="entropy-bound")
+    changed = change("titok-l32-256-8", sampler="entropy-bound", temperature=0.9)
+    assert (changed.temperature, changed.annealing) == (0.9, None)

@@ -14,6 +14,7 @@ import torch
 from unmask.cli import main
 from unmask.data.sources.choice import Digits
 from unmask.decoding.sampling import Sampling, ValeoaiV1
+from unmask.decoding.settings import change_sampling
 from unmask.errors import ConfigError
 from unmask.evaluation import sweeping
 from unmask.evaluation.class_shares import ClassShares
@@ -22,6 +23,7 @@ from unmask.evaluation.plans import SweepChoices, plan_sweep
 from unmask.evaluation.runs import open_run
 from unmask.evaluation.sweep_table import COLUMNS, KEY, ORIGIN, SWEEP_METRICS, SweepTable
 from unmask.evaluation.sweeping import SweepPlan, SweepSetting
+from unmask.method.guidance import Interval, LinearRamp
 from unmask.method.sampling.priorities import Confidence, Halton, Raster
 from unmask.method.schedules import Arccos, Power
 from unmask.metrics.features import ClassifierConfig
@@ -193,6 +195,19 @@ def test_what_is_not_given_is_the_runs_own(run):
     assert {(s.schedule, s.sampling.schedule) for s in plan.settings} == {("cosine", pipeline.sampling.schedule)}
     assert {s.sampling.scale for s in plan.settings} == {pipeline.sampling.scale}
     assert plan.settings[0].sampling.priority == pipeline.sampling.priority == Confidence(4.5)
+
+
+def test_a_scale_is_the_end_of_the_models_ramp_as_in_sample(run):
+    spec = replace(Pipeline.from_pretrained(run).spec, sampling=Sampling(scale=LinearRamp(4.0, start=1.5)))
+
+    def scales(**given):
+        return {setting.sampling.scale for setting in plan_sweep(spec, SweepChoices(**given), "run").settings}
+
+    for number in (2.0, 3.0):
+        sampled = change_sampling(spec.sampling, spec.grid, {"guidance": number}).scale
+        assert scales(scales=(number,)) == {sampled} == {LinearRamp(number, start=1.5)}
+    assert scales(scales=(2.0, 3.0), ramp="constant") == {Interval(2.0), Interval(3.0)}
+    assert scales(ramp="constant") == {Interval(4.0)}
 
 
 @pytest.mark.parametrize(

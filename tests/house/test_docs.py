@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import io
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from unmask.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
 MADE_LATER = ("runs/", "checkpoints/", ".venv/")  # folders that running the commands makes
 
@@ -143,6 +144,17 @@ def test_document(document: Path) -> None:
 def test_the_documents_that_a_reader_needs_are_there() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in DOCUMENTS if path.is_file()}
     assert {"README.md", "docs/tour.md", "docs/glossary.md", "docs/design.md"} <= names
+
+
+def test_the_package_says_each_thing_once() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for needs in (project["dependencies"], *project["optional-dependencies"].values()):
+        names = [re.split(r"[\[<>=]", need)[0] for need in needs]
+        assert sorted(names) == sorted(set(names))
+    least = project["requires-python"].removeprefix(">=")
+    for name in ("README.md", "Makefile"):
+        found = re.findall(r"Python (?:>= )?(3\.\d+)", (ROOT / name).read_text(encoding="utf-8"))
+        assert set(found) == {least}
 
 
 def test_every_module_of_the_method_is_on_the_tour() -> None:

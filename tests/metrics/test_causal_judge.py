@@ -1,5 +1,6 @@
 """Generative perplexity, against a sum over tokens one by one, with a tiny causal model of transformers."""
 
+import json
 import math
 
 import pytest
@@ -82,3 +83,35 @@ def test_what_is_no_judge_is_refused_in_one_line(tmp_path):
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_causal_judge(str(folder))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"_attn_implementation": "evil/kernel"},
+        {"experts_implementation": "evil/kernel"},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        {"auto_map": {"AutoModelForCausalLM": "evil.Evil"}},
+        {"dtype": "evil"},
+    ],
+)
+def test_a_configuration_names_no_code_that_is_fetched_or_run(judge, tmp_path, entry, capfd):
+    folder = save_tiny_gpt2(tmp_path)
+    (folder / "evil.py").write_text("raise SystemExit('run')")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "evil/model"}')
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | entry))
+    capfd.readouterr()
+    loaded = load_causal_judge(str(folder))
+    assert capfd.readouterr() == ("", "")
+    assert measure_generative_perplexity(loaded, ROWS) == measure_generative_perplexity(judge, ROWS)
+    assert loaded.network.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("config", [[1], {"model_type": "gpt2", "n_embd": "x"}])
+def test_a_configuration_that_is_none_is_one_line(tmp_path, config):
+    folder = save_tiny_gpt2(tmp_path)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="cannot be loaded") as caught:
+        load_causal_judge(str(folder))
+    assert "\n" not in str(caught.value)

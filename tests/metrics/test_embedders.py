@@ -1,5 +1,7 @@
 """Check the feature extractors: 8-bit images, identities, and the features of each network."""
 
+import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -259,6 +261,14 @@ def test_a_dinov2_that_does_not_fit_is_refused(dinov2_folder, tmp_path):
     with pytest.raises(CheckpointError, match="no DINOv2 can be loaded") as caught:
         load_dinov2(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_configuration_of_a_dinov2_names_no_code(dinov2_folder, tmp_path):
+    folder = tmp_path / "dinov2"
+    shutil.copytree(dinov2_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"_attn_implementation": "evil/kernel"}))
+    assert load_dinov2(folder).sha256 == load_dinov2(dinov2_folder).sha256
 
 
 def test_dinov2_comes_from_a_pinned_commit_and_is_checked(dinov2_folder, monkeypatch):

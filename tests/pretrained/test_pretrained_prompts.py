@@ -295,3 +295,18 @@ def test_without_transformers_the_extra_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match=re.escape("pip install 'unmask[prompts]'")):
         load_text_reader(folder)
+
+
+def test_transformers_sees_the_weights_alone(folder, tmp_path, monkeypatch):
+    there, seen = tmp_path / "amused", []
+    shutil.copytree(folder, there)
+    (there / "text_encoder/adapter_config.json").write_text('{"base_model_name_or_path": "evil/model"}')
+    load = transformers.CLIPTextModelWithProjection.from_pretrained
+
+    def watched(place, **options):
+        seen.extend(sorted(path.name for path in place.iterdir()))
+        return load(place, **options)
+
+    monkeypatch.setattr(transformers.CLIPTextModelWithProjection, "from_pretrained", watched)
+    read_clip(there)
+    assert seen == ["model.safetensors"]

@@ -65,6 +65,19 @@ def test_a_pushed_model_is_loaded_by_its_name(run, hub, tmp_path):
     assert len(asked) == there
 
 
+def test_each_command_says_which_revision_it_uses(hub, tmp_path):
+    env, _ = hub
+    said = f"{NAME} is revision {COMMIT}; {NAME}@{COMMIT} pins it"
+    for words in (
+        ["tokenize", NAME, "--out", tmp_path / "codes"],
+        ["train", "digits", "--init", NAME, "--out", tmp_path / "more", "--dry-run", *TINY[:6]],
+    ):
+        _, _, error = unmask(env, *words)
+        assert error.splitlines()[0] == said
+    _, _, error = unmask(env, "tokenize", f"{NAME}@{COMMIT}", "--out", tmp_path / "codes")
+    assert said not in error
+
+
 def test_what_cannot_be_had_is_one_line(hub, tmp_path):
     env, _ = hub
     gone = {**env, "HF_ENDPOINT": "http://127.0.0.1:9"}

@@ -79,8 +79,16 @@ def test_every_class_of_imagenet_has_a_name_of_its_own():
     assert resolve_labels(["Golden Retriever", 7, "cardigan", "Cardigan"], names).tolist() == [207, 7, 474, 264]
     with pytest.raises(ConfigError, match=r"no class golden retreiver: did you mean golden retriever\?"):
         resolve_labels(["golden retreiver"], names)
-    with pytest.raises(ConfigError, match=r"no class xyzzy: there are tench, .* \.\.\., toilet tissue$"):
-        resolve_labels(["xyzzy"], names)
+
+
+def test_a_mistyped_class_is_found_before_a_download(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("unmask.cli.sampling.fetch_model", None)
+    monkeypatch.setattr("unmask.cli.editing.fetch_model", None)
+    photo, typo = tmp_path / "photo.png", "golden retreiver"
+    Image.new("RGB", (8, 8)).save(photo)
+    said = "unmask: no class golden retreiver: did you mean golden retriever?\n"
+    assert refused(capsys, "sample", "besnier-256", "--labels", typo) == (said, 2)
+    assert refused(capsys, "inpaint", "besnier-256", photo, "--box", 0, 0, 4, 4, "--label", typo) == (said, 2)
 
 
 def test_a_model_is_told_of(toys, capsys):

@@ -1,4 +1,4 @@
-"""`unmask inpaint`: fill a hole in one's own photo, extend its canvas, or draw another class into a part of it."""
+"""`unmask inpaint`: fill a masked region of a photo, extend its canvas, or replace a part with another class."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +19,13 @@ from unmask.cli.flags import (
 )
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.errors import ConfigError
+from unmask.published.names import MODEL_NAMES
 from unmask.storage.outputs import check_file, choose_free
 
 if TYPE_CHECKING:
     from unmask.data.holes import Cells
 
-USAGE = "inpaint RUN PHOTO, where RUN is as unmask sample has it, with --mask, --alpha, --box or --extend"
+USAGE = f"inpaint MODEL PHOTO, where MODEL is {MODEL_NAMES}; with --mask, --alpha, --box or --extend"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +95,12 @@ def run_inpaint(arguments: list[str]) -> None:
     check_prompts(spec.model, texts, name)
     with catch_value_errors():
         sampling = choose_sampling(flags.sampling, spec)
+    chosen = "0" if texts else flags.label
+    classes, empty = ((), ()) if texts else (spec.classes, spec.empty_classes)
+    label = None if chosen is None else int(resolve_filled_labels(chosen, classes, empty)[0])  # before a download
     check_device(flags.device)
     fetch_model(opened)
     pipeline = load_image_pipeline(opened, device=flags.device, prompts=texts)
-    chosen = "0" if texts else flags.label
-    classes, empty = ((), ()) if texts else (pipeline.classes, pipeline.empty_classes)
-    label = None if chosen is None else int(resolve_filled_labels(chosen, classes, empty)[0])
     with catch_value_errors(), catch_disk_errors(out.parent):
         edited = editing.edit_photo(
             pipeline,

@@ -13,6 +13,7 @@ from unmask.cli.parsing import catch_disk_errors
 from unmask.decoding.choices import ORDER_CHOICES, PRESET_CHOICES, SAMPLER_CHOICES, SCHEDULE_CHOICES
 from unmask.runtime.output import print_line
 from unmask.runtime.progress import show_progress
+from unmask.runtime.torchrun import is_main_process
 
 if TYPE_CHECKING:
     from unmask.data.fingerprint import DataPolicy
@@ -72,12 +73,10 @@ class WeightsFlags:
         from unmask.published.opening import open_model
         from unmask.storage.cache import find_cache_dir
 
+        is_main = is_main_process() if here is None else here.is_main
         with catch_disk_errors(find_cache_dir()):
-            opened = open_model(name, weights=self.weights, offline=self.offline, world=here, say=say_on_stderr)
-        if opened.revision and not opened.name.endswith(opened.revision) and (here is None or here.is_main):
-            pinned = f"{opened.name.split('@')[0]}@{opened.revision}"
-            print(f"{opened.name} is revision {opened.revision}; {pinned} pins it", file=sys.stderr)
-        return opened
+            say = say_on_stderr if is_main else None
+            return open_model(name, weights=self.weights, offline=self.offline, world=here, say=say)
 
 
 @dataclass(frozen=True, kw_only=True)

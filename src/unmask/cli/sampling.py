@@ -86,6 +86,8 @@ def run_sample(arguments: list[str]) -> None:
     check_prompts(spec.model, flags.prompts, name)
     with catch_value_errors():
         sampling = choose_sampling(flags.sampling, spec)
+    classes = flags.prompts or spec.classes
+    ids = resolve_filled_labels(flags.labels, classes, spec.empty_classes)  # before a download
     check_device(flags.device)
     fetch_model(opened)
     pipeline = load_image_pipeline(opened, device=flags.device, prompts=flags.prompts)
@@ -98,9 +100,8 @@ def run_sample(arguments: list[str]) -> None:
         pipeline.compile()
     labels = pipeline.cycle_labels(num)
     if flags.labels:
-        ids = resolve_filled_labels(flags.labels, pipeline.classes, pipeline.empty_classes)
         for label in flags.labels:
-            if (said := describe_ambiguity(label, pipeline.classes)) is not None:
+            if (said := describe_ambiguity(label, classes)) is not None:
                 print(f"--labels {label} may mean {said}: the first is sampled", file=sys.stderr)
         labels = ids[torch.arange(num) % len(ids)]
     with catch_value_errors(), catch_disk_errors(out.parent):

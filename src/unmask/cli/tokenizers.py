@@ -20,11 +20,9 @@ from unmask.experiments import tokenizer as experiment
 from unmask.experiments.training import prepare_tokenizer_data, tokenize, train_tokenizer
 from unmask.pretrained.networks import LearnedConfig
 from unmask.published.names import MODEL_NAMES
-from unmask.published.opening import open_model
 from unmask.recipes import TokenizerRecipe, reading
 from unmask.runtime.output import print_line, survive_lost_output
 from unmask.runtime.torchrun import is_main_process
-from unmask.storage.cache import find_cache_dir
 from unmask.storage.config import dump_json
 from unmask.storage.layout import MODEL
 
@@ -127,8 +125,7 @@ def run_tokenize(arguments: list[str]) -> None:
     name, rest = split_positional(arguments, usage)
     if rest == ["--help"]:
         parse(TokenizeFlags, rest, f"tokenize {name}", example)
-    with catch_disk_errors(find_cache_dir()):
-        opened = open_model(name, offline="--offline" in rest)
+    opened = WeightsFlags(offline="--offline" in rest).open(name)
     config = opened.require_tokenizer()
     recipe = opened.config
     own = recipe.data if isinstance(recipe, TokenizerRecipe) else None

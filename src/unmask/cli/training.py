@@ -32,6 +32,7 @@ from unmask.published.opening import OpenedModel
 from unmask.recipes import Recipe, TextRecipe, reading
 from unmask.runtime.distributed import join_world
 from unmask.runtime.output import survive_lost_output
+from unmask.runtime.torchrun import is_main_process
 from unmask.storage.cache import find_cache_dir
 from unmask.storage.config import dump_json
 from unmask.storage.layout import MODEL
@@ -83,7 +84,8 @@ def run_train(arguments: list[str]) -> None:
         check_run(flags.out, flags.recipe, overwrite=flags.overwrite)
     with catch_value_errors(), catch_disk_errors(find_cache_dir()):
         places = flags.published if isinstance(flags, TrainFlags) else WeightsFlags()
-        start = find_start(flags.recipe, flags.out, weights=places.weights, offline=places.offline)
+        say = say_on_stderr if is_main_process() else None
+        start = find_start(flags.recipe, flags.out, weights=places.weights, offline=places.offline, say=say)
     notes: list[str] = []
     if isinstance(flags, TrainTextFlags):
         if start is not None:

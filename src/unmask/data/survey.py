@@ -33,7 +33,7 @@ STRAY = 0.005  # share of the pixels at each end that may lie outside
 DARK, BRIGHT = 16, 239
 BAND = 256  # rows of a picture
 LISTED = 10  # files that a list names
-EXAMPLES = 3  # pictures with contradictory labels that it names
+MOST_NAMED = 3  # pictures with contradictory labels that it names
 MODES = {
     "1": "black and white",
     "L": "grey",
@@ -317,7 +317,7 @@ def describe_survey(survey: Survey, size: int) -> list[str]:
         num = len(survey.contradictions)
         what = "picture has copies" if num == 1 else "pictures have copies"
         lines.append(f"labels      {num:,} {what} of another class, so one of the labels is wrong")
-        lines += ["  " + " = ".join(map(escape_line, group[:4])) for group in survey.contradictions[:EXAMPLES]]
+        lines += ["  " + " = ".join(map(escape_line, group[:4])) for group in survey.contradictions[:MOST_NAMED]]
     flat: dict[str, list[str]] = {}
     for part in survey.parts:
         for kind, names in part.flat.items():

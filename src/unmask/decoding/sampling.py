@@ -217,7 +217,7 @@ class Sampling:
         several = isinstance(self.temperature, tuple) or isinstance(self.priority, Moment) or self.annealing is not None
         if isinstance(self.sampler, Adaptive) and several:
             raise ValueError(
-                "sampling: Adaptive takes one temperature, because its number of steps is not known before"
+                "sampling: Adaptive takes one temperature, because its number of steps is not known before: give one"
             )
         if self.block and isinstance(self.temperature, tuple):
             raise ValueError(f"sampling: block={self.block} takes one temperature, not one per step")

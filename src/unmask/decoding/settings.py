@@ -74,6 +74,8 @@ def change_sampling(base: Sampling, grid: tuple[int, ...], settings: Mapping[str
         changes["temperature"] = stretch(base.temperature, given["steps"])
     if "sampler" in given:
         changes |= {"sampler": look_up(SAMPLERS, given["sampler"], "sampler"), "remask": given["sampler"] == "remask"}
+    if isinstance(changes.get("sampler"), Adaptive) and "temperature" in given:
+        changes["annealing"] = None  # of a preset; its number of steps is not known before
     _check_read(given, changes.get("sampler", base.sampler))
     priority = base.priority
     same = given.get("order") == "confidence" and isinstance(priority, Confidence | AnnealedConfidence)
@@ -85,7 +87,7 @@ def change_sampling(base: Sampling, grid: tuple[int, ...], settings: Mapping[str
             changes["temperature"] = given["noise"]  # TiTok's one number
     if "schedule" in given:
         changes["schedule"] = look_up(list_schedules(math.prod(grid)), given["schedule"], "schedule")
-    changes["scale"] = _change_guidance(base.scale, given.get("ramp"), given.get("guidance"))
+    changes["scale"] = change_guidance(base.scale, given.get("ramp"), given.get("guidance"))
     return replace(base, priority=priority, **changes)
 
 
@@ -100,7 +102,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         check_type(name, settings[name], _SETTING_TYPES[name])
 
 
-def _change_guidance(own: Guidance, ramp: str | None, scale: float | None) -> Guidance:
+def change_guidance(own: Guidance, ramp: str | None, scale: float | None) -> Guidance:
     """Return the guidance with another form, or another scale at the end of the same form."""
     kind = type(own) if ramp is None else look_up(RAMPS, ramp, "ramp")
     number = own.scale if scale is None else scale

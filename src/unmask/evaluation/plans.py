@@ -41,10 +41,10 @@ class SweepChoices:
     noises: Annotated[tuple[float, ...], tyro.conf.arg(help_behavior_hint="(default: the model's own, or 4.5)")] = ()
     """Factors of the Gumbel noise, for the order confidence."""
     scales: Annotated[tuple[float, ...], tyro.conf.arg(aliases=["--scale"], help_behavior_hint=OWN)] = ()
-    """Guidance scales s: null + s (conditional - null); 1 is none."""
+    """Guidance scales s: null + s (conditional - null); 1 is none. A ramp ends at s."""
     ramp: Annotated[
         Literal["constant", "linear", "cosine"] | None,
-        tyro.conf.arg(help_behavior_hint="(default: constant with --scales, else the model's own)"),
+        tyro.conf.arg(help_behavior_hint=OWN),
     ] = None
     """How guidance rises to its scale while decoding."""
     temperatures: tuple[float, ...] = (0.6, 0.8, 0.9, 1.0)
@@ -119,9 +119,6 @@ def _list_schedules(choices: SweepChoices, spec: "ModelSpec") -> "list[tuple[str
 
 
 def _list_scales(choices: SweepChoices, own: "Sampling") -> "list[Guidance]":
-    from unmask.decoding.names import RAMPS
+    from unmask.decoding.settings import change_guidance
 
-    if not (choices.scales or choices.ramp):
-        return [own.scale]
-    ramp = RAMPS[choices.ramp or "constant"]
-    return [ramp(scale) for scale in choices.scales or (own.scale.scale,)]
+    return [change_guidance(own.scale, choices.ramp, scale) for scale in choices.scales or (None,)]

@@ -22,6 +22,7 @@ from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import TransformerConfig
 from unmask.pretrained.conditions import add_null_class
 from unmask.pretrained.lone_tokenizer import LoneTokenizer
+from unmask.published.files import Note
 from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes.reading import has_config, read_config
 from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
@@ -41,6 +42,7 @@ class Places(TypedDict, total=False):
 
     weights: Sequence[str | Path]
     offline: bool
+    say: Note | None
 
 
 def start_from(model: Generator, start: OpenedModel) -> list[str]:

@@ -95,7 +95,7 @@ def train(
     run, say = Path(out), say or _ignore
     check_resume(run, resume)
     check_run(run, recipe, overwrite=overwrite)
-    start = find_start(recipe, run, weights=weights, offline=offline)
+    start = find_start(recipe, run, weights=weights, offline=offline, say=say)
     if isinstance(recipe, Recipe):
         recipe, notes = adopt_network(recipe, start)
         for note in notes:
@@ -345,7 +345,7 @@ def tokenize(
     check_token_folder(folder, overwrite=overwrite)
     views = choose_views(flip, crops)
     with join_world(None if device == "auto" else device) as here, show_progress(shown=here.is_main) as progress:
-        opened = model if isinstance(model, OpenedModel) else open_model(model, world=here)
+        opened = model if isinstance(model, OpenedModel) else open_model(model, world=here, say=say)
         config = opened.require_tokenizer()
         opened.fetch(progress, here)
         meta, bad = make_codes(

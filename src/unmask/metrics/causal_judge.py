@@ -20,18 +20,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from unmask.errors import CheckpointError, ConfigError
 from unmask.storage.files import escape_line
+from unmask.storage.foreign.transformers_files import link_plain_files, list_transformers_errors, silence_transformers
 
 PUBLISHED_JUDGES = {
     "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
     "gpt2-large": ("openai-community/gpt2-large", "32b71b12589c2f8d625668d2335a01cac3249519"),
 }
 """Names of `--judge`, with the repository on the Hub and its commit."""
+JUDGE_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "vocab.*", "merges.txt", "*token*.*")
+"""What is read of a folder: weights, numbers and the tokenizer."""
 MOST_TOKENS = 1024
 """What GPT-2 reads at once."""
 
@@ -73,26 +75,26 @@ def load_causal_judge(name: str, device: torch.device | str = "cpu") -> CausalJu
         CheckpointError: The model cannot be downloaded, or is damaged.
     """
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        import transformers  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"--judge {name} needs transformers: pip install 'unmask[prompts]'") from error
     folder = Path(name).expanduser()
     if name not in PUBLISHED_JUDGES and not folder.is_dir():
         raise ConfigError(f"--judge {name}: no such folder; give one, or {' or '.join(PUBLISHED_JUDGES)}")
-    place, revision = PUBLISHED_JUDGES.get(name, (str(folder), None))
-    plain: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **plain)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True, **plain
-        )
-    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
+        if name in PUBLISHED_JUDGES:
+            repo, revision = PUBLISHED_JUDGES[name]
+            tokenizer, (network, info) = _load(repo, revision=revision)
+        else:
+            revision = None
+            with link_plain_files(folder, JUDGE_FILES) as own:
+                tokenizer, (network, info) = _load(own, local_files_only=True)
+    except list_transformers_errors() as error:
         reason = escape_line((str(error).strip() or type(error).__name__).splitlines()[0])
         raise CheckpointError(
             f"--judge {escape_line(name)} cannot be loaded ({reason}); check the network, or give a folder with "
             "config.json, model.safetensors and tokenizer.json"
         ) from error
-    network, info = loaded
     wrong = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
     if wrong:  # transformers fills missing tensors with noise
         raise CheckpointError(
@@ -100,6 +102,18 @@ def load_causal_judge(name: str, device: torch.device | str = "cpu") -> CausalJu
         )
     at = "" if revision is None else f" at {revision[:12]}"
     return CausalJudge(network.float().requires_grad_(False).eval().to(device), tokenizer, f"{name}{at}")
+
+
+def _load(place: str | Path, **options: Any) -> tuple[Any, Any]:
+    """Return a tokenizer, and a network with what did not fit."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options["trust_remote_code"] = False
+    with silence_transformers():
+        network: Any = AutoModelForCausalLM.from_pretrained(
+            place, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True, **options
+        )
+        return AutoTokenizer.from_pretrained(place, **options), network
 
 
 @torch.no_grad()

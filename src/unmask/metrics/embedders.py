@@ -13,7 +13,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64, UInt8
-from safetensors import SafetensorError
 from torch import Tensor
 
 from unmask.errors import CheckpointError, ConfigError, NonFiniteError
@@ -21,7 +20,9 @@ from unmask.method.rand import to_double
 from unmask.metrics.features import Classifier, embed, hash_network
 from unmask.metrics.inception import CleanResize, Inception, PlainResize
 from unmask.storage.files import escape_line, hash_file
+from unmask.storage.foreign.transformers_files import link_plain_files, list_transformers_errors, silence_transformers
 from unmask.storage.hub import download_hub_folder
+from unmask.storage.layout import CONFIG, MODEL
 
 ROUNDED = "8 bits"  # every `preprocessing` text begins with it
 GREY = "grey as three equal channels"
@@ -219,8 +220,11 @@ def load_dinov2(path: Path | str | None = None) -> Dinov2Features:
     folder = _find_dinov2(path)
     shown = escape_line(str(path or DINOV2[0]))
     try:
-        loaded: Any = Dinov2Model.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        with silence_transformers(), link_plain_files(folder, [CONFIG, MODEL]) as own:
+            loaded: Any = Dinov2Model.from_pretrained(
+                own, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+    except list_transformers_errors() as error:
         reason = escape_line((str(error).strip() or type(error).__name__).splitlines()[0])
         raise CheckpointError(
             f"{shown}: no DINOv2 can be loaded ({reason}); name a folder with config.json and model.safetensors"

@@ -31,12 +31,7 @@ from unmask.pipelines.labels import (
     resolve_labels,
 )
 from unmask.pipelines.pictures import check_pictures, to_mask, to_photo, to_pil
-from unmask.pretrained.conditions import (
-    attach_prompts,
-    check_guidance,
-    check_prompts,
-    detach_prompts,
-)
+from unmask.pretrained.conditions import attach_prompts, check_guidance, check_prompts, detach_prompts
 from unmask.pretrained.families import choose_tokenizer_dtype
 from unmask.published.opening import open_model
 from unmask.recipes.spec import ModelSpec

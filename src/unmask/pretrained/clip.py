@@ -8,18 +8,17 @@ on, and the weights file must be large enough for them.
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 
 from unmask.errors import CheckpointError, ConfigError, DiskError, describe_os_error
 from unmask.storage.config import from_json, load_json, to_json, write_json
 from unmask.storage.files import escape_line, write_bytes
+from unmask.storage.foreign.transformers_files import link_plain_files, list_transformers_errors, silence_transformers
 from unmask.storage.weights import write_weights
 
 TEXT_CONFIG, TEXT_WEIGHTS = "text_encoder/config.json", "text_encoder/model.safetensors"
@@ -38,10 +37,6 @@ MAX_TEXT_SIZES = {
     "num_hidden_layers": 64, "max_position_embeddings": 1 << 12, "projection_dim": 1 << 13,
 }  # fmt: skip
 """Largest values of a config.json; ViT-L/14 has 49408, 768, 3072, 12, 12, 77 and 768."""
-TRANSFORMERS_ERRORS = (
-    OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RuntimeError,
-)  # fmt: skip
-"""What transformers may raise; it differs between its versions."""
 SETTINGS: dict[str, Any] = {"bos_token_id": None, "pad_token_id": None}
 """Settings that no file decides: no token number except the end, the only one needed."""
 
@@ -113,7 +108,7 @@ def read_clip(folder: Path) -> Clip:
         ) from error
     try:
         encoder, tokenizer = _load_encoder(folder / TEXT_WEIGHTS, sizes), _load_tokenizer(files)
-    except (*TRANSFORMERS_ERRORS, SafetensorError) as error:
+    except list_transformers_errors() as error:
         reason = escape_line((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
         raise CheckpointError(
             f"{shown}: transformers cannot load a CLIP text model from it ({reason}): copy the folder again"
@@ -157,27 +152,11 @@ def require_transformers() -> None:
         raise ConfigError("prompts need transformers: pip install 'unmask[prompts]'") from error
 
 
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep transformers from printing bars, and tables of tensors that do not fit."""
-    from transformers.utils import logging
-
-    before, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if had_bars:
-            logging.enable_progress_bar()
-
-
 def _load_tokenizer(files: Mapping[str, bytes]) -> Any:
     """Load the tokenizer from these files alone: a folder may hold others that transformers would read."""
     from transformers import CLIPTokenizer
 
-    with _silence(), tempfile.TemporaryDirectory(prefix="unmask-words-") as own:
+    with silence_transformers(), tempfile.TemporaryDirectory(prefix="unmask-words-") as own:
         for name, data in files.items():
             (Path(own) / Path(name).name).write_bytes(data)
         return CLIPTokenizer.from_pretrained(own, local_files_only=True)
@@ -195,9 +174,9 @@ def _load_encoder(path: Path, sizes: TextSizes) -> Any:
             f"{shown} is too small for the {count:,} parameters of its config.json: get that of amused/amused-256 or "
             "-512"
         )
-    with _silence():
+    with silence_transformers(), link_plain_files(path.parent, [path.name]) as own:
         loaded: Any = CLIPTextModelWithProjection.from_pretrained(
-            path.parent,
+            own,
             config=config,
             attn_implementation="sdpa",
             use_safetensors=True,

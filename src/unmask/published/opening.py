@@ -123,7 +123,8 @@ def open_model(
         weights: Published files, or folders that hold them, to use instead of a download.
         offline: Use what is in the cache, and ask no server.
         world: The processes of torchrun: the main one downloads, and the others wait.
-        say: Called with a line on each file whose SHA-256 is pinned at its first download.
+        say: Called with a line on the revision of a model of the Hub, and on each file whose SHA-256 is pinned at its
+            first download.
 
     Raises:
         CheckpointError: There is no such model, or it cannot be downloaded.
@@ -148,7 +149,10 @@ def open_model(
         raise CheckpointError(f"{escape_line(str(folder))}: no {CONFIG} there; give {MODEL_NAMES}")
     verify_recorded(folder, CONFIG)
     revision = read_revision(folder) if is_on_hub(name) else None
-    return OpenedModel(name=str(name), config=read_config(folder / CONFIG), folder=folder, revision=revision)
+    opened = OpenedModel(name=str(name), config=read_config(folder / CONFIG), folder=folder, revision=revision)
+    if say is not None and revision is not None and not opened.name.endswith(revision):
+        say(f"{name} is revision {revision}; {opened.name.partition('@')[0]}@{revision} pins it")
+    return opened
 
 
 def is_published(name: str | Path) -> bool:
