@@ -12,7 +12,7 @@ FROM ${BASE}
 
 # More words for pip, such as an index of CPU-only builds of torch, which are smaller.
 ARG PIP_ARGS=""
-COPY pyproject.toml constraints.txt README.md LICENSE /source/
+COPY pyproject.toml README.md LICENSE /source/
 COPY src /source/src
 RUN pip install --no-cache-dir ${PIP_ARGS} "/source[demo,text,data]" && rm -r /source
 

@@ -60,7 +60,7 @@ def test_data_prints_what_there_is_and_draws_a_sheet(pictures, tmp_path, capsys)
         (["."], "no readable image"),
         ([], "usage: unmask data DIR"),
         ([".", "--size", "0"], "--size 0"),
-        ([".", "--sheet", "x.exe"], "x.exe: no image format"),
+        ([".", "--sheet", "x.exe"], "x.exe: .exe is no image format"),
     ],
 )
 def test_mistakes_are_one_line(words, said, tmp_path, monkeypatch, capsys):

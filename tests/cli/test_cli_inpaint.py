@@ -138,7 +138,7 @@ def test_every_flag_changes_the_picture(run, photo, tmp_path):
         (
             ("--box", "1", "1", "3", "3", "--out", "x.txt"),
             ConfigError,
-            "x.txt: no image format has the suffix",
+            "x.txt: .txt is no image format",
         ),
         (("--box", "1", "1", "3", "3", "--gif", "x.mp4"), ConfigError, "x.mp4: an animation is a .gif or a .webp"),
         (("--extend", "0", "0", "0", "0"), ConfigError, "at least 0, one of them more"),

@@ -425,7 +425,7 @@ def test_flags_change_how_a_published_model_draws(ready, tmp_path):
     ("sample toy-32 --num 0", 2, "--num 0: from 1 to 10,000 on one picture"),
     ("sample toy-32 --num 1000000000000", 2, "from 1 to 10,000 on one picture; unmask evaluate draws more"),
     ("sample toy-32 --steps 1000000000", 2, "from 1 to 100,000"),
-    ("sample toy-32 --out {here}/x.txt", 2, "x.txt: no image format has the suffix; use .png"),
+    ("sample toy-32 --out {here}/x.txt", 2, "x.txt: .txt is no image format here; use .png"),
     ("sample toy-32 --gif {here}/x.mp4", 2, "x.mp4: an animation is a .gif or a .webp"),
     ("sample amused-256 --classes 1", 2, "amused-256 generates images from texts: give prompts"),
     ("sample besnier-256 --prompt cat", 2, "besnier-256 takes class labels, not texts: give labels"),

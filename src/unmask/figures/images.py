@@ -346,7 +346,8 @@ def find_image_format(path: Path | str, *, animated: bool = False) -> str:
     """
     name = Image.registered_extensions().get(Path(path).suffix.lower(), "")
     if name not in PICTURE_FORMATS or (animated and name not in ("GIF", "WEBP")):
-        what = "an animation is a .gif or a .webp" if animated else "no image format has the suffix; use .png"
+        suffix = Path(path).suffix or "a name without a suffix"
+        what = "an animation is a .gif or a .webp" if animated else f"{suffix} is no image format here; use .png"
         raise ConfigError(f"{Path(path).name}: {what}")
     return name
 
