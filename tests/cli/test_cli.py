@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from unmask.cli import COMMANDS, main
+from unmask.cli.demo import suggest_next
 from unmask.decoding import counts
 from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid
 
@@ -83,6 +84,12 @@ def test_the_demo_leaves_every_file(demo):
         assert picture.width == picture.height  # 10 x 10 square digits
     with Image.open(demo / "decode.gif") as picture:
         assert picture.n_frames >= 9
+
+
+@pytest.mark.parametrize("run", ["runs/demo", "q", "runs/a-longer-name-of-a-folder"])
+def test_the_commands_to_try_next_stand_in_two_columns(run):
+    lines = suggest_next(run).splitlines()[2:]
+    assert len({len(line) - len(line.split("   ", 1)[1].lstrip()) for line in map(str.strip, lines)}) == 1, lines
 
 
 def test_the_report_has_its_figures(demo):
@@ -270,8 +277,14 @@ def test_a_signal_saves_exits_with_85_and_the_same_command_continues(tmp_path, c
         ("train", 2, "one of cifar10, cifar10-gpu, digits, "),
         ("train digts", 2, "did you mean digits?"),
         ("train digits --training.stepz 3", 2, "did you mean --training.steps?"),
-        ("train digits --training.steps 0", 2, "steps = 0"),
-        ("train digits --training.steps many", 2, "--training.steps"),
+        ("train digits --training.steps 0", 2, "unmask: training.steps = 0: must be at least 1"),
+        ("train digits --training.steps many", 2, "--training.steps 'many': give a whole number"),
+        ("train digits --training.clip much", 2, "--training.clip 'much': give a number"),
+        ("train digits --data photos", 2, "--data: digits has its own data"),
+        ("train folder-pixels --data https://host/a.tar", 2, "https://host/a.tar: a folder of images must lie on"),
+        ("train folder-pixels --data s3://bucket/{0..1}.tar", 2, "unmask tokenize MODEL --source shards"),
+        ("sample runs/demo --label 3", 2, "did you mean --labels?"),
+        ("evaluate runs/demo --guidence 3", 2, "did you mean --guidance?"),
         ("train digits --model.dim 15", 2, "dim=15"),
         ("train digits --training.batch-size 10 --training.accumulate 4", 2, "multiple of accumulate 4"),
         ("train digits --training.strategy fsdp", 2, "torchrun"),
@@ -290,6 +303,7 @@ def test_a_signal_saves_exits_with_85_and_the_same_command_continues(tmp_path, c
         ("schedule --shape cosin", 2, "did you mean cosine?"),
         ("schedule --style llada --shape cosine", 2, "linear"),
         ("schedule --steps 0", 2, "steps=0"),
+        ("schedule --steps 1e9", 2, "--steps '1e9': give a whole number"),
         ("demo --stepz 3", 2, "did you mean --steps?"),
     ],
 )

@@ -128,7 +128,7 @@ def test_every_flag_changes_the_picture(run, photo, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
-        ((), ConfigError, "no hole given: say where the hole is with one of --mask, --alpha, --box, --extend"),
+        ((), ConfigError, "no region given: say where to fill with one of --mask, --alpha, --box, --extend"),
         (("--alpha", "--box", "0", "0", "3", "3"), ConfigError, "--alpha and --box given"),
         (("--alpha",), ConfigError, "the mask is empty"),
         (("--box", "25", "0", "9", "3"), ConfigError, "does not lie in the photo of 30x20"),

@@ -187,12 +187,12 @@ def test_infill_keeps_what_is_given(run, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["infill", "RUN", "no hole here"], "no hole to fill"),
+        (["infill", "RUN", "no hole here"], "no mask to fill"),
         (["infill", "RUN", "a [MASK:0]"], "empty hole"),
         (["infill", "RUN", "a [MASK:999]"], "model's context"),
         (["infill", "RUN", "Ω [MASK]"], "U+03A9"),
-        (["infill", "RUN", "a [MASK:3] b [MASK: 4]"], "is no hole"),
-        (["infill", "RUN", "a [MASK:3] b [mask:-1]"], "is no hole"),
+        (["infill", "RUN", "a [MASK:3] b [MASK: 4]"], "is no mask"),
+        (["infill", "RUN", "a [MASK:3] b [mask:-1]"], "is no mask"),
         (["infill", "RUN", "a [MASK:999999999]"], "longer than this model's context"),
         (["train", "shakespeare", "--data", "x", "--model.self-condition"], "go together"),
         (["generate", "RUN", "--order", "halton", "--block", "8"], "another order, such as confidence"),

@@ -77,4 +77,6 @@ def test_a_shell_that_is_unknown_is_one_line(capsys):
         assert stop.value.code == 2
         assert capsys.readouterr().err == f"unmask: {line}\n"
     main(["completion", "--help"])
-    assert "~/.config/fish/completions/unmask.fish" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "~/.config/fish/completions/unmask.fish" in said
+    assert "\nPrint a script by which bash, zsh or fish complete commands, flags and names.\n" in said

@@ -240,3 +240,8 @@ def test_every_documented_command_is_read(document, only_parsing, capsys):
             with pytest.raises(ends) as end:
                 main(words)
             assert end.type is Parsed, (line, capsys.readouterr().err)
+
+
+def test_help_shows_no_text_of_the_usage_in_a_default_and_no_space_before_a_full_stop():
+    assert "(default: runs/SOURCE-features)" in " ".join(read_help("train-features").replace("│", "").split())
+    assert not re.search(r" \.(\s|$)", read_help("inpaint"))

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -115,3 +118,15 @@ def test_a_configuration_that_is_none_is_one_line(tmp_path, config):
     with pytest.raises(CheckpointError, match="cannot be loaded") as caught:
         load_causal_judge(str(folder))
     assert "\n" not in str(caught.value)
+
+
+def test_a_published_judge_without_a_network_is_one_line_at_once(tmp_path):
+    code = "from unmask.metrics.causal_judge import load_causal_judge as load\ntry: load('gpt2')\n"
+    code += "except Exception as error: print(type(error).__name__, error)"
+    place = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **place}, timeout=120
+    )
+    assert found.stdout.startswith("CheckpointError cannot download config.json of openai-community/gpt2"), found
+    assert found.stdout.count("\n") == 1
+    assert "Retrying" not in found.stderr

@@ -84,7 +84,7 @@ def test_a_canvas_that_ends_early_hides_what_is_behind_it():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("no hole", "no hole to fill"),
+        ("no hole", "no mask to fill"),
         ("an [MASK:0] hole", "empty hole"),
         ("far [MASK:30] too long", "model's context of 24"),
         ("a [MASK:99999999999999999999]", "longer than this model's context"),

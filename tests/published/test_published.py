@@ -441,7 +441,7 @@ def test_flags_change_how_a_published_model_draws(ready, tmp_path):
     ("inpaint toy-bare {photo} --box 8 8 16 16", 2, 'trained without "no class": give each image a label'),
     ("inpaint toy-bare {photo} --box 8 8 16 16 --label 1 --scale 2", 2, "give --scale 1"),
     ("sample toy-bare --scale 2", 2, 'trained without "no class", which guidance needs: give --scale 1'),
-    ("inpaint toy-32 {photo}", 2, "say where the hole is"),
+    ("inpaint toy-32 {photo}", 2, "say where to fill"),
     ("inpaint toy-row {photo} --box 8 8 16 16 --label 1", 2, "the 4 tokens of an image have no place in it"),
     ("sample toy-row --gif {here}/x.gif --out {here}/x.png", 2, "the 4 tokens of an image have no place in it"),
     ("tokenize toy-texts", 4, "tokenizer.safetensors: no such file"),

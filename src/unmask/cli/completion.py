@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from unmask.cli import COMMANDS, describe_command
 from unmask.cli.command_flags import list_command_flags
 from unmask.cli.flag_table import Flag
+from unmask.cli.help import make_sentence
 from unmask.errors import ConfigError, look_up
 from unmask.recipes.listing import list_recipe_names
 
@@ -35,7 +36,7 @@ class Words:
 def run_completion(arguments: list[str]) -> None:
     """Print the script of a shell."""
     if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: {COMPLETION_USAGE}\n\n{describe_command('completion')}\n")
+        print(f"usage: {COMPLETION_USAGE}\n\n{make_sentence(describe_command('completion'))}\n")
         print("bash  unmask completion bash > ~/.local/share/bash-completion/completions/unmask")
         print("zsh   unmask completion zsh > a folder of your $fpath, as the file _unmask")
         print("fish  unmask completion fish > ~/.config/fish/completions/unmask.fish")

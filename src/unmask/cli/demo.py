@@ -51,11 +51,17 @@ def run_demo(arguments: list[str]) -> None:
         opened = open_model(flags.out)
         measure = EvaluateFlags(samples=flags.samples, seed=flags.seed)
         print_report(opened, here, measure, opened.require_image_spec().sampling)
-    print(
-        "\ntry next\n"
-        f"  unmask sample {flags.out} --labels 3 --num 20 --steps 4     twenty threes in four steps\n"
-        f"  unmask sample {flags.out} --order halton --gif halton.gif   another order, as an animation\n"
-        f"  unmask sweep {flags.out} --samples 1500 --steps 1 4 16      which order, and how many steps?\n"
-        "  unmask schedule --shape cosine --tokens 256 --steps 8       how many tokens each step reveals\n"
-        "  python examples/minimal.py                                  the whole method on one page"
-    )
+    print(suggest_next(flags.out))
+
+
+def suggest_next(run: Path | str) -> str:
+    """Return commands to try after the demo, and what each shows, in two columns."""
+    lines = {
+        f"unmask sample {run} --labels 3 --num 20 --steps 4": "twenty threes in four steps",
+        f"unmask sample {run} --order halton --gif halton.gif": "another order, as an animation",
+        f"unmask sweep {run} --samples 1500 --steps 1 4 16": "which order, and how many steps?",
+        "unmask schedule --shape cosine --tokens 256 --steps 8": "how many tokens each step reveals",
+        "python examples/minimal.py": "the whole method on one page",
+    }
+    width = max(map(len, lines))
+    return "\n".join(["", "try next", *(f"  {line:<{width}}   {what}" for line, what in lines.items())])

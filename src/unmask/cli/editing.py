@@ -25,7 +25,7 @@ from unmask.storage.outputs import check_file, choose_free
 if TYPE_CHECKING:
     from unmask.data.holes import Cells
 
-USAGE = f"inpaint MODEL PHOTO, where MODEL is {MODEL_NAMES}; with --mask, --alpha, --box or --extend"
+USAGE = f"inpaint MODEL PHOTO, where MODEL is {MODEL_NAMES}; give --mask, --alpha, --box or --extend too"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,7 @@ def wrap(text: str) -> str:
 
 def make_sentence(phrase: str) -> str:
     """Return a phrase with a capital letter and a full stop, in lines that fit a terminal."""
-    return wrap(f"{phrase[:1].upper()}{phrase[1:].rstrip('.')}.")
+    return wrap(f"{phrase[:1].upper()}{phrase[1:].rstrip(' .')}.")
 
 
 def print_examples(command: str) -> None:

@@ -27,8 +27,8 @@ def read_hole(path: Path, flags: InpaintFlags) -> tuple[UInt8[Tensor, "3 h w"], 
     given = {"--mask": flags.mask is not None, "--alpha": flags.alpha}
     given |= {"--box": flags.box is not None, "--extend": flags.extend is not None}
     if sum(given.values()) != 1:
-        found = " and ".join(name for name, there in given.items() if there) or "no hole"
-        raise ConfigError(f"{found} given: say where the hole is with one of {', '.join(given)}")
+        found = " and ".join(name for name, there in given.items() if there) or "no region"
+        raise ConfigError(f"{found} given: say where to fill with one of {', '.join(given)}")
     if flags.alpha:
         return read_cutout(path)
     photo = read_photo(path)

@@ -44,11 +44,12 @@ def run_train_features(arguments: list[str]) -> None:
     usage = "train-features SOURCE --data PATH --out DIR, where SOURCE is one of " + ", ".join(list_sources(32, 3))
     example = FeatureFlags(data=Folder(path=""), out=Path("runs/SOURCE-features"))
     name, rest = split_positional(arguments, usage)
+    operand = name.partition(",")[0]  # for help, what SOURCE may be follows it
     source = example.data if rest == ["--help"] else look_up(list_sources(32, 3), name, "source")
     rest = [re.sub(r"^--data(?==|$)", find_data_flag(source), word) for word in rest]
     rest = [re.sub(r"^--seed(?==|$)", "--classifier.seed", word) for word in rest]
     flags = parse(
-        FeatureFlags, rest, f"train-features {name}", FeatureFlags(data=source, out=Path("runs") / f"{name}-features")
+        FeatureFlags, rest, f"train-features {name}", FeatureFlags(data=source, out=Path(f"runs/{operand}-features"))
     )
     before = hash_if_there(flags.out / CLASSIFIER)
     if before is None:

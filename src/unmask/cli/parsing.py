@@ -4,6 +4,8 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator
+from difflib import SequenceMatcher
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -59,8 +61,27 @@ def _one_line(box: str) -> str:
     if rows and rows[0].startswith("Missing from"):
         missing = [match[0] for row in rows if (match := re.match(r"--\w[\w.-]*", row))]
         return f"{' and '.join(missing)} must be given"
-    near = next((match for row in rows[rule:] if (match := re.match(r"--\w\S*", row))), None)
-    return " ".join(rows[:rule]) + (f": did you mean {near.group()}?" if near and "Perhaps" in box else "")
+    names = next((found for row in rows[rule:] if row.startswith("--") and (found := _FLAG_NAME.findall(row))), [])
+    text = " ".join(rows[:rule])
+    if names and "Perhaps" in box:
+        typed = _FLAG_NAME.search(text)
+        return f"{text}: did you mean {max(names, key=partial(_compare, typed.group() if typed else names[0]))}?"
+    for pattern, plain in _PLAIN_WORDS:
+        text = re.sub(pattern, plain, text)
+    return text
+
+
+_FLAG_NAME = re.compile(r"--\w[\w.-]*")
+_PLAIN_WORDS = (
+    (r"^Error parsing ([\w.]+): ", ""),  # a group of flags: the sentence names the field
+    (r"^Error parsing (--[\w.-]+): invalid literal for int\(\) with base 10: (.*)", r"\1 \2: give a whole number"),
+    (r"^Error parsing (--[\w.-]+): could not convert string to float: (.*)", r"\1 \2: give a number"),
+)
+"""What tyro and Python say of a wrong value, and what is said in its place."""
+
+
+def _compare(typed: str, name: str) -> float:
+    return SequenceMatcher(None, typed, name).ratio()
 
 
 def split_positional(arguments: list[str], usage: str) -> tuple[str, list[str]]:

@@ -77,7 +77,7 @@ def _describe(recipe: TokenizerRecipe) -> None:
     print(dump_json(ready.recipe))
     for name, network in (("tokenizer", model), ("discriminator", discriminator)):
         print(f"{name:13s} {sum(p.numel() for p in network.parameters()):,} parameters")
-    print(f"tokens        {height * width} per image, a grid of {model.grid}, each one of {model.vocab_size}")
+    print(f"tokens        {height * width} per image, a grid of {height}x{width}, each one of {model.vocab_size}")
     print(f"images        {len(ready.train):,} for training, {len(ready.test):,} held out")
 
 

@@ -69,8 +69,10 @@ def run_train(arguments: list[str]) -> None:
     name, rest = split_positional(arguments, describe_train())
     run = reading.find_run(name)
     recipe = reading.load_recipe(name)
-    place = "--data.path" if hasattr(recipe.data, "path") else "--data.name"
-    rest = [re.sub(r"^--data(?==|$)", place, word) for word in rest]
+    place = next((f"--data.{name}" for name in ("path", "name") if hasattr(recipe.data, name)), None)
+    if place is None and any(re.match(r"--data(=|$)", word) for word in rest):
+        raise ConfigError(f"--data: {name} has its own data; for yours, take another recipe, such as folder-pixels")
+    rest = rest if place is None else [re.sub(r"^--data(?==|$)", place, word) for word in rest]
     rest = [re.sub(r"^--seed(?==|$)", "--training.seed", word) for word in rest]
     flags: TrainFlags | TrainTextFlags
     with catch_value_errors():
@@ -160,6 +162,7 @@ def _show(recipe: Recipe | TextRecipe, model: Generator, train: int, test: int) 
     what = "row" if isinstance(recipe, TextRecipe) else "image"
     print(dump_json(recipe))
     print(f"parameters {sum(p.numel() for p in model.parameters()):,}")
-    print(f"tokens     {model.length} per {what}, a grid of {model.grid}, each one of {model.vocab_size}")
+    grid = "x".join(map(str, model.grid))
+    print(f"tokens     {model.length} per {what}, a grid of {grid}, each one of {model.vocab_size}")
     print(f"{what + 's':10s} {train:,} for training, {test:,} held out")
     print(f"per step   {recipe.training.batch_size * model.length:,} tokens, {recipe.training.steps:,} steps")

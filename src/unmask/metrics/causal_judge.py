@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from unmask.errors import CheckpointError, ConfigError
 from unmask.storage.files import escape_line
 from unmask.storage.foreign.transformers_files import link_plain_files, list_transformers_errors, silence_transformers
+from unmask.storage.hub import read_hub_facts
 
 PUBLISHED_JUDGES = {
     "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
@@ -76,6 +77,7 @@ def load_causal_judge(name: str, device: torch.device | str = "cpu") -> CausalJu
     """
     try:
         import transformers  # noqa: F401
+        from huggingface_hub import try_to_load_from_cache
     except ImportError as error:
         raise ConfigError(f"--judge {name} needs transformers: pip install 'unmask[prompts]'") from error
     folder = Path(name).expanduser()
@@ -84,7 +86,11 @@ def load_causal_judge(name: str, device: torch.device | str = "cpu") -> CausalJu
     try:
         if name in PUBLISHED_JUDGES:
             repo, revision = PUBLISHED_JUDGES[name]
-            tokenizer, (network, info) = _load(repo, revision=revision)
+            held = isinstance(try_to_load_from_cache(repo, "tokenizer.json", revision=revision), str)
+            held &= isinstance(try_to_load_from_cache(repo, "model.safetensors", revision=revision), str)
+            if not held:  # transformers would repeat a lost request for half a minute, and print every try
+                read_hub_facts(repo, "config.json")
+            tokenizer, (network, info) = _load(repo, revision=revision, local_files_only=held)
         else:
             revision = None
             with link_plain_files(folder, JUDGE_FILES) as own:

@@ -71,8 +71,9 @@ def check_label_range(labels: Int[Tensor, "n"], num: int, num_classes: int, clas
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high
-        named = f" ({classes[0]} to {classes[-1]})" if classes else ""
-        raise ConfigError(f"no class {wrong}: this model's labels go from 0 to {num_classes - 1}{named}")
+        last = num_classes - 1
+        named = f" ({classes[0]} to {classes[-1]})" if classes and (classes[0], classes[-1]) != ("0", str(last)) else ""
+        raise ConfigError(f"no class {wrong}: this model's labels go from 0 to {last}{named}")
 
 
 def list_filled_classes(num_classes: int, empty: Sequence[int]) -> Int[Tensor, "k"]:

@@ -276,13 +276,13 @@ class TextPipeline(LoadedModel[TextModelSpec]):
         """Return a text with masks as tokens."""
         parts = MASK_PATTERN.split(text)  # text, count, text, count, ..., text
         if len(parts) == 1:
-            raise ConfigError(f"there is no hole to fill: write {MASK_EXAMPLE} where 12 tokens are missing")
+            raise ConfigError(f"there is no mask to fill: write {MASK_EXAMPLE} where 12 tokens are missing")
         ids: list[int] = list(self._front)
         for i, part in enumerate(parts):
             ids += self._encode_known(part, before_mask=i + 1 < len(parts)) if i % 2 == 0 else self._encode_mask(part)
         if len(ids) > self.model.length:
             raise ConfigError(
-                f"text and holes take {len(ids)} tokens, but this model's context is {self.model.length}: shorten them"
+                f"text and masks take {len(ids)} tokens, but this model's context is {self.model.length}: shorten them"
             )
         if self.opens and len(ids) < self.model.length:
             ids.append(self.tokenizer.end_id)
@@ -290,7 +290,7 @@ class TextPipeline(LoadedModel[TextModelSpec]):
 
     def _encode_known(self, text: str, before_mask: bool) -> list[int]:
         if WRONG_MASK.search(text):
-            raise ConfigError(f"{WRONG_MASK.search(text)[0]} is no hole: write [MASK] or {MASK_EXAMPLE}")  # type: ignore[index]
+            raise ConfigError(f"{WRONG_MASK.search(text)[0]} is no mask: write [MASK] or {MASK_EXAMPLE}")  # type: ignore[index]
         if before_mask and isinstance(self.tokenizer, BPETokenizer) and text.endswith(" "):
             text = text[:-1]
         return self.tokenizer.encode(text).tolist()

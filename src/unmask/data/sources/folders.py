@@ -36,6 +36,7 @@ from unmask.data.sources.parts import Parts, report_unused
 from unmask.errors import ConfigError, DataError, describe_os_error
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
+from unmask.storage.remote import is_remote
 
 MAX_IN_MEMORY = 2 * 2**30  # bytes of pixels
 
@@ -77,6 +78,12 @@ class Folder:
         """Open the sets of the folder, in memory, or only `listed`: the survey reads each picture by itself."""
         if not self.path and not self.train:
             raise ConfigError("which folder? Give --data DIR, with one sub-folder of images per class, or flat")
+        for place in filter(None, map(str, (self.path, self.train or "", self.test or ""))):
+            if is_remote(place):
+                raise ConfigError(
+                    f"{escape_line(place)}: a folder of images must lie on this disk; .tar shards at an address are "
+                    "read by unmask tokenize MODEL --source shards"
+                )
         found = find_parts(self.path, self.train, self.test)
         size = (self.size, self.size)
         read = partial(read_folder, size=size, channels=self.channels, progress=progress, listed=listed)
