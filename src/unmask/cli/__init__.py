@@ -147,7 +147,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     ),
     "export": Command(
         SHARE,
-        "write a model to a folder of its own, with a model card and without any path, host or user name",
+        "write a model to a new folder, with a model card; it names no path, host or user of yours",
         "published.run_export",
     ),
     "completion": Command(

@@ -1,5 +1,6 @@
 """The base of the published generators: what their sizes, their checks and their forward passes have in common."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +62,7 @@ class GridGenerator(nn.Module):
         return self.vocab_size
 
 
-class ClassGenerator(GridGenerator):
+class ClassGenerator(GridGenerator, ABC):
     """A network conditioned on a class: `model(tokens, condition)` returns logits [b, l, K].
 
     With a bool `at` [b, l] it returns only those rows, [n, K]. The condition is class ids, NULL (-1), or None. Logits
@@ -94,11 +95,11 @@ class ClassGenerator(GridGenerator):
         self.check_condition(condition)
         return widen(self.predict(tokens, self.classes(condition, tokens), at))
 
+    @abstractmethod
     def predict(
         self, tokens: Int[Tensor, "b l"], label: Float[Tensor, "b dim"], at: Bool[Tensor, "b l"] | None
     ) -> Float[Tensor, "..."]:
         """Return the logits for checked tokens and the embedding of each row's class."""
-        raise NotImplementedError
 
 
 def widen(x: Tensor) -> Tensor:
