@@ -4,7 +4,7 @@ The content under a mask never takes part. A smooth continuation of its surround
 sees the image, since the tokenizer's receptive field is wider than a token. Pixels outside the mask stay identical.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
@@ -19,7 +19,7 @@ from unmask.data.masks import MAX_PHOTO, check_mask
 from unmask.data.tokens import count_rows_at_once
 from unmask.decoding.sampling import Parallel, Sampling, resolve_priority
 from unmask.errors import ConfigError
-from unmask.method.guidance import Condition
+from unmask.method.guidance import Condition, Predict
 from unmask.method.rand import Rand
 from unmask.method.sampling.decode import State
 from unmask.pipelines.image import Pipeline
@@ -45,11 +45,13 @@ def stream_inpainting(
     variants: int = 1,
     stop: int | None = None,
     first: int = 0,
+    watch: Callable[[Predict], Predict] | None = None,
 ) -> Iterator[State]:
     """Yield every step of inpainting, the masked canvas first; row i * variants + v is variant v of image i.
 
     `stop` ends early: forward pass number `stop` fills all tokens that are still masked. Until then noise, guidance and
-    ratios are those of the full run. Image i has the noise of image number `first + i`.
+    ratios are those of the full run. Image i has the noise of image number `first + i`. The sampler uses
+    `watch(predict)`.
     """
     s = sampling or pipeline.sampling
     stop = s.steps if stop is None else stop
@@ -59,7 +61,8 @@ def stream_inpainting(
         check_label_range(labels, len(images), pipeline.num_classes, pipeline.classes)
         labels = labels.repeat_interleave(variants)
     tokens, _ = pipeline.mask_images(images, hole, cells)
-    predict, order = pipeline.predict(labels, s), resolve_priority(s.priority, pipeline.model, labels)
+    plain, order = pipeline.predict(labels, s), resolve_priority(s.priority, pipeline.model, labels)
+    predict = plain if watch is None else watch(plain)
 
     tokens = tokens.repeat_interleave(variants, 0)
     rows = torch.arange(first, first + len(images))[:, None] + torch.arange(variants) * VARIANT

@@ -1,0 +1,46 @@
+"""The command line and the line of Python that do what a click did, to copy."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def write_command(command: str, words: Sequence[str], flags: Mapping[str, Any]) -> str:
+    """Return a command line; flags that are None are left out, and a list gives several words.
+
+    Args:
+        command: The command, such as "sample".
+        words: What stands before the flags, such as the model.
+        flags: Values by the names of the flags, without the dashes.
+    """
+    parts = ["unmask", command, *words]
+    for name, value in flags.items():
+        if value is None or value is False:
+            continue
+        parts.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            parts += [_show(v) for v in value] if isinstance(value, list | tuple) else [_show(value)]
+    return shlex.join(parts)
+
+
+def _show(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def write_python(model: str, call: str, arguments: Sequence[Any], keywords: Mapping[str, Any], **load: Any) -> str:
+    """Return lines of Python: load the model with the keywords `load`, call it; None is left out.
+
+    Args:
+        model: What `unmask.load` takes.
+        call: What stands before the bracket, such as "images = pipe".
+        arguments: Its arguments.
+        keywords: Its keywords.
+        load: Keywords of `unmask.load`.
+    """
+    opened = ", ".join([repr(model), *_list_keywords(load)])
+    given = ", ".join([*map(repr, arguments), *_list_keywords(keywords)])
+    return f"import unmask\n\npipe = unmask.load({opened})\n{call}({given})"
+
+
+def _list_keywords(keywords: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={value!r}" for name, value in keywords.items() if value is not None]

@@ -1,0 +1,78 @@
+"""The page: a model on top, and a tab for each thing to do with it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from unmask.app.studio import Studio, Update, say, tell_errors
+from unmask.app.tabs.generate import make_generate_tab
+
+TITLE = "unmask"
+CSS = """
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important }
+.note, .error { margin: 0; padding: .4em .8em; border-radius: 8px; background: var(--background-fill-secondary) }
+.error { background: #fde8e8; color: #8a1c1c }
+footer { display: none !important }
+"""
+"""The page's own style."""
+TABS: dict[str, Callable[[Studio, Any], Any]] = {"Generate": make_generate_tab}
+"""The tabs by their titles. Each function adds a tab, and returns what has `outputs`, and `show` for a new model."""
+DEMO = "With no run yet: `unmask demo` learns digits in a few minutes; then reload this page."
+
+
+def make_theme() -> Any:
+    """Return a theme that loads no font from elsewhere."""
+    return gr.themes.Soft(
+        font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+
+
+def build_page(studio: Studio) -> gr.Blocks:
+    """Return the page; `server.serve` opens it."""
+    names = [(choice.title, choice.name) for choice in studio.choices]
+    first = studio.choices[0].name if studio.choices else None
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown("# unmask\nA masked generator fills in a canvas of masked tokens in a few parallel steps.")
+        model = gr.Dropdown(
+            names, value=first, label="Model", elem_id="model",
+            info="Runs, exports and published models, which are downloaded at their first use.",
+        )  # fmt: skip
+        about = gr.HTML(elem_id="about")
+        tabs: list[Any] = []
+        with gr.Tabs():
+            for title, make in TABS.items():
+                with gr.Tab(title, id=title.lower()):
+                    tabs.append(make(studio, model))
+
+        @tell_errors(about)
+        def choose(name: str | None) -> Iterator[Update]:
+            spec = studio.read_spec(name)
+            yield {about: say(describe_spec(spec))} | {k: v for tab in tabs for k, v in tab.show(spec).items()}
+
+        shown = [about, *(output for tab in tabs for output in tab.outputs)]
+        page.load(choose, model, shown, api_visibility="private", show_progress="hidden")
+        model.change(choose, model, shown, api_visibility="private", show_progress="hidden")
+        page.unload(make_farewell(studio))
+    return page
+
+
+def make_farewell(studio: Studio) -> Any:
+    """Return what a closed page leaves behind: nothing; the last one also frees the model."""
+
+    def leave(request: gr.Request) -> None:
+        studio.remove_folder(request)
+        if not studio.sessions.close(request.session_hash):
+            studio.holder.free_if_idle()
+
+    return leave
+
+
+def describe_spec(spec: Any) -> str:
+    """Return in a line what a model is."""
+    parts = [f"{'x'.join(map(str, spec.tokenizer.grid))} tokens", f"{spec.sampling.steps} steps by default"]
+    if getattr(spec, "classes", ()):
+        parts.insert(0, f"{len(spec.classes)} classes")
+    if spec.trained_on:
+        parts.append(f"trained on {spec.trained_on}")
+    return ", ".join(parts)
