@@ -1,5 +1,6 @@
 """The controls that say how to sample. What is left alone stays as the model has it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,10 +8,15 @@ import gradio as gr
 
 from unmask.decoding.names import RAMPS, SAMPLERS, list_orders, list_schedules
 from unmask.decoding.sampling import Sampling
+from unmask.errors import ConfigError
 
 OWN = "the model's own"
 MOST_STEPS = 256
 """Steps that the page offers: more cost time and hardly improve an image."""
+NUMBERS = {"temperature": False, "noise": False, "guidance": False, "top_p": False} | dict.fromkeys(
+    ("steps", "top_k", "block"), True
+)
+"""The settings that are numbers, and whether they are whole ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,65 +31,67 @@ class SettingControls:
         return list(self.controls.values())
 
     def read(self, values: tuple[Any, ...], own: Sampling) -> dict[str, Any]:
-        """Return the settings that differ from the model's own."""
+        """Return the settings that differ from the model's own; ConfigError for a text that is no number."""
         given = {name: value for name, value in zip(self.controls, values, strict=True) if value not in (None, OWN, "")}
+        given |= {name: parse_number(name, value) for name, value in given.items() if name in NUMBERS}
         if given.get("steps") == own.steps:
             del given["steps"]
-        for name in ("steps", "top_k", "block"):
-            if name in given:
-                given[name] = int(given[name])
         return given
 
 
-def make_settings(*, text: bool = False, open_: bool = True, prefix: str) -> SettingControls:
+def parse_number(name: str, text: Any) -> float | int:
+    """Return the number that somebody typed: a whole one for steps, top_k and block."""
+    try:
+        number = float(str(text).strip().replace(",", "."))
+    except ValueError as error:
+        raise ConfigError(f"{name.replace('_', ' ')} {text!r} is no number: write one such as 1.5") from error
+    if not NUMBERS[name]:
+        return number
+    if not number.is_integer():
+        raise ConfigError(f"{name.replace('_', ' ')} {text} must be a whole number")
+    return int(number)
+
+
+def make_settings(*, text: bool = False, prefix: str) -> SettingControls:
     """Add the controls to the page: those of an image model, or of a text model.
 
     Args:
         text: Whether they are for a text model, which has no guidance.
-        open_: Whether the less used ones are unfolded.
         prefix: What the ids of the controls begin with.
     """
-    controls: dict[str, Any] = {}
     sides = (8, 8)
-    controls["steps"] = gr.Slider(
-        1, MOST_STEPS, value=8, step=1, label="Steps", info="Forward passes of the model.", elem_id=f"{prefix}-steps"
-    )
+    controls: dict[str, Any] = {
+        "steps": gr.Slider(
+            1, MOST_STEPS, value=8, step=1, label="Steps", info="Forward passes of the model.",
+            elem_id=f"{prefix}-steps",
+        )
+    }  # fmt: skip
     with gr.Row():
-        controls["order"] = gr.Dropdown(
-            [OWN, *list_orders(sides)], value=OWN, label="Unmasking order", info="Which tokens are revealed first."
-        )
-        controls["schedule"] = gr.Dropdown(
-            [OWN, *list_schedules(64)], value=OWN, label="Schedule", info="How many tokens each step reveals."
-        )
+        controls["order"] = _choose("Unmasking order", "Which tokens are revealed first.", list_orders(sides), prefix)
+        controls["schedule"] = _choose("Schedule", "How many tokens each step reveals.", list_schedules(64), prefix)
     with gr.Row():
-        controls["temperature"] = gr.Number(
-            None, label="Temperature", info="Below 1 is sharper, 0 is greedy.", placeholder=OWN, step=0.1
-        )
-        controls["noise"] = gr.Number(
-            None, label="Noise", info="Randomness of the order confidence.", placeholder=OWN, step=0.5
-        )
+        controls["temperature"] = _ask("Temperature", "Below 1 is sharper, 0 is greedy.", prefix)
+        controls["noise"] = _ask("Noise", "Randomness of the order confidence.", prefix)
     if not text:
         with gr.Row():
-            controls["guidance"] = gr.Number(
-                None, label="Guidance scale", info="1 is none, higher keeps to the class.", placeholder=OWN, step=0.5,
-            )  # fmt: skip
-            controls["ramp"] = gr.Dropdown(
-                [OWN, *RAMPS], value=OWN, label="Guidance ramp", info="How guidance rises to its scale."
-            )
-    with gr.Accordion("More settings", open=not open_):
-        controls["sampler"] = gr.Dropdown(
-            [OWN, *SAMPLERS], value=OWN, label="Sampler", info="Some mask tokens again, some choose how many to reveal."
-        )
+            controls["guidance"] = _ask("Guidance scale", "1 is none, higher keeps to the class.", prefix)
+            controls["ramp"] = _choose("Guidance ramp", "How guidance rises to its scale.", RAMPS, prefix)
+    with gr.Accordion("More settings", open=False):
+        controls["sampler"] = _choose("Sampler", "Some mask tokens again or choose their number.", SAMPLERS, prefix)
         with gr.Row():
-            controls["top_k"] = gr.Number(
-                None, label="Top-k", info="Sample from this many tokens only.", placeholder=OWN, precision=0
-            )
-            controls["top_p"] = gr.Number(
-                None, label="Top-p", info="Sample from this probability only.", placeholder=OWN, step=0.05,
-            )  # fmt: skip
+            controls["top_k"] = _ask("Top-k", "Sample from this many tokens only.", prefix)
+            controls["top_p"] = _ask("Top-p", "Sample from this probability only.", prefix)
         if text:
-            controls["block"] = gr.Number(
-                None, label="Block", info="Tokens per block, from left to right; 0 is one block.", placeholder=OWN,
-                minimum=0, precision=0,
-            )  # fmt: skip
+            controls["block"] = _ask("Block", "Tokens per block, from left to right; 0 is one block.", prefix)
     return SettingControls(controls=controls)
+
+
+def _choose(label: str, info: str, names: Iterable[str], prefix: str) -> Any:
+    name = f"{prefix}-{label.lower().replace(' ', '-')}"
+    return gr.Dropdown([OWN, *names], value=OWN, label=label, info=info, elem_id=name)
+
+
+def _ask(label: str, info: str, prefix: str) -> Any:
+    """Add a box for a number: a box of text, since one of numbers shows 0 when it is empty."""
+    name = f"{prefix}-{label.lower().replace(' ', '-')}"
+    return gr.Textbox("", label=label, info=info, placeholder=OWN, max_length=20, elem_id=name)
