@@ -15,7 +15,8 @@ TREES = {f.relative_to(SRC).as_posix(): ast.parse(f.read_text(encoding="utf-8"))
 
 ORDER = (
     "errors", "method", "runtime", "decoding", "storage", "tokenizers", "data", "training", "pretrained", "figures",
-    "metrics", "recipes", "published", "pipelines", "experiments", "evaluation", "cli",
+    "metrics", "recipes", "published", "pipelines", "experiments", "evaluation", "app",
+    "cli",
 )  # fmt: skip
 """The folders of src/unmask: a module imports from its own, or from those earlier in this list."""
 PACKAGE = {"__init__", "__main__"}

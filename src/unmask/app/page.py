@@ -6,17 +6,31 @@ from typing import Any
 import gradio as gr
 
 from unmask.app.studio import Studio, Update, say, tell_errors
+from unmask.app.tabs.compare import make_compare_tab
 from unmask.app.tabs.generate import make_generate_tab
+from unmask.app.tabs.learn import make_learn_tab
 
 TITLE = "unmask"
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important }
 .note, .error { margin: 0; padding: .4em .8em; border-radius: 8px; background: var(--background-fill-secondary) }
 .error { background: #fde8e8; color: #8a1c1c }
+.image-frame { padding-top: 2.4rem }
+.schedule { overflow: hidden }
 footer { display: none !important }
+.schedule { width: 100%; max-width: 900px; display: block; font: 11px system-ui, sans-serif }
+.schedule .bars { fill: #c7d2fe }
+.schedule .labels { fill: currentColor; opacity: .75 }
+.schedule polyline { fill: none; stroke-width: 2 }
+.schedule .after { stroke: #4338ca }
+.schedule .curve { stroke: #d97706; stroke-dasharray: 5 4 }
 """
 """The page's own style."""
-TABS: dict[str, Callable[[Studio, Any], Any]] = {"Generate": make_generate_tab}
+TABS: dict[str, Callable[[Studio, Any], Any]] = {
+    "Generate": make_generate_tab,
+    "Compare": make_compare_tab,
+    "Learn": make_learn_tab,
+}
 """The tabs by their titles. Each function adds a tab, and returns what has `outputs`, and `show` for a new model."""
 DEMO = "With no run yet: `unmask demo` learns digits in a few minutes; then reload this page."
 

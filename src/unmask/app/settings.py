@@ -10,7 +10,7 @@ from unmask.decoding.names import RAMPS, SAMPLERS, list_orders, list_schedules
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 
-OWN = "the model's own"
+OWN = "model's own"
 MOST_STEPS = 256
 """Steps that the page offers: more cost time and hardly improve an image."""
 NUMBERS = {"temperature": False, "noise": False, "guidance": False, "top_p": False} | dict.fromkeys(

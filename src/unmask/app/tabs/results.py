@@ -59,14 +59,14 @@ class ResultView:
 def make_result_view(prefix: str, invitation: str) -> ResultView:
     """Add the components to the page; their ids begin with `prefix`."""
     status = gr.HTML(say(invitation), elem_id=f"{prefix}-status")
-    canvas = make_picture("Canvas: masked cells are hatched", f"{prefix}-canvas")
+    canvas = make_picture("Canvas", f"{prefix}-canvas")
     step = gr.Slider(
         0, 1, value=0, step=1, label="Step", info="Go back through the steps.", interactive=False,
         elem_id=f"{prefix}-step",
     )  # fmt: skip
     with gr.Row():
-        sure = make_picture("How sure the model was of each token", f"{prefix}-sure")
-        order = make_picture("Step that unmasked each token", f"{prefix}-order")
+        sure = make_picture("Confidence of each token", f"{prefix}-sure")
+        order = make_picture("Step that unmasked it", f"{prefix}-order")
     with gr.Row():
         files = [gr.DownloadButton(f"Download {kind}", interactive=False, size="md") for kind in FILES]
     command, python = make_lines(prefix)
