@@ -152,7 +152,7 @@ def draw_schedule(drawing: ScheduleDrawing, title: str) -> str:
     after = _join([(i / steps, ratio) for i, ratio in enumerate(drawing.ratios)], room, top)
     ideal = _join([(i / 64, ratio) for i, ratio in enumerate(drawing.curve)], room, top) if drawing.curve else ""
     marks = "".join(
-        f'<text x="{LEFT - 6}" y="{_place(x, top) + 4:.1f}" text-anchor="end">{x:.0%}</text>' for x in (0, 0.5, 1)
+        f'<text x="{LEFT - 6}" y="{_place(x, top) + 4:.1f}" text-anchor="end">{x:.0%}</text>' for x in (0.0, 0.5, 1.0)
     )
     said = f"{title}: {', '.join(map(str, drawing.counts[:64]))} tokens per step"
     return (
