@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from unmask.app.studio import Studio, Update, say, tell_errors
+from unmask.app.tabs.edit import make_edit_tab
 from unmask.app.tabs.generate import make_generate_tab
 
 TITLE = "unmask"
@@ -16,7 +17,7 @@ CSS = """
 footer { display: none !important }
 """
 """The page's own style."""
-TABS: dict[str, Callable[[Studio, Any], Any]] = {"Generate": make_generate_tab}
+TABS: dict[str, Callable[[Studio, Any], Any]] = {"Generate": make_generate_tab, "Edit": make_edit_tab}
 """The tabs by their titles. Each function adds a tab, and returns what has `outputs`, and `show` for a new model."""
 DEMO = "With no run yet: `unmask demo` learns digits in a few minutes; then reload this page."
 
@@ -70,7 +71,7 @@ def make_farewell(studio: Studio) -> Any:
 
 def describe_spec(spec: Any) -> str:
     """Return in a line what a model is."""
-    parts = [f"{'x'.join(map(str, spec.tokenizer.grid))} tokens", f"{spec.sampling.steps} steps by default"]
+    parts = [f"{'x'.join(map(str, spec.grid))} tokens", f"{spec.sampling.steps} steps by default"]
     if getattr(spec, "classes", ()):
         parts.insert(0, f"{len(spec.classes)} classes")
     if spec.trained_on:

@@ -223,6 +223,7 @@ def convert_channels(images: Float[Tensor, "b c h w"], channels: int) -> Float[T
     return (images * weights[:, None, None]).sum(1, keepdim=True)
 
 
+@torch.no_grad()
 def edit_photo(
     pipeline: Pipeline,
     photo: UInt8[Tensor, "c H W"],
