@@ -272,5 +272,5 @@ def write_variants(folder: Path, variants: list[Image.Image]) -> list[str]:
 
 def describe_edit(name: str, region: Region, edit: Edit, settings: dict[str, Any]) -> dict[str, Any]:
     """Return what was asked for, for settings.json."""
-    where = {} if region.kind == "paint" else {region.kind: getattr(region, region.kind)}
+    where: dict[str, Any] = {} if region.kind == "paint" else {region.kind: getattr(region, region.kind)}
     return {"model": name, "region": region.kind, **where, **vars(edit), "changed": settings}

@@ -8,6 +8,7 @@ import gradio as gr
 from unmask.app.studio import Studio, Update, say, tell_errors
 from unmask.app.tabs.edit import make_edit_tab
 from unmask.app.tabs.generate import make_generate_tab
+from unmask.app.tabs.text import make_text_tab
 
 TITLE = "unmask"
 CSS = """
@@ -17,7 +18,11 @@ CSS = """
 footer { display: none !important }
 """
 """The page's own style."""
-TABS: dict[str, Callable[[Studio, Any], Any]] = {"Generate": make_generate_tab, "Edit": make_edit_tab}
+TABS: dict[str, Callable[[Studio, Any], Any]] = {
+    "Generate": make_generate_tab,
+    "Edit": make_edit_tab,
+    "Text": make_text_tab,
+}
 """The tabs by their titles. Each function adds a tab, and returns what has `outputs`, and `show` for a new model."""
 DEMO = "With no run yet: `unmask demo` learns digits in a few minutes; then reload this page."
 

@@ -145,22 +145,30 @@ def _connect_photo(studio: Studio, controls: RegionControls, status: Any) -> Non
 def _connect_kinds(studio: Studio, controls: RegionControls, status: Any) -> None:
     """Let the page show the controls of the chosen kind, and the region that its numbers give."""
 
+    def draw_preview(request: gr.Request, kind: RegionKind, numbers: Sequence[Any]) -> Iterator[Update]:
+        photo = studio.sessions.find(request.session_hash).results.get(PHOTO)
+        if photo is not None and kind != "paint":
+            yield {
+                controls.preview: draw_region(photo, read_region(kind, numbers)),
+                status: say("the region is hatched"),
+            }
+
+    @tell_errors(status)
+    def choose_kind(request: gr.Request, kind: RegionKind, *numbers: Any) -> Iterator[Update]:
+        yield controls.show_kind(kind)
+        yield from draw_preview(request, kind, numbers)
+
     @tell_errors(status)
     def preview(request: gr.Request, kind: RegionKind, *numbers: Any) -> Iterator[Update]:
-        session = studio.sessions.find(request.session_hash)
-        yield controls.show_kind(kind)
-        photo = session.results.get(PHOTO)
-        if photo is None or kind == "paint":
-            return
-        yield {controls.preview: draw_region(photo, read_region(kind, numbers))}
+        yield from draw_preview(request, kind, numbers)
 
-    shown = list(controls.show_kind("paint"))
-    for control in controls.inputs:
-        event = control.change if control is controls.kind else control.input
-        event(
-            preview, controls.inputs, [status, controls.preview, *shown], trigger_mode="always_last",
-            concurrency_limit=4, api_visibility="private", show_progress="hidden",
-        )  # fmt: skip
+    settings: dict[str, Any] = {
+        "trigger_mode": "always_last", "concurrency_limit": 4, "api_visibility": "private",
+        "show_progress": "hidden", "show_progress_on": status,
+    }  # fmt: skip
+    shown = [status, controls.preview]
+    controls.kind.change(choose_kind, controls.inputs, [*shown, *controls.show_kind("paint")], **settings)
+    gr.on([number.input for number in (*controls.box, *controls.sides)], preview, controls.inputs, shown, **settings)
 
 
 def send_layer(controls: RegionControls, button: Any) -> Any:
