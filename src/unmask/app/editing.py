@@ -5,6 +5,8 @@ of a brush alone. So pixels outside the region are those of the upload, whatever
 """
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +213,13 @@ def _choose_label(pipeline: Pipeline, edit: Edit) -> Tensor | None:
 
 
 # -- what is left ------------------------------------------------------------------------------------------------------
+
+
+def make_edit_folder(folder: Path) -> Path:
+    """Return a new folder in place of the last one, so that no browser shows the last variants for the new ones."""
+    for old in folder.glob("edit-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix="edit-", dir=folder))
 
 
 def write_edit_lines(

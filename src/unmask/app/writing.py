@@ -56,15 +56,17 @@ class TextRecording:
     """How many tokens in front are no text."""
     whole: bool
     """Whether a text ends where its tokens end, as an infilled one does, and not at its end token."""
-    last: int
+    steps: int
     """The number of steps, as planned."""
+    last: int
+    """The state whose tokens are blue: the last one, or about that while the texts are written."""
     states: list[State] = field(default_factory=list)
     """Each step, the masked canvas first."""
 
     def render(self, number: int) -> str:
         """Return HTML of all texts after a step; each token has the colour of its step, and all text is escaped."""
         states = self.states[: number + 1]
-        last = max(self.last, len(self.states) - 1)
+        last = max(self.last, number)
         rows = [render_row(states, self.tokenizer, self.front, i, last) for i in range(len(states[0].tokens))]
         return f'{STYLE}<div class="texts">{"".join(rows)}</div>'
 
@@ -86,7 +88,11 @@ def stream_texts(pipeline: TextPipeline, wish: TextWish, sampling: Sampling) -> 
     canvas = pipeline.mask_text(wish.text) if whole else pipeline.make_canvas(wish.text, wish.length)
     logits = wish.num * len(canvas.tokens) * pipeline.model.vocab_size
     check_memory(LOGITS * 4 * logits, pipeline.device, "take fewer texts at once")
-    recording = TextRecording(tokenizer=pipeline.tokenizer, front=canvas.front, whole=whole, last=sampling.steps)
+    masked = int((canvas.tokens == pipeline.model.mask_id).sum())
+    recording = TextRecording(
+        tokenizer=pipeline.tokenizer, front=canvas.front, whole=whole, steps=sampling.steps,
+        last=min(sampling.steps, masked),
+    )  # fmt: skip
     rows = canvas.tokens.expand(wish.num, -1)
     states = pipeline.stream_states(rows, seed=wish.seed, sampling=sampling, ends=not whole)
     return recording, _record_texts(recording, states)
@@ -96,6 +102,7 @@ def _record_texts(recording: TextRecording, states: Iterator[State]) -> Iterator
     for number, state in enumerate(states):
         recording.states.append(replace(state, tokens=state.tokens.cpu(), revealed=state.revealed.cpu()))
         yield number
+    recording.last = len(recording.states) - 1
 
 
 def decode_texts(pipeline: TextPipeline, recording: TextRecording) -> list[str]:

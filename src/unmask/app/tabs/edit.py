@@ -12,6 +12,7 @@ from unmask.app.editing import (
     Edit,
     RegionKind,
     describe_edit,
+    make_edit_folder,
     prepare_edit,
     write_edit_downloads,
     write_edit_lines,
@@ -143,7 +144,7 @@ def make_edit_tab(studio: Studio, model: Any) -> EditTab:
                 if session.stop.is_set():
                     break
             stopped = bool(recording.masked[-1].any())
-            folder = studio.make_folder(request)
+            folder = make_edit_folder(studio.make_folder(request))
             variants = [] if stopped else write_variants(folder, job.finish(recording))
             lines = write_edit_lines(name, pipeline, region, wish, given)
             said = describe_edit(name, region, wish, given)

@@ -100,7 +100,7 @@ class TextView:
     def show_step(self, recording: TextRecording) -> Update:
         """Return the newest step."""
         number = len(recording.states) - 1
-        said = say(f"step {recording.states[-1].step} of {recording.last}")
+        said = say(f"step {recording.states[-1].step} of {recording.steps}")
         return {self.texts: recording.render(number), self.status: said}
 
     def show_end(
@@ -112,6 +112,7 @@ class TextView:
         files = paths or (None,) * len(self.files)
         return {
             self.status: say(f"{what} {recording.states[-1].step}"),
+            self.texts: recording.render(end),
             self.step: gr.update(maximum=max(1, end), value=end, interactive=True),
             self.command: lines[0],
             self.python: lines[1],
@@ -200,7 +201,7 @@ def connect_text_steps(studio: Studio, view: TextView) -> None:
     """Let the slider go through the steps of the last texts."""
 
     @tell_errors(view.status)
-    def scrub(request: gr.Request, number: float) -> Iterator[Update]:
+    def scrub(request: gr.Request, number: float | int) -> Iterator[Update]:
         recording = studio.sessions.find(request.session_hash).results.get("text")
         if recording is None or not recording.states:
             return
