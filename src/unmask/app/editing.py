@@ -39,11 +39,11 @@ MOST_VARIANTS = 8
 """Variants at once on the page."""
 SMALLEST_VIEW, LARGEST_VIEW = 320, 1600
 """Pixels of the longer side of the picture that somebody paints on."""
-BYTES = 45
+PIXEL_BYTES = 45
 """Memory that editing takes for each pixel of a photo, in bytes."""
 HALF = 128
 """A pixel is masked if the brush covers this much of it, of 255."""
-FILES = ("photo.png", "mask.png", "decode.gif", "settings.json")
+EDIT_FILES = ("photo.png", "mask.png", "decode.gif", "settings.json")
 """What can be downloaded, beside the variants."""
 
 RegionKind = Literal["paint", "box", "extend"]
@@ -200,7 +200,7 @@ def prepare_edit(pipeline: Pipeline, photo: UInt8[Tensor, "3 h w"], region: Regi
         pipeline = change_prompts(pipeline, [edit.prompt])
     check_batch(pipeline, edit.variants)
     larger, hole = mask_photo(photo, region)
-    check_memory((BYTES + 3 * edit.variants) * hole.numel(), torch.device("cpu"), "take a smaller photo")
+    check_memory((PIXEL_BYTES + 3 * edit.variants) * hole.numel(), torch.device("cpu"), "take a smaller photo")
     view = view_photo(pipeline, larger, hole)
     return PhotoEdit(pipeline=pipeline, photo=larger, hole=hole, view=view, edit=edit)
 
@@ -263,7 +263,7 @@ def write_edit_downloads(
     sampling: Sampling,
 ) -> list[str]:  # fmt: skip
     """Write the photo upright as PNG, its mask, the animation and the settings; return their paths."""
-    paths = [folder / name for name in FILES]
+    paths = [folder / name for name in EDIT_FILES]
     figures.write_picture(to_picture(photo), paths[0])
     figures.write_picture(Image.fromarray(job.hole.numpy().astype(np.uint8) * 255), paths[1])
     figures.write_animation(recording.frames, paths[2])

@@ -16,7 +16,7 @@ from unmask.runtime.shortage import check_memory
 from unmask.storage.files import write_text
 from unmask.tokenizers.text import TextTokenizer
 
-MOST_TEXTS = 4
+PAGE_TEXTS = 4
 """Texts at once on the page."""
 BETWEEN = "-" * 50
 """The line between two texts, as the command prints it."""
@@ -82,8 +82,8 @@ def stream_texts(pipeline: TextPipeline, wish: TextWish, sampling: Sampling) -> 
         ConfigError: A text or a number that this model cannot use.
         ShortageError: So many texts do not fit into memory.
     """
-    if not 1 <= wish.num <= MOST_TEXTS:
-        raise ConfigError(f"{wish.num} texts: take 1 to {MOST_TEXTS}")
+    if not 1 <= wish.num <= PAGE_TEXTS:
+        raise ConfigError(f"{wish.num} texts: take 1 to {PAGE_TEXTS}")
     whole = wish.has_masks
     canvas = pipeline.mask_text(wish.text) if whole else pipeline.make_canvas(wish.text, wish.length)
     logits = wish.num * len(canvas.tokens) * pipeline.model.vocab_size

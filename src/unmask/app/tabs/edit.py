@@ -143,6 +143,8 @@ def make_edit_tab(studio: Studio, model: Any) -> EditTab:
                 yield view.show_step(recording, sampling.steps)
                 if session.stop.is_set():
                     break
+            height, width = job.hole.shape
+            yield {status: say(f"writing photos of {width}x{height} pixels")}
             stopped = bool(recording.masked[-1].any())
             folder = make_edit_folder(studio.make_folder(request))
             variants = [] if stopped else write_variants(folder, job.finish(recording))

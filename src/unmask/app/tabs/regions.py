@@ -12,10 +12,10 @@ from unmask.app.sessions import Session
 from unmask.app.studio import Studio, Update, say, tell_errors
 from unmask.errors import ConfigError
 
-INK = "#ff2d95"
+BRUSH = "#ff2d95"
 """The colour of the brush."""
 BOX = ("x", "y", "width", "height")
-SIDES = ("left", "top", "right", "bottom")
+EDGES = ("left", "top", "right", "bottom")
 PHOTO = "edit photo"
 """Where `Session.results` keeps the photo."""
 FIND_LAYER = "value => value?.layers?.[0]?.path ?? ''"
@@ -82,7 +82,7 @@ def make_regions() -> RegionControls:
         editor = gr.ImageEditor(
             label="Paint over the part to fill", type="pil", format="png", sources=(), transforms=(), layers=False,
             buttons=[], canvas_size=(480, 320), elem_id="edit-editor",
-            brush=gr.Brush(colors=[INK], default_color=INK, color_mode="fixed"),
+            brush=gr.Brush(colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
         )  # fmt: skip
     editor.blob_storage = NoBlobs()
     layer = gr.Textbox("", visible=False, label="Layer of the brush")
@@ -94,7 +94,7 @@ def make_regions() -> RegionControls:
     with gr.Row(visible=False) as box_row:
         box = [_make_number(name, f"edit-{name}") for name in BOX]
     with gr.Row(visible=False) as side_row:
-        sides = [_make_number(name, f"edit-{name}") for name in SIDES]
+        sides = [_make_number(name, f"edit-{name}") for name in EDGES]
     groups: dict[RegionKind, list[Any]] = {
         "paint": [painting], "box": [drawn, box_row], "extend": [drawn, side_row]
     }  # fmt: skip

@@ -20,7 +20,7 @@ from unmask.app.studio import (
 )
 from unmask.app.tabs.results import make_lines
 from unmask.app.writing import (
-    MOST_TEXTS,
+    PAGE_TEXTS,
     TextRecording,
     TextWish,
     decode_texts,
@@ -32,7 +32,7 @@ from unmask.recipes.spec import TextModelSpec
 
 LONGEST_TEXT = 20_000
 """Characters that the page takes."""
-MOST_TOKENS = 256
+OFFERED_TOKENS = 256
 """The length that the page offers before a model is chosen."""
 
 
@@ -130,9 +130,9 @@ def make_text_controls() -> TextControls:
         info="It is continued. Or write [MASK:12] where 12 tokens are missing, and only these are filled in.",
     )  # fmt: skip
     with gr.Row():
-        num = gr.Slider(1, MOST_TEXTS, value=1, step=1, label="Texts", elem_id="text-num")
+        num = gr.Slider(1, PAGE_TEXTS, value=1, step=1, label="Texts", elem_id="text-num")
         length = gr.Slider(
-            1, MOST_TOKENS, value=MOST_TOKENS, step=1, label="Length", info="Tokens at most, with your text.",
+            1, OFFERED_TOKENS, value=OFFERED_TOKENS, step=1, label="Length", info="Tokens at most, with your text.",
             elem_id="text-length",
         )  # fmt: skip
     seed = gr.Number(0, label="Seed", precision=0, info="The same seed gives the same texts.", elem_id="text-seed")
