@@ -21,9 +21,11 @@ PAGE_TEXTS = 4
 BETWEEN = "-" * 50
 """The line between two texts, as the command prints it."""
 STYLE = (
-    "<style>.texts { font: 16px/1.6 Georgia, serif; background: #fff; color: #333; padding: .2em 1em; "
-    "border-radius: 8px } .texts p { white-space: pre-wrap; overflow-wrap: anywhere; margin: .6em 0 } "
-    ".texts p + p { border-top: 1px solid #ddd; padding-top: .6em } .texts .hidden { color: #767676 }</style>"
+    "<style>.texts { font: 16px/1.6 Georgia, serif; background: #fff; padding: 1.2em 1em .2em; border-radius: 8px } "
+    ".texts p { white-space: pre-wrap; overflow-wrap: anywhere; margin: .6em 0 } "
+    ".texts p + p { border-top: 1px solid #ddd; padding-top: .6em } "
+    ".texts span:not([data-step]) { color: #333 !important } "
+    ".texts span.hidden:not([data-step]) { color: #767676 !important }</style>"
 )
 """How the page shows texts, in light and dark themes alike."""
 
