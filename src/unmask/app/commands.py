@@ -20,6 +20,8 @@ def write_command(command: str, words: Sequence[str], flags: Mapping[str, Any]) 
         parts.append(f"--{name.replace('_', '-')}")
         if value is not True:
             parts += [_show(v) for v in value] if isinstance(value, list | tuple) else [_show(value)]
+        if isinstance(value, str) and value.startswith("-"):
+            parts[-2:] = [f"{parts[-2]}={value}"]  # otherwise it would be read as a flag
     return shlex.join(parts)
 
 
@@ -27,7 +29,16 @@ def _show(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def write_python(model: str, call: str, arguments: Sequence[Any], keywords: Mapping[str, Any], **load: Any) -> str:
+class Variable(str):
+    """The name of a variable, which lines of Python hold without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def write_python(
+    model: str, call: str, arguments: Sequence[Any], keywords: Mapping[str, Any], *, before: str = "", **load: Any
+) -> str:
     """Return lines of Python: load the model with the keywords `load`, call it; None is left out.
 
     Args:
@@ -35,11 +46,12 @@ def write_python(model: str, call: str, arguments: Sequence[Any], keywords: Mapp
         call: What stands before the bracket, such as "images = pipe".
         arguments: Its arguments.
         keywords: Its keywords.
+        before: Lines that follow the first import.
         load: Keywords of `unmask.load`.
     """
     opened = ", ".join([repr(model), *_list_keywords(load)])
     given = ", ".join([*map(repr, arguments), *_list_keywords(keywords)])
-    return f"import unmask\n\npipe = unmask.load({opened})\n{call}({given})"
+    return f"import unmask\n{before}\npipe = unmask.load({opened})\n{call}({given})"
 
 
 def _list_keywords(keywords: Mapping[str, Any]) -> list[str]:

@@ -7,8 +7,10 @@ import gradio as gr
 
 from unmask.app.studio import Studio, Update, say, tell_errors
 from unmask.app.tabs.compare import make_compare_tab
+from unmask.app.tabs.edit import make_edit_tab
 from unmask.app.tabs.generate import make_generate_tab
 from unmask.app.tabs.learn import make_learn_tab
+from unmask.app.tabs.text import make_text_tab
 
 TITLE = "unmask"
 CSS = """
@@ -29,6 +31,8 @@ footer { display: none !important }
 TABS: dict[str, Callable[[Studio, Any], Any]] = {
     "Generate": make_generate_tab,
     "Compare": make_compare_tab,
+    "Edit": make_edit_tab,
+    "Text": make_text_tab,
     "Learn": make_learn_tab,
 }
 """The tabs by their titles. Each function adds a tab, and returns what has `outputs`, and `show` for a new model."""
@@ -84,7 +88,7 @@ def make_farewell(studio: Studio) -> Any:
 
 def describe_spec(spec: Any) -> str:
     """Return in a line what a model is."""
-    parts = [f"{'x'.join(map(str, spec.tokenizer.grid))} tokens", f"{spec.sampling.steps} steps by default"]
+    parts = [f"{'x'.join(map(str, spec.grid))} tokens", f"{spec.sampling.steps} steps by default"]
     if getattr(spec, "classes", ()):
         parts.insert(0, f"{len(spec.classes)} classes")
     if spec.trained_on:

@@ -11,7 +11,7 @@ from math import ceil
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from unmask.data.holes import ANY, Cells, paste
@@ -22,6 +22,7 @@ from unmask.errors import ConfigError
 from unmask.method.guidance import Condition, Predict
 from unmask.method.rand import Rand
 from unmask.method.sampling.decode import State
+from unmask.pipelines.base import take_last_tokens
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.labels import check_label_range
 
@@ -222,6 +223,7 @@ def convert_channels(images: Float[Tensor, "b c h w"], channels: int) -> Float[T
     return (images * weights[:, None, None]).sum(1, keepdim=True)
 
 
+@torch.no_grad()
 def edit_photo(
     pipeline: Pipeline,
     photo: UInt8[Tensor, "c H W"],
@@ -241,18 +243,56 @@ def edit_photo(
     The model fills the window around the mask, and only the masked pixels are pasted back. `feather` counts pixels of
     the photo. A model of grey images sees the photo's brightness and fills in grey.
     """
-    if hole.shape != photo.shape[1:] or len(photo) not in (1, 3) or feather < 0:
-        found = f"the photo is {tuple(photo.shape)}, the hole {tuple(hole.shape)}, feather {feather}"
-        raise ConfigError(f"{found}: needs 1 or 3 channels, one mask of the same size, and feather of at least 0")
+    if feather < 0:
+        raise ConfigError(f"feather {feather}: must be at least 0")
+    view = view_photo(pipeline, photo, hole, context)
+    labels = None if label is None else torch.tensor([label])
+    states = stream_inpainting(
+        pipeline, view.images, view.hidden, labels, seed=seed, sampling=sampling, cells=cells, variants=variants,
+        stop=stop,
+    )  # fmt: skip
+    return fill_photo(pipeline, photo, hole, view, take_last_tokens(states), feather)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoView:
+    """What the model sees of a photo to edit: one image of its own size."""
+
+    window: Window
+    """Where in the photo it is."""
+    images: Float[Tensor, "1 c h w"]
+    """The window at the model's size."""
+    hidden: Bool[Tensor, "1 h w"]
+    """Which of its pixels touch the mask."""
+
+
+def view_photo(
+    pipeline: Pipeline, photo: UInt8[Tensor, "c H W"], hole: Bool[Tensor, "H W"], context: float = 0.5
+) -> PhotoView:
+    """Return the window around a mask as the model sees it; ConfigError for another size, or nothing to fill."""
+    if hole.shape != photo.shape[1:] or len(photo) not in (1, 3):
+        found = f"the photo is {tuple(photo.shape)}, the hole {tuple(hole.shape)}"
+        raise ConfigError(f"{found}: needs 1 or 3 channels, and one mask of the same size")
     check_mask(hole)
     window = choose_window(hole, pipeline.tokenizer.size, context)
     images, hidden = view_window(pipeline, photo, hole, window)
-    labels = None if label is None else torch.tensor([label])
-    drawn = inpaint_images(
-        pipeline, images, hidden, labels, seed=seed, sampling=sampling, cells=cells, variants=variants, stop=stop
-    )
+    return PhotoView(window=window, images=images, hidden=hidden)
+
+
+@torch.no_grad()
+def fill_photo(
+    pipeline: Pipeline,
+    photo: UInt8[Tensor, "c H W"],
+    hole: Bool[Tensor, "H W"],
+    view: PhotoView,
+    tokens: Int[Tensor, "v l"],
+    feather: int = 0,
+) -> UInt8[Tensor, "v c H W"]:
+    """Return the photo with each row of tokens, which inpainted its view, pasted into the masked region."""
+    drawn = pipeline.tokenizer.decode(tokens.cpu()).to(view.images)
+    pasted = paste(view.images, drawn[None], view.hidden)[0]
     # One by one: a large photo as floats is many times its bytes.
-    return torch.stack([_put_back(photo, hole, window, filled, feather) for filled in drawn[0]])
+    return torch.stack([_put_back(photo, hole, view.window, filled, feather) for filled in pasted])
 
 
 def _put_back(

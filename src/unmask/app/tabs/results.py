@@ -1,6 +1,6 @@
 """The part of a tab that shows one sampling: canvas, slider over its steps, maps, downloads, and lines to copy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,19 +56,28 @@ class ResultView:
         }
 
 
-def make_result_view(prefix: str, invitation: str) -> ResultView:
-    """Add the components to the page; their ids begin with `prefix`."""
+def make_result_view(prefix: str, invitation: str, kinds: Sequence[str] = FILES, ending: Any = None) -> ResultView:
+    """Add the components to the page.
+
+    Args:
+        prefix: What their ids begin with.
+        invitation: What the status says at first.
+        kinds: What can be downloaded.
+        ending: A component that is not rendered yet, to stand below the steps.
+    """
     status = gr.HTML(say(invitation), elem_id=f"{prefix}-status")
     canvas = make_picture("Canvas", f"{prefix}-canvas")
     step = gr.Slider(
         0, 1, value=0, step=1, label="Step", info="Go back through the steps.", interactive=False,
         elem_id=f"{prefix}-step",
     )  # fmt: skip
+    if ending is not None:
+        ending.render()
     with gr.Row():
         sure = make_picture("Confidence of each token", f"{prefix}-sure")
         order = make_picture("Step that unmasked it", f"{prefix}-order")
     with gr.Row():
-        files = [gr.DownloadButton(f"Download {kind}", interactive=False, size="md") for kind in FILES]
+        files = [gr.DownloadButton(f"Download {kind}", interactive=False, size="md") for kind in kinds]
     command, python = make_lines(prefix)
     return ResultView(
         status=status, canvas=canvas, step=step, sure=sure, order=order, files=files, command=command, python=python
