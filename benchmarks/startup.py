@@ -15,11 +15,17 @@ from pathlib import Path
 import torch
 
 from unmask.cli import COMMANDS
+from unmask.recipes.listing import list_recipe_names, read_recipe_note
 from unmask.runtime.provenance import describe_environment
 
 ROUNDS = 5
 EXPORT = Path(__file__).parents[1] / "tests/fixtures/earlier/export"
-RECIPES = (["train", "digits"], ["train-tokenizer", "cifar10-tokenizer"], ["tokenize-text", "shakespeare"])
+RECIPES = (
+    *(["train", name] for name in list_recipe_names()),
+    *(["train-tokenizer", name] for name in list_recipe_names(tokenizers=True)),
+    *(["tokenize-text", name] for name in list_recipe_names() if read_recipe_note(name).kind == "TextRecipe"),
+)
+"""Each command that takes a recipe, with each of its recipes."""
 
 
 def measure(words: list[str], folder: str) -> float:
