@@ -93,7 +93,7 @@ class MaskedBatch:
 
 def compute_loss(model: Model, batch: MaskedBatch) -> tuple[Loss, Float[Tensor, "n k"]]:
     """Return the weighted sum of -log p(clean | visible), and its logits at `batch.at`."""
-    from unmask.method.cross_entropy import CrossEntropy  # a class of torch, which recipes do without
+    from unmask.method.cross_entropy import CrossEntropy  # here: it extends a class of torch
 
     at = batch.at
     if batch.remember is None:
@@ -204,7 +204,7 @@ class MaskedDiffusion:
 
     def __post_init__(self) -> None:
         check_shares(self, "drop", "self_condition")
-        # The default does not jump. To try another schedule needs torch, which help does without.
+        # Power() does not jump, so help need not import torch to try it.
         if self.schedule != Power() and float(self.schedule(torch.tensor(1e-9))) < 1 - 1e-3:
             raise ValueError(
                 f"MaskedDiffusion(schedule={self.schedule}): it jumps at t = 0: part of the bound is lost; use Power()"

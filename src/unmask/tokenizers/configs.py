@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -224,15 +223,9 @@ class PatchGAN:
 
     def build(self, channels: int) -> "nn.Sequential":
         """Build the discriminator of images with that many channels."""
-        from torch import nn
+        from unmask.tokenizers.losses import build_discriminator
 
-        dims = [self.width * min(2**i, 8) for i in range(self.layers + 1)]
-        layers: list[nn.Module] = [nn.Conv2d(channels, dims[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for i, (dim_in, dim_out) in enumerate(pairwise(dims)):
-            last = i == self.layers - 1
-            layers.append(nn.Conv2d(dim_in, dim_out, 4, stride=1 if last else 2, padding=1, bias=False))
-            layers += [nn.GroupNorm(1, dim_out), nn.LeakyReLU(0.2)]
-        return nn.Sequential(*layers, nn.Conv2d(dims[-1], 1, 4, padding=1))
+        return build_discriminator(self, channels)
 
 
 @dataclass(frozen=True, kw_only=True)

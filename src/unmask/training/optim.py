@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate curves. Weight decay applies to matrices only; Muon updates the blocks' matrices."""
+"""Optimizers. Weight decay applies to matrices only; Muon updates the blocks' matrices."""
 
 import math
 from collections.abc import Callable
