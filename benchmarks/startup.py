@@ -45,11 +45,11 @@ def main() -> None:
     rows += [["schedule"], ["models"], ["sample", str(EXPORT), "--num", "4", "--out", "samples.png", "--overwrite"]]
     with tempfile.TemporaryDirectory() as folder:
         base = measure(["-c", "import torch"], folder)
-        print(f"{'command':48s}  CPU s  beyond torch\n{'python -c ' + repr('import torch'):48s} {base:6.2f}")
+        print(f"{'command':52s}  CPU s  beyond torch\n{'python -c ' + repr('import torch'):52s} {base:6.2f}")
         for words in rows:
             shown = " ".join(["unmask", *words]).replace(str(EXPORT), "RUN")
             seconds = measure(["-m", "unmask", *words], folder)
-            print(f"{shown[:48]:48s} {seconds:6.2f}  {seconds - base:12.2f}", flush=True)
+            print(f"{shown[:52]:52s} {seconds:6.2f}  {seconds - base:12.2f}", flush=True)
 
 
 if __name__ == "__main__":
