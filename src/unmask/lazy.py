@@ -19,10 +19,12 @@ else:
         """A module that is imported when one of its names is looked up."""
 
         def __init__(self, name: str):
-            self._name = name
+            self._name, self._module = name, None
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(importlib.import_module(self._name), name)
+            if self._module is None:
+                self._module = importlib.import_module(self._name)
+            return getattr(self._module, name)
 
     class _TensorType(type):
         def __instancecheck__(cls, value: object) -> bool:
