@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from unmask.errors import FACTORS, check_ranges
+from unmask.lazy import Tensor, torch
 
 NULL = -1
 """The class id for "no condition"; every class embedding has a row for it."""

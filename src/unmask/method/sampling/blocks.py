@@ -6,10 +6,9 @@ To decode a block is to decode a prefix of the canvas whose earlier tokens are k
 
 from collections.abc import Callable, Iterator
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
+from unmask.lazy import Tensor, torch
 from unmask.method.guidance import Predict
 from unmask.method.sampling.decode import State
 
