@@ -48,7 +48,7 @@ def stream_lines(command: Sequence[str], stop: threading.Event) -> Iterator[str]
     finally:
         end_child(child)
     if has_ended and child.returncode:
-        raise ConfigError(f"unmask {command[4]} ended with exit code {child.returncode}: {last}")
+        raise ConfigError(f"the process ended with exit code {child.returncode}: {last}")
 
 
 def _pump_lines(child: "subprocess.Popen[str]", lines: "queue.Queue[str | None]") -> None:
