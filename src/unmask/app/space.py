@@ -19,7 +19,7 @@ from unmask.storage.outputs import MARK, check_folder
 MODEL_FOLDER = "model"
 """The export in a Space."""
 PACKAGE = "unmask"
-"""The copy of this package in a Space. It is not on a package index, and a Space installs no wheel of its own folder."""
+"""The copy of this package in a Space: it is not on a package index, and a Space installs no wheel of its own."""
 APP, REQUIREMENTS = "app.py", "requirements.txt"
 PROGRAM = f'''"""A model of unmask in the browser ({MARK}: unmask app --space)."""
 

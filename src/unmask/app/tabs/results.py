@@ -109,7 +109,7 @@ def connect_steps(studio: Studio, view: ResultView, tab: str) -> None:
         said = say(f"step {recording.steps[at]} of {recording.steps[-1]}")
         yield {view.canvas: recording.frames[at], view.sure: sure, view.order: order, view.status: said}
 
-    view.step.release(
+    view.step.input(  # release comes from a mouse only
         scrub, view.step, [view.status, view.canvas, view.sure, view.order], trigger_mode="always_last",
         concurrency_limit=4, api_visibility="private", show_progress="hidden",
     )  # fmt: skip

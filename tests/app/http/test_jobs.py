@@ -1,4 +1,4 @@
-"""What a page asks for: limits, wrong values, models that cannot be used; each is one sentence, and the server lives on."""
+"""What a page asks for: limits, wrong values, unusable models; each is one sentence, and the server lives on."""
 
 import json
 import os
@@ -67,8 +67,9 @@ def test_odd_types_change_nothing(page, name):
 
 def test_events_that_are_not_there_change_nothing(page, name):
     event = page.write("generate-start", {"model": name})
-    for change in ({"fn_index": 9999}, {"fn_index": -1}, {"fn_index": None}, {"data": []}, {"data": None},
-                   {"data": {"a": 1}}, {"trigger_id": "x"}, {"data": event["data"] * 50}, {"batched": True}):  # fmt: skip
+    odd: list[dict] = [{"fn_index": number} for number in (9999, -1, None)] + [{"trigger_id": "x"}, {"batched": True}]
+    odd += [{"data": data} for data in ([], None, {"a": 1}, event["data"] * 50)]
+    for change in odd:
         answer = httpx.post(f"{page.address}/gradio_api/queue/join", json=event | change)
         assert answer.status_code in (200, 400, 422, 500)
 
@@ -136,7 +137,7 @@ def test_two_pages_get_their_own_results(served, name):
         with Page(served.address) as page:
             said = page.run("generate-start", {"model": name, "generate-seed": seed, "generate-num": 1})
             assert read_end(said) == DONE
-            scrubbed = page.run("generate-step", {"generate-step": 8}, "release")
+            scrubbed = page.run("generate-step", {"generate-step": 8}, "input")
             return find_image(json.dumps(scrubbed[-2]["output"]["data"]))
 
     with ThreadPoolExecutor(3) as pool:
@@ -205,7 +206,7 @@ def test_thousands_of_clicks_leave_the_server_as_it_was(served, name):
     with Page(served.address) as page:
         page.run("generate-start", {"model": name})
         events = [
-            ("/gradio_api/queue/join", page.write("generate-step", {"generate-step": 3}, "release")),
+            ("/gradio_api/queue/join", page.write("generate-step", {"generate-step": 3}, "input")),
             ("/gradio_api/queue/join", page.write("generate-start", {"model": name, "generate-steps": 1})),
             ("/gradio_api/run/predict", page.write("generate-stop", {})),
         ]
@@ -227,5 +228,5 @@ def test_thousands_of_clicks_leave_the_server_as_it_was(served, name):
 
 
 def test_results_that_were_dropped_are_told(page):
-    said = read_end(page.run("generate-step", {"generate-step": 1}, "release"))
+    said = read_end(page.run("generate-step", {"generate-step": 1}, "input"))
     assert said == "the server no longer keeps this result: generate it again"
