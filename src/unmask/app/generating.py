@@ -9,7 +9,7 @@ from typing import Any
 from unmask.app.commands import write_command, write_python
 from unmask.app.watching import Recording, Watcher, check_batch, record, start_recording
 from unmask.decoding.sampling import Sampling
-from unmask.errors import ConfigError
+from unmask.errors import SEEDS, ConfigError
 from unmask.figures.images import write_animation, write_picture
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.labels import resolve_filled_labels
@@ -20,6 +20,8 @@ from unmask.storage.files import write_text
 
 MOST_IMAGES = 16
 """Images at once on the page."""
+MOST_PROMPT = 1000
+"""Characters of a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +47,13 @@ def stream_wish(pipeline: Pipeline, wish: Wish, sampling: Sampling) -> tuple[Rec
     """
     if not 1 <= wish.num <= MOST_IMAGES:
         raise ConfigError(f"{wish.num} images: take 1 to {MOST_IMAGES}")
+    if not SEEDS[0] <= wish.seed <= SEEDS[1]:
+        raise ConfigError(f"seed {wish.seed} must have at most 18 digits")
+    if len(wish.prompt) > MOST_PROMPT:
+        raise ConfigError(f"the prompt has {len(wish.prompt):,} characters: take at most {MOST_PROMPT:,}")
     if takes_prompts(pipeline.model.config):
         pipeline = change_prompts(pipeline, [wish.prompt])
-    check_batch(pipeline, wish.num)
+    check_batch(pipeline, wish.num, sampling.steps)
     ids = pipeline.cycle_labels(wish.num)
     if wish.labels:
         chosen = resolve_filled_labels(list(wish.labels), pipeline.classes, pipeline.empty_classes).to(pipeline.device)

@@ -2,7 +2,7 @@
 
 import gc
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +141,3 @@ class Holder:
     def held(self) -> str | None:
         """The name of the model in memory."""
         return self._key[0] if self._key else None
-
-
-Stopped = Callable[[], bool]
-"""Whether somebody pressed stop."""

@@ -10,6 +10,7 @@ from unmask.app.tabs.compare import make_compare_tab
 from unmask.app.tabs.edit import make_edit_tab
 from unmask.app.tabs.generate import make_generate_tab
 from unmask.app.tabs.learn import make_learn_tab
+from unmask.app.tabs.model_list import connect_model_list, make_model_list
 from unmask.app.tabs.text import make_text_tab
 
 TITLE = "unmask"
@@ -36,7 +37,7 @@ TABS: dict[str, Callable[[Studio, Any], Any]] = {
     "Learn": make_learn_tab,
 }
 """The tabs by their titles. Each function adds a tab, and returns what has `outputs`, and `show` for a new model."""
-DEMO = "With no run yet: `unmask demo` learns digits in a few minutes; then reload this page."
+NO_RUN = "There is no model yet. Press Run the demo: it learns to draw digits in a few minutes."
 
 
 def make_theme() -> Any:
@@ -48,14 +49,10 @@ def make_theme() -> Any:
 
 def build_page(studio: Studio) -> gr.Blocks:
     """Return the page; `server.serve` opens it."""
-    names = [(choice.title, choice.name) for choice in studio.choices]
-    first = studio.choices[0].name if studio.choices else None
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("# unmask\nA masked generator fills in a canvas of masked tokens in a few parallel steps.")
-        model = gr.Dropdown(
-            names, value=first, label="Model", elem_id="model",
-            info="Runs, exports and published models, which are downloaded at their first use.",
-        )  # fmt: skip
+        models = make_model_list(studio)
+        model = models.model
         about = gr.HTML(elem_id="about")
         tabs: list[Any] = []
         with gr.Tabs():
@@ -65,10 +62,14 @@ def build_page(studio: Studio) -> gr.Blocks:
 
         @tell_errors(about)
         def choose(name: str | None) -> Iterator[Update]:
+            if name is None and not studio.choices:
+                yield {about: say(NO_RUN)}
+                return
             spec = studio.read_spec(name)
             yield {about: say(describe_spec(spec))} | {k: v for tab in tabs for k, v in tab.show(spec).items()}
 
         shown = [about, *(output for tab in tabs for output in tab.outputs)]
+        connect_model_list(studio, models, page, about)
         page.load(choose, model, shown, api_visibility="private", show_progress="hidden")
         model.change(choose, model, shown, api_visibility="private", show_progress="hidden")
         page.unload(make_farewell(studio))
@@ -76,10 +77,9 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 
 def make_farewell(studio: Studio) -> Any:
-    """Return what a closed page leaves behind: nothing; the last one also frees the model."""
+    """Return what forgets a closed page; after the last one, the model is freed too."""
 
     def leave(request: gr.Request) -> None:
-        studio.remove_folder(request)
         if not studio.sessions.close(request.session_hash):
             studio.holder.free_if_idle()
 

@@ -10,12 +10,17 @@ from typing import Any
 
 from unmask.errors import ConfigError
 
-LOCAL = ("127.0.0.1", "localhost", "[::1]")
+LOCAL = ("127.0.0.1", "localhost", "::1")
 """The names by which a browser on this machine reaches the page."""
 MOST_WAITING = 16
 """Jobs that wait; more are refused."""
-MOST_UPLOAD = "20mb"
-"""The largest upload."""
+MOST_PAGES = 64
+"""Pages whose controls gradio remembers."""
+QUIET = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_ANALYTICS_MAX_EVENTS": "100",  # it sorts them all after each event
+}
+"""What gradio must not do; it reads these when it is imported, and when a page is opened."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,7 @@ class Served:
 
 def require_gradio() -> None:
     """Raise ConfigError if gradio is not installed; switch off its analytics before it is imported."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.update(QUIET)
     try:
         import gradio  # noqa: F401
     except ImportError as error:
@@ -66,50 +71,66 @@ def serve(
     require_gradio()
     with tempfile.TemporaryDirectory(prefix="unmask-app-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        from starlette.middleware import Middleware
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
-
         from unmask.app.models import Holder, list_models
-        from unmask.app.page import CSS, build_page, make_theme
+        from unmask.app.page import build_page
         from unmask.app.sessions import Sessions
         from unmask.app.studio import Studio
 
-        downloads = Path(folder) / "downloads"
-        downloads.mkdir()
         holder = Holder(device=device, offline=offline)
         studio = Studio(
-            holder=holder, sessions=Sessions(), choices=list_models(models, root, published=published), folder=downloads
+            holder=holder,
+            sessions=Sessions(),
+            choices=list_models(models, root, published=published),
+            folder=Path(folder),
+            named=tuple(models),
+            root=root,
+            published=published,
         )
         blocks = build_page(studio).queue(max_size=MOST_WAITING, api_open=False, default_concurrency_limit=4)
-        hosts = [*LOCAL, host] if host not in ("0.0.0.0", "::") else ["*"]
         try:
-            _, address, _ = blocks.launch(
-                server_name=host,
-                server_port=port,
-                prevent_thread_lock=True,
-                quiet=True,
-                share=False,
-                inbrowser=False,
-                ssr_mode=False,
-                show_error=False,
-                max_file_size=MOST_UPLOAD,
-                enable_monitoring=False,
-                mcp_server=False,
-                pwa=False,
-                footer_links=[],
-                theme=make_theme(),
-                css=CSS,
-                app_kwargs={
-                    "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
-                    "docs_url": None,
-                    "redoc_url": None,
-                    "openapi_url": None,
-                },
-            )
-        except OSError as error:
-            raise ConfigError(f"port {port} is in use: give another --port, or leave it out") from error
-        try:
-            yield Served(address=address, blocks=blocks)
+            yield Served(address=_open_page(blocks, host, port, Path(folder)), blocks=blocks)
         finally:
+            studio.sessions.close_all()
             blocks.close(verbose=False)
             holder.free()
+            os.environ.pop("GRADIO_TEMP_DIR", None)
+
+
+def _open_page(blocks: Any, host: str, port: int | None, folder: Path) -> str:
+    """Open the page in a thread of its own, and return its address."""
+    from starlette.middleware import Middleware
+
+    from unmask.app.guard import MOST_UPLOAD, Guard
+    from unmask.app.page import CSS, make_theme
+
+    hosts = ["*"] if host in ("0.0.0.0", "::") else [*LOCAL, host]
+    try:
+        _, address, _ = blocks.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            inbrowser=False,
+            ssr_mode=False,
+            show_error=False,
+            max_file_size=MOST_UPLOAD,
+            state_session_capacity=MOST_PAGES,
+            enable_monitoring=False,
+            run_history=False,
+            mcp_server=False,
+            pwa=False,
+            num_workers=0,
+            footer_links=[],
+            theme=make_theme(),
+            css=CSS,
+            app_kwargs={
+                "middleware": [Middleware(Guard, hosts=hosts, folder=folder, page=blocks)],
+                "docs_url": None,
+                "redoc_url": None,
+                "openapi_url": None,
+            },
+        )
+    except OSError as error:
+        raise ConfigError(f"port {port} is in use: give another --port, or leave it out") from error
+    return str(address)

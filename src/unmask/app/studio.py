@@ -1,9 +1,10 @@
 """What the tabs of the page share: the models, the open pages, a folder for downloads, and how errors are told."""
 
+import contextlib
 import functools
 import hashlib
 import html
-import shutil
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,13 +14,14 @@ from typing import Any
 
 import gradio as gr
 
-from unmask.app.models import Holder, Kind, ModelChoice
+from unmask.app.models import Holder, Kind, ModelChoice, list_models
 from unmask.app.sessions import Session, Sessions
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import change_sampling
 from unmask.errors import ConfigError, UnmaskError
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.text import TextPipeline
+from unmask.published.catalogue import MODELS
 from unmask.published.opening import open_model
 from unmask.recipes.spec import ModelSpec, TextModelSpec
 from unmask.runtime.progress import Progress
@@ -27,6 +29,8 @@ from unmask.runtime.shortage import describe_shortage
 
 COMPUTE = "compute"
 """The queue of jobs that run a model: one at a time over all pages."""
+MOST_STORED = 1 << 30
+"""Bytes of the files that are kept for all pages: images, uploads, downloads."""
 Update = dict[Any, Any]
 """What an event changes: components and their new values."""
 
@@ -46,7 +50,24 @@ class Studio:
     choices: list[ModelChoice]
     """The models to choose from."""
     folder: Path
-    """Where files to download are written; deleted when the server ends."""
+    """Where the page's files are: uploads, images, downloads; deleted when the server ends."""
+    named: Sequence[str] = ()
+    """The models that were named when the page was opened."""
+    root: Path = Path("runs")
+    """The folder whose runs are offered."""
+    published: bool = True
+    """Whether the published models are offered."""
+
+    def refresh(self) -> None:
+        """Look for models again: new runs come in, deleted ones go."""
+        self.choices[:] = list_models(
+            [name for name in self.named if can_open(name)], self.root, published=self.published
+        )
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether a model of this machine is offered, not only published ones."""
+        return any(choice.name not in MODELS for choice in self.choices)
 
     def list_names(self, kind: Kind) -> list[tuple[str, str]]:
         """Return (title, name) of the models of a kind."""
@@ -64,15 +85,41 @@ class Studio:
         return opened.require_text_spec("sample") if opened.is_text else opened.require_image_spec()
 
     def make_folder(self, request: gr.Request) -> Path:
-        """Return the folder of a page's downloads; it is emptied when the page closes."""
-        name = hashlib.sha256((request.session_hash or "").encode()).hexdigest()[:16]
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        return folder
+        """Return the folder of a page's downloads; it is deleted when the page closes, or was idle for long.
 
-    def remove_folder(self, request: gr.Request) -> None:
-        """Delete a page's downloads."""
-        shutil.rmtree(self.make_folder(request), ignore_errors=True)
+        The oldest files of all pages go when they take more than MOST_STORED bytes.
+        """
+        trim_folder(self.folder, MOST_STORED)
+        name = hashlib.sha256((request.session_hash or "").encode()).hexdigest()[:16]
+        session = self.sessions.find(request.session_hash)
+        session.folder = self.folder / "downloads" / name
+        session.folder.mkdir(parents=True, exist_ok=True)
+        return session.folder
+
+
+def can_open(name: str) -> bool:
+    """Return whether a model is there."""
+    try:
+        open_model(name, offline=True)
+    except UnmaskError:
+        return False
+    return True
+
+
+def trim_folder(folder: Path, most: int) -> None:
+    """Delete the oldest files below a folder until the others take at most `most` bytes."""
+    files = []
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another page may just have deleted it
+            facts = file.lstat()
+            if stat.S_ISREG(facts.st_mode):
+                files.append((facts.st_mtime, facts.st_size, file))
+    left = sum(size for _, size, _ in files)
+    for _, size, file in sorted(files):
+        if left <= most:
+            break
+        file.unlink(missing_ok=True)
+        left -= size
 
 
 def report_to(session: Session) -> Progress:

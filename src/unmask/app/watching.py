@@ -8,17 +8,20 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
+from unmask.errors import ShortageError
 from unmask.figures import images as figures
 from unmask.figures.maps import draw_heat_map
 from unmask.method.guidance import Predict
 from unmask.method.sampling.decode import State
 from unmask.pipelines.image import Pipeline
-from unmask.runtime.shortage import check_memory
+from unmask.runtime.shortage import check_memory, format_bytes
 
 WIDTH = 560
 """Pixels of a canvas on the page, about."""
 LOGITS = 4
 """Copies of the logits in float32 that a step holds at once, about."""
+MOST_FRAMES = 256 << 20
+"""Bytes of the canvases of one recording: the page keeps them to step through."""
 
 
 class Watcher:
@@ -92,6 +95,13 @@ class Recording:
         self.steps.append(state.step)
 
     @property
+    def num_bytes(self) -> int:
+        """The memory that it takes."""
+        tensors = [tensor for steps in (self.tokens, self.masked, self.sure, self.revealed) for tensor in steps]
+        pixels = sum(frame.width * frame.height * len(frame.getbands()) for frame in self.frames)
+        return pixels + sum(tensor.nbytes for tensor in tensors)
+
+    @property
     def order(self) -> Int[Tensor, "b l"]:
         """The number of the step that finally unmasked each token; 0 if it was given or is still masked."""
         when = torch.zeros_like(self.tokens[0])
@@ -108,7 +118,7 @@ def start_recording(pipeline: Pipeline, num: int) -> Recording:
         length = pipeline.model.length
         rows = max(r for r in range(1, int(length**0.5) + 1) if length % r == 0)
         grid = (rows, length // rows)
-    return Recording(grid=(grid[0], grid[1]), has_cells=has_cells, columns=min(num, max(1, round(num**0.5 + 0.2))))
+    return Recording(grid=(grid[0], grid[1]), has_cells=has_cells, columns=choose_columns(num))
 
 
 def record(pipeline: Pipeline, recording: Recording, states: Iterator[State], watcher: Watcher) -> Iterator[int]:
@@ -143,7 +153,20 @@ def draw_maps(recording: Recording, number: int) -> tuple[Image.Image, Image.Ima
     return sure, figures.draw_unmasking_order(so_far, recording.grid, last, recording.columns, scale=scale)
 
 
-def check_batch(pipeline: Pipeline, num: int) -> None:
-    """Raise ShortageError if the logits of so many images do not fit into memory."""
+def check_batch(pipeline: Pipeline, num: int, steps: int = 1) -> None:
+    """Raise ShortageError if so many images do not fit into memory: their logits, or the canvases of all steps."""
     logits = num * pipeline.model.length * pipeline.model.vocab_size
     check_memory(LOGITS * 4 * logits, pipeline.device, "take fewer images at once")
+    height, width = pipeline.tokenizer.size
+    scale = max(1, WIDTH // (choose_columns(num) * width))
+    frames = (steps + 1) * num * height * width * scale**2 * 3
+    if frames > MOST_FRAMES:
+        raise ShortageError(
+            f"{steps} steps of {num} images take {format_bytes(frames)}, and the page keeps "
+            f"{format_bytes(MOST_FRAMES)}: take fewer steps or images"
+        )
+
+
+def choose_columns(num: int) -> int:
+    """Return how many of `num` images stand in a row."""
+    return min(num, max(1, round(num**0.5 + 0.2)))

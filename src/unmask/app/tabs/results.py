@@ -8,6 +8,7 @@ import gradio as gr
 
 from unmask.app.studio import Studio, Update, say, tell_errors
 from unmask.app.watching import Recording, draw_maps
+from unmask.errors import ConfigError
 
 FILES = ("PNG", "GIF", "settings")
 """What a sampling can be downloaded as."""
@@ -111,13 +112,13 @@ def connect_steps(studio: Studio, view: ResultView, tab: str) -> None:
     def scrub(request: gr.Request, number: float) -> Iterator[Update]:
         recording = studio.sessions.find(request.session_hash).results.get(tab)
         if recording is None or not recording.frames:
-            return
+            raise ConfigError("the server no longer keeps this result: generate it again")
         at = min(max(int(number), 0), len(recording.frames) - 1)
         sure, order = draw_maps(recording, at)
         said = say(f"step {recording.steps[at]} of {recording.steps[-1]}")
         yield {view.canvas: recording.frames[at], view.sure: sure, view.order: order, view.status: said}
 
-    view.step.release(
+    view.step.input(  # release comes from a mouse only
         scrub, view.step, [view.status, view.canvas, view.sure, view.order], trigger_mode="always_last",
         concurrency_limit=4, api_visibility="private", show_progress="hidden",
     )  # fmt: skip

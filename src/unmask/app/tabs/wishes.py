@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from unmask.app.generating import MOST_IMAGES, Wish
+from unmask.app.generating import MOST_IMAGES, MOST_PROMPT, Wish
 from unmask.app.settings import SettingControls
 from unmask.app.studio import Update
 from unmask.pretrained.conditions import takes_prompts
@@ -39,7 +39,11 @@ def make_wishes(prefix: str, num: int = 4) -> WishControls:
         info="By name or number, repeated in turn. None means all classes in turn.",
     )  # fmt: skip
     prompt = gr.Textbox(
-        label="Prompt", visible=False, placeholder="a cat in the snow", max_length=1000, elem_id=f"{prefix}-prompt"
+        label="Prompt",
+        visible=False,
+        placeholder="a cat in the snow",
+        max_length=MOST_PROMPT,
+        elem_id=f"{prefix}-prompt",
     )
     with gr.Row():
         images = gr.Slider(1, MOST_IMAGES, value=num, step=1, label="Images", elem_id=f"{prefix}-num")
