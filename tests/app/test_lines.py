@@ -12,7 +12,7 @@ from PIL import Image
 from unmask.app.commands import write_command, write_python
 from unmask.app.generating import Wish, stream_wish, write_downloads, write_lines
 from unmask.app.lessons import LESSONS, draw_schedule, trace_schedule, write_lessons
-from unmask.app.settings import OWN, make_settings, parse_number
+from unmask.app.settings import MODELS_VALUE, make_settings, parse_number
 from unmask.app.studio import choose_settings
 from unmask.app.tabs.compare import describe_agreement, run_comparison
 from unmask.cli import main
@@ -97,7 +97,9 @@ def test_controls_left_alone_change_nothing():
 
     with gr.Blocks():
         settings = make_settings(prefix="x")
-    values = tuple(8 if name == "steps" else OWN if name in ("order", "ramp") else "" for name in settings.controls)
+    values = tuple(
+        8 if name == "steps" else MODELS_VALUE if name in ("order", "ramp") else "" for name in settings.controls
+    )
     assert settings.read(values, Sampling(steps=8)) == {}
     assert settings.read(values, Sampling(steps=9)) == {"steps": 8}
 

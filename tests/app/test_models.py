@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from unmask.app import models
-from unmask.app.models import Holder, list_models
+from unmask.app.models import Holder, list_choices
 from unmask.errors import CheckpointError, ShortageError
 from unmask.published.catalogue import MODELS
 from unmask.storage.layout import MODEL
 
 
 def names(*arguments, **keywords):
-    return [choice.name for choice in list_models(*arguments, **keywords)]
+    return [choice.name for choice in list_choices(*arguments, **keywords)]
 
 
 def test_every_run_below_the_root_is_offered_and_then_the_published_ones(runs):
@@ -35,7 +35,7 @@ def test_a_damaged_folder_is_left_out_and_a_named_one_is_refused(runs, tmp_path)
     (bad / "config.json").write_text("{")
     assert names((), tmp_path, published=False) == []
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        list_models((str(bad),))
+        list_choices((str(bad),))
 
 
 def test_without_any_run_the_published_models_are_offered(tmp_path):

@@ -18,10 +18,10 @@ def write_command(command: str, words: Sequence[str], flags: Mapping[str, Any]) 
         if value is None or value is False:
             continue
         parts.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            parts += [_show(v) for v in value] if isinstance(value, list | tuple) else [_show(value)]
-        if isinstance(value, str) and value.startswith("-"):
-            parts[-2:] = [f"{parts[-2]}={value}"]  # otherwise it would be read as a flag
+        values = [] if value is True else value if isinstance(value, list | tuple) else [value]
+        parts += map(_show, values)
+        if len(values) == 1 and str(values[0]).startswith("-"):
+            parts[-2:] = [f"{parts[-2]}={parts[-1]}"]  # otherwise it would be read as a flag
     return shlex.join(parts)
 
 
@@ -37,9 +37,15 @@ class Variable(str):
 
 
 def write_python(
-    model: str, call: str, arguments: Sequence[Any], keywords: Mapping[str, Any], *, before: str = "", **load: Any
+    model: str,
+    call: str,
+    arguments: Sequence[Any],
+    keywords: Mapping[str, Any],
+    *,
+    before: str = "",
+    prompts: Sequence[str] | None = None,
 ) -> str:
-    """Return lines of Python: load the model with the keywords `load`, call it; None is left out.
+    """Return lines of Python: load the model, call it; None is left out.
 
     Args:
         model: What `unmask.load` takes.
@@ -47,9 +53,9 @@ def write_python(
         arguments: Its arguments.
         keywords: Its keywords.
         before: Lines that follow the first import.
-        load: Keywords of `unmask.load`.
+        prompts: The prompts with which the model is loaded.
     """
-    opened = ", ".join([repr(model), *_list_keywords(load)])
+    opened = ", ".join([repr(model), *_list_keywords({"prompts": prompts})])
     given = ", ".join([*map(repr, arguments), *_list_keywords(keywords)])
     return f"import unmask\n{before}\npipe = unmask.load({opened})\n{call}({given})"
 

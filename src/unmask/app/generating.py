@@ -18,7 +18,7 @@ from unmask.pretrained.conditions import takes_prompts
 from unmask.storage.config import to_json
 from unmask.storage.files import write_text
 
-MOST_IMAGES = 16
+IMAGES_AT_ONCE = 16
 """Images at once on the page."""
 MOST_PROMPT = 1000
 """Characters of a prompt."""
@@ -45,8 +45,8 @@ def stream_wish(pipeline: Pipeline, wish: Wish, sampling: Sampling) -> tuple[Rec
         ConfigError: A label or a number that this model cannot use.
         ShortageError: So many images do not fit into memory.
     """
-    if not 1 <= wish.num <= MOST_IMAGES:
-        raise ConfigError(f"{wish.num} images: take 1 to {MOST_IMAGES}")
+    if not 1 <= wish.num <= IMAGES_AT_ONCE:
+        raise ConfigError(f"{wish.num} images: take 1 to {IMAGES_AT_ONCE}")
     if not SEEDS[0] <= wish.seed <= SEEDS[1]:
         raise ConfigError(f"seed {wish.seed} must have at most 18 digits")
     if len(wish.prompt) > MOST_PROMPT:

@@ -6,19 +6,21 @@ gradio's server knows many more routes, opens files and addresses that a client 
 import json
 import re
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from anyio.to_thread import run_sync
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unmask.data.image_files import Unreadable, decode_bytes, silence_warnings
 from unmask.data.pixels.decode import FORMATS
+from unmask.data.untrusted import decode_untrusted
+from unmask.errors import DataError
 
 READ = re.compile(
     r"/|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/(assets|static)/.*|/gradio_api/(theme\.css|"
@@ -27,7 +29,7 @@ READ = re.compile(
 """What a page reads."""
 SENT = re.compile(r"/gradio_api/(queue/join|run/predict|upload|component_server)/?")
 """Where a page sends events, images, and what was painted."""
-FILE = "/gradio_api/file="
+FILE_ROUTE = "/gradio_api/file="
 """The route of a file."""
 PAGE = re.compile(r"[\w-]{1,64}")
 """The id that a page gives itself."""
@@ -72,8 +74,8 @@ class Guard:
         try:
             check_origin(Headers(scope=scope), self.hosts)
             route = check_route(scope["method"], scope["path"])
-            if route.startswith(FILE):
-                check_inside(route.removeprefix(FILE), self.folder)
+            if route.startswith(FILE_ROUTE):
+                check_inside(route.removeprefix(FILE_ROUTE), self.folder)
             read, write = receive, send
             if scope["method"] == "POST":
                 read, write = await self._check_sent(route.rstrip("/"), scope, receive, send)
@@ -106,7 +108,7 @@ class Guard:
             sent = [
                 (name, await value.read() if hasattr(value, "read") else value) for name, value in form.multi_items()
             ]
-        except Exception as error:
+        except (HTTPException, MultiPartException, ValueError, KeyError) as error:
             raise Refusal(400, "this is no painting") from error
         said = {name: value for name, value in sent if isinstance(value, str)}
         index = said.get("index", "null")
@@ -210,7 +212,7 @@ def check_event(body: bytes, folder: Path) -> str:
     page = event.get("session_hash") if isinstance(event, dict) else None
     if not isinstance(page, str) or not PAGE.fullmatch(page):
         raise Refusal(400, "this is no event of a page")
-    for value in walk(event):
+    for value in list_values(event):
         if isinstance(value, str) and len(value) > MOST_TEXT:
             raise Refusal(413, f"a text may have {MOST_TEXT:,} characters, and this one has {len(value):,}: shorten it")
         if isinstance(value, dict) and value.get("path") is not None:
@@ -220,7 +222,7 @@ def check_event(body: bytes, folder: Path) -> str:
     return page
 
 
-def walk(value: Any) -> Iterator[Any]:
+def list_values(value: Any) -> Iterator[Any]:
     """Yield a value of JSON, and all that it holds."""
     left = [value]
     while left:
@@ -233,11 +235,11 @@ def walk(value: Any) -> Iterator[Any]:
 
 
 def check_picture(data: bytes) -> None:
-    """Refuse what is no still image, or one of too many pixels."""
-    with silence_warnings():
-        image = decode_bytes(BytesIO(data), "image", most=MOST_PIXELS, alpha=True, exact=False)
-    if isinstance(image, Unreadable):
-        raise Refusal(415, f"{image.reason}; this page takes {', '.join(FORMATS)}")
+    """Refuse what is no still image, or one of too many pixels; a process of its own looks at it."""
+    try:
+        decode_untrusted(data, "image", most=MOST_PIXELS, alpha=True)
+    except DataError as error:
+        raise Refusal(415, f"{error}; this page takes {', '.join(FORMATS)}") from error
 
 
 class UploadCheck:

@@ -131,13 +131,13 @@ def trace_schedule(style: str, shape: str, tokens: int, steps: int) -> ScheduleD
     return ScheduleDrawing(ratios=ratios, counts=counts, curve=curve)
 
 
-WIDTH, HEIGHT, LEFT, BELOW = 720, 260, 46, 30
+DRAWING_WIDTH, HEIGHT, LEFT, BELOW = 720, 260, 46, 30
 
 
 def draw_schedule(drawing: ScheduleDrawing, title: str) -> str:
     """Return a schedule as SVG: bars for the tokens of each step, a line for the fraction still masked."""
     steps, most = len(drawing.counts), max(drawing.counts)
-    room, top = WIDTH - 2 * LEFT, 16
+    room, top = DRAWING_WIDTH - 2 * LEFT, 16
     wide = room / steps
     bars = "".join(
         f'<rect x="{LEFT + i * wide + wide * 0.1:.1f}" y="{_place(count / most, top):.1f}" width="{wide * 0.8:.1f}" '
@@ -156,11 +156,11 @@ def draw_schedule(drawing: ScheduleDrawing, title: str) -> str:
     )
     said = f"{title}: {', '.join(map(str, drawing.counts[:64]))} tokens per step"
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(said)}" class="schedule">'
+        f'<svg viewBox="0 0 {DRAWING_WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(said)}" class="schedule">'
         f'<g class="bars">{bars}</g><g class="labels" text-anchor="middle">{labels}</g>'
         f'<polyline class="curve" points="{ideal}"/><polyline class="after" points="{after}"/>'
         f'<g class="labels">{marks}<text x="{LEFT}" y="{HEIGHT - 8}">step 1</text>'
-        f'<text x="{WIDTH - LEFT}" y="{HEIGHT - 8}" text-anchor="end">step {steps}</text></g></svg>'
+        f'<text x="{DRAWING_WIDTH - LEFT}" y="{HEIGHT - 8}" text-anchor="end">step {steps}</text></g></svg>'
     )
 
 

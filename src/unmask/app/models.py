@@ -39,7 +39,7 @@ class ModelChoice:
     """Whether it makes images or texts."""
 
 
-def list_models(named: Sequence[str] = (), root: Path = Path("runs"), *, published: bool = True) -> list[ModelChoice]:
+def list_choices(named: Sequence[str] = (), root: Path = Path("runs"), *, published: bool = True) -> list[ModelChoice]:
     """Return the models to choose from: those that were named, every run and export below `root`, the published ones.
 
     Raises:

@@ -54,11 +54,8 @@ def build_page(studio: Studio) -> gr.Blocks:
         models = make_model_list(studio)
         model = models.model
         about = gr.HTML(elem_id="about")
-        tabs: list[Any] = []
         with gr.Tabs():
-            for title, make in TABS.items():
-                with gr.Tab(title, id=title.lower()):
-                    tabs.append(make(studio, model))
+            tabs = [_make_tab(studio, model, title) for title in TABS]
 
         @tell_errors(about)
         def choose(name: str | None) -> Iterator[Update]:
@@ -74,6 +71,11 @@ def build_page(studio: Studio) -> gr.Blocks:
         model.change(choose, model, shown, api_visibility="private", show_progress="hidden")
         page.unload(make_farewell(studio))
     return page
+
+
+def _make_tab(studio: Studio, model: Any, title: str) -> Any:
+    with gr.Tab(title, id=title.lower()):
+        return TABS[title](studio, model)
 
 
 def make_farewell(studio: Studio) -> Any:

@@ -71,7 +71,7 @@ def serve(
     require_gradio()
     with tempfile.TemporaryDirectory(prefix="unmask-app-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        from unmask.app.models import Holder, list_models
+        from unmask.app.models import Holder, list_choices
         from unmask.app.page import build_page
         from unmask.app.sessions import Sessions
         from unmask.app.studio import Studio
@@ -80,7 +80,7 @@ def serve(
         studio = Studio(
             holder=holder,
             sessions=Sessions(),
-            choices=list_models(models, root, published=published),
+            choices=list_choices(models, root, published=published),
             folder=Path(folder),
             named=tuple(models),
             root=root,

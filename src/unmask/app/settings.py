@@ -10,8 +10,8 @@ from unmask.decoding.names import RAMPS, SAMPLERS, list_orders, list_schedules
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 
-OWN = "model's own"
-MOST_STEPS = 256
+MODELS_VALUE = "model's own"
+STEPS_ON_PAGE = 256
 """Steps that the page offers: more cost time and hardly improve an image."""
 NUMBERS = {"temperature": False, "noise": False, "guidance": False, "top_p": False} | dict.fromkeys(
     ("steps", "top_k", "block"), True
@@ -32,7 +32,11 @@ class SettingControls:
 
     def read(self, values: tuple[Any, ...], own: Sampling) -> dict[str, Any]:
         """Return the settings that differ from the model's own; ConfigError for a text that is no number."""
-        given = {name: value for name, value in zip(self.controls, values, strict=True) if value not in (None, OWN, "")}
+        given = {
+            name: value
+            for name, value in zip(self.controls, values, strict=True)
+            if value not in (None, MODELS_VALUE, "")
+        }
         given |= {name: parse_number(name, value) for name, value in given.items() if name in NUMBERS}
         if given.get("steps") == own.steps:
             del given["steps"]
@@ -62,7 +66,7 @@ def make_settings(*, text: bool = False, prefix: str) -> SettingControls:
     sides = (8, 8)
     controls: dict[str, Any] = {
         "steps": gr.Slider(
-            1, MOST_STEPS, value=8, step=1, label="Steps", info="Forward passes of the model.",
+            1, STEPS_ON_PAGE, value=8, step=1, label="Steps", info="Forward passes of the model.",
             elem_id=f"{prefix}-steps",
         )
     }  # fmt: skip
@@ -88,10 +92,10 @@ def make_settings(*, text: bool = False, prefix: str) -> SettingControls:
 
 def _choose(label: str, info: str, names: Iterable[str], prefix: str) -> Any:
     name = f"{prefix}-{label.lower().replace(' ', '-')}"
-    return gr.Dropdown([OWN, *names], value=OWN, label=label, info=info, elem_id=name)
+    return gr.Dropdown([MODELS_VALUE, *names], value=MODELS_VALUE, label=label, info=info, elem_id=name)
 
 
 def _ask(label: str, info: str, prefix: str) -> Any:
     """Add a box for a number: a box of text, since one of numbers shows 0 when it is empty."""
     name = f"{prefix}-{label.lower().replace(' ', '-')}"
-    return gr.Textbox("", label=label, info=info, placeholder=OWN, max_length=20, elem_id=name)
+    return gr.Textbox("", label=label, info=info, placeholder=MODELS_VALUE, max_length=20, elem_id=name)

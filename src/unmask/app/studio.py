@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from unmask.app.models import Holder, Kind, ModelChoice, list_models
+from unmask.app.models import Holder, Kind, ModelChoice, list_choices
 from unmask.app.sessions import Session, Sessions
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import change_sampling
@@ -35,7 +35,7 @@ Update = dict[Any, Any]
 """What an event changes: components and their new values."""
 
 
-class Stopped(Exception):
+class JobStopped(Exception):
     """Somebody pressed stop, or closed the page."""
 
 
@@ -60,7 +60,7 @@ class Studio:
 
     def refresh(self) -> None:
         """Look for models again: new runs come in, deleted ones go."""
-        self.choices[:] = list_models(
+        self.choices[:] = list_choices(
             [name for name in self.named if can_open(name)], self.root, published=self.published
         )
 
@@ -128,7 +128,7 @@ def report_to(session: Session) -> Progress:
 
     def report(what: str, done: int, total: int) -> None:
         if session.stop.is_set():
-            raise Stopped
+            raise JobStopped
         shown((done, total), desc=what)
 
     return report
@@ -169,7 +169,7 @@ def tell_errors(status: Any) -> Callable[[Callable[..., Iterator[Update]]], Call
         def told(*arguments: Any) -> Iterator[Update]:
             try:
                 yield from function(*arguments)
-            except Stopped:
+            except JobStopped:
                 yield {status: say("stopped")}
             except Exception as error:  # noqa: BLE001 - the server lives on
                 yield {status: say(describe_error(error), error=True)}

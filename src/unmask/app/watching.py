@@ -16,7 +16,7 @@ from unmask.method.sampling.decode import State
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.shortage import check_memory, format_bytes
 
-WIDTH = 560
+CANVAS_WIDTH = 560
 """Pixels of a canvas on the page, about."""
 LOGITS = 4
 """Copies of the logits in float32 that a step holds at once, about."""
@@ -140,12 +140,12 @@ def draw_canvas(pipeline: Pipeline, recording: Recording, number: int) -> Image.
 
 def choose_page_scale(images: Float[Tensor, "b c h w"], columns: int) -> int:
     """Return the whole factor by which a grid of images fills the page best."""
-    return max(1, WIDTH // (columns * images.shape[-1]))
+    return max(1, CANVAS_WIDTH // (columns * images.shape[-1]))
 
 
 def draw_maps(recording: Recording, number: int) -> tuple[Image.Image, Image.Image]:
     """Draw how sure the model was after a step, and when each token was unmasked until then."""
-    scale = max(2, WIDTH // (recording.columns * (recording.grid[1] + 1)))
+    scale = max(2, CANVAS_WIDTH // (recording.columns * (recording.grid[1] + 1)))
     sure = draw_heat_map(recording.sure[number], recording.grid, recording.columns, scale=scale)
     order = recording.order
     so_far = torch.where(order <= recording.steps[number], order, 0)
@@ -158,7 +158,7 @@ def check_batch(pipeline: Pipeline, num: int, steps: int = 1) -> None:
     logits = num * pipeline.model.length * pipeline.model.vocab_size
     check_memory(LOGITS * 4 * logits, pipeline.device, "take fewer images at once")
     height, width = pipeline.tokenizer.size
-    scale = max(1, WIDTH // (choose_columns(num) * width))
+    scale = max(1, CANVAS_WIDTH // (choose_columns(num) * width))
     frames = (steps + 1) * num * height * width * scale**2 * 3
     if frames > MOST_FRAMES:
         raise ShortageError(

@@ -25,7 +25,7 @@ from unmask.app.tabs.wishes import WishControls, make_wishes, show_model
 from unmask.app.watching import Recording, draw_maps
 from unmask.pipelines.image import Pipeline
 
-SIDES = ("A", "B")
+LETTERS = ("A", "B")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def make_compare_tab(studio: Studio, model: Any) -> CompareTab:
     """Add the tab to the page; `model` is the control that holds the name of the model."""
     wishes = make_wishes("compare")
     with gr.Row(equal_height=False):
-        settings = [_make_settings(letter) for letter in SIDES]
+        settings = [_make_settings(letter) for letter in LETTERS]
     with gr.Row():
         start = gr.Button("Compare", variant="primary", elem_id="compare-start")
         stop = gr.Button("Stop", elem_id="compare-stop")
@@ -98,7 +98,7 @@ def make_compare_tab(studio: Studio, model: Any) -> CompareTab:
     step = gr.Slider(0, 1, value=0, step=1, label="Step", info="Go back through the steps of both.",
                      interactive=False, elem_id="compare-step")  # fmt: skip
     with gr.Row(equal_height=False):
-        sides = [_make_side(letter, one) for letter, one in zip(SIDES, settings, strict=True)]
+        sides = [_make_side(letter, one) for letter, one in zip(LETTERS, settings, strict=True)]
     split = len(sides[0].settings.inputs)
 
     @tell_errors(status)

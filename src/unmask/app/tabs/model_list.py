@@ -11,7 +11,7 @@ from unmask.app.starting import stream_lines, write_demo_command
 from unmask.app.studio import Studio, Update, make_stoppable, say, tell_errors
 from unmask.storage.layout import MODEL
 
-LINES = 200
+DEMO_LINES = 200
 """Lines of the demo that the page shows."""
 
 
@@ -69,7 +69,7 @@ def connect_model_list(studio: Studio, models: ModelList, page: Any, about: Any)
     def run_demo(request: gr.Request, chosen: str | None) -> Iterator[Update]:
         session = studio.sessions.find(request.session_hash)
         out = studio.root / "demo"
-        last: deque[str] = deque(maxlen=LINES)
+        last: deque[str] = deque(maxlen=DEMO_LINES)
         with session.run_job():
             yield {models.status: say("the demo runs"), models.lines: ""}
             if not (out / MODEL).is_file():

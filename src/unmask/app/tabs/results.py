@@ -10,7 +10,7 @@ from unmask.app.studio import Studio, Update, say, tell_errors
 from unmask.app.watching import Recording, draw_maps
 from unmask.errors import ConfigError
 
-FILES = ("PNG", "GIF", "settings")
+SAMPLE_FILES = ("PNG", "GIF", "settings")
 """What a sampling can be downloaded as."""
 
 
@@ -57,7 +57,7 @@ class ResultView:
         }
 
 
-def make_result_view(prefix: str, invitation: str, kinds: Sequence[str] = FILES, ending: Any = None) -> ResultView:
+def make_result_view(prefix: str, invitation: str, kinds: Sequence[str] = SAMPLE_FILES, ending: Any = None) -> ResultView:
     """Add the components to the page.
 
     Args:

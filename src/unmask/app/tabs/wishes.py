@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from unmask.app.generating import MOST_IMAGES, MOST_PROMPT, Wish
+from unmask.app.generating import IMAGES_AT_ONCE, MOST_PROMPT, Wish
 from unmask.app.settings import SettingControls
 from unmask.app.studio import Update
 from unmask.pretrained.conditions import takes_prompts
@@ -46,7 +46,7 @@ def make_wishes(prefix: str, num: int = 4) -> WishControls:
         elem_id=f"{prefix}-prompt",
     )
     with gr.Row():
-        images = gr.Slider(1, MOST_IMAGES, value=num, step=1, label="Images", elem_id=f"{prefix}-num")
+        images = gr.Slider(1, IMAGES_AT_ONCE, value=num, step=1, label="Images", elem_id=f"{prefix}-num")
         seed = gr.Number(
             0, label="Seed", precision=0, info="The same seed gives the same images.", elem_id=f"{prefix}-seed"
         )
