@@ -159,3 +159,10 @@ def test_the_keyboard_is_enough(visit):
     visit.page.keyboard.press("Tab")
     visit.page.wait_for_function("last => document.querySelector('#generate-canvas img').src != last", arg=last)
     assert re.search(r"step \d+ of", visit.page.inner_text("#generate-status"))
+
+
+def test_an_input_without_a_name_is_found(visit):
+    visit.page.evaluate("document.body.append(document.createElement('input'))")
+    assert [text[:13] for text in visit.find_nameless()] == ["textbox INPUT"]
+    visit.page.evaluate("document.querySelector('.gradio-container').style.minWidth = '3000px'")
+    assert visit.is_wider_than_its_window()

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from anyio.to_thread import run_sync
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,7 +29,7 @@ READ = re.compile(
 """What a page reads."""
 SENT = re.compile(r"/gradio_api/(queue/join|run/predict|upload|component_server)/?")
 """Where a page sends events, images, and what was painted."""
-FILE = "/gradio_api/file="
+FILE_ROUTE = "/gradio_api/file="
 """The route of a file."""
 PAGE = re.compile(r"[\w-]{1,64}")
 """The id that a page gives itself."""
@@ -72,8 +74,8 @@ class Guard:
         try:
             check_origin(Headers(scope=scope), self.hosts)
             route = check_route(scope["method"], scope["path"])
-            if route.startswith(FILE):
-                check_inside(route.removeprefix(FILE), self.folder)
+            if route.startswith(FILE_ROUTE):
+                check_inside(route.removeprefix(FILE_ROUTE), self.folder)
             read, write = receive, send
             if scope["method"] == "POST":
                 read, write = await self._check_sent(route.rstrip("/"), scope, receive, send)
@@ -91,7 +93,7 @@ class Guard:
             await self._check_painting(scope, body)
         else:
             self._check_event(body)
-        return replay_body(body, receive), send
+        return bind_body(body, receive), send
 
     def _check_event(self, body: bytes) -> None:
         page = check_event(body, self.folder)
@@ -102,11 +104,11 @@ class Guard:
     async def _check_painting(self, scope: Scope, body: bytes) -> None:
         """Check what an image editor sends, one layer a request, before it keeps it in memory."""
         try:
-            form = await Request(scope, replay_body(body, None)).form(max_files=1, max_fields=16)
+            form = await Request(scope, bind_body(body, None)).form(max_files=1, max_fields=16)
             sent = [
                 (name, await value.read() if hasattr(value, "read") else value) for name, value in form.multi_items()
             ]
-        except Exception as error:
+        except (HTTPException, MultiPartException, ValueError) as error:
             raise Refusal(400, "this is no painting") from error
         said = {name: value for name, value in sent if isinstance(value, str)}
         index = said.get("index", "null")
@@ -187,7 +189,7 @@ async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:
             return bytes(body)
 
 
-def replay_body(body: bytes, receive: Receive | None) -> Receive:
+def bind_body(body: bytes, receive: Receive | None) -> Receive:
     """Return a `receive` that gives this body first, and then what follows."""
     sent = False
 
@@ -210,7 +212,7 @@ def check_event(body: bytes, folder: Path) -> str:
     page = event.get("session_hash") if isinstance(event, dict) else None
     if not isinstance(page, str) or not PAGE.fullmatch(page):
         raise Refusal(400, "this is no event of a page")
-    for value in walk(event):
+    for value in list_values(event):
         if isinstance(value, str) and len(value) > MOST_TEXT:
             raise Refusal(413, f"a text may have {MOST_TEXT:,} characters, and this one has {len(value):,}: shorten it")
         if isinstance(value, dict) and value.get("path") is not None:
@@ -220,7 +222,7 @@ def check_event(body: bytes, folder: Path) -> str:
     return page
 
 
-def walk(value: Any) -> Iterator[Any]:
+def list_values(value: Any) -> Iterator[Any]:
     """Yield a value of JSON, and all that it holds."""
     left = [value]
     while left:

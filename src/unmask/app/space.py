@@ -21,7 +21,7 @@ MODEL_FOLDER = "model"
 PACKAGE = "unmask"
 """The copy of this package in a Space: it is not on a package index, and a Space installs no wheel of its own."""
 APP, REQUIREMENTS = "app.py", "requirements.txt"
-PROGRAM = f'''"""A model of unmask in the browser ({MARK}: unmask app --space)."""
+SPACE_PROGRAM = f'''"""A model of unmask in the browser ({MARK}: unmask app --space)."""
 
 import os
 import threading
@@ -67,7 +67,7 @@ def write_space(model: str | Path, out: Path, *, overwrite: bool = False) -> Non
     write_text("\n".join(requirements) + "\n", out / REQUIREMENTS)
     title = Path(model).name if Path(model).exists() else str(model)
     write_text(write_readme(title, spec.trained_on), out / README)
-    write_text(PROGRAM, out / APP)
+    write_text(SPACE_PROGRAM, out / APP)
 
 
 def list_requirements(opened: OpenedModel) -> list[str]:
