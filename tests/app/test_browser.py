@@ -20,7 +20,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 WIDTHS = {"wide": 1280, "narrow": 390}
-PATIENCE = int(os.environ.get("PATIENCE", 60_000))
+PATIENCE = 60_000
 """Milliseconds to wait for the page."""
 INPUTS = {"textbox", "combobox", "slider", "spinbutton", "checkbox", "radio", "button", "tab", "switch", "listbox"}
 """Roles of what a reader can operate."""
@@ -146,6 +146,18 @@ def test_generate_and_go_back(visit):
     generate(visit)
     check_layout(visit)
     assert "unmask sample" in visit.page.inner_text("#generate-command")
+
+
+def test_every_tab_fits_and_names_its_inputs(visit):
+    tabs = visit.page.get_by_role("tab").all_inner_texts()
+    assert "Generate" in tabs
+    for name in tabs:
+        visit.open_tab(name)
+        folds = visit.page.locator("button.label-wrap:not(.open):visible")
+        while folds.count():
+            folds.first.click()
+        check_layout(visit)
+        visit.save(f"{name.lower()}-{visit.width}")
 
 
 def test_the_keyboard_is_enough(visit):
