@@ -157,7 +157,8 @@ def test_every_tab_fits_and_names_its_inputs(visit):
         while folds.count():
             folds.first.click()
         check_layout(visit)
-        visit.save(f"{name.lower()}-{visit.width}")
+        if name != "Generate":  # which is shown with its result
+            visit.save(f"{name.lower()}-{visit.width}")
 
 
 def test_the_keyboard_is_enough(visit):
