@@ -20,7 +20,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 WIDTHS = {"wide": 1280, "narrow": 390}
-PATIENCE = int(os.environ.get("PATIENCE", 60_000))
+PATIENCE = 60_000
 """Milliseconds to wait for the page."""
 INPUTS = {"textbox", "combobox", "slider", "spinbutton", "checkbox", "radio", "button", "tab", "switch", "listbox"}
 """Roles of what a reader can operate."""
@@ -148,6 +148,19 @@ def test_generate_and_go_back(visit):
     assert "unmask sample" in visit.page.inner_text("#generate-command")
 
 
+def test_every_tab_fits_and_names_its_inputs(visit):
+    tabs = visit.page.get_by_role("tab").all_inner_texts()
+    assert "Generate" in tabs
+    for name in tabs:
+        visit.open_tab(name)
+        folds = visit.page.locator("button.label-wrap:not(.open):visible")
+        while folds.count():
+            folds.first.click()
+        check_layout(visit)
+        if name != "Generate":  # which is shown with its result
+            visit.save(f"{name.lower()}-{visit.width}")
+
+
 def test_the_keyboard_is_enough(visit):
     visit.reach("#generate-start")
     visit.page.keyboard.press("Enter")
@@ -159,3 +172,10 @@ def test_the_keyboard_is_enough(visit):
     visit.page.keyboard.press("Tab")
     visit.page.wait_for_function("last => document.querySelector('#generate-canvas img').src != last", arg=last)
     assert re.search(r"step \d+ of", visit.page.inner_text("#generate-status"))
+
+
+def test_an_input_without_a_name_is_found(visit):
+    visit.page.evaluate("document.body.append(document.createElement('input'))")
+    assert [text[:13] for text in visit.find_nameless()] == ["textbox INPUT"]
+    visit.page.evaluate("document.querySelector('.gradio-container').style.minWidth = '3000px'")
+    assert visit.is_wider_than_its_window()

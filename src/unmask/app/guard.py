@@ -93,7 +93,7 @@ class Guard:
             await self._check_painting(scope, body)
         else:
             self._check_event(body)
-        return replay_body(body, receive), send
+        return bind_body(body, receive), send
 
     def _check_event(self, body: bytes) -> None:
         page = check_event(body, self.folder)
@@ -104,11 +104,11 @@ class Guard:
     async def _check_painting(self, scope: Scope, body: bytes) -> None:
         """Check what an image editor sends, one layer a request, before it keeps it in memory."""
         try:
-            form = await Request(scope, replay_body(body, None)).form(max_files=1, max_fields=16)
+            form = await Request(scope, bind_body(body, None)).form(max_files=1, max_fields=16)
             sent = [
                 (name, await value.read() if hasattr(value, "read") else value) for name, value in form.multi_items()
             ]
-        except (HTTPException, MultiPartException, ValueError, KeyError) as error:
+        except (HTTPException, MultiPartException, ValueError) as error:
             raise Refusal(400, "this is no painting") from error
         said = {name: value for name, value in sent if isinstance(value, str)}
         index = said.get("index", "null")
@@ -189,7 +189,7 @@ async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:
             return bytes(body)
 
 
-def replay_body(body: bytes, receive: Receive | None) -> Receive:
+def bind_body(body: bytes, receive: Receive | None) -> Receive:
     """Return a `receive` that gives this body first, and then what follows."""
     sent = False
 

@@ -10,7 +10,7 @@ from unmask.app.tabs.compare import make_compare_tab
 from unmask.app.tabs.edit import make_edit_tab
 from unmask.app.tabs.generate import make_generate_tab
 from unmask.app.tabs.learn import make_learn_tab
-from unmask.app.tabs.model_list import connect_model_list, make_model_list
+from unmask.app.tabs.model_list import bind_model_list, make_model_list
 from unmask.app.tabs.text import make_text_tab
 
 TITLE = "unmask"
@@ -37,7 +37,6 @@ TABS: dict[str, Callable[[Studio, Any], Any]] = {
     "Learn": make_learn_tab,
 }
 """The tabs by their titles. Each function adds a tab, and returns what has `outputs`, and `show` for a new model."""
-NO_RUN = "There is no model yet. Press Run the demo: it learns to draw digits in a few minutes."
 
 
 def make_theme() -> Any:
@@ -59,14 +58,11 @@ def build_page(studio: Studio) -> gr.Blocks:
 
         @tell_errors(about)
         def choose(name: str | None) -> Iterator[Update]:
-            if name is None and not studio.choices:
-                yield {about: say(NO_RUN)}
-                return
             spec = studio.read_spec(name)
             yield {about: say(describe_spec(spec))} | {k: v for tab in tabs for k, v in tab.show(spec).items()}
 
         shown = [about, *(output for tab in tabs for output in tab.outputs)]
-        connect_model_list(studio, models, page, about)
+        bind_model_list(studio, models, page, about)
         page.load(choose, model, shown, api_visibility="private", show_progress="hidden")
         model.change(choose, model, shown, api_visibility="private", show_progress="hidden")
         page.unload(make_farewell(studio))

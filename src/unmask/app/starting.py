@@ -46,7 +46,7 @@ def stream_lines(command: Sequence[str], stop: threading.Event) -> Iterator[str]
         if has_ended:
             child.wait()
     finally:
-        end_child(child)
+        stop_child(child)
     if has_ended and child.returncode:
         raise ConfigError(f"the process ended with exit code {child.returncode}: {last}")
 
@@ -59,7 +59,7 @@ def _pump_lines(child: "subprocess.Popen[str]", lines: "queue.Queue[str | None]"
     lines.put(None)
 
 
-def end_child(child: "subprocess.Popen[str]") -> None:
+def stop_child(child: "subprocess.Popen[str]") -> None:
     """End a process: ask it to, and end it by force after SECONDS_TO_END."""
     if child.poll() is None:
         child.terminate()

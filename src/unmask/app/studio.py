@@ -29,6 +29,8 @@ from unmask.runtime.shortage import describe_shortage
 
 COMPUTE = "compute"
 """The queue of jobs that run a model: one at a time over all pages."""
+NO_MODEL = "there is no model yet: press Run the demo, which learns to draw digits in a few minutes"
+"""What a page without any model says."""
 MOST_STORED = 1 << 30
 """Bytes of the files that are kept for all pages: images, uploads, downloads."""
 Update = dict[Any, Any]
@@ -58,7 +60,7 @@ class Studio:
     published: bool = True
     """Whether the published models are offered."""
 
-    def refresh(self) -> None:
+    def update_choices(self) -> None:
         """Look for models again: new runs come in, deleted ones go."""
         self.choices[:] = list_choices(
             [name for name in self.named if can_open(name)], self.root, published=self.published
@@ -75,6 +77,8 @@ class Studio:
 
     def check_choice(self, name: str | None) -> str:
         """Return the name of a model of the list; ConfigError for another one, so that no page opens other folders."""
+        if not self.choices:
+            raise ConfigError(NO_MODEL)
         if name is None or name not in {choice.name for choice in self.choices}:
             raise ConfigError("choose a model first")
         return name
@@ -89,7 +93,7 @@ class Studio:
 
         The oldest files of all pages go when they take more than MOST_STORED bytes.
         """
-        trim_folder(self.folder, MOST_STORED)
+        prune_folder(self.folder, MOST_STORED)
         name = hashlib.sha256((request.session_hash or "").encode()).hexdigest()[:16]
         session = self.sessions.find(request.session_hash)
         session.folder = self.folder / "downloads" / name
@@ -106,7 +110,7 @@ def can_open(name: str) -> bool:
     return True
 
 
-def trim_folder(folder: Path, most: int) -> None:
+def prune_folder(folder: Path, most: int) -> None:
     """Delete the oldest files below a folder until the others take at most `most` bytes."""
     files = []
     for file in folder.rglob("*"):

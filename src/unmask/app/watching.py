@@ -20,7 +20,7 @@ CANVAS_WIDTH = 560
 """Pixels of a canvas on the page, about."""
 LOGITS = 4
 """Copies of the logits in float32 that a step holds at once, about."""
-MOST_FRAMES = 256 << 20
+MOST_FRAMES = 384 << 20
 """Bytes of the canvases of one recording: the page keeps them to step through."""
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from toy_page import IMAGE, Page, copy_models, open_page, read_end, tell
 
-from unmask.app.starting import end_child, stream_lines
+from unmask.app.starting import stop_child, stream_lines
 from unmask.errors import ConfigError
 
 SCRIPT = [sys.executable, "-u", "-c"]
@@ -39,9 +39,9 @@ def empty(tmp_path_factory):
 def test_a_page_without_any_model_says_so(tmp_path):
     with open_page(tmp_path / "none", tmp_path / "log") as served, Page(served.address) as page:
         said = tell(page.run("model", {"model": None}, "change"))[-1]
-        assert said == "There is no model yet. Press Run the demo: it learns to draw digits in a few minutes."
+        assert said == "there is no model yet: press Run the demo, which learns to draw digits in a few minutes"
         assert page.parts[page.ids["demo"]]["props"]["visible"] is True
-        assert read_end(page.run("generate-start", {"model": None})) == "choose a model first"
+        assert read_end(page.run("generate-start", {"model": None})).startswith("there is no model yet")
         copy_models(tmp_path / "none")
         chosen = page.run("model-refresh")[-2]["output"]["data"]
         assert IMAGE in chosen[1]["value"] or "letters" in chosen[1]["value"]
@@ -144,5 +144,5 @@ def test_a_command_that_ignores_its_end_is_ended(monkeypatch):
 def test_a_process_that_ended_is_left_alone():
     child = subprocess.Popen([*SCRIPT, ""])
     child.wait()
-    end_child(child)
+    stop_child(child)
     assert child.returncode == 0

@@ -11,7 +11,7 @@ from unmask.app.starting import stream_lines, write_demo_command
 from unmask.app.studio import Studio, Update, make_stoppable, say, tell_errors
 from unmask.storage.layout import MODEL
 
-DEMO_LINES = 200
+MOST_DEMO_LINES = 200
 """Lines of the demo that the page shows."""
 
 
@@ -57,19 +57,19 @@ def make_model_list(studio: Studio) -> ModelList:
     return ModelList(model=model, refresh=refresh, panel=panel, start=start, stop=stop, status=status, lines=lines)
 
 
-def connect_model_list(studio: Studio, models: ModelList, page: Any, about: Any) -> None:
+def bind_model_list(studio: Studio, models: ModelList, page: Any, about: Any) -> None:
     """Let a reload of the page and the button look for models; errors are told in `about`. Let the demo start."""
 
     @tell_errors(about)
     def look(chosen: str | None) -> Iterator[Update]:
-        studio.refresh()
+        studio.update_choices()
         yield models.show(studio, chosen)
 
     @tell_errors(models.status)
     def run_demo(request: gr.Request, chosen: str | None) -> Iterator[Update]:
         session = studio.sessions.find(request.session_hash)
         out = studio.root / "demo"
-        last: deque[str] = deque(maxlen=DEMO_LINES)
+        last: deque[str] = deque(maxlen=MOST_DEMO_LINES)
         with session.run_job():
             yield {models.status: say("the demo runs"), models.lines: ""}
             if not (out / MODEL).is_file():
@@ -79,7 +79,7 @@ def connect_model_list(studio: Studio, models: ModelList, page: Any, about: Any)
         if session.stop.is_set():
             yield {models.status: say("stopped: run the demo again to resume it")}
             return
-        studio.refresh()
+        studio.update_choices()
         yield {models.status: say("the demo is done")} | models.show(studio, out.as_posix())
 
     found = [about, models.model, models.panel]

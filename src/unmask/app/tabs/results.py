@@ -57,7 +57,9 @@ class ResultView:
         }
 
 
-def make_result_view(prefix: str, invitation: str, kinds: Sequence[str] = SAMPLE_FILES, ending: Any = None) -> ResultView:
+def make_result_view(
+    prefix: str, invitation: str, kinds: Sequence[str] = SAMPLE_FILES, ending: Any = None
+) -> ResultView:
     """Add the components to the page.
 
     Args:
