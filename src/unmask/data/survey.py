@@ -88,6 +88,8 @@ class Survey:
     """Names of equal pictures of which some are trained on and some held out."""
     contradictions: list[list[str]]
     """Names of equal pictures with different labels, each with its class."""
+    fault: DataError | None = None
+    """Why a training would refuse these pictures."""
 
 
 def survey_source(source: PictureSource, progress: Progress | None = None) -> Survey:
@@ -122,7 +124,14 @@ def survey_source(source: PictureSource, progress: Progress | None = None) -> Su
         split = good.split(share, seed, where, arrange)
     except DataError as error:  # too few to hold some out: a training refuses them, a survey says so
         split = replace(good, notes=(*good.notes, str(error))).split(0.0, seed, where, arrange)
-    return Survey(parts=tuple(parts), split=split, copies=copies, shared=shared, contradictions=contradictions)
+    return Survey(
+        parts=tuple(parts),
+        split=split,
+        copies=copies,
+        shared=shared,
+        contradictions=contradictions,
+        fault=given.fault,
+    )
 
 
 def open_unsplit(source: PictureSource, progress: Progress | None = None) -> Parts:

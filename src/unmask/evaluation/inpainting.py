@@ -210,17 +210,17 @@ def draw_comparison(
 
 def format_markdown(rows: Sequence[InpaintingRow]) -> str:
     """Return the rows as a Markdown table."""
-    head, *body = _cells(rows)
+    head, *body = list_cells(rows)
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *body))
 
 
 def format_csv(rows: Sequence[InpaintingRow]) -> str:
     """Return the rows as comma-separated values."""
-    return "".join(",".join(line) + "\n" for line in _cells(rows))
+    return "".join(",".join(line) + "\n" for line in list_cells(rows))
 
 
-def _cells(rows: Sequence[InpaintingRow]) -> list[list[str]]:
+def list_cells(rows: Sequence[InpaintingRow]) -> list[list[str]]:
     """Return the cells of the table, names first; metrics have five digits."""
     names = list(rows[0].figures) if rows else []
     if not rows or any(list(row.figures) != names for row in rows):
