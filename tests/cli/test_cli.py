@@ -201,7 +201,7 @@ def test_sweep_prints_a_table(demo, tmp_path, capsys):
     assert [line for line in written if line.startswith("|")] == lines
     assert {line.count("|") for line in lines} == {18}
     cells = [[line.split("|")[i].strip() for i in (1, 3)] for line in lines[2:]]
-    frame = [["real training pictures (floor)", "–"], ["these through the tokenizer (limit)", "–"]]
+    frame = [["real training images (floor)", "–"], ["these through the tokenizer (limit)", "–"]]
     settings = [["confidence", "1"], ["confidence", "4"], ["halton", "1"], ["halton", "4"]]
     assert cells[:-1] == [*frame, *settings]
     assert cells[-1] in [[f"best, again with a fresh seed: {order}", steps] for order, steps in settings]

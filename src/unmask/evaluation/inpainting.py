@@ -188,8 +188,8 @@ INPAINTING_FILES = (REPORT, "table.md", "table.csv", "repaired.png")
 def write_table(rows: Sequence[InpaintingRow], facts: Mapping[str, object], out: Path) -> None:
     """table.md, table.csv, and report.json with `facts`, which say what the figures are of."""
     caption = (
-        f"{facts['num_pictures']} held-out pictures with holes, in turn the right half, the lower half and the middle, "
-        f"filled with seed {facts['seed']}; distances to the same pictures whole, in the features of "
+        f"{facts['num_pictures']} held-out images with holes, in turn the right half, the lower half and the middle, "
+        f"filled with seed {facts['seed']}; distances to the same images whole, in the features of "
         f"{facts['features']}."
     )
     remove_killed_writes(out)

@@ -310,7 +310,7 @@ def measure_reveal_times(
 def write_caption(bench: SweepBench, plan: SweepPlan) -> str:
     """Return what the metrics of the table were measured on."""
     lines = [
-        f"Each row: {plan.samples:,} samples of seed {plan.seed}, against {len(bench.real.test):,} held-out pictures, "
+        f"Each row: {plan.samples:,} samples of seed {plan.seed}, against {len(bench.real.test):,} held-out images, "
         f"in the features of {bench.real.key.features}."
     ]
     num = len(choose_baseline(bench.shares, len(bench.real.train), plan.samples))
@@ -322,10 +322,10 @@ def write_caption(bench: SweepBench, plan: SweepPlan) -> str:
         if bench.shares.unmeasured:
             lines.append(f"Left out: {describe_unmeasured(bench.shares.unmeasured)}.")
     if bench.real.num_unread:
-        lines.append(f"{bench.real.num_unread:,} pictures could not be read and are left out.")
+        lines.append(f"{bench.real.num_unread:,} images could not be read and are left out.")
     if plan.tuned:
         lines.append(
             f"Its temperature is the best of {', '.join(map(format_number, plan.temperatures))}, by {plan.tune:,} "
-            f"samples of seed {plan.seed + 1} against training pictures."
+            f"samples of seed {plan.seed + 1} against training images."
         )
     return " ".join([*lines, f"The fresh seed is {plan.seed + 2}."])

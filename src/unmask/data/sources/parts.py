@@ -21,7 +21,7 @@ class Parts:
 
     train: Pictures
     test: Pictures | None
-    """The held-out pictures, or None if the source has none of its own."""
+    """The held-out images, or None if the source has none of its own."""
     bad: tuple[Unreadable, ...] = ()
     """The files that were not used."""
     notes: tuple[str, ...] = ()
