@@ -79,8 +79,10 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
     opened = flags.published.open(name)
     config = opened.require_tokenizer()
     own = isinstance(opened.config, TokenizerRecipe)
-    if own and (flags.data, flags.train, flags.test, flags.out) != (None, None, None, None):
-        raise ConfigError("--data and --out are for published tokenizers: a run has its images, and keeps its results")
+    elsewhere = {"--data": flags.data, "--data.train": flags.train, "--data.test": flags.test, "--out": flags.out}
+    given = [flag for flag, value in elsewhere.items() if value is not None]
+    if own and given:
+        raise ConfigError(f"{given[0]} is for published tokenizers: a run has its images, and keeps its results")
     if not own and flags.data is None and flags.train is None:
         raise ConfigError(f"measured on which images? {name} is no run of a tokenizer: give --data DIR")
     run = Path(name) if own else flags.out or Path("runs") / f"{shorten_name(name)}-tokenizer"
@@ -124,6 +126,10 @@ def _pictures(source: "Folder", config: "LearnedConfig", here: "World") -> "tupl
         say_split(split, say)
     train, test = (PictureSet(pictures=part, size=config.size, flip=False) for part in (split.train, split.test))
     return train, test
+
+
+INPAINTING_STEPS = 20
+"""Forward passes unless --steps says otherwise, whatever the model's own sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +179,8 @@ def run_evaluate_inpaint(arguments: list[str]) -> None:
     with catch_value_errors(), join_world(choose_device(flags.network.device)) as here:
         opened = flags.published.open(name, here)
         spec = opened.require_image_spec()
-        sampling = replace(choose_sampling(flags.sampling, spec), steps=flags.sampling.steps or 20)
+        steps = INPAINTING_STEPS if flags.sampling.steps is None else flags.sampling.steps
+        sampling = choose_sampling(replace(flags.sampling, steps=steps), spec)
         table = list_shapes(spec.length)
         schedules = {shape: look_up(table, shape, "schedule") for shape in flags.schedules}
         fetch_model(opened, here)

@@ -76,7 +76,7 @@ class EvaluateTextFlags(OutputFlags):
     steps: tuple[int, ...] = (1, 4, 16, 64, 256)
     """Numbers of forward passes."""
     temperatures: tuple[float, ...] = (1.0,)
-    """Divisors of the logits; several give a frontier of perplexity against entropy."""
+    """Divisors of the logits; several give a frontier of perplexity against entropy. valeoai's multiplies them."""
     samples: int = 200
     """Texts of each setting, of the model's whole context."""
     published_judge: Annotated[

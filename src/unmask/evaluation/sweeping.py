@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unmask.data.pictures import hash_pictures
 from unmask.decoding.names import RAMPS
+from unmask.decoding.rules import AnnealedConfidence
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation.class_shares import (
@@ -215,7 +216,7 @@ def describe_row(
             "order": setting.order,
             "schedule": setting.schedule,
             "steps": format_number(s.steps),
-            "noise": format_number(s.priority.noise) if isinstance(s.priority, Confidence) else "",
+            "noise": format_number(s.priority.noise) if isinstance(s.priority, Confidence | AnnealedConfidence) else "",
             "scale": format_number(s.scale.scale),
             "ramp": ramp,
             "top_k": format_number(s.top_k),
