@@ -87,7 +87,7 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
         raise ConfigError(f"measured on which images? {name} is no run of a tokenizer: give --data DIR")
     run = Path(name) if own else flags.out or Path("runs") / f"{shorten_name(name)}-tokenizer"
     check_results(flags.out, evaluation.TOKENIZER_FILES, overwrite=flags.overwrite)
-    before, advice = read_report(run / REPORT), "" if own else ", or another --out"
+    before, advice = read_report(run / REPORT), "" if own else "or give another --out"
     check_report(run / REPORT, "num_pictures", flags.pictures, "--pictures", overwrite=flags.overwrite, advice=advice)
     with catch_value_errors(), catch_disk_errors(run), join_world(choose_device(flags.network.device)) as here:
         features, judge = flags.network.open(here)
@@ -214,7 +214,7 @@ def _measure(
         _ = pipeline.cells  # refused before anything is measured
         path, before = out / REPORT, read_report(out / REPORT)
         check_report(
-            path, "num_pictures", flags.images, "--images", overwrite=flags.overwrite, advice=", or another --out"
+            path, "num_pictures", flags.images, "--images", overwrite=flags.overwrite, advice="or give another --out"
         )
         features, judge = flags.network.open(here)
         check_judge(judge, experiment.classes)

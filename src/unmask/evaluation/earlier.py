@@ -29,16 +29,17 @@ def check_report(path: Path, entry: str, num: int, flag: str, *, overwrite: bool
         num: The number for the new report.
         flag: The flag that gives the number.
         overwrite: Replace it all the same.
-        advice: What else the user may do, such as "or another --out".
+        advice: What else the user may do, such as "or give another --out".
 
     Raises:
         ConfigError: The report there has more.
     """
     there = read_report(path).get(entry)
     if isinstance(there, int) and there > num and not overwrite:
+        others = f", {advice}" if advice else ""
         raise ConfigError(
-            f"{escape_line(str(path))} was made with {flag} {there}, and {flag} {num} would replace it: give as many, "
-            f"--overwrite{advice}"
+            f"{escape_line(str(path))} is on {there:,} {flag.lstrip('-')}, and {flag} {num:,} would replace it: "
+            f"give as many, or add --overwrite{others}"
         )
 
 

@@ -129,7 +129,7 @@ def evaluate_opened(
         check_folder(out, REPORT_FILES, overwrite=overwrite)
     if samples < 2:
         raise ConfigError(f"--samples {samples}: at least 2, to have a covariance")
-    path, advice = find_report(opened, out), "" if opened.is_run else ", or another --out"
+    path, advice = find_report(opened, out), "" if opened.is_run else "or give another --out"
     check_report(path, "num_samples", samples, "--samples", overwrite=overwrite, advice=advice)
     extractor, judge = open_networks(features, classifier, here)
     return measure_run(
