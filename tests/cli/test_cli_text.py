@@ -168,7 +168,7 @@ def test_tokens_that_changed_under_a_run_are_noticed(run, tmp_path, capsys):
 
 def test_generate_prints_texts_that_begin_with_the_prompt(run, tmp_path, capsys):
     capsys.readouterr()
-    page = tmp_path / "a.html"
+    page = tmp_path / "pages/a.html"
     main(["generate", str(run), "--prompt", "the cat", "--num", "2", "--steps", "4", "--html", str(page)])
     out = capsys.readouterr().out
     assert out.count("the cat") >= 2

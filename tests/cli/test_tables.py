@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unmask.cli import evaluating, main, reports, sweeping
-from unmask.cli.ending import explain_plainly
+from unmask.cli.ending import describe_plainly
 from unmask.cli.scoring import plan_score_table, show_score
 from unmask.cli.tables import TABLE_WIDTH, TableColumn, fit_columns, format_cells, format_table, format_titles
 from unmask.cli.tokenizers import shorten_classifiers
@@ -71,7 +71,7 @@ def test_a_report_shows_what_was_measured_and_says_what_was_not():
 def test_a_tokenizer_report_is_a_table_too():
     numbers = {"psnr": 20.123, "ssim": 0.5, "perplexity": 19.1, "vocab_size": 2048, "usage": 0.019, "num_pictures": 7}
     text = reports.format_tokenizer_report({**numbers, "tokens_per_image": 16})
-    assert "perplexity     19.1    2,048" in text
+    assert "perplexity      19.1    2,048" in text
     assert max(map(len, text.splitlines())) <= TABLE_WIDTH
     assert "{" not in text
 
@@ -81,13 +81,14 @@ def test_columns_that_do_not_fit_are_left_out():
     columns = fit_columns(needed, others)
     assert [column.title for column in columns] == ["order", "a", "c"]
     assert len(format_cells(columns, ["x" * 60, "1", "2"])) == TABLE_WIDTH
-    assert (
-        format_table(["name", "n"], [["long name", "10"], ["x", "2"]]) == "name        n\nlong name  10\nx           2"
-    )
+    lines = ["name        n", "long name  10", "x           2"]
+    assert format_table(["name", "n"], [["long name", "10"], ["x", "2"]]).splitlines() == lines
 
 
 def plan_for(**choices):
-    return plan_sweep(find_recipe("digits", Recipe), SweepChoices(**choices), "digits")
+    recipe = find_recipe("digits", Recipe)
+    spec = replace(recipe, model=replace(recipe.model, num_classes=10))
+    return plan_sweep(spec, SweepChoices(**choices), "digits")
 
 
 def test_a_sweep_shows_what_varies_and_says_the_rest_once():
@@ -157,8 +158,8 @@ def test_an_equal_report_that_is_replaced_is_named():
 
 def test_an_error_shows_no_python(capsys):
     line = "TransformerConfig(dim=30, heads=4): all must be positive"
-    assert explain_plainly(line) == "dim 30, heads 4: all must be positive"
-    assert explain_plainly("a (b=3): c") == "a (b=3): c"
+    assert describe_plainly(line) == "dim 30, heads 4: all must be positive"
+    assert describe_plainly("a (b=3): c") == "a (b=3): c"
     error = refuse(capsys, "train", "digits", "--model.dim", 30, "--dry-run")
     assert error.startswith("unmask: dim 30, depth 4, heads 4")
 

@@ -98,7 +98,7 @@ def test_files_hidden_folders_and_what_a_mac_adds_change_nothing(tmp_path):
     assert shape(split) == (("disc", "square"), 8, 8)
     assert names(split) == ["README.txt", "loose.png"]
     assert {one.reason for one in split.bad} == {"beside the folders that are used"}
-    assert describe_split(split) == ["disc 8, square 8; 8 held out; 2 left out (README.txt, loose.png)"]
+    assert describe_split(split) == ["dataset     disc 8, square 8; 8 held out; 2 left out (README.txt, loose.png)"]
 
 
 def test_flags_name_the_splits(tmp_path):
@@ -277,7 +277,7 @@ def test_labels_are_numbered_from_0_with_a_word(tmp_path, labels, classes, ids, 
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([*range(21), 255, 255], "2 labels are 255 beside 0 to 20, which often means no class: take these pictures"),
+        ([*range(21), 255, 255], "2 labels are 255 beside 0 to 20, which often means no class: take these images"),
         ([0, 1, -1], "1 label is -1, which often means no class"),
         ([-100, 0, 1], "1 label is -100"),
         ([0, 65535], "65535 beside 0 to 0"),
@@ -430,14 +430,14 @@ def test_many_classes_are_summarised():
     )
     one = Images(pixels=images.pixels[:1], labels=None)
     assert describe_split(Split(train=images, test=images.take(torch.arange(13)))) == [
-        "43 pictures of 13 classes, 3 to 4 each; 13 held out"
+        "dataset     43 images of 13 classes, 3 to 4 each; 13 held out"
     ]
     assert describe_split(Split(train=one, test=one, notes=("a word",))) == [
-        "2 images without classes; 1 held out",
+        "dataset     2 images without classes; 1 held out",
         "note: a word",
     ]
     few = Images(pixels=images.pixels[:4], labels=torch.tensor([0, 0, 0, 1]), classes=("7", "42"))
-    assert describe_split(Split(train=few, test=few.take(torch.arange(2)))) == ["7: 5, 42: 1; 2 held out"]
+    assert describe_split(Split(train=few, test=few.take(torch.arange(2)))) == ["dataset     7: 5, 42: 1; 2 held out"]
 
 
 # -- configurations of earlier versions --

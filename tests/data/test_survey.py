@@ -84,7 +84,7 @@ def test_everything_is_found(messy):
     ]
     assert sorted(Path(one.path).name for one in survey.split.bad) == ["a.png", "cut.png", "notes.txt"]
     lines = describe_survey(survey, 16)
-    assert lines[0] == "disc 8, square 4; 3 held out; 3 left out (notes.txt, a.png, cut.png)"
+    assert lines[0] == "dataset     disc 8, square 4; 3 held out; 3 left out (notes.txt, a.png, cut.png)"
     text = "\n".join(lines)
     for line in (
         "train       disc 6, square 3",
@@ -110,7 +110,7 @@ def test_a_clean_set_says_so_and_numbers_are_those_of_a_training(tmp_path):
     survey, split = survey_source(source), source.load()
     assert torch.equal(survey.split.test.read(torch.arange(len(split.test))), split.test.pixels)
     text = "\n".join(describe_survey(survey, 8))
-    assert text.startswith(f"disc 20, square 20; {len(split.test)} held out")
+    assert text.startswith(f"dataset     disc 20, square 20; {len(split.test)} held out")
     for line in ("copies      no picture is", "flat        none is", "left out    none", "; 0 smaller than 8"):
         assert line in text
     assert "in both" not in text
@@ -119,7 +119,7 @@ def test_a_clean_set_says_so_and_numbers_are_those_of_a_training(tmp_path):
 def test_too_few_pictures_are_surveyed_and_none_are_refused(tmp_path):
     save(tmp_path, a=noise(), b=b"cut")
     lines = describe_survey(survey_source(Folder(path=str(tmp_path))), 8)
-    assert lines[0] == "1 image without classes; 0 held out; 1 left out (b.png)"
+    assert lines[0] == "dataset     1 image without classes; 0 held out; 1 left out (b.png)"
     assert "1 of 1 images would be held out" in lines[1]
     save(tmp_path, a=b"cut")
     with pytest.raises(DataError, match=r"no readable image to train on; the first: .*a\.png"):

@@ -90,7 +90,7 @@ def test_what_is_trained_before_the_tokenizer_is_said(made):
 
 def test_every_command_that_reads_pictures_says_once_what_it_took(made):
     said = json.loads((made / "said.json").read_text())
-    summary = re.compile(r"sand 30, sea 30; \d+ held out; 1 left out \(broken\.png\)")
+    summary = re.compile(r"dataset     sand 30, sea 30; \d+ held out; 1 left out \(broken\.png\)")
     times = {name: sum(summary.fullmatch(line) is not None for line in lines) for name, lines in said.items()}
     assert times == {"train-tokenizer": 1, "evaluate-tokenizer": 1, "tokenize": 1, "train": 0, "evaluate": 1}
 

@@ -35,7 +35,7 @@ def finish_in_one_line(command: str) -> Iterator[None]:
             yield
     except UnmaskError as error:
         _leave(
-            explain_plainly(str(error)),
+            describe_plainly(str(error)),
             error.exit_code,
             is_consequence=isinstance(error, RankError) and error.is_consequence,
         )
@@ -62,7 +62,7 @@ def finish_in_one_line(command: str) -> Iterator[None]:
 _CONFIG = re.compile(r"\b[A-Z]\w*\((\w+=[^()]*)\)(?=:)")
 
 
-def explain_plainly(line: str) -> str:
+def describe_plainly(line: str) -> str:
     """Return the line with "dim 30, heads 4" in place of "TransformerConfig(dim=30, heads=4)"."""
     return _CONFIG.sub(lambda found: re.sub(r"\b(\w+)=", r"\1 ", found[1]), line)
 

@@ -96,12 +96,12 @@ def _print_table(flags: SweepFlags, plan: "SweepPlan", opened: "OpenedModel", he
             print(f"\nwrote into {out}: sweep.md with all metrics, sweep.csv{plots}")
 
 
-SETTINGS = {
+SHOWN_SETTINGS = {
     "schedule": "schedule", "steps": "steps", "noise": "noise", "scale": "scale", "ramp": "ramp", "top_k": "top-k",
     "top_p": "top-p",
 }  # fmt: skip
 """Titles of the settings of a row; those that do not vary stand above the table."""
-METRICS = {
+SHOWN_METRICS = {
     "FD": ("frechet", "{:.3f}", 8),
     "accuracy": ("class_accuracy", "{:.1%}", 6),
     "precision": ("precision", "{:.3f}", 5),
@@ -121,7 +121,7 @@ def plan_table(plan: "SweepPlan") -> tuple[str, list[TableColumn]]:
 
     cells = [describe_row("setting", plan, setting, several) for setting, several in plan.list_choices()]
     varied, shared = [], []
-    for name, title in SETTINGS.items():
+    for name, title in SHOWN_SETTINGS.items():
         values = {row[name] for row in cells if row[name]}
         if len(values) > 1:
             varied.append(TableColumn(title, max(map(len, values))))
@@ -131,7 +131,7 @@ def plan_table(plan: "SweepPlan") -> tuple[str, list[TableColumn]]:
     else:
         shared.append(f"temperature {plan.temperatures[0]:g}")
     orders = TableColumn("order", max(len("tokenizer bound"), *(len(row["order"]) + 2 for row in cells)))
-    metrics = [TableColumn(title, width) for title, (_, _, width) in METRICS.items()]
+    metrics = [TableColumn(title, width) for title, (_, _, width) in SHOWN_METRICS.items()]
     shared.append(f"{plan.samples:,} samples a row")
     return ", ".join(shared), fit_columns([orders, *varied], metrics)
 
@@ -139,10 +139,10 @@ def plan_table(plan: "SweepPlan") -> tuple[str, list[TableColumn]]:
 def show_row(row: "SweepRow", columns: list[TableColumn]) -> str:
     """Return a row of the table for the terminal."""
     kinds = {"floor": "real images", "limit": "tokenizer bound", "again": f"* {row.cells['order']}"}
-    shown = {title: row.cells[name] for name, title in SETTINGS.items()}
+    shown = {title: row.cells[name] for name, title in SHOWN_SETTINGS.items()}
     if "temperature" in row.figures:
         shown[TEMPERATURE.title] = f"{row.figures['temperature']:g}"
-    for title, (name, form, _) in METRICS.items():
+    for title, (name, form, _) in SHOWN_METRICS.items():
         shown[title] = form.format(row.figures[name]) if name in row.figures else ""
     shown["order"] = kinds.get(row.cells["kind"], row.cells["order"])
     return format_cells(columns, [shown.get(column.title, "") or "–" for column in columns])

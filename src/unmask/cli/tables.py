@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 TABLE_WIDTH = 80
 """Columns of a terminal that the tables fit."""
-GAP = 2
+COLUMN_GAP = 2
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def fit_columns(needed: Sequence[TableColumn], others: Iterable[TableColumn]) ->
     """Return the needed columns, and those of the others, the first ones first, that fit the terminal beside them."""
     chosen = [*needed]
     for column in others:
-        if sum(one.room + GAP for one in (*chosen, column)) - GAP <= TABLE_WIDTH:
+        if sum(one.room + COLUMN_GAP for one in (*chosen, column)) - COLUMN_GAP <= TABLE_WIDTH:
             chosen.append(column)
     return chosen
 
@@ -33,7 +33,9 @@ def fit_columns(needed: Sequence[TableColumn], others: Iterable[TableColumn]) ->
 def format_cells(columns: Sequence[TableColumn], cells: Sequence[str]) -> str:
     """Return a line: the first cell to the left, the others to the right."""
     (first, name), *rest = zip(columns, cells, strict=True)
-    return (" " * GAP).join([f"{name:{first.room}}", *(f"{cell:>{column.room}}" for column, cell in rest)]).rstrip()
+    return (
+        (" " * COLUMN_GAP).join([f"{name:{first.room}}", *(f"{cell:>{column.room}}" for column, cell in rest)]).rstrip()
+    )
 
 
 def format_titles(columns: Sequence[TableColumn]) -> str:

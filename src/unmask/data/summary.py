@@ -11,7 +11,7 @@ NAMED = 3  # files that the summary names
 
 
 def describe_split(split: Split) -> list[str]:
-    """Return lines such as "images      disc 30, square 30; 6 held out; 1 left out (a.txt)", and one for each note."""
+    """Return lines such as "dataset     disc 30, square 30; 6 held out; 1 left out (a.txt)", and one for each note."""
     counts = [sum(pair) for pair in zip(count_classes(split.train), count_classes(split.test), strict=True)]
     total = len(split.train) + len(split.test)
     first = [describe_counts(split.train.classes, counts, total), f"{len(split.test):,} held out"]
@@ -21,7 +21,7 @@ def describe_split(split: Split) -> list[str]:
         first.append(f"{len(split.bad):,} left out ({', '.join(names)}{more})")
     unchecked = isinstance(split.train, OnDemand) and not split.train.exact
     notes = [*split.notes, *([UNCHECKED] if unchecked else [])]
-    return ["images      " + "; ".join(first), *(f"note: {note}" for note in notes)]
+    return ["dataset     " + "; ".join(first), *(f"note: {note}" for note in notes)]
 
 
 def describe_counts(classes: tuple[str, ...], counts: list[int], total: int) -> str:
