@@ -33,9 +33,8 @@ def fit_columns(needed: Sequence[TableColumn], others: Iterable[TableColumn]) ->
 def format_cells(columns: Sequence[TableColumn], cells: Sequence[str]) -> str:
     """Return a line: the first cell to the left, the others to the right."""
     (first, name), *rest = zip(columns, cells, strict=True)
-    return (
-        (" " * COLUMN_GAP).join([f"{name:{first.room}}", *(f"{cell:>{column.room}}" for column, cell in rest)]).rstrip()
-    )
+    numbers = [f"{cell:>{column.room}}" for column, cell in rest]
+    return (" " * COLUMN_GAP).join([f"{name:{first.room}}", *numbers]).rstrip()
 
 
 def format_titles(columns: Sequence[TableColumn]) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -89,7 +89,7 @@ def shorten_classifiers(recipe: TokenizerRecipe, out: Path, given: Sequence[str]
         given: The classifiers whose steps the user chose.
     """
     there = reading.read_config(out / CONFIG) if reading.has_config(out) else None
-    changes: dict[str, ClassifierConfig] = {}
+    changes: dict[str, Any] = {}
     for name in CLASSIFIERS:
         own, before = getattr(recipe, name), getattr(there, name, None)
         if isinstance(own, ClassifierConfig) and name not in given:

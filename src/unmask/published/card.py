@@ -44,7 +44,7 @@ def write_model_card(spec: ModelSpec | TextModelSpec, *, name: str, licence: str
         )
         licence = licence or next(theirs, None)
         prompts = takes_prompts(spec.model)
-        has_classes = not prompts and spec.model.num_classes > 0
+        has_classes = getattr(spec.model, "num_classes", 0) > 0
         task = "text-to-image" if prompts else "" if has_classes else "unconditional-image-generation"
         example = ', prompts=["a cat"]' if prompts else ""
         call = f'images = unmask.load("{name}"{example})(num=4)  # PIL images'

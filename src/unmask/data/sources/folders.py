@@ -108,11 +108,13 @@ class ForeignClassError(DataError):
     """A set to hold out has a class that the training set lacks."""
 
 
-def join_classes(train: Files, test: Files) -> tuple[Files, Files]:
+def join_classes(train: Pictures, test: Pictures) -> tuple[Pictures, Pictures]:
     """Return both sets with the classes of either, those of the training set first."""
     names = {normalize_name(name): name for name in (*reversed(test.classes), *train.classes)}
     order = [*train.classes, *(name for name in test.classes if names[normalize_name(name)] not in train.classes)]
     number = {normalize_name(name): i for i, name in enumerate(order)}
+    assert isinstance(train, Files)
+    assert isinstance(test, Files)
     assert test.labels is not None
     labels = torch.tensor([number[normalize_name(name)] for name in test.classes])[test.labels]
     return replace(train, classes=tuple(order)), replace(test, labels=labels, classes=tuple(order))
