@@ -220,7 +220,7 @@ def test_a_scale_is_the_end_of_the_models_ramp_as_in_sample(run):
         ("--temperatures 1 -1", "temperature"),
         ("--temperatures", "0 temperatures"),
         ("--noises 3 --orders halton", "--noises 3"),
-        ("--noises -1", "noise=-1"),
+        ("--noises -1", "noise -1"),
         ("--scales inf", "finite"),
         ("--ramp steep", "--ramp"),
         ("--samples 1", "samples 1"),
