@@ -84,6 +84,6 @@ def run_train_features(arguments: list[str]) -> None:
         }
         if here.is_main:
             write_json(flags.out / REPORT, report)
-            print(f"{right:.2%} of {len(test):,} held-out pictures are classified right")
+            print(f"{right:.2%} of {len(test):,} held-out images are classified right")
             print(describe_outcome(flags.out / CLASSIFIER, before))
             print(f"next: unmask evaluate RUN --classifier {flags.out}")

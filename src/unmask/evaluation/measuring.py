@@ -14,11 +14,12 @@ from unmask.decoding.names import list_orders
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import SamplingSettings, change_sampling
 from unmask.errors import ConfigError, look_up
+from unmask.evaluation.earlier import check_report
 from unmask.evaluation.gallery import PICTURE_FILES
 from unmask.evaluation.images import measure_run
 from unmask.evaluation.networks import open_networks
 from unmask.evaluation.plans import SweepChoices, plan_sweep
-from unmask.evaluation.runs import open_run
+from unmask.evaluation.runs import open_run, shorten_name
 from unmask.evaluation.scoring import SCORE_FILES, OrderScore, ScoredSubject, score_subject, write_scores
 from unmask.evaluation.sweep_table import COLUMNS, SWEEP_FILES, SweepRow
 from unmask.evaluation.sweeping import sweep_run
@@ -72,7 +73,7 @@ def evaluate(
         data: For a model that is no run: what to measure it against, as `unmask evaluate --data` takes it; or a
             `Folder`, whose size and channels the model decides.
         out: For a model that is no run: the folder for the results; runs/NAME by default.
-        overwrite: Replace files in `out` that unmask did not make.
+        overwrite: Replace files in `out` that unmask did not make, and a report on more samples.
         device: "auto", "cuda" or "cpu".
         accept_data: Measure a run although its data changed since it was trained.
         verify_data: Compare all bytes of all images, also of those that are read on demand.
@@ -128,6 +129,8 @@ def evaluate_opened(
         check_folder(out, REPORT_FILES, overwrite=overwrite)
     if samples < 2:
         raise ConfigError(f"--samples {samples}: at least 2, to have a covariance")
+    path, advice = find_report(opened, out), "" if opened.is_run else "or give another --out"
+    check_report(path, "num_samples", samples, "--samples", overwrite=overwrite, advice=advice)
     extractor, judge = open_networks(features, classifier, here)
     return measure_run(
         open_run(opened, here, data=data, out=out, policy=policy, progress=progress, say=say),
@@ -141,6 +144,12 @@ def evaluate_opened(
         labels=labels,
         progress=progress,
     )
+
+
+def find_report(opened: OpenedModel, out: Path | None) -> Path:
+    """Return the file that an evaluation of a model writes; see `runs.choose_folder`."""
+    folder = opened.folder if opened.is_run else None
+    return (folder or out or Path("runs") / shorten_name(opened.name)) / REPORT
 
 
 def check_sampling(spec: ModelSpec, settings: Any) -> Sampling:
