@@ -20,13 +20,14 @@ from jinja2 import DictLoader
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert import MarkdownExporter
+from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 
 HERE = Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in HERE.glob("[0-9]_*.md")))
 NOTEBOOKS_ON_GITHUB = ""
 """Where Colab finds the executed notebooks: OWNER/NAME/blob/BRANCH/FOLDER. While it is empty there is no badge."""
-SECONDS = 120
+SECONDS = 300
 """Time limit of one notebook."""
 TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {%- block data_png %}
@@ -74,7 +75,7 @@ def execute(notebook: NotebookNode, name: str, seconds: float = SECONDS) -> None
             why = f"the notebook took longer than {seconds:g} seconds"
             raise TutorialError(f"{describe_cell(notebook, name, place[0])}: {why}") from error
         except (CellExecutionError, DeadKernelError) as error:
-            raise TutorialError(f"{describe_cell(notebook, name, place[0])}: {error}") from error
+            raise TutorialError(f"{describe_cell(notebook, name, place[0])}: {strip_ansi(str(error))}") from error
     for index, cell in enumerate(notebook.cells):
         pictures = [output.data for output in cell.get("outputs", ()) if "image/png" in output.get("data", ())]
         for data in pictures:
@@ -85,9 +86,9 @@ def execute(notebook: NotebookNode, name: str, seconds: float = SECONDS) -> None
 
 
 def make_environment() -> dict[str, str]:
-    """Return the environment of a notebook: without progress bars and colours, and with the command `unmask`."""
+    """Return the environment of a notebook: without progress bars, and with the command `unmask`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, "TTY_COMPATIBLE": "0", "NO_COLOR": "1", "PATH": path}  # rich reads the first two
+    return {**os.environ, "TTY_COMPATIBLE": "0", "PATH": path}  # rich reads the first one
 
 
 def describe_cell(notebook: NotebookNode, name: str, index: int) -> str:
@@ -100,9 +101,13 @@ def export(notebook: NotebookNode, name: str, out: Path) -> None:
     """Write an executed notebook as OUT/NAME.ipynb, OUT/NAME.md, and its pictures into the folder OUT/NAME."""
     out.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, out / f"{name}.ipynb")
-    exporter = MarkdownExporter(extra_loaders=[DictLoader({"tutorial.md.j2": TEMPLATE})], template_file="tutorial.md.j2")
+    exporter = MarkdownExporter(
+        extra_loaders=[DictLoader({"tutorial.md.j2": TEMPLATE})], template_file="tutorial.md.j2"
+    )
     text, found = exporter.from_notebook_node(notebook, {"output_files_dir": name, "unique_key": "picture"})
     (out / f"{name}.md").write_text(text, encoding="utf-8")
+    for earlier in (out / name).glob("picture_*"):
+        earlier.unlink()
     for path, data in found["outputs"].items():
         (out / path).parent.mkdir(exist_ok=True)
         (out / path).write_bytes(data)
@@ -113,7 +118,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder for the results")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"tutorials to run: {', '.join(NAMES)}; default all")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="time limit of one notebook (default %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="time limit of one notebook (default %(default)s)"
+    )
     flags = parser.parse_args(arguments)
     unknown = [name for name in flags.names if name not in NAMES]
     if unknown:

@@ -111,4 +111,7 @@ def test_every_fence_of_a_tutorial_is_closed():
 def test_a_wrong_import_or_word_is_found():
     assert unfulfilled_imports("from unmask.method.schedules import Cosine, Sine") == ["unmask.method.schedules.Sine"]
     assert unfulfilled_imports("import unmask\nunmask.load(1)\nunmask.lode(1)") == ["unmask.lode"]
-    assert avoided_words("This data set has `holes` and a floor.\n\n```python\njudge = 1\n```\n") == ["data set", "floor"]
+    assert avoided_words("This data set has `holes` and a floor.\n\n```python\njudge = 1\n```\n") == [
+        "data set",
+        "floor",
+    ]
