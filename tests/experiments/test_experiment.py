@@ -117,9 +117,7 @@ def test_the_tokenizer_decides_the_grid_of_a_halton_order():
 
 def test_a_recipe_for_token_datasets_says_how_to_give_images():
     recipe = replace(load_recipe("finetune"), init="besnier-256", data=Folder(path="photos"))
-    with pytest.raises(
-        ConfigError, match=r"data=Codes\(path=\.\.\.\)\); with --init, that may also be a folder"
-    ):
+    with pytest.raises(ConfigError, match=r"data=Codes\(path=\.\.\.\)\); with --init, that may also be a folder"):
         prepare_images(recipe)
 
 
