@@ -105,6 +105,7 @@ def export(notebook: NotebookNode, name: str, out: Path) -> None:
         extra_loaders=[DictLoader({"tutorial.md.j2": TEMPLATE})], template_file="tutorial.md.j2"
     )
     text, found = exporter.from_notebook_node(notebook, {"output_files_dir": name, "unique_key": "picture"})
+    text = text.replace("```bash\n%%bash\n", "```bash\n")
     (out / f"{name}.md").write_text(text, encoding="utf-8")
     for earlier in (out / name).glob("picture_*"):
         earlier.unlink()
