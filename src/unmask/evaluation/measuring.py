@@ -173,8 +173,16 @@ def sweep(
         run: A run, an export, a published model or hf-hub:OWNER/NAME.
         choices: What to compare.
         out: The folder for sweep.md, sweep.csv and the plots; RUN/sweep by default.
-        features, classifier, reference, data, overwrite, device: As in `evaluate`.
-        accept_data, verify_data, progress, say: As in `evaluate`.
+        features: "classifier", "inception" or "dinov2"; the latter two may be kind=PATH of their weights.
+        classifier: A folder that unmask train-features made; by default one is trained and kept in the run.
+        reference: The file that keeps the features of the real images; by default in the run.
+        data: For a model that is no run: what to measure it against, as in `evaluate`.
+        overwrite: Replace files in `out` that unmask did not make.
+        device: "auto", "cuda" or "cpu".
+        accept_data: Measure a run although its data changed since it was trained.
+        verify_data: Compare all bytes of all images, also of those that are read on demand.
+        progress: Called with (what, done, total).
+        say: Called with lines on the images that are measured against.
 
     Returns:
         The rows: the real-data baseline, the tokenizer bound, each setting, and the best one with a fresh seed.
@@ -229,7 +237,13 @@ def score(
         rows: Held-out rows, spread over all there are.
         passes: Masks of each row behind the likelihood bound.
         seed: The seed of the masks.
-        data, out, overwrite, device, accept_data, verify_data, say: As in `evaluate`; `out` is RUN/score by default.
+        data: For a model that is no run: the data to score, as in `evaluate`.
+        out: The folder for score.md, score.csv and the plot; RUN/score by default.
+        overwrite: Replace files in `out` that unmask did not make.
+        device: "auto", "cuda" or "cpu".
+        accept_data: Score a run although its data changed since it was trained.
+        verify_data: Compare all bytes of all images, also of those that are read on demand.
+        say: Called with lines on the data that is scored.
 
     Returns:
         The bound, then a score for each order and number of steps.
