@@ -2,8 +2,8 @@
 
     python docs/site/assemble.py build
 
-It writes BUILD/docs (the pages) and BUILD/mkdocs.yml (mkdocs.yml with the generated pages in its navigation). Pages come
-from docs/, from the root (CHANGELOG.md and others), from the parser (commands/), and from BUILD/tutorials, where
+It writes BUILD/docs (the pages) and BUILD/mkdocs.yml (mkdocs.yml with the generated pages in its navigation). Pages
+come from docs/, from the root (CHANGELOG.md and others), from the parser (commands/), and from BUILD/tutorials, where
 `make tutorials` leaves executed notebooks; a tutorial that was not executed appears as its source.
 """
 
@@ -35,23 +35,23 @@ def main(build: Path) -> None:
     shutil.rmtree(pages, ignore_errors=True)
     places = {DOCS / name: pages / name for name in list_files()}
     places |= {ROOT / name: pages / page for name, page in FROM_ROOT.items()}
+    tutorials = {path: pages / "tutorials" / path.name for path in sorted((DOCS / "tutorials").glob("[0-9]*.md"))}
+    linked = {**places, **tutorials, ROOT / "README.md": pages / "index.md"}
     for source, page in places.items():
-        place_file(source, page, places)
+        place_file(source, page, linked)
+    for source, page in tutorials.items():
+        place_tutorial(source, page, build / "tutorials", linked)
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    made = {
-        "Tutorials": place_tutorials(build / "tutorials", pages, places),
-        "Commands": write_commands(pages / "commands"),
-    }
-    config["nav"] = fill_navigation(
-        config["nav"], {name: list_entries(found, pages) for name, found in made.items()}, pages
-    )
+    made = {"Tutorials": list_entries(list(tutorials.values()), pages)}
+    made["Commands"] = list_entries(write_commands(pages / "commands"), pages)
+    config["nav"] = fill_navigation(config["nav"], made, pages)
     config |= {"docs_dir": "docs", "site_dir": "site"}
     (build / "mkdocs.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     write_llms(config, pages)
 
 
 def list_files() -> list[Path]:
-    """Return pages and pictures as paths below docs/, without the tutorials and the parts that pages of results hold."""
+    """Return pages and pictures as paths below docs/, without the tutorials and the parts of pages of results."""
     found = [path.relative_to(DOCS) for path in sorted(DOCS.rglob("*")) if path.suffix in (".md", *ASSETS)]
     parts = [path for path in found if path.suffix == ".md" and path.parts[0] == "results" and len(path.parts) > 2]
     return [path for path in found if path.parts[0] != "tutorials" and path not in parts]
@@ -93,10 +93,8 @@ def mark_terms(text: str) -> str:
     def mark(match: re.Match[str]) -> str:
         return f"**{match[1]}**{{ #{make_anchor(match[1])} }}"
 
-    rows = [line.split(" | ", 1) for line in text.splitlines()]
-    return "\n".join(
-        " | ".join([TERM.sub(mark, row[0]) if row[0].startswith("| ") else row[0], *row[1:]]) for row in rows
-    )
+    rows = [line.partition(" | ") for line in text.splitlines()]
+    return "\n".join("".join((TERM.sub(mark, head) if head.startswith("| ") else head, *rest)) for head, *rest in rows)
 
 
 def make_anchor(term: str) -> str:
@@ -125,21 +123,17 @@ def replace_prose(text: str, change: Any) -> str:
     return "".join([*pieces, change(text[end:])])
 
 
-def place_tutorials(rendered: Path, pages: Path, places: dict[Path, Path]) -> list[Path]:
-    """Copy the tutorials, executed where they were, and return their pages."""
-    found = []
-    for source in sorted((DOCS / "tutorials").glob("[0-9]*.md")):
-        page = pages / "tutorials" / source.name
-        page.parent.mkdir(exist_ok=True)
-        executed = rendered / source.name
-        text = re.sub(
-            r"\A---\n.*?\n---\n", "", (executed if executed.exists() else source).read_text("utf-8"), flags=re.S
-        )
-        page.write_text(text if executed.exists() else move_links(text, source, page, places), encoding="utf-8")
-        if (rendered / source.stem).is_dir():
-            shutil.copytree(rendered / source.stem, page.with_suffix(""), dirs_exist_ok=True)
-        found.append(page)
-    return found
+def place_tutorial(source: Path, page: Path, rendered: Path, places: dict[Path, Path]) -> None:
+    """Write the page of a tutorial, with its outputs and pictures if the folder `rendered` has it executed."""
+    page.parent.mkdir(exist_ok=True)
+    executed, pictures = rendered / source.name, rendered / source.stem
+    if pictures.is_dir():
+        shutil.copytree(pictures, page.with_suffix(""), dirs_exist_ok=True)
+        made = [path.relative_to(pictures) for path in pictures.rglob("*")]
+        places = {**places, **{source.with_suffix("") / name: page.with_suffix("") / name for name in made}}
+    text = (executed if executed.exists() else source).read_text(encoding="utf-8")
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S)  # the header of a notebook
+    page.write_text(move_links(text, source, page, places), encoding="utf-8")
 
 
 def list_entries(found: list[Path], pages: Path) -> list[Any]:
@@ -149,7 +143,7 @@ def list_entries(found: list[Path], pages: Path) -> list[Any]:
 
 
 def fill_navigation(nav: list[Any], made: dict[str, list[Any]], pages: Path) -> list[Any]:
-    """Return the navigation with the generated pages in their sections, and without sections and pages still to come."""
+    """Return the navigation with the generated pages in their sections, without empty sections and missing pages."""
     filled: list[Any] = []
     for entry in nav:
         title, below = next(iter(entry.items())) if isinstance(entry, dict) else ("", entry)

@@ -168,9 +168,9 @@ def show_default(default: str) -> str:
 def read_help(*words: str) -> str:
     """Return the help of a command, as a terminal of 80 columns shows it."""
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    with mock.patch.dict(os.environ, {"COLUMNS": "80"}), contextlib.redirect_stdout(output):
-        with contextlib.suppress(SystemExit):
-            main([*words, "--help"])
+    narrow = mock.patch.dict(os.environ, {"COLUMNS": "80"})
+    with narrow, contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
     output.seek(0)
     return output.read()
 
