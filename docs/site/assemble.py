@@ -176,8 +176,9 @@ def read_first_sentence(page: Path) -> str:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     paragraphs = re.split(r"\n\s*\n", text[text.index("# ") :])[1:]
     prose = next((p for p in paragraphs if re.match(r"[\w`*\[\"(]", p.strip())), "")
-    plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(prose.split())).replace("\\", "")
-    return re.split(r"(?<=[.!?])\s|:$", plain)[0].rstrip(":")
+    plain = re.sub(r"^\*\*\w+\.\*\* ", "", " ".join(prose.split()))  # a label such as **Setup.**
+    plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", plain).replace("**", "").replace("\\", "")
+    return re.split(r"(?<=[.!?])\s|:$", plain)[0]
 
 
 def list_pages(nav: list[Any], section: str = "") -> Iterator[tuple[str, str]]:

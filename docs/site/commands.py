@@ -134,7 +134,7 @@ def merge_rows(tables: dict[str, list[FlagRow]]) -> list[FlagRow]:
             known = found.setdefault(flag, FlagRow(row.names, row.about, row.default))
             known.variants.append(variant)
             if known.default != row.default:
-                known.default = "by recipe"
+                known.default = "it depends"
     return list(found.values())
 
 

@@ -82,6 +82,11 @@ def evaluate(
 
     Returns:
         The metrics, as in report.json.
+
+    Examples:
+        >>> report = unmask.evaluate("runs/demo", samples=20, steps=2)
+        >>> report["num_samples"]
+        20
     """
     with join_world(None if device == "auto" else device) as here:
         opened = open_model(run, world=here)
@@ -186,6 +191,11 @@ def sweep(
 
     Returns:
         The rows: the real-data baseline, the tokenizer bound, each setting, and the best one with a fresh seed.
+
+    Examples:
+        >>> choices = unmask.SweepChoices(samples=8, tune=0, steps=(2,), orders=("halton",), temperatures=(1.0,))
+        >>> len(unmask.sweep("runs/demo", choices))
+        4
     """
     check_results(None if out is None else Path(out), SWEEP_FILES, signs=COLUMNS, overwrite=overwrite)
     with join_world(None if device == "auto" else device) as here:
@@ -247,6 +257,11 @@ def score(
 
     Returns:
         The bound, then a score for each order and number of steps.
+
+    Examples:
+        >>> scores = unmask.score("runs/demo", orders=["halton"], steps=[4], rows=4, passes=1)
+        >>> [score.order for score in scores]
+        ['bound', 'halton']
     """
     check_results(None if out is None else Path(out), SCORE_FILES, overwrite=overwrite)
     with join_world(None if device == "auto" else device) as here:

@@ -47,9 +47,13 @@ class Rand:
     """
 
     seed: int
+    """Seed of all noise, a signed 64-bit integer."""
     rows: Int[Tensor, "b"]
+    """Index of each row in the global batch."""
     num_rows: int
+    """Number of rows of the global batch."""
     step: int = 0
+    """Step of the training or the sampling."""
 
     def __post_init__(self) -> None:
         if not -(2**63) <= self.seed < 2**63:
@@ -77,5 +81,11 @@ class Rand:
 
 
 def seeded(seed: int, num_rows: int, *, first: int = 0, device: torch.device | str = "cpu") -> Rand:
-    """Return the noise of a whole batch in one process; `first` is the index of row 0 among all samples."""
+    """Return the noise of a whole batch in one process; `first` is the index of row 0 among all samples.
+
+    Examples:
+        >>> both, second = unmask.seeded(0, 2), unmask.seeded(0, 1, first=1)
+        >>> torch.equal(both("order", 3)[1], second("order", 3)[0])  # a row does not depend on its batch
+        True
+    """
     return Rand(seed, torch.arange(first, first + num_rows, device=device), num_rows)
