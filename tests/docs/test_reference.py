@@ -96,12 +96,19 @@ class Checker(doctest.OutputChecker):
         return not want or super().check_output(want, got, optionflags)
 
 
+def find_examples(name: str) -> list[doctest.DocTest]:
+    """Return the examples of a name, in its docstring or below its entry in the reference."""
+    names = {"unmask": unmask, "torch": torch}
+    found = doctest.DocTestFinder(recurse=False).find(getattr(unmask, name), name, globs=names)
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    below = re.findall(rf"^::: unmask\.{name}\n\nExample:\n\n```pycon\n(.*?)^```", pages, re.M | re.S)
+    found += [doctest.DocTestParser().get_doctest(text, names, name, None, 0) for text in below]
+    return [test for test in found if test.examples]
+
+
 @pytest.mark.parametrize("name", MOST_USED)
 def test_the_example_of_a_most_used_name_runs(name, home, monkeypatch):
-    found = doctest.DocTestFinder(recurse=False).find(
-        getattr(unmask, name), name, globs={"unmask": unmask, "torch": torch}
-    )
-    examples = [test for test in found if test.examples]
+    examples = find_examples(name)
     assert examples, "no example"
     monkeypatch.chdir(home)
     for test in examples:

@@ -97,12 +97,6 @@ def guided(
 
     `null` is the unconditional twin of `condition`; by default every row's class id becomes NULL.
     `predict` raises ValueError if the scale is not 1 and there is no condition.
-
-    Examples:
-        >>> model = unmask.MaskedTransformer(unmask.TransformerConfig(num_classes=10), vocab_size=16, grid=(4, 4))
-        >>> predict = unmask.guided(model, torch.tensor([3, 7]), scale=3.0)
-        >>> predict(torch.full((2, model.length), model.mask_id), 0.0).shape
-        torch.Size([2, 16, 16])
     """
     if condition is not None and null is None:
         null = torch.full_like(condition, NULL)

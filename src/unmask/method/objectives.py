@@ -148,15 +148,7 @@ def predict_memory(
 
 @dataclass(frozen=True, kw_only=True)
 class MaskGIT:
-    """Masked visual token modelling (arXiv 2202.04200, eq. 1): draw t, mask a fraction g(t), predict these tokens.
-
-    Examples:
-        >>> model = unmask.MaskedTransformer(unmask.TransformerConfig(), vocab_size=16, grid=(4, 4))  # untrained
-        >>> tokens = torch.randint(16, (8, model.length))
-        >>> loss = unmask.MaskGIT()(model, tokens, None, mask_id=model.mask_id, rand=unmask.seeded(0, 8))
-        >>> round((loss.total / loss.count).item(), 2)  # log 16
-        2.77
-    """
+    """Masked visual token modelling (arXiv 2202.04200, eq. 1): draw t, mask a fraction g(t), predict these tokens."""
 
     schedule: Shape = Cosine()
     """Fraction of tokens to mask at time t, g(t)."""

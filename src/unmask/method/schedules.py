@@ -28,12 +28,7 @@ def _time(t: Time, dtype: torch.dtype | None) -> Float[Tensor, "..."]:
 
 @dataclass(frozen=True)
 class Cosine:
-    """g(t) = cos(pi t / 2): reveals few tokens early, many late. MaskGIT's default (arXiv 2202.04200, section 4).
-
-    Examples:
-        >>> [round(share, 2) for share in unmask.Cosine()(torch.tensor([0.0, 0.5, 1.0])).tolist()]
-        [1.0, 0.71, 0.0]
-    """
+    """g(t) = cos(pi t / 2): reveals few tokens early, many late. MaskGIT's default (arXiv 2202.04200, section 4)."""
 
     def __call__(self, t: Time, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
         return torch.cos(_time(t, dtype) * (math.pi / 2))

@@ -98,12 +98,6 @@ class MaskedTransformer(nn.Module):
     `vocab_size` is K and `grid` the shape of the canvas, l = prod(grid). Conditions are class ids, NULL (-1), or None.
     `memory`: its previous probabilities, zeros in a row without. The layer starts at zero: at first it changes nothing.
     `judge`: return, as [b, l] or [n], the logit that each token of a filled canvas is the original one.
-
-    Examples:
-        >>> model = unmask.MaskedTransformer(unmask.TransformerConfig(num_classes=10), vocab_size=16, grid=(4, 4))
-        >>> canvas = torch.full((2, model.length), model.mask_id)
-        >>> model(canvas, torch.tensor([3, 7])).shape
-        torch.Size([2, 16, 16])
     """
 
     def __init__(self, config: TransformerConfig, vocab_size: int, grid: tuple[int, ...]):

@@ -25,12 +25,6 @@ class Confidence:
     """log p(sampled token) + noise (1 - t) Gumbel: MaskGIT's order (arXiv 2202.04200, appendix; parallel_decode.py).
 
     Gumbel noise on the *log* probability draws positions without replacement in proportion to p^(1 / (noise (1 - t))).
-
-    Examples:
-        >>> logits, sample = torch.tensor([[[0.0, 0.0], [4.0, 0.0]]]), torch.tensor([[0, 0]])
-        >>> surest = unmask.Confidence(noise=0.0)(logits, sample, masked=sample == 0, t=0.0, rand=unmask.seeded(0, 1))
-        >>> surest.argmax().item()
-        1
     """
 
     noise: float = 4.5
@@ -107,12 +101,6 @@ class Halton:
 
     It covers every cell of any grid of one to three axes. Differs from the published code, which cuts the sequence at
     10,000 points and leaves 6 cells of a 64 x 64 grid masked.
-
-    Examples:
-        >>> logits, sample = torch.zeros(1, 4, 2), torch.zeros(1, 4, dtype=torch.int64)
-        >>> score = unmask.Halton((2, 2))(logits, sample, masked=sample == 0, t=0.0, rand=unmask.seeded(0, 1))
-        >>> score.argsort(descending=True).tolist()  # cells in the order in which they are revealed
-        [[2, 1, 0, 3]]
     """
 
     grid: tuple[int, ...]
