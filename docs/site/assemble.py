@@ -45,6 +45,9 @@ def main(build: Path) -> None:
     made = {"Tutorials": list_entries(list(tutorials.values()), pages)}
     made["Commands"] = list_entries(write_commands(pages / "commands"), pages)
     config["nav"] = fill_navigation(config["nav"], made, pages)
+    listed = {name for _, name in list_pages(config["nav"])}
+    if unlisted := [name for path in pages.rglob("*.md") if (name := path.relative_to(pages).as_posix()) not in listed]:
+        raise ValueError(f"mkdocs.yml: no place in the navigation for {', '.join(sorted(unlisted))}")
     config |= {"docs_dir": "docs", "site_dir": "site"}
     (build / "mkdocs.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     write_llms(config, pages)

@@ -155,7 +155,7 @@ def show_names(row: FlagRow) -> str:
 def show_choices(row: FlagRow) -> str:
     """Return a sentence with the words that a flag takes, or nothing."""
     choices = re.search(r"\{(.*?)\}", row.names)
-    words = re.split(r"[,\s]+", choices[1]) if choices else []
+    words = re.split(r",\s*", choices[1]) if choices else []
     return f" One of {', '.join(f'`{word}`' for word in words)}." if words else ""
 
 

@@ -122,11 +122,13 @@ def test_llms_txt_lists_every_page_with_a_sentence(site):
         ("docs/guides/sample.md", "[a](gone.md)\n", "gone.md is not in the site"),
         ("docs/reference/use.md", "::: unmask.gone\n", "unmask.gone"),
         ("mkdocs.yml", "  - gone.md\n", "there is no page gone.md"),
+        ("docs/guides/new.md", "# New\n", "no place in the navigation for guides/new.md"),
     ],
 )
 def test_a_broken_page_fails_the_build(page, words, said, tmp_path):
     root = copy_sources(tmp_path)
-    (root / page).write_text((root / page).read_text(encoding="utf-8") + "\n" + words, encoding="utf-8")
+    with (root / page).open("a", encoding="utf-8") as file:
+        file.write("\n" + words)
     done = build(root, root / "build")
     assert done.returncode != 0
     assert said in done.stdout + done.stderr
