@@ -93,8 +93,13 @@ def move_links(text: str, source: Path, page: Path, places: dict[Path, Path]) ->
 def mark_terms(text: str) -> str:
     """Return the glossary with an anchor for each term in the first column of its tables."""
 
+    seen: set[str] = set()
+
     def mark(match: re.Match[str]) -> str:
-        return f"**{match[1]}**{{ #{make_anchor(match[1])} }}"
+        anchor = make_anchor(match[1])
+        is_new = anchor not in seen
+        seen.add(anchor)
+        return f"{match[0]}{{ #{anchor} }}" if is_new else match[0]
 
     rows = [line.partition(" | ") for line in text.splitlines()]
     return "\n".join("".join((TERM.sub(mark, head) if head.startswith("| ") else head, *rest)) for head, *rest in rows)
