@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unmask.cli import main
-
 SMALL = ["--training.steps", "2", "--training.batch-size", "4", "--device", "cpu"]
 NETWORK = ["--model.dim", "16", "--model.depth", "1", "--model.heads", "2"]
 CLASSIFIER = ["--classifier.steps", "2", "--classifier.width", "4", "--classifier.batch-size", "8"]
@@ -15,6 +13,8 @@ TOKENIZER += ["--loss.discriminator.width", "4", "--perceptual.steps", "2", "--p
 
 def run_in(folder, *commands):
     """Run commands in a folder."""
+    from unmask.cli import main  # not at the top: nothing of unmask is imported before its types are checked
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for words in commands:
