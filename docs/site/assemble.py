@@ -7,11 +7,14 @@ come from docs/, from the root (CHANGELOG.md and others), from the parser (comma
 `make tutorials` leaves executed notebooks; a tutorial that was not executed appears as its source.
 """
 
+import importlib
+import inspect
 import os
 import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +202,20 @@ def list_pages(nav: list[Any], section: str = "") -> Iterator[tuple[str, str]]:
             yield section or title, below
 
 
+def describe_name(name: str) -> str:
+    """Return the heading, the signature and the docstring of a public name, for readers of plain text."""
+    module, _, last = name.rpartition(".")
+    try:
+        value: Any = importlib.import_module(name)
+    except ModuleNotFoundError:
+        value = getattr(importlib.import_module(module), last, None)
+    if value is None:
+        raise ValueError(f"docs/reference: there is no {name}")
+    is_code = inspect.isroutine(value) or is_dataclass(value)
+    signature = f"```python\n{last}{inspect.signature(value)}\n```\n\n" if is_code else ""
+    return f"## {name}\n\n{signature}{inspect.getdoc(value) or ''}"
+
+
 def write_llms(config: dict[str, Any], pages: Path) -> None:
     """Write llms.txt (https://llmstxt.org), a list of all pages with a sentence each, and llms-full.txt, their text."""
     lines, full, before = [f"# {config['site_name']}", "", f"> {config['site_description']}"], [], ""
@@ -209,7 +226,8 @@ def write_llms(config: dict[str, Any], pages: Path) -> None:
         said = read_first_sentence(pages / name)
         address = re.sub(r"(index)?\.md$", "/", name).replace("//", "/").lstrip("/") or "."
         lines.append(f"- [{read_title(pages / name)}]({address}): {said}")
-        full.append((pages / name).read_text(encoding="utf-8").strip())
+        text = (pages / name).read_text(encoding="utf-8").strip()
+        full.append(re.sub(r"^::: (\S+)$", lambda match: describe_name(match[1]), text, flags=re.M))
     (pages / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (pages / "llms-full.txt").write_text("\n\n".join(full) + "\n", encoding="utf-8")
 

@@ -16,7 +16,11 @@ USUAL = re.compile(r"Build started|No issues found|Build finished in .*|")
 
 def build_site(build: Path) -> int:
     """Assemble and build the site into the folder `build`; return 0, or 1 if there was a warning."""
-    assemble(build)
+    try:
+        assemble(build)
+    except ValueError as error:
+        print(error)
+        return 1
     shutil.rmtree(build / "site", ignore_errors=True)
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "--config-file", "mkdocs.yml"]
     done = subprocess.run(command, cwd=build, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
