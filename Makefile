@@ -2,7 +2,7 @@
 PYTHON ?= python3
 FLAGS ?=
 
-.PHONY: demo test test-fast campaign tutorials lint types wheel check clean
+.PHONY: demo test test-fast campaign tutorials docs lint types wheel check clean
 
 demo: .venv/demo.installed  ## learn real digits, draw, repair and measure them; results in runs/demo
 	.venv/bin/unmask demo $(FLAGS)
@@ -21,6 +21,9 @@ tutorials: build/tutorials/done  ## run the tutorials of docs/tutorials; Markdow
 build/tutorials/done: docs/tutorials/run.py $(wildcard docs/tutorials/*.md) $(shell find src -name '*.py') | .venv/docs.installed
 	.venv/bin/python docs/tutorials/run.py build/tutorials
 	@touch $@
+
+docs: .venv/docs.installed tutorials  ## the documentation site in build/site, built offline; a warning fails
+	.venv/bin/python docs/site/build.py build
 
 lint: .venv/dev.installed
 	.venv/bin/ruff check

@@ -157,7 +157,12 @@ class Adaptive:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Sampling settings: each field is an argument of a sampler or of `guided`, as data."""
+    """Sampling settings: each field is an argument of a sampler or of `guided`, as data.
+
+    Examples:
+        >>> slow = unmask.Sampling(steps=32, temperature=0.9, priority=unmask.Halton((8, 8)))
+        >>> images = unmask.load("runs/demo").generate(num=2, sampling=unmask.Sampling(steps=2))
+    """
 
     steps: int = 8
     """Forward passes of the (guided) model, from 1 to 100,000."""

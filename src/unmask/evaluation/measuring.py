@@ -83,6 +83,11 @@ def evaluate(
 
     Returns:
         The metrics, as in report.json.
+
+    Examples:
+        >>> report = unmask.evaluate("runs/demo", samples=20, steps=2)
+        >>> report["num_samples"]
+        20
     """
     with join_world(None if device == "auto" else device) as here:
         opened = open_model(run, world=here)
@@ -182,11 +187,24 @@ def sweep(
         run: A run, an export, a published model or hf-hub:OWNER/NAME.
         choices: What to compare.
         out: The folder for sweep.md, sweep.csv and the plots; RUN/sweep by default.
-        features, classifier, reference, data, overwrite, device: As in `evaluate`.
-        accept_data, verify_data, progress, say: As in `evaluate`.
+        features: "classifier", "inception" or "dinov2"; the latter two may be kind=PATH of their weights.
+        classifier: A folder that unmask train-features made; by default one is trained and kept in the run.
+        reference: The file that keeps the features of the real images; by default in the run.
+        data: For a model that is no run: what to measure it against, as in `evaluate`.
+        overwrite: Replace files in `out` that unmask did not make.
+        device: "auto", "cuda" or "cpu".
+        accept_data: Measure a run although its data changed since it was trained.
+        verify_data: Compare all bytes of all images, also of those that are read on demand.
+        progress: Called with (what, done, total).
+        say: Called with lines on the images that are measured against.
 
     Returns:
         The rows: the real-data baseline, the tokenizer bound, each setting, and the best one with a fresh seed.
+
+    Examples:
+        >>> choices = unmask.SweepChoices(samples=8, tune=0, steps=(2,), orders=("halton",), temperatures=(1.0,))
+        >>> len(unmask.sweep("runs/demo", choices))
+        4
     """
     check_results(None if out is None else Path(out), SWEEP_FILES, signs=COLUMNS, overwrite=overwrite)
     with join_world(None if device == "auto" else device) as here:
@@ -238,10 +256,21 @@ def score(
         rows: Held-out rows, spread over all there are.
         passes: Masks of each row behind the likelihood bound.
         seed: The seed of the masks.
-        data, out, overwrite, device, accept_data, verify_data, say: As in `evaluate`; `out` is RUN/score by default.
+        data: For a model that is no run: the data to score, as in `evaluate`.
+        out: The folder for score.md, score.csv and the plot; RUN/score by default.
+        overwrite: Replace files in `out` that unmask did not make.
+        device: "auto", "cuda" or "cpu".
+        accept_data: Score a run although its data changed since it was trained.
+        verify_data: Compare all bytes of all images, also of those that are read on demand.
+        say: Called with lines on the data that is scored.
 
     Returns:
         The bound, then a score for each order and number of steps.
+
+    Examples:
+        >>> scores = unmask.score("runs/demo", orders=["halton"], steps=[4], rows=4, passes=1)
+        >>> [score.order for score in scores]
+        ['bound', 'halton']
     """
     check_results(None if out is None else Path(out), SCORE_FILES, overwrite=overwrite)
     with join_world(None if device == "auto" else device) as here:

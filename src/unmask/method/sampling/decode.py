@@ -36,9 +36,13 @@ class State:
     """One step of decoding: the canvas, the tokens that it revealed, and the time t after it (0 at the start)."""
 
     tokens: Int[Tensor, "b l"]
+    """The canvas after the step; the mask id where a token is still masked."""
     revealed: Bool[Tensor, "b l"]
+    """True where the step revealed a token."""
     step: int
+    """Number of the step, 0 for the starting canvas."""
     t: float
+    """Time after the step, from 0 (all masked) to 1 (all known)."""
 
 
 def decode(
@@ -69,6 +73,14 @@ def decode(
 
     Raises:
         ValueError: Wrong tokens, ratios or temperatures, logits of a wrong shape, or, at the end, non-finite logits.
+
+    Examples:
+        >>> model = unmask.MaskedTransformer(unmask.TransformerConfig(), vocab_size=16, grid=(4, 4))  # untrained
+        >>> tokens = torch.full((2, model.length), model.mask_id)
+        >>> predict, ratios = unmask.guided(model, None), unmask.ratios(unmask.Cosine(), 8)
+        >>> *_, last = unmask.decode(predict, tokens, ratios, mask_id=model.mask_id, rand=unmask.seeded(0, 2))
+        >>> last.step, bool((last.tokens == model.mask_id).any())
+        (8, False)
     """
     masked = unknown = check_tokens(tokens, mask_id)
     counts = ratios.cpu() if isinstance(ratios, Tensor) else count_reveals(masked.sum(1), ratios)
