@@ -32,6 +32,7 @@ from unmask.runtime.progress import show_progress
 from unmask.storage.outputs import check_results
 
 if TYPE_CHECKING:
+    from unmask.evaluation.text_table import WritingRow
     from unmask.pipelines.text import TextPipeline
 
 
@@ -161,7 +162,7 @@ def run_evaluate_text(arguments: list[str]) -> None:
 TEXT_COLUMNS = {
     "perplexity": "perplexity",
     "entropy": "entropy",
-    text_table.GENERATIVE: "gen. ppl",
+    "generative_perplexity": "gen. ppl",  # text_table.GENERATIVE, whose module imports torch
     "ngram_kl_2": "2-gram KL",
     "distinct_2": "distinct-2",
     "repetition_4": "repetition",
@@ -170,8 +171,10 @@ TEXT_COLUMNS = {
 """Entries of a row and their titles, as far as the terminal has room for them."""
 
 
-def plan_text_table(settings: list[tuple[str, Sampling]], row: text_table.WritingRow) -> list[TableColumn]:
+def plan_text_table(settings: "list[tuple[str, Sampling]]", row: "WritingRow") -> list[TableColumn]:
     """Return the columns of the table for the terminal, whose first row this is."""
+    from unmask.evaluation import text_table
+
     names = [text_table.HELD_OUT, text_table.TRAINING, *(name for name, _ in settings)]
     needed = [TableColumn("order", max(map(len, names))), TableColumn("steps", 5)]
     if len({sampling.temperature for _, sampling in settings}) > 1:
@@ -180,8 +183,10 @@ def plan_text_table(settings: list[tuple[str, Sampling]], row: text_table.Writin
     return fit_columns(needed, [TableColumn(title, 7) for title in there])
 
 
-def show_writing(row: text_table.WritingRow, columns: list[TableColumn]) -> str:
+def show_writing(row: "WritingRow", columns: list[TableColumn]) -> str:
     """Return a row of the table for the terminal."""
+    from unmask.evaluation import text_table
+
     forms = text_table.list_columns(row)
     shown = {title: forms[name].format(row.figures[name]) for name, title in TEXT_COLUMNS.items() if name in forms}
     shown |= {"order": row.order}

@@ -123,12 +123,7 @@ Shape = Cosine | Power | Arccos | Log | Exp | Sigmoid
 
 
 def ratios(schedule: Schedule, steps: int) -> list[float]:
-    """Return the fraction still masked after each of `steps` steps: g(1/steps), g(2/steps), ..., 0.
-
-    Examples:
-        >>> [round(ratio, 2) for ratio in unmask.ratios(unmask.Cosine(), 4)]
-        [0.92, 0.71, 0.38, 0.0]
-    """
+    """Return the fraction still masked after each of `steps` steps: g(1/steps), g(2/steps), ..., 0."""
     check_at_least("ratios", {"steps": steps})
     return [*schedule(torch.arange(1, steps, dtype=torch.float64) / steps).tolist(), 0.0]
 
@@ -169,10 +164,6 @@ def count_reveals(unknown: Int[Tensor, "b"], ratios: Sequence[float]) -> Int[Ten
     least one for each later step. This is Google's rule where that rule does not stall. A row with fewer unknown tokens
     than steps reveals them one by one, spread evenly over the steps. So all rows end at the last step.
     Raises ValueError as `check_ratios` does.
-
-    Examples:
-        >>> unmask.count_reveals(torch.tensor([256]), unmask.ratios(unmask.Cosine(), 8)).flatten().tolist()
-        [5, 15, 24, 31, 39, 45, 48, 49]
     """
     check_ratios(ratios)
     r = torch.tensor(list(ratios), dtype=torch.float64)

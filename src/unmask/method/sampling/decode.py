@@ -73,14 +73,6 @@ def decode(
 
     Raises:
         ValueError: Wrong tokens, ratios or temperatures, logits of a wrong shape, or, at the end, non-finite logits.
-
-    Examples:
-        >>> model = unmask.MaskedTransformer(unmask.TransformerConfig(), vocab_size=16, grid=(4, 4))  # untrained
-        >>> tokens = torch.full((2, model.length), model.mask_id)
-        >>> predict, ratios = unmask.guided(model, None), unmask.ratios(unmask.Cosine(), 8)
-        >>> *_, last = unmask.decode(predict, tokens, ratios, mask_id=model.mask_id, rand=unmask.seeded(0, 2))
-        >>> last.step, bool((last.tokens == model.mask_id).any())
-        (8, False)
     """
     masked = unknown = check_tokens(tokens, mask_id)
     counts = ratios.cpu() if isinstance(ratios, Tensor) else count_reveals(masked.sum(1), ratios)
