@@ -142,7 +142,8 @@ def prepare_images(
     tokenizer = recipe.tokenizer
     if not isinstance(tokenizer, Pixels):
         raise ConfigError(
-            "this recipe trains on codes: unmask train-tokenizer, then unmask tokenize, then unmask train --data CODES"
+            "this recipe trains on a token dataset: run unmask train-tokenizer, then unmask tokenize, and give its "
+            "folder as --data (in Python data=Codes(path=...)); with --init, that may also be a folder of images"
         )
     split = source.load(progress)
     if not len(split.test):

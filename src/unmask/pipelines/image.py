@@ -52,6 +52,10 @@ class Pipeline(LoadedModel[ModelSpec]):
 
     Every call takes settings as keywords, by the names of the command line (`SamplingSettings`): steps, order,
     schedule, temperature, guidance, ramp, noise, sampler, block, top_k, top_p, preset. Unset ones default to the model.
+
+    Examples:
+        >>> unmask.load("runs/demo").generate([3, 7], steps=4, order="halton").shape
+        torch.Size([2, 1, 8, 8])
     """
 
     empty_classes: tuple[int, ...] = ()

@@ -43,6 +43,12 @@ def load(
         CheckpointError: There is no such model, or a file is missing or damaged.
         ConfigError: Its configuration, or an argument, does not fit.
         DiskError: The cache cannot be written.
+
+    Examples:
+        >>> pipe = unmask.load("runs/demo")
+        >>> images = pipe([3, 7], steps=4, seed=0)  # PIL images, one per class
+        >>> len(images)
+        2
     """
     opened = open_model(name, weights=weights, offline=offline)
     opened.fetch(progress)

@@ -52,9 +52,11 @@ class TextPipeline(LoadedModel[TextModelSpec]):
     Every call takes settings as keywords, by the names of the command line: steps, order, schedule, temperature, noise,
     sampler, block, top_k, top_p. What is left out is as the model has it.
 
-    Example:
-        pipe = unmask.load("runs/shakespeare")
-        texts = pipe("ROMEO:", num=2, steps=32)
+    Examples:
+        >>> pipe = unmask.load("runs/shakespeare")
+        >>> texts = pipe("ROMEO:", num=2, steps=4)
+        >>> texts[0][:6]
+        'ROMEO:'
     """
 
     def __init__(self, model: MaskedTransformer, tokenizer: TextTokenizer, sampling: Sampling, *, opens: bool):
