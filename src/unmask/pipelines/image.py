@@ -63,10 +63,8 @@ class Pipeline(LoadedModel[ModelSpec]):
 
     def __init__(self, model: Generator, tokenizer: Tokenizer, sampling: Sampling, classes: tuple[str, ...] = ()):
         if (model.vocab_size, model.grid) != (tokenizer.vocab_size, tokenizer.grid):
-            found = (
-                f"{model.vocab_size} tokens on {model.grid}, the tokenizer {tokenizer.vocab_size} on {tokenizer.grid}"
-            )
-            raise ConfigError(f"the model has {found}: they were not made for each other")
+            mine, other = (f"{one.vocab_size} tokens on {one.grid}" for one in (model, tokenizer))
+            raise ConfigError(f"the model has {mine}, the tokenizer {other}: they were not made for each other")
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.device = next(model.parameters()).device
         self.num_classes, self.classes = model.config.num_classes, classes
@@ -178,10 +176,8 @@ class Pipeline(LoadedModel[ModelSpec]):
         batch = count_rows_at_once(batch, self.model.length, self.model.vocab_size, self.device)
         parts = []
         for first in range(0, total, batch):
-            part, canvas = (
-                None if ids is None else ids[first : first + batch],
-                self.make_canvas(min(batch, total - first)),
-            )
+            part = None if ids is None else ids[first : first + batch]
+            canvas = self.make_canvas(min(batch, total - first))
             states = self.stream_states(canvas, part, seed=seed, first=first, sampling=sampling)
             if progress is not None:
                 done = first // batch * sampling.steps

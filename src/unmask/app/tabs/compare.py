@@ -138,7 +138,7 @@ def make_compare_tab(studio: Studio, model: Any) -> CompareTab:
         concurrency_id=COMPUTE, concurrency_limit=1, api_visibility="private", show_progress="minimal",
         show_progress_on=status,
     )  # fmt: skip
-    step.release(
+    step.input(
         scrub, step, shown, trigger_mode="always_last", concurrency_limit=4, api_visibility="private",
         show_progress="hidden",
     )  # fmt: skip

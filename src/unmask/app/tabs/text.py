@@ -209,7 +209,7 @@ def connect_text_steps(studio: Studio, view: TextView) -> None:
         said = say(f"step {recording.states[at].step} of {recording.states[-1].step}")
         yield {view.texts: recording.render(at), view.status: said}
 
-    view.step.release(
+    view.step.input(
         scrub, view.step, [view.status, view.texts], trigger_mode="always_last", concurrency_limit=4,
         api_visibility="private", show_progress="hidden",
     )  # fmt: skip
