@@ -9,6 +9,7 @@ from unmask.recipes.listing import list_recipe_names
 
 RECIPE_COMMANDS = ("train", "train-tokenizer", "tokenize-text")
 FLAGS = {
+    "app": "app.AppFlags",
     "demo": "demo.DemoFlags",
     "evaluate": "sampling.EvaluateFlags",
     "evaluate-inpaint": "evaluating.EvaluateInpaintFlags",
