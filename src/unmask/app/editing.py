@@ -167,7 +167,11 @@ class PhotoEdit:
     """What to fill in."""
 
     def stream(self, sampling: Sampling) -> tuple[Recording, Iterator[int]]:
-        """Return a recording, and an iterator that adds a step to it each time and yields its number."""
+        """Return a recording, and an iterator that adds a step to it each time and yields its number.
+
+        ShortageError if so many variants, or their steps, do not fit into memory.
+        """
+        check_batch(self.pipeline, self.edit.variants, sampling.steps)
         ids = _choose_label(self.pipeline, self.edit)
         recording = start_recording(self.pipeline, self.edit.variants)
         watcher = Watcher(self.pipeline.model.mask_id)
@@ -198,7 +202,6 @@ def prepare_edit(pipeline: Pipeline, photo: UInt8[Tensor, "3 h w"], region: Regi
         raise ConfigError(f"feather {edit.feather}: must be at least 0")
     if takes_prompts(pipeline.model.config):
         pipeline = change_prompts(pipeline, [edit.prompt])
-    check_batch(pipeline, edit.variants)
     larger, hole = mask_photo(photo, region)
     check_memory((PIXEL_BYTES + 3 * edit.variants) * hole.numel(), torch.device("cpu"), "take a smaller photo")
     view = view_photo(pipeline, larger, hole)
