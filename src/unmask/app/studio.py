@@ -162,7 +162,8 @@ def require_text(pipeline: Pipeline | TextPipeline) -> TextPipeline:
 
 def say(text: str, *, error: bool = False) -> str:
     """Return a line for the page's status, which screen readers read aloud."""
-    return f'<p role="{"alert" if error else "status"}" class="{"error" if error else "note"}">{html.escape(text)}</p>'
+    safe = html.escape(text.encode(errors="replace").decode())  # the name of a file may be no Unicode
+    return f'<p role="{"alert" if error else "status"}" class="{"error" if error else "note"}">{safe}</p>'
 
 
 def tell_errors(status: Any) -> Callable[[Callable[..., Iterator[Update]]], Callable[..., Iterator[Update]]]:
@@ -207,8 +208,3 @@ def make_stoppable(studio: Studio, button: Any, status: Any) -> None:
         return stop_job(studio, request)
 
     button.click(press, None, status, queue=False, api_visibility="private", show_progress="hidden")
-
-
-def join_names(words: Sequence[str], most: int = 10) -> str:
-    """Return the first words of a list in a line."""
-    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
