@@ -53,14 +53,18 @@ MOST_PAINTINGS = 16
 """Paintings in memory: each is there from the moment it is sent until its event starts."""
 MOST_SECONDS = 60.0
 """Seconds in which what a page sends must arrive."""
+POLICY = (
+    "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:", "style-src 'self' 'unsafe-inline'",
+    "img-src 'self' data: blob:", "font-src 'self' data:", "connect-src 'self' data: blob:", "media-src 'self' blob:",
+    "worker-src 'self' blob:", "object-src 'none'", "base-uri 'self'", "form-action 'self'",
+)  # fmt: skip
+"""What a browser may load for the page: nothing from elsewhere, even if a text got into the page as a program."""
 ANSWERED = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'self'; connect-src 'self' data: blob:; "
-    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-    "font-src 'self' data:; media-src 'self' blob:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'",
+    "Content-Security-Policy": "; ".join(POLICY),
 }
-"""Headers of each answer: a browser asks nobody else for anything, even if a text got into the page as a program."""
+"""Headers of each answer."""
 UNFRAMED = "; frame-ancestors 'self'"
 """No other site shows this page in a frame, where a visitor would press what he does not see."""
 
