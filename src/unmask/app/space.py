@@ -104,7 +104,7 @@ pinned: false
 
 A masked generator fills in a canvas of masked tokens in a few parallel steps.
 
-* Training data: {trained_on or "not stated"}
+* Training data: {escape_line(trained_on or "not stated")}
 * `{MODEL_FOLDER}/` is the model, `{PACKAGE}/` the program, {REQUIREMENTS} what it needs.
 * Run it here: `pip install -r {REQUIREMENTS}`, then `python {APP}`.
 """

@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from unmask.app.models import Holder, Kind, ModelChoice, list_choices
+from unmask.app.models import Holder, ModelChoice, list_choices
 from unmask.app.sessions import Session, Sessions
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import change_sampling
@@ -70,10 +70,6 @@ class Studio:
     def has_runs(self) -> bool:
         """Whether a model of this machine is offered, not only published ones."""
         return any(choice.name not in MODELS for choice in self.choices)
-
-    def list_names(self, kind: Kind) -> list[tuple[str, str]]:
-        """Return (title, name) of the models of a kind."""
-        return [(choice.title, choice.name) for choice in self.choices if choice.kind == kind]
 
     def check_choice(self, name: str | None) -> str:
         """Return the name of a model of the list; ConfigError for another one, so that no page opens other folders."""

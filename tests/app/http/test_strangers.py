@@ -9,16 +9,22 @@ from types import SimpleNamespace
 
 import anyio
 import pytest
+import torch
 from starlette.datastructures import Headers
 from toy_page import IMAGE, Page, copy_models, open_page, read_end, tell
 
 from unmask.app import guard
 from unmask.app.guard import Refusal, check_origin, read_body
 from unmask.app.models import list_choices
+from unmask.app.sessions import measure_bytes
+from unmask.app.space import write_readme
 from unmask.app.studio import say
 from unmask.app.tabs.wishes import show_classes
+from unmask.app.writing import TextRecording
 from unmask.errors import ConfigError
+from unmask.method.sampling.decode import State
 from unmask.recipes.reading import read_config
+from unmask.tokenizers.text import ByteTokenizer
 
 FOREIGN = "another site's page may not use this one"
 ODD = ["<img src=x onerror=alert(1)>", "</script>", "a\nb", "-rf", "a b\"'`$(id)"]
@@ -124,6 +130,18 @@ def test_a_folder_that_goes_away_is_left_out(models, monkeypatch):
 
     monkeypatch.setattr(type(models), "stat", stat_late)
     assert [choice.kind for choice in list_choices(root=models, published=False)] == ["text"]
+
+
+def test_photos_and_texts_count_among_what_is_kept():
+    photo = torch.zeros(3, 40, 50, dtype=torch.uint8)
+    tokens = torch.zeros(2, 8, dtype=torch.int64)
+    text = TextRecording(tokenizer=ByteTokenizer(8), front=0, whole=True, steps=1, last=1)
+    text.states.append(State(tokens=tokens, revealed=tokens == 0, step=0, t=0.0))
+    assert measure_bytes({"edit photo": photo, "text": [text]}) == 6000 + 16 * 8 + 16
+
+
+def test_a_space_tells_its_training_data_in_one_line():
+    assert "data: photos\\n# not a heading\n" in write_readme("mine", "photos\n# not a heading")
 
 
 def test_half_a_character_is_refused(page, models):
