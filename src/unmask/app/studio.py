@@ -191,16 +191,11 @@ def describe_error(error: Exception) -> str:
     return f"this failed ({type(error).__name__}): the terminal of unmask app shows where"
 
 
-def stop_job(studio: Studio, request: gr.Request) -> str:
-    """Ask the job of a page to stop at its next step."""
-    studio.sessions.find(request.session_hash).stop.set()
-    return say("stopping at the next step")
-
-
 def make_stoppable(studio: Studio, button: Any, status: Any) -> None:
-    """Let a button stop the job of its page."""
+    """Let a button stop the job of its page at its next step."""
 
     def press(request: gr.Request) -> str:
-        return stop_job(studio, request)
+        studio.sessions.find(request.session_hash).stop.set()
+        return say("stopping at the next step")
 
     button.click(press, None, status, queue=False, api_visibility="private", show_progress="hidden")
