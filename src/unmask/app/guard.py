@@ -228,18 +228,27 @@ async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > most:
         raise too_long
-    body = bytearray()
     try:
         with fail_after(MOST_SECONDS):
-            while (message := await receive())["type"] != "http.disconnect":
-                body += message.get("body", b"")
-                if len(body) > most:
-                    raise too_long
-                if not message.get("more_body", False):
-                    return bytes(body)
+            body = await read_parts(receive, most)
     except TimeoutError as error:
         raise Refusal(408, f"this took over {MOST_SECONDS:.0f} seconds: send it again") from error
-    raise Refusal(400, "the connection ended early")
+    if len(body) > most:
+        raise too_long
+    return body
+
+
+async def read_parts(receive: Receive, most: int) -> bytes:
+    """Return the body of a request, cut soon after `most` bytes."""
+    body = bytearray()
+    while len(body) <= most:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refusal(400, "the connection ended early")
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            break
+    return bytes(body)
 
 
 def bind_body(body: bytes, receive: Receive | None) -> Receive:
