@@ -47,4 +47,4 @@ check: lint types test  ## what CI runs, but for the demo
 	@touch $@
 
 clean:
-	rm -rf .venv dist runs/demo
+	rm -rf .venv dist build runs/demo

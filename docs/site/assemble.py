@@ -154,7 +154,11 @@ def list_entries(found: list[Path], pages: Path) -> list[Any]:
 
 
 def fill_navigation(nav: list[Any], made: dict[str, list[Any]], pages: Path) -> list[Any]:
-    """Return the navigation with the generated pages in their sections, without empty sections and missing pages."""
+    """Return the navigation with the generated pages in their sections, without empty sections.
+
+    Raises:
+        ValueError: A page is not there.
+    """
     filled: list[Any] = []
     for entry in nav:
         title, below = next(iter(entry.items())) if isinstance(entry, dict) else ("", entry)
@@ -165,13 +169,9 @@ def fill_navigation(nav: list[Any], made: dict[str, list[Any]], pages: Path) -> 
             filled += [{title: below}] if below else []
         elif (pages / below).exists():
             filled.append(entry)
-        elif below not in TO_COME:
+        else:
             raise ValueError(f"mkdocs.yml: there is no page {below}")
     return filled
-
-
-TO_COME = ("guides/app.md",)
-"""Pages with a place in the navigation that may be missing."""
 
 
 def read_title(page: Path) -> str:

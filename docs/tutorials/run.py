@@ -27,8 +27,8 @@ HERE = Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in HERE.glob("[0-9]_*.md")))
 NOTEBOOKS_ON_GITHUB = ""
 """Where Colab finds the executed notebooks: OWNER/NAME/blob/BRANCH/FOLDER. While it is empty there is no badge."""
-SECONDS = 300
-"""Time limit of one notebook."""
+SECONDS = 1200
+"""Time limit of one notebook: many times what it takes, since a build machine may do other things as well."""
 TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
 {%- block data_png %}
 ![{{ cell.metadata.alt }}]({{ output.metadata.filenames['image/png'] | path2url }})

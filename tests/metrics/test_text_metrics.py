@@ -22,7 +22,6 @@ from unmask.metrics.text import (
     compute_ngram_kl,
     compute_repetition,
     compute_unigram_entropy,
-    cut_after_end,
     number_ngrams,
     number_words,
 )
@@ -172,17 +171,6 @@ def test_divergence_tells_order_where_single_tokens_do_not():
 def test_smoothing_is_positive(smoothing):
     with pytest.raises(ConfigError, match="smoothing is"):
         compute_ngram_kl(row(1), row(1), 1, smoothing=smoothing)
-
-
-# -- rows that end --
-
-
-def test_what_follows_an_end_token_is_absent_and_an_end_in_front_is_none():
-    rows = torch.tensor([[9, 1, 9, 2, 9], [9, 1, 2, 3, 4], [1, 9, -1, -1, -1]])
-    before = rows.clone()
-    assert cut_after_end(rows, 9, front=1).tolist() == [[9, 1, 9, -1, -1], [9, 1, 2, 3, 4], [1, 9, -1, -1, -1]]
-    assert cut_after_end(rows, 9).tolist() == [[9, -1, -1, -1, -1], [9, -1, -1, -1, -1], [1, 9, -1, -1, -1]]
-    assert torch.equal(rows, before)
 
 
 # -- samples beside held-out text --

@@ -1,8 +1,10 @@
 """Let through only what the page itself sends: its own hosts, routes, sizes, and files that were uploaded to it.
 
-gradio's server knows many more routes, opens files and addresses that a client names, and reads images of any size.
+gradio's server knows many more routes, opens files and addresses that a client names, reads images of any size, and
+lets pages of other sites send any header.
 """
 
+import ipaddress
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -10,8 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from anyio import fail_after
 from anyio.to_thread import run_sync
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
@@ -21,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from unmask.data.pixels.decode import FORMATS
 from unmask.data.untrusted import decode_untrusted
 from unmask.errors import DataError
+from unmask.storage.files import is_encodable
 
 READ = re.compile(
     r"/|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/(assets|static)/.*|/gradio_api/(theme\.css|"
@@ -47,6 +51,22 @@ MOST_LAYERS = 8
 """Layers of a painting."""
 MOST_PAINTINGS = 16
 """Paintings in memory: each is there from the moment it is sent until its event starts."""
+MOST_SECONDS = 60.0
+"""Seconds in which what a page sends must arrive."""
+POLICY = (
+    "default-src 'self'", "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:", "style-src 'self' 'unsafe-inline'",
+    "img-src 'self' data: blob:", "font-src 'self' data:", "connect-src 'self' data: blob:", "media-src 'self' blob:",
+    "worker-src 'self' blob:", "object-src 'none'", "base-uri 'self'", "form-action 'self'",
+)  # fmt: skip
+"""What a browser may load for the page: nothing from elsewhere, even if a text got into the page as a program."""
+ANSWERED = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "; ".join(POLICY),
+}
+"""Headers of each answer."""
+UNFRAMED = "; frame-ancestors 'self'"
+"""No other site shows this page in a frame, where a visitor would press what he does not see."""
 
 
 class Refusal(Exception):
@@ -58,10 +78,19 @@ class Refusal(Exception):
 
 
 class Guard:
-    """A layer around gradio's server; `watch` tells it which page it guards."""
+    """A layer around gradio's server.
 
-    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], folder: Path, page: Any):
-        self.app, self.hosts, self.folder, self.page = app, hosts, folder.resolve(), page
+    Args:
+        app: The server.
+        hosts: The names of this machine.
+        folder: Where the page's files are.
+        page: The page, as gradio has it.
+        proxied: Whether only a proxy can reach the server: it then names the site in X-Forwarded-Host, and other sites
+            may show the page in a frame, as the Hub does.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], folder: Path, page: Any, proxied: bool = False):
+        self.app, self.hosts, self.folder, self.page, self.proxied = app, hosts, folder.resolve(), page, proxied
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it in a sentence."""
@@ -71,8 +100,9 @@ class Guard:
         if scope["type"] != "http":  # a websocket: the page has none
             await send({"type": "websocket.close", "code": 1008})
             return
+        send = self._add_headers(send)
         try:
-            check_origin(Headers(scope=scope), self.hosts)
+            check_origin(Headers(scope=scope), self.hosts, proxied=self.proxied)
             route = check_route(scope["method"], scope["path"])
             if route.startswith(FILE_ROUTE):
                 check_inside(route.removeprefix(FILE_ROUTE), self.folder)
@@ -82,6 +112,17 @@ class Guard:
             await self.app(scope, read, write)
         except Refusal as refusal:
             await PlainTextResponse(str(refusal), refusal.status)(scope, receive, send)
+
+    def _add_headers(self, send: Send) -> Send:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(ANSWERED)
+                if not self.proxied:
+                    headers["Content-Security-Policy"] += UNFRAMED
+            await send(message)
+
+        return sent
 
     async def _check_sent(self, route: str, scope: Scope, receive: Receive, send: Send) -> tuple[Receive, Send]:
         """Check what a page sends, and return what the server reads and where it writes."""
@@ -130,25 +171,35 @@ class Guard:
                 kept.pop(next(iter(kept)), None)
 
 
-def check_origin(headers: Headers, hosts: Sequence[str]) -> None:
+def check_origin(headers: Headers, hosts: Sequence[str], *, proxied: bool = False) -> None:
     """Refuse a host that is not ours (another name that leads to this machine), and another site's page.
 
-    Behind a proxy, the site's own name is in the header X-Forwarded-Host, which no page can set.
+    A browser itself says in Sec-Fetch-Site whose page asks. It says so on this machine and behind https; elsewhere only
+    Origin tells. X-Forwarded-Host counts behind a proxy alone, because gradio lets other pages set it.
     """
     host = headers.get("host", "")
-    if "*" not in hosts and read_host(host) not in hosts:
+    if not proxied and not is_ours(read_name(f"//{host}"), hosts):
         raise Refusal(400, f"this page is not at {host[:100]!r}: open the address that the terminal shows")
+    ours = {host.lower(), *([headers.get("x-forwarded-host", host).lower()] if proxied else [])}
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() not in {
-        host.lower(), headers.get("x-forwarded-host", host).lower(),
-    }:  # fmt: skip
+    is_foreign = origin is not None and origin.lower().partition("://")[2] not in ours
+    is_link = headers.get("sec-fetch-mode") == "navigate"
+    if is_foreign or (not is_link and headers.get("sec-fetch-site") in ("cross-site", "same-site")):
         raise Refusal(403, "another site's page may not use this one")
 
 
-def read_host(host: str) -> str:
-    """Return the name in a Host header, without its port."""
+def is_ours(name: str, hosts: Sequence[str]) -> bool:
+    """Return whether a name is one of ours, or an address: no other site can give its name to an address."""
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        return name in hosts or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+def read_name(address: str) -> str:
+    """Return the name of the machine in an address; "" if there is none."""
+    try:
+        return urlsplit(address).hostname or ""
     except ValueError:
         return ""
 
@@ -177,16 +228,27 @@ async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > most:
         raise too_long
+    try:
+        with fail_after(MOST_SECONDS):
+            body = await read_parts(receive, most)
+    except TimeoutError as error:
+        raise Refusal(408, f"this took over {MOST_SECONDS:.0f} seconds: send it again") from error
+    if len(body) > most:
+        raise too_long
+    return body
+
+
+async def read_parts(receive: Receive, most: int) -> bytes:
+    """Return the body of a request, cut soon after `most` bytes."""
     body = bytearray()
-    while True:
+    while len(body) <= most:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Refusal(400, "the connection ended early")
         body += message.get("body", b"")
-        if len(body) > most:
-            raise too_long
         if not message.get("more_body", False):
-            return bytes(body)
+            break
+    return bytes(body)
 
 
 def bind_body(body: bytes, receive: Receive | None) -> Receive:
@@ -215,6 +277,8 @@ def check_event(body: bytes, folder: Path) -> str:
     for value in list_values(event):
         if isinstance(value, str) and len(value) > MOST_TEXT:
             raise Refusal(413, f"a text may have {MOST_TEXT:,} characters, and this one has {len(value):,}: shorten it")
+        if isinstance(value, str) and not is_encodable(value):
+            raise Refusal(400, "a text holds half of a surrogate pair, which is no character")
         if isinstance(value, dict) and value.get("path") is not None:
             check_inside(str(value["path"]), folder)
         if isinstance(value, dict) and str(value.get("url") or "").startswith("data:"):

@@ -1,5 +1,6 @@
 """The models that a page offers, and the one of them that is in memory."""
 
+import contextlib
 import gc
 import threading
 from collections.abc import Iterator, Sequence
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from unmask.errors import CheckpointError, UnmaskError
+from unmask.errors import CheckpointError, ConfigError, UnmaskError
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.load import load_pipeline
 from unmask.pipelines.text import TextPipeline
@@ -20,6 +21,7 @@ from unmask.recipes.spec import ModelSpec, TextModelSpec
 from unmask.runtime.devices import pick_device
 from unmask.runtime.progress import Progress
 from unmask.runtime.shortage import check_memory
+from unmask.storage.files import escape_line, is_encodable
 from unmask.storage.layout import CONFIG, MODEL, TOKENIZER
 
 Kind = Literal["image", "text"]
@@ -42,14 +44,16 @@ class ModelChoice:
 def list_choices(named: Sequence[str] = (), root: Path = Path("runs"), *, published: bool = True) -> list[ModelChoice]:
     """Return the models to choose from: those that were named, every run and export below `root`, the published ones.
 
+    A browser cannot name a folder whose path is no Unicode, so it is left out.
+
     Raises:
-        UnmaskError: A named model is not there, or is neither an image model nor a text model.
+        UnmaskError: A named model is not there, makes neither images nor texts, or has a name that no browser takes.
     """
     found = {name: _describe_named(name) for name in named}
     for folder in _find_folders(root):
         name = folder.as_posix()
         kind = _read_kind(folder)
-        if kind is not None and name not in found:
+        if kind is not None and name not in found and is_encodable(name):
             found[name] = ModelChoice(name=name, title=name, kind=kind)
     if published:
         for name, model in MODELS.items():
@@ -59,6 +63,8 @@ def list_choices(named: Sequence[str] = (), root: Path = Path("runs"), *, publis
 
 def _describe_named(name: str) -> ModelChoice:
     opened = open_model(name)
+    if not is_encodable(name):
+        raise ConfigError(f"{escape_line(name)}: a browser takes no path that is not Unicode: rename the folder")
     spec = opened.require_text_spec("sample") if opened.is_text else opened.require_image_spec()
     return ModelChoice(name=name, title=name, kind="text" if isinstance(spec, TextModelSpec) else "image")
 
@@ -67,7 +73,11 @@ def _find_folders(root: Path) -> list[Path]:
     """Return the folders below `root` with a configuration and weights, the newest weights first."""
     patterns = ["/".join(["*"] * depth + [MODEL]) for depth in range(1, DEPTH + 1)]
     weights = [file for pattern in patterns for file in root.glob(pattern) if (file.parent / CONFIG).is_file()]
-    return [file.parent for file in sorted(weights, key=lambda file: -file.stat().st_mtime)]
+    times = {}
+    for file in weights:
+        with contextlib.suppress(OSError):  # a folder may just have been deleted
+            times[file.parent] = file.stat().st_mtime
+    return sorted(times, key=lambda folder: -times[folder])
 
 
 def _read_kind(folder: Path) -> Kind | None:

@@ -1,6 +1,7 @@
 """Serve the page to this machine alone, with limits for whatever a browser or another program sends."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ def serve(
     device: str = "auto",
     offline: bool = False,
     published: bool = True,
+    proxied: bool = False,
 ) -> Iterator[Served]:
     """Serve the page while the block runs.
 
@@ -63,6 +65,7 @@ def serve(
         device: "auto", or the name of a device.
         offline: Use what is in the cache, and ask no server.
         published: Offer the published models.
+        proxied: Whether only a proxy can reach the page, as in a Space: it may have any name, and stand in a frame.
 
     Raises:
         ConfigError: gradio is not installed, or the port is in use.
@@ -88,7 +91,7 @@ def serve(
         )
         blocks = build_page(studio).queue(max_size=MOST_WAITING, api_open=False, default_concurrency_limit=4)
         try:
-            yield Served(address=_open_page(blocks, host, port, Path(folder)), blocks=blocks)
+            yield Served(address=_open_page(blocks, host, port, Path(folder), proxied), blocks=blocks)
         finally:
             studio.sessions.close_all()
             blocks.close(verbose=False)
@@ -96,14 +99,14 @@ def serve(
             os.environ.pop("GRADIO_TEMP_DIR", None)
 
 
-def _open_page(blocks: Any, host: str, port: int | None, folder: Path) -> str:
+def _open_page(blocks: Any, host: str, port: int | None, folder: Path, proxied: bool) -> str:
     """Open the page in a thread of its own, and return its address."""
     from starlette.middleware import Middleware
 
     from unmask.app.guard import MOST_UPLOAD, Guard
     from unmask.app.page import CSS, make_theme
 
-    hosts = ["*"] if host in ("0.0.0.0", "::") else [*LOCAL, host]
+    guarded = {"hosts": [*LOCAL, host, socket.gethostname().lower()], "folder": folder, "page": blocks}
     try:
         _, address, _ = blocks.launch(
             server_name=host,
@@ -125,7 +128,7 @@ def _open_page(blocks: Any, host: str, port: int | None, folder: Path) -> str:
             theme=make_theme(),
             css=CSS,
             app_kwargs={
-                "middleware": [Middleware(Guard, hosts=hosts, folder=folder, page=blocks)],
+                "middleware": [Middleware(Guard, **guarded, proxied=proxied)],
                 "docs_url": None,
                 "redoc_url": None,
                 "openapi_url": None,

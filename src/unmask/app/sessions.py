@@ -96,9 +96,9 @@ class Sessions:
 
 
 def measure_bytes(result: Any) -> int:
-    """Return the bytes of results: of what has `num_bytes`, alone or in lists, tuples and dictionaries."""
+    """Return the bytes of results: of tensors and what has `num_bytes`, alone or in lists, tuples and dictionaries."""
     if isinstance(result, dict):
         result = list(result.values())
     if isinstance(result, list | tuple):
         return sum(map(measure_bytes, result))
-    return int(getattr(result, "num_bytes", 0))
+    return int(getattr(result, "num_bytes", getattr(result, "nbytes", 0)))

@@ -32,7 +32,7 @@ from unmask.app.server import serve
 if __name__ == "__main__":
     os.chdir(Path(__file__).parent)
     port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
-    with serve(["{MODEL_FOLDER}"], host="0.0.0.0", port=port, published=False) as page:
+    with serve(["{MODEL_FOLDER}"], host="0.0.0.0", port=port, published=False, proxied=True) as page:
         print(page.address, flush=True)
         threading.Event().wait()
 '''
@@ -104,7 +104,7 @@ pinned: false
 
 A masked generator fills in a canvas of masked tokens in a few parallel steps.
 
-* Training data: {trained_on or "not stated"}
+* Training data: {escape_line(trained_on or "not stated")}
 * `{MODEL_FOLDER}/` is the model, `{PACKAGE}/` the program, {REQUIREMENTS} what it needs.
 * Run it here: `pip install -r {REQUIREMENTS}`, then `python {APP}`.
 """

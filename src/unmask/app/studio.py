@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from unmask.app.models import Holder, Kind, ModelChoice, list_choices
+from unmask.app.models import Holder, ModelChoice, list_choices
 from unmask.app.sessions import Session, Sessions
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import change_sampling
@@ -70,10 +70,6 @@ class Studio:
     def has_runs(self) -> bool:
         """Whether a model of this machine is offered, not only published ones."""
         return any(choice.name not in MODELS for choice in self.choices)
-
-    def list_names(self, kind: Kind) -> list[tuple[str, str]]:
-        """Return (title, name) of the models of a kind."""
-        return [(choice.title, choice.name) for choice in self.choices if choice.kind == kind]
 
     def check_choice(self, name: str | None) -> str:
         """Return the name of a model of the list; ConfigError for another one, so that no page opens other folders."""
@@ -162,7 +158,8 @@ def require_text(pipeline: Pipeline | TextPipeline) -> TextPipeline:
 
 def say(text: str, *, error: bool = False) -> str:
     """Return a line for the page's status, which screen readers read aloud."""
-    return f'<p role="{"alert" if error else "status"}" class="{"error" if error else "note"}">{html.escape(text)}</p>'
+    safe = html.escape(text.encode(errors="replace").decode())  # the name of a file may be no Unicode
+    return f'<p role="{"alert" if error else "status"}" class="{"error" if error else "note"}">{safe}</p>'
 
 
 def tell_errors(status: Any) -> Callable[[Callable[..., Iterator[Update]]], Callable[..., Iterator[Update]]]:
@@ -194,21 +191,11 @@ def describe_error(error: Exception) -> str:
     return f"this failed ({type(error).__name__}): the terminal of unmask app shows where"
 
 
-def stop_job(studio: Studio, request: gr.Request) -> str:
-    """Ask the job of a page to stop at its next step."""
-    studio.sessions.find(request.session_hash).stop.set()
-    return say("stopping at the next step")
-
-
 def make_stoppable(studio: Studio, button: Any, status: Any) -> None:
-    """Let a button stop the job of its page."""
+    """Let a button stop the job of its page at its next step."""
 
     def press(request: gr.Request) -> str:
-        return stop_job(studio, request)
+        studio.sessions.find(request.session_hash).stop.set()
+        return say("stopping at the next step")
 
     button.click(press, None, status, queue=False, api_visibility="private", show_progress="hidden")
-
-
-def join_names(words: Sequence[str], most: int = 10) -> str:
-    """Return the first words of a list in a line."""
-    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")

@@ -65,6 +65,11 @@ class TextRecording:
     states: list[State] = field(default_factory=list)
     """Each step, the masked canvas first."""
 
+    @property
+    def num_bytes(self) -> int:
+        """The memory that it takes."""
+        return sum(state.tokens.nbytes + state.revealed.nbytes for state in self.states)
+
     def render(self, number: int) -> str:
         """Return HTML of all texts after a step; each token has the colour of its step, and all text is escaped."""
         states = self.states[: number + 1]

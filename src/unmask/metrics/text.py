@@ -36,13 +36,6 @@ def number_words(texts: Sequence[str]) -> TextRows:
     return pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True, padding_value=-1)
 
 
-def cut_after_end(rows: Int[Tensor, "b l"], end_id: int, front: int = 0) -> Int[Tensor, "b l"]:
-    """Keep each row up to and including its first end token at position `front` or later; set the rest to -1."""
-    ends = rows == end_id
-    ends[:, :front] = False
-    return rows.masked_fill(ends.cumsum(1) - ends.long() > 0, -1)
-
-
 def number_ngrams(rows: Int[Tensor, "b l"], n: int) -> Int[Tensor, "b _"]:
     """Number the n-gram that begins at each position. Equal n-grams get equal numbers; -1 where there is none."""
     if n < 1:

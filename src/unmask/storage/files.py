@@ -18,6 +18,11 @@ def escape_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+def is_encodable(text: str) -> bool:
+    """Return whether UTF-8 can write a text; it cannot write half of a surrogate pair."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()

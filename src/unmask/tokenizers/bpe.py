@@ -79,13 +79,6 @@ class Rules:
         """Return the text of these ids, with special tokens by name."""
         return self._rules.decode(ids, skip_special_tokens=False)
 
-    def get_piece(self, i: int) -> str:
-        """Return the text of one token; its name where it is special or where the name says more (▁ is a space)."""
-        token = self._rules.id_to_token(i)
-        if token is None:
-            return ""
-        return self.decode([i]) if self._byte_level and not self._banned[i] else token.replace("▁", " ")
-
     def _encode_long(self, text: str) -> Int32[np.ndarray, "l"]:
         parts, some = [], []
         for part in split_text(text):

@@ -21,7 +21,7 @@ from unmask.errors import ConfigError, DataError, check_ranges
 from unmask.lazy import Tensor
 from unmask.storage.config import load_json
 from unmask.storage.files import escape_line
-from unmask.tokenizers.bpe import END, Rules, read_rules, train_rules
+from unmask.tokenizers.bpe import Rules, read_rules, train_rules
 
 MAX_FILE = 1 << 26  # bytes
 MAX_CONTEXT = 1 << 20
@@ -114,13 +114,6 @@ class TextTokenizer(ABC):
         """Return the text; end and unused tokens are left out, and bytes that are not a character become U+FFFD."""
         return self._join([i for i in self._check_ids(tokens) if i not in self._silent])
 
-    def split_pieces(self, tokens: Ids) -> list[str]:
-        """Return a printable piece per token: a newline as ↵, part of a character as U+FFFD, no token as nothing."""
-        return [
-            "" if i < 0 else END if i == self.end_id else make_printable(self._show_piece(i))
-            for i in self._check_ids(tokens)
-        ]
-
     def _check_ids(self, tokens: Ids) -> list[int]:
         ids = (tokens.cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens, np.int64)).reshape(-1)
         if ids.size and not -1 <= ids.min() <= ids.max() < self.vocab_size:
@@ -137,9 +130,6 @@ class TextTokenizer(ABC):
 
     @abstractmethod
     def _join(self, ids: list[int]) -> str: ...
-
-    @abstractmethod
-    def _show_piece(self, i: int) -> str: ...
 
 
 class CharacterTokenizer(TextTokenizer):
@@ -164,10 +154,7 @@ class CharacterTokenizer(TextTokenizer):
         return ids
 
     def _join(self, ids: list[int]) -> str:
-        return "".join(map(self._show_piece, ids))
-
-    def _show_piece(self, i: int) -> str:
-        return self.alphabet[i]
+        return "".join(self.alphabet[i] for i in ids)
 
 
 class ByteTokenizer(TextTokenizer):
@@ -184,9 +171,6 @@ class ByteTokenizer(TextTokenizer):
 
     def _join(self, ids: list[int]) -> str:
         return bytes(ids).decode(errors="replace")
-
-    def _show_piece(self, i: int) -> str:
-        return bytes([i]).decode(errors="replace")
 
 
 class BPETokenizer(TextTokenizer):
@@ -215,9 +199,6 @@ class BPETokenizer(TextTokenizer):
 
     def _join(self, ids: list[int]) -> str:
         return self.rules.decode(ids)
-
-    def _show_piece(self, i: int) -> str:
-        return self.rules.get_piece(i)
 
 
 def build_tokenizer(config: TextTokenizerConfig, documents: Documents) -> TextTokenizer:
@@ -272,11 +253,6 @@ def describe_outside(text: str, place: int, what: str) -> DataError:
         f"character {text[place]!a} (U+{ord(text[place]):04X}) at line {line}, column {column} is not one of {what}: "
         "remove it, or use the bytes tokenizer or one whose vocabulary has it"
     )
-
-
-def make_printable(piece: str) -> str:
-    """Return a text in one printable line; a newline becomes ↵."""
-    return escape_line(piece.replace("\n", "↵"))
 
 
 def _collect_alphabet(documents: Documents) -> str:

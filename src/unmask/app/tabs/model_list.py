@@ -9,6 +9,7 @@ import gradio as gr
 
 from unmask.app.starting import stream_lines, write_demo_command
 from unmask.app.studio import Studio, Update, make_stoppable, say, tell_errors
+from unmask.errors import ConfigError
 from unmask.storage.layout import MODEL
 
 MOST_DEMO_LINES = 200
@@ -73,6 +74,8 @@ def bind_model_list(studio: Studio, models: ModelList, page: Any, about: Any) ->
         with session.run_job():
             yield {models.status: say("the demo runs"), models.lines: ""}
             if not (out / MODEL).is_file():
+                if studio.has_runs:  # a public page hides the button, but anybody can send the event
+                    raise ConfigError("there is a model already: choose it above")
                 for line in stream_lines(write_demo_command(out, studio.holder.device), session.stop):
                     last.append(line)
                     yield {models.lines: "\n".join(last)}

@@ -10,6 +10,7 @@ from unmask.app.settings import SettingControls
 from unmask.app.studio import Update
 from unmask.pretrained.conditions import takes_prompts
 from unmask.recipes.spec import ModelSpec
+from unmask.storage.files import is_encodable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,8 @@ def show_classes(control: Any, spec: Any, *, many: bool) -> Update:
     num_classes = 0
     if isinstance(spec, ModelSpec) and not takes_prompts(spec.model):
         num_classes = spec.model.num_classes
-        names = list(spec.classes) or list(map(str, range(num_classes)))
+        known = spec.classes or [""] * num_classes
+        names = [name if name and is_encodable(name) else str(i) for i, name in enumerate(known)]
     return {control: gr.update(choices=names, value=[] if many else None, visible=bool(num_classes))}
 
 
