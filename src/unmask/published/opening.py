@@ -129,6 +129,8 @@ def open_model(
         CheckpointError: There is no such model, or it cannot be downloaded.
         ConfigError: Its configuration is wrong, or `weights` are given for a model that has its own.
     """
+    if not isinstance(name, str | Path) or not str(name):
+        raise ConfigError(f"{name!r} is no name of a model: give {MODEL_NAMES}")
     if is_published(name):
         model = MODELS[str(name)]
         return OpenedModel(name=str(name), config=model.spec, folder=None, weights=weights, offline=offline, say=say)
