@@ -1,12 +1,15 @@
 """An argument of a wrong type is one clear line of our own, not an error from deep inside."""
 
+import contextlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import unmask
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import change_sampling, check_settings
 from unmask.errors import ConfigError, check_type, check_whole_numbers, replace_flags
@@ -65,6 +68,10 @@ def fails(call, words):
 
 for name in (None, 3, ""):
     fails(lambda: unmask.load(name), f"{name!r} is no name of a model: give a run")
+Path("runs/digits").mkdir(parents=True)
+Path("runs/digits/config.json").write_text("{}")
+fails(lambda: unmask.load("runs/digts"), "runs/digts: no such folder: did you mean runs/digits?")
+fails(lambda: unmask.load("runs/photos"), "runs/photos: no config.json there; give a run")
 fails(lambda: unmask.evaluate(None), "None is no name of a model")
 fails(lambda: unmask.recipe(3), "3 is no name of a recipe: give one of cifar10")
 assert unmask.recipe(Path("digits")) == unmask.recipe("digits")
@@ -124,3 +131,13 @@ def test_numbers_of_numpy_are_numbers():
     check_settings({"steps": np.int64(3), "temperature": np.float32(0.5), "guidance": 2, "order": None})
     check_whole_numbers({"num": np.int32(4), "seed": None})
     check_type("context", 1, float)
+
+
+def test_a_training_can_be_quiet(tmp_path, capfd):
+    recipe = unmask.recipe("digits")
+    recipe = replace(recipe, model=replace(recipe.model, dim=16, depth=1, heads=2))
+    for steps, shown in (1, True), (2, False):
+        few = replace(recipe.training, steps=steps, batch_size=4, evaluate_every=steps)
+        with contextlib.nullcontext() if shown else contextlib.redirect_stdout(None):
+            unmask.train(replace(recipe, training=few), tmp_path / str(steps), device="cpu")
+        assert bool(capfd.readouterr().out) == shown
