@@ -6,6 +6,8 @@ Each name is imported at its first use. The method (samplers, schedules, orders,
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from unmask.errors import name_arguments
+
 if TYPE_CHECKING:
     __version__: str
     from unmask.decoding.sampling import Sampling
@@ -110,6 +112,8 @@ _AT_FIRST_USE = {
     "train_tokenizer": "unmask.experiments.training",
 }
 """The public names, and where they are."""
+_COMMANDS = ("evaluate", "load", "recipe", "score", "sweep", "tokenize", "train", "train_tokenizer")
+"""The functions that do what commands do, whose errors name flags."""
 
 __all__ = [
     "NULL",
@@ -186,6 +190,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'unmask' has no attribute {name!r}")
     module = importlib.import_module(_AT_FIRST_USE[name])
     value = getattr(module, "find_recipe" if name == "recipe" else name)
+    if name in _COMMANDS:
+        value = name_arguments(value)
     globals()[name] = value
     return value
 

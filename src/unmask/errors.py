@@ -5,12 +5,15 @@ words what the system refused.
 """
 
 import errno
-from collections.abc import Iterable, Mapping
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 WIDTHS = (1, 65_536)
 """Features of a layer, or values of a token."""
@@ -127,6 +130,31 @@ _KINDS: dict[type, tuple[str, type]] = {
     float: ("a number", Real),
 }
 """How a type is called, and what counts as it."""
+
+
+def name_arguments(function: Callable[P, T]) -> Callable[P, T]:
+    """Return the function with errors for Python: they name `data.held_out`, and not the flag --data.held-out."""
+
+    @functools.wraps(function)
+    def _call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except UnmaskError as error:
+            error.args = (replace_flags(str(error)), *error.args[1:])
+            raise
+
+    return _call
+
+
+def replace_flags(message: str) -> str:
+    """Return the message with arguments in place of flags; a command of the shell, up to a comma, stays as it is."""
+    return _FLAG.sub(
+        lambda found: found[0] if found["command"] else f"`{found['flag'].replace('-', '_')}`",
+        message,
+    )
+
+
+_FLAG = re.compile(r"(?P<command>\b(?:unmask [a-z]|torchrun )[^,;:)]*)|(?<![^\s(])--(?P<flag>[a-z][\w.-]*\w)")
 
 
 def describe_os_error(error: BaseException) -> str:

@@ -144,7 +144,11 @@ def test_every_flag_changes_the_picture(run, photo, tmp_path):
         (("--extend", "0", "0", "0", "0"), ConfigError, "at least 0, one of them more"),
         (("--mask", "nowhere.png"), DataError, "nowhere.png: No such file"),
         (("--box", "1", "1", "3", "3", "--label", "4"), ConfigError, "no class 4: this model's labels go from 0 to 3"),
-        (("--box", "1", "1", "3", "3", "--label", "cat"), ConfigError, "no class cat: give its number"),
+        (
+            ("--box", "1", "1", "3", "3", "--label", "cat"),
+            ConfigError,
+            "no class cat: this model has no class names; give a number, or leave it out",
+        ),
         (("--box", "1", "1", "3", "3", "--cells", "most"), ConfigError, "--cells most: any, all, or a share"),
         (("--box", "1", "1", "3", "3", "--cells", "1.5"), ConfigError, "share 1.5"),
         (("--box", "1", "1", "3", "3", "--variants", "0"), ConfigError, "variants 0"),

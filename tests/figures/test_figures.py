@@ -2,6 +2,7 @@
 
 import errno
 import os
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -78,6 +79,16 @@ def test_grid_clips_and_labels():
     assert named.width == plain.width
     assert (pixels(plain) == 255).all()
     assert (pixels(named) < 100).any()
+
+
+def test_long_labels_of_small_images_stay_apart():
+    """There is a column without ink between two labels, and each image is above the middle of its label."""
+    page = pixels(draw_grid(-torch.ones(3, 1, 8, 8), 3, scale=4, labels=["variant number 1"] * 3))
+    middles = [round(page.shape[1] * (2 * i + 1) / 6) for i in range(3)]
+    for left, right in pairwise(middles):
+        assert (page[:, left:right] == 255).all(-1).all(0).any()
+    assert all((page[4:36, middle - 14 : middle + 14] == 0).all() for middle in middles)
+    assert int((page[4] == 0).all(-1).sum()) == 3 * 32
 
 
 def test_grid_names_what_is_wrong():

@@ -40,7 +40,7 @@ def test_numbers_come_back_as_they_are(ids):
     [
         (["hero"], NAMES, "no class hero: did you mean heron?"),
         (["xyz"], NAMES, "no class xyz: there are heron, owl, 7"),
-        (["heron"], (), "no class heron: give its number"),
+        (["heron"], (), "no class heron: this model has no class names; give a number, or leave it out"),
         ([1.5], NAMES, "no class 1.5"),
         ([None], NAMES, "no class None"),
         (["1e3"], NAMES, "no class 1e3"),

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from published_toys import NETWORK, PIXELS, PLAIN, SIZE, WHOLE, draw_photos, refused, run, tree
 
-from unmask.data.sources.choice import Codes
+import unmask
+from unmask.data.sources.choice import Codes, Folder
 from unmask.errors import ConfigError
 from unmask.experiments.finetune import adopt_network, find_start
 from unmask.recipes.reading import find_recipe, read_config, write_config
@@ -60,6 +61,18 @@ def test_a_folder_of_pictures_is_enough(recipe, ready, animals, tmp_path, monkey
     shutil.copy(animals / "ant/0.png", animals / "ant/another.png")
     refusal, code = refused(capsys, *words)
     assert (code, "49 images now, 48 then; class ant has 17 now, 16 then" in refusal) == (3, True), refusal
+
+
+def test_a_source_of_images_from_python_is_enough(ready, animals, tmp_path):
+    """It keeps its own settings but for the size and the channels, which the tokenizer decides."""
+    recipe = find_recipe("finetune", Recipe)
+    few = replace(recipe.training, steps=2, batch_size=4, save_every=1, evaluate_every=2)
+    for number, data in enumerate((Codes(path=str(animals)), Folder(path=str(animals), size=5, channels=1, seed=7))):
+        recipe = replace(recipe, init="toy-32", data=data, training=few)
+        unmask.train(recipe, tmp_path / str(number), device="cpu")
+    plans = [json.loads((tmp_path / f"{number}/codes/plan.json").read_text()) for number in range(2)]
+    named, given = (json.loads(plan["source"])["data"] for plan in plans)
+    assert (named["seed"], given) == (0, named | {"seed": 7})
 
 
 def test_the_sets_of_given_images_are_named_as_in_other_trainings(ready, animals, tmp_path, capsys):

@@ -1,15 +1,18 @@
 """An argument of a wrong type is one clear line of our own, not an error from deep inside."""
 
+import contextlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import unmask
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import change_sampling, check_settings
-from unmask.errors import ConfigError, check_type, check_whole_numbers
+from unmask.errors import ConfigError, check_type, check_whole_numbers, replace_flags
 
 EARLIER = Path(__file__).parents[1] / "fixtures/earlier"
 CALLS = """
@@ -49,6 +52,65 @@ fails(lambda: text.infill(["a"]), "text=['a'] is of type list")
 fails(lambda: next(text.stream(7)), "prompt=7")
 """
 
+NAMES = """
+from pathlib import Path
+import unmask
+from unmask.data.sources.choice import Folder
+
+def fails(call, words):
+    try:
+        call()
+    except unmask.errors.UnmaskError as error:
+        assert "--" not in str(error), error
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
+
+for name in (None, 3, ""):
+    fails(lambda: unmask.load(name), f"{name!r} is no name of a model: give a run")
+Path("runs/digits").mkdir(parents=True)
+Path("runs/digits/config.json").write_text("{}")
+fails(lambda: unmask.load("runs/digts"), "runs/digts: no such folder: did you mean runs/digits?")
+fails(lambda: unmask.load("runs/photos"), "runs/photos: no config.json there; give a run")
+fails(lambda: unmask.evaluate(None), "None is no name of a model")
+fails(lambda: unmask.recipe(3), "3 is no name of a recipe: give one of cifar10")
+assert unmask.recipe(Path("digits")) == unmask.recipe("digits")
+digits = unmask.recipe("digits")
+fails(lambda: unmask.train("digits", "run"), "'digits' is the name of a recipe: give unmask.recipe('digits')")
+fails(lambda: unmask.train(None, "run"), "a recipe of type NoneType: give what unmask.recipe(NAME) returns")
+fails(lambda: unmask.train(unmask.recipe("folder-tokenizer"), "run"), "the recipe of a tokenizer: use unmask train-tok")
+fails(lambda: unmask.train_tokenizer(digits, "run"), "the recipe of an image model: use unmask train")
+fails(lambda: unmask.train_tokenizer("digits", "run"), "give unmask.recipe('digits')")
+fails(lambda: unmask.train(unmask.recipe("folder"), "run"), "Give `data` DIR")
+fails(lambda: unmask.train(unmask.recipe("finetune"), "run"), "Give `init` NAME")
+Path("there/checkpoints").mkdir(parents=True)
+fails(lambda: unmask.train(digits, "there", resume="never"), "give another `out`, or let `resume` auto continue it")
+fails(lambda: unmask.tokenize("run", Folder(path="x"), "there"), "give another `out`")
+"""
+
+
+def test_calls_of_functions(tmp_path):
+    """They name arguments and not flags, in a process of its own, where no other check of types runs."""
+    done = subprocess.run([sys.executable, "-c", NAMES], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "arguments"),
+    [
+        ("raise --data.held-out, or (--out) another", "raise `data.held_out`, or (`out`) another"),
+        (
+            "run unmask fetch X --weights DIR, then add --offline",
+            "run unmask fetch X --weights DIR, then add `offline`",
+        ),
+        ("torchrun --nproc-per-node 2, or drop it", "torchrun --nproc-per-node 2, or drop it"),
+        ("/tmp/a--b/--c is there -- and 5 --", "/tmp/a--b/--c is there -- and 5 --"),
+    ],
+)
+def test_flags_become_arguments(flags, arguments):
+    assert replace_flags(flags) == arguments
+
 
 def test_calls_of_pipelines():
     """In a process of its own, where no other check of types runs."""
@@ -69,3 +131,13 @@ def test_numbers_of_numpy_are_numbers():
     check_settings({"steps": np.int64(3), "temperature": np.float32(0.5), "guidance": 2, "order": None})
     check_whole_numbers({"num": np.int32(4), "seed": None})
     check_type("context", 1, float)
+
+
+def test_a_training_can_be_quiet(tmp_path, capfd):
+    recipe = unmask.recipe("digits")
+    recipe = replace(recipe, model=replace(recipe.model, dim=16, depth=1, heads=2))
+    for steps, shown in (1, True), (2, False):
+        few = replace(recipe.training, steps=steps, batch_size=4, evaluate_every=steps)
+        with contextlib.nullcontext() if shown else contextlib.redirect_stdout(None):
+            unmask.train(replace(recipe, training=few), tmp_path / str(steps), device="cpu")
+        assert bool(capfd.readouterr().out) == shown

@@ -421,7 +421,7 @@ def test_flags_change_how_a_published_model_draws(ready, tmp_path):
 @pytest.mark.parametrize(("words", "code", "told"), [
     ("sample toy-32 --classes 2", 2, "no class 2: this model's labels go from 0 to 1"),
     ("sample toy-32 --classes -1", 2, "-1"),
-    ("sample toy-32 --classes cat", 2, "no class cat: give its number"),
+    ("sample toy-32 --classes cat", 2, "no class cat: this model has no class names; give a number, or leave it out"),
     ("sample toy-32 --num 0", 2, "--num 0: from 1 to 10,000 on one picture"),
     ("sample toy-32 --num 1000000000000", 2, "from 1 to 10,000 on one picture; unmask evaluate draws more"),
     ("sample toy-32 --steps 1000000000", 2, "from 1 to 100,000"),

@@ -40,7 +40,9 @@ class GivenImages:
 
 
 def has_given_images(recipe: Recipe) -> bool:
-    """Return whether a recipe that starts from a model names a folder of images in place of a token dataset."""
+    """Return whether a recipe of a learned tokenizer that starts from a model names images, not a token dataset."""
+    if recipe.init and isinstance(recipe.data, Folder):
+        return not isinstance(recipe.tokenizer, Pixels)
     if not recipe.init or not isinstance(recipe.data, Codes) or not recipe.data.path:
         return False
     folder = Path(recipe.data.path).expanduser()
@@ -59,20 +61,19 @@ def open_given(
 
     Nothing is downloaded or written.
     """
-    assert isinstance(recipe.data, Codes)
+    given = recipe.data
+    assert isinstance(given, Codes | Folder)
     theirs = start.config
     if not isinstance(theirs, ModelSpec) or isinstance(theirs.tokenizer, Pixels):
         raise ConfigError(
-            f"{recipe.data.path} is no token dataset, and {start.name} has no tokenizer to make one with: give a "
+            f"{given.path} is no token dataset, and {start.name} has no tokenizer to make one with: give a "
             "folder that unmask tokenize made"
         )
     config = theirs.tokenizer
-    given = recipe.data
-    source = Folder(
-        path=given.path, size=max(config.size), channels=config.channels, train=given.train, test=given.test
-    )
+    chosen = given if isinstance(given, Folder) else Folder(path=given.path, train=given.train, test=given.test)
+    source = replace(chosen, size=max(config.size), channels=config.channels)
     split = source.load(progress)
-    check_classes(split.train.classes, num_classes, recipe.data.path)
+    check_classes(split.train.classes, num_classes, given.path)
     fitted = fit_to_data(replace(recipe, tokenizer=config), split.train.classes)
     return GivenImages(recipe=fitted, source=source, split=split, start=start)
 

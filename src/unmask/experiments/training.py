@@ -30,7 +30,7 @@ from unmask.experiments.from_pictures import (
 from unmask.experiments.preflight import check_room
 from unmask.metrics.configs import ClassifierConfig
 from unmask.published.opening import OpenedModel, open_model
-from unmask.recipes.reading import KIND_TITLES, has_config, read_config
+from unmask.recipes.reading import KIND_TITLES, check_recipe, has_config, read_config
 from unmask.recipes.schema import AnyRecipe, Recipe, TextRecipe, TokenizerRecipe
 from unmask.runtime.distributed import World, barrier, join_world
 from unmask.runtime.progress import show_progress
@@ -74,6 +74,8 @@ def train(
 ) -> Path:
     """Train a recipe in the run directory `out`, as `unmask train` does; the same call again resumes it.
 
+    The log goes to standard output; inside `contextlib.redirect_stdout(None)` the call prints nothing there.
+
     Args:
         recipe: As `unmask.recipe(NAME)` returns it; change fields with dataclasses.replace.
         out: The run directory: checkpoints, config.json, metrics.jsonl, samples and, at the end, model.safetensors.
@@ -98,6 +100,7 @@ def train(
         >>> short = replace(recipe, training=replace(recipe.training, steps=2))
         >>> run = unmask.train(short, "runs/short")
     """
+    check_recipe(recipe, Recipe | TextRecipe)
     run, say = Path(out), say or _ignore
     check_resume(run, resume)
     check_run(run, recipe, overwrite=overwrite)
@@ -272,6 +275,7 @@ def train_tokenizer(
 
     Arguments, return value and errors are those of `train`.
     """
+    check_recipe(recipe, TokenizerRecipe)
     run, say = Path(out), say or _ignore
     check_resume(run, resume)
     check_run(run, recipe, overwrite=overwrite)

@@ -7,6 +7,7 @@ no tokenizer.
 import io
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -41,7 +42,7 @@ def draw_grid(
         columns: Images per row.
         scale: Edge in pixels of the square that shows one image pixel.
         gap: Space between images, in image pixels.
-        labels: One text per image.
+        labels: One text per image. The columns become as wide as the longest one.
 
     Raises:
         ConfigError: If the arguments do not fit the images.
@@ -73,15 +74,16 @@ def _tile(
     font, size = load_font(height * scale // 5)
     below = 0 if labels is None else round(size * 1.6)
     columns, rows = min(columns, num), -(-num // min(columns, num))
-    step_x, step_y = (width + gap) * scale, (height + gap) * scale + below
+    widest = max([width * scale, *(ceil(font.getlength(label)) for label in labels or ())])
+    step_x, step_y = widest + gap * scale, (height + gap) * scale + below
     page = Image.new("RGB", (columns * step_x + gap * scale, rows * step_y + gap * scale), PAPER)
     draw = ImageDraw.Draw(page)
     for place, image in enumerate(pixels):
         x, y = gap * scale + place % columns * step_x, gap * scale + place // columns * step_y
         tile = Image.fromarray(image.numpy()).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-        page.paste(tile, (x, y))
+        page.paste(tile, (x + (widest - width * scale) // 2, y))
         if labels is not None:
-            at = (x + width * scale / 2, y + height * scale + below / 2)
+            at = (x + widest / 2, y + height * scale + below / 2)
             draw.text(at, labels[place], INK, font, anchor="mm")
     return page
 

@@ -16,6 +16,8 @@ Labels = Condition | Iterable[int | str]
 """Ids or names, a row each; or None for no class. A tensor holds ids."""
 MOST_NAMES = 20
 """Most names of classes in a line."""
+NAMELESS = "this model has no class names; give a number, or leave it out if there are no classes"
+"""What to do about a name where there are none."""
 
 
 def resolve_labels(labels: Int[Tensor, "n"] | Iterable[object], classes: Sequence[str]) -> Int[Tensor, "n"]:
@@ -49,7 +51,7 @@ def resolve_label(label: object, classes: Sequence[str]) -> int:
     near = get_close_matches(word, plain, 1) or [name for name in plain if word in name][:1]
     shown = classes if len(classes) <= MOST_NAMES else (*classes[: MOST_NAMES - 1], "...", classes[-1])
     known = f"did you mean {classes[plain.index(near[0])]}?" if near else f"there are {', '.join(shown)}"
-    raise ConfigError(f"no class {label}: {known if classes else 'give its number'}")
+    raise ConfigError(f"no class {label}: {known if classes else NAMELESS}")
 
 
 def describe_ambiguity(label: str, classes: Sequence[str]) -> str | None:

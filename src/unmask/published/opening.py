@@ -129,6 +129,8 @@ def open_model(
         CheckpointError: There is no such model, or it cannot be downloaded.
         ConfigError: Its configuration is wrong, or `weights` are given for a model that has its own.
     """
+    if not isinstance(name, str | Path) or not str(name):
+        raise ConfigError(f"{name!r} is no name of a model: give {MODEL_NAMES}")
     if is_published(name):
         model = MODELS[str(name)]
         return OpenedModel(name=str(name), config=model.spec, folder=None, weights=weights, offline=offline, say=say)
@@ -164,6 +166,10 @@ def _find_folder(path: Path, weights: Sequence[str | Path]) -> Path:
         near = get_close_matches(str(path), MODELS, 1)
         hint = f"did you mean the published {near[0]}?" if near else "unmask models lists the published ones"
         raise CheckpointError(f"{escape_line(str(path))}: no such run, and no published model: {hint}")
+    if not path.exists() and path.parent.is_dir():
+        near = get_close_matches(path.name, [each.parent.name for each in path.parent.glob(f"*/{CONFIG}")], 1)
+        if near:
+            raise CheckpointError(f"{escape_line(str(path))}: no such folder: did you mean {path.parent / near[0]}?")
     if weights:
         raise ConfigError(f"{path} is a folder with its own weights: --weights is for a published model")
     return path

@@ -83,7 +83,9 @@ def find_recipe(name: str, kind: Kinds = AnyRecipe) -> Any:
         >>> recipe.model.depth, recipe.training.batch_size
         (4, 64)
     """
-    path = Path(name)
+    if not isinstance(name, str | Path):
+        raise ConfigError(f"{name!r} is no name of a recipe: give one of {', '.join(list_recipes())}, or a run")
+    path, name = Path(name), str(name)
     if path.suffix == ".json":
         return read_config(path, kind)
     if path.suffix == ".py":
@@ -101,6 +103,15 @@ def find_recipe(name: str, kind: Kinds = AnyRecipe) -> Any:
     module = importlib.import_module(f"{recipes.__name__}.{name.replace('-', '_')}")
     build: Callable[[], AnyRecipe] = module.recipe
     return _check_kind(build(), kind, name)
+
+
+def check_recipe(recipe: object, kind: Kinds) -> None:
+    """Raise ConfigError for what is no recipe of the kind that a function takes, such as the name of one."""
+    if isinstance(recipe, str | Path):
+        raise ConfigError(f"{str(recipe)!r} is the name of a recipe: give unmask.recipe({str(recipe)!r})")
+    if type(recipe) not in KIND_TITLES:
+        raise ConfigError(f"a recipe of type {type(recipe).__name__}: give what unmask.recipe(NAME) returns")
+    _check_kind(recipe, kind, "this")  # type: ignore[arg-type]
 
 
 def find_run(name: str) -> Path:
