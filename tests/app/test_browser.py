@@ -1,14 +1,18 @@
-"""The page in a real Chromium: it generates, steps back, works by keyboard alone, and asks nobody else for anything.
+"""The page in a real Chromium: each tab does its work, also by keyboard alone, and asks nobody else for anything.
 
-`UNMASK_SCREENSHOTS=docs/images pytest tests/app/test_browser.py` writes pictures of it there.
+`UNMASK_RUNS=runs UNMASK_SCREENSHOTS=docs/images pytest tests/app/test_browser.py` writes pictures of it there, with
+the runs `runs/demo` and `runs/shakespeare`.
 """
 
 import os
 import re
 import shutil
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -25,12 +29,15 @@ PATIENCE = 60_000
 INPUTS = {"textbox", "combobox", "slider", "spinbutton", "checkbox", "radio", "button", "tab", "switch", "listbox"}
 """Roles of what a reader can operate."""
 
+INFILL = "the [MASK:5] dog"
+
 
 class Visit:
     """A page in the browser, with what it asked for and complained of."""
 
-    def __init__(self, browser, address: str, width: int):
-        self.page = browser.new_page(viewport={"width": width, "height": 900})
+    def __init__(self, browser, address: str, width: str):
+        self.width = width
+        self.page = browser.new_page(viewport={"width": WIDTHS[width], "height": 900})
         self.page.set_default_timeout(PATIENCE)
         self.asked: list[str] = []
         self.complaints: list[str] = []
@@ -68,6 +75,23 @@ class Visit:
         """The address of an image, which names its content."""
         return str(self.page.locator(f"{selector} img").first.get_attribute("src"))
 
+    def choose(self, selector: str, option: str) -> None:
+        """Choose the option of a list whose title ends with a text."""
+        self.page.locator(f"{selector} input").first.click()
+        self.page.get_by_role("option").filter(has_text=re.compile(f"{option}$")).first.click()
+
+    def step_to_start(self, tab: str) -> None:
+        """Move a tab's slider to its first step by the keyboard."""
+        self.page.locator(f"#{tab}-step input[type=range]").focus()
+        self.page.keyboard.press("Home")
+        self.page.keyboard.press("Tab")
+
+    def fetch_pixels(self, selector: str) -> list[np.ndarray]:
+        """The pixels of all images in an element."""
+        sources = self.page.locator(f"{selector} img").evaluate_all("images => images.map(image => image.src)")
+        bodies = [self.page.request.get(source).body() for source in sources]
+        return [read_pixels(body) for body in bodies]
+
     def find_nameless(self) -> list[str]:
         """What a reader can operate, but a screen reader cannot name."""
         client = self.page.context.new_cdp_session(self.page)
@@ -88,7 +112,9 @@ class Visit:
         """Write a picture of the page, if pictures are wanted."""
         folder = os.environ.get("UNMASK_SCREENSHOTS")
         if folder:
-            self.page.screenshot(path=Path(folder) / f"app-{name}.png", full_page=True, scale="css")
+            shot = self.page.screenshot(full_page=True, scale="css")
+            picture = Image.open(BytesIO(shot)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            picture.save(Path(folder) / f"app-{name}-{self.width}.png", optimize=True)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +128,7 @@ def browser():
 @pytest.fixture(params=WIDTHS)
 def visit(request, browser, shown):
     """A visit at each width; nothing is asked of others, and nothing complains."""
-    opened = Visit(browser, shown.address, WIDTHS[request.param])
-    opened.width = request.param
+    opened = Visit(browser, shown.address, request.param)
     yield opened
     opened.page.close()
     mine = (shown.address, "data:", "blob:")
@@ -122,6 +147,20 @@ def shown(tmp_path_factory):
         yield opened
 
 
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    """A small photo."""
+    path = tmp_path_factory.mktemp("picture") / "photo.png"
+    shade = np.linspace(0, 255, 90)
+    pixels = np.stack([*np.meshgrid(shade, shade[:60][::-1]), np.full((60, 90), 120)], axis=-1)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+def read_pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(data)).convert("RGB"))
+
+
 def check_layout(visit: Visit) -> None:
     assert not visit.is_wider_than_its_window()
     assert visit.find_nameless() == []
@@ -133,10 +172,8 @@ def generate(visit: Visit) -> None:
     visit.await_text("#generate-status", "done: step")
     visit.page.wait_for_selector("#generate-order img")
     last = visit.read_image("#generate-canvas")
-    visit.save(f"generate-{visit.width}")
-    visit.page.locator("#generate-step input[type=range]").focus()
-    visit.page.keyboard.press("Home")
-    visit.page.keyboard.press("Tab")
+    visit.save("generate")
+    visit.step_to_start("generate")
     visit.await_text("#generate-status", "step 0 of")
     assert visit.read_image("#generate-canvas") != last
 
@@ -148,6 +185,82 @@ def test_generate_and_go_back(visit):
     assert "unmask sample" in visit.page.inner_text("#generate-command")
 
 
+def test_compare_two_orders(visit):
+    visit.open_tab("Compare")
+    visit.choose("#compare-a-unmasking-order", "confidence")
+    visit.choose("#compare-b-unmasking-order", "raster")
+    visit.page.click("#compare-start")
+    visit.await_text("#compare-status", "of the tokens are equal")
+    assert re.fullmatch(r"done in \d+ and \d+ steps; \d+% of the tokens are equal",
+                        visit.page.inner_text("#compare-status").strip())  # fmt: skip
+    orders = [visit.read_image(f"#compare-{side}-order") for side in "ab"]
+    assert orders[0] != orders[1]
+    last = [visit.read_image(f"#compare-{side}-canvas") for side in "ab"]
+    visit.save("compare")
+    visit.step_to_start("compare")
+    visit.await_text("#compare-status", "step 0")
+    first = [visit.read_image(f"#compare-{side}-canvas") for side in "ab"]
+    assert first[0] == first[1]  # all is masked on both sides
+    assert first[0] not in last
+    check_layout(visit)
+
+
+def paint(visit: Visit) -> None:
+    """Paint a stroke over the middle of the photo with the mouse."""
+    canvas = visit.page.locator("#edit-editor canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    visit.page.mouse.move(x - 50, y - 10)
+    visit.page.mouse.down()
+    visit.page.mouse.move(x + 50, y + 20, steps=12)
+    visit.page.mouse.up()
+
+
+def test_paint_over_a_photo_and_fill_it_in(visit, picture):
+    visit.open_tab("Edit")
+    visit.page.set_input_files("#edit-photo input[type=file]", picture)
+    visit.await_text("#edit-status", "choose the region to fill")
+    visit.page.wait_for_selector("#edit-editor canvas")
+    visit.page.wait_for_timeout(1000)  # the editor fits the photo into its frame
+    paint(visit)
+    visit.page.click("#edit-start")
+    visit.await_text("#edit-status", "done: step")
+    visit.page.wait_for_selector("#edit-gallery img")
+    visit.save("edit")
+    variants = visit.fetch_pixels("#edit-gallery")
+    assert len(variants) == 4
+    with visit.page.expect_download() as download:
+        visit.page.get_by_text("Download mask").click()
+    hole = read_pixels(download.value.path().read_bytes())[..., 0] > 0
+    assert 0.01 < hole.mean() < 0.5
+    before = read_pixels(picture.read_bytes())
+    for variant in variants:
+        assert np.array_equal(variant[~hole], before[~hole])
+    assert any((variant[hole] != before[hole]).any() for variant in variants)
+    check_layout(visit)
+
+
+def test_infill_a_text_and_go_back(visit):
+    visit.choose("#model", "letters|shakespeare")
+    visit.page.wait_for_function("!document.querySelector('#about').innerText.includes('classes')")
+    visit.open_tab("Text")
+    visit.page.fill("#text-prompt textarea", INFILL)
+    visit.page.click("#text-start")
+    visit.await_text("#text-status", "done: step")
+    before, after = INFILL.split("[MASK:5]")
+    text = visit.page.text_content("#text-result p")
+    assert text.startswith(before)
+    assert text.endswith(after)
+    assert len(text) >= len(before + after) + 5
+    assert visit.page.locator("#text-result .hidden").count() == 0
+    visit.save("text")
+    visit.step_to_start("text")
+    visit.await_text("#text-status", "step 0 of")
+    assert visit.page.text_content("#text-result .hidden") == "·" * 5
+    check_layout(visit)
+
+
 def test_every_tab_fits_and_names_its_inputs(visit):
     tabs = visit.page.get_by_role("tab").all_inner_texts()
     assert "Generate" in tabs
@@ -157,8 +270,8 @@ def test_every_tab_fits_and_names_its_inputs(visit):
         while folds.count():
             folds.first.click()
         check_layout(visit)
-        if name != "Generate":  # which is shown with its result
-            visit.save(f"{name.lower()}-{visit.width}")
+        if name == "Learn":  # the others are shown with their results
+            visit.save("learn")
 
 
 def test_the_keyboard_is_enough(visit):
