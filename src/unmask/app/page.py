@@ -15,7 +15,10 @@ from unmask.app.tabs.text import make_text_tab
 
 TITLE = "unmask"
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important }
+.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important }
+.gradio-container > .main { width: 100%; box-sizing: border-box; padding: 16px clamp(12px, 3vw, 32px) !important }
+.tab-container button { padding: 0 clamp(8px, 2vw, 16px) !important }
+.gradio-container .empty.large { min-height: 96px }
 .note, .error { margin: 0; padding: .4em .8em; border-radius: 8px; background: var(--background-fill-secondary) }
 .error { background: #fde8e8; color: #8a1c1c }
 .image-frame { padding-top: 2.4rem }

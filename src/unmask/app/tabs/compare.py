@@ -156,7 +156,7 @@ def _make_side(letter: str, settings: SettingControls) -> Side:
     prefix = f"compare-{letter.lower()}"
     with gr.Column(min_width=320):
         canvas = make_picture(f"Canvas {letter}", f"{prefix}-canvas")
-        order = make_picture(f"Step that unmasked it, {letter}", f"{prefix}-order")
+        order = make_picture(f"Unmasking step {letter}", f"{prefix}-order")
         command = gr.Code(
             label=f"{letter} on the command line", language="shell", interactive=False, lines=1, wrap_lines=True
         )

@@ -77,8 +77,8 @@ def make_result_view(
     if ending is not None:
         ending.render()
     with gr.Row():
-        sure = make_picture("Confidence of each token", f"{prefix}-sure")
-        order = make_picture("Step that unmasked it", f"{prefix}-order")
+        sure = make_picture("Confidence", f"{prefix}-sure")
+        order = make_picture("Unmasking step", f"{prefix}-order")
     with gr.Row():
         files = [gr.DownloadButton(f"Download {kind}", interactive=False, size="md") for kind in kinds]
     command, python = make_lines(prefix)
