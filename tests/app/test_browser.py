@@ -220,7 +220,7 @@ def paint(visit: Visit) -> None:
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     visit.page.mouse.move(x - 50, y - 10)
     visit.page.mouse.down()
-    visit.page.mouse.move(x + 50, y + 20, steps=12)
+    visit.page.mouse.move(x + 50, y + 20, steps=4)
     visit.page.mouse.up()
 
 
