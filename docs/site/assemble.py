@@ -154,7 +154,7 @@ def list_entries(found: list[Path], pages: Path) -> list[Any]:
 
 
 def fill_navigation(nav: list[Any], made: dict[str, list[Any]], pages: Path) -> list[Any]:
-    """Return the navigation with the generated pages in their sections, without empty sections and missing pages."""
+    """Return the navigation with the generated pages in their sections, without empty sections."""
     filled: list[Any] = []
     for entry in nav:
         title, below = next(iter(entry.items())) if isinstance(entry, dict) else ("", entry)
@@ -163,15 +163,11 @@ def fill_navigation(nav: list[Any], made: dict[str, list[Any]], pages: Path) -> 
         if isinstance(below, list):
             below = fill_navigation(below, {}, pages)
             filled += [{title: below}] if below else []
-        elif (pages / below).exists():
-            filled.append(entry)
-        elif below not in TO_COME:
+        elif not (pages / below).exists():
             raise ValueError(f"mkdocs.yml: there is no page {below}")
+        else:
+            filled.append(entry)
     return filled
-
-
-TO_COME = ("guides/app.md",)
-"""Pages with a place in the navigation that may be missing."""
 
 
 def read_title(page: Path) -> str:
