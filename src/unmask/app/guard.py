@@ -4,6 +4,7 @@ gradio's server knows many more routes, opens files and addresses that a client 
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -204,7 +205,9 @@ def bind_body(body: bytes, receive: Receive | None) -> Receive:
 
 
 def check_event(body: bytes, folder: Path) -> str:
-    """Return the id of the page that an event comes from; refuse long texts, and files from elsewhere."""
+    """Return the id of the page that an event comes from; refuse long texts, numbers that are not finite, and files
+    from elsewhere.
+    """
     try:
         event = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -215,6 +218,8 @@ def check_event(body: bytes, folder: Path) -> str:
     for value in list_values(event):
         if isinstance(value, str) and len(value) > MOST_TEXT:
             raise Refusal(413, f"a text may have {MOST_TEXT:,} characters, and this one has {len(value):,}: shorten it")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Refusal(400, f"a number must be finite, and this one is {value}")
         if isinstance(value, dict) and value.get("path") is not None:
             check_inside(str(value["path"]), folder)
         if isinstance(value, dict) and str(value.get("url") or "").startswith("data:"):

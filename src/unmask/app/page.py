@@ -49,9 +49,21 @@ def make_theme() -> Any:
     )
 
 
+class PageBlocks(gr.Blocks):
+    """Components that refuse a value of a wrong type in a sentence: gradio would raise whatever comes of it."""
+
+    async def preprocess_data(self, *arguments: Any, **keywords: Any) -> Any:
+        """Return what the functions receive; gradio.Error for a value that its component cannot hold."""
+        try:
+            return await super().preprocess_data(*arguments, **keywords)
+        except Exception as error:
+            said = str(error.message) if isinstance(error, gr.Error) else "a value is of a wrong type: reload the page"
+            raise gr.Error(said, print_exception=False) from error
+
+
 def build_page(studio: Studio) -> gr.Blocks:
     """Return the page; `server.serve` opens it."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with PageBlocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("# unmask\nA masked generator fills in a canvas of masked tokens in a few parallel steps.")
         models = make_model_list(studio)
         model = models.model
