@@ -21,6 +21,8 @@ CSS = """
 .gradio-container .empty.large { min-height: 96px }
 .note, .error { margin: 0; padding: .4em .8em; border-radius: 8px; background: var(--background-fill-secondary) }
 .error { background: #fde8e8; color: #8a1c1c }
+#model-refresh { align-self: center }
+#edit-gallery .grid-wrap { max-height: none; padding-top: 2.4rem }
 .image-frame { padding-top: 2.4rem }
 .schedule { overflow: hidden }
 footer { display: none !important }

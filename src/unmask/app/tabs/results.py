@@ -90,8 +90,9 @@ def make_result_view(
 def make_picture(label: str, name: str) -> Any:
     """Add an image that the page shows, without loss."""
     return gr.Image(
-        label=label, alt_text=label, format="png", interactive=False, elem_id=name, buttons=["download", "fullscreen"]
-    )
+        label=label, alt_text=label, format="png", interactive=False, elem_id=name, min_width=240,
+        buttons=["download", "fullscreen"],
+    )  # fmt: skip
 
 
 def make_lines(prefix: str) -> tuple[Any, Any]:
