@@ -147,7 +147,7 @@ def shown(tmp_path_factory):
 
     folder, runs = tmp_path_factory.mktemp("browser"), os.environ.get("UNMASK_RUNS")
     root = Path(runs) if runs else copy_models(folder / "runs")
-    with open_page(root, folder, models=[] if runs else [str(root / IMAGE)]) as opened:
+    with open_page(root, folder, models=[str(root / ("demo" if runs else IMAGE))]) as opened:
         yield opened
 
 

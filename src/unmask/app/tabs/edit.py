@@ -117,8 +117,8 @@ def make_edit_tab(studio: Studio, model: Any) -> EditTab:
         with gr.Column(scale=3, min_width=320):
             gallery = gr.Gallery(
                 label="Variants: press one to see or download it", format="png", columns=2, object_fit="contain",
-                height="auto", interactive=False, buttons=["download", "download_all", "fullscreen"], elem_id="edit-gallery",
-                render=False,
+                height="auto", interactive=False, buttons=["download", "download_all", "fullscreen"],
+                elem_id="edit-gallery", render=False,
             )  # fmt: skip
             invitation = "Upload a photo, say where to fill, and press Fill in."
             view = make_result_view("edit", invitation, DOWNLOADS, ending=gallery)
