@@ -58,7 +58,7 @@ class PageBlocks(gr.Blocks):
         """Return what the functions receive; gradio.Error for a value that its component cannot hold."""
         try:
             return await super().preprocess_data(*arguments, **keywords)
-        except Exception as error:
+        except (gr.Error, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             said = str(error.message) if isinstance(error, gr.Error) else "a value is of a wrong type: reload the page"
             raise gr.Error(said, print_exception=False) from error
 
