@@ -98,7 +98,7 @@ def test_one_job_a_page():
 
 def test_stop_reaches_the_jobs_that_wait():
     session, joined = Sessions().find("a"), time.monotonic()
-    session.press_stop()
+    session.stop_jobs()
     with pytest.raises(JobStopped), session.run_job(joined):
         pass
     with session.run_job(time.monotonic()):

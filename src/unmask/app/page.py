@@ -54,10 +54,10 @@ def make_theme() -> Any:
 class PageBlocks(gr.Blocks):
     """Components that refuse a value of a wrong type in a sentence: gradio would raise whatever comes of it."""
 
-    async def preprocess_data(self, *arguments: Any, **keywords: Any) -> Any:
+    async def preprocess_data(self, block_fn: Any, inputs: Any, state: Any, explicit_call: bool = False) -> Any:
         """Return what the functions receive; gradio.Error for a value that its component cannot hold."""
         try:
-            return await super().preprocess_data(*arguments, **keywords)
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
         except (gr.Error, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             said = str(error.message) if isinstance(error, gr.Error) else "a value is of a wrong type: reload the page"
             raise gr.Error(said, print_exception=False) from error

@@ -41,7 +41,7 @@ class Session:
     """When its last event came."""
     busy: threading.Lock = field(default_factory=threading.Lock)
 
-    def press_stop(self) -> None:
+    def stop_jobs(self) -> None:
         """Stop the job that runs at its next step, and those that wait at their start."""
         self.stopped = time.monotonic()
         self.stop.set()

@@ -201,7 +201,7 @@ def find_join_time() -> float:
 
 def stop_job(studio: Studio, request: gr.Request) -> str:
     """Ask the job of a page to stop at its next step, or not to begin."""
-    studio.sessions.find(request.session_hash).press_stop()
+    studio.sessions.find(request.session_hash).stop_jobs()
     return say("stopping at the next step")
 
 
