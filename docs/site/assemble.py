@@ -167,10 +167,10 @@ def fill_navigation(nav: list[Any], made: dict[str, list[Any]], pages: Path) -> 
         if isinstance(below, list):
             below = fill_navigation(below, {}, pages)
             filled += [{title: below}] if below else []
-        elif (pages / below).exists():
-            filled.append(entry)
-        else:
+        elif not (pages / below).exists():
             raise ValueError(f"mkdocs.yml: there is no page {below}")
+        else:
+            filled.append(entry)
     return filled
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("gradio", reason="the page needs gradio (the extra app)")
 
 import torch
 
-from unmask.app.sessions import Sessions, measure_bytes
+from unmask.app.sessions import JobStopped, Sessions, measure_bytes
 from unmask.app.studio import prune_folder
 from unmask.app.watching import MOST_FRAMES, Recording, check_batch
 from unmask.errors import ConfigError, ShortageError
@@ -94,6 +94,15 @@ def test_one_job_a_page():
         pass
     with session.run_job():
         pass
+
+
+def test_stop_reaches_the_jobs_that_wait():
+    session, joined = Sessions().find("a"), time.monotonic()
+    session.stop_jobs()
+    with pytest.raises(JobStopped), session.run_job(joined):
+        pass
+    with session.run_job(time.monotonic()):
+        assert not session.stop.is_set()
 
 
 def test_the_oldest_files_go(tmp_path):

@@ -291,6 +291,15 @@ def test_write_is_exact_and_makes_its_folder(tmp_path, suffix):
         write_picture(picture, tmp_path / "picture.xyz")
 
 
+@pytest.mark.parametrize(("width", "level"), [(1024, b"x\x9c"), (1025, b"x\x01")])
+def test_a_photo_is_compressed_quickly(tmp_path, width, level):
+    """The usual level takes twice as long, which are seconds for each photo of a camera."""
+    picture = Image.linear_gradient("L").resize((width, 1024)).convert("RGB")
+    write_picture(picture, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().partition(b"IDAT")[2][:2] == level
+    assert (opened(tmp_path / "a.png")[0][0] == pixels(picture)).all()
+
+
 def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
     path = tmp_path / "picture.png"
     write_picture(draw_grid(torch.ones(1, 1, 4, 4), 1), path)

@@ -6,6 +6,7 @@ lets pages of other sites send any header.
 
 import ipaddress
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -266,7 +267,9 @@ def bind_body(body: bytes, receive: Receive | None) -> Receive:
 
 
 def check_event(body: bytes, folder: Path) -> str:
-    """Return the id of the page that an event comes from; refuse long texts, and files from elsewhere."""
+    """Return the id of the page that an event comes from; refuse long texts, numbers that are not finite, and files
+    from elsewhere.
+    """
     try:
         event = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -279,6 +282,8 @@ def check_event(body: bytes, folder: Path) -> str:
             raise Refusal(413, f"a text may have {MOST_TEXT:,} characters, and this one has {len(value):,}: shorten it")
         if isinstance(value, str) and not is_encodable(value):
             raise Refusal(400, "a text holds half of a surrogate pair, which is no character")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Refusal(400, f"a number must be finite, and this one is {value}")
         if isinstance(value, dict) and value.get("path") is not None:
             check_inside(str(value["path"]), folder)
         if isinstance(value, dict) and str(value.get("url") or "").startswith("data:"):

@@ -15,9 +15,14 @@ from unmask.app.tabs.text import make_text_tab
 
 TITLE = "unmask"
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important }
+.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important }
+.gradio-container > .main { width: 100%; box-sizing: border-box; padding: 16px clamp(12px, 3vw, 32px) !important }
+.tab-container button { padding: 0 clamp(8px, 2vw, 16px) !important }
+.gradio-container .empty.large { min-height: 96px }
 .note, .error { margin: 0; padding: .4em .8em; border-radius: 8px; background: var(--background-fill-secondary) }
 .error { background: #fde8e8; color: #8a1c1c }
+#model-refresh { align-self: center }
+#edit-gallery .grid-wrap { max-height: none; padding-top: 2.4rem }
 .image-frame { padding-top: 2.4rem }
 .schedule { overflow: hidden }
 footer { display: none !important }
@@ -46,9 +51,21 @@ def make_theme() -> Any:
     )
 
 
+class PageBlocks(gr.Blocks):
+    """Components that refuse a value of a wrong type in a sentence: gradio would raise whatever comes of it."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: Any, state: Any, explicit_call: bool = False) -> Any:
+        """Return what the functions receive; gradio.Error for a value that its component cannot hold."""
+        try:
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        except (gr.Error, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            said = str(error.message) if isinstance(error, gr.Error) else "a value is of a wrong type: reload the page"
+            raise gr.Error(said, print_exception=False) from error
+
+
 def build_page(studio: Studio) -> gr.Blocks:
     """Return the page; `server.serve` opens it."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with PageBlocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("# unmask\nA masked generator fills in a canvas of masked tokens in a few parallel steps.")
         models = make_model_list(studio)
         model = models.model

@@ -1,5 +1,6 @@
 """What the server remembers of each open page: its last results, its downloads, and whether somebody pressed stop."""
 
+import math
 import shutil
 import threading
 import time
@@ -20,12 +21,18 @@ MOST_KEPT = 1 << 30
 """Bytes of results that are kept; with more, those of the page that was idle longest are dropped."""
 
 
+class JobStopped(Exception):
+    """Somebody pressed stop, or closed the page."""
+
+
 @dataclass(kw_only=True)
 class Session:
     """One open page."""
 
     stop: threading.Event = field(default_factory=threading.Event)
     """Set when somebody presses stop."""
+    stopped: float = -math.inf
+    """When that was, in seconds of `time.monotonic`."""
     results: dict[str, Any] = field(default_factory=dict)
     """The last result of each tab, by the name of the tab."""
     folder: Path | None = None
@@ -34,13 +41,28 @@ class Session:
     """When its last event came."""
     busy: threading.Lock = field(default_factory=threading.Lock)
 
+    def stop_jobs(self) -> None:
+        """Stop the job that runs at its next step, and those that wait at their start."""
+        self.stopped = time.monotonic()
+        self.stop.set()
+
     @contextmanager
-    def run_job(self) -> Iterator[None]:
-        """Hold the page's one job; ConfigError if another one runs."""
+    def run_job(self, joined: float = math.inf) -> Iterator[None]:
+        """Hold the page's one job.
+
+        Args:
+            joined: When the job began to wait, in seconds of `time.monotonic`.
+
+        Raises:
+            ConfigError: Another job of the page runs.
+            JobStopped: Somebody pressed stop while it waited.
+        """
         if not self.busy.acquire(blocking=False):
             raise ConfigError("this page already runs a job: wait for it, or press stop")
         try:
             self.stop.clear()
+            if joined < self.stopped:
+                raise JobStopped
             yield
         finally:
             self.busy.release()

@@ -6,6 +6,7 @@ import hashlib
 import html
 import stat
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.context import LocalContext
 
 from unmask.app.models import Holder, ModelChoice, list_choices
-from unmask.app.sessions import Session, Sessions
+from unmask.app.sessions import JobStopped, Session, Sessions
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import change_sampling
 from unmask.errors import ConfigError, UnmaskError
@@ -35,10 +37,6 @@ MOST_STORED = 1 << 30
 """Bytes of the files that are kept for all pages: images, uploads, downloads."""
 Update = dict[Any, Any]
 """What an event changes: components and their new values."""
-
-
-class JobStopped(Exception):
-    """Somebody pressed stop, or closed the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,11 +189,18 @@ def describe_error(error: Exception) -> str:
     return f"this failed ({type(error).__name__}): the terminal of unmask app shows where"
 
 
+def find_join_time() -> float:
+    """Return when the event that runs joined the queue, in seconds of `time.monotonic`; now if it did not wait."""
+    blocks, name = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    event = blocks._queue.event_ids_to_events.get(name) if blocks is not None and name is not None else None
+    return event.enqueue_time if event is not None else time.monotonic()
+
+
 def make_stoppable(studio: Studio, button: Any, status: Any) -> None:
     """Let a button stop the job of its page at its next step."""
 
     def press(request: gr.Request) -> str:
-        studio.sessions.find(request.session_hash).stop.set()
+        studio.sessions.find(request.session_hash).stop_jobs()
         return say("stopping at the next step")
 
     button.click(press, None, status, queue=False, api_visibility="private", show_progress="hidden")

@@ -29,3 +29,8 @@ def page(served):
 
     with Page(served.address) as opened:
         yield opened
+
+
+@pytest.fixture(autouse=True)
+def collect_leaks():
+    """The server has a process of its own, so nothing of gradio is left here."""

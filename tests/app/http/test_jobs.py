@@ -55,14 +55,37 @@ def test_a_value_that_cannot_be_used_is_told(page, name):
         assert said in read_end(page.run("generate-start", {"model": name} | values))
 
 
-def test_odd_types_change_nothing(page, name):
-    for value in ("NaN", "Infinity", '{"a": 1}', "[1]", '"x"', "true", "null", "1e999", "[[[]]]"):
-        for part in ("generate-steps", "generate-num", "generate-seed", "generate-labels", "model"):
-            answer = page.join("generate-start", {"model": name, part: json.loads(value)})
-            assert answer.status_code in (200, 400, 422)
-            if answer.status_code == 200:
-                with page.listen() as messages:
-                    assert [*messages][-1]["msg"] == "close_stream"
+ODD = ("NaN", "1e999", '{"a": 1}', "[1]", '"x"', "true", "null", "[[[]]]", "1e300", "-1")
+"""Values of JSON that no control gives."""
+CONTROLS = {
+    "generate-start": ("model", "generate-labels", "generate-num", "generate-seed", "generate-steps",
+                       "generate-unmasking-order", "generate-temperature"),
+    "compare-start": ("compare-labels", "compare-a-noise"),
+    "edit-start": ("edit-kind", "edit-x", "edit-label", "edit-feather"),
+    "text-start": ("text-prompt", "text-length", "text-block"),
+}  # fmt: skip
+
+
+def answer_or_end(page, start, values):
+    """The sentence of a refusal, or that of the event's end."""
+    answer = page.join(start, values)
+    if answer.status_code != 200:
+        assert answer.status_code == 400
+        return answer.text
+    with page.listen() as messages:
+        return read_end([*messages])
+
+
+@pytest.mark.parametrize("start", CONTROLS)
+def test_a_value_of_a_wrong_type_is_told(served, page, models, start):
+    chosen = (models / (TEXT if start == "text-start" else IMAGE)).as_posix()
+    for part in CONTROLS[start]:
+        said = [answer_or_end(page, start, {"model": chosen, part: json.loads(value)}) for value in ODD]
+        assert said[:2] == [f"a number must be finite, and this one is {value}" for value in ("nan", "inf")]
+        for value, sentence in zip(ODD, said, strict=True):
+            assert sentence not in ("None", ""), (part, value)
+            assert "this failed" not in sentence, (part, value)
+    assert "Traceback" not in served.log.read_text()
 
 
 def test_events_that_are_not_there_change_nothing(page, name):
@@ -161,6 +184,20 @@ def test_stop_ends_a_job_at_its_next_step(served, page, name):
                 if "step 1 of 8" in json.dumps(message):
                     assert page.press_stop("generate-stop") == "stopping at the next step"
     assert read_end(seen) in ("stopped after step 1", "stopped after step 2", "stopped after step 3")
+
+
+def test_stop_cancels_a_job_that_waits(served, page, name):
+    with served.turn(slow=0.3), Page(served.address) as first:
+        first.join("generate-start", {"model": name, "generate-steps": 4})
+        with first.listen() as messages:
+            seen = [next(message for message in messages if "step 1 of 4" in json.dumps(message))]
+            page.join("generate-start", {"model": name})
+            assert page.press_stop("generate-stop") == "stopping at the next step"
+            seen += messages
+        assert read_end(seen) == "done: step 4"
+        with page.listen() as messages:
+            assert read_end([*messages]) == "stopped"
+    assert read_end(page.run("generate-start", {"model": name})) == DONE  # a later job runs
 
 
 def test_a_page_that_was_killed_frees_the_model(served, page, name):

@@ -14,6 +14,7 @@ from unmask.app.studio import (
     Studio,
     Update,
     choose_settings,
+    find_join_time,
     make_stoppable,
     report_to,
     require_image,
@@ -108,7 +109,7 @@ def make_compare_tab(studio: Studio, model: Any) -> CompareTab:
         session = studio.sessions.find(request.session_hash)
         wish, name = wishes.read(labels, prompt, num, seed), studio.check_choice(name)
         yield {status: say(f"loading {name}")}
-        with session.run_job(), studio.holder.use(name, report_to(session)) as opened:
+        with session.run_job(find_join_time()), studio.holder.use(name, report_to(session)) as opened:
             pipeline = require_image(opened)
             parts = (values[:split], values[split:])
             given = tuple(s.settings.read(part, pipeline.sampling) for s, part in zip(sides, parts, strict=True))
@@ -156,7 +157,7 @@ def _make_side(letter: str, settings: SettingControls) -> Side:
     prefix = f"compare-{letter.lower()}"
     with gr.Column(min_width=320):
         canvas = make_picture(f"Canvas {letter}", f"{prefix}-canvas")
-        order = make_picture(f"Step that unmasked it, {letter}", f"{prefix}-order")
+        order = make_picture(f"Unmasking step {letter}", f"{prefix}-order")
         command = gr.Code(
             label=f"{letter} on the command line", language="shell", interactive=False, lines=1, wrap_lines=True
         )

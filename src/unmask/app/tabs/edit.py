@@ -24,6 +24,7 @@ from unmask.app.studio import (
     Studio,
     Update,
     choose_settings,
+    find_join_time,
     make_stoppable,
     report_to,
     require_image,
@@ -116,8 +117,8 @@ def make_edit_tab(studio: Studio, model: Any) -> EditTab:
         with gr.Column(scale=3, min_width=320):
             gallery = gr.Gallery(
                 label="Variants: press one to see or download it", format="png", columns=2, object_fit="contain",
-                interactive=False, buttons=["download", "download_all", "fullscreen"], elem_id="edit-gallery",
-                render=False,
+                height="auto", interactive=False, buttons=["download", "download_all", "fullscreen"],
+                elem_id="edit-gallery", render=False,
             )  # fmt: skip
             invitation = "Upload a photo, say where to fill, and press Fill in."
             view = make_result_view("edit", invitation, DOWNLOADS, ending=gallery)
@@ -132,7 +133,7 @@ def make_edit_tab(studio: Studio, model: Any) -> EditTab:
         region, photo = read_region(kind, values[:8], strokes), require_photo(session)
         wish = fill.read(*values[8 : 8 + len(fill.inputs)])
         yield {status: say(f"loading {name}"), gallery: None}
-        with session.run_job(), studio.holder.use(name, report_to(session)) as opened:
+        with session.run_job(find_join_time()), studio.holder.use(name, report_to(session)) as opened:
             pipeline = require_image(opened)
             given = settings.read(values[8 + len(fill.inputs) :], pipeline.sampling)
             sampling = choose_settings(pipeline.sampling, pipeline.model.grid, given)

@@ -13,6 +13,7 @@ from unmask.app.studio import (
     Studio,
     Update,
     choose_settings,
+    find_join_time,
     make_stoppable,
     report_to,
     require_image,
@@ -59,7 +60,7 @@ def make_generate_tab(studio: Studio, model: Any) -> GenerateTab:
         session = studio.sessions.find(request.session_hash)
         wish, name = wishes.read(labels, prompt, num, seed), studio.check_choice(name)
         yield {view.status: say(f"loading {name}")}
-        with session.run_job(), studio.holder.use(name, report_to(session)) as opened:
+        with session.run_job(find_join_time()), studio.holder.use(name, report_to(session)) as opened:
             pipeline = require_image(opened)
             given = settings.read(values, pipeline.sampling)
             sampling = choose_settings(pipeline.sampling, pipeline.model.grid, given)

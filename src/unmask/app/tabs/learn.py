@@ -41,8 +41,14 @@ def make_learn_tab(studio: Studio, model: Any) -> LearnTab:
         steps = gr.Slider(1, MOST_BARS, value=8, step=1, label="Steps", elem_id="learn-steps")
     picture = gr.HTML(draw_schedule(trace_schedule("google", "cosine", 256, 8), "google cosine"), elem_id="learn-curve")
     status = gr.HTML(say(HINT), elem_id="learn-status")
+    first = {"style": "google", "shape": "cosine", "tokens": 256, "steps": 8}
     command = gr.Code(
-        label="The same on the command line", language="shell", interactive=False, lines=1, wrap_lines=True
+        write_command("schedule", [], first),
+        label="The same on the command line",
+        language="shell",
+        interactive=False,
+        lines=1,
+        wrap_lines=True,
     )
     gr.Markdown("### What each setting means\n\n" + write_lessons())
 

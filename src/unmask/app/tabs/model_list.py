@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from unmask.app.starting import stream_lines, write_demo_command
-from unmask.app.studio import Studio, Update, make_stoppable, say, tell_errors
+from unmask.app.studio import Studio, Update, find_join_time, make_stoppable, say, tell_errors
 from unmask.errors import ConfigError
 from unmask.storage.layout import MODEL
 
@@ -71,7 +71,7 @@ def bind_model_list(studio: Studio, models: ModelList, page: Any, about: Any) ->
         session = studio.sessions.find(request.session_hash)
         out = studio.root / "demo"
         last: deque[str] = deque(maxlen=MOST_DEMO_LINES)
-        with session.run_job():
+        with session.run_job(find_join_time()):
             yield {models.status: say("the demo runs"), models.lines: ""}
             if not (out / MODEL).is_file():
                 if studio.has_runs:  # a public page hides the button, but anybody can send the event

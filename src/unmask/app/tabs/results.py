@@ -77,8 +77,8 @@ def make_result_view(
     if ending is not None:
         ending.render()
     with gr.Row():
-        sure = make_picture("Confidence of each token", f"{prefix}-sure")
-        order = make_picture("Step that unmasked it", f"{prefix}-order")
+        sure = make_picture("Confidence", f"{prefix}-sure")
+        order = make_picture("Unmasking step", f"{prefix}-order")
     with gr.Row():
         files = [gr.DownloadButton(f"Download {kind}", interactive=False, size="md") for kind in kinds]
     command, python = make_lines(prefix)
@@ -90,8 +90,9 @@ def make_result_view(
 def make_picture(label: str, name: str) -> Any:
     """Add an image that the page shows, without loss."""
     return gr.Image(
-        label=label, alt_text=label, format="png", interactive=False, elem_id=name, buttons=["download", "fullscreen"]
-    )
+        label=label, alt_text=label, format="png", interactive=False, elem_id=name, min_width=240,
+        buttons=["download", "fullscreen"],
+    )  # fmt: skip
 
 
 def make_lines(prefix: str) -> tuple[Any, Any]:

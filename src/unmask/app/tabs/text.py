@@ -12,6 +12,7 @@ from unmask.app.studio import (
     Studio,
     Update,
     choose_settings,
+    find_join_time,
     make_stoppable,
     report_to,
     require_text,
@@ -172,7 +173,7 @@ def make_text_tab(studio: Studio, model: Any) -> TextTab:
     def write_texts(request: gr.Request, name: str, *values: Any) -> Iterator[Update]:
         session, name = studio.sessions.find(request.session_hash), studio.check_choice(name)
         yield {view.status: say(f"loading {name}")}
-        with session.run_job(), studio.holder.use(name, report_to(session)) as opened:
+        with session.run_job(find_join_time()), studio.holder.use(name, report_to(session)) as opened:
             pipeline, most = require_text(opened), len(controls.inputs)
             wish = controls.read(*values[:most], context=pipeline.model.length)
             given = settings.read(values[most:], pipeline.sampling)

@@ -8,6 +8,7 @@ import gradio as gr
 from unmask.app.generating import IMAGES_AT_ONCE, MOST_PROMPT, Wish
 from unmask.app.settings import SettingControls
 from unmask.app.studio import Update
+from unmask.errors import ConfigError
 from unmask.pretrained.conditions import takes_prompts
 from unmask.recipes.spec import ModelSpec
 from unmask.storage.files import is_encodable
@@ -29,7 +30,9 @@ class WishControls:
 
     @staticmethod
     def read(labels: Any, prompt: Any, num: Any, seed: Any) -> Wish:
-        """Return the wish that the controls say."""
+        """Return the wish that the controls say; ConfigError if the classes are no list."""
+        if not isinstance(labels or [], list):
+            raise ConfigError(f"classes must be a list, and this is {labels!r}")
         return Wish(labels=tuple(map(str, labels or ())), prompt=prompt or "", num=int(num or 1), seed=int(seed or 0))
 
 
