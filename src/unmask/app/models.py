@@ -57,7 +57,8 @@ def list_choices(named: Sequence[str] = (), root: Path = Path("runs"), *, publis
             found[name] = ModelChoice(name=name, title=name, kind=kind)
     if published:
         for name, model in MODELS.items():
-            found.setdefault(name, ModelChoice(name=name, title=f"{name} (published: {model.about})", kind="image"))
+            title = f"{name} (published, {sum(model.parameters) / 1e6:,.0f} M parameters: {model.about})"
+            found.setdefault(name, ModelChoice(name=name, title=title, kind="image"))
     return list(found.values())
 
 

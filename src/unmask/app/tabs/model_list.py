@@ -54,7 +54,9 @@ def make_model_list(studio: Studio) -> ModelList:
             start = gr.Button("Run the demo", variant="primary", elem_id="demo-start")
             stop = gr.Button("Stop", elem_id="demo-stop")
         status = gr.HTML(elem_id="demo-status")
-        lines = gr.Textbox(label="Lines of the demo", lines=10, max_lines=10, interactive=False, elem_id="demo-lines")
+        lines = gr.Textbox(
+            label="Lines of the demo", lines=10, max_lines=10, interactive=False, visible=False, elem_id="demo-lines"
+        )
     return ModelList(model=model, refresh=refresh, panel=panel, start=start, stop=stop, status=status, lines=lines)
 
 
@@ -72,7 +74,7 @@ def bind_model_list(studio: Studio, models: ModelList, page: Any, about: Any) ->
         out = studio.root / "demo"
         last: deque[str] = deque(maxlen=MOST_DEMO_LINES)
         with session.run_job(find_join_time()):
-            yield {models.status: say("the demo runs"), models.lines: ""}
+            yield {models.status: say("the demo runs"), models.lines: gr.update(value="", visible=True)}
             if not (out / MODEL).is_file():
                 if studio.has_runs:  # a public page hides the button, but anybody can send the event
                     raise ConfigError("there is a model already: choose it above")
