@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.errors import FACTORS, check_ranges
@@ -21,7 +21,7 @@ NULL = -1
 
 Condition = Int[Tensor, "b"] | None
 Predict = Callable[[Int[Tensor, "b l"], float], Float[Tensor, "b l k"]]
-ConditionalModel = Callable[[Int[Tensor, "b l"], Condition], Float[Tensor, "b l k"]]
+ConditionalModel = Callable[..., Float[Tensor, "..."]]
 GuidanceRamp = Callable[[float], float]
 
 
@@ -96,22 +96,28 @@ def guided(
     """Return `predict(tokens, t)` with guidance: one forward pass of both twins as a batch, or of the one it needs.
 
     `null` is the unconditional twin of `condition`; by default every row's class id becomes NULL.
-    `predict` raises ValueError if the scale is not 1 and there is no condition.
+    `predict` raises ValueError if the scale is not 1 and there is no condition. If the model `takes_places`, so does
+    `predict(tokens, t, places)`: it returns the logits of the places that are True alone, [n, K] row by row.
     """
     if condition is not None and null is None:
         null = torch.full_like(condition, NULL)
 
-    def predict(tokens: Int[Tensor, "b l"], t: float) -> Float[Tensor, "b l k"]:
+    def predict(
+        tokens: Int[Tensor, "b l"], t: float, places: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "..."]:
         s = scale(t) if callable(scale) else scale
+        at = () if places is None else (places,)
         if s == 1:
-            return model(tokens, condition)
+            return model(tokens, condition, *at)
         if condition is None or null is None:
             raise ValueError(f"guidance scale {s} needs a condition; without a condition leave the scale at 1")
         if s == 0:
-            return model(tokens, null)
-        cond, uncond = model(torch.cat([tokens, tokens]), torch.cat([condition, null])).chunk(2)
+            return model(tokens, null, *at)
+        both = (torch.cat([places, places]),) if places is not None else ()
+        cond, uncond = model(torch.cat([tokens, tokens]), torch.cat([condition, null]), *both).chunk(2)
         return uncond + s * (cond - uncond)
 
+    predict.takes_places = getattr(model, "takes_places", False)  # type: ignore[attr-defined]
     return predict
 
 

@@ -1,5 +1,6 @@
 """All networks that a recipe can name as generator or tokenizer: our own and the published ones."""
 
+from unmask.method.models.partition import PartitionConfig
 from unmask.method.models.transformer import TransformerConfig
 from unmask.pretrained.amused import Amused
 from unmask.pretrained.amused_vqvae import AmusedVQ
@@ -12,7 +13,9 @@ from unmask.pretrained.titok_uvit import TiTokUViT
 from unmask.pretrained.valeoai import ValeoaiMaskGIT
 from unmask.tokenizers.vqgan import VQGAN, Autoencoder
 
-GeneratorConfig = TransformerConfig | ValeoaiMaskGIT | HaltonMaskGIT | GoogleMaskGIT | TiTokBert | TiTokUViT
+GeneratorConfig = (
+    TransformerConfig | PartitionConfig | ValeoaiMaskGIT | HaltonMaskGIT | GoogleMaskGIT | TiTokBert | TiTokUViT
+)
 """Generators conditioned on classes. Each has `num_classes` and `build(vocab_size, grid)`."""
 
 AnyGeneratorConfig = GeneratorConfig | Amused
