@@ -15,11 +15,17 @@ from pathlib import Path
 import torch
 
 from unmask.cli import COMMANDS
+from unmask.recipes.listing import list_recipe_names, read_recipe_note
 from unmask.runtime.provenance import describe_environment
 
 ROUNDS = 5
 EXPORT = Path(__file__).parents[1] / "tests/fixtures/earlier/export"
-RECIPES = (["train", "digits"], ["train-tokenizer", "cifar10-tokenizer"], ["tokenize-text", "shakespeare"])
+RECIPES = (
+    *(["train", name] for name in list_recipe_names()),
+    *(["train-tokenizer", name] for name in list_recipe_names(tokenizers=True)),
+    *(["tokenize-text", name] for name in list_recipe_names() if read_recipe_note(name).kind == "TextRecipe"),
+)
+"""Each command that takes a recipe, with each of its recipes."""
 
 
 def measure(words: list[str], folder: str) -> float:
@@ -39,11 +45,11 @@ def main() -> None:
     rows += [["schedule"], ["models"], ["sample", str(EXPORT), "--num", "4", "--out", "samples.png", "--overwrite"]]
     with tempfile.TemporaryDirectory() as folder:
         base = measure(["-c", "import torch"], folder)
-        print(f"{'command':48s}  CPU s  beyond torch\n{'python -c ' + repr('import torch'):48s} {base:6.2f}")
+        print(f"{'command':52s}  CPU s  beyond torch\n{'python -c ' + repr('import torch'):52s} {base:6.2f}")
         for words in rows:
             shown = " ".join(["unmask", *words]).replace(str(EXPORT), "RUN")
             seconds = measure(["-m", "unmask", *words], folder)
-            print(f"{shown[:48]:48s} {seconds:6.2f}  {seconds - base:12.2f}", flush=True)
+            print(f"{shown[:52]:52s} {seconds:6.2f}  {seconds - base:12.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from unmask.method.critic import WithCritic
     from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided, guided_with_memory
     from unmask.method.likelihood import compute_exact_nll, estimate_bound
-    from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+    from unmask.method.models.configs import TransformerConfig
+    from unmask.method.models.transformer import MaskedTransformer
     from unmask.method.objectives import Loss, MaskedDiffusion, MaskGIT
     from unmask.method.rand import Rand, seeded
     from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adaptive
@@ -84,7 +85,7 @@ _AT_FIRST_USE = {
     "TextRecipe": "unmask.recipes.schema",
     "Threshold": "unmask.method.sampling.adaptive",
     "TokenizerRecipe": "unmask.recipes.schema",
-    "TransformerConfig": "unmask.method.models.transformer",
+    "TransformerConfig": "unmask.method.models.configs",
     "WithCritic": "unmask.method.critic",
     "compute_exact_nll": "unmask.method.likelihood",
     "count_reveals": "unmask.method.schedules",

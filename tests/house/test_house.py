@@ -14,8 +14,8 @@ FILES = sorted(SRC.rglob("*.py"))
 TREES = {f.relative_to(SRC).as_posix(): ast.parse(f.read_text(encoding="utf-8")) for f in FILES}
 
 ORDER = (
-    "errors", "method", "runtime", "decoding", "storage", "tokenizers", "data", "training", "pretrained", "figures",
-    "metrics", "recipes", "published", "pipelines", "experiments", "evaluation", "cli",
+    "errors", "lazy", "method", "runtime", "decoding", "storage", "tokenizers", "data", "training", "pretrained",
+    "figures", "metrics", "recipes", "published", "pipelines", "experiments", "evaluation", "cli",
 )  # fmt: skip
 """The folders of src/unmask: a module imports from its own, or from those earlier in this list."""
 PACKAGE = {"__init__", "__main__"}
@@ -170,8 +170,8 @@ def test_the_families_are_those_of_pretrained():
 
 
 CORE = (
-    "schedules", "rand", "masking", "objectives", "guidance", "sampling/decode", "sampling/priorities",
-    "models/layers", "models/conditioning", "models/transformer",
+    "schedules", "rand", "masking", "objectives", "cross_entropy", "guidance", "sampling/decode",
+    "sampling/priorities", "models/configs", "models/layers", "models/conditioning", "models/transformer",
 )  # fmt: skip
 """Of the method, what a reader takes in at one sitting; the rest are extensions beside it."""
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from unmask.method.cross_entropy import CrossEntropy
 from unmask.method.guidance import NULL
 from unmask.method.masking import ABSENT, mask_bernoulli, mask_exact, split_complementary, stratify_times
-from unmask.method.objectives import Corruption, CrossEntropy, Loss, MaskedDiffusion, MaskGIT
+from unmask.method.objectives import Corruption, Loss, MaskedDiffusion, MaskGIT
 from unmask.method.rand import Rand, seeded
 from unmask.method.schedules import Arccos, Cosine, Exp, Log, Power, Sigmoid, compute_likelihood_weight
 from unmask.storage.config import dump_json, from_json

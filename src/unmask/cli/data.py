@@ -8,10 +8,7 @@ from unmask.cli.flag_types import show_default
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.data.sources.choice import Folder, PictureSource
 from unmask.data.sources.detection import identify_source
-from unmask.data.survey import choose_tiles, describe_survey, survey_source
 from unmask.errors import ConfigError
-from unmask.figures.images import find_image_format, write_picture
-from unmask.figures.sheets import draw_sheet
 from unmask.runtime.progress import show_progress
 
 
@@ -31,6 +28,10 @@ def run_data(arguments: list[str]) -> None:
     name, rest = split_positional(arguments, usage)
     source = example.data if rest == ["--help"] else identify_source(name)
     flags = parse(SurveyFlags, rest, f"data {name}", SurveyFlags(data=source))
+    from unmask.data.survey import choose_tiles, describe_survey, survey_source
+    from unmask.figures.images import find_image_format, write_picture
+    from unmask.figures.sheets import draw_sheet
+
     if flags.size < 1:
         raise ConfigError(f"--size {flags.size}: use at least 1 pixel")
     if flags.sheet is not None:

@@ -66,7 +66,7 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
     from unmask.data.sources.choice import Folder
     from unmask.evaluation import tokenizer as evaluation
     from unmask.evaluation.runs import shorten_name
-    from unmask.pretrained.networks import LearnedModel
+    from unmask.pretrained.lone_tokenizer import LearnedModel
     from unmask.recipes.schema import TokenizerRecipe
     from unmask.runtime.distributed import join_world
     from unmask.tokenizers.base import open_tokenizer

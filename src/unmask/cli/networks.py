@@ -5,21 +5,14 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from unmask.cli.flags import Device, OutputFlags, choose_device, choose_say
 from unmask.cli.outcomes import describe_outcome, hash_if_there
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.tokenizers import find_data_flag, list_sources
-from unmask.data.augment import PictureSet
 from unmask.data.sources.choice import Arrays, Folder, PictureSource
 from unmask.errors import ConfigError, look_up
-from unmask.evaluation.reference import embed_real
-from unmask.experiments.training import say_split
-from unmask.metrics.features import ClassifierConfig
-from unmask.metrics.in_domain import prepare_classifier_features
+from unmask.metrics.configs import ClassifierConfig
 from unmask.recipes import cifar10
-from unmask.runtime.distributed import join_world
 from unmask.runtime.progress import show_progress
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import write_json
@@ -54,6 +47,14 @@ def run_train_features(arguments: list[str]) -> None:
     before = hash_if_there(flags.out / CLASSIFIER)
     if before is None:
         check_folder(flags.out, [REPORT], overwrite=flags.overwrite)
+    import torch
+
+    from unmask.data.augment import PictureSet
+    from unmask.evaluation.reference import embed_real
+    from unmask.experiments.training import say_split
+    from unmask.metrics.in_domain import prepare_classifier_features
+    from unmask.runtime.distributed import join_world
+
     with (
         catch_value_errors(),
         catch_disk_errors(flags.out),

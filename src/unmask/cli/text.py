@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -24,16 +24,14 @@ from unmask.decoding import choices
 from unmask.decoding.names import SAMPLERS, list_orders
 from unmask.decoding.sampling import Parallel, Sampling
 from unmask.errors import ConfigError, look_up
-from unmask.evaluation import text_table
-from unmask.experiments import text as text_experiment
 from unmask.method.sampling.priorities import Halton, Raster
-from unmask.metrics.causal_judge import load_causal_judge
-from unmask.metrics.judge import JudgeConfig
-from unmask.pipelines.text import TextPipeline
+from unmask.metrics.configs import JudgeConfig
 from unmask.recipes import TextRecipe, reading
-from unmask.runtime.distributed import join_world
 from unmask.runtime.progress import show_progress
 from unmask.storage.outputs import check_results
+
+if TYPE_CHECKING:
+    from unmask.pipelines.text import TextPipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +48,11 @@ def run_tokenize_text(arguments: list[str]) -> None:
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     start = TokenizeTextFlags(recipe=default, out=Path("tokens") / Path(name).stem)
     flags = parse(TokenizeTextFlags, rest, f"tokenize-text {name}", start)
+    from unmask.experiments.text import prepare_text
+
     with catch_value_errors(), catch_disk_errors(flags.out), show_progress(shown=True) as progress:
         before = hash_if_there(flags.out / META)
-        ready = text_experiment.prepare_text(flags.recipe, flags.out, progress, overwrite=flags.overwrite)
+        ready = prepare_text(flags.recipe, flags.out, progress, overwrite=flags.overwrite)
     for note in ready.notes:
         print(note, file=sys.stderr)
     for part, held in (("train", ready.meta.train), ("test", ready.meta.test)):
@@ -91,7 +91,7 @@ class EvaluateTextFlags(OutputFlags):
     """Folder for the table, the plot and the samples."""
 
 
-def _settings(flags: EvaluateTextFlags, pipeline: TextPipeline) -> Iterator[tuple[str, Sampling]]:
+def _settings(flags: EvaluateTextFlags, pipeline: "TextPipeline") -> Iterator[tuple[str, Sampling]]:
     """Ways to sample with the names they go by."""
     table = {"own": pipeline.sampling.priority, **list_orders(pipeline.model.grid)}
     for order, sampler, steps, temperature in product(flags.orders, flags.samplers, flags.steps, flags.temperatures):
@@ -113,6 +113,12 @@ def run_evaluate_text(arguments: list[str]) -> None:
     """Run `unmask evaluate-text`."""
     name, rest = split_positional(arguments, "evaluate-text RUN, where RUN is the run of a text model")
     flags = parse(EvaluateTextFlags, rest, f"evaluate-text {name}")
+    from unmask.evaluation import text_table
+    from unmask.experiments.text import reopen_text
+    from unmask.metrics.causal_judge import load_causal_judge
+    from unmask.pipelines.text import TextPipeline
+    from unmask.runtime.distributed import join_world
+
     run, out = Path(name), flags.out or Path(name) / "writing"
     check_results(flags.out, text_table.WRITING_FILES, overwrite=flags.overwrite)
     with catch_value_errors(), catch_disk_errors(out), join_world(choose_device(flags.device)) as here:
@@ -126,7 +132,7 @@ def run_evaluate_text(arguments: list[str]) -> None:
         published = None if flags.published_judge is None else load_causal_judge(flags.published_judge, here.device)
         rows = []
         for row in text_table.measure_writing(
-            text_experiment.reopen_text(recipe, run),
+            reopen_text(recipe, run),
             pipeline,
             settings,
             run,

@@ -16,8 +16,6 @@ from unmask.cli.recipes import describe_train_tokenizer
 from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, PictureSource, Shards
 from unmask.errors import ConfigError, look_up
-from unmask.experiments import tokenizer as experiment
-from unmask.experiments.training import prepare_tokenizer_data, tokenize, train_tokenizer
 from unmask.pretrained.networks import LearnedConfig
 from unmask.published.names import MODEL_NAMES
 from unmask.recipes import TokenizerRecipe, reading
@@ -50,6 +48,8 @@ def run_train_tokenizer(arguments: list[str]) -> None:
     flags = parse(TrainTokenizerFlags, rest, f"train-tokenizer {name}", default)
     if flags.dry_run:
         return _describe(flags.recipe)
+    from unmask.experiments.training import train_tokenizer
+
     with catch_value_errors(), catch_disk_errors(flags.out), survive_lost_output():
         before = None
         if is_main_process():
@@ -71,8 +71,11 @@ def run_train_tokenizer(arguments: list[str]) -> None:
 
 
 def _describe(recipe: TokenizerRecipe) -> None:
+    from unmask.experiments.tokenizer import build_networks
+    from unmask.experiments.training import prepare_tokenizer_data
+
     ready = prepare_tokenizer_data(recipe, shown=True, say=say_on_stderr)
-    model, discriminator = experiment.build_networks(ready.recipe)
+    model, discriminator = build_networks(ready.recipe)
     height, width = model.grid
     print(dump_json(ready.recipe))
     for name, network in (("tokenizer", model), ("discriminator", discriminator)):
@@ -134,6 +137,8 @@ def run_tokenize(arguments: list[str]) -> None:
     flags = parse(TokenizeFlags, rest, f"tokenize {name}", start)
     if opened.folder is not None and flags.published.weights:
         flags.published.open(name)  # which refuses other weights than its own
+    from unmask.experiments.training import tokenize
+
     opened.weights, opened.offline = flags.published.weights, flags.published.offline
     with catch_value_errors(), catch_disk_errors(flags.out):
         before = hash_if_there(flags.out / META)

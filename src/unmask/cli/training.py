@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -16,27 +16,16 @@ from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, spl
 from unmask.cli.recipes import describe_train
 from unmask.cli.tokenizers import say_aside
 from unmask.errors import ConfigError
-from unmask.experiments.base import build_model
-from unmask.experiments.finetune import adopt_network, find_start
-from unmask.experiments.from_pictures import use_tokenized
-from unmask.experiments.training import (
-    check_resume,
-    check_run,
-    describe_given,
-    open_images,
-    prepare_data,
-    run_recipe,
-)
-from unmask.method.models.protocol import Generator
-from unmask.published.opening import OpenedModel
 from unmask.recipes import Recipe, TextRecipe, reading
-from unmask.runtime.distributed import join_world
 from unmask.runtime.output import survive_lost_output
 from unmask.runtime.torchrun import is_main_process
 from unmask.storage.cache import find_cache_dir
 from unmask.storage.config import dump_json
 from unmask.storage.layout import MODEL
-from unmask.storage.weights import skip_initial_weights
+
+if TYPE_CHECKING:
+    from unmask.method.models.protocol import Generator
+    from unmask.published.opening import OpenedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +69,9 @@ def run_train(arguments: list[str]) -> None:
             flags = parse(TrainTextFlags, rest, f"train {name}", TrainTextFlags(recipe=recipe, out=run))
         else:
             flags = parse(TrainFlags, rest, f"train {name}", TrainFlags(recipe=recipe, out=run))
+    from unmask.experiments.finetune import adopt_network, find_start
+    from unmask.experiments.training import check_resume, check_run
+
     check_start(flags)
     if not flags.dry_run:
         check_resume(flags.out, flags.resume)
@@ -115,7 +107,12 @@ def check_start(flags: TrainFlags | TrainTextFlags) -> None:
         raise ConfigError("--offline is about the model to start from: give --init NAME as well, or leave it out")
 
 
-def train_from(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None = None, notes: Sequence[str] = ()) -> None:
+def train_from(
+    flags: TrainFlags | TrainTextFlags, start: "OpenedModel | None" = None, notes: Sequence[str] = ()
+) -> None:
+    from unmask.experiments.training import run_recipe
+    from unmask.runtime.distributed import join_world
+
     run = flags.out
     with (
         catch_value_errors(),
@@ -144,7 +141,12 @@ def train_from(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None = N
             print(f"next: unmask {first} {run}   or   unmask {second} {run}")
 
 
-def _describe(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None) -> None:
+def _describe(flags: TrainFlags | TrainTextFlags, start: "OpenedModel | None") -> None:
+    from unmask.experiments.base import build_model
+    from unmask.experiments.from_pictures import use_tokenized
+    from unmask.experiments.training import describe_given, open_images, prepare_data
+    from unmask.storage.weights import skip_initial_weights
+
     given = open_images(flags.recipe, start, flags.num_classes) if isinstance(flags, TrainFlags) else None
     if given is not None:
         print(f"would tokenize {describe_given(given, flags.out)}")
@@ -158,7 +160,7 @@ def _describe(flags: TrainFlags | TrainTextFlags, start: OpenedModel | None) -> 
         _show(ready.recipe, build_model(ready), len(ready.train), len(ready.test))
 
 
-def _show(recipe: Recipe | TextRecipe, model: Generator, train: int, test: int) -> None:
+def _show(recipe: Recipe | TextRecipe, model: "Generator", train: int, test: int) -> None:
     what = "row" if isinstance(recipe, TextRecipe) else "image"
     print(dump_json(recipe))
     print(f"parameters {sum(p.numel() for p in model.parameters()):,}")

@@ -13,9 +13,9 @@ from io import RawIOBase
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Int, UInt8
-from torch import Tensor
+
+from unmask.lazy import Tensor, torch
 
 KEY_BYTES = 16
 SAMPLES = 8

@@ -12,14 +12,13 @@ from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from unmask.data.pixels import BadImage
 from unmask.data.pixels.decode import FORMATS, IMAGE_DAMAGE, MAX_PIXELS, decode_image
 from unmask.errors import DataError, describe_os_error
+from unmask.lazy import Tensor, torch
 from unmask.storage.files import escape_line
 
 

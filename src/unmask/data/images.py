@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
-from torch.nn import functional as F
 
 from unmask.data.identity import hash_pixels
 from unmask.data.image_files import Unreadable
 from unmask.errors import DataError
+from unmask.lazy import F, Tensor, torch
 
 MAX_CLASSES = 100_000
 

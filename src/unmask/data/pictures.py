@@ -10,15 +10,14 @@ from itertools import chain
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
-from torch import Tensor
 
 from unmask.data.identity import choose_held_out, hash_picture_file, join_keys, sort_keys
 from unmask.data.image_files import Unreadable, fit, open_image, silence_warnings
 from unmask.data.images import Images, check_labels
 from unmask.errors import ConfigError, DataError
+from unmask.lazy import Tensor, torch
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
 

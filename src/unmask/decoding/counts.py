@@ -9,10 +9,9 @@ Counts round as the originals do, mostly in float32: there cos(pi/3) is 0.499999
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
+from unmask.lazy import Tensor, torch
 from unmask.method.schedules import Arccos, Cosine, Power, Shape, check_at_least
 
 

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from unmask.errors import FACTORS, SIDES, check_ranges
+from unmask.lazy import torch
 from unmask.method.guidance import LinearRamp
 from unmask.method.rand import Rand
 from unmask.method.sampling.decode import keep_likeliest, sample_tokens

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from jaxtyping import Int
-from torch import Tensor
 
 from unmask.decoding import counts
 from unmask.decoding.rules import (
@@ -19,10 +18,10 @@ from unmask.decoding.rules import (
     StepConfidence,
 )
 from unmask.errors import FACTORS, ConfigError, check_ranges
+from unmask.lazy import Tensor
 from unmask.method.critic import CriticScore
 from unmask.method.guidance import Condition, CosineRamp, GuidanceRamp, Interval, LinearRamp, Predict
 from unmask.method.models.protocol import Generator
-from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import Rand
 from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adaptive
 from unmask.method.sampling.ancestral import decode_ancestral
@@ -340,6 +339,8 @@ def resolve_priority(priority: Order | FromCritic, model: Generator, labels: Con
         ConfigError: The model has no critic.
     """
     if isinstance(priority, FromCritic):
+        from unmask.method.models.transformer import MaskedTransformer
+
         if not isinstance(model, MaskedTransformer) or model.config.critic == "none":
             raise ConfigError(
                 "this model has no critic: choose another order, or train a model with the objective WithCritic"

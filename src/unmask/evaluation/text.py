@@ -17,15 +17,8 @@ from torch import Tensor
 from unmask.data.tokens import Tokens
 from unmask.errors import ConfigError
 from unmask.method.rand import to_double
-from unmask.metrics.judge import (
-    Judge,
-    JudgeConfig,
-    load_judge,
-    measure_surprise,
-    read_text_digest,
-    save_judge,
-    train_judge,
-)
+from unmask.metrics.configs import JudgeConfig
+from unmask.metrics.judge import Judge, load_judge, measure_surprise, read_text_digest, save_judge, train_judge
 from unmask.metrics.text import (
     TextRows,
     compute_distinct,

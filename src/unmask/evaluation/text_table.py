@@ -18,7 +18,7 @@ from unmask.evaluation.text import measure_texts, open_judge
 from unmask.experiments.text import TextExperiment
 from unmask.figures.images import plot_curves
 from unmask.metrics.causal_judge import CausalJudge, measure_generative_perplexity
-from unmask.metrics.judge import JudgeConfig
+from unmask.metrics.configs import JudgeConfig
 from unmask.pipelines.text import TextPipeline
 from unmask.runtime.distributed import World
 from unmask.runtime.provenance import describe_environment

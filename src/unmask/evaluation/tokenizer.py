@@ -18,12 +18,12 @@ from unmask.evaluation.runs import MEASURE_ADVICE
 from unmask.experiments.tokenizer import draw_reconstructions, open_tokenizer_run, prepare_tokenizer
 from unmask.figures.images import write_picture
 from unmask.method.rand import to_double
+from unmask.metrics.configs import ClassifierConfig
 from unmask.metrics.embedders import ClassifierFeatures, Features, identify_features
-from unmask.metrics.features import ClassifierConfig
 from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
 from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.metrics.reconstruction import compute_code_statistics, compute_psnr, compute_ssim
-from unmask.pretrained.networks import LearnedModel
+from unmask.pretrained.lone_tokenizer import LearnedModel
 from unmask.runtime.distributed import World
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment

@@ -34,9 +34,10 @@ from unmask.experiments.preflight import check_ranks
 from unmask.experiments.resuming import check_checkpoints, check_steps, has_finished, keep_shuffle
 from unmask.method.critic import WithCritic
 from unmask.method.masking import ABSENT
-from unmask.method.models.partition import PartitionConfig, PartitionTransformer
+from unmask.method.models.configs import PartitionConfig, TransformerConfig
+from unmask.method.models.partition import PartitionTransformer
 from unmask.method.models.protocol import Generator
-from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.objectives import MaskGIT
 from unmask.method.partitioning import Partition
 from unmask.pretrained.conditions import takes_prompts
@@ -51,7 +52,8 @@ from unmask.storage.layout import CHECKPOINTS, CONFIG, MODEL
 from unmask.storage.lock import lock
 from unmask.storage.manifest import begin_files, record_files, update_record
 from unmask.storage.weights import have_same_bytes, have_same_weights, write_weights
-from unmask.training.loop import Evaluator, TrainConfig, train_model
+from unmask.training.configs import TrainConfig
+from unmask.training.loop import Evaluator, train_model
 from unmask.training.runfolder import has_checkpoint, remove_leftovers
 
 FREQUENCY_ROWS = 1 << 17

@@ -44,8 +44,8 @@ from unmask.data.summary import describe_split
 from unmask.data.tokens import Tokens
 from unmask.errors import ConfigError, DataError
 from unmask.pretrained.families import choose_tokenizer_dtype
-from unmask.pretrained.lone_tokenizer import read_lone_tokenizer, write_lone_tokenizer
-from unmask.pretrained.networks import LearnedConfig, LearnedModel
+from unmask.pretrained.lone_tokenizer import LearnedModel, read_lone_tokenizer, write_lone_tokenizer
+from unmask.pretrained.networks import LearnedConfig
 from unmask.runtime.distributed import World, barrier
 from unmask.runtime.kernels import choose_dtype
 from unmask.runtime.progress import Progress

@@ -18,10 +18,10 @@ from typing_extensions import TypedDict, Unpack
 from unmask.decoding.rules import stretch
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
+from unmask.method.models.configs import TransformerConfig
 from unmask.method.models.protocol import Generator
-from unmask.method.models.transformer import TransformerConfig
 from unmask.pretrained.conditions import add_null_class
-from unmask.pretrained.lone_tokenizer import LoneTokenizer
+from unmask.pretrained.networks import LoneTokenizer
 from unmask.published.files import Note
 from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes.reading import has_config, read_config

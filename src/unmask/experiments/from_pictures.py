@@ -13,8 +13,7 @@ from unmask.data.sources.choice import Codes, Folder
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.coded import make_codes
 from unmask.experiments.images import check_classes, fit_to_data
-from unmask.pretrained.lone_tokenizer import read_lone_tokenizer
-from unmask.pretrained.networks import LearnedModel
+from unmask.pretrained.lone_tokenizer import LearnedModel, read_lone_tokenizer
 from unmask.published.opening import OpenedModel
 from unmask.recipes.reading import read_config
 from unmask.recipes.schema import Recipe

@@ -27,8 +27,7 @@ from unmask.data.tokens import Tokens, TokenSet, Unlabelled
 from unmask.errors import ConfigError, DataError
 from unmask.experiments.coded import open_coded
 from unmask.experiments.validation import sample_evaluator, validate_generator
-from unmask.method.models.partition import PartitionConfig
-from unmask.method.models.transformer import TransformerConfig
+from unmask.method.models.configs import PartitionConfig, TransformerConfig
 from unmask.pipelines.image import Pipeline
 from unmask.pretrained.conditions import takes_prompts
 from unmask.recipes.schema import MeasuredModel, Recipe

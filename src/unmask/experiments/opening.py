@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from unmask.recipes.schema import AnyRecipe, TextRecipe, TokenizerRecipe
-from unmask.runtime.distributed import Precision, World, resolve_precision, resolve_strategy
+from unmask.runtime.choices import Precision
+from unmask.runtime.distributed import World, resolve_precision, resolve_strategy
 from unmask.runtime.kernels import choose_dtype
 from unmask.runtime.provenance import describe_processor
 

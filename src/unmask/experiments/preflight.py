@@ -9,7 +9,7 @@ from torch import nn
 
 from unmask.data.fingerprint import DataFingerprint
 from unmask.data.sources.choice import Codes
-from unmask.method.models.transformer import TransformerConfig
+from unmask.method.models.configs import TransformerConfig
 from unmask.pretrained.conditions import takes_prompts
 from unmask.recipes.reading import dump_config
 from unmask.recipes.schema import AnyRecipe, TextRecipe, TokenizerRecipe
@@ -18,7 +18,7 @@ from unmask.runtime.provenance import find_commit
 from unmask.runtime.shortage import check_disk, check_memory
 from unmask.storage.config import dump_json
 from unmask.storage.layout import CHECKPOINTS, MODEL
-from unmask.training.optim import AdamW
+from unmask.training.configs import AdamW
 from unmask.training.runfolder import list_checkpoints, parse_step
 
 BYTES = 4  # of a number: weights, averages, gradients and moments are float32

@@ -21,7 +21,8 @@ from unmask.experiments.opening import describe_opening
 from unmask.experiments.preflight import check_ranks
 from unmask.experiments.resuming import has_finished, keep_shuffle
 from unmask.figures.images import choose_scale, draw_triptych
-from unmask.metrics.features import Classifier, ClassifierConfig
+from unmask.metrics.configs import ClassifierConfig
+from unmask.metrics.features import Classifier
 from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.recipes.reading import read_config
 from unmask.recipes.schema import TokenizerRecipe
@@ -32,8 +33,8 @@ from unmask.storage.lock import lock
 from unmask.storage.manifest import begin_files, record_files
 from unmask.storage.weights import write_weights
 from unmask.tokenizers.base import open_tokenizer
+from unmask.tokenizers.configs import LpipsFiles
 from unmask.tokenizers.losses import Stages
-from unmask.tokenizers.lpips import LpipsFiles
 from unmask.tokenizers.vqgan import Autoencoder
 from unmask.training.loop import Evaluator
 from unmask.training.tokenizer_loop import Networks, train_autoencoder

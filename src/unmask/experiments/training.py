@@ -28,7 +28,7 @@ from unmask.experiments.from_pictures import (
     use_tokenized,
 )
 from unmask.experiments.preflight import check_room
-from unmask.metrics.features import ClassifierConfig
+from unmask.metrics.configs import ClassifierConfig
 from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes.reading import KIND_TITLES, has_config, read_config
 from unmask.recipes.schema import AnyRecipe, Recipe, TextRecipe, TokenizerRecipe

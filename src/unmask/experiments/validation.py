@@ -17,7 +17,8 @@ from unmask.method.objectives import Objective
 from unmask.method.partitioning import Partition
 from unmask.method.rand import Rand
 from unmask.pipelines.image import Pipeline
-from unmask.runtime.distributed import Precision, World, autocast, sum_over_ranks, unwrap
+from unmask.runtime.choices import Precision
+from unmask.runtime.distributed import World, autocast, sum_over_ranks, unwrap
 from unmask.training.loop import Evaluator
 
 VALIDATION_ROWS = 512

@@ -8,12 +8,10 @@ In sampling it is a priority: it chooses the tokens that stay.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from unmask.errors import FACTORS, check_ranges
+from unmask.lazy import F, Tensor, torch
 from unmask.method.guidance import Condition, ConditionalModel
 from unmask.method.masking import ABSENT
 from unmask.method.objectives import Loss, MaskedBatch, MaskedDiffusion, MaskGIT, Model, check_shares, compute_loss
@@ -88,7 +86,6 @@ class Critic:
         return Loss(total, (batch.clean != ABSENT).sum().to(total.dtype))
 
 
-@torch.no_grad()
 def fill_masked(batch: MaskedBatch, logits: Float[Tensor, "n k"]) -> Int[Tensor, "b l"]:
     """Return the clean tokens with the masked ones sampled from the logits at `batch.at`.
 
@@ -97,7 +94,8 @@ def fill_masked(batch: MaskedBatch, logits: Float[Tensor, "n k"]) -> Int[Tensor,
     at = batch.at
     temperature = batch.rand("critic_temperature")[:, None].expand(at.shape)[at]
     u = batch.rand("critic_token", at.shape[1])[at]
-    drawn = sample_tokens((logits / temperature[:, None]).to(logits.dtype)[None], 1.0, None, None, u[None])[0]
+    tempered = (logits.detach() / temperature[:, None]).to(logits.dtype)
+    drawn = sample_tokens(tempered[None], 1.0, None, None, u[None])[0]
     return torch.where(batch.masked, batch.clean.masked_scatter(at, drawn), batch.clean)
 
 

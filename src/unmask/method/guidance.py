@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from unmask.errors import FACTORS, check_ranges
+from unmask.lazy import Tensor, torch
 
 NULL = -1
 """The class id for "no condition"; every class embedding has a row for it."""
@@ -117,7 +116,12 @@ def guided(
         cond, uncond = model(torch.cat([tokens, tokens]), torch.cat([condition, null]), *both).chunk(2)
         return uncond + s * (cond - uncond)
 
-    predict.takes_places = getattr(model, "takes_places", False)  # type: ignore[attr-defined]
+    return keep_places(predict, model)
+
+
+def keep_places(predict: Predict, inner: object) -> Predict:
+    """Return `predict`, marked as one that takes places if what it calls does."""
+    predict.takes_places = getattr(inner, "takes_places", False)  # type: ignore[attr-defined]
     return predict
 
 

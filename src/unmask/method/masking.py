@@ -5,9 +5,9 @@ that every row has a target (MaskGIT, arXiv 2202.04200, section 3.1). Noise 2 ma
 never masked.
 """
 
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+
+from unmask.lazy import Tensor, torch
 
 ABSENT = -1
 """Value at the positions behind the end of a short row: these are not masked, predicted, or attended to."""

@@ -7,12 +7,10 @@ where they are needed. Sums and counts are divided once, at the end, so micro-ba
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
+from unmask.lazy import Tensor, torch
 from unmask.method.guidance import NULL, Condition
 from unmask.method.masking import (
     ABSENT,
@@ -93,34 +91,10 @@ class MaskedBatch:
         return self.masked | (self.weight > 0)
 
 
-class CrossEntropy(torch.autograd.Function):
-    """-log softmax(logits)[target] with label smoothing: F.cross_entropy in two thirds of its memory.
-
-    It keeps the logits and one number per row, and its gradient is softmax minus target. The library's keeps the log
-    softmax, computes the gradient of that first, and so holds three arrays of vocabulary size at once.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
-        total = logits.logsumexp(-1)
-        ctx.save_for_backward(logits, target, total)
-        ctx.smoothing = smoothing
-        nats = total - logits.gather(-1, target[:, None])[:, 0]
-        return nats if smoothing == 0 else (1 - smoothing) * nats + smoothing * (total - logits.mean(-1))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        logits, target, total = ctx.saved_tensors
-        p = (logits - total[:, None]).exp_()
-        if ctx.smoothing:
-            p -= ctx.smoothing / p.shape[-1]
-        share = torch.full_like(total, ctx.smoothing - 1)
-        return p.scatter_add_(-1, target[:, None], share[:, None]).mul_(gradient[:, None]), None, None
-
-
 def compute_loss(model: Model, batch: MaskedBatch) -> tuple[Loss, Float[Tensor, "n k"]]:
     """Return the weighted sum of -log p(clean | visible), and its logits at `batch.at`."""
+    from unmask.method.cross_entropy import CrossEntropy  # here: it extends a class of torch
+
     at = batch.at
     if batch.remember is None:
         logits = model(batch.visible, batch.condition, at)
@@ -133,12 +107,12 @@ def compute_loss(model: Model, batch: MaskedBatch) -> tuple[Loss, Float[Tensor, 
     return Loss((lost * batch.weight[at]).sum(), batch.count), logits
 
 
-@torch.no_grad()
 def predict_memory(
     model: Model, visible: Int[Tensor, "b l"], condition: Condition, rows: Bool[Tensor, "b"]
 ) -> Float[Tensor, "b l k"]:
     """Return the probabilities of a first forward pass in the chosen `rows`, and zeros (no memory) in the others."""
-    logits = model(visible, condition, torch.ones_like(visible, dtype=torch.bool))
+    with torch.no_grad():
+        logits = model(visible, condition, torch.ones_like(visible, dtype=torch.bool))
     # Autocast of older torch caches the weights that it cast here without gradients: the next pass would learn nothing.
     torch.clear_autocast_cache()
     return logits.softmax(-1).unflatten(0, visible.shape) * rows[:, None, None]
@@ -230,7 +204,8 @@ class MaskedDiffusion:
 
     def __post_init__(self) -> None:
         check_shares(self, "drop", "self_condition")
-        if float(self.schedule(torch.tensor(1e-9))) < 1 - 1e-3:
+        # Power() does not jump, so help need not import torch to try it.
+        if self.schedule != Power() and float(self.schedule(torch.tensor(1e-9))) < 1 - 1e-3:
             raise ValueError(
                 f"MaskedDiffusion(schedule={self.schedule}): it jumps at t = 0: part of the bound is lost; use Power()"
             )

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Int
-from torch import Tensor
 
+from unmask.lazy import Tensor, torch
 from unmask.method.guidance import Condition
 from unmask.method.masking import ABSENT, exclude_absent, mask_count, mask_exact, stratify_times
-from unmask.method.objectives import CrossEntropy, Loss, Model, check_shares, drop_condition
+from unmask.method.objectives import Loss, Model, check_shares, drop_condition
 from unmask.method.rand import Rand
 from unmask.method.schedules import Power, Shape
 
@@ -54,6 +53,8 @@ class Partition:
         else:
             groups = mask_exact(self.schedule(t), u)
         logits = model(tokens, drop_condition(condition, self.drop, rand), present, groups=groups)
+        from unmask.method.cross_entropy import CrossEntropy  # it imports torch
+
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nats: Tensor = CrossEntropy.apply(logits, tokens[present], self.label_smoothing)
         if self.likelihood:

@@ -8,9 +8,9 @@ generator is splitmix64 as a counter-based hash (Steele, Lea, Flood 2014, doi:10
 import zlib
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float, Float64, Int, Shaped
-from torch import Tensor
+
+from unmask.lazy import Tensor, torch
 
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15, 2^64 / golden ratio, as a signed integer
 _M1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
@@ -21,7 +21,7 @@ BELOW_ONE = 1 - 2.0**-24
 """The largest float32 below 1."""
 
 
-def choose_wide_dtype(device: torch.device) -> torch.dtype:
+def choose_wide_dtype(device: "torch.device") -> "torch.dtype":
     """Return float64, or float32 on MPS, which has no wider type."""
     return torch.float32 if device.type == "mps" else torch.float64
 
@@ -76,6 +76,6 @@ class Rand:
         return u.view(len(self.rows), *shape)
 
 
-def seeded(seed: int, num_rows: int, *, first: int = 0, device: torch.device | str = "cpu") -> Rand:
+def seeded(seed: int, num_rows: int, *, first: int = 0, device: "torch.device | str" = "cpu") -> Rand:
     """Return the noise of a whole batch in one process; `first` is the index of row 0 among all samples."""
     return Rand(seed, torch.arange(first, first + num_rows, device=device), num_rows)

@@ -10,18 +10,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from unmask.errors import FACTORS, check_ranges
+from unmask.lazy import Tensor, torch
 from unmask.method.rand import choose_wide_dtype
 
 Schedule = Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]
 Time = Float[Tensor, "..."] | float
 
 
-def _time(t: Time, dtype: torch.dtype | None) -> Float[Tensor, "..."]:
+def _time(t: Time, dtype: "torch.dtype | None") -> Float[Tensor, "..."]:
     device = t.device if isinstance(t, Tensor) else torch.device("cpu")
     return torch.as_tensor(t, dtype=dtype or choose_wide_dtype(device)).clamp(0, 1)
 
@@ -30,7 +29,7 @@ def _time(t: Time, dtype: torch.dtype | None) -> Float[Tensor, "..."]:
 class Cosine:
     """g(t) = cos(pi t / 2): reveals few tokens early, many late. MaskGIT's default (arXiv 2202.04200, section 4)."""
 
-    def __call__(self, t: Time, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+    def __call__(self, t: Time, dtype: "torch.dtype | None" = None) -> Float[Tensor, "..."]:
         return torch.cos(_time(t, dtype) * (math.pi / 2))
 
 
@@ -48,7 +47,7 @@ class Power:
             )
         check_ranges(self, {"exponent": FACTORS})
 
-    def __call__(self, t: Time, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+    def __call__(self, t: Time, dtype: "torch.dtype | None" = None) -> Float[Tensor, "..."]:
         return 1 - _time(t, dtype) ** self.exponent
 
 
@@ -56,7 +55,7 @@ class Power:
 class Arccos:
     """g(t) = (2/pi) arccos(t): the inverse function of `Cosine`. It has the same mean, 2/pi, and thinner tails."""
 
-    def __call__(self, t: Time, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+    def __call__(self, t: Time, dtype: "torch.dtype | None" = None) -> Float[Tensor, "..."]:
         return torch.arccos(_time(t, dtype)) / (math.pi / 2)
 
 
@@ -71,7 +70,7 @@ class Log:
         check_at_least("Log", {"tokens": self.tokens}, least=2)
         check_ranges(self, {"tokens": (2, 1 << 31)})
 
-    def __call__(self, t: Time, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+    def __call__(self, t: Time, dtype: "torch.dtype | None" = None) -> Float[Tensor, "..."]:
         return (-torch.log2(_time(t, dtype)) / math.log2(self.tokens)).clamp(0, 1)
 
 
@@ -86,7 +85,7 @@ class Exp:
         check_at_least("Exp", {"tokens": self.tokens}, least=2)
         check_ranges(self, {"tokens": (2, 1 << 31)})
 
-    def __call__(self, t: Time, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+    def __call__(self, t: Time, dtype: "torch.dtype | None" = None) -> Float[Tensor, "..."]:
         t = _time(t, dtype)
         return torch.where(t > 0, 1 - 2 ** (-math.log2(self.tokens) * (1 - t)), 1.0)
 
@@ -107,7 +106,7 @@ class Sigmoid:
             raise ValueError(f"{self}: start must be below end and temperature positive, as in Sigmoid(-3, 3, 1)")
         check_ranges(self, {"start": (-1e3, 1e3), "end": (-1e3, 1e3), "temperature": FACTORS})
 
-    def __call__(self, t: Time, dtype: torch.dtype | None = None) -> Float[Tensor, "..."]:
+    def __call__(self, t: Time, dtype: "torch.dtype | None" = None) -> Float[Tensor, "..."]:
         at = _time(t, dtype) * (self.end - self.start) + self.start
         first, now, last = (
             torch.sigmoid(x / self.temperature)

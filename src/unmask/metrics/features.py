@@ -8,7 +8,7 @@ other weights measure other distances.
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,78 +18,17 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from unmask.errors import (
-    BATCH_SIZES,
-    CLASS_COUNTS,
-    SEEDS,
-    STEP_COUNTS,
-    WIDTHS,
     CheckpointError,
     ConfigError,
-    check_ranges,
 )
 from unmask.method.rand import to_double
-from unmask.runtime.distributed import Precision, World, autocast
+from unmask.metrics.configs import SMALLEST_SIDE, ClassifierConfig
+from unmask.runtime.distributed import World, autocast
 from unmask.runtime.progress import Progress
 from unmask.storage.weights import read_sealed, write_sealed
 
-SMALLEST_SIDE = 8  # pixels; two halvings leave 2x2, three leave 1x1
-
 ClassifierImages = Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"]
 """Images in [-1, 1], or as bytes 0..255, which take a quarter of the memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierConfig:
-    """Architecture and training of the in-domain classifier. The defaults are this library's own, for digits."""
-
-    channels: int
-    """Channels of the images."""
-    num_classes: int
-    """Number of classes, at least 2."""
-    width: int = 32
-    """Channels of the first convolution."""
-    features: int = 64
-    """Dimension of the features (the penultimate layer)."""
-    steps: int = 1500
-    """Number of optimizer steps."""
-    batch_size: int = 128
-    """Images per step."""
-    learning_rate: float = 2e-3
-    """Peak learning rate of AdamW."""
-    residual: bool = False
-    """Use a deeper residual network, for photos."""
-    flip: bool = False
-    """Mirror half of the training images. Digits have no mirror image, so the default is off."""
-    shift: int = 1
-    """Shift each training image by up to this number of pixels, from 0 to 7."""
-    precision: Precision = "fp32"
-    """Number type of the forward pass: fp32, bf16, or auto (bf16 where the device is fast in it)."""
-    seed: int = 0
-    """Seed of the first weights, the batches and the augmentation."""
-
-    def __post_init__(self):
-        if not 0 <= self.shift < SMALLEST_SIDE:
-            raise ConfigError(f"shift must be from 0 to {SMALLEST_SIDE - 1} pixels, got {self.shift}")
-        for name in ("channels", "width", "features", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_classes < 2:
-            raise ConfigError(f"num_classes must be at least 2, got {self.num_classes}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ConfigError(f"learning_rate must be positive and finite, got {self.learning_rate}; try 2e-3")
-        check_ranges(
-            self,
-            {
-                "channels": (1, 64),
-                "num_classes": CLASS_COUNTS,
-                "width": WIDTHS,
-                "features": WIDTHS,
-                "steps": STEP_COUNTS,
-                "batch_size": BATCH_SIZES,
-                "learning_rate": (0, 1e3),
-                "seed": SEEDS,
-            },
-        )
 
 
 def _build_stage(dim_in: int, dim_out: int, stride: int) -> nn.Sequential:

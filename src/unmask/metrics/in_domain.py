@@ -7,15 +7,9 @@ import torch
 from unmask.data.augment import PictureSet
 from unmask.data.pictures import OnDemand, hash_pictures, spread
 from unmask.errors import ConfigError
+from unmask.metrics.configs import ClassifierConfig
 from unmask.metrics.embedders import ClassifierFeatures
-from unmask.metrics.features import (
-    Classifier,
-    ClassifierConfig,
-    load_classifier,
-    read_picture_digest,
-    save_classifier,
-    train_classifier,
-)
+from unmask.metrics.features import Classifier, load_classifier, read_picture_digest, save_classifier, train_classifier
 from unmask.runtime.distributed import World, barrier
 from unmask.runtime.progress import Progress
 from unmask.storage.lock import remove_killed_writes

@@ -7,7 +7,7 @@ repetition lowers it. So read it beside the metrics of `metrics/text.py`.
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,60 +18,17 @@ from torch import Tensor, nn
 
 from unmask.data.tokens import Batches, Tokens
 from unmask.errors import (
-    BATCH_SIZES,
-    DEPTHS,
-    SEEDS,
-    STEP_COUNTS,
-    WIDTHS,
     CheckpointError,
     ConfigError,
     DataError,
-    check_ranges,
 )
+from unmask.metrics.configs import JudgeConfig
 from unmask.runtime.progress import Progress
 from unmask.storage.weights import read_sealed, write_sealed
-from unmask.training.optim import AdamW, CosineDecay, set_learning_rate
+from unmask.training.configs import AdamW, CosineDecay
+from unmask.training.optim import set_learning_rate
 
 LOGITS_PER_BLOCK = 1 << 24  # numbers in the largest tensor of logits: 64 MiB
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeConfig:
-    """Architecture and training of the judge. The defaults are this library's own, for characters on a CPU."""
-
-    dim: int = 256
-    """Dimension of the embedding and of the LSTM's state."""
-    depth: int = 1
-    """Number of LSTM layers."""
-    steps: int = 3000
-    """Number of optimizer steps."""
-    batch_size: int = 16
-    """Pieces of text per step."""
-    context: int = 128
-    """Tokens per piece in training. The trained judge reads rows of any length."""
-    learning_rate: float = 6e-3
-    """Peak learning rate of AdamW."""
-    seed: int = 0
-    """Seed of the first weights and the batches."""
-
-    def __post_init__(self) -> None:
-        for name in ("dim", "depth", "steps", "batch_size", "context"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ConfigError(f"learning_rate must be positive and finite, got {self.learning_rate}; try 6e-3")
-        check_ranges(
-            self,
-            {
-                "dim": WIDTHS,
-                "depth": DEPTHS,
-                "steps": STEP_COUNTS,
-                "batch_size": BATCH_SIZES,
-                "context": (1, 1 << 24),
-                "learning_rate": (0, 1e3),
-                "seed": SEEDS,
-            },
-        )
 
 
 class Judge(nn.Module):

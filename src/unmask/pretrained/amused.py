@@ -16,75 +16,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.errors import DEPTHS, WIDTHS, check_ranges
 from unmask.pretrained.amused_blocks import AmusedLayer, ConvBlock, Resize, make_linear, make_norm
+from unmask.pretrained.configs import Amused
 from unmask.pretrained.generators import GridGenerator
 from unmask.pretrained.ids import check_rows
 
 NUM_FACTS = 5
 """Numbers about an image: width, height, two crop coordinates, and LAION's aesthetic score (about 6)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Amused:
-    """Sizes of the network: a transformer with one convolutional stage before it and one after it."""
-
-    dim: int = 1024
-    """Width of the transformer."""
-    depth: int = 22
-    """Number of transformer layers."""
-    heads: int = 16
-    """Number of attention heads of the transformer; dim must be a multiple of it."""
-    mlp_dim: int = 2816
-    """Hidden width of the transformer's gated MLPs."""
-    block_dim: int = 768
-    """Width of the convolutional blocks."""
-    blocks: int = 3
-    """Number of blocks of each convolutional stage."""
-    block_heads: int = 12
-    """Number of attention heads of the convolutional blocks; block_dim must be a multiple of it."""
-    text_dim: int = 768
-    """Width of the text encoder's hidden states."""
-    pooled_dim: int = 768
-    """Width of the text encoder's pooled embedding."""
-    micro_dim: int = 256
-    """Number of sinusoids for each number about the image; it must be even."""
-    halved: bool = False
-    """Halve the grid's height and width for the transformer."""
-    spare: int = 63
-    """Rows of the published token table between its last code and its mask."""
-
-    def __post_init__(self) -> None:
-        counts = (self.dim, self.depth, self.heads, self.mlp_dim, self.block_dim, self.blocks, self.block_heads)
-        if min(*counts, self.text_dim, self.pooled_dim, self.micro_dim) < 1 or self.spare < 0:
-            raise ValueError(f"{self}: sizes and counts must be at least 1, and spare must be at least 0")
-        if self.dim % self.heads or self.block_dim % self.block_heads:
-            raise ValueError(
-                f"Amused(dim={self.dim}, heads={self.heads}, block_dim={self.block_dim}, "
-                f"block_heads={self.block_heads}): each width must be a multiple of its heads"
-            )
-        if self.micro_dim % 2:
-            raise ValueError(f"Amused(micro_dim={self.micro_dim}): must be even, half cosines and half sines")
-        check_ranges(
-            self,
-            {
-                "dim": WIDTHS,
-                "depth": DEPTHS,
-                "heads": DEPTHS,
-                "mlp_dim": WIDTHS,
-                "block_dim": WIDTHS,
-                "blocks": DEPTHS,
-                "block_heads": DEPTHS,
-                "text_dim": WIDTHS,
-                "pooled_dim": WIDTHS,
-                "micro_dim": WIDTHS,
-                "spare": (0, 1 << 24),
-            },
-        )
-
-    def build(self, vocab_size: int, grid: tuple[int, ...]) -> "UVit2D":
-        """Build the network with random weights."""
-        return UVit2D(self, vocab_size, grid)
 
 
 AMUSED_256 = Amused()

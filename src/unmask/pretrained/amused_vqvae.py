@@ -4,32 +4,14 @@ The network is `unmask.tokenizers.vqgan` with other sizes, but the published one
 folder `vqvae` of amused/amused-256 and amused/amused-512 (openrail++), formerly openMUSE/vqgan-f16-8192-laion.
 """
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unmask.errors import ConfigError
 from unmask.pretrained import taming
-from unmask.tokenizers.quantizers import FSQ, LFQ, VQ
-from unmask.tokenizers.vqgan import VQGAN, Autoencoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class AmusedVQ(VQGAN):
-    """Sizes of the network. It has no attention, so the same weights serve every image size."""
-
-    multipliers: tuple[int, ...] = (1, 2, 2, 4, 6)
-    attention: tuple[int, ...] = ()
-    middle_attention: bool = False
-    z_channels: int = 64
-    quantizer: FSQ | VQ | LFQ = VQ(vocab_size=8192, dim=64, normalize=False, decay=0.0)
-
-    def build(self) -> "AmusedAutoencoder":
-        """Build the network with random weights."""
-        return AmusedAutoencoder(self)
-
+from unmask.pretrained.configs import AmusedVQ
+from unmask.tokenizers.vqgan import Autoencoder
 
 AMUSED_VQ_256 = AmusedVQ()
 """The tokenizer of amused/amused-256: 146,244,675 parameters."""

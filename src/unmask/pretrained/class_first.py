@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unmask.errors import CheckpointError
-from unmask.pretrained.generators import ClassGenerator, GeneratorSizes
+from unmask.pretrained.configs import GeneratorSizes
+from unmask.pretrained.generators import ClassGenerator
 
 
 class ClassFirst(ClassGenerator):

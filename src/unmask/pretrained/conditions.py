@@ -14,10 +14,9 @@ from typing_extensions import TypeIs
 
 from unmask.errors import ConfigError
 from unmask.method.models.protocol import Generator
-from unmask.pretrained.amused import Amused, UVit2D
+from unmask.pretrained.amused import UVit2D
 from unmask.pretrained.clip import FILES, OPTIONAL_FILES, Clip, read_clip, require_transformers, write_clip
-from unmask.pretrained.generators import GeneratorSizes
-from unmask.pretrained.google import GoogleMaskGIT
+from unmask.pretrained.configs import Amused, GeneratorSizes, GoogleMaskGIT
 from unmask.pretrained.prompts import Prompted, load_text_reader
 from unmask.storage.manifest import verify_recorded
 

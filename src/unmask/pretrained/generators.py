@@ -1,44 +1,14 @@
 """The base of the published generators: what their sizes, their checks and their forward passes have in common."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.errors import CLASS_COUNTS, DEPTHS, WIDTHS, check_ranges
 from unmask.method.models.conditioning import ClassEmbedding
 from unmask.method.models.protocol import HasClasses
 from unmask.pretrained.ids import check_class_labels, check_rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorSizes:
-    """Sizes of a published transformer that is conditioned on a class."""
-
-    dim: int = 768
-    """Width of the network."""
-    depth: int = 24
-    """Number of transformer blocks."""
-    heads: int = 16
-    """Number of attention heads; dim must be a multiple of it."""
-    mlp_dim: int = 3072
-    """Hidden width of the MLPs."""
-    num_classes: int = 1000
-    """Number of classes."""
-
-    def __post_init__(self) -> None:
-        if min(self.dim, self.depth, self.heads, self.mlp_dim, self.num_classes) < 1 or self.dim % self.heads:
-            raise ValueError(f"{self}: all must be at least 1, and dim must be a multiple of heads")
-        check_ranges(
-            self, {"dim": WIDTHS, "depth": DEPTHS, "heads": DEPTHS, "mlp_dim": WIDTHS, "num_classes": CLASS_COUNTS}
-        )
-
-    @property
-    def has_null_class(self) -> bool:
-        """True if the network accepts NULL ("no class"), which guidance and unlabelled images need."""
-        return True
 
 
 class GridGenerator(nn.Module):

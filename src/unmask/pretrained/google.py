@@ -7,7 +7,6 @@ dropout 0.1; this version has no dropout.
 """
 
 import re
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,27 +16,9 @@ from torch import Tensor, nn
 from unmask.errors import CheckpointError
 from unmask.method.guidance import NULL
 from unmask.pretrained.bert import BERT_EPS, PostNormBlock
-from unmask.pretrained.generators import ClassGenerator, GeneratorSizes
+from unmask.pretrained.configs import GoogleMaskGIT, MaskGITVQGAN
+from unmask.pretrained.generators import ClassGenerator
 from unmask.pretrained.ids import can_read
-from unmask.pretrained.maskgit_vqgan import MaskGITVQGAN
-
-
-@dataclass(frozen=True, kw_only=True)
-class GoogleMaskGIT(GeneratorSizes):
-    """Sizes of the network. The published weights are conditional only, and the authors sampled without guidance."""
-
-    null_class: bool = False
-    """Accept NULL ("no class"): it starts as the mean of all classes, and training with dropped labels teaches it."""
-
-    @property
-    def has_null_class(self) -> bool:
-        """True if the network accepts NULL: the published one does not."""
-        return self.null_class
-
-    def build(self, vocab_size: int, grid: tuple[int, ...]) -> "GoogleTransformer":
-        """Build the network with random weights."""
-        return GoogleTransformer(self, vocab_size, grid)
-
 
 GOOGLE_BASE_256 = GoogleMaskGIT()
 """maskgit_imagenet256_checkpoint: 172,457,193 values with K = 1024 and a grid of 16x16; FID 6.06 in its README."""

@@ -6,45 +6,17 @@ authors trained with dropout 0.1; this version has no dropout.
 """
 
 import re
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.errors import CLASS_COUNTS, DEPTHS, WIDTHS, check_ranges
 from unmask.method.models.layers import attend
+from unmask.pretrained.configs import HaltonMaskGIT
 from unmask.pretrained.generators import ClassGenerator
 
 HALTON_EPS = 1e-5
-
-
-@dataclass(frozen=True, kw_only=True)
-class HaltonMaskGIT:
-    """Sizes of the network. Each head is dim // heads wide, so attention leaves the rest of `dim` out."""
-
-    dim: int = 768
-    """Width of the network."""
-    depth: int = 12
-    """Number of transformer blocks."""
-    heads: int = 12
-    """Number of attention heads, at most dim."""
-    hidden: int = 2048
-    """Width of the gated MLPs. The published ones have two thirds of 4 dim, rounded up to a multiple of 256."""
-    num_classes: int = 1000
-    """Number of classes."""
-
-    def __post_init__(self) -> None:
-        if min(self.dim, self.depth, self.heads, self.hidden, self.num_classes) < 1 or self.heads > self.dim:
-            raise ValueError(f"{self}: all must be at least 1, and dim must be at least heads")
-        check_ranges(
-            self, {"dim": WIDTHS, "depth": DEPTHS, "heads": DEPTHS, "hidden": WIDTHS, "num_classes": CLASS_COUNTS}
-        )
-
-    def build(self, vocab_size: int, grid: tuple[int, ...]) -> "HaltonTransformer":
-        """Build the network with random weights."""
-        return HaltonTransformer(self, vocab_size, grid)
 
 
 # Number of values with K = 16,384 on the grids 16x16 | 24x24 (256 and 384 pixels), and FID from the repository's table.

@@ -6,11 +6,9 @@ FoundationVision/LlamaGen (MIT). The generators of `halton_maskgit` use its toke
 
 from dataclasses import replace
 
-from torch import Tensor
-
+from unmask.lazy import Tensor
 from unmask.pretrained import taming
-from unmask.tokenizers.quantizers import VQ
-from unmask.tokenizers.vqgan import VQGAN
+from unmask.tokenizers.configs import VQ, VQGAN
 
 LLAMAGEN_VQ16 = VQGAN(
     size=(256, 256),

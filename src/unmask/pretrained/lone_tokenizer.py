@@ -1,28 +1,18 @@
 """A folder with a tokenizer alone: config.json of the network, and its weights."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from unmask.pretrained.networks import LearnedConfig, LearnedModel
-from unmask.storage.config import from_json, load_json, to_json, write_json
+from unmask.pretrained.maskgit_vqgan import MaskGITAutoencoder
+from unmask.pretrained.networks import LearnedConfig, LoneTokenizer, parse_lone_tokenizer
+from unmask.pretrained.titok import TiTokModel
+from unmask.storage.config import load_json, to_json, write_json
 from unmask.storage.layout import CONFIG, MODEL
 from unmask.storage.weights import write_weights
 from unmask.tokenizers.base import open_tokenizer
+from unmask.tokenizers.vqgan import Autoencoder
 
-
-@dataclass(frozen=True, kw_only=True)
-class LoneTokenizer:
-    """A tokenizer without a generator, such as the one beside a token dataset."""
-
-    tokenizer: LearnedConfig
-
-
-def parse_lone_tokenizer(data: Any) -> LoneTokenizer:
-    """Read the JSON of such a config.json; ConfigError if it is something else."""
-    if isinstance(data, dict):
-        data = {"type": "VQGAN"} | data  # older files have no type
-    return from_json(LoneTokenizer, {"tokenizer": data}, CONFIG)
+LearnedModel = Autoencoder | MaskGITAutoencoder | TiTokModel
+"""The networks that a `LearnedConfig` builds."""
 
 
 def read_lone_tokenizer(folder: Path) -> LearnedModel:

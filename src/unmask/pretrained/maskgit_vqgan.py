@@ -4,83 +4,15 @@ Weights in torch: openMUSE/maskgit-vqgan-imagenet-f16-256 and fun-research/TiTok
 (Apache-2.0). `unmask.pretrained.google` translates Google's flax files. TiTok uses the same decoder.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.errors import DEPTHS, SIDES, WIDTHS, check_ranges
+from unmask.pretrained.configs import NUM_GROUPS, MaskGITVQGAN
 from unmask.tokenizers.base import count_images_at_once, decode_in_parts, encode_in_parts
 from unmask.tokenizers.quantizers import disable_autocast
 from unmask.tokenizers.vqgan import upsample
-
-NUM_GROUPS = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskGITVQGAN:
-    """Sizes of the tokenizer, which takes RGB images."""
-
-    size: tuple[int, int] = (256, 256)
-    """Height and width of the images in pixels."""
-    width: int = 128
-    """Number of channels of a level with multiplier 1; it must be a multiple of 32."""
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    """For each level, its number of channels as a multiple of width."""
-    blocks: int = 2
-    """Number of residual blocks per level and in the middle, in encoder and decoder."""
-    codes: int = 1024
-    """Number of codes."""
-    dim: int = 256
-    """Numbers per code."""
-
-    def __post_init__(self) -> None:
-        if not self.multipliers or min(*self.size, *self.multipliers, self.blocks, self.codes, self.dim) < 1:
-            raise ValueError(f"{self}: sizes and counts must be at least 1")
-        if self.width < 1 or self.width % NUM_GROUPS:
-            raise ValueError(
-                f"MaskGITVQGAN(width={self.width}): must be a multiple of the {NUM_GROUPS} groups of its norms"
-            )
-        if any(n % self.factor for n in self.size):
-            raise ValueError(
-                f"MaskGITVQGAN(size={self.size}): must be a multiple of {self.factor}: each of the "
-                f"{len(self.multipliers)} levels except one halves height and width"
-            )
-        check_ranges(
-            self,
-            {
-                "size": SIDES,
-                "width": WIDTHS,
-                "multipliers": DEPTHS,
-                "blocks": (1, 64),
-                "codes": (1, 1 << 24),
-                "dim": WIDTHS,
-            },
-        )
-
-    @property
-    def factor(self) -> int:
-        """Side of a cell in pixels."""
-        return 1 << (len(self.multipliers) - 1)
-
-    @property
-    def channels(self) -> int:
-        return 3
-
-    @property
-    def vocab_size(self) -> int:
-        return self.codes
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.size[0] // self.factor, self.size[1] // self.factor
-
-    def build(self) -> "MaskGITAutoencoder":
-        """Build the network with random weights."""
-        return MaskGITAutoencoder(self)
-
 
 MASKGIT_VQGAN_256 = MaskGITVQGAN()
 """54,515,587 parameters in 168 tensors; rFID 2.28 on ImageNet at 256x256 as published."""

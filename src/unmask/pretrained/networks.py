@@ -1,17 +1,23 @@
-"""All networks that a recipe can name as generator or tokenizer: our own and the published ones."""
+"""All networks that a recipe can name as generator or tokenizer: our own and the published ones. It needs no torch."""
 
-from unmask.method.models.partition import PartitionConfig
-from unmask.method.models.transformer import TransformerConfig
-from unmask.pretrained.amused import Amused
-from unmask.pretrained.amused_vqvae import AmusedVQ
-from unmask.pretrained.google import GoogleMaskGIT
-from unmask.pretrained.halton_maskgit import HaltonMaskGIT
-from unmask.pretrained.maskgit_vqgan import MaskGITAutoencoder, MaskGITVQGAN
-from unmask.pretrained.titok import TiTok, TiTokModel
-from unmask.pretrained.titok_bert import TiTokBert
-from unmask.pretrained.titok_uvit import TiTokUViT
-from unmask.pretrained.valeoai import ValeoaiMaskGIT
-from unmask.tokenizers.vqgan import VQGAN, Autoencoder
+from dataclasses import dataclass
+from typing import Any
+
+from unmask.method.models.configs import PartitionConfig, TransformerConfig
+from unmask.pretrained.configs import (
+    Amused,
+    AmusedVQ,
+    GoogleMaskGIT,
+    HaltonMaskGIT,
+    MaskGITVQGAN,
+    TiTok,
+    TiTokBert,
+    TiTokUViT,
+    ValeoaiMaskGIT,
+)
+from unmask.storage.config import from_json
+from unmask.storage.layout import CONFIG
+from unmask.tokenizers.configs import VQGAN
 
 GeneratorConfig = (
     TransformerConfig | PartitionConfig | ValeoaiMaskGIT | HaltonMaskGIT | GoogleMaskGIT | TiTokBert | TiTokUViT
@@ -24,5 +30,16 @@ AnyGeneratorConfig = GeneratorConfig | Amused
 LearnedConfig = VQGAN | AmusedVQ | MaskGITVQGAN | TiTok
 """Tokenizers with weights. Each has `vocab_size, grid, size, channels` and `build()`."""
 
-LearnedModel = Autoencoder | MaskGITAutoencoder | TiTokModel
-"""The networks that a `LearnedConfig` builds."""
+
+@dataclass(frozen=True, kw_only=True)
+class LoneTokenizer:
+    """A tokenizer without a generator, such as the one beside a token dataset."""
+
+    tokenizer: LearnedConfig
+
+
+def parse_lone_tokenizer(data: Any) -> LoneTokenizer:
+    """Read the JSON of such a config.json; ConfigError if it is something else."""
+    if isinstance(data, dict):
+        data = {"type": "VQGAN"} | data  # older files have no type
+    return from_json(LoneTokenizer, {"tokenizer": data}, CONFIG)

@@ -9,10 +9,8 @@ import re
 from dataclasses import replace
 from functools import cache
 
-from torch import Tensor
-
-from unmask.tokenizers.quantizers import VQ
-from unmask.tokenizers.vqgan import VQGAN
+from unmask.lazy import Tensor
+from unmask.tokenizers.configs import VQ, VQGAN
 
 TAMING_F16_1024 = VQGAN(
     size=(256, 256),

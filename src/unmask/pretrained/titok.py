@@ -7,72 +7,18 @@ MaskGIT-VQGAN, fine-tuned, which makes the pixels. Published as `tokenizer_titok
 """
 
 import re
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.errors import DEPTHS, SIDES, WIDTHS, check_ranges
+from unmask.pretrained.configs import TiTok
 from unmask.pretrained.generators import widen
-from unmask.pretrained.maskgit_vqgan import MaskGITDecoder, MaskGITVQGAN, rename_layer
+from unmask.pretrained.maskgit_vqgan import MaskGITDecoder, rename_layer
 from unmask.pretrained.vit import ViTBlock
 from unmask.tokenizers.base import count_images_at_once, decode_in_parts, encode_in_parts
 from unmask.tokenizers.quantizers import disable_autocast
-
-
-@dataclass(frozen=True, kw_only=True)
-class TiTok:
-    """Sizes of the two transformers, of the codebook and of the pixel decoder."""
-
-    num_latents: int = 32
-    """Number of tokens per image."""
-    width: int = 1024
-    """Width of both transformers."""
-    depth: int = 24
-    """Number of blocks of each transformer."""
-    heads: int = 16
-    """Number of attention heads; width must be a multiple of it."""
-    vocab_size: int = 4096
-    """Number of codes."""
-    token_dim: int = 12
-    """Numbers per code."""
-    pixels: MaskGITVQGAN = MaskGITVQGAN()
-    """The tokenizer whose decoder makes the image; it also decides the image size and the cells."""
-
-    def __post_init__(self) -> None:
-        counts = (self.num_latents, self.width, self.depth, self.heads, self.vocab_size, self.token_dim)
-        if min(counts) < 1 or self.width % self.heads:
-            raise ValueError(f"{self}: counts must be at least 1, and width must be a multiple of heads")
-        check_ranges(
-            self,
-            {
-                "num_latents": SIDES,
-                "width": WIDTHS,
-                "depth": DEPTHS,
-                "heads": DEPTHS,
-                "vocab_size": (1, 1 << 24),
-                "token_dim": WIDTHS,
-            },
-        )
-
-    @property
-    def grid(self) -> tuple[int]:
-        return (self.num_latents,)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.pixels.size
-
-    @property
-    def channels(self) -> int:
-        return self.pixels.channels
-
-    def build(self) -> "TiTokModel":
-        """Build the network with random weights."""
-        return TiTokModel(self)
-
 
 TITOK_L32_TOKENIZER = TiTok()
 """TiTok-L-32: 641.1 M parameters."""

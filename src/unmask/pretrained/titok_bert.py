@@ -5,7 +5,6 @@ trained with dropout 0.1 on embeddings, attention and outputs; this version has 
 """
 
 import re
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from unmask.errors import CheckpointError
 from unmask.pretrained.bert import BERT_EPS, PostNormBlock
 from unmask.pretrained.class_first import ClassFirst, split_positions, split_vocabulary
-from unmask.pretrained.generators import GeneratorSizes
+from unmask.pretrained.configs import TiTokBert
 
 TITOK_BERT_LAYERS = {
     "attention.self.query": "query",
@@ -27,15 +26,6 @@ TITOK_BERT_LAYERS = {
     "output.LayerNorm": "norm2",
 }
 """Published layers of one block, and ours."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TiTokBert(GeneratorSizes):
-    """Sizes of the network."""
-
-    def build(self, vocab_size: int, grid: tuple[int, ...]) -> "TiTokBertModel":
-        """Build the network with random weights."""
-        return TiTokBertModel(self, vocab_size, grid)
 
 
 TITOK_BERT_SIZE = TiTokBert()

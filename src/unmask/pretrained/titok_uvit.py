@@ -5,14 +5,13 @@ configuration names a dropout of 0.1, but the published code builds the blocks w
 """
 
 import re
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unmask.pretrained.class_first import ClassFirst, split_positions, split_vocabulary
-from unmask.pretrained.generators import GeneratorSizes
+from unmask.pretrained.configs import TiTokUViT
 from unmask.pretrained.vit import ViTBlock
 
 TITOK_UVIT_STAGES = {"in_blocks": "first", "mid_block": "middle", "out_blocks": "last"}
@@ -27,27 +26,6 @@ TITOK_UVIT_LAYERS = {
     "mlp.fc2": "down",
 }
 """Published layers of one block, and ours."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TiTokUViT(GeneratorSizes):
-    """Sizes of the network."""
-
-    dim: int = 1024
-    """Width of the network."""
-    depth: int = 20
-    """Number of blocks before and after the middle block together; it must be even."""
-    mlp_dim: int = 4096
-    """Hidden width of the MLPs."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.depth % 2:
-            raise ValueError(f"TiTokUViT(depth={self.depth}): must be even, as half of the blocks skip to the others")
-
-    def build(self, vocab_size: int, grid: tuple[int, ...]) -> "TiTokUViTModel":
-        """Build the network with random weights."""
-        return TiTokUViTModel(self, vocab_size, grid)
 
 
 TITOK_UVIT_SIZE = TiTokUViT()

@@ -5,25 +5,15 @@ one bias per cell and code. Weights: `MaskGIT_ImageNet_{256,512}.pth` of llvicto
 """
 
 import re
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.pretrained.generators import ClassGenerator, GeneratorSizes, widen
+from unmask.pretrained.configs import ValeoaiMaskGIT
+from unmask.pretrained.generators import ClassGenerator, widen
 from unmask.pretrained.vit import ViTBlock
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValeoaiMaskGIT(GeneratorSizes):
-    """Sizes of the network. The authors trained it with dropout 0.1; this version has no dropout."""
-
-    def build(self, vocab_size: int, grid: tuple[int, ...]) -> "ValeoaiTransformer":
-        """Build the network with random weights."""
-        return ValeoaiTransformer(self, vocab_size, grid)
-
 
 VALEOAI_BASE_256 = ValeoaiMaskGIT()
 """MaskGIT_ImageNet_256.pth: 174,160,874 values with K = 1024 and a grid of 16x16; FID 6.80 in the report."""

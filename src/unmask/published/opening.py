@@ -10,8 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from unmask.errors import CheckpointError, ConfigError
-from unmask.pretrained.lone_tokenizer import LoneTokenizer
-from unmask.pretrained.networks import LearnedConfig
+from unmask.pretrained.networks import LearnedConfig, LoneTokenizer
 from unmask.published.catalogue import MODELS
 from unmask.published.files import Note
 from unmask.published.hub import download_model, is_on_hub, read_revision

@@ -14,15 +14,14 @@ docs/results/cifar10.md has the run, explains its distances, and is the source o
 from unmask.data.sources.choice import Codes
 from unmask.decoding.sampling import Sampling
 from unmask.method.guidance import LinearRamp
-from unmask.method.models.transformer import TransformerConfig
+from unmask.method.models.configs import TransformerConfig
 from unmask.method.objectives import MaskGIT
 from unmask.method.sampling.priorities import Confidence
 from unmask.method.schedules import Arccos
-from unmask.metrics.features import ClassifierConfig
+from unmask.metrics.configs import ClassifierConfig
 from unmask.recipes import cifar10_tokenizer
 from unmask.recipes.schema import Recipe
-from unmask.training.loop import TrainConfig
-from unmask.training.optim import AdamW, Muon, WarmupStableDecay
+from unmask.training.configs import AdamW, Muon, TrainConfig, WarmupStableDecay
 
 
 def recipe() -> Recipe:

@@ -11,10 +11,10 @@ Expect better results than the CPU preset has in docs/results/cifar10.md.
 
 from dataclasses import replace
 
-from unmask.method.models.transformer import TransformerConfig
+from unmask.method.models.configs import TransformerConfig
 from unmask.recipes import cifar10, cifar10_gpu_tokenizer
 from unmask.recipes.schema import Recipe
-from unmask.training.optim import AdamW, Muon, WarmupStableDecay
+from unmask.training.configs import AdamW, Muon, WarmupStableDecay
 
 CIFAR10_GPU_BATCH = 512
 

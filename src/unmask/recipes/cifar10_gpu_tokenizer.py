@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from unmask.recipes import cifar10_tokenizer
 from unmask.recipes.schema import TokenizerRecipe
-from unmask.training.optim import AdamW, CosineDecay
+from unmask.training.configs import AdamW, CosineDecay
 
 CIFAR10_GPU_TOKENIZER_BATCH = 256
 

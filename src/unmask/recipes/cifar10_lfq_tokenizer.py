@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from unmask.recipes import cifar10_tokenizer
 from unmask.recipes.schema import TokenizerRecipe
-from unmask.tokenizers.quantizers import LFQ
+from unmask.tokenizers.configs import LFQ
 
 
 def recipe() -> TokenizerRecipe:

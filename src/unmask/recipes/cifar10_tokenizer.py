@@ -9,13 +9,10 @@ Expect the whole codebook to be in use and a PSNR of 25 dB. docs/results/cifar10
 """
 
 from unmask.data.sources.cifar import Cifar10
-from unmask.metrics.features import ClassifierConfig
+from unmask.metrics.configs import ClassifierConfig
 from unmask.recipes.schema import TokenizerRecipe
-from unmask.tokenizers.losses import PatchGAN, TokenizerLoss
-from unmask.tokenizers.quantizers import FSQ
-from unmask.tokenizers.vqgan import VQGAN
-from unmask.training.loop import TrainConfig
-from unmask.training.optim import AdamW, CosineDecay
+from unmask.tokenizers.configs import FSQ, VQGAN, PatchGAN, TokenizerLoss
+from unmask.training.configs import AdamW, CosineDecay, TrainConfig
 
 
 def recipe() -> TokenizerRecipe:

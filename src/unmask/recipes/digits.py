@@ -11,14 +11,13 @@ Frechet distance near the real-data baseline. docs/results/demo.md has the run.
 from unmask.data.sources.choice import Digits
 from unmask.decoding.sampling import Sampling
 from unmask.method.guidance import LinearRamp
-from unmask.method.models.transformer import TransformerConfig
+from unmask.method.models.configs import TransformerConfig
 from unmask.method.objectives import MaskGIT
 from unmask.method.schedules import Arccos
-from unmask.metrics.features import ClassifierConfig
+from unmask.metrics.configs import ClassifierConfig
 from unmask.recipes.schema import Recipe
 from unmask.tokenizers.pixels import Pixels
-from unmask.training.loop import TrainConfig
-from unmask.training.optim import AdamW, CosineDecay, Muon
+from unmask.training.configs import AdamW, CosineDecay, Muon, TrainConfig
 
 
 def recipe() -> Recipe:

@@ -16,12 +16,11 @@ table is initialized from scratch.
 from unmask.data.sources.choice import Codes
 from unmask.method.objectives import MaskGIT
 from unmask.method.schedules import Arccos
-from unmask.metrics.features import ClassifierConfig
+from unmask.metrics.configs import ClassifierConfig
+from unmask.pretrained.configs import ValeoaiMaskGIT
 from unmask.pretrained.taming import TAMING_F16_1024
-from unmask.pretrained.valeoai import VALEOAI_BASE_256
 from unmask.recipes.schema import Recipe
-from unmask.training.loop import TrainConfig
-from unmask.training.optim import AdamW, CosineDecay
+from unmask.training.configs import AdamW, CosineDecay, TrainConfig
 
 
 def recipe() -> Recipe:
@@ -29,7 +28,7 @@ def recipe() -> Recipe:
         init="",
         data=Codes(path=""),
         tokenizer=TAMING_F16_1024,
-        model=VALEOAI_BASE_256,
+        model=ValeoaiMaskGIT(),
         objective=MaskGIT(schedule=Arccos(), label_smoothing=0.1, drop=0.1),
         training=TrainConfig(
             steps=20_000,

@@ -9,7 +9,7 @@ images are listed, and all others are used.
 """
 
 from unmask.data.sources.choice import Folder
-from unmask.method.models.transformer import TransformerConfig
+from unmask.method.models.configs import TransformerConfig
 from unmask.recipes import mnist
 from unmask.recipes.schema import Recipe
 from unmask.tokenizers.pixels import Pixels

@@ -19,14 +19,13 @@ Differs from the report:
 
 from unmask.data.sources.choice import Codes
 from unmask.decoding import presets
-from unmask.method.models.transformer import TransformerConfig
+from unmask.method.models.configs import TransformerConfig
 from unmask.method.objectives import MaskGIT
 from unmask.method.schedules import Arccos
-from unmask.metrics.features import ClassifierConfig
+from unmask.metrics.configs import ClassifierConfig
 from unmask.recipes import imagenet256_tokenizer
 from unmask.recipes.schema import Recipe
-from unmask.training.loop import TrainConfig
-from unmask.training.optim import AdamW, Constant
+from unmask.training.configs import AdamW, Constant, TrainConfig
 
 
 def recipe() -> Recipe:

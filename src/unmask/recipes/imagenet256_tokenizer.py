@@ -22,12 +22,8 @@ Differs from the source:
 
 from unmask.data.sources.choice import Folder
 from unmask.recipes.schema import TokenizerRecipe
-from unmask.tokenizers.losses import PatchGAN, TokenizerLoss
-from unmask.tokenizers.lpips import LpipsFiles
-from unmask.tokenizers.quantizers import VQ
-from unmask.tokenizers.vqgan import VQGAN
-from unmask.training.loop import TrainConfig
-from unmask.training.optim import AdamW, Constant
+from unmask.tokenizers.configs import VQ, VQGAN, LpipsFiles, PatchGAN, TokenizerLoss
+from unmask.training.configs import AdamW, Constant, TrainConfig
 
 STEPS = 1_000_000
 IMAGENET256_TOKENIZER_BATCH = 24

@@ -10,10 +10,10 @@ block, the optimizer (Muon) and the mask ratios, which are those of the `mnist` 
 
 from dataclasses import replace
 
-from unmask.method.models.transformer import TransformerConfig
+from unmask.method.models.configs import TransformerConfig
 from unmask.recipes import mnist
 from unmask.recipes.schema import Recipe
-from unmask.training.optim import AdamW, CosineDecay, Muon
+from unmask.training.configs import AdamW, CosineDecay, Muon
 
 TOKENS = 500_000_000
 MNIST_GPU_BATCH = 1024

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 from unmask import recipes
 from unmask.data.sources.choice import Codes, fill_arrangement
 from unmask.errors import CheckpointError, ConfigError
-from unmask.pretrained.lone_tokenizer import LoneTokenizer, parse_lone_tokenizer
+from unmask.pretrained.networks import LoneTokenizer, parse_lone_tokenizer
 from unmask.recipes.listing import list_recipe_names
 from unmask.recipes.schema import AnyRecipe, MeasuredModel, Recipe, TextRecipe, TokenizerRecipe
 from unmask.recipes.spec import ModelSpec, TextModelSpec, narrow_to

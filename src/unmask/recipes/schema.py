@@ -10,18 +10,14 @@ from unmask.data.sources.description import describe_source
 from unmask.data.text.sources import HubText, TextFile
 from unmask.decoding.sampling import FromCritic, Sampling
 from unmask.method.critic import WithCritic
-from unmask.method.models.partition import PartitionConfig
-from unmask.method.models.transformer import TransformerConfig
+from unmask.method.models.configs import PartitionConfig, TransformerConfig
 from unmask.method.objectives import MaskedDiffusion, MaskGIT, Objective
 from unmask.method.partitioning import Partition
-from unmask.metrics.features import ClassifierConfig
-from unmask.pretrained.conditions import takes_prompts
+from unmask.metrics.configs import ClassifierConfig
 from unmask.pretrained.networks import AnyGeneratorConfig
 from unmask.recipes.spec import ModelSpec, TextModelSpec
-from unmask.tokenizers.losses import TokenizerLoss
-from unmask.tokenizers.lpips import LpipsFiles
-from unmask.tokenizers.vqgan import VQGAN
-from unmask.training.loop import TrainConfig
+from unmask.tokenizers.configs import VQGAN, LpipsFiles, TokenizerLoss
+from unmask.training.configs import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +67,8 @@ class MeasuredModel(ModelSpec):
     @property
     def conditional(self) -> bool:
         """Whether it knows classes."""
+        from unmask.pretrained.conditions import takes_prompts
+
         return not takes_prompts(self.model) and self.model.num_classes > 0
 
 

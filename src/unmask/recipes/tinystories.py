@@ -12,14 +12,13 @@ you give one with --tokenizer.file FILE --tokenizer.vocab-size 0.
 
 from unmask.data.text.sources import TextFile
 from unmask.decoding.sampling import Sampling
-from unmask.method.models.transformer import TransformerConfig
+from unmask.method.models.configs import TransformerConfig
 from unmask.method.objectives import MaskedDiffusion
 from unmask.method.sampling.priorities import Halton
 from unmask.method.schedules import Power
 from unmask.recipes.schema import TextRecipe
 from unmask.tokenizers.text import BPE
-from unmask.training.loop import TrainConfig
-from unmask.training.optim import AdamW, Muon, WarmupStableDecay
+from unmask.training.configs import AdamW, Muon, TrainConfig, WarmupStableDecay
 
 
 def recipe() -> TextRecipe:

@@ -10,14 +10,13 @@ The stories come from the Hugging Face Hub (extra `data`).
 
 from unmask.data.text.sources import HubText
 from unmask.decoding.sampling import Sampling
-from unmask.method.models.transformer import TransformerConfig
+from unmask.method.models.configs import TransformerConfig
 from unmask.method.objectives import MaskedDiffusion
 from unmask.method.sampling.priorities import Halton
 from unmask.method.schedules import Power
 from unmask.recipes.schema import TextRecipe
 from unmask.tokenizers.text import BPE
-from unmask.training.loop import TrainConfig
-from unmask.training.optim import AdamW, CosineDecay, Muon
+from unmask.training.configs import AdamW, CosineDecay, Muon, TrainConfig
 
 
 def recipe() -> TextRecipe:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, NoReturn, TypeGuard
+from typing import TYPE_CHECKING, NoReturn, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from unmask.errors import ConfigError, RankError
 from unmask.method.rand import choose_wide_dtype
+from unmask.runtime.choices import Precision, Strategy
 from unmask.runtime.devices import pick_device
 from unmask.runtime.heartbeat import Heartbeat, read_patience
 from unmask.runtime.kernels import choose_dtype
@@ -30,9 +31,6 @@ from unmask.runtime.torchrun import record_cause
 if TYPE_CHECKING:
     import torch.distributed.fsdp
     import torch.distributed.tensor
-
-Strategy = Literal["auto", "none", "ddp", "fsdp"]
-Precision = Literal["auto", "fp32", "bf16"]
 
 PREPARATION_TIMEOUT = timedelta(hours=4)
 """Time that ranks wait at a barrier for the main one, which may download files or train a classifier."""

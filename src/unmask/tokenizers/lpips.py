@@ -6,7 +6,6 @@ its classifier), and the 7 KB of weights v0.1/vgg.pth from the authors' reposito
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from unmask.errors import CheckpointError, ConfigError
 from unmask.storage.files import escape_line
 from unmask.storage.foreign.reader import read_tensors
+from unmask.tokenizers.configs import LPIPS_LINEAR, VGG
+from unmask.tokenizers.configs import LpipsFiles as LpipsFiles
 
-VGG = "https://download.pytorch.org/models/vgg16-397923af.pth"
-LPIPS_LINEAR = "https://github.com/richzhang/PerceptualSimilarity, lpips/weights/v0.1/vgg.pth"
 VGG_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convolutions of each
 CHANNELS = [channels for channels, _ in VGG_STAGES]
 MIN_PIXELS = 16  # pixels; four poolings leave one cell
@@ -74,27 +73,6 @@ class Lpips(nn.Module):
         """Return the LPIPS of each pair, at least 0; both get gradients."""
         pairs = zip(self(a), self(b), strict=True)
         return torch.stack([(x - y).square().sum(1).mean((1, 2)) for x, y in pairs]).mean(0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LpipsFiles:
-    """Paths of the two published files."""
-
-    vgg: str = ""
-    """VGG16's weights, vgg16-397923af.pth."""
-    linear: str = ""
-    """Weights of LPIPS v0.1, vgg.pth."""
-
-    def check(self) -> None:
-        """Raise ConfigError if a file is missing, before any work."""
-        for path, flag, source in ((self.vgg, "vgg", VGG), (self.linear, "linear", LPIPS_LINEAR)):
-            if not path or not Path(path).expanduser().is_file():
-                raise ConfigError(f"LPIPS needs --perceptual.{flag} FILE, of {source}: {path or 'none'} is not there")
-
-    def load(self) -> Lpips:
-        """Load LPIPS from the two files."""
-        self.check()
-        return load_lpips(Path(self.vgg).expanduser(), Path(self.linear).expanduser())
 
 
 def _build_vgg16() -> nn.Sequential:

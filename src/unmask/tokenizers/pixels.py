@@ -3,11 +3,10 @@ tokens of nanoMaskGIT's binary MNIST. Encoding is exact, so every error in a sam
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from unmask.errors import SIDES, WIDTHS, ConfigError, check_ranges
+from unmask.lazy import Tensor, torch
 
 MAX_PIXEL_VOCAB = 65_536
 SLACK = 1e-3  # how far beyond [-1, 1] rounding may carry a pixel before we call it an error
@@ -77,7 +76,7 @@ class Pixels:
         level = blocks.reshape(len(tokens), self.channels, *self.size)
         return level.float() * 2 / (self.levels - 1) - 1
 
-    def _list_place_values(self, device: torch.device) -> Int[Tensor, " d"]:
+    def _list_place_values(self, device: "torch.device") -> Int[Tensor, " d"]:
         """Return levels ** (d-1), ..., levels, 1."""
         powers = torch.arange(self.channels * self.patch**2 - 1, -1, -1, device=device)
         return self.levels**powers

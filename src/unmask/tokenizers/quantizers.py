@@ -13,10 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.errors import FACTORS, WIDTHS, check_ranges
-
-MAX_VOCAB = 1 << 18
-MAX_LEVELS = 1000  # from 1001 on, the published margin of FSQ's bound (0.1%) reaches beyond the outermost level
+from unmask.tokenizers.configs import FSQ, LFQ, VQ
 
 
 @dataclass(frozen=True)
@@ -51,34 +48,6 @@ def disable_autocast(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FSQ:
-    """Round each of len(levels) latent channels to one of its levels: nothing is learned, so nothing can collapse."""
-
-    levels: tuple[int, ...] = (8, 5, 5, 5)
-    """Number of levels of each latent channel; their product is the vocabulary."""
-
-    def __post_init__(self) -> None:
-        if not self.levels or min(self.levels) < 2 or max(self.levels) > MAX_LEVELS:
-            raise ValueError(f"FSQ(levels={self.levels}): 2 to {MAX_LEVELS} levels per channel needed")
-        if self.vocab_size > MAX_VOCAB:
-            raise ValueError(
-                f"FSQ(levels={self.levels}): {self.vocab_size} codes, and at most {MAX_VOCAB} are possible"
-            )
-
-    @property
-    def dim(self) -> int:
-        return len(self.levels)
-
-    @property
-    def vocab_size(self) -> int:
-        return math.prod(self.levels)
-
-    def build(self) -> "FiniteScalar":
-        """Build the quantizer."""
-        return FiniteScalar(self)
-
-
 class FiniteScalar(nn.Module):
     """Bound by tanh, round, scale to [-1, 1]: eq. 2 and appendix A.1 of arXiv 2309.15505."""
 
@@ -111,35 +80,6 @@ class FiniteScalar(nn.Module):
         """Return the latent vectors of tokens."""
         half = self.levels // 2
         return (tokens[..., None] // self.basis % self.levels - half).float() / half
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQ:
-    """A learned codebook; a latent becomes its nearest vector. It starts at the k-means centres of the first batch."""
-
-    vocab_size: int = 1024
-    """Number of vectors in the codebook."""
-    dim: int = 8
-    """Numbers per vector."""
-    normalize: bool = True
-    """Put latents and codebook on the unit sphere, so that nearest means nearest by angle (arXiv 2110.04627)."""
-    decay: float = 0.99
-    """The codebook follows the mean of its latents with this decay; 0 learns it by gradient."""
-    commitment: float = 0.25
-    """Weight of the loss that pulls latents to their vectors."""
-    revive: float = 0.03
-    """Move a vector onto a latent of the batch if it is used less often than this per step, on average."""
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.vocab_size <= MAX_VOCAB or self.dim < 1:
-            raise ValueError(f"VQ(vocab_size={self.vocab_size}, dim={self.dim}): 2 to {MAX_VOCAB} codes of 1 or more")
-        if not 0 <= self.decay < 1 or self.commitment < 0 or self.revive < 0:
-            raise ValueError(f"{self}: decay in [0, 1), commitment and revive at least 0 needed")
-        check_ranges(self, {"dim": WIDTHS, "commitment": FACTORS, "revive": FACTORS})
-
-    def build(self) -> "Codebook":
-        """Build the quantizer."""
-        return Codebook(self)
 
 
 class Codebook(nn.Module):
@@ -225,41 +165,6 @@ class Codebook(nn.Module):
         self.table.copy_(torch.where(revived, fresh, self.table))
         self.sum.copy_(torch.where(revived, fresh, self.sum))
         self.count.masked_fill_(revived[:, 0], 1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LFQ:
-    """Keep only the signs of `bits` latent channels: 2^bits tokens without a table."""
-
-    bits: int = 10
-    """Number of latent channels; the vocabulary has 2^bits tokens."""
-    entropy: float = 0.1
-    """Weight of the loss for certain latents and for the use of all tokens (eq. 4 of arXiv 2310.05737)."""
-    diversity: float = 1.0
-    """Weight, within that loss, of using all tokens."""
-    sharpness: float = 1.0
-    """Inverse temperature of that loss."""
-    commitment: float = 0.25
-    """Weight of the loss that pulls latents to their signs."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 18:
-            raise ValueError(f"LFQ(bits={self.bits}): 1 to 18 bits, that is at most {MAX_VOCAB} codes")
-        if min(self.entropy, self.diversity, self.commitment) < 0 or not self.sharpness > 0:
-            raise ValueError(f"{self}: weights must be at least 0, and the sharpness positive")
-        check_ranges(self, {"entropy": FACTORS, "diversity": FACTORS, "commitment": FACTORS, "sharpness": FACTORS})
-
-    @property
-    def dim(self) -> int:
-        return self.bits
-
-    @property
-    def vocab_size(self) -> int:
-        return 1 << self.bits
-
-    def build(self) -> "LookupFree":
-        """Build the quantizer."""
-        return LookupFree(self)
 
 
 class LookupFree(nn.Module):

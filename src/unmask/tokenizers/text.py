@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt32
-from torch import Tensor
 
 from unmask.errors import ConfigError, DataError, check_ranges
+from unmask.lazy import Tensor
 from unmask.storage.config import load_json
 from unmask.storage.files import escape_line
 from unmask.tokenizers.bpe import END, Rules, read_rules, train_rules

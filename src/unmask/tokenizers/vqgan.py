@@ -3,95 +3,14 @@
 One configurable network: taming's f16-1024, LlamaGen's VQ-16, and sizes that two CPU cores train on 32x32 images.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.errors import DEPTHS, SIDES, WIDTHS, check_ranges
 from unmask.tokenizers.base import count_images_at_once, decode_in_parts, encode_in_parts
-from unmask.tokenizers.quantizers import FSQ, LFQ, VQ, Quantized
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQGAN:
-    """A convolutional tokenizer with one level per multiplier, each half as high and wide as the one before."""
-
-    size: tuple[int, int] = (256, 256)
-    """Height and width of the images, in pixels."""
-    channels: int = 3
-    """Number of channels of the images."""
-    patch: int = 1
-    """Gather pixels into patches of this side first; cheap, so that small machines can train on small images."""
-    width: int = 128
-    """Channels of a level with multiplier 1."""
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    """Channels of each level, as multiples of the width, from fine to coarse."""
-    blocks: int = 2
-    """Residual blocks per level of the encoder."""
-    decoder_blocks: int = 3
-    """Residual blocks per level of the decoder."""
-    attention: tuple[int, ...] = (16,)
-    """Heights, in cells, of the levels that have attention."""
-    middle_attention: bool = True
-    """Use attention in the middle of encoder and decoder."""
-    z_channels: int = 256
-    """Channels of the latents outside the quantizer."""
-    groups: int = 32
-    """Groups of the group norms; CPUs are up to 20 times faster with 16 channels or more in each group."""
-    quantizer: FSQ | VQ | LFQ = FSQ()
-    """How latent vectors become tokens."""
-
-    def __post_init__(self) -> None:
-        counts = (self.channels, self.patch, self.width, self.blocks, self.decoder_blocks, self.z_channels)
-        if min(*self.size, *counts) < 1:
-            raise ValueError(f"{self}: sizes and counts must be at least 1")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"VQGAN(multipliers={self.multipliers}): one or more, each at least 1")
-        if self.groups < 1 or self.width % self.groups:
-            raise ValueError(
-                f"VQGAN(width={self.width}, groups={self.groups}): the width must be a multiple of the groups"
-            )
-        if any(n % self.factor for n in self.size):
-            raise ValueError(
-                f"VQGAN(size={self.size}): must be a multiple of {self.factor}, which is patch {self.patch} times "
-                f"2 for each of {len(self.multipliers)} levels but one"
-            )
-        check_ranges(
-            self,
-            {
-                "size": SIDES,
-                "channels": (1, 64),
-                "patch": SIDES,
-                "width": WIDTHS,
-                "multipliers": DEPTHS,
-                "blocks": (1, 64),
-                "decoder_blocks": (1, 64),
-                "z_channels": WIDTHS,
-            },
-        )
-        heights = [self.size[0] // self.patch >> i for i in range(len(self.multipliers))]
-        if set(self.attention) - set(heights):
-            raise ValueError(f"VQGAN(attention={self.attention}): the levels are {heights} cells high")
-
-    @property
-    def factor(self) -> int:
-        """Pixels per side of a cell."""
-        return self.patch << (len(self.multipliers) - 1)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.size[0] // self.factor, self.size[1] // self.factor
-
-    @property
-    def vocab_size(self) -> int:
-        return self.quantizer.vocab_size
-
-    def build(self) -> "Autoencoder":
-        """Build the tokenizer."""
-        return Autoencoder(self)
+from unmask.tokenizers.configs import VQGAN
+from unmask.tokenizers.quantizers import Quantized
 
 
 class ResidualBlock(nn.Module):

@@ -8,7 +8,6 @@ give the same curve. A resumed run equals an uninterrupted one, bit for bit, at 
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -17,13 +16,11 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from unmask.errors import BATCH_SIZES, SEEDS, STEP_COUNTS, NonFiniteError, check_ranges
+from unmask.errors import NonFiniteError
 from unmask.method.guidance import Condition
 from unmask.method.objectives import Loss
 from unmask.method.rand import Rand, choose_wide_dtype
 from unmask.runtime.distributed import (
-    Precision,
-    Strategy,
     World,
     accumulate_gradients,
     autocast,
@@ -33,14 +30,10 @@ from unmask.runtime.distributed import (
     unwrap,
 )
 from unmask.runtime.signals import stop_on_signal
+from unmask.training.configs import TrainConfig
 from unmask.training.ema import Ema
 from unmask.training.log import TrainLog
 from unmask.training.optim import (
-    AdamW,
-    Constant,
-    CosineDecay,
-    Muon,
-    WarmupStableDecay,
     collect_optimizer_state,
     create_optimizer_state,
     set_learning_rate,
@@ -55,74 +48,12 @@ from unmask.training.steps import (
     scale_gradients,
     split_rows,
 )
-from unmask.training.trackers import Tracker
 
 LossFunction = Callable[..., Loss]
 """`loss(model, tokens, condition, *, mask_id, rand)`, such as any objective of `method/objectives.py`."""
 Batch = tuple[Int[Tensor, "b l"], Condition]
 Evaluator = Callable[[], Iterable[tuple[str, float | Image.Image | str]]]
 """Yields (name, number, image or text). It runs with the averaged weights in place and cannot reach into the loop."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Training settings. The defaults are this library's own, for small models on a CPU; recipes set their own."""
-
-    steps: int = 1500
-    """Number of optimizer steps."""
-    batch_size: int = 64
-    """Rows of the global batch: the sum over all processes and all `accumulate` micro-batches."""
-    accumulate: int = 1
-    """Micro-batches per step. Higher values need less memory and give the same result."""
-    optimizer: AdamW | Muon = field(default_factory=Muon)
-    """Optimizer of the weights."""
-    learning_rate: Constant | CosineDecay | WarmupStableDecay = CosineDecay(warmup=100)
-    """Learning-rate curve over the steps: a factor on the optimizer's own learning rate."""
-    clip: float = 1.0
-    """Largest global norm of the gradient. Larger gradients are scaled down to it."""
-    ema: float = 0.999
-    """Decay per step of the averaged weights, in [0, 1). 0 keeps the latest weights."""
-    precision: Precision = "auto"
-    """Number type of the forward pass: fp32, bf16, or auto (bf16 where the device is fast in it)."""
-    strategy: Strategy = "auto"
-    """How several processes share the work: none, ddp, fsdp, or auto (ddp for several processes)."""
-    seed: int = 0
-    """Seed of the data order, the masks and the noise."""
-    log_every: int = 10
-    """Steps between two lines of metrics.jsonl."""
-    evaluate_every: int = 500
-    """Steps between two evaluations on held-out data."""
-    save_every: int = 500
-    """Steps between two checkpoints."""
-    keep: int = 2
-    """Number of checkpoints to keep on disk, at least 2, so that a damaged one has a fallback."""
-    tracker: Tracker = "none"
-    """Where metrics go besides metrics.jsonl: none, tensorboard, wandb or trackio."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "evaluate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} = {getattr(self, name)}: must be at least 1")
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"training.batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}"
-            )
-        if self.keep < 2 or not self.clip > 0 or not 0 <= self.ema < 1:
-            raise ValueError(
-                f"training: keep {self.keep} >= 2, clip {self.clip} > 0 and ema {self.ema} in [0, 1) needed"
-            )
-        check_ranges(
-            self,
-            {
-                "steps": STEP_COUNTS,
-                "batch_size": BATCH_SIZES,
-                "seed": SEEDS,
-                "log_every": STEP_COUNTS,
-                "evaluate_every": STEP_COUNTS,
-                "save_every": STEP_COUNTS,
-                "keep": STEP_COUNTS,
-            },
-        )
 
 
 def train_model(

@@ -1,80 +1,25 @@
-"""Optimizers and learning-rate curves. Weight decay applies to matrices only; Muon updates the blocks' matrices."""
+"""Optimizers. Weight decay applies to matrices only; Muon updates the blocks' matrices."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.errors import STEP_COUNTS, check_ranges
 from unmask.runtime.distributed import gather_full, get_local, shard_like
 from unmask.runtime.kernels import choose_dtype, move_all, multiply_all
+from unmask.training.configs import AdamW, Muon
+from unmask.training.configs import Constant as Constant
+from unmask.training.configs import CosineDecay as CosineDecay
+from unmask.training.configs import WarmupStableDecay as WarmupStableDecay
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic that `orthogonalize` iterates (Jordan et al. 2024, "Muon"; as in torch.optim.Muon)."""
 NEWTON_SCHULZ_STEPS = 5
 
 Optimizers = list[torch.optim.Optimizer]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamW:
-    """Adam with decoupled weight decay (arXiv 1711.05101)."""
-
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW. torch's default is 0.001."""
-    beta1: float = 0.9
-    """Decay per step of the mean gradient, in [0, 1). The paper has 0.9."""
-    beta2: float = 0.98
-    """Decay per step of the mean squared gradient, in [0, 1). The paper has 0.999; 0.98 is this library's."""
-    weight_decay: float = 0.01
-    """Weight decay of matrices, multiplied by the learning rate at each step. torch's default is 0.01."""
-
-    def __post_init__(self) -> None:
-        if not (self.learning_rate > 0 and 0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.weight_decay >= 0):
-            raise ValueError(f"{self}: needs a positive learning rate, betas in [0, 1) and a weight decay >= 0")
-        check_ranges(self, {"learning_rate": (0, 1e3), "weight_decay": (0, 1e3)})
-
-    def build(self, model: nn.Module) -> Optimizers:
-        """Create the optimizer for all weights of `model`."""
-        return [_build_adamw(self, list(model.parameters()))]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Muon:
-    """Orthogonalized momentum for the blocks' attention and MLP matrices (`MuonOptimizer`), AdamW for all the rest.
-
-    The update is scaled to AdamW's root mean square (arXiv 2502.16982), so learning rates are of AdamW's size.
-    """
-
-    learning_rate: float = 3e-3
-    """Peak learning rate of Muon. 0.003 is this library's."""
-    momentum: float = 0.95
-    """Decay per step of the mean gradient, in [0, 1). Jordan has 0.95."""
-    weight_decay: float = 0.01
-    """Weight decay of Muon's matrices, multiplied by the learning rate at each step. 0.01 is this library's."""
-    rest: AdamW = AdamW()
-    """AdamW settings for all other weights."""
-
-    def __post_init__(self) -> None:
-        if not (self.learning_rate > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
-            raise ValueError(f"{self}: needs a positive learning rate, a momentum in [0, 1) and a weight decay >= 0")
-        check_ranges(self, {"learning_rate": (0, 1e3), "weight_decay": (0, 1e3)})
-
-    def build(self, model: nn.Module) -> Optimizers:
-        """Create Muon for the blocks' matrices of `model`, and AdamW for its other weights."""
-        hidden = [p for n, p in model.named_parameters() if ".attention." in n or ".mlp." in n if p.ndim == 2]
-        taken = {id(p) for p in hidden}
-        muon = MuonOptimizer(
-            [{"params": hidden, "base": self.learning_rate}],
-            lr=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-        )
-        return [muon, _build_adamw(self.rest, [p for p in model.parameters() if id(p) not in taken])]
 
 
 class MuonOptimizer(torch.optim.Optimizer):
@@ -156,7 +101,21 @@ def _compute_step_factor(gram: Float[Tensor, "n m m"]) -> Float[Tensor, "n m m"]
     return factor
 
 
-def _build_adamw(config: AdamW, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def build_muon(config: Muon, model: nn.Module) -> Optimizers:
+    """Create Muon for the blocks' matrices of `model`, and AdamW for its other weights."""
+    hidden = [p for n, p in model.named_parameters() if ".attention." in n or ".mlp." in n if p.ndim == 2]
+    taken = {id(p) for p in hidden}
+    muon = MuonOptimizer(
+        [{"params": hidden, "base": config.learning_rate}],
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+    return [muon, build_adamw(config.rest, [p for p in model.parameters() if id(p) not in taken])]
+
+
+def build_adamw(config: AdamW, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Create AdamW for these weights; vectors do not decay."""
     decay = {True: config.weight_decay, False: 0.0}
     groups = [
         {
@@ -168,69 +127,6 @@ def _build_adamw(config: AdamW, parameters: list[nn.Parameter]) -> torch.optim.O
     ]
     betas = (config.beta1, config.beta2)
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Constant:
-    """Linear warm-up over `warmup` steps, then 1."""
-
-    warmup: int = 0
-    """Steps of linear warm-up."""
-
-    def __post_init__(self) -> None:
-        _check_curve(self.warmup)
-
-    def __call__(self, step: int, steps: int) -> float:
-        return _warm_up(step, self.warmup)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CosineDecay:
-    """Linear warm-up, then half a cosine down to the fraction `final` at the last step."""
-
-    warmup: int = 0
-    """Steps of linear warm-up."""
-    final: float = 0.0
-    """Fraction of the peak learning rate at the last step, in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        _check_curve(self.warmup, self.final)
-
-    def __call__(self, step: int, steps: int) -> float:
-        x = min(1.0, max(0, step - self.warmup) / max(1, steps - self.warmup))
-        return _warm_up(step, self.warmup) * (self.final + (1 - self.final) * (1 + math.cos(math.pi * x)) / 2)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmupStableDecay:
-    """Linear warm-up, a constant middle, and a linear fall to `final` over the last steps (WSD)."""
-
-    warmup: int = 0
-    """Steps of linear warm-up."""
-    decay: float = 0.3
-    """Fraction of all steps over which the rate falls, in [0, 1]. 0.3 is this library's."""
-    final: float = 0.0
-    """Fraction of the peak learning rate at the last step, in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        _check_curve(self.warmup, self.final)
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"WarmupStableDecay(decay={self.decay}): the fraction of steps must lie in [0, 1]")
-
-    def __call__(self, step: int, steps: int) -> float:
-        left = (steps - step) / max(1.0, self.decay * steps)
-        return _warm_up(step, self.warmup) * (self.final + (1 - self.final) * min(1.0, left))
-
-
-def _check_curve(warmup: int, final: float = 0.0) -> None:
-    if not 0 <= warmup <= STEP_COUNTS[1] or not 0 <= final <= 1:
-        raise ValueError(
-            f"learning_rate: warmup {warmup} must be from 0 to {STEP_COUNTS[1]:,}, and final {final} in [0, 1]"
-        )
-
-
-def _warm_up(step: int, warmup: int) -> float:
-    return min(1.0, (step + 1) / (warmup + 1))
 
 
 def set_learning_rate(optimizers: Optimizers, factor: float) -> None:

@@ -22,10 +22,11 @@ from unmask.method.rand import choose_wide_dtype, to_double
 from unmask.runtime.distributed import World, autocast, get_gradient_factor, resolve_strategy, sum_over_ranks
 from unmask.runtime.signals import stop_on_signal
 from unmask.tokenizers import quantizers
-from unmask.tokenizers.losses import TokenizerLoss
+from unmask.tokenizers.configs import TokenizerLoss
+from unmask.training.configs import TrainConfig
 from unmask.training.ema import Ema
 from unmask.training.log import TrainLog
-from unmask.training.loop import Evaluator, TrainConfig, run_evaluators
+from unmask.training.loop import Evaluator, run_evaluators
 from unmask.training.optim import collect_optimizer_state, create_optimizer_state, set_learning_rate
 from unmask.training.steps import RunState, apply_gradients, check_batch_size, scale_gradients, split_rows
 from unmask.training.tokenizer_step import (

@@ -14,16 +14,11 @@ from torch import Tensor, nn
 from unmask.method.rand import Rand, choose_wide_dtype
 from unmask.runtime.distributed import World, accumulate_gradients, autocast, sum_over_ranks, unwrap
 from unmask.tokenizers import quantizers
-from unmask.tokenizers.losses import (
-    Stages,
-    TokenizerLoss,
-    compute_hinge_loss,
-    measure_perceptual_distance,
-    sum_image_means,
-)
+from unmask.tokenizers.configs import TokenizerLoss
+from unmask.tokenizers.losses import Stages, compute_hinge_loss, measure_perceptual_distance, sum_image_means
 from unmask.tokenizers.quantizers import Codebook
 from unmask.tokenizers.vqgan import Autoencoder
-from unmask.training.loop import TrainConfig
+from unmask.training.configs import TrainConfig
 from unmask.training.steps import describe_cause, split_rows
 
 ImageBatches = Callable[[int, Int[Tensor, "b"]], tuple[Float[Tensor, "b c h w"], Tensor | None]]

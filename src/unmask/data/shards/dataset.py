@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int, Int32, UInt16
-from torch import Tensor
 
 from unmask.errors import ConfigError, DataError, DiskError, describe_os_error
+from unmask.lazy import Tensor, torch
 from unmask.storage.config import read_json, write_json
 from unmask.storage.files import hash_file, write_bytes
 
@@ -122,7 +121,7 @@ class TokenShards:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read_rows(
-        self, index: Int[Tensor, "b"], device: torch.device, u: Float[Tensor, "b"] | None = None
+        self, index: Int[Tensor, "b"], device: "torch.device", u: Float[Tensor, "b"] | None = None
     ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b"] | None]:
         """Read the chosen rows and their classes, int64, to `device`; view floor(u * views) of each, or the first.
 

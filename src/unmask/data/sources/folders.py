@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from jaxtyping import Int
-from torch import Tensor
 
 from unmask.data.image_files import Unreadable, open_image, silence_warnings
 from unmask.data.images import Images
@@ -34,6 +32,7 @@ from unmask.data.sources.folder_parts import (
 )
 from unmask.data.sources.parts import Parts, report_unused
 from unmask.errors import ConfigError, DataError, describe_os_error
+from unmask.lazy import Tensor, torch
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
 from unmask.storage.remote import is_remote

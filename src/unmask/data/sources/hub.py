@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int
 from PIL import Image
-from torch import Tensor
 
 from unmask.data.identity import hash_encoded, hash_picture_file
 from unmask.data.image_files import Unreadable, decode_bytes, open_image
@@ -28,6 +26,7 @@ from unmask.data.pictures import (
 )
 from unmask.data.sources.parts import Parts, choose_roles, report_unused
 from unmask.errors import ConfigError, DataError
+from unmask.lazy import Tensor, torch
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
 

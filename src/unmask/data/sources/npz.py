@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
 
 from unmask.errors import DataError, describe_os_error
+from unmask.lazy import torch
 from unmask.runtime.shortage import check_memory
 from unmask.storage.files import escape_line
 

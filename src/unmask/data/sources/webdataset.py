@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from jaxtyping import Int
 from PIL import Image
-from torch import Tensor
 
 from unmask.data.identity import hash_picture_file
 from unmask.data.image_files import Unreadable, decode_bytes
@@ -33,6 +31,7 @@ from unmask.data.pictures import (
 from unmask.data.sources.parts import Parts, report_unused
 from unmask.data.sources.shard_parts import choose_shards
 from unmask.errors import DataError, describe_os_error
+from unmask.lazy import Tensor, torch
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
 from unmask.storage.remote import fetch_remote, is_remote

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+
+from unmask.lazy import Tensor, nn
 
 
 @runtime_checkable
@@ -37,6 +38,6 @@ class Generator(Protocol):
         at: Bool[Tensor, "b l"] | None = None,
     ) -> Float[Tensor, "..."]: ...
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def parameters(self) -> "Iterator[nn.Parameter]": ...
 
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def named_parameters(self) -> "Iterator[tuple[str, nn.Parameter]]": ...

@@ -7,11 +7,10 @@ distributions, not at the samples: choose, then sample.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from unmask.errors import FACTORS, check_ranges
+from unmask.lazy import Tensor, torch
 from unmask.method.guidance import Predict
 from unmask.method.rand import Rand, choose_wide_dtype
 from unmask.method.sampling.decode import (

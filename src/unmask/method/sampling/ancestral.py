@@ -9,10 +9,9 @@ many steps as tokens, which samples exactly the joint law of a `predict` that ig
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from jaxtyping import Int
-from torch import Tensor
 
+from unmask.lazy import Tensor, torch
 from unmask.method.guidance import Predict
 from unmask.method.rand import Rand
 from unmask.method.sampling.decode import State, check_tokens, decode

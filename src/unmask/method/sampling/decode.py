@@ -8,10 +8,9 @@ each, reveal the most trusted ones, and leave the rest masked. Generation is inp
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
+from unmask.lazy import Tensor, torch
 from unmask.method.guidance import Predict
 from unmask.method.rand import Rand, choose_wide_dtype
 from unmask.method.sampling.priorities import Confidence
@@ -77,7 +76,10 @@ def decode(
     if not torch.equal(counts.sum(0), masked.sum(1).cpu()):
         raise ValueError("ratios: the counts of each row must add up to its number of masked tokens")
     exchanges = remask and isinstance(ratios, Tensor)
-    placed = getattr(predict, "takes_places", False) and not getattr(priority, "needs_logits", True) and not remask
+    answers = getattr(predict, "takes_places", False)  # the network answers the places asked for, and no known one
+    if answers and remask:
+        raise ValueError("remask: this model predicts no token that is known; sample without remask")
+    placed = answers and not getattr(priority, "needs_logits", True)
     # With more steps than unknown tokens some steps reveal nothing.
     steps = range(len(counts)) if exchanges else counts.any(1).nonzero().flatten().tolist()
     temperatures = check_temperatures(temperature, len(counts))
@@ -110,15 +112,15 @@ def decode(
     raise_if_not_finite(broken)
 
 
-@torch.no_grad()
 def predict_logits(
     predict: Predict, tokens: Int[Tensor, "b l"], t: float, mask_id: int
 ) -> tuple[Float[Tensor, "b l k"], Bool[Tensor, ""]]:
     """Return the logits, and (without waiting for it) whether any position is broken: NaN, +inf, or only -inf."""
-    logits = predict(tokens, t).float()
-    if logits.shape != (*tokens.shape, mask_id):
-        raise ValueError(f"predict returned logits of shape {tuple(logits.shape)}, not {(*tokens.shape, mask_id)}")
-    return logits, ~logits.amax(-1).isfinite().all()
+    with torch.no_grad():
+        logits = predict(tokens, t).float()
+        if logits.shape != (*tokens.shape, mask_id):
+            raise ValueError(f"predict returned logits of shape {tuple(logits.shape)}, not {(*tokens.shape, mask_id)}")
+        return logits, ~logits.amax(-1).isfinite().all()
 
 
 def raise_if_not_finite(broken: Bool[Tensor, ""]) -> None:

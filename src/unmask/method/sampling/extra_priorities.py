@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from unmask.errors import FACTORS, SIDES, check_ranges
+from unmask.lazy import torch
 from unmask.method.rand import Rand
 from unmask.method.sampling.priorities import Canvas, Logits, Mask, PriorityScore, compute_margin
 

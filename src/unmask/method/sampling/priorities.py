@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from unmask.errors import FACTORS, SIDES, check_ranges
+from unmask.lazy import Tensor, torch
 from unmask.method.rand import Rand
 
 Logits = Float[Tensor, "b l k"]

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
+from unmask.lazy import Tensor, torch
 from unmask.method.guidance import Predict
 from unmask.method.rand import Rand
 from unmask.method.sampling.decode import (
