@@ -2,7 +2,7 @@
 PYTHON ?= python3
 FLAGS ?=
 
-.PHONY: demo test test-fast campaign lint types wheel check clean
+.PHONY: demo test test-fast campaign tutorials docs lint types wheel check clean
 
 demo: .venv/demo.installed  ## learn real digits, draw, repair and measure them; results in runs/demo
 	.venv/bin/unmask demo $(FLAGS)
@@ -15,6 +15,15 @@ test-fast: .venv/dev.installed  ## the tests that take under 5 seconds each
 
 campaign: .venv/dev.installed  ## attack the commands, write docs/results/reliability.md; CAMPAIGN=quick tries a few of each
 	.venv/bin/python tests/campaign/run.py $(if $(CAMPAIGN),--$(CAMPAIGN)) $(FLAGS)
+
+tutorials: build/tutorials/done  ## run the tutorials of docs/tutorials; Markdown, pictures and notebooks in build/tutorials
+
+build/tutorials/done: docs/tutorials/run.py $(wildcard docs/tutorials/*.md) $(shell find src -name '*.py') | .venv/docs.installed
+	.venv/bin/python docs/tutorials/run.py build/tutorials
+	@touch $@
+
+docs: .venv/docs.installed tutorials  ## the documentation site in build/site, built offline; a warning fails
+	.venv/bin/python docs/site/build.py build
 
 lint: .venv/dev.installed
 	.venv/bin/ruff check

@@ -89,7 +89,8 @@ SLOW = {
     "test_startup", "test_completion", "test_faults", "test_flag_table",
     "test_ending", "test_ranks", "test_workers", "test_example", "test_hub_models", "test_codes", "test_pretrained_ids",
     "test_windows", "test_resuming", "test_packed", "test_changed_data", "test_progress", "test_provenance",
-    "test_background_saving", "test_opening",
+    "test_background_saving", "test_opening", "test_tutorial_runs", "test_closed", "test_jobs", "test_starting",
+    "test_space", "test_browser", "test_page_editing", "test_page_writing",
 }  # fmt: skip
 """Files with tests that take over 5 seconds: trainings, processes of their own, networks at full size."""
 

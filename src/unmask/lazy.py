@@ -19,12 +19,12 @@ else:
         """A module that is imported when one of its names is looked up."""
 
         def __init__(self, name: str):
-            self._name, self._module = name, None
+            self._name = name
 
         def __getattr__(self, name: str) -> Any:
-            if self._module is None:
-                self._module = importlib.import_module(self._name)
-            return getattr(self._module, name)
+            found = getattr(importlib.import_module(self._name), name)
+            setattr(self, name, found)  # a second look-up is as fast as that of a module
+            return found
 
     class _TensorType(type):
         def __instancecheck__(cls, value: object) -> bool:

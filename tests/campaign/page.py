@@ -21,7 +21,7 @@ SECTIONS = {
              "and one line, and the same command again leaves the bytes of an undisturbed run."),
     "hostile": ("Hostile files", "Made to run a program, to fill the memory, to wait for ever or to deceive. Survived: "
                 "used or refused in one line, nothing run, no death, within the limits of memory and time."),
-    "signal": ("Signals", "SIGTERM, SIGINT, SIGHUP and SIGUSR1. Survived: an exit code of the README's table, and "
+    "signal": ("Signals", "SIGTERM, SIGINT, SIGHUP and SIGUSR1. Survived: a documented exit code, and "
                "the resumed run has the bytes of an undisturbed one."),
     "memory": ("Memory", "Survived: within the stated bound."),
     "nan": ("NaN", "Survived: stopped before the optimizer's step, named, and nothing bad on the disk."),

@@ -134,7 +134,10 @@ def test_evaluate_obeys_its_flags_and_repeats_the_rest(demo, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(demo, run)
     main(["evaluate", str(run), "--samples", "40", "--order", "halton", "--steps", "3", "--temperature", "0.7"])
-    assert str(run / "report.json") in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert str(run / "report.json") in out.splitlines()[-1]
+    assert "{" not in out
+    assert max(len(line) for line in out.split("\nwrote\n")[0].splitlines()) <= 80
     first, second = (json.loads((folder / "report.json").read_text()) for folder in (demo, run))
     assert second["steps"] == 3
     assert "Halton" in second["sampling"]
@@ -196,12 +199,22 @@ def test_an_export_samples_as_the_run_does(demo, tmp_path):
 def test_sweep_prints_a_table(demo, tmp_path, capsys):
     tiny = ["--samples", "30", "--tune", "20", "--steps", "1", "4", "--temperatures", "0.8", "1.0"]
     main(["sweep", str(demo), *tiny, "--orders", "confidence", "halton", "--out", str(tmp_path / "table")])
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    written = (tmp_path / "table/sweep.md").read_text().splitlines()
-    assert [line for line in written if line.startswith("|")] == lines
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown[:-1])) <= 80  # the last one names a folder
+    assert shown[0] == "schedule cosine, noise 4.5, scale 2, ramp linear, 30 samples a row"
+    assert shown[1].split()[:4] == ["order", "steps", "temp", "FD"]
+    assert [line.split()[0] for line in shown[2:8]] == [
+        "real",
+        "tokenizer",
+        "confidence",
+        "confidence",
+        "halton",
+        "halton",
+    ]
+    lines = [line for line in (tmp_path / "table/sweep.md").read_text().splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {18}
     cells = [[line.split("|")[i].strip() for i in (1, 3)] for line in lines[2:]]
-    frame = [["real training pictures (floor)", "–"], ["these through the tokenizer (limit)", "–"]]
+    frame = [["real training images (floor)", "–"], ["these through the tokenizer (limit)", "–"]]
     settings = [["confidence", "1"], ["confidence", "4"], ["halton", "1"], ["halton", "4"]]
     assert cells[:-1] == [*frame, *settings]
     assert cells[-1] in [[f"best, again with a fresh seed: {order}", steps] for order, steps in settings]
@@ -285,7 +298,7 @@ def test_a_signal_saves_exits_with_85_and_the_same_command_continues(tmp_path, c
         ("train folder-pixels --data s3://bucket/{0..1}.tar", 2, "unmask tokenize MODEL --source shards"),
         ("sample runs/demo --label 3", 2, "did you mean --labels?"),
         ("evaluate runs/demo --guidence 3", 2, "did you mean --guidance?"),
-        ("train digits --model.dim 15", 2, "dim=15"),
+        ("train digits --model.dim 15", 2, "dim 15"),
         ("train digits --training.batch-size 10 --training.accumulate 4", 2, "multiple of accumulate 4"),
         ("train digits --training.strategy fsdp", 2, "torchrun"),
         ("train digits --tokenizer.patch 3", 2, "patch 3"),

@@ -1,5 +1,6 @@
 """`unmask data` prints what there is, and every command that reads images says what it took."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 from unmask.cli import main
 from unmask.cli.tokenizers import choose_source
 from unmask.data.sources.choice import Folder
+from unmask.errors import DataError
 from unmask.experiments.training import prepare_data, prepare_tokenizer_data
 from unmask.recipes import reading
 from unmask.recipes.schema import Recipe, TokenizerRecipe
@@ -30,7 +32,7 @@ def pictures(tmp_path) -> Path:
     return root
 
 
-FIRST = "disc 15, square 15; 6 held out; 1 left out (README.txt)"
+FIRST = "dataset     disc 15, square 15; 6 held out; 1 left out (README.txt)"
 NOTE = "note: test: not used, so kept for a final test; --data.test test holds it out instead"
 
 
@@ -50,7 +52,7 @@ def test_data_prints_what_there_is_and_draws_a_sheet(pictures, tmp_path, capsys)
     assert f"{sheet}: there is a file already" in capsys.readouterr().err
     assert sheet.read_bytes() == before
     main(["data", str(pictures), "--data.test", "test"])
-    assert capsys.readouterr().out.startswith("disc 14, square 14; 4 held out")
+    assert capsys.readouterr().out.startswith("dataset     disc 14, square 14; 4 held out")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_data_prints_what_there_is_and_draws_a_sheet(pictures, tmp_path, capsys)
         (["none"], "none: no such file or folder"),
         (["."], "no readable image"),
         ([], "usage: unmask data DIR"),
-        ([".", "--size", "0"], "--size 0"),
+        ([".", "--size", "0"], "size 0: use 1 to 4096 pixels"),
         ([".", "--sheet", "x.exe"], "x.exe: .exe is no image format"),
     ],
 )
@@ -95,3 +97,27 @@ def test_other_data_does_not_keep_the_sets_of_the_tokenizers_data():
     assert choose_source(own, config, ["--out", "x"])[0] == own
     data, rest = choose_source(own, config, ["--data", "other"])
     assert (data, rest) == (Folder(path="", test="held"), ["--data.path", "other"])
+
+
+def test_a_class_that_is_only_held_out_is_reported_and_then_refused(pictures, capsys):
+    (pictures / "val" / "square").rename(pictures / "val" / "fog")
+    with pytest.raises(SystemExit) as stop:
+        main(["data", str(pictures)])
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].startswith("dataset     disc 15, square 12, fog 3; 6 held out")
+    assert "held out    disc 3, square 0, fog 3" in lines
+    assert "modes       colour 30" in lines
+    assert (stop.value.code, err.count("\n")) == (3, 1)
+    assert "no class fog in train" in err
+    with pytest.raises(DataError, match="no class fog in train"):
+        Folder(path=str(pictures)).load()
+
+
+def test_the_edge_has_one_flag(pictures, capsys):
+    for words in (["--size", "16"], ["--data.size", "16"]):
+        main(["data", str(pictures), *words])
+        assert "0 smaller than 16" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["data", str(pictures), "--help"])
+    assert not re.search(r" --size INT", capsys.readouterr().out)

@@ -6,7 +6,7 @@ import io
 import re
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from unmask.cli.help import EXAMPLES
 from unmask.cli.parsing import parse
 from unmask.cli.published import FAMILY_CHOICES
 from unmask.cli.training import TrainFlags
+from unmask.data.sources.choice import Codes
 from unmask.decoding import choices, named_counts, names
 from unmask.errors import ConfigError
 from unmask.pretrained.families import FAMILIES
@@ -170,6 +171,11 @@ def test_recipes_are_listed_with_what_where_and_how_long(command):
         assert note.about == importlib.import_module(f"unmask.recipes.{name.replace('-', '_')}").__doc__.split(".\n")[0]
 
 
+def test_the_help_of_a_source_has_the_flags_of_that_source():
+    assert "--data.name" in read_help("train-features", "hub")
+    assert "--data.path" not in read_help("train-features", "digits")
+
+
 def test_the_list_of_commands_fits_a_terminal():
     text = read_help()
     assert max(map(len, text.splitlines())) <= 80
@@ -211,7 +217,8 @@ def only_parsing(monkeypatch, tmp_path):
         Image.new("RGB", (8, 8)).save(Path(folder, "a/1.png"))
     for name in ("digits", "folder", "folder-tokenizer"):
         Path("runs", name).mkdir(parents=True)
-        write_config(find_recipe(name), Path("runs", name))
+        recipe = find_recipe(name)
+        write_config(replace(recipe, data=Codes(path="codes")) if name == "folder" else recipe, Path("runs", name))
     shutil.copytree("runs/folder-tokenizer", "runs/folder-tokenizer-128")
 
 
@@ -222,7 +229,8 @@ def test_every_example_is_read(line, only_parsing):
         main(shlex.split(line)[1:])
 
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/guides").glob("*.md")])
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(path.relative_to(ROOT).as_posix() for path in PAGES)]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

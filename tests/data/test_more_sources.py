@@ -260,7 +260,7 @@ def test_hidden_labels_foreign_classes_and_bad_rows(tmp_path):
         save(train=part([0, 1, 0, 1], ab), test=part([0] * 4, ba)).load()
     with pytest.raises(DataError, match="2 empty cells"):
         save(train=part([0, None, 0, None], number)).load()
-    with pytest.raises(DataError, match="test: no picture of the training set has the label 3"):
+    with pytest.raises(DataError, match="test: no image of the training set has the label 3"):
         save(train=part([0, 1, 0, 1], number), test=part([3, 0, 0, 0], number)).load()
     split = save(train=part([0, 1, 2, 1], number), test=part([0, 1, 0, 1], number)).load()
     assert split.test.classes == ("0", "1", "2")

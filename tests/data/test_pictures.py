@@ -329,7 +329,7 @@ def test_a_tar_cut_anywhere_gives_its_whole_members_and_says_so(tmp_path):
         path.write_bytes(whole[:cut])
         complete = sum(end <= cut for end in ends)
         if complete == 0:
-            with pytest.raises(DataError, match="no readable picture in 1 shards"):
+            with pytest.raises(DataError, match="no readable image in 1 shards"):
                 read_tar(path)
             continue
         pictures, said = read_tar(path)

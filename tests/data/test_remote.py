@@ -269,3 +269,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(monkeypatch, cache):
     with pytest.raises(DiskError, match="free the disk, or set UNMASK_CACHE"):
         fetch_remote(f"{folder}/a.tar")
     assert [path.name for path in cache.rglob("*") if path.is_file()] in ([], [".lock"])
+
+
+@pytest.mark.parametrize("address", ["http://example.org/a.tar", "HTTP://10.0.0.7/{a,b}.tar"])
+def test_an_address_without_encryption_is_refused(address):
+    with pytest.raises(ConfigError, match="is not encrypted, so others could change the data: give https://"):
+        Shards(path=address).load()

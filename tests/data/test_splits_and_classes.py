@@ -98,7 +98,7 @@ def test_files_hidden_folders_and_what_a_mac_adds_change_nothing(tmp_path):
     assert shape(split) == (("disc", "square"), 8, 8)
     assert names(split) == ["README.txt", "loose.png"]
     assert {one.reason for one in split.bad} == {"beside the folders that are used"}
-    assert describe_split(split) == ["disc 8, square 8; 8 held out; 2 left out (README.txt, loose.png)"]
+    assert describe_split(split) == ["dataset     disc 8, square 8; 8 held out; 2 left out (README.txt, loose.png)"]
 
 
 def test_flags_name_the_splits(tmp_path):
@@ -200,13 +200,13 @@ def test_a_split_alone_is_no_class(tmp_path, name):
 def test_one_class_is_said(tmp_path):
     fill(tmp_path, "disc", num=12)
     (note,) = load(tmp_path, held_out=0.3).notes
-    assert note.startswith("all pictures are of one class, disc")
+    assert note.startswith("all images are of one class, disc")
 
 
 def test_a_folder_per_picture_is_one_warning(tmp_path):
     fill(tmp_path, *(f"id{i:02}" for i in range(20)), num=1)
     (note,) = load(tmp_path, held_out=0.2).notes
-    assert note == ("20 of 20 classes have a single picture: if these are no classes, put all pictures into one folder")
+    assert note == ("20 of 20 classes have a single image: if these are no classes, put all images into one folder")
 
 
 def test_an_empty_class_is_named_and_is_no_class(tmp_path):
@@ -243,8 +243,8 @@ def test_classes_that_differ_by_case_are_one_warning_or_a_clear_refusal(tmp_path
 
 def test_classes_without_a_training_picture_are_named():
     assert report_classes(("a", "b", "c"), (2, 0, 0), (0, 3, 0)) == (
-        "1 of 3 classes have no picture: c",
-        "no picture to train on, only held-out ones: b",
+        "1 of 3 classes have no image: c",
+        "no image to train on, only held-out ones: b",
     )
 
 
@@ -277,7 +277,7 @@ def test_labels_are_numbered_from_0_with_a_word(tmp_path, labels, classes, ids, 
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([*range(21), 255, 255], "2 labels are 255 beside 0 to 20, which often means no class: take these pictures"),
+        ([*range(21), 255, 255], "2 labels are 255 beside 0 to 20, which often means no class: take these images"),
         ([0, 1, -1], "1 label is -1, which often means no class"),
         ([-100, 0, 1], "1 label is -100"),
         ([0, 65535], "65535 beside 0 to 0"),
@@ -346,7 +346,7 @@ def test_labels_of_shards_are_numbered_together(tmp_path):
     split = open_shards(tmp_path, arrange="position")
     assert split.train.classes == split.test.classes == ("7", "42", "999")
     assert (split.train.labels.tolist(), split.test.labels.tolist()) == ([0, 1, 0], [2, 0])
-    assert split.notes[1] == "no picture to train on, only held-out ones: 999"
+    assert split.notes[1] == "no image to train on, only held-out ones: 999"
     write_tar(tmp_path / "train-0.tar", [0, 1, 255])
     write_tar(tmp_path / "val-0.tar", [0, 1])
     with pytest.raises(DataError, match="255 beside 0 to 1"):
@@ -413,11 +413,11 @@ def test_labels_of_the_hub_keep_their_numbers_as_names(save):
     assert (split.train.labels.tolist(), split.test.labels.tolist()) == ([0, 1, 1], [1])
     with pytest.raises(DataError, match="train: 1 label is -1"):
         save(train=[0, -1], test=[0]).load()
-    with pytest.raises(DataError, match="test: no picture of the training set has the label 2"):
+    with pytest.raises(DataError, match="test: no image of the training set has the label 2"):
         save(train=[1, 3], test=[2]).load()
     named = save(datasets.ClassLabel(names=["ant", "bee", "cat", "dog"]), train=[0, 2, 2], test=[1]).load()
     assert named.train.classes == ("ant", "bee", "cat", "dog")
-    assert named.notes == ("1 of 4 classes have no picture: dog", "no picture to train on, only held-out ones: bee")
+    assert named.notes == ("1 of 4 classes have no image: dog", "no image to train on, only held-out ones: bee")
 
 
 # -- what is said --
@@ -430,14 +430,14 @@ def test_many_classes_are_summarised():
     )
     one = Images(pixels=images.pixels[:1], labels=None)
     assert describe_split(Split(train=images, test=images.take(torch.arange(13)))) == [
-        "43 pictures of 13 classes, 3 to 4 each; 13 held out"
+        "dataset     43 images of 13 classes, 3 to 4 each; 13 held out"
     ]
     assert describe_split(Split(train=one, test=one, notes=("a word",))) == [
-        "2 pictures without classes; 1 held out",
+        "dataset     2 images without classes; 1 held out",
         "note: a word",
     ]
     few = Images(pixels=images.pixels[:4], labels=torch.tensor([0, 0, 0, 1]), classes=("7", "42"))
-    assert describe_split(Split(train=few, test=few.take(torch.arange(2)))) == ["7: 5, 42: 1; 2 held out"]
+    assert describe_split(Split(train=few, test=few.take(torch.arange(2)))) == ["dataset     7: 5, 42: 1; 2 held out"]
 
 
 # -- configurations of earlier versions --
@@ -495,7 +495,7 @@ def test_the_cases_mean_what_people_mean(case, classes, train, test):
 @here
 def test_the_cases_of_classes_are_said():
     (note,) = load(CASES / "folder_per_picture").notes
-    assert "40 of 40 classes have a single picture" in note
+    assert "40 of 40 classes have a single image" in note
     labels = CASES / "labels_from_1"
     for name, classes in (("one_based", ("1", "2", "3")), ("sparse", ("7", "42", "999"))):
         split = Arrays(path=str(labels / f"{name}.npz")).load()

@@ -63,13 +63,13 @@ def test_equal_pictures_of_two_classes_are_named(tmp_path):
     save(tmp_path / "val" / "cat", x=noise())
     source = Folder(path=str(tmp_path), size=8)
     lines = describe_survey(survey_source(source), 8)
-    at = lines.index("labels      5 pictures have copies of another class, so one of the labels is wrong")
+    at = lines.index("labels      5 images have copies of another class, so one of the labels is wrong")
     shown = [line.replace(f"{tmp_path}/", "") for line in lines[at + 1 : at + 4]]
     assert shown == [f"  train/cat/a{i}.png (cat) = {'val' if i % 2 else 'train'}/dog/c{i}.png (dog)" for i in range(3)]
     assert "=" not in lines[at + 4]
     for i in range(1, 5):
         (tmp_path / ("val" if i % 2 else "train") / "dog" / f"c{i}.png").unlink()
-    assert any("1 picture has copies" in line for line in describe_survey(survey_source(source), 8))
+    assert any("1 image has copies" in line for line in describe_survey(survey_source(source), 8))
     (tmp_path / "train" / "dog" / "c0.png").unlink()
     assert not any(line.startswith("labels") for line in describe_survey(survey_source(source), 8))
 
@@ -84,15 +84,15 @@ def test_everything_is_found(messy):
     ]
     assert sorted(Path(one.path).name for one in survey.split.bad) == ["a.png", "cut.png", "notes.txt"]
     lines = describe_survey(survey, 16)
-    assert lines[0] == "disc 8, square 4; 3 held out; 3 left out (notes.txt, a.png, cut.png)"
+    assert lines[0] == "dataset     disc 8, square 4; 3 held out; 3 left out (notes.txt, a.png, cut.png)"
     text = "\n".join(lines)
     for line in (
         "train       disc 6, square 3",
         "held out    disc 2, square 1",
         "sizes       smallest 8x8, median 9x9, largest 100x50; 9 smaller than 16",
         "modes       colour 9, grey 2, colour with transparency 1",
-        "copies      3 pictures are equal to another of the same set, in 1 group",
-        "in both     2 pictures are both trained on and held out, in 1 group",
+        "copies      3 images are equal to another of the same set, in 1 group",
+        "in both     2 images are both trained on and held out, in 1 group",
         "near-black  1: ",
         "near-white  1: ",
         "one colour  1: ",
@@ -100,7 +100,7 @@ def test_everything_is_found(messy):
     ):
         assert line in text, line
     assert "cut.png: not a readable image" in text
-    assert lines[1] == "note: no readable picture in broken, so it is no class"
+    assert lines[1] == "note: no readable image in broken, so it is no class"
 
 
 def test_a_clean_set_says_so_and_numbers_are_those_of_a_training(tmp_path):
@@ -110,7 +110,7 @@ def test_a_clean_set_says_so_and_numbers_are_those_of_a_training(tmp_path):
     survey, split = survey_source(source), source.load()
     assert torch.equal(survey.split.test.read(torch.arange(len(split.test))), split.test.pixels)
     text = "\n".join(describe_survey(survey, 8))
-    assert text.startswith(f"disc 20, square 20; {len(split.test)} held out")
+    assert text.startswith(f"dataset     disc 20, square 20; {len(split.test)} held out")
     for line in ("copies      no picture is", "flat        none is", "left out    none", "; 0 smaller than 8"):
         assert line in text
     assert "in both" not in text
@@ -119,10 +119,10 @@ def test_a_clean_set_says_so_and_numbers_are_those_of_a_training(tmp_path):
 def test_too_few_pictures_are_surveyed_and_none_are_refused(tmp_path):
     save(tmp_path, a=noise(), b=b"cut")
     lines = describe_survey(survey_source(Folder(path=str(tmp_path))), 8)
-    assert lines[0] == "1 picture without classes; 0 held out; 1 left out (b.png)"
+    assert lines[0] == "dataset     1 image without classes; 0 held out; 1 left out (b.png)"
     assert "1 of 1 images would be held out" in lines[1]
     save(tmp_path, a=b"cut")
-    with pytest.raises(DataError, match=r"no readable picture to train on; the first: .*a\.png"):
+    with pytest.raises(DataError, match=r"no readable image to train on; the first: .*a\.png"):
         survey_source(Folder(path=str(tmp_path)))
 
 

@@ -144,7 +144,7 @@ def test_a_class_without_pictures_is_neither_sampled_nor_measured_nor_shown(gaps
     asked.clear()
     monkeypatch.setattr(gallery, "draw_inpainting", lambda *_: gallery.Image.new("L", (8, 8)))
     report = unmask.evaluate(out, samples=30, device="cpu")
-    assert report["left_out"]["classes"].startswith("3, 5: no held-out or no training picture")
+    assert report["left_out"]["classes"].startswith("3, 5: no held-out or no training image")
     assert 3 not in {label for labels in asked for label in labels}
     measured = next(labels for labels in asked if len(labels) == 30)
     assert 5 not in measured
@@ -210,8 +210,8 @@ def test_shares_in_words():
     shares = counted([95, 5], [500, 500])
     said = describe_shares(shares, torch.tensor([0] * 19 + [1]))
     assert said == (
-        "class c0 is 95.0% of the samples, 95.0% of the held-out pictures and 50.0% of the training pictures; "
-        "class c1 is 5.0% of the samples, 5.0% of the held-out pictures and 50.0% of the training pictures"
+        "class c0 is 95.0% of the samples, 95.0% of the held-out images and 50.0% of the training images; "
+        "class c1 is 5.0% of the samples, 5.0% of the held-out images and 50.0% of the training images"
     )
     assert describe_shares(counted([95, 5], [190, 10]), torch.tensor([0] * 19 + [1])) is None
     many = counted([10] * 8, [10] * 4 + [20] * 4)

@@ -138,7 +138,7 @@ def test_an_export_of_ones_own_run_is_measured_against_given_pictures(tmp_path, 
     sets = ["--data", "sets", "--data.train", "part1", "--data.test", "part2"]
     run("score", "mine", *sets, "--out", "runs/sets", *SCORED)
     said = capsys.readouterr()
-    assert "10 pictures without classes; 4 held out" in said.out + said.err
+    assert "10 images without classes; 4 held out" in said.out + said.err
 
 
 def test_an_early_export_of_a_run_is_measured_where_its_pictures_are(tmp_path, downloads, monkeypatch, capsys):

@@ -103,7 +103,7 @@ def test_the_temperature_is_chosen_by_training_features_of_another_seed(monkeypa
 
     def banks(pipeline, num, measures, world, *, seed, sampling, labels, progress):
         asked.append((num, seed, sampling.temperature))
-        assert labels.bincount().tolist() == [10, 10]  # in the shares of the training pictures
+        assert labels.bincount().tolist() == [10, 10]  # in the shares of the training images
         return [train + 0.1 if sampling.temperature == 0.5 else test]
 
     class Thing:
@@ -220,7 +220,7 @@ def test_a_scale_is_the_end_of_the_models_ramp_as_in_sample(run):
         ("--temperatures 1 -1", "temperature"),
         ("--temperatures", "0 temperatures"),
         ("--noises 3 --orders halton", "--noises 3"),
-        ("--noises -1", "noise=-1"),
+        ("--noises -1", "noise -1"),
         ("--scales inf", "finite"),
         ("--ramp steep", "--ramp"),
         ("--samples 1", "samples 1"),

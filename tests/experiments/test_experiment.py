@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from unmask.cli import main
+from unmask.data.sources.choice import Folder
 from unmask.errors import CheckpointError, ConfigError
 from unmask.evaluation.images import measure_run
 from unmask.evaluation.reference import open_reference
@@ -112,6 +113,12 @@ def test_the_tokenizer_decides_the_grid_of_a_halton_order():
     recipe = load_recipe("digits")
     wrong = replace(recipe, sampling=replace(recipe.sampling, priority=Halton((7, 7))))
     assert prepare_images(wrong).recipe.sampling.priority == Halton((4, 4))
+
+
+def test_a_recipe_for_token_datasets_says_how_to_give_images():
+    recipe = replace(load_recipe("finetune"), init="besnier-256", data=Folder(path="photos"))
+    with pytest.raises(ConfigError, match=r"data=Codes\(path=\.\.\.\)\); with --init, that may also be a folder"):
+        prepare_images(recipe)
 
 
 def test_without_classes_all_works_but_the_judge(tmp_path):

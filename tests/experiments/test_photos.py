@@ -90,7 +90,7 @@ def test_what_is_trained_before_the_tokenizer_is_said(made):
 
 def test_every_command_that_reads_pictures_says_once_what_it_took(made):
     said = json.loads((made / "said.json").read_text())
-    summary = re.compile(r"sand 30, sea 30; \d+ held out; 1 left out \(broken\.png\)")
+    summary = re.compile(r"dataset     sand 30, sea 30; \d+ held out; 1 left out \(broken\.png\)")
     times = {name: sum(summary.fullmatch(line) is not None for line in lines) for name, lines in said.items()}
     assert times == {"train-tokenizer": 1, "evaluate-tokenizer": 1, "tokenize": 1, "train": 0, "evaluate": 1}
 
@@ -230,7 +230,7 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_said(made, photos, tmp_pa
         assert sorted(f"left out {one}" for one in report["unreadable"]) == sorted(said)
         assert np.isfinite([report[name] for name in ("frechet", "frechet_limit", "classifier_test_accuracy")]).all()
     run("sweep", out, "--samples", 20, "--tune", 0, "--orders", "random", "--steps", 1, "--temperatures", 1)
-    assert "8 pictures could not be read and are left out" in (out / "sweep/sweep.md").read_text()
+    assert "8 images could not be read and are left out" in (out / "sweep/sweep.md").read_text()
 
 
 def test_where_no_picture_can_be_read_one_line_says_so(photos, tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ def test_few_pictures_are_told_by_how_many_are_held_out(ready, coded, tmp_path, 
     few = draw_photos(tmp_path / "few", ["a", "b"])
     for place in range(10, 48):
         (few / "ab"[place % 2] / f"{place}.png").unlink()
-    told = "1 of 10 pictures held out, and a distance takes at least 2: add pictures, or sort them into the sub-folders"
+    told = "1 of 10 images held out, and a distance takes at least 2: add images, or sort them into the sub-folders"
     measure = ["evaluate-tokenizer", "toy-32", "--data", few]
     judge = ["--classifier", coded / "judge"]
     for words in (measure, [*measure, *judge]):

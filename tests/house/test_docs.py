@@ -41,13 +41,21 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
+def terms(text: str) -> set[str]:
+    """The fragments that the documentation site makes of the terms of the glossary."""
+    found = re.findall(r"\*\*([^*]+)\*\*", " ".join(re.findall(r"^\| (.*?) \| ", text, re.M)))
+    return {re.sub(r"[^\w-]+", "-", term.lower()).strip("-") for term in found}
+
+
 def broken_links(document: Path) -> Iterator[str]:
     for target in LINK.findall(prose(document.read_text(encoding="utf-8"))):
         if re.match(r"[a-z]+:", target):
             continue
         name, _, fragment = target.partition("#")
         there = document.parent / name if name else document
-        if not there.exists() or (fragment and fragment not in anchors(there.read_text(encoding="utf-8"))):
+        text = there.read_text(encoding="utf-8") if fragment and there.is_file() else ""
+        known = anchors(text) | (terms(text) if there.name == "glossary.md" else set())
+        if not there.exists() or (fragment and fragment not in known):
             yield target
 
 
@@ -73,6 +81,19 @@ def broken_python(text: str) -> Iterator[str]:
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "unmask":
                 module = importlib.import_module(node.module or "")
                 yield from (f"{node.module}.{name.name}" for name in node.names if not hasattr(module, name.name))
+
+
+def missing_names(text: str) -> Iterator[str]:
+    """Dotted names of the package in backticks that do not exist."""
+    for name in dict.fromkeys(re.findall(r"`(unmask(?:\.\w+)+)", prose(text))):
+        place, parts = importlib.import_module("unmask"), name.split(".")[1:]
+        for number, part in enumerate(parts, 1):
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(".".join(["unmask", *parts[:number]]))
+            if not hasattr(place, part):
+                yield name
+                break
+            place = getattr(place, part)
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
@@ -137,6 +158,7 @@ def test_document(document: Path) -> None:
     assert list(broken_links(document)) == []
     assert list(missing_paths(document)) == []
     assert list(broken_python(text)) == []
+    assert list(missing_names(text)) == []
     assert list(missing_tests(text)) == []
     assert list(unknown_words(text)) == []
 
@@ -184,6 +206,19 @@ def test_a_broken_link_or_path_is_found(tmp_path: Path) -> None:
 
 def test_a_missing_test_is_found() -> None:
     assert list(missing_tests("`test_a_missing_test_is_found` `test_gone` `tests/house/test_docs.py`")) == ["test_gone"]
+
+
+def test_a_missing_name_is_found() -> None:
+    good = "`unmask.decode` `unmask.method.schedules.Cosine()` `unmask.evaluation.images`"
+    assert list(missing_names(good)) == []
+    assert list(missing_names(f"{good} `unmask.gone` `unmask.method.gone.Cosine`")) == [
+        "unmask.gone",
+        "unmask.method.gone.Cosine",
+    ]
+
+
+def test_terms_of_the_glossary_have_anchors() -> None:
+    assert terms("| **unmasking order**, **top_k** | **bold** | b |\n") == {"unmasking-order", "top_k"}
 
 
 def test_broken_python_is_found() -> None:

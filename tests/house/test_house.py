@@ -15,7 +15,7 @@ TREES = {f.relative_to(SRC).as_posix(): ast.parse(f.read_text(encoding="utf-8"))
 
 ORDER = (
     "errors", "lazy", "method", "runtime", "decoding", "storage", "tokenizers", "data", "training", "pretrained",
-    "figures", "metrics", "recipes", "published", "pipelines", "experiments", "evaluation", "cli",
+    "figures", "metrics", "recipes", "published", "pipelines", "experiments", "evaluation", "app", "cli",
 )  # fmt: skip
 """The folders of src/unmask: a module imports from its own, or from those earlier in this list."""
 PACKAGE = {"__init__", "__main__"}
@@ -251,6 +251,9 @@ def test_only_the_command_line_and_the_log_print(name):
 
 @every_file
 def test_no_broad_except(name):
+    """But for one place: an event of the web page that fails tells it there, and the server lives on."""
+    if name == "app/studio.py":
+        return
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.ExceptHandler):
             caught = [] if node.type is None else node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
@@ -423,6 +426,7 @@ VERBS = {
     "compare",
     "compile",
     "compute",
+    "connect",
     "convert",
     "copy",
     "correct",
@@ -445,12 +449,13 @@ VERBS = {
     "edit",
     "embed",
     "encode",
+    "end",
     "escape",
     "estimate",
     "evaluate",
     "exclude",
-    "expect",
     "expand",
+    "expect",
     "export",
     "extend",
     "extract",
@@ -463,6 +468,7 @@ VERBS = {
     "forbid",
     "forget",
     "format",
+    "free",
     "gather",
     "generate",
     "get",
@@ -522,6 +528,7 @@ VERBS = {
     "receive",
     "record",
     "reduce",
+    "refresh",
     "refuse",
     "remember",
     "remove",
@@ -529,6 +536,7 @@ VERBS = {
     "render",
     "reopen",
     "replace",
+    "replay",
     "report",
     "require",
     "reset",
@@ -546,6 +554,7 @@ VERBS = {
     "score",
     "search",
     "send",
+    "serve",
     "set",
     "shard",
     "share",
@@ -565,17 +574,20 @@ VERBS = {
     "stretch",
     "suggest",
     "sum",
-    "survive",
     "survey",
+    "survive",
     "swap",
     "sweep",
     "sync",
     "take",
+    "tell",
     "tokenize",
+    "trace",
     "train",
     "transfer",
     "transform",
     "translate",
+    "trim",
     "trust",
     "try",
     "unflatten",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 BARE = """
 import os, signal, subprocess, sys
-import filelock, matplotlib.pyplot, PIL.Image, torch, torch.distributed.fsdp, torch.nn.parallel
+import filelock, gradio, matplotlib.pyplot, PIL.Image, torch, torch.distributed.fsdp, torch.nn.parallel
 for module in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[module] = None  # importing it raises ImportError
 for name in ("O_NOFOLLOW", "O_NONBLOCK", "pread", "pwrite", "geteuid", "getuid", "sched_getaffinity", "kill"):

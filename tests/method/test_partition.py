@@ -13,8 +13,9 @@ from unmask.data.sources.choice import Digits
 from unmask.method.guidance import LinearRamp, guided
 from unmask.method.likelihood import compute_exact_nll
 from unmask.method.masking import ABSENT
-from unmask.method.models.configs import PartitionConfig, TransformerConfig
+from unmask.method.models.configs import TransformerConfig
 from unmask.method.models.partition import PADDING, SLACK, gather_places, split_rows
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.method.partitioning import Partition
 from unmask.method.rand import Rand, seeded
 from unmask.method.sampling.decode import decode

@@ -130,3 +130,21 @@ def test_a_published_judge_without_a_network_is_one_line_at_once(tmp_path):
     assert found.stdout.startswith("CheckpointError cannot download config.json of openai-community/gpt2"), found
     assert found.stdout.count("\n") == 1
     assert "Retrying" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"n_layer": 10**9}, "n_layer 1,000,000,000 in config.json is more than 1,024"),
+        ({"text_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers 1,000,000,000"),
+        ({"n_embd": 1 << 20, "n_positions": 1 << 30}, "parameters, and the weights have"),
+    ],
+)
+def test_sizes_beyond_the_weights_are_refused_before_memory_is_taken(tmp_path, entry, said):
+    folder = save_tiny_gpt2(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | entry))
+    with pytest.raises(CheckpointError) as caught:
+        load_causal_judge(str(folder))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

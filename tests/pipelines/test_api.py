@@ -90,6 +90,10 @@ def test_an_unknown_setting_is_refused_with_the_nearest(pipe):
     for call in (pipe, pipe.generate, lambda **s: list(pipe.stream(**s))):
         with pytest.raises(ConfigError, match="no setting stpes: did you mean steps"):
             call(stpes=4)
+        with pytest.raises(ConfigError, match="no setting scale: did you mean guidance"):
+            call(scale=3.0)
+        with pytest.raises(ConfigError, match="guidance scale -1: give at least 0; 1 is no guidance"):
+            call(guidance=-1.0)
 
 
 def test_names_are_refused_with_the_nearest(pipe):

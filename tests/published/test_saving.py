@@ -61,9 +61,13 @@ def test_the_card_says_what_is_known(run, tmp_path):
 def test_the_card_of_a_published_model_invents_no_training(tmp_path):
     card = write_model_card(MODELS["maskgit-256"].spec, name="FOLDER", licence=None, measured=tmp_path)
     assert "* Training data: ImageNet\n* Training: not stated\n" in card
+    assert "unconditional" not in card
+    assert "- class-conditional-image-generation\n" in card
+    assert "Config" not in card
     assert " steps of " not in card
     prompted = write_model_card(MODELS["amused-256"].spec, name="FOLDER", licence=None, measured=tmp_path)
     assert 'unmask.load("FOLDER", prompts=["a cat"])(num=4)' in prompted
+    assert "pipeline_tag: text-to-image\n" in prompted
 
 
 def test_a_card_without_a_licence_says_so(run, tmp_path):

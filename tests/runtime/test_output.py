@@ -5,10 +5,13 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
+import rich.console
 
-from unmask.runtime.output import OptionalOutput, survive_lost_output
+from unmask.runtime.output import OptionalOutput, make_console, survive_lost_output
+from unmask.runtime.progress import show_progress
 
 PROGRAM = """
 import sys
@@ -70,3 +73,19 @@ def test_a_sound_output_is_not_changed(tmp_path, capsys):
         print("aside", file=sys.stderr)
     assert capsys.readouterr() == ("hello world\n", "aside\n")
     assert OptionalOutput(io.StringIO("x"), "text").readable()
+
+
+class ZMQInteractiveShell:
+    """Looks like the shell of a notebook to rich."""
+
+
+def test_a_notebook_gets_text_and_needs_no_widgets(monkeypatch):
+    monkeypatch.setattr("builtins.get_ipython", ZMQInteractiveShell, raising=False)
+    assert rich.console.Console().is_jupyter  # the stand-in works
+    said = io.StringIO()
+    make_console(said).print("step 5")
+    assert said.getvalue() == "step 5\n"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with show_progress(shown=True) as progress:
+            progress("reading", 1, 2)

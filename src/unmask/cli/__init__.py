@@ -95,6 +95,11 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
         'fill masked parts of a text, such as "The [MASK:12] dog ran to the [MASK:3]."',
         "writing.run_infill",
     ),
+    "app": Command(
+        USE,
+        "open a web page: watch a model sample, compare settings, paint over an image, infill a text",
+        "app.run_app",
+    ),
     "evaluate": Command(
         MEASURE,
         "measure a run (FID-style metrics, class accuracy, near-duplicates) into report.json, and plot its samples",
@@ -157,7 +162,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     ),
 }
 
-ALONE = ("data", "tokenize-text", "sample", "inpaint", "generate", "infill", "export", "fetch", "convert")
+ALONE = ("data", "tokenize-text", "sample", "inpaint", "generate", "infill", "app", "export", "fetch", "convert")
 """Commands whose work the ranks of torchrun do not share."""
 
 

@@ -9,6 +9,7 @@ from unmask.recipes.listing import list_recipe_names
 
 RECIPE_COMMANDS = ("train", "train-tokenizer", "tokenize-text")
 FLAGS = {
+    "app": "app.AppFlags",
     "demo": "demo.DemoFlags",
     "evaluate": "sampling.EvaluateFlags",
     "evaluate-inpaint": "evaluating.EvaluateInpaintFlags",
@@ -77,7 +78,7 @@ def _list_source_flags(command: str) -> list[Flag]:
     from unmask.cli.tokenizers import TokenizeFlags, list_sources
 
     sources = list_sources(32, 3)
-    flags: list[Flag] = [] if command == "data" else [Flag(names=("--data",))]
+    flags: list[Flag] = [Flag(names=("--size",) if command == "data" else ("--data",))]
     flags += [Flag(names=("--seed",))] if command == "train-features" else []
     flags += [Flag(names=("--source",), choices=tuple(sources))] if command == "tokenize" else []
     for source in sources.values():

@@ -7,6 +7,7 @@ from typing import Annotated
 from unmask.cli.flag_types import show_default
 from unmask.cli.flags import Device, OutputFlags, check_device, choose_device
 from unmask.cli.parsing import catch_value_errors, parse
+from unmask.storage.layout import REPORT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ def run_demo(arguments: list[str]) -> None:
     flags = parse(DemoFlags, arguments, "demo")
     from unmask.cli.sampling import EvaluateFlags, print_report
     from unmask.cli.training import TrainFlags, train_from
+    from unmask.evaluation.earlier import check_report
     from unmask.experiments.training import check_run
     from unmask.published.opening import open_model
     from unmask.recipes import Recipe, reading
@@ -45,11 +47,12 @@ def run_demo(arguments: list[str]) -> None:
     recipe = replace(recipe, training=training, classifier=classifier)
     check_device(flags.device)
     check_run(flags.out, recipe, overwrite=flags.overwrite)
+    check_report(flags.out / REPORT, "num_samples", flags.samples, "--samples", overwrite=flags.overwrite)
     flagged = TrainFlags(recipe=recipe, out=flags.out, overwrite=flags.overwrite, device=flags.device)
     train_from(flagged, notes=["recipe      digits"])
     with join_world(choose_device(flags.device)) as here:
         opened = open_model(flags.out)
-        measure = EvaluateFlags(samples=flags.samples, seed=flags.seed)
+        measure = EvaluateFlags(samples=flags.samples, seed=flags.seed, overwrite=flags.overwrite)
         print_report(opened, here, measure, opened.require_image_spec().sampling)
     print(suggest_next(flags.out))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,11 @@ def finish_in_one_line(command: str) -> Iterator[None]:
         with raise_on_signals(), _name_output():
             yield
     except UnmaskError as error:
-        _leave(str(error), error.exit_code, is_consequence=isinstance(error, RankError) and error.is_consequence)
+        _leave(
+            describe_plainly(str(error)),
+            error.exit_code,
+            is_consequence=isinstance(error, RankError) and error.is_consequence,
+        )
     except KeyboardInterrupt:
         _leave("interrupted", 128 + signal.SIGINT)
     except Terminated as stop:
@@ -52,6 +57,14 @@ def finish_in_one_line(command: str) -> Iterator[None]:
             _leave(describe_disk_error(error, "the disk"), DiskError.exit_code)
         except ShortageError as reason:
             _leave(str(reason), reason.exit_code)
+
+
+_CONFIG = re.compile(r"\b[A-Z]\w*\((\w+=[^()]*)\)(?=:)")
+
+
+def describe_plainly(line: str) -> str:
+    """Return the line with "dim 30, heads 4" in place of "TransformerConfig(dim=30, heads=4)"."""
+    return _CONFIG.sub(lambda found: re.sub(r"\b(\w+)=", r"\1 ", found[1]), line)
 
 
 def describe_disk_error(error: OSError, where: Path | str) -> str:

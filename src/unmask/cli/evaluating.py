@@ -1,6 +1,5 @@
 """`unmask evaluate-tokenizer` and `evaluate-inpaint`: what a tokenizer keeps, and how well holes are filled."""
 
-import json
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ from unmask.cli.flags import (
     DataFlags,
     MeasuredFlags,
     NetworkFlags,
-    OutputFlags,
     SamplingFlags,
     WeightsFlags,
     choose_device,
@@ -23,11 +21,13 @@ from unmask.cli.flags import (
     fetch_model,
 )
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.cli.reports import format_tokenizer_report
+from unmask.cli.tables import format_table
 from unmask.decoding.choices import SHAPE_CHOICES
 from unmask.errors import ConfigError, look_up
 from unmask.published.names import MODEL_NAMES
 from unmask.runtime.progress import show_progress
-from unmask.storage.layout import CLASSIFIER
+from unmask.storage.layout import CLASSIFIER, REPORT
 from unmask.storage.outputs import check_results
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateTokenizerFlags(OutputFlags):
+class EvaluateTokenizerFlags:
     network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
     published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
     known: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
@@ -55,6 +55,8 @@ class EvaluateTokenizerFlags(OutputFlags):
     """Folder for the results of a published or converted tokenizer."""
     pictures: int = 10_000
     """Held-out images to measure on, at most; at least 2."""
+    overwrite: bool = False
+    """Replace files that unmask did not make, and a report on more images."""
 
 
 def run_evaluate_tokenizer(arguments: list[str]) -> None:
@@ -65,6 +67,7 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
     from unmask.cli.networks import PHOTOS
     from unmask.data.sources.choice import Folder
     from unmask.evaluation import tokenizer as evaluation
+    from unmask.evaluation.earlier import check_report, describe_replaced, read_report
     from unmask.evaluation.runs import shorten_name
     from unmask.pretrained.lone_tokenizer import LearnedModel
     from unmask.recipes.schema import TokenizerRecipe
@@ -76,12 +79,16 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
     opened = flags.published.open(name)
     config = opened.require_tokenizer()
     own = isinstance(opened.config, TokenizerRecipe)
-    if own and (flags.data, flags.train, flags.test, flags.out) != (None, None, None, None):
-        raise ConfigError("--data and --out are for published tokenizers: a run has its images, and keeps its results")
+    elsewhere = {"--data": flags.data, "--data.train": flags.train, "--data.test": flags.test, "--out": flags.out}
+    given = [flag for flag, value in elsewhere.items() if value is not None]
+    if own and given:
+        raise ConfigError(f"{given[0]} is for published tokenizers: a run has its images, and keeps its results")
     if not own and flags.data is None and flags.train is None:
         raise ConfigError(f"measured on which images? {name} is no run of a tokenizer: give --data DIR")
     run = Path(name) if own else flags.out or Path("runs") / f"{shorten_name(name)}-tokenizer"
     check_results(flags.out, evaluation.TOKENIZER_FILES, overwrite=flags.overwrite)
+    before, advice = read_report(run / REPORT), "" if own else "or give another --out"
+    check_report(run / REPORT, "num_pictures", flags.pictures, "--pictures", overwrite=flags.overwrite, advice=advice)
     with catch_value_errors(), catch_disk_errors(run), join_world(choose_device(flags.network.device)) as here:
         features, judge = flags.network.open(here)
         if own:
@@ -99,8 +106,13 @@ def run_evaluate_tokenizer(arguments: list[str]) -> None:
         with show_progress(shown=here.is_main) as progress:
             numbers = measure(world=here, features=features or judge, num=flags.pictures, progress=progress)
         if here.is_main:
-            print(json.dumps(numbers, indent=2))
-            print(f"\nwrote {run / 'report.json'} and {run / 'reconstructions.png'}\nnext: unmask tokenize {name}")
+            print(format_tokenizer_report(numbers))
+            if (replaced := describe_replaced(before, numbers)) is not None:
+                print(replaced)
+            print(
+                f"\nwrote {run / 'reconstructions.png'}\nwrote {run / 'report.json'}: all metrics and settings, as JSON"
+            )
+            print(f"next: unmask tokenize {name}")
 
 
 def _pictures(source: "Folder", config: "LearnedConfig", here: "World") -> "tuple[PictureSet, PictureSet]":
@@ -116,8 +128,12 @@ def _pictures(source: "Folder", config: "LearnedConfig", here: "World") -> "tupl
     return train, test
 
 
+INPAINTING_STEPS = 20
+"""Forward passes unless --steps says otherwise, whatever the model's own sampling."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class EvaluateInpaintFlags(OutputFlags):
+class EvaluateInpaintFlags:
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     network: Annotated[NetworkFlags, tyro.conf.arg(name="")] = field(default_factory=NetworkFlags)
     images: int = 2000
@@ -141,6 +157,8 @@ class EvaluateInpaintFlags(OutputFlags):
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
     out: Annotated[Path | None, show_default("RUN/inpainting, or runs/NAME/inpainting of a published model")] = None
     """Folder for the table and the pictures."""
+    overwrite: bool = False
+    """Replace files that unmask did not make, and a report on more images."""
 
 
 def run_evaluate_inpaint(arguments: list[str]) -> None:
@@ -161,7 +179,8 @@ def run_evaluate_inpaint(arguments: list[str]) -> None:
     with catch_value_errors(), join_world(choose_device(flags.network.device)) as here:
         opened = flags.published.open(name, here)
         spec = opened.require_image_spec()
-        sampling = replace(choose_sampling(flags.sampling, spec), steps=flags.sampling.steps or 20)
+        steps = INPAINTING_STEPS if flags.sampling.steps is None else flags.sampling.steps
+        sampling = choose_sampling(replace(flags.sampling, steps=steps), spec)
         table = list_shapes(spec.length)
         schedules = {shape: look_up(table, shape, "schedule") for shape in flags.schedules}
         fetch_model(opened, here)
@@ -177,6 +196,7 @@ def _measure(
 ) -> None:
     from unmask.cli.editing import choose_cells
     from unmask.evaluation import inpainting
+    from unmask.evaluation.earlier import check_report, describe_replaced, read_report
     from unmask.evaluation.reference import check_judge
     from unmask.evaluation.runs import open_run
     from unmask.metrics.in_domain import prepare_classifier_features
@@ -192,6 +212,10 @@ def _measure(
         )
         experiment, pipeline, out = run.experiment, run.pipeline, flags.out or run.folder / "inpainting"
         _ = pipeline.cells  # refused before anything is measured
+        path, before = out / REPORT, read_report(out / REPORT)
+        check_report(
+            path, "num_pictures", flags.images, "--images", overwrite=flags.overwrite, advice="or give another --out"
+        )
         features, judge = flags.network.open(here)
         check_judge(judge, experiment.classes)
         if judge is None and experiment.classes:
@@ -215,5 +239,18 @@ def _measure(
             cells=choose_cells(flags.cells, flags.dilate),
             seed=flags.seed,
         )
-        print(inpainting.format_markdown(rows))
-        print(f"wrote {out / 'table.md'}, {out / 'table.csv'} and {out / 'repaired.png'}")
+        head, *body = inpainting.list_cells(rows)
+        print(format_table([INPAINTING_TITLES.get(name, name) for name in head], body))
+        print("FD: Frechet distance; L1: mean error; masked: of the masked region alone")
+        if (replaced := describe_replaced(before, read_report(path))) is not None:
+            print(replaced)
+        print(f"\nwrote into {out}: table.md, table.csv, repaired.png, report.json")
+
+
+INPAINTING_TITLES = {
+    "frechet": "FD",
+    "frechet_holes": "masked FD",
+    "l1_holes": "masked L1",
+    "class_accuracy": "class accuracy",
+}
+"""Titles of the metrics for the terminal."""

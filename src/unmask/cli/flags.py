@@ -64,7 +64,7 @@ class WeightsFlags:
     """Where the files of a published model are."""
 
     weights: Annotated[tuple[Path, ...], show_default("download them")] = ()
-    """Files of a published model, or folders that hold them; a resumed training ignores them."""
+    """Files of a published model, or folders that hold them."""
     offline: bool = False
     """Use the cache alone, and ask no server."""
 

@@ -73,6 +73,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "unmask convert maskgit.pth --family valeoai-v1 --out models/mine",
         "unmask convert vqgan.ckpt --family taming-vqgan --out models/mine",
     ),
+    "app": ("unmask app", "unmask app runs/demo --space spaces/digits"),
     "export": (
         "unmask export runs/demo --out exports/demo",
         "unmask export besnier-256 --out exports/besnier-256 --offline",

@@ -75,12 +75,11 @@ def draw_frames(
     flags: InpaintFlags,
 ) -> list[Image.Image]:
     """Draw every step of the decoding as the model sees it, the variants side by side."""
-    window = editing.choose_window(hole, pipeline.tokenizer.size, flags.context)
-    images, hidden = editing.view_window(pipeline, photo, hole, window)
+    view = editing.view_photo(pipeline, photo, hole, flags.context)
     states = editing.stream_inpainting(
         pipeline,
-        images,
-        hidden,
+        view.images,
+        view.hidden,
         None if label is None else torch.tensor([label]),
         seed=flags.seed,
         sampling=sampling,
@@ -88,7 +87,7 @@ def draw_frames(
         variants=flags.variants,
         stop=flags.stop,
     )
-    return gallery.draw_decoding(pipeline, list(states), figures.choose_scale(images))
+    return gallery.draw_decoding(pipeline, list(states), figures.choose_scale(view.images))
 
 
 def write_variant(picture: Image.Image, out: Path, suffix: str) -> None:

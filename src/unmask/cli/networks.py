@@ -38,7 +38,8 @@ def run_train_features(arguments: list[str]) -> None:
     example = FeatureFlags(data=Folder(path=""), out=Path("runs/SOURCE-features"))
     name, rest = split_positional(arguments, usage)
     operand = name.partition(",")[0]  # for help, what SOURCE may be follows it
-    source = example.data if rest == ["--help"] else look_up(list_sources(32, 3), name, "source")
+    sources = list_sources(32, 3)
+    source = example.data if rest == ["--help"] and name not in sources else look_up(sources, name, "source")
     rest = [re.sub(r"^--data(?==|$)", find_data_flag(source), word) for word in rest]
     rest = [re.sub(r"^--seed(?==|$)", "--classifier.seed", word) for word in rest]
     flags = parse(
@@ -84,6 +85,6 @@ def run_train_features(arguments: list[str]) -> None:
         }
         if here.is_main:
             write_json(flags.out / REPORT, report)
-            print(f"{right:.2%} of {len(test):,} held-out pictures are classified right")
+            print(f"{right:.2%} of {len(test):,} held-out images are classified right")
             print(describe_outcome(flags.out / CLASSIFIER, before))
             print(f"next: unmask evaluate RUN --classifier {flags.out}")

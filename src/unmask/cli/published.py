@@ -1,6 +1,5 @@
 """`unmask models`, `fetch`, `convert` and `export`: published weights, and models that leave the machine."""
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +16,6 @@ from unmask.runtime.progress import show_progress
 from unmask.storage.layout import CONFIG, TOKENIZER
 
 if TYPE_CHECKING:
-    from unmask.decoding.sampling import Sampling
     from unmask.published.catalogue import Published
 
 
@@ -68,33 +66,23 @@ def _list_facts(name: str, model: "Published") -> list[str]:
 
 
 def _describe_model(name: str, model: "Published") -> None:
+    from unmask.published.card import SAMPLING_FACTS, describe_fields
+    from unmask.published.files import describe_check
+
     generator, tokenizer = model.parameters
     print(f"{name}: {model.about}")
     print(f"one command {_show_command(name, model)}")
     print(f"            {', '.join(_list_facts(name, model))}")
     print(f"parameters  {generator:,} and {tokenizer:,} of the tokenizer")
     print(f"licence     {model.licence}; trained on {model.data}")
-    print(f"sampled     {_describe_sampling(model.sampling)}")
+    print(f"sampled     {describe_fields(model.sampling, always=SAMPLING_FACTS)}")
     if model.preset is not None:
-        scores = ", ".join(
-            f"{what} {value}" for what, value in vars(model.preset.expected).items() if value is not None
-        )
+        found = {what.replace("_", " "): value for what, value in vars(model.preset.expected).items()}
+        scores = ", ".join(f"{what} {value}" for what, value in found.items() if value is not None)
         print(f"published   {scores} ({model.preset.source})")
-    from unmask.published.files import describe_check
-
     for what, file in (("generator", model.model), ("tokenizer", model.tokenizer)):
         place = file.page if file.page.endswith(file.name) else f"{file.name} of {file.page}"
         print(f"{what:11s} {place} ({describe_check(file)})")
-
-
-def _describe_sampling(sampling: "Sampling") -> str:
-    """Return steps, schedule, order and guidance, and what else differs from the defaults; long lists by their ends."""
-    from unmask.decoding.sampling import Sampling
-
-    plain, said = Sampling(), ("steps", "schedule", "priority", "scale")
-    parts = {name: value for name, value in vars(sampling).items() if name in said or value != getattr(plain, name)}
-    text = ", ".join(f"{name} {value}" for name, value in parts.items())
-    return re.sub(r"\(([\d.e-]+),[\d., e-]*, ([\d.e-]+)\)", lambda ends: f"({ends[1]} ... {ends[2]})", text)
 
 
 def run_fetch(arguments: list[str]) -> None:

@@ -1,7 +1,7 @@
 """`unmask sample` and `evaluate`: what one does with a finished run."""
 
-import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +24,7 @@ from unmask.cli.flags import (
     fetch_model,
 )
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.cli.reports import format_report
 from unmask.errors import ConfigError
 from unmask.pipelines.rules import LabelRule
 from unmask.published.names import MODEL_NAMES
@@ -140,7 +141,7 @@ def _check(flags: SampleFlags) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateFlags(OutputFlags):
+class EvaluateFlags:
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     network: Annotated[ReferenceFlags, tyro.conf.arg(name="")] = field(default_factory=ReferenceFlags)
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
@@ -152,6 +153,8 @@ class EvaluateFlags(OutputFlags):
     """Sample each class as often as it is held out (shares), or all equally often (balanced)."""
     seed: int = 0
     """Seed of the samples."""
+    overwrite: bool = False
+    """Replace files that unmask did not make, and a report on more samples."""
 
 
 def run_evaluate(arguments: list[str]) -> None:
@@ -167,7 +170,7 @@ def run_evaluate(arguments: list[str]) -> None:
         if opened.is_run and flags.out is not None and flags.out != opened.folder:
             raise ConfigError("--out is for published and exported models: a run keeps its results")
         fetch_model(opened, here)
-        print_report(opened, here, flags, sampling)
+        print_report(opened, here, flags, sampling, choose_say(here))
 
 
 PICTURES = {
@@ -181,17 +184,27 @@ PICTURES = {
     "order.png": "when each token was revealed",
     "inpaint.png": "held-out images: original, masked, inpainted",
     "loss.png": "loss over the training",
-    "report.json": "metrics above",
+    "report.json": "all metrics and settings, as JSON",
 }
 
 
-def print_report(opened: "OpenedModel", here: "World", flags: EvaluateFlags, sampling: "Sampling") -> None:
-    """Evaluate, print the metrics, and say where each file lies and which images could not be read."""
-    from unmask.decoding.names import describe_expected
-    from unmask.evaluation.measuring import evaluate_opened
-    from unmask.evaluation.runs import shorten_name
+def print_report(
+    opened: "OpenedModel",
+    here: "World",
+    flags: EvaluateFlags,
+    sampling: "Sampling",
+    say: Callable[[str], None] | None = None,
+) -> None:
+    """Evaluate, print the metrics, and say where each file lies and which images could not be read.
 
-    folder = opened.fetch() if opened.is_run else flags.out or Path("runs") / shorten_name(opened.name)
+    `say` is called with lines on the images that are measured against.
+    """
+    from unmask.decoding.names import describe_expected
+    from unmask.evaluation.earlier import describe_replaced, read_report
+    from unmask.evaluation.measuring import evaluate_opened, find_report
+
+    path = find_report(opened, flags.out)
+    folder, before = path.parent, read_report(path)
     with catch_value_errors(), catch_disk_errors(folder), show_progress(shown=here.is_main) as progress:
         numbers = evaluate_opened(
             opened,
@@ -208,7 +221,7 @@ def print_report(opened: "OpenedModel", here: "World", flags: EvaluateFlags, sam
             policy=flags.published.policy,
             overwrite=flags.overwrite,
             progress=progress,
-            say=choose_say(here),
+            say=say,
         )
     if not here.is_main:
         return
@@ -218,7 +231,9 @@ def print_report(opened: "OpenedModel", here: "World", flags: EvaluateFlags, sam
         print(numbers["curve_note"], file=sys.stderr)
     if flags.sampling.preset is not None:
         print(describe_expected(flags.sampling.preset))
-    print(json.dumps(numbers, indent=2))
+    print(format_report(numbers))
+    if (replaced := describe_replaced(before, numbers)) is not None:
+        print(replaced)
     print("\nwrote")
     there = {file: what for file, what in PICTURES.items() if (folder / file).exists()}
     width = max(len(str(folder / file)) for file in there)

@@ -1,5 +1,7 @@
 """`unmask score`: orders and step budgets ranked by the likelihood of held-out data."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +19,7 @@ from unmask.cli.flags import (
     fetch_model,
 )
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.cli.tables import TableColumn, format_cells, format_titles
 from unmask.decoding.choices import ORDER_CHOICES, SCHEDULE_CHOICES
 from unmask.errors import ConfigError, look_up
 from unmask.published.names import MODEL_NAMES
@@ -24,6 +27,7 @@ from unmask.storage.outputs import check_results
 
 if TYPE_CHECKING:
     from unmask.decoding.sampling import Sampling
+    from unmask.evaluation.scoring import OrderScore
     from unmask.published.opening import OpenedModel
     from unmask.runtime.distributed import World
 
@@ -97,7 +101,8 @@ def _print_table(
             opened, here, measured.source, flags.out, measured.policy, choose_say(here)
         )
         out = flags.out or folder / "score"
-        rows = []
+        rows, first = [], chosen[0][0]
+        columns = plan_score_table([order for order, _ in chosen], subject.units)
         for row in scoring.score_subject(
             subject,
             chosen,
@@ -110,9 +115,8 @@ def _print_table(
         ):
             rows.append(row)
             if here.is_main:
-                first = chosen[0][0]
-                head = [] if len(rows) > 1 else [scoring.format_score_head(subject.units, first)]
-                print("\n".join([*head, scoring.format_score(row, subject.units, first)]), flush=True)
+                head = [] if len(rows) > 1 else [format_titles(columns)]
+                print("\n".join([*head, show_score(row, subject.units, columns, first)]), flush=True)
         if here.is_main:
             facts: dict[str, object] = {
                 "rows": min(flags.rows, len(subject.rows)),
@@ -120,4 +124,20 @@ def _print_table(
                 "seed": flags.seed,
             }
             scoring.write_scores(rows, subject.units, out, facts, here)
-            print(f"\nwrote into {out}: score.md, score.csv, score.png")
+            print(f"bound: any order, one token a pass. difference: to {first}, ± its standard error")
+            print(f"\nwrote into {out}: score.md, score.csv, score.json, score.png")
+
+
+def plan_score_table(orders: Sequence[str], units: Sequence[tuple[str, float]]) -> list[TableColumn]:
+    """Return the columns of the table for the terminal."""
+    numbers = [TableColumn("steps", 5), TableColumn("nats/token", len("12.3456±0.1234"))]
+    numbers += [TableColumn(name.replace(" per ", "/")) for name, _ in units]
+    return [TableColumn("order", max(map(len, orders))), *numbers, TableColumn("difference", len("+0.1234±0.1234"))]
+
+
+def show_score(row: "OrderScore", units: Sequence[tuple[str, float]], columns: list[TableColumn], first: str) -> str:
+    """Return a row of the table for the terminal."""
+    others = [f"{row.nats / math.log(2) / per:.4f}" for _, per in units]
+    apart = f"{row.difference:+.4f}±{row.difference_error:.4f}" if row.steps and row.order != first else "–"
+    nats = f"{row.nats:.4f}±{row.error:.4f}"
+    return format_cells(columns, [row.order, str(row.steps or "–"), nats, *others, apart])

@@ -19,6 +19,7 @@ from unmask.cli.flags import (
 )
 from unmask.cli.outcomes import describe_outcome, hash_if_there
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
+from unmask.cli.tables import TableColumn, fit_columns, format_cells, format_titles
 from unmask.data.shards.dataset import META
 from unmask.decoding import choices
 from unmask.decoding.names import SAMPLERS, list_orders
@@ -31,6 +32,7 @@ from unmask.runtime.progress import show_progress
 from unmask.storage.outputs import check_results
 
 if TYPE_CHECKING:
+    from unmask.evaluation.text_table import WritingRow
     from unmask.pipelines.text import TextPipeline
 
 
@@ -75,7 +77,7 @@ class EvaluateTextFlags(OutputFlags):
     steps: tuple[int, ...] = (1, 4, 16, 64, 256)
     """Numbers of forward passes."""
     temperatures: tuple[float, ...] = (1.0,)
-    """Divisors of the logits; several give a frontier of perplexity against entropy."""
+    """Divisors of the logits; several give a frontier of perplexity against entropy. valeoai's multiplies them."""
     samples: int = 200
     """Texts of each setting, of the model's whole context."""
     published_judge: Annotated[
@@ -130,7 +132,8 @@ def run_evaluate_text(arguments: list[str]) -> None:
         pipeline = TextPipeline.from_pretrained(run, device=str(here.device), spec=recipe)
         settings = list(dict.fromkeys(_settings(flags, pipeline)))
         published = None if flags.published_judge is None else load_causal_judge(flags.published_judge, here.device)
-        rows = []
+        rows: list[text_table.WritingRow] = []
+        columns: list[TableColumn] = []
         for row in text_table.measure_writing(
             reopen_text(recipe, run),
             pipeline,
@@ -144,18 +147,49 @@ def run_evaluate_text(arguments: list[str]) -> None:
         ):
             rows.append(row)
             if here.is_main:
-                print(
-                    "\n".join(
-                        [
-                            *([] if len(rows) > 1 else [text_table.format_writing_head(row)]),
-                            text_table.format_writing(row),
-                        ]
-                    ),
-                    flush=True,
-                )
+                columns = columns if columns else plan_text_table(settings, row)
+                head = [] if len(rows) > 1 else [format_titles(columns)]
+                print("\n".join([*head, show_writing(row, columns)]), flush=True)
         facts: dict[str, object] = {"samples": flags.samples, "seed": flags.seed, "judge": str(flags.judge)}
         if published is not None:
             facts["generative perplexity under"] = published.name
         if here.is_main:
             text_table.write_writing(rows, out, facts, here)
-            print(f"\nwrote into {out}: writing.md, writing.csv, frontier.png, samples.md")
+            print("floor: what held-out text itself gets, the value to aim at; lower is not better")
+            print(f"\nwrote into {out}: writing.md with all metrics, writing.csv, frontier.png, samples.md")
+
+
+TEXT_COLUMNS = {
+    "perplexity": "perplexity",
+    "entropy": "entropy",
+    "generative_perplexity": "gen. ppl",  # text_table.GENERATIVE, whose module imports torch
+    "ngram_kl_2": "2-gram KL",
+    "distinct_2": "distinct-2",
+    "repetition_4": "repetition",
+    "word_doubles": "doubles",
+}
+"""Entries of a row and their titles, as far as the terminal has room for them."""
+
+
+def plan_text_table(settings: "list[tuple[str, Sampling]]", row: "WritingRow") -> list[TableColumn]:
+    """Return the columns of the table for the terminal, whose first row this is."""
+    from unmask.evaluation import text_table
+
+    names = [text_table.HELD_OUT, text_table.TRAINING, *(name for name, _ in settings)]
+    needed = [TableColumn("order", max(map(len, names))), TableColumn("steps", 5)]
+    if len({sampling.temperature for _, sampling in settings}) > 1:
+        needed.append(TableColumn("temp", 4))
+    there = [title for name, title in TEXT_COLUMNS.items() if name in row.figures]
+    return fit_columns(needed, [TableColumn(title, 7) for title in there])
+
+
+def show_writing(row: "WritingRow", columns: list[TableColumn]) -> str:
+    """Return a row of the table for the terminal."""
+    from unmask.evaluation import text_table
+
+    forms = text_table.list_columns(row)
+    shown = {title: forms[name].format(row.figures[name]) for name, title in TEXT_COLUMNS.items() if name in forms}
+    shown |= {"order": row.order}
+    if row.steps:
+        shown |= {"steps": str(row.steps), "temp": f"{row.temperature:g}"}
+    return format_cells(columns, [shown.get(column.title, "–") for column in columns])

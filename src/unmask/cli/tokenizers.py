@@ -3,9 +3,10 @@
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -16,13 +17,14 @@ from unmask.cli.recipes import describe_train_tokenizer
 from unmask.data.shards.dataset import META
 from unmask.data.sources.choice import Arrays, Cifar10, Digits, Folder, HubImages, Mnist, PictureSource, Shards
 from unmask.errors import ConfigError, look_up
+from unmask.metrics.configs import ClassifierConfig
 from unmask.pretrained.networks import LearnedConfig
 from unmask.published.names import MODEL_NAMES
 from unmask.recipes import TokenizerRecipe, reading
 from unmask.runtime.output import print_line, survive_lost_output
 from unmask.runtime.torchrun import is_main_process
 from unmask.storage.config import dump_json
-from unmask.storage.layout import MODEL
+from unmask.storage.layout import CONFIG, MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ def run_train_tokenizer(arguments: list[str]) -> None:
     rest = [re.sub(r"^--data(?==|$)", "--data.path", word) for word in rest]
     rest = [re.sub(r"^--seed(?==|$)", "--training.seed", word) for word in rest]
     flags = parse(TrainTokenizerFlags, rest, f"train-tokenizer {name}", default)
+    given = [name for name in CLASSIFIERS if any(re.match(rf"--{name}\.steps(=|$)", word) for word in rest)]
+    flags = replace(flags, recipe=shorten_classifiers(flags.recipe, flags.out, given))
     if flags.dry_run:
         return _describe(flags.recipe)
     from unmask.experiments.training import train_tokenizer
@@ -68,6 +72,30 @@ def run_train_tokenizer(arguments: list[str]) -> None:
         if is_main_process():
             print(describe_outcome(run / MODEL, before))
             print(f"next: unmask evaluate-tokenizer {run}   or   unmask tokenize {run}")
+
+
+CLASSIFIERS = ("perceptual", "classifier")
+"""The classifiers of a tokenizer's recipe: for its loss, and for `unmask evaluate-tokenizer`."""
+
+
+def shorten_classifiers(recipe: TokenizerRecipe, out: Path, given: Sequence[str] = ()) -> TokenizerRecipe:
+    """Return the recipe with at most as many steps of its classifiers as of the training.
+
+    A run that is there keeps its own numbers, so that a longer training continues it.
+
+    Args:
+        recipe: The recipe.
+        out: The run directory.
+        given: The classifiers whose steps the user chose.
+    """
+    there = reading.read_config(out / CONFIG) if reading.has_config(out) else None
+    changes: dict[str, Any] = {}
+    for name in CLASSIFIERS:
+        own, before = getattr(recipe, name), getattr(there, name, None)
+        if isinstance(own, ClassifierConfig) and name not in given:
+            kept = before.steps if isinstance(before, ClassifierConfig) else min(own.steps, recipe.training.steps)
+            changes[name] = replace(own, steps=kept)
+    return replace(recipe, **changes)
 
 
 def _describe(recipe: TokenizerRecipe) -> None:

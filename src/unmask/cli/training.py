@@ -41,11 +41,19 @@ class RunFlags(DataFlags, OutputFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartFlags(WeightsFlags):
+    """Where the files of the model to start from are."""
+
+    weights: Annotated[tuple[Path, ...], show_default("download them")] = ()
+    """Files of the published model in --init, or folders that hold them; a resumed training ignores them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainFlags(RunFlags):
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     num_classes: Annotated[int | None, show_default("as many as there are")] = None
     """Number of classes that the data must have; another number is refused before the training."""
-    published: Annotated[WeightsFlags, tyro.conf.arg(name="")] = field(default_factory=WeightsFlags)
+    published: Annotated[StartFlags, tyro.conf.arg(name="")] = field(default_factory=StartFlags)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,5 +123,6 @@ def _write(pipeline: "TextPipeline", canvas: "MaskedText", flags: WritingFlags, 
     if flags.html is not None:
         with catch_disk_errors(flags.html.parent):
             text = text_figures.render_page(states, pipeline.tokenizer, canvas.front, "unmask", shown)
+            flags.html.parent.mkdir(parents=True, exist_ok=True)
             write_text(text, flags.html)
         print(f"wrote {flags.html}", file=sys.stderr)

@@ -44,7 +44,7 @@ def number_labels(
     return ids.reshape(labels.shape), names, (note,)
 
 
-_REMEDY = "take these pictures out, or number all classes from 0 without gaps"
+_REMEDY = "take these images out, or number all classes from 0 without gaps"
 
 
 def _count(labels: Integer[np.ndarray, " n"], value: int) -> str:
@@ -74,7 +74,7 @@ def report_classes(classes: Sequence[str], train: Iterable[int], test: Iterable[
     counts = [(one, one + other) for one, other in zip(train, test, strict=True)]
     notes = []
     if len(classes) == 1:
-        notes.append(f"all pictures are of one class, {escape_line(classes[0])}: a folder per class makes classes")
+        notes.append(f"all images are of one class, {escape_line(classes[0])}: a folder per class makes classes")
     folded = Counter(normalize_name(name).casefold() for name in classes)
     alike = [name for name in classes if folded[normalize_name(name).casefold()] > 1]
     if alike:
@@ -83,13 +83,13 @@ def report_classes(classes: Sequence[str], train: Iterable[int], test: Iterable[
     scattered = single > 2 and 2 * single > len(classes)
     if scattered:
         notes.append(
-            f"{single:,} of {len(classes):,} classes have a single picture: if these are no classes, put all pictures "
+            f"{single:,} of {len(classes):,} classes have a single image: if these are no classes, put all images "
             "into one folder"
         )
     empty = [name for name, (_, total) in zip(classes, counts, strict=True) if total == 0]
     if empty:
-        notes.append(f"{len(empty):,} of {len(classes):,} classes have no picture: {list_names(empty)}")
+        notes.append(f"{len(empty):,} of {len(classes):,} classes have no image: {list_names(empty)}")
     unseen = [name for name, (one, total) in zip(classes, counts, strict=True) if one == 0 < total]
     if unseen and not scattered:
-        notes.append(f"no picture to train on, only held-out ones: {list_names(unseen)}")
+        notes.append(f"no image to train on, only held-out ones: {list_names(unseen)}")
     return tuple(notes)

@@ -11,7 +11,7 @@ NAMED = 3  # files that the summary names
 
 
 def describe_split(split: Split) -> list[str]:
-    """Return lines such as "disc 30, square 30; 6 held out; 2 left out (a.txt, b.png)", and a line for each note."""
+    """Return lines such as "dataset     disc 30, square 30; 6 held out; 1 left out (a.txt)", and one for each note."""
     counts = [sum(pair) for pair in zip(count_classes(split.train), count_classes(split.test), strict=True)]
     total = len(split.train) + len(split.test)
     first = [describe_counts(split.train.classes, counts, total), f"{len(split.test):,} held out"]
@@ -21,16 +21,16 @@ def describe_split(split: Split) -> list[str]:
         first.append(f"{len(split.bad):,} left out ({', '.join(names)}{more})")
     unchecked = isinstance(split.train, OnDemand) and not split.train.exact
     notes = [*split.notes, *([UNCHECKED] if unchecked else [])]
-    return ["; ".join(first), *(f"note: {note}" for note in notes)]
+    return ["dataset     " + "; ".join(first), *(f"note: {note}" for note in notes)]
 
 
 def describe_counts(classes: tuple[str, ...], counts: list[int], total: int) -> str:
     """Return the number of pictures of each class, or the range of these numbers if the classes are many."""
     if not classes:
-        return f"{total:,} picture{'s' * (total != 1)} without classes"
+        return f"{total:,} image{'s' * (total != 1)} without classes"
     if len(classes) <= MAX_LISTED:
         after = ":" if any(name.isdecimal() for name in classes) else ""  # "7: 20", as "7 20" reads like two numbers
         return ", ".join(f"{escape_line(name)}{after} {count:,}" for name, count in zip(classes, counts, strict=True))
     least, most = min(counts), max(counts)
     each = f"{least:,} each" if least == most else f"{least:,} to {most:,} each"
-    return f"{total:,} pictures of {len(classes):,} classes, {each}"
+    return f"{total:,} images of {len(classes):,} classes, {each}"

@@ -88,6 +88,8 @@ class Survey:
     """Names of equal pictures of which some are trained on and some held out."""
     contradictions: list[list[str]]
     """Names of equal pictures with different labels, each with its class."""
+    fault: DataError | None = None
+    """Why a training would refuse these pictures."""
 
 
 def survey_source(source: PictureSource, progress: Progress | None = None) -> Survey:
@@ -117,12 +119,19 @@ def survey_source(source: PictureSource, progress: Progress | None = None) -> Su
     seed = getattr(source, "seed", 0)
     if not len(good.train):
         hint = f"; the first: {bad[0]}" if bad else ""
-        raise DataError(f"{escape_line(where)}: no readable picture to train on{hint}")
+        raise DataError(f"{escape_line(where)}: no readable image to train on{hint}")
     try:
         split = good.split(share, seed, where, arrange)
     except DataError as error:  # too few to hold some out: a training refuses them, a survey says so
         split = replace(good, notes=(*good.notes, str(error))).split(0.0, seed, where, arrange)
-    return Survey(parts=tuple(parts), split=split, copies=copies, shared=shared, contradictions=contradictions)
+    return Survey(
+        parts=tuple(parts),
+        split=split,
+        copies=copies,
+        shared=shared,
+        contradictions=contradictions,
+        fault=given.fault,
+    )
 
 
 def open_unsplit(source: PictureSource, progress: Progress | None = None) -> Parts:
@@ -146,7 +155,7 @@ def _survey_part(name: str, pictures: Pictures, progress: Progress | None) -> tu
     flat: dict[str, list[str]] = {}
     for i, seen in enumerate(_look_at_all(pictures)):
         if progress is not None:
-            progress("pictures", i + 1, num)
+            progress("images", i + 1, num)
         if isinstance(seen, Unreadable):
             bad.append(seen)
             continue
@@ -265,7 +274,7 @@ def _drop_unread_classes(parts: list[SurveyedPart]) -> tuple[list[SurveyedPart],
         labels = number[part.pictures.labels]
         made.append(replace(part, pictures=replace(part.pictures, labels=labels, classes=classes)))
     what = "it is no class" if len(empty) == 1 else "they are no classes"
-    return made, [f"no readable picture in {list_names(empty)}, so {what}"]
+    return made, [f"no readable image in {list_names(empty)}, so {what}"]
 
 
 def choose_tiles(survey: Survey) -> list[tuple[str, UInt8[Tensor, "_ 3 h w"]]]:
@@ -315,7 +324,7 @@ def describe_survey(survey: Survey, size: int) -> list[str]:
         lines += _list_groups("in both", "both trained on and held out", survey.shared)
     if survey.contradictions:
         num = len(survey.contradictions)
-        what = "picture has copies" if num == 1 else "pictures have copies"
+        what = "image has copies" if num == 1 else "images have copies"
         lines.append(f"labels      {num:,} {what} of another class, so one of the labels is wrong")
         lines += ["  " + " = ".join(map(escape_line, group[:4])) for group in survey.contradictions[:MOST_NAMED]]
     flat: dict[str, list[str]] = {}
@@ -333,8 +342,8 @@ def describe_survey(survey: Survey, size: int) -> list[str]:
 
 def _list_groups(kind: str, what: str, groups: list[list[str]]) -> list[str]:
     if not groups:
-        return [f"{kind:11s} no picture is {what}"]
+        return [f"{kind:11s} no image is {what}"]
     where = f"in {len(groups):,} group{'s' * (len(groups) > 1)}"
-    lines = [f"{kind:11s} {sum(map(len, groups)):,} pictures are {what}, {where}"]
+    lines = [f"{kind:11s} {sum(map(len, groups)):,} images are {what}, {where}"]
     lines += ["  " + " = ".join(escape_line(name) for name in group[:4]) for group in groups[:LISTED]]
     return lines + ([f"  and {len(groups) - LISTED:,} more groups"] if len(groups) > LISTED else [])

@@ -157,7 +157,12 @@ class Adaptive:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Sampling settings: each field is an argument of a sampler or of `guided`, as data."""
+    """Sampling settings: each field is an argument of a sampler or of `guided`, as data.
+
+    Examples:
+        >>> slow = unmask.Sampling(steps=32, temperature=0.9, priority=unmask.Halton((8, 8)))
+        >>> images = unmask.load("runs/demo").generate(num=2, sampling=unmask.Sampling(steps=2))
+    """
 
     steps: int = 8
     """Forward passes of the (guided) model, from 1 to 100,000."""
@@ -187,9 +192,11 @@ class Sampling:
         if not 1 <= self.steps <= MOST_STEPS:
             raise ValueError(f"sampling: steps={self.steps} must be from 1 to {MOST_STEPS:,}")
         if not all(0 <= x < float("inf") for x in many):
-            raise ValueError(f"sampling: temperature={many} must be finite and >= 0")
-        if (self.top_k is not None and self.top_k < 1) or (self.top_p is not None and not 0 < self.top_p <= 1):
-            raise ValueError(f"sampling: top_k={self.top_k} must be at least 1, and top_p={self.top_p} lie in (0, 1]")
+            raise ValueError(f"sampling: temperature {', '.join(map(str, many))} must be finite and at least 0")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"sampling: top_k={self.top_k} must be at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling: top_p={self.top_p} must lie in (0, 1]")
         if isinstance(self.temperature, tuple) and len(many) != self.steps:
             raise ValueError(f"sampling: {len(many)} temperatures for {self.steps} steps: give one, or one per step")
         if self.annealing is not None and isinstance(self.temperature, tuple):

@@ -91,12 +91,16 @@ def change_sampling(base: Sampling, grid: tuple[int, ...], settings: Mapping[str
     return replace(base, priority=priority, **changes)
 
 
+OTHER_NAMES = {"scale": "guidance", "cfg": "guidance", "cfg_scale": "guidance", "num_steps": "steps"}
+"""What other code calls a setting."""
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """ConfigError for a setting that there is not, with the nearest name, or for a value of another type."""
     known = list(SamplingSettings.__annotations__)
     for name in settings:
         if name not in known:
-            near = get_close_matches(name, known, 1)
+            near = [OTHER_NAMES[name]] if name in OTHER_NAMES else get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise ConfigError(f"no setting {name}: {hint}")
         check_type(name, settings[name], _SETTING_TYPES[name])
@@ -105,6 +109,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def change_guidance(own: Guidance, ramp: str | None, scale: float | None) -> Guidance:
     """Return the guidance with another form, or another scale at the end of the same form."""
     kind = type(own) if ramp is None else look_up(RAMPS, ramp, "ramp")
+    if scale is not None and scale < 0:
+        raise ConfigError(f"guidance scale {scale:g}: give at least 0; 1 is no guidance")
     number = own.scale if scale is None else scale
     return replace(own, scale=number) if isinstance(own, kind) else kind(scale=number)
 

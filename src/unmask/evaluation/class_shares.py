@@ -40,7 +40,7 @@ class ClassShares:
 
     @property
     def unmeasured(self) -> list[str]:
-        """The names of the classes that are not sampled, as they have no held-out or no training picture."""
+        """The names of the classes that are not sampled, as they have no held-out or no training image."""
         return [name for name, weight in zip(self.names, self.weights.tolist(), strict=True) if not weight]
 
     def choose_tuned_labels(self, num: int, rule: LabelRule) -> Int[Tensor, "n"]:
@@ -52,7 +52,7 @@ class ClassShares:
 def count_class_shares(
     experiment: Experiment, pipeline: Pipeline, real: Reference | None, rule: LabelRule
 ) -> ClassShares | None:
-    """Count the pictures of each class; return None for a model or pictures without classes.
+    """Count the pictures of each class; return None for a model or images without classes.
 
     Raises:
         ConfigError: The classes of the pictures are not those of the model, or `rule` is for a model with classes.
@@ -65,13 +65,13 @@ def count_class_shares(
     names, num = experiment.classes, len(experiment.classes)
     if num != pipeline.num_classes:
         raise ConfigError(
-            f"the model has {pipeline.num_classes} classes and these pictures {num}: their numbers mean other things"
+            f"the model has {pipeline.num_classes} classes and these images {num}: their numbers mean other things"
         )
     # The names of a published model are ours, and a folder of ImageNet has others, such as n02099601.
     known = () if pipeline.classes == read_imagenet_classes() else pipeline.classes
     for i, (theirs, ours) in enumerate(zip(known, names, strict=False)):
         if theirs != ours and not experiment.policy.accept:
-            raise ConfigError(f"class {i} is {theirs} for the model and {ours} in these pictures: rename the pictures'")
+            raise ConfigError(f"class {i} is {theirs} for the model and {ours} in these images: rename the images'")
     held_out, training = (
         labels[index].bincount(minlength=num) for labels, index in ((test, real.test_index), (train, real.train_index))
     )
@@ -129,8 +129,8 @@ def describe_shares(shares: ClassShares, labels: Int[Tensor, "n"]) -> str | None
     if not told:
         return None
     lines = [
-        f"class {shares.names[i]} is {parts[0, i]:.1%} of the samples, {parts[1, i]:.1%} of the held-out pictures and "
-        f"{parts[2, i]:.1%} of the training pictures"
+        f"class {shares.names[i]} is {parts[0, i]:.1%} of the samples, {parts[1, i]:.1%} of the held-out images and "
+        f"{parts[2, i]:.1%} of the training images"
         for i in told[:SHOWN_CLASSES]
     ]
     return "; ".join(
@@ -142,5 +142,5 @@ def describe_unmeasured(names: Sequence[str]) -> str:
     """Return a sentence on the classes that are not sampled."""
     more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
     return (
-        f"{', '.join(names[:SHOWN_CLASSES])}{more}: no held-out or no training picture, so neither sampled nor measured"
+        f"{', '.join(names[:SHOWN_CLASSES])}{more}: no held-out or no training image, so neither sampled nor measured"
     )

@@ -120,7 +120,7 @@ def measure_bank(bank: Bank, features: Features, real: Reference) -> tuple[dict[
     left_out: dict[str, str] = {}
     fewest = min(len(bank), len(real.test))
     if fewest <= features.dim:
-        left_out["a trustworthy frechet"] = f"{fewest} pictures in {features.dim} dimensions; take more than these"
+        left_out["a trustworthy frechet"] = f"{fewest} images in {features.dim} dimensions; take more than these"
     for name, compute in more.items():
         try:
             figures |= compute()
@@ -158,7 +158,7 @@ def measure_run(
 ) -> dict[str, object]:
     """Generate `num` images, measure them, draw the run's pictures, and write and return `report.json`.
 
-    Their classes come in the shares of the held-out pictures, or with `labels` "balanced" equally often.
+    Their classes come in the shares of the held-out images, or with `labels` "balanced" equally often.
 
     Without `features` they are the judge's own, and the judge is trained once and kept in the run. Without classes and
     features there is nothing to measure in: the report then holds what needs none.
@@ -267,7 +267,7 @@ def measure_classes(
     sampling: Sampling,
     seed: int,
 ) -> dict[str, object]:
-    """Class accuracy of samples, of real held-out pictures, and of those after a hole in them was filled."""
+    """Class accuracy of samples, of real held-out images, and of those after a hole in them was filled."""
     pictures, truth = experiment.read_pictures("test"), experiment.split.test.labels
     assert truth is not None
     real, every = embed_real(pictures, judge, spread(len(pictures)), world)

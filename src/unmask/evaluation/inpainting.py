@@ -188,8 +188,8 @@ INPAINTING_FILES = (REPORT, "table.md", "table.csv", "repaired.png")
 def write_table(rows: Sequence[InpaintingRow], facts: Mapping[str, object], out: Path) -> None:
     """table.md, table.csv, and report.json with `facts`, which say what the figures are of."""
     caption = (
-        f"{facts['num_pictures']} held-out pictures with holes, in turn the right half, the lower half and the middle, "
-        f"filled with seed {facts['seed']}; distances to the same pictures whole, in the features of "
+        f"{facts['num_pictures']} held-out images with holes, in turn the right half, the lower half and the middle, "
+        f"filled with seed {facts['seed']}; distances to the same images whole, in the features of "
         f"{facts['features']}."
     )
     remove_killed_writes(out)
@@ -210,17 +210,17 @@ def draw_comparison(
 
 def format_markdown(rows: Sequence[InpaintingRow]) -> str:
     """Return the rows as a Markdown table."""
-    head, *body = _cells(rows)
+    head, *body = list_cells(rows)
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *body))
 
 
 def format_csv(rows: Sequence[InpaintingRow]) -> str:
     """Return the rows as comma-separated values."""
-    return "".join(",".join(line) + "\n" for line in _cells(rows))
+    return "".join(",".join(line) + "\n" for line in list_cells(rows))
 
 
-def _cells(rows: Sequence[InpaintingRow]) -> list[list[str]]:
+def list_cells(rows: Sequence[InpaintingRow]) -> list[list[str]]:
     """Return the cells of the table, names first; metrics have five digits."""
     names = list(rows[0].figures) if rows else []
     if not rows or any(list(row.figures) != names for row in rows):

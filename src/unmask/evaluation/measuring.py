@@ -14,11 +14,12 @@ from unmask.decoding.names import list_orders
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import SamplingSettings, change_sampling
 from unmask.errors import ConfigError, look_up
+from unmask.evaluation.earlier import check_report
 from unmask.evaluation.gallery import PICTURE_FILES
 from unmask.evaluation.images import measure_run
 from unmask.evaluation.networks import open_networks
 from unmask.evaluation.plans import SweepChoices, plan_sweep
-from unmask.evaluation.runs import open_run
+from unmask.evaluation.runs import open_run, shorten_name
 from unmask.evaluation.scoring import SCORE_FILES, OrderScore, ScoredSubject, score_subject, write_scores
 from unmask.evaluation.sweep_table import COLUMNS, SWEEP_FILES, SweepRow
 from unmask.evaluation.sweeping import sweep_run
@@ -72,7 +73,7 @@ def evaluate(
         data: For a model that is no run: what to measure it against, as `unmask evaluate --data` takes it; or a
             `Folder`, whose size and channels the model decides.
         out: For a model that is no run: the folder for the results; runs/NAME by default.
-        overwrite: Replace files in `out` that unmask did not make.
+        overwrite: Replace files in `out` that unmask did not make, and a report on more samples.
         device: "auto", "cuda" or "cpu".
         accept_data: Measure a run although its data changed since it was trained.
         verify_data: Compare all bytes of all images, also of those that are read on demand.
@@ -82,6 +83,11 @@ def evaluate(
 
     Returns:
         The metrics, as in report.json.
+
+    Examples:
+        >>> report = unmask.evaluate("runs/demo", samples=20, steps=2)
+        >>> report["num_samples"]
+        20
     """
     with join_world(None if device == "auto" else device) as here:
         opened = open_model(run, world=here)
@@ -128,6 +134,8 @@ def evaluate_opened(
         check_folder(out, REPORT_FILES, overwrite=overwrite)
     if samples < 2:
         raise ConfigError(f"--samples {samples}: at least 2, to have a covariance")
+    path, advice = find_report(opened, out), "" if opened.is_run else "or give another --out"
+    check_report(path, "num_samples", samples, "--samples", overwrite=overwrite, advice=advice)
     extractor, judge = open_networks(features, classifier, here)
     return measure_run(
         open_run(opened, here, data=data, out=out, policy=policy, progress=progress, say=say),
@@ -141,6 +149,12 @@ def evaluate_opened(
         labels=labels,
         progress=progress,
     )
+
+
+def find_report(opened: OpenedModel, out: Path | None) -> Path:
+    """Return the file that an evaluation of a model writes; see `runs.choose_folder`."""
+    folder = opened.folder if opened.is_run else None
+    return (folder or out or Path("runs") / shorten_name(opened.name)) / REPORT
 
 
 def check_sampling(spec: ModelSpec, settings: Any) -> Sampling:
@@ -173,11 +187,24 @@ def sweep(
         run: A run, an export, a published model or hf-hub:OWNER/NAME.
         choices: What to compare.
         out: The folder for sweep.md, sweep.csv and the plots; RUN/sweep by default.
-        features, classifier, reference, data, overwrite, device: As in `evaluate`.
-        accept_data, verify_data, progress, say: As in `evaluate`.
+        features: "classifier", "inception" or "dinov2"; the latter two may be kind=PATH of their weights.
+        classifier: A folder that unmask train-features made; by default one is trained and kept in the run.
+        reference: The file that keeps the features of the real images; by default in the run.
+        data: For a model that is no run: what to measure it against, as in `evaluate`.
+        overwrite: Replace files in `out` that unmask did not make.
+        device: "auto", "cuda" or "cpu".
+        accept_data: Measure a run although its data changed since it was trained.
+        verify_data: Compare all bytes of all images, also of those that are read on demand.
+        progress: Called with (what, done, total).
+        say: Called with lines on the images that are measured against.
 
     Returns:
         The rows: the real-data baseline, the tokenizer bound, each setting, and the best one with a fresh seed.
+
+    Examples:
+        >>> choices = unmask.SweepChoices(samples=8, tune=0, steps=(2,), orders=("halton",), temperatures=(1.0,))
+        >>> len(unmask.sweep("runs/demo", choices))
+        4
     """
     check_results(None if out is None else Path(out), SWEEP_FILES, signs=COLUMNS, overwrite=overwrite)
     with join_world(None if device == "auto" else device) as here:
@@ -229,10 +256,21 @@ def score(
         rows: Held-out rows, spread over all there are.
         passes: Masks of each row behind the likelihood bound.
         seed: The seed of the masks.
-        data, out, overwrite, device, accept_data, verify_data, say: As in `evaluate`; `out` is RUN/score by default.
+        data: For a model that is no run: the data to score, as in `evaluate`.
+        out: The folder for score.md, score.csv and the plot; RUN/score by default.
+        overwrite: Replace files in `out` that unmask did not make.
+        device: "auto", "cuda" or "cpu".
+        accept_data: Score a run although its data changed since it was trained.
+        verify_data: Compare all bytes of all images, also of those that are read on demand.
+        say: Called with lines on the data that is scored.
 
     Returns:
         The bound, then a score for each order and number of steps.
+
+    Examples:
+        >>> scores = unmask.score("runs/demo", orders=["halton"], steps=[4], rows=4, passes=1)
+        >>> [score.order for score in scores]
+        ['bound', 'halton']
     """
     check_results(None if out is None else Path(out), SCORE_FILES, overwrite=overwrite)
     with join_world(None if device == "auto" else device) as here:

@@ -48,7 +48,7 @@ class SweepChoices:
     ] = None
     """How guidance rises to its scale while decoding."""
     temperatures: tuple[float, ...] = (0.6, 0.8, 0.9, 1.0)
-    """Divisors of the logits; the best one of them is taken for each setting."""
+    """Divisors of the logits; each setting takes its best one. valeoai's multiplies them: its 1.3 is our 0.77."""
     seed: int = 0
     """Seed of the samples."""
     labels: LabelRule = "shares"
@@ -83,26 +83,29 @@ def plan_sweep(spec: "ModelSpec", choices: SweepChoices, name: str) -> "SweepPla
 
 
 def _list_settings(choices: SweepChoices, spec: "ModelSpec") -> "Iterator[SweepSetting]":
+    from unmask.decoding.rules import AnnealedConfidence
     from unmask.evaluation.sweeping import SweepSetting
 
-    sampling = replace(spec.sampling.fit_to(spec.grid), annealing=None)
+    sampling = spec.sampling.fit_to(spec.grid)
     for (order, priority), (schedule, shape), steps, scale in product(
         _list_orders(choices, spec), _list_schedules(choices, spec), choices.steps, _list_scales(choices, sampling)
     ):
         changed = replace(sampling, steps=steps, schedule=shape, priority=priority, scale=scale, temperature=1.0)
-        yield SweepSetting(order=order, schedule=schedule, sampling=changed)
+        has_rule = changed.annealing is not None or isinstance(priority, AnnealedConfidence)
+        yield SweepSetting(order=f"{order} (annealed)" if has_rule else order, schedule=schedule, sampling=changed)
 
 
 def _list_orders(choices: SweepChoices, spec: "ModelSpec") -> "Iterator[tuple[str, Order]]":
     """Yield orders by name; confidence once for each noise."""
     from unmask.decoding.names import list_orders
+    from unmask.decoding.rules import AnnealedConfidence
     from unmask.method.sampling.priorities import Confidence
 
     table, own = list_orders(spec.grid), spec.sampling.priority
-    usual = own if isinstance(own, Confidence) else Confidence()
+    usual = own if isinstance(own, Confidence | AnnealedConfidence) else Confidence()
     for name in choices.orders:
         if name == "confidence":
-            yield from ((name, Confidence(noise)) for noise in choices.noises or (usual.noise,))
+            yield from ((name, replace(usual, noise=noise)) for noise in choices.noises or (usual.noise,))
         else:
             yield name, look_up(table, name, "order")
 

@@ -109,7 +109,7 @@ def embed_real(
             rows[places.to(rows.device)] = torch.cat([read, features(images).to(rows.device)], dim=1)
         return rows
 
-    rows = gather_rows(len(index), 1 + features.dim, compute, world, progress, "real pictures")
+    rows = gather_rows(len(index), 1 + features.dim, compute, world, progress, "real images")
     read = rows[:, 0] == 1
     if len(index) and not read.any():
         first = pictures.pictures.try_read(index[:1])[2]
@@ -167,7 +167,7 @@ def _read(path: Path, key: ReferenceKey, world: World) -> Reference:
     check_same_features(found.features, key.features)
     if found != key:
         raise ConfigError(
-            f"{path} holds the features of other pictures ({list_differences(found, key)[0]}): give another file"
+            f"{path} holds the features of other images ({list_differences(found, key)[0]}): give another file"
         )
     return Reference(key=key, train=train, test=test, train_index=train_index, test_index=test_index)
 
@@ -176,7 +176,7 @@ def check_judge(judge: ClassifierFeatures | None, classes: Sequence[str]) -> Non
     """ConfigError unless the classifier can know the pictures' classes: it has as many."""
     if judge is not None and classes and judge.num_classes != len(classes):
         raise ConfigError(
-            f"the classifier knows {judge.num_classes} classes, these pictures have {len(classes)}: train one on them "
+            f"the classifier knows {judge.num_classes} classes, these images have {len(classes)}: train one on them "
             "with unmask train-features"
         )
 
@@ -185,6 +185,6 @@ def check_held_out(train: Pictures, test: Pictures) -> None:
     """DataError if too few pictures are held out to measure a distance to them."""
     if len(test) < 2:
         raise DataError(
-            f"{len(test)} of {len(train) + len(test)} pictures held out, and a distance takes at least 2: add "
-            "pictures, or sort them into the sub-folders train and val"
+            f"{len(test)} of {len(train) + len(test)} images held out, and a distance takes at least 2: add "
+            "images, or sort them into the sub-folders train and val"
         )

@@ -111,7 +111,7 @@ def choose_folder(
     folder = opened.fetch(progress, world)
     if isinstance(spec, Recipe | MeasuredModel) and not is_on_hub(opened.name):
         if data is not None:
-            raise ConfigError("--data is for published and exported models: a run knows its images")
+            raise ConfigError(f"{name_data_flag(data)} is for published and exported models: a run knows its images")
         return spec, folder
     into = out or Path("runs") / shorten_name(opened.name)
     measured = measure_against(spec, folder, opened.name, data, into)
@@ -119,6 +119,13 @@ def choose_folder(
         link_weights(measured, folder, into)
     barrier(world)
     return measured, into
+
+
+def name_data_flag(data: str | Folder) -> str:
+    """Return the flag that the user gave."""
+    if isinstance(data, str) or data.path:
+        return "--data"
+    return "--data.test" if data.train is None else "--data.train"
 
 
 def shorten_name(name: str) -> str:

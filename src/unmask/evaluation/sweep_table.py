@@ -35,7 +35,7 @@ CHECK = "check"
 """The last column: a digest of the rest of the row. Tables of earlier versions lack it."""
 
 COLUMN_TITLES = {
-    "floor": "real training pictures (floor)",
+    "floor": "real training images (floor)",
     "limit": "these through the tokenizer (limit)",
     "again": "best, again with a fresh seed: ",
 }

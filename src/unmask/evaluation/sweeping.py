@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unmask.data.pictures import hash_pictures
 from unmask.decoding.names import RAMPS
+from unmask.decoding.rules import AnnealedConfidence
 from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation.class_shares import (
@@ -215,7 +216,7 @@ def describe_row(
             "order": setting.order,
             "schedule": setting.schedule,
             "steps": format_number(s.steps),
-            "noise": format_number(s.priority.noise) if isinstance(s.priority, Confidence) else "",
+            "noise": format_number(s.priority.noise) if isinstance(s.priority, Confidence | AnnealedConfidence) else "",
             "scale": format_number(s.scale.scale),
             "ramp": ramp,
             "top_k": format_number(s.top_k),
@@ -310,7 +311,7 @@ def measure_reveal_times(
 def write_caption(bench: SweepBench, plan: SweepPlan) -> str:
     """Return what the metrics of the table were measured on."""
     lines = [
-        f"Each row: {plan.samples:,} samples of seed {plan.seed}, against {len(bench.real.test):,} held-out pictures, "
+        f"Each row: {plan.samples:,} samples of seed {plan.seed}, against {len(bench.real.test):,} held-out images, "
         f"in the features of {bench.real.key.features}."
     ]
     num = len(choose_baseline(bench.shares, len(bench.real.train), plan.samples))
@@ -322,10 +323,10 @@ def write_caption(bench: SweepBench, plan: SweepPlan) -> str:
         if bench.shares.unmeasured:
             lines.append(f"Left out: {describe_unmeasured(bench.shares.unmeasured)}.")
     if bench.real.num_unread:
-        lines.append(f"{bench.real.num_unread:,} pictures could not be read and are left out.")
+        lines.append(f"{bench.real.num_unread:,} images could not be read and are left out.")
     if plan.tuned:
         lines.append(
             f"Its temperature is the best of {', '.join(map(format_number, plan.temperatures))}, by {plan.tune:,} "
-            f"samples of seed {plan.seed + 1} against training pictures."
+            f"samples of seed {plan.seed + 1} against training images."
         )
     return " ".join([*lines, f"The fresh seed is {plan.seed + 2}."])

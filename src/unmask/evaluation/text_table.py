@@ -133,16 +133,17 @@ def sample_rows(pipeline: TextPipeline, num: int, seed: int, sampling: Sampling)
 
 def format_writing_head(row: WritingRow) -> str:
     """Return the first two lines of the Markdown table, whose first row this is."""
-    names = [name.replace("_", " ") for name in _list_columns(row)]
+    names = [name.replace("_", " ") for name in list_columns(row)]
     return f"| order | steps | temperature | {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) + 2)}"
 
 
-def _list_columns(row: WritingRow) -> dict[str, str]:
+def list_columns(row: WritingRow) -> dict[str, str]:
+    """Return the metrics of a row that tables show, each with its form."""
     return {**WRITING_COLUMNS, **({GENERATIVE: "{:.2f}"} if GENERATIVE in row.figures else {})}
 
 
 def format_writing(row: WritingRow) -> str:
-    cells = [form.format(row.figures[name]) for name, form in _list_columns(row).items()]
+    cells = [form.format(row.figures[name]) for name, form in list_columns(row).items()]
     setting = [row.order, str(row.steps or "–"), f"{row.temperature:g}" if row.steps else "–"]
     return f"| {' | '.join([*setting, *cells])} |"
 

@@ -34,8 +34,9 @@ from unmask.experiments.preflight import check_ranks
 from unmask.experiments.resuming import check_checkpoints, check_steps, has_finished, keep_shuffle
 from unmask.method.critic import WithCritic
 from unmask.method.masking import ABSENT
-from unmask.method.models.configs import PartitionConfig, TransformerConfig
+from unmask.method.models.configs import TransformerConfig
 from unmask.method.models.partition import PartitionTransformer
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.objectives import MaskGIT

@@ -191,9 +191,9 @@ def make_codes(
         data=None if earlier is not None and earlier.data is None else compute_fingerprint(split, verify=policy.verify),
     )
     if not len(split.test):
-        raise ConfigError("no picture is held out, but training validates on some: raise --data.held-out")
+        raise ConfigError("no image is held out, but training validates on some: raise --data.held-out")
     if split.train.shape[0] != model.config.channels:
-        raise ConfigError(f"the pictures have {split.train.shape[0]} channels, the tokenizer {model.config.channels}")
+        raise ConfigError(f"the images have {split.train.shape[0]} channels, the tokenizer {model.config.channels}")
     if world.size > 1:
         meta, bad = _by_ranks(split.train, split.test, model, out, plan, batch, world, policy, progress)
         return meta, [*split.bad, *bad] if world.is_main else bad

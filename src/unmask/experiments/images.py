@@ -27,7 +27,8 @@ from unmask.data.tokens import Tokens, TokenSet, Unlabelled
 from unmask.errors import ConfigError, DataError
 from unmask.experiments.coded import open_coded
 from unmask.experiments.validation import sample_evaluator, validate_generator
-from unmask.method.models.configs import PartitionConfig, TransformerConfig
+from unmask.method.models.configs import TransformerConfig
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.pipelines.image import Pipeline
 from unmask.pretrained.conditions import takes_prompts
 from unmask.recipes.schema import MeasuredModel, Recipe
@@ -142,7 +143,8 @@ def prepare_images(
     tokenizer = recipe.tokenizer
     if not isinstance(tokenizer, Pixels):
         raise ConfigError(
-            "this recipe trains on codes: unmask train-tokenizer, then unmask tokenize, then unmask train --data CODES"
+            "this recipe trains on a token dataset: run unmask train-tokenizer, then unmask tokenize, and give its "
+            "folder as --data (in Python data=Codes(path=...)); with --init, that may also be a folder of images"
         )
     split = source.load(progress)
     if not len(split.test):

@@ -64,10 +64,10 @@ def prepare_tokenizer(
     """Open the pictures; ConfigError where they and the tokenizer do not fit. Classes and channels follow the data."""
     split = recipe.data.load(progress)
     if not len(split.test):
-        raise ConfigError("no picture is held out, but validation needs some: raise --data.held-out")
+        raise ConfigError("no image is held out, but validation needs some: raise --data.held-out")
     channels = split.train.shape[0]
     if channels != recipe.tokenizer.channels:
-        raise ConfigError(f"the pictures have {channels} channels: set --tokenizer.channels {channels}")
+        raise ConfigError(f"the images have {channels} channels: set --tokenizer.channels {channels}")
     perceptual = recipe.perceptual
     if isinstance(perceptual, ClassifierConfig):
         classes = len(split.train.classes)

@@ -91,6 +91,12 @@ def train(
 
     Raises:
         ConfigError, DataError, CheckpointError, NonFiniteError, Preempted, DiskError: See `unmask.errors`.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> recipe = unmask.recipe("digits")
+        >>> short = replace(recipe, training=replace(recipe.training, steps=2))
+        >>> run = unmask.train(short, "runs/short")
     """
     run, say = Path(out), say or _ignore
     check_resume(run, resume)

@@ -12,6 +12,7 @@ from unmask.method.sampling.decode import State
 from unmask.tokenizers.text import TextTokenizer
 
 MASKED_CHARACTER, END_CHARACTER = "·", "⏹"
+HIDDEN = ' class="hidden"'
 
 
 def find_unmasking_steps(states: Sequence[State], row: int = 0) -> Int[Tensor, "l"]:
@@ -72,15 +73,19 @@ def render_frames(states: Sequence[State], tokenizer: TextTokenizer, front: int,
 def render_page(states: Sequence[State], tokenizer: TextTokenizer, front: int, title: str, rows: int) -> str:
     """Return a self-contained HTML page with a slider that steps through the sampling of `rows` texts."""
     last = len(states) - 1
-    body = "\n".join(_render_row(states, tokenizer, front, row, last) for row in range(rows))
+    body = "\n".join(render_row(states, tokenizer, front, row, last) for row in range(rows))
     return _PAGE.format(title=html.escape(title), body=body, last=last)
 
 
-def _render_row(states: Sequence[State], tokenizer: TextTokenizer, front: int, row: int, last: int) -> str:
+def render_row(states: Sequence[State], tokenizer: TextTokenizer, front: int, row: int, last: int) -> str:
+    """Return a paragraph of HTML: a text after the last of `states`, each part coloured by the state that unmasked it.
+
+    Masked tokens are dots of the class "hidden". `last` is the number of the state whose colour is blue.
+    """
     spans = []
     for kind, text in group_runs(states[-1].tokens[row], find_unmasking_steps(states, row).tolist(), tokenizer, front):
         if not kind:
-            spans.append(f"<span>{html.escape(text)}</span>")
+            spans.append(f"<span{HIDDEN if kind is None else ''}>{html.escape(text)}</span>")
             continue
         red, green, blue = choose_colour(kind, last)
         spans.append(

@@ -20,6 +20,7 @@ NULL = -1
 
 Condition = Int[Tensor, "b"] | None
 Predict = Callable[[Int[Tensor, "b l"], float], Float[Tensor, "b l k"]]
+"""`predict(tokens, t) -> logits`: all that a sampler sees of a model; t is 0 where all is masked."""
 ConditionalModel = Callable[..., Float[Tensor, "..."]]
 GuidanceRamp = Callable[[float], float]
 

@@ -59,6 +59,14 @@ def compute_exact_nll(
     confidence, sees the likeliest token here. If an order is noisy, `rand` gives its noise: the value is then exact for
     these orders, and its mean is a bound for their mixture. `known` tokens are given and cost nothing.
     Raises ValueError for a temperature that is not positive and finite, and for ratios as `check_ratios` does.
+
+    Examples:
+        >>> def predict(tokens, t):  # knows nothing: each of 16 tokens is equally likely
+        ...     return torch.zeros(*tokens.shape, 16)
+        >>> tokens, ratios = torch.randint(16, (2, 9)), unmask.ratios(unmask.Cosine(), 4)
+        >>> nats = unmask.compute_exact_nll(predict, tokens, ratios, mask_id=16, rand=unmask.seeded(0, 2))
+        >>> round(float(nats.mean()), 2)  # log 16
+        2.77
     """
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature {temperature}: must be positive and finite for a likelihood")

@@ -31,7 +31,9 @@ class Loss:
     """A sum in nats and its divisor. Add both up over all batches and ranks, then divide once."""
 
     total: Float[Tensor, ""]
+    """Sum of the losses, in nats."""
     count: Float[Tensor, ""]
+    """What the sum is divided by: a number of tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,9 +47,13 @@ class Rand:
     """
 
     seed: int
+    """Seed of all noise, a signed 64-bit integer."""
     rows: Int[Tensor, "b"]
+    """Index of each row in the global batch."""
     num_rows: int
+    """Number of rows of the global batch."""
     step: int = 0
+    """Step of the training or the sampling."""
 
     def __post_init__(self) -> None:
         if not -(2**63) <= self.seed < 2**63:

@@ -13,7 +13,8 @@ Repetition lowers it, so quote it with the entropy of the same texts.
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from unmask.errors import CheckpointError, ConfigError
+from unmask.errors import DEPTHS, CheckpointError, ConfigError
+from unmask.storage.config import load_json
 from unmask.storage.files import escape_line
 from unmask.storage.foreign.transformers_files import link_plain_files, list_transformers_errors, silence_transformers
 from unmask.storage.hub import read_hub_facts
+from unmask.storage.layout import CONFIG
 
 PUBLISHED_JUDGES = {
     "gpt2": ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
@@ -35,6 +38,8 @@ PUBLISHED_JUDGES = {
 """Names of `--judge`, with the repository on the Hub and its commit."""
 JUDGE_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "vocab.*", "merges.txt", "*token*.*")
 """What is read of a folder: weights, numbers and the tokenizer."""
+_COUNT = re.compile(r"layer|expert|block")
+"""Entries of config.json by which the number of parts of a network may grow."""
 MOST_TOKENS = 1024
 """What GPT-2 reads at once."""
 
@@ -94,6 +99,7 @@ def load_causal_judge(name: str, device: torch.device | str = "cpu") -> CausalJu
         else:
             revision = None
             with link_plain_files(folder, JUDGE_FILES) as own:
+                check_judge_size(own)
                 tokenizer, (network, info) = _load(own, local_files_only=True)
     except list_transformers_errors() as error:
         reason = escape_line((str(error).strip() or type(error).__name__).splitlines()[0])
@@ -108,6 +114,33 @@ def load_causal_judge(name: str, device: torch.device | str = "cpu") -> CausalJu
         )
     at = "" if revision is None else f" at {revision[:12]}"
     return CausalJudge(network.float().requires_grad_(False).eval().to(device), tokenizer, f"{name}{at}")
+
+
+def check_judge_size(folder: Path) -> None:
+    """Refuse a config.json that describes more than the weights beside it, before memory is taken for it.
+
+    Raises:
+        ConfigError: There are too many layers, or more parameters than bytes of weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for name, number in _list_numbers(load_json(folder / CONFIG)):
+        if _COUNT.search(name) and number > DEPTHS[1]:
+            raise ConfigError(f"{name} {number:,} in config.json is more than {DEPTHS[1]:,}")
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    with silence_transformers(), torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    num = sum(one.numel() for one in network.parameters())
+    if num > size:
+        raise ConfigError(f"config.json describes {num:,} parameters, and the weights have {size:,} bytes")
+
+
+def _list_numbers(data: Any) -> Iterator[tuple[str, int]]:
+    """Yield the whole numbers of nested JSON objects, each with its name."""
+    for name, value in data.items() if isinstance(data, dict) else ():
+        if isinstance(value, int):
+            yield name, value
+        yield from _list_numbers(value)
 
 
 def _load(place: str | Path, **options: Any) -> tuple[Any, Any]:

@@ -29,9 +29,7 @@ def prepare_classifier_features(
         ConfigError: If the images have no classes.
     """
     if pictures.pictures.labels is None:
-        raise ConfigError(
-            "these pictures have no classes to train a classifier on: pass --features inception or dinov2"
-        )
+        raise ConfigError("these images have no classes to train a classifier on: pass --features inception or dinov2")
     barrier(world)
     if world.is_main:
         found = hash_pictures(pictures.pictures)

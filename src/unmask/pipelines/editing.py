@@ -4,14 +4,14 @@ The content under a mask never takes part. A smooth continuation of its surround
 sees the image, since the tokenizer's receptive field is wider than a token. Pixels outside the mask stay identical.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from unmask.data.holes import ANY, Cells, paste
@@ -19,9 +19,10 @@ from unmask.data.masks import MAX_PHOTO, check_mask
 from unmask.data.tokens import count_rows_at_once
 from unmask.decoding.sampling import Parallel, Sampling, resolve_priority
 from unmask.errors import ConfigError
-from unmask.method.guidance import Condition
+from unmask.method.guidance import Condition, Predict
 from unmask.method.rand import Rand
 from unmask.method.sampling.decode import State
+from unmask.pipelines.base import take_last_tokens
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.labels import check_label_range
 
@@ -45,11 +46,13 @@ def stream_inpainting(
     variants: int = 1,
     stop: int | None = None,
     first: int = 0,
+    watch: Callable[[Predict], Predict] | None = None,
 ) -> Iterator[State]:
     """Yield every step of inpainting, the masked canvas first; row i * variants + v is variant v of image i.
 
     `stop` ends early: forward pass number `stop` fills all tokens that are still masked. Until then noise, guidance and
-    ratios are those of the full run. Image i has the noise of image number `first + i`.
+    ratios are those of the full run. Image i has the noise of image number `first + i`. The sampler uses
+    `watch(predict)`.
     """
     s = sampling or pipeline.sampling
     stop = s.steps if stop is None else stop
@@ -59,7 +62,8 @@ def stream_inpainting(
         check_label_range(labels, len(images), pipeline.num_classes, pipeline.classes)
         labels = labels.repeat_interleave(variants)
     tokens, _ = pipeline.mask_images(images, hole, cells)
-    predict, order = pipeline.predict(labels, s), resolve_priority(s.priority, pipeline.model, labels)
+    plain, order = pipeline.predict(labels, s), resolve_priority(s.priority, pipeline.model, labels)
+    predict = plain if watch is None else watch(plain)
 
     tokens = tokens.repeat_interleave(variants, 0)
     rows = torch.arange(first, first + len(images))[:, None] + torch.arange(variants) * VARIANT
@@ -219,6 +223,7 @@ def convert_channels(images: Float[Tensor, "b c h w"], channels: int) -> Float[T
     return (images * weights[:, None, None]).sum(1, keepdim=True)
 
 
+@torch.no_grad()
 def edit_photo(
     pipeline: Pipeline,
     photo: UInt8[Tensor, "c H W"],
@@ -238,18 +243,56 @@ def edit_photo(
     The model fills the window around the mask, and only the masked pixels are pasted back. `feather` counts pixels of
     the photo. A model of grey images sees the photo's brightness and fills in grey.
     """
-    if hole.shape != photo.shape[1:] or len(photo) not in (1, 3) or feather < 0:
-        found = f"the photo is {tuple(photo.shape)}, the hole {tuple(hole.shape)}, feather {feather}"
-        raise ConfigError(f"{found}: needs 1 or 3 channels, one mask of the same size, and feather of at least 0")
+    if feather < 0:
+        raise ConfigError(f"feather {feather}: must be at least 0")
+    view = view_photo(pipeline, photo, hole, context)
+    labels = None if label is None else torch.tensor([label])
+    states = stream_inpainting(
+        pipeline, view.images, view.hidden, labels, seed=seed, sampling=sampling, cells=cells, variants=variants,
+        stop=stop,
+    )  # fmt: skip
+    return fill_photo(pipeline, photo, hole, view, take_last_tokens(states), feather)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoView:
+    """What the model sees of a photo to edit: one image of its own size."""
+
+    window: Window
+    """Where in the photo it is."""
+    images: Float[Tensor, "1 c h w"]
+    """The window at the model's size."""
+    hidden: Bool[Tensor, "1 h w"]
+    """Which of its pixels touch the mask."""
+
+
+def view_photo(
+    pipeline: Pipeline, photo: UInt8[Tensor, "c H W"], hole: Bool[Tensor, "H W"], context: float = 0.5
+) -> PhotoView:
+    """Return the window around a mask as the model sees it; ConfigError for another size, or nothing to fill."""
+    if hole.shape != photo.shape[1:] or len(photo) not in (1, 3):
+        found = f"the photo is {tuple(photo.shape)}, the hole {tuple(hole.shape)}"
+        raise ConfigError(f"{found}: needs 1 or 3 channels, and one mask of the same size")
     check_mask(hole)
     window = choose_window(hole, pipeline.tokenizer.size, context)
     images, hidden = view_window(pipeline, photo, hole, window)
-    labels = None if label is None else torch.tensor([label])
-    drawn = inpaint_images(
-        pipeline, images, hidden, labels, seed=seed, sampling=sampling, cells=cells, variants=variants, stop=stop
-    )
+    return PhotoView(window=window, images=images, hidden=hidden)
+
+
+@torch.no_grad()
+def fill_photo(
+    pipeline: Pipeline,
+    photo: UInt8[Tensor, "c H W"],
+    hole: Bool[Tensor, "H W"],
+    view: PhotoView,
+    tokens: Int[Tensor, "v l"],
+    feather: int = 0,
+) -> UInt8[Tensor, "v c H W"]:
+    """Return the photo with each row of tokens, which inpainted its view, pasted into the masked region."""
+    drawn = pipeline.tokenizer.decode(tokens.cpu()).to(view.images)
+    pasted = paste(view.images, drawn[None], view.hidden)[0]
     # One by one: a large photo as floats is many times its bytes.
-    return torch.stack([_put_back(photo, hole, window, filled, feather) for filled in drawn[0]])
+    return torch.stack([_put_back(photo, hole, view.window, filled, feather) for filled in pasted])
 
 
 def _put_back(

@@ -1,6 +1,6 @@
 """Image models ready to use: generate, watch and inpaint. Tokenizer, network and sampler in one object."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +52,10 @@ class Pipeline(LoadedModel[ModelSpec]):
 
     Every call takes settings as keywords, by the names of the command line (`SamplingSettings`): steps, order,
     schedule, temperature, guidance, ramp, noise, sampler, block, top_k, top_p, preset. Unset ones default to the model.
+
+    Examples:
+        >>> unmask.load("runs/demo").generate([3, 7], steps=4, order="halton").shape
+        torch.Size([2, 1, 8, 8])
     """
 
     empty_classes: tuple[int, ...] = ()
@@ -59,10 +63,8 @@ class Pipeline(LoadedModel[ModelSpec]):
 
     def __init__(self, model: Generator, tokenizer: Tokenizer, sampling: Sampling, classes: tuple[str, ...] = ()):
         if (model.vocab_size, model.grid) != (tokenizer.vocab_size, tokenizer.grid):
-            raise ConfigError(
-                f"the model has {model.vocab_size} tokens on {model.grid}, the tokenizer {tokenizer.vocab_size} on "
-                f"{tokenizer.grid}: they were not made for each other"
-            )
+            mine, other = (f"{one.vocab_size} tokens on {one.grid}" for one in (model, tokenizer))
+            raise ConfigError(f"the model has {mine}, the tokenizer {other}: they were not made for each other")
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.device = next(model.parameters()).device
         self.num_classes, self.classes = model.config.num_classes, classes
@@ -167,10 +169,10 @@ class Pipeline(LoadedModel[ModelSpec]):
             ConfigError: A label, number or setting that this model cannot use.
         """
         check_whole_numbers({"num": num, "seed": seed, "batch": batch})
-        sampling = self._choose_sampling(sampling, settings, self.model.grid)
-        ids, total = self._choose_labels(labels, num)
         if batch < 1:
             raise ConfigError(f"batch {batch}: at least 1")
+        sampling = self._choose_sampling(sampling, settings, self.model.grid)
+        ids, total = self._choose_labels(labels, num)
         batch = count_rows_at_once(batch, self.model.length, self.model.vocab_size, self.device)
         parts = []
         for first in range(0, total, batch):
@@ -265,16 +267,17 @@ class Pipeline(LoadedModel[ModelSpec]):
         seed: int = 0,
         first: int = 0,
         sampling: Sampling | None = None,
+        watch: Callable[[Predict], Predict] | None = None,
     ) -> Iterator[State]:
         """Decode step by step; row i has the noise of sample number `first + i`, whatever the batch.
 
-        Without labels the model runs unconditionally, and without guidance.
+        Without labels the model runs unconditionally, and without guidance. The sampler uses `watch(predict)`.
         """
         s = sampling or self.sampling
         if labels is not None:
             check_label_range(labels, len(tokens), self.num_classes, self.classes)
         return s.run(
-            self.predict(labels, s),
+            self.predict(labels, s) if watch is None else watch(self.predict(labels, s)),
             tokens,
             mask_id=self.model.mask_id,
             rand=seeded(seed, len(tokens), first=first, device=tokens.device),
@@ -306,8 +309,8 @@ class Pipeline(LoadedModel[ModelSpec]):
         """
         if not 0 <= first < stop:
             raise ConfigError(f"samples {first} to {stop - 1}: give a first of at least 0, and a stop after it")
-        every = self.cycle_labels(stop)
-        labels = every[first:] if labels is None and every is not None else labels
+        if labels is None and (every := self.cycle_labels(stop)) is not None:
+            labels = every[first:]
         batch = count_rows_at_once(stop - first, self.model.length, self.model.vocab_size, self.device)
         images = []
         for done in range(0, stop - first, batch):

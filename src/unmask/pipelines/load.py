@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
+from unmask.errors import ConfigError
 from unmask.pipelines.exporting import check_export
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.text import TextPipeline
-from unmask.pretrained.conditions import takes_prompts
+from unmask.pretrained.conditions import attach_prompts, detach_prompts, takes_prompts
 from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes.spec import ModelSpec, TextModelSpec
 from unmask.runtime.progress import Progress
@@ -42,6 +43,12 @@ def load(
         CheckpointError: There is no such model, or a file is missing or damaged.
         ConfigError: Its configuration, or an argument, does not fit.
         DiskError: The cache cannot be written.
+
+    Examples:
+        >>> pipe = unmask.load("runs/demo")
+        >>> images = pipe([3, 7], steps=4, seed=0)  # PIL images, one per class
+        >>> len(images)
+        2
     """
     opened = open_model(name, weights=weights, offline=offline)
     opened.fetch(progress)
@@ -63,6 +70,19 @@ def load_image_pipeline(
     """Load the weights of an image model; ConfigError if it is another kind."""
     spec = opened.require_image_spec()
     return Pipeline.from_pretrained(opened.fetch(), device=device, dtype=dtype, prompts=prompts, spec=spec)
+
+
+def change_prompts(pipeline: Pipeline, prompts: Sequence[str]) -> Pipeline:
+    """Return the same text-to-image model with other texts; text i is its class i. Both share the weights.
+
+    ConfigError for a model that takes classes, for too long texts, and for a pipeline that was put together by hand.
+    """
+    if pipeline.folder is None:
+        raise ConfigError("this pipeline was put together by hand: load one to give it prompts")
+    network = attach_prompts(detach_prompts(pipeline.model), pipeline.folder, prompts, pipeline.tokenizer.size)
+    changed = Pipeline(network, pipeline.tokenizer, pipeline.sampling, tuple(prompts))
+    changed.spec, changed.folder = pipeline.spec, pipeline.folder
+    return changed
 
 
 def export_model(opened: OpenedModel, out: Path, *, overwrite: bool = False) -> None:

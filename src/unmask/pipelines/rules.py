@@ -3,4 +3,4 @@
 from typing import Literal
 
 LabelRule = Literal["shares", "balanced"]
-"""Classes of samples that are measured: in the shares of the held-out pictures, or as many of each class."""
+"""Classes of samples that are measured: in the shares of the held-out images, or as many of each class."""

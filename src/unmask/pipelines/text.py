@@ -1,7 +1,7 @@
 """Text model + tokenizer + sampler in one object: write, go on from a prompt, or fill the holes of a text."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,11 @@ class TextPipeline(LoadedModel[TextModelSpec]):
     Every call takes settings as keywords, by the names of the command line: steps, order, schedule, temperature, noise,
     sampler, block, top_k, top_p. What is left out is as the model has it.
 
-    Example:
-        pipe = unmask.load("runs/shakespeare")
-        texts = pipe("ROMEO:", num=2, steps=32)
+    Examples:
+        >>> pipe = unmask.load("runs/shakespeare")
+        >>> texts = pipe("ROMEO:", num=2, steps=4)
+        >>> texts[0][:6]
+        'ROMEO:'
     """
 
     def __init__(
@@ -237,15 +239,17 @@ class TextPipeline(LoadedModel[TextModelSpec]):
         first: int = 0,
         sampling: Sampling | None = None,
         ends: bool = True,
+        watch: Callable[[Predict], Predict] | None = None,
     ) -> Iterator[State]:
         """Decode step by step; row i draws the noise of text number `first + i`, whatever the batch.
 
-        Without `ends` no end token is drawn, as inside of a given text.
+        Without `ends` no end token is drawn, as inside of a given text. The sampler uses `watch(predict)`.
         """
         s = (sampling or self.sampling).fit_to((tokens.shape[1],))
         critic = CriticScore(self.score_tokens, s.priority.noise) if isinstance(s.priority, FromCritic) else s.priority
+        predict = self.predict(ends=ends)
         return s.run(
-            self.predict(ends=ends),
+            predict if watch is None else watch(predict),
             tokens.to(self.device),
             mask_id=self.model.mask_id,
             rand=seeded(seed, len(tokens), first=first, device=self.device),

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from unmask.method.models.configs import PartitionConfig, TransformerConfig
+from unmask.method.models.configs import TransformerConfig
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.pretrained.configs import (
     Amused,
     AmusedVQ,

@@ -1,5 +1,6 @@
 """Model cards: what a saved model is, what it learned from, how it is sampled and how it scored, as README.md."""
 
+import re
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -43,12 +44,14 @@ def write_model_card(spec: ModelSpec | TextModelSpec, *, name: str, licence: str
         )
         licence = licence or next(theirs, None)
         prompts = takes_prompts(spec.model)
-        task = "text-to-image" if prompts else "unconditional-image-generation"
+        has_classes = getattr(spec.model, "num_classes", 0) > 0
+        task = "text-to-image" if prompts else "" if has_classes else "unconditional-image-generation"
         example = ', prompts=["a cat"]' if prompts else ""
         call = f'images = unmask.load("{name}"{example})(num=4)  # PIL images'
         title = "A masked generative transformer for {}x{} images".format(*spec.tokenizer.size)
     lines = [
-        *("---", "library_name: unmask", f"pipeline_tag: {task}", "tags:", "- maskgit"),
+        *("---", "library_name: unmask", *([f"pipeline_tag: {task}"] if task else []), "tags:", "- maskgit"),
+        *([] if task else ["- class-conditional-image-generation"]),
         *([f"license: {licence}"] if licence else []),
         *("---", "", f"# {title}", "", "```python", "import unmask", "", call, "```", ""),
         f"* Network: {describe_config(spec.model)}",
@@ -59,7 +62,7 @@ def write_model_card(spec: ModelSpec | TextModelSpec, *, name: str, licence: str
     if isinstance(spec, ModelSpec):
         lines.append(f"* Classes: {_list_classes(spec.classes)}")
     lines += [
-        f"* Sampling: {describe_config(spec.sampling, always=SAMPLING_FACTS)}",
+        f"* Sampling: {describe_fields(spec.sampling, always=SAMPLING_FACTS)}",
         f"* Licence: {licence or 'not stated'}",
     ]
     metrics = _read_metrics(measured)
@@ -75,14 +78,30 @@ def _list_classes(classes: tuple[str, ...]) -> str:
     return ", ".join(classes) or "by number"
 
 
-def describe_config(config: Any, always: Collection[str] = ()) -> str:
-    """Return a configuration in words: its type, the fields that differ from their defaults, and those of `always`."""
+def describe_config(config: Any) -> str:
+    """Return a configuration in words: its type, and the fields that differ from their defaults."""
+    kind, parts = name_type(type(config).__name__), describe_fields(config)
+    return f"{kind} ({parts})" if parts else kind
+
+
+def describe_fields(config: Any, always: Collection[str] = ()) -> str:
+    """Return the fields that differ from their defaults, and those of `always`, in words."""
     parts = []
     for field in fields(config):
-        value = getattr(config, field.name)
-        if value != field.default or field.name in always:
-            parts.append(f"{field.name.replace('_', ' ')} {_format_value(value)}")
-    return f"{type(config).__name__} ({', '.join(parts)})" if parts else type(config).__name__
+        value, name = getattr(config, field.name), field.name.replace("_", " ")
+        if value == field.default and field.name not in always:
+            continue
+        if isinstance(value, bool):
+            parts.append(name if value else f"not {name}")
+        else:
+            parts.append(f"{name} {_format_value(value)}")
+    return ", ".join(parts)
+
+
+def name_type(name: str) -> str:
+    """Return the name of a class in words: "linear ramp" for LinearRamp; MaskGIT and VQGAN stay."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", name).removesuffix(" Config").split()
+    return " ".join(word if sum(map(str.isupper, word)) > 1 else word.lower() for word in words)
 
 
 def _format_value(value: Any) -> str:

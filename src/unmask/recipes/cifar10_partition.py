@@ -13,7 +13,7 @@ the Halton order: a partition model is fast where the order is known in advance.
 
 from dataclasses import replace
 
-from unmask.method.models.configs import PartitionConfig
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.method.partitioning import Partition
 from unmask.method.sampling.priorities import Halton
 from unmask.recipes import cifar10

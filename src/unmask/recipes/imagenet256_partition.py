@@ -10,7 +10,7 @@ times the throughput of Halton-MaskGIT, with larger networks than this one.
 
 from dataclasses import replace
 
-from unmask.method.models.configs import PartitionConfig
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.method.partitioning import Partition
 from unmask.method.sampling.priorities import Halton
 from unmask.recipes import imagenet256

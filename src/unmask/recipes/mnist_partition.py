@@ -11,7 +11,7 @@ It has the 1.2 M parameters of `mnist`, in two blocks that read the known tokens
 
 from dataclasses import replace
 
-from unmask.method.models.configs import PartitionConfig
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.method.partitioning import Partition
 from unmask.recipes import mnist
 from unmask.recipes.schema import Recipe

@@ -77,6 +77,11 @@ def find_recipe(name: str, kind: Kinds = AnyRecipe) -> Any:
     Raises:
         ConfigError: There is no such recipe (with the nearest name), or it is of another kind (with the command that
             takes it).
+
+    Examples:
+        >>> recipe = unmask.recipe("digits")
+        >>> recipe.model.depth, recipe.training.batch_size
+        (4, 64)
     """
     path = Path(name)
     if path.suffix == ".json":

@@ -10,7 +10,8 @@ from unmask.data.sources.description import describe_source
 from unmask.data.text.sources import HubText, TextFile
 from unmask.decoding.sampling import FromCritic, Sampling
 from unmask.method.critic import WithCritic
-from unmask.method.models.configs import PartitionConfig, TransformerConfig
+from unmask.method.models.configs import TransformerConfig
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.method.objectives import MaskedDiffusion, MaskGIT, Objective
 from unmask.method.partitioning import Partition
 from unmask.metrics.configs import ClassifierConfig

@@ -12,7 +12,7 @@ likelihood bound, as that of `shakespeare`.
 
 from dataclasses import replace
 
-from unmask.method.models.configs import PartitionConfig
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.method.partitioning import Partition
 from unmask.recipes import shakespeare
 from unmask.recipes.schema import TextRecipe

@@ -11,7 +11,8 @@ import tyro
 
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CLASS_COUNTS, check_ranges
-from unmask.method.models.configs import PartitionConfig, TransformerConfig
+from unmask.method.models.configs import TransformerConfig
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.pretrained.networks import AnyGeneratorConfig, LearnedConfig
 from unmask.tokenizers.pixels import Pixels
 from unmask.tokenizers.text import BPE, Bytes, Characters

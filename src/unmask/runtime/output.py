@@ -50,7 +50,7 @@ class OptionalOutput:
 
 def make_console(stream: Any, *, quiet: bool = False) -> Console:
     """Return a console on a stream that breaks lines between words on a terminal; in a file, a message is one line."""
-    console = Console(file=stream, highlight=False, emoji=False, quiet=quiet)
+    console = Console(file=stream, highlight=False, emoji=False, quiet=quiet, force_jupyter=False)
     console.soft_wrap = not console.is_terminal
     return console
 

@@ -24,7 +24,7 @@ def show_progress(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
     Without a terminal, `report` prints a line to stderr at most every SECONDS_BETWEEN_LINES seconds, so that long work
     does not look as if it hung.
     """
-    console = Console(stderr=True, soft_wrap=True)
+    console = Console(stderr=True, soft_wrap=True, force_jupyter=False)
     if not console.is_terminal:  # there, even a transient bar leaves an empty line
         yield _make_line_report(SECONDS_BETWEEN_LINES) if shown else _report_nothing
         return

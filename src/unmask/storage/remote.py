@@ -29,6 +29,8 @@ PACKAGES = {
     "memory": "fsspec",
 }
 """The schemes that are read, and the package that fsspec needs for each."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Hosts that are read without encryption: nothing leaves this machine."""
 VERSIONS: tuple[str, ...] = ("ETag", "etag", "md5Hash", "generation", "blob_id", "Content-MD5", "Digest")
 VERSIONS += ("LastModified", "Last-Modified", "mtime", "created")
 """What a server may state about the version of a file, the best first."""
@@ -188,8 +190,10 @@ def _read_blocks(address: str) -> Iterator[bytes]:
 def _open_file_system(address: str) -> Any:
     scheme = address.partition("://")[0].lower()
     shown = escape_line(address)
+    if scheme == "http" and urlsplit(address).hostname not in LOOPBACK:
+        raise ConfigError(f"{shown}: http:// is not encrypted, so others could change the data: give https://")
     if scheme not in PACKAGES:
-        known = ", ".join(f"{name}://" for name in PACKAGES if name not in ("gcs", "memory"))
+        known = ", ".join(f"{name}://" for name in PACKAGES if name not in ("gcs", "memory", "http"))
         raise ConfigError(f"{shown}: {scheme}:// is not read; give a local path, or one of {known}")
     try:
         import fsspec

@@ -20,10 +20,12 @@ class Tokenizer(Protocol):
     """Images in [-1, 1] to tokens 0..vocab_size-1, flat in the row-major order of `grid`, and back."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Number of different tokens, K."""
 
     @property
-    def grid(self) -> tuple[int, ...]: ...
+    def grid(self) -> tuple[int, ...]:
+        """Shape of the flat tokens, such as (rows, columns)."""
 
     @property
     def size(self) -> tuple[int, int]:

@@ -354,4 +354,4 @@ def _check_pictures(pictures: Pictures, part: SplitName, plan: ShardPlan) -> Non
         raise ConfigError(f"{part}: the pictures are {here} (n, c, h, w), but the plan says {there}: plan for these")
     if tuple(pictures.classes) != plan.classes:
         counts = f"{len(pictures.classes)} classes, the plan has {len(plan.classes)}, or others"
-        raise ConfigError(f"{part}: the pictures have {counts}: plan for these")
+        raise ConfigError(f"{part}: the images have {counts}: plan for these")

@@ -88,12 +88,35 @@ class Folder:
         read = partial(read_folder, size=size, channels=self.channels, progress=progress, listed=listed)
         train, bad, notes = read(found.train, skip=() if found.test is None else (found.test,))
         notes = [*found.notes, *report_unused(found.unused), *notes]
-        test = None
+        test, fault = None, None
         if found.test is not None:
             root, said = skip_wrapper(found.test, stop=train.classes)
-            test, more, about = read(root, like=train, skip=(found.train,))
+            try:
+                test, more, about = read(root, like=train, skip=(found.train,))
+            except ForeignClassError as error:
+                if not listed:
+                    raise
+                fault = error  # the survey shows all there is, and then says this
+                test, more, about = read(root, skip=(found.train,))
+                train, test = join_classes(train, test)
             bad, notes = [*bad, *more, *said.bad], [*notes, *said.notes, *about]
-        return Parts(train=train, test=test, bad=(*found.bad, *bad), notes=tuple(notes))
+        return Parts(train=train, test=test, bad=(*found.bad, *bad), notes=tuple(notes), fault=fault)
+
+
+class ForeignClassError(DataError):
+    """A set to hold out has a class that the training set lacks."""
+
+
+def join_classes(train: Pictures, test: Pictures) -> tuple[Pictures, Pictures]:
+    """Return both sets with the classes of either, those of the training set first."""
+    names = {normalize_name(name): name for name in (*reversed(test.classes), *train.classes)}
+    order = [*train.classes, *(name for name in test.classes if names[normalize_name(name)] not in train.classes)]
+    number = {normalize_name(name): i for i, name in enumerate(order)}
+    assert isinstance(train, Files)
+    assert isinstance(test, Files)
+    assert test.labels is not None
+    labels = torch.tensor([number[normalize_name(name)] for name in test.classes])[test.labels]
+    return replace(train, classes=tuple(order)), replace(test, labels=labels, classes=tuple(order))
 
 
 def read_folder(
@@ -200,7 +223,7 @@ def label_by_folder(
         name = foreign[0]
         near = [own for own in known.values() if own.casefold() == normalize_name(name).casefold()]
         hint = f"rename it to {escape_line(near[0])} if it is that class" if near else "move or remove that folder"
-        raise DataError(f"{where}: no class {escape_line(name)} in train; {hint}")
+        raise ForeignClassError(f"{where}: no class {escape_line(name)} in train; {hint}")
     number = {name: i for i, name in enumerate(known)}
     labels = torch.tensor([number[normalize_name(parts[0])] for parts in places])
     return labels, tuple(known.values()), notes

@@ -245,7 +245,7 @@ def read_labels(
         ids = np.searchsorted(numbers, values).clip(max=len(numbers) - 1)
         foreign = values[numbers[ids] != values]
         if len(foreign):
-            raise DataError(f"{where}: no picture of the training set has the label {foreign[0]}; use another split")
+            raise DataError(f"{where}: no image of the training set has the label {foreign[0]}; use another split")
         return torch.tensor(ids.astype(np.int64)), known, ()
     try:
         ids, classes, notes = number_labels(values)

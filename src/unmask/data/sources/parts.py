@@ -21,11 +21,13 @@ class Parts:
 
     train: Pictures
     test: Pictures | None
-    """The held-out pictures, or None if the source has none of its own."""
+    """The held-out images, or None if the source has none of its own."""
     bad: tuple[Unreadable, ...] = ()
     """The files that were not used."""
     notes: tuple[str, ...] = ()
     """What a person should know, a sentence each."""
+    fault: DataError | None = None
+    """Why a training would refuse this source, where only a survey opens it."""
 
     def split(self, held_out: float, seed: int, where: str, arrange: Arrangement = "content") -> Split:
         """Hold out a fraction of the pictures, unless the source has a test set; `where` names it in an error."""

@@ -100,7 +100,7 @@ class Shards:
         for side, found in ((held, test), (~held, train)):
             if not side.any():
                 hint = f"; the first: {bad[0]}" if bad else ""
-                raise DataError(f"{escape_line(found[0])}: no readable picture in {len(found)} shards{hint}")
+                raise DataError(f"{escape_line(found[0])}: no readable image in {len(found)} shards{hint}")
         first, second = (pictures.take(side.nonzero()[:, 0]) for side in (~held, held))
         return Parts(train=first, test=second, bad=tuple(bad), notes=notes)
 
@@ -195,7 +195,7 @@ def read_shards(
         found = [(i, one) for i, one in found if one.label is not None]
     if not found:
         hint = f"; the first: {bad[0]}" if bad else ""
-        raise DataError(f"{escape_line(archives[0])}: no readable picture in {len(archives)} shards{hint}")
+        raise DataError(f"{escape_line(archives[0])}: no readable image in {len(archives)} shards{hint}")
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

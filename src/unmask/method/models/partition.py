@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from unmask.method.masking import ABSENT
 from unmask.method.models.conditioning import ClassEmbedding
-from unmask.method.models.configs import PartitionConfig
 from unmask.method.models.layers import Block, RMSNorm, attend, compute_rotary_angles, rotate
+from unmask.method.models.partition_config import PartitionConfig
 
 PADDING = 1.1
 """Rows with different numbers of known tokens share a batch while padding costs no more than this factor,"""

@@ -36,9 +36,13 @@ class State:
     """One step of decoding: the canvas, the tokens that it revealed, and the time t after it (0 at the start)."""
 
     tokens: Int[Tensor, "b l"]
+    """The canvas after the step; the mask id where a token is still masked."""
     revealed: Bool[Tensor, "b l"]
+    """True where the step revealed a token."""
     step: int
+    """Number of the step, 0 for the starting canvas."""
     t: float
+    """Time after the step, from 0 (all masked) to 1 (all known)."""
 
 
 def decode(
