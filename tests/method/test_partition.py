@@ -14,7 +14,7 @@ from unmask.method.guidance import LinearRamp, guided
 from unmask.method.likelihood import compute_exact_nll
 from unmask.method.masking import ABSENT
 from unmask.method.models.configs import TransformerConfig
-from unmask.method.models.partition import PADDING, SLACK, gather_places, split_rows
+from unmask.method.models.partition import PADDED_TOKENS, PADDING, gather_places, group_rows
 from unmask.method.models.partition_config import PartitionConfig
 from unmask.method.partitioning import Partition
 from unmask.method.rand import Rand, seeded
@@ -150,16 +150,16 @@ def test_an_empty_canvas_and_a_full_one_are_answered(known):
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)), max_size=40))
 def test_rows_are_split_so_that_padding_is_cheap(numbers):
     known, asked = (torch.tensor([n[i] for n in numbers], dtype=torch.long) for i in (0, 1))
-    parts = list(split_rows(known, asked))
+    parts = list(group_rows(known, asked))
     rows = [row for part in parts for row in part.tolist()]
     assert sorted(rows) == [i for i, (_, a) in enumerate(numbers) if a]
     for part in parts:
         for count in (known[part], asked[part]):
-            assert int(count.max()) * len(part) <= PADDING * int(count.sum()) + SLACK * len(part)
+            assert int(count.max()) * len(part) <= PADDING * int(count.sum()) + PADDED_TOKENS * len(part)
 
 
 def test_rows_of_equal_numbers_are_one_batch():
-    assert len(list(split_rows(torch.full((64,), 10), torch.full((64,), 39)))) == 1
+    assert len(list(group_rows(torch.full((64,), 10), torch.full((64,), 39)))) == 1
 
 
 @given(st.integers(0, 4), st.integers(1, 9), st.integers(0, 99))

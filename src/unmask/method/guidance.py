@@ -106,46 +106,15 @@ def guided(
         tokens: Int[Tensor, "b l"], t: float, places: Bool[Tensor, "b l"] | None = None
     ) -> Float[Tensor, "..."]:
         s = scale(t) if callable(scale) else scale
-        at = () if places is None else (places,)
+        at, twice = ((), ()) if places is None else ((places,), (torch.cat([places, places]),))
         if s == 1:
             return model(tokens, condition, *at)
         if condition is None or null is None:
             raise ValueError(f"guidance scale {s} needs a condition; without a condition leave the scale at 1")
         if s == 0:
             return model(tokens, null, *at)
-        both = (torch.cat([places, places]),) if places is not None else ()
-        cond, uncond = model(torch.cat([tokens, tokens]), torch.cat([condition, null]), *both).chunk(2)
+        cond, uncond = model(torch.cat([tokens, tokens]), torch.cat([condition, null]), *twice).chunk(2)
         return uncond + s * (cond - uncond)
 
-    return keep_places(predict, model)
-
-
-def keep_places(predict: Predict, inner: object) -> Predict:
-    """Return `predict`, marked as one that takes places if what it calls does."""
-    predict.takes_places = getattr(inner, "takes_places", False)  # type: ignore[attr-defined]
+    predict.takes_places = getattr(model, "takes_places", False)  # type: ignore[attr-defined]
     return predict
-
-
-def guided_with_memory(
-    model: Callable[..., Float[Tensor, "b l k"]],
-    condition: Condition,
-    null: Condition = None,
-    *,
-    scale: float | GuidanceRamp = 1.0,
-) -> Predict:
-    """Return `guided` for a self-conditioned model `(tokens, condition, *, memory) -> logits` (arXiv 2208.04202).
-
-    Each step reads the probabilities of the step before. Under guidance both twins read the conditional ones, as in
-    muse-maskgit. The memory belongs to one batch of samples: call this again for each batch.
-    """
-    memory: Tensor | None = None
-
-    def predict_and_store(tokens: Int[Tensor, "b l"], both: Condition) -> Float[Tensor, "b l k"]:
-        nonlocal memory
-        rows = len(tokens) if condition is None else len(condition)
-        twice = memory if memory is None or len(tokens) == rows else torch.cat([memory, memory])
-        logits = model(tokens, both, memory=twice)
-        memory = logits[:rows].softmax(-1)
-        return logits
-
-    return guided(predict_and_store, condition, null, scale=scale)

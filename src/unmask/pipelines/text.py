@@ -16,13 +16,14 @@ from unmask.decoding.sampling import FromCritic, Sampling
 from unmask.decoding.settings import SamplingSettings
 from unmask.errors import CheckpointError, ConfigError, check_type, check_whole_numbers
 from unmask.method.critic import CriticScore
-from unmask.method.guidance import Predict, guided, guided_with_memory, keep_places
+from unmask.method.guidance import Predict, guided
 from unmask.method.masking import ABSENT
 from unmask.method.models.partition import PartitionTransformer
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
 from unmask.method.sampling.blocks import pad_canvas
 from unmask.method.sampling.decode import State
+from unmask.method.self_conditioning import guided_with_memory
 from unmask.pipelines.base import LoadedModel, describe_device
 from unmask.published.opening import open_model
 from unmask.recipes.spec import TextModelSpec
@@ -219,7 +220,8 @@ class TextPipeline(LoadedModel[TextModelSpec]):
         def predict(tokens: Tensor, t: float, *places: Tensor) -> Tensor:
             return whole(tokens, t, *places).float().index_fill(-1, banned, -torch.inf)
 
-        return keep_places(predict, whole)
+        predict.takes_places = getattr(whole, "takes_places", False)  # type: ignore[attr-defined]
+        return predict
 
     def score_tokens(self, canvas: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
         """Return the critic's logit that a token is right."""

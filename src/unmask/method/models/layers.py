@@ -121,18 +121,15 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + gate_1 attention(norm(x)), then x + gate_2 mlp(norm(x)); if `modulated`, the condition sets norms and gates.
 
-    The attention is to the tokens themselves, or a given one; `context` is what it takes besides them.
+    `context` is what the attention takes besides the tokens.
 
     The modulation (adaLN-zero), or else the output projections, start at zero: every block starts as the identity.
     """
 
-    def __init__(
-        self, dim: int, heads: int, mlp_ratio: float, *, gated: bool, qk_norm: bool, modulated: bool,
-        attention: nn.Module | None = None,
-    ):  # fmt: skip
+    def __init__(self, dim: int, mlp_ratio: float, *, attention: nn.Module, gated: bool, modulated: bool):
         super().__init__()
         self.norm1, self.norm2 = RMSNorm(dim), RMSNorm(dim)
-        self.attention = Attention(dim, heads, qk_norm) if attention is None else attention
+        self.attention = attention
         self.mlp = MLP(dim, mlp_ratio, gated)
         self.modulation = nn.Linear(dim, 6 * dim) if modulated else None
         zeroed: list[Any] = [self.attention.out, self.mlp.down] if self.modulation is None else [self.modulation]

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from unmask.method.masking import ABSENT
 from unmask.method.models.conditioning import ClassEmbedding
-from unmask.method.models.layers import Block, RMSNorm, attend, compute_rotary_angles, rotate
+from unmask.method.models.layers import Attention, Block, RMSNorm, attend, compute_rotary_angles, rotate
 from unmask.method.models.partition_config import PartitionConfig
 
 PADDING = 1.1
 """Rows with different numbers of known tokens share a batch while padding costs no more than this factor,"""
-SLACK = 4
+PADDED_TOKENS = 4
 """plus this many tokens a row, below which a second batch would cost more than the padding."""
 
 
@@ -82,8 +82,8 @@ class PartitionTransformer(nn.Module):
         self.start = nn.Parameter(torch.randn(1 + config.registers, dim) * 0.02)
         self.position = nn.Parameter(torch.randn(self.length, dim) * 0.02)
         self.query = nn.Parameter(torch.randn(self.length, dim) * 0.02)
-        self.encoder = nn.ModuleList(self._make_block(crosses=False) for _ in range(config.encoder_depth))
-        self.decoder = nn.ModuleList(self._make_block(crosses=True) for _ in range(config.decoder_depth))
+        self.encoder = nn.ModuleList(self._make_block(Attention) for _ in range(config.encoder_depth))
+        self.decoder = nn.ModuleList(self._make_block(CrossAttention) for _ in range(config.decoder_depth))
         self.encoder_norm, self.norm = RMSNorm(dim), RMSNorm(dim)
         self.head = nn.Linear(dim, vocab_size)
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -93,12 +93,11 @@ class PartitionTransformer(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def _make_block(self, *, crosses: bool) -> Block:
+    def _make_block(self, attention: type[Attention] | type[CrossAttention]) -> Block:
         c = self.config
         modulated = c.num_classes > 0 and not c.prefix
-        attention = CrossAttention(c.dim, c.heads, c.qk_norm) if crosses else None
         return Block(
-            c.dim, c.heads, c.mlp_ratio, gated=c.gated, qk_norm=c.qk_norm, modulated=modulated, attention=attention
+            c.dim, c.mlp_ratio, attention=attention(c.dim, c.heads, c.qk_norm), gated=c.gated, modulated=modulated
         )
 
     @property
@@ -161,7 +160,7 @@ class PartitionTransformer(nn.Module):
         """Return the decoder's output at the asked places, row by row."""
         number = asked.flatten().cumsum(0).view(asked.shape) - 1
         out = self.query.new_empty(int(asked.sum()), self.config.dim)
-        for rows in split_rows(known.sum(1), asked.sum(1)):
+        for rows in group_rows(known.sum(1), asked.sum(1)):
             given, has = gather_places(known[rows])
             place, wants = gather_places(asked[rows])
             if not wants.any():
@@ -231,7 +230,7 @@ class PartitionTransformer(nn.Module):
             raise ValueError("got a condition, but this model has no classes (num_classes=0): pass None")
 
 
-def split_rows(known: Int[Tensor, "b"], asked: Int[Tensor, "b"]) -> Iterator[Int[Tensor, "r"]]:
+def group_rows(known: Int[Tensor, "b"], asked: Int[Tensor, "b"]) -> Iterator[Int[Tensor, "r"]]:
     """Yield the rows of a batch in parts that differ little in known and asked tokens, so that padding is cheap.
 
     Rows with nothing asked for are left out. Rows of equal numbers stay together.
@@ -248,7 +247,9 @@ def split_rows(known: Int[Tensor, "b"], asked: Int[Tensor, "b"]) -> Iterator[Int
 
 def _costs_padding(numbers: list[list[int]]) -> bool:
     """Return whether padding rows to the largest numbers costs too much."""
-    return any(max(each) * len(each) > PADDING * sum(each) + SLACK * len(each) for each in zip(*numbers, strict=True))
+    return any(
+        max(each) * len(each) > PADDING * sum(each) + PADDED_TOKENS * len(each) for each in zip(*numbers, strict=True)
+    )
 
 
 def gather_places(chosen: Bool[Tensor, "r l"]) -> tuple[Int[Tensor, "r m"], Bool[Tensor, "r m"]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from jaxtyping import Bool, Float, Int
 
 from unmask.lazy import Tensor, torch
-from unmask.method.guidance import Predict, keep_places
+from unmask.method.guidance import Predict
 from unmask.method.sampling.decode import State
 
 Sampler = Callable[[Predict, Int[Tensor, "b l"]], Iterator[State]]
@@ -27,7 +27,8 @@ def pad_canvas(predict: Predict, length: int, fill: int) -> Predict:
         rest = tokens.new_full((len(tokens), length - tokens.shape[1]), fill)
         return _predict_front(predict, tokens, rest, t, places)
 
-    return keep_places(prefix, predict)
+    prefix.takes_places = getattr(predict, "takes_places", False)  # type: ignore[attr-defined]
+    return prefix
 
 
 def _predict_front(
@@ -70,4 +71,5 @@ def _predict_canvas(predict: Predict, rest: Int[Tensor, "b r"], block: int, num_
     def prefix(tokens: Int[Tensor, "b l"], t: float, places: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "..."]:
         return _predict_front(predict, tokens, rest, (block + t) / num_blocks, places)
 
-    return keep_places(prefix, predict)
+    prefix.takes_places = getattr(predict, "takes_places", False)  # type: ignore[attr-defined]
+    return prefix

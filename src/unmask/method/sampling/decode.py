@@ -80,10 +80,10 @@ def decode(
     if not torch.equal(counts.sum(0), masked.sum(1).cpu()):
         raise ValueError("ratios: the counts of each row must add up to its number of masked tokens")
     exchanges = remask and isinstance(ratios, Tensor)
-    answers = getattr(predict, "takes_places", False)  # the network answers the places asked for, and no known one
-    if answers and remask:
+    placed = getattr(predict, "takes_places", False)
+    if placed and remask:
         raise ValueError("remask: this model predicts no token that is known; sample without remask")
-    placed = answers and not getattr(priority, "needs_logits", True)
+    placed = placed and not getattr(priority, "needs_logits", True)
     # With more steps than unknown tokens some steps reveal nothing.
     steps = range(len(counts)) if exchanges else counts.any(1).nonzero().flatten().tolist()
     temperatures = check_temperatures(temperature, len(counts))
@@ -98,8 +98,8 @@ def decode(
             kept = choose_by_score(score, masked, counts[step])
             logits = predict(tokens, step / len(counts), kept).float()  # type: ignore[call-arg]
             broken |= ~logits.amax(-1).isfinite().all()
-            u = noise("token", tokens.shape[1])[kept]
-            drawn = sample_tokens(logits[None], temperatures[step], top_k, top_p, u[None])[0]
+            u = noise("token", tokens.shape[1])[kept][None]
+            drawn = sample_tokens(logits[None], temperatures[step], top_k, top_p, u)[0]
             tokens, masked = tokens.masked_scatter(kept, drawn), masked & ~kept
             yield State(tokens, kept, step + 1, t)
             continue
