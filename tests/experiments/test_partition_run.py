@@ -93,6 +93,15 @@ def test_a_run_samples_paints_and_is_measured(run, tmp_path):
     assert json.loads((run / "report.json").read_text())
 
 
+@pytest.mark.parametrize(("order", "said"), [("margin", "this order needs the logits of all places"), ("raster", "")])
+def test_an_order_that_costs_more_is_named(run, tmp_path, capsys, order, said):
+    capsys.readouterr()
+    run_command("sample", run, "--num", 1, "--steps", 2, "--order", order, "--out", tmp_path / "a.png")
+    error = capsys.readouterr().err
+    assert error.startswith(said) if said else "logits" not in error
+    assert (tmp_path / "a.png").exists()
+
+
 def test_an_export_draws_the_same(run, tmp_path):
     main(["export", str(run), "--out", str(tmp_path / "export")])
     pipelines = [unmask.load(path, device="cpu") for path in (run, tmp_path / "export")]
