@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 from unmask.errors import name_arguments
 
 if TYPE_CHECKING:
+    from unmask.method.self_conditioning import guided_with_memory
+
     __version__: str
     from unmask.decoding.sampling import Sampling
     from unmask.evaluation.measuring import evaluate, score, sweep
     from unmask.evaluation.plans import SweepChoices
     from unmask.experiments.training import tokenize, train, train_tokenizer
     from unmask.method.critic import WithCritic
-    from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided, guided_with_memory
+    from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided
     from unmask.method.likelihood import compute_exact_nll, estimate_bound
     from unmask.method.models.configs import TransformerConfig
     from unmask.method.models.transformer import MaskedTransformer
@@ -71,6 +73,9 @@ _AT_FIRST_USE = {
     "ModelSpec": "unmask.recipes.spec",
     "Moment": "unmask.method.sampling.extra_priorities",
     "NULL": "unmask.method.guidance",
+    "Partition": "unmask.method.partitioning",
+    "PartitionConfig": "unmask.method.models.partition_config",
+    "PartitionTransformer": "unmask.method.models.partition",
     "Pipeline": "unmask.pipelines.image",
     "Power": "unmask.method.schedules",
     "Rand": "unmask.method.rand",
@@ -99,7 +104,7 @@ _AT_FIRST_USE = {
     "estimate_bound": "unmask.method.likelihood",
     "evaluate": "unmask.evaluation.measuring",
     "guided": "unmask.method.guidance",
-    "guided_with_memory": "unmask.method.guidance",
+    "guided_with_memory": "unmask.method.self_conditioning",
     "load": "unmask.pipelines.load",
     "ratios": "unmask.method.schedules",
     "ratios_from_counts": "unmask.method.schedules",
@@ -139,6 +144,9 @@ __all__ = [
     "MaxLogit",
     "ModelSpec",
     "Moment",
+    "Partition",
+    "PartitionConfig",
+    "PartitionTransformer",
     "Pipeline",
     "Power",
     "Rand",

@@ -12,7 +12,7 @@ from unmask.method.models.layers import Attention, Block, RMSNorm, attend, compu
 
 @pytest.mark.parametrize("modulated", [True, False])
 def test_blocks_start_as_the_identity(modulated):
-    block = Block(16, 2, 4.0, gated=True, qk_norm=True, modulated=modulated)
+    block = Block(16, 4.0, attention=Attention(16, 2, qk_norm=True), gated=True, modulated=modulated)
     x, c = torch.randn(2, 5, 16), torch.randn(2, 16) if modulated else None
     assert torch.equal(block(x, c, None), x)
     nn.init.normal_(block.modulation.weight if modulated else block.attention.out.weight)

@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unmask.method.guidance import NULL, guided, guided_with_memory
+from unmask.method.guidance import NULL, guided
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.objectives import MaskedDiffusion, MaskGIT, compute_loss, predict_memory
 from unmask.method.rand import Rand, seeded
 from unmask.method.sampling.decode import decode
+from unmask.method.self_conditioning import guided_with_memory
 
 K, LENGTH, CLASSES = 5, 8, 3
 OBJECTIVES = [MaskGIT(self_condition=0.75), MaskedDiffusion(self_condition=0.75)]

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_run import ALONE, job, metrics, poisoned, state, toy_config, toy_model, toy_train
+from toy_run import ALONE, job, metrics, poisoned, state, toy_config, toy_model, toy_partition, toy_train
 
 from unmask.errors import ConfigError, NonFiniteError
 from unmask.runtime.distributed import (
@@ -65,6 +65,14 @@ def test_the_runs_learned_something(runs):
 
 def test_a_mean_per_micro_batch_would_be_seen(runs):
     assert distance(runs, "wrong-1", "wrong-4") > 1e-3
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_partition_models_agree(runs, strategy):
+    assert distance(runs, "none-partition", f"{strategy}-partition") <= 1e-6
+    start = {f"model.{n}": p.detach() for n, p in toy_partition().named_parameters()}
+    after = load_file(runs / "none-partition.safetensors")
+    assert all(not after[n].equal(p) for n, p in start.items())
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

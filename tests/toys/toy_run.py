@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -26,8 +27,10 @@ from unmask.data.tokens import Batches, TokenSet
 from unmask.errors import NonFiniteError, Preempted
 from unmask.experiments.images import Experiment
 from unmask.experiments.validation import validate_generator
+from unmask.method.models.partition import PartitionConfig, PartitionTransformer
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
 from unmask.method.objectives import Loss, MaskGIT
+from unmask.method.partitioning import Partition
 from unmask.recipes.schema import Recipe
 from unmask.runtime.distributed import World, distribute, gather_full, get_local, join_world, unwrap
 from unmask.storage.lock import lock
@@ -42,6 +45,9 @@ VOCABULARY, GRID, CLASSES, BATCH = 16, (2, 3), 3, 16
 ADAMW, MUON = AdamW(learning_rate=3e-3), Muon(learning_rate=3e-3)
 
 
+Network = TypeVar("Network", bound=nn.Module)
+
+
 class Cut(Exception):
     """What `stopping` raises: an end of the process that the loop does not know of."""
 
@@ -49,13 +55,23 @@ class Cut(Exception):
 def toy_model() -> MaskedTransformer:
     """All weights random, the head too: with a zero head the first gradients of the body are rounding noise."""
     config = TransformerConfig(dim=16, depth=2, heads=2, num_classes=CLASSES)
+    return randomize(lambda: MaskedTransformer(config, VOCABULARY, GRID))
+
+
+def randomize(build: Callable[[], Network]) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = MaskedTransformer(config, VOCABULARY, GRID)
+        model = build()
         for p in model.parameters():
             if p.ndim == 2 and not p.any():
                 nn.init.normal_(p, std=0.1)
     return model
+
+
+def toy_partition() -> PartitionTransformer:
+    """As `toy_model`, for the objective `Partition`."""
+    config = PartitionConfig(dim=16, encoder_depth=1, decoder_depth=1, heads=2, num_classes=CLASSES)
+    return randomize(lambda: PartitionTransformer(config, VOCABULARY, GRID))
 
 
 def toy_data(num: int = 37) -> TokenSet:
@@ -213,13 +229,15 @@ def keep(folder: Path, name: str, here: World, model: nn.Module, ema) -> None:
 
 
 def equal_runs(folder: Path, strategy: str, here: World) -> None:
-    """50 steps at each accumulation, and a few with Muon."""
+    """50 steps at each accumulation, and a few with Muon and of a partition model."""
     for accumulate in (1, 2, 4):
         name = f"{strategy}-{accumulate}"
         config = toy_config(steps=50, accumulate=accumulate, strategy=strategy, evaluate_every=25)
         keep(folder, name, here, *toy_train(folder / name, config, here, evaluators=[toy_validation(here)]))
     config = toy_config(steps=10, optimizer=MUON, strategy=strategy)
     keep(folder, f"{strategy}-muon", here, *toy_train(folder / f"{strategy}-muon", config, here))
+    name, config = f"{strategy}-partition", toy_config(steps=20, strategy=strategy, accumulate=2)
+    keep(folder, name, here, *toy_train(folder / name, config, here, model=toy_partition(), objective=Partition()))
 
 
 def handed_over(folder: Path, name: str, strategy: str, here: World, *, stop: int | None) -> None:

@@ -161,10 +161,18 @@ class SamplingFlags:
 
 
 def choose_sampling(flags: SamplingFlags, spec: "ModelSpec | TextModelSpec") -> "Sampling":
-    """Return the model's own sampling, or a published one, with the given flags put in."""
+    """Return the model's own sampling, or a published one, with the given flags put in; say if it is dear."""
     from unmask.decoding.settings import change_sampling
+    from unmask.method.models.partition_config import PartitionConfig
 
-    return change_sampling(spec.sampling, spec.grid, collect_settings(flags))
+    sampling = change_sampling(spec.sampling, spec.grid, collect_settings(flags))
+    if isinstance(spec.model, PartitionConfig) and getattr(sampling.priority, "needs_logits", True):
+        print(
+            "this order needs the logits of all places in each step; a partition model computes fewer for an order "
+            "that is known in advance: halton, random or raster",
+            file=sys.stderr,
+        )
+    return sampling
 
 
 def collect_settings(flags: SamplingFlags) -> dict[str, Any]:

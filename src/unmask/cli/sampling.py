@@ -76,6 +76,7 @@ def run_sample(arguments: list[str]) -> None:
     from unmask.decoding.names import describe_expected
     from unmask.evaluation.gallery import draw_decoding
     from unmask.figures import images as figures
+    from unmask.method.models.partition import PartitionTransformer
     from unmask.method.models.transformer import MaskedTransformer
     from unmask.pipelines.labels import describe_ambiguity, resolve_filled_labels
     from unmask.pipelines.load import load_image_pipeline
@@ -93,7 +94,7 @@ def run_sample(arguments: list[str]) -> None:
     fetch_model(opened)
     pipeline = load_image_pipeline(opened, device=flags.device, prompts=flags.prompts)
     few = max(1, len(flags.labels) or len(flags.prompts))
-    usual = 100 if isinstance(pipeline.model, MaskedTransformer) else few
+    usual = 100 if isinstance(pipeline.model, MaskedTransformer | PartitionTransformer) else few
     num = usual if flags.num is None else flags.num
     if flags.gif is not None:
         _ = pipeline.cells  # refused before anything is sampled

@@ -8,6 +8,7 @@ temperatures and filter of a run. Tokens per step are in `decoding/counts.py`, g
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from unmask.errors import FACTORS, SIDES, check_ranges
 from unmask.lazy import torch
@@ -235,6 +236,7 @@ class RolledHalton:
 
     grid: tuple[int, ...]
     """Cells along each of the one to three axes of the canvas."""
+    needs_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not (1 <= len(self.grid) <= 3 and min(self.grid) >= 1):

@@ -35,9 +35,12 @@ from unmask.experiments.resuming import check_checkpoints, check_steps, has_fini
 from unmask.method.critic import WithCritic
 from unmask.method.masking import ABSENT
 from unmask.method.models.configs import TransformerConfig
+from unmask.method.models.partition import PartitionTransformer
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.objectives import MaskGIT
+from unmask.method.partitioning import Partition
 from unmask.pretrained.conditions import takes_prompts
 from unmask.published.opening import OpenedModel
 from unmask.recipes.reading import dump_config, read_config, write_config
@@ -94,7 +97,7 @@ def build_model(experiment: Ready) -> Generator:
         torch.manual_seed(recipe.training.seed)
         assert not takes_prompts(recipe.model)  # `prepare` has refused it
         model = recipe.model.build(experiment.vocab_size, experiment.grid)
-    if recipe.unigram and isinstance(model, MaskedTransformer):
+    if recipe.unigram and isinstance(model, MaskedTransformer | PartitionTransformer):
         model.set_unigram(count_frequencies(experiment))
     return model
 
@@ -114,14 +117,14 @@ def predict_first_loss(experiment: Ready) -> float:
 
     NaN where it is unknown: for a training that starts from another model, or a published network.
     """
-    if experiment.recipe.init or not isinstance(experiment.recipe.model, TransformerConfig):
+    if experiment.recipe.init or not isinstance(experiment.recipe.model, TransformerConfig | PartitionConfig):
         return math.nan
     counts = count_frequencies(experiment).double()
     objective, k, fooled = experiment.recipe.objective, len(counts), 0.0
     if isinstance(objective, WithCritic):
         fooled = objective.weight * math.log(2)  # the loss of a critic that knows nothing
         objective = objective.generator
-    smoothing = objective.label_smoothing if isinstance(objective, MaskGIT) else 0.0
+    smoothing = objective.label_smoothing if isinstance(objective, MaskGIT | Partition) else 0.0
     log_q = (
         ((counts + 1) / (counts + 1).sum()).log() if experiment.recipe.unigram else -torch.full_like(counts, k).log()
     )

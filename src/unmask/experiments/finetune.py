@@ -19,6 +19,7 @@ from unmask.decoding.rules import stretch
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CheckpointError, ConfigError
 from unmask.method.models.configs import TransformerConfig
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.method.models.protocol import Generator
 from unmask.pretrained.conditions import add_null_class
 from unmask.pretrained.networks import LoneTokenizer
@@ -32,7 +33,7 @@ from unmask.storage.weights import load_weights, skip_initial_weights
 from unmask.tokenizers.text import open_text_tokenizer
 from unmask.training.runfolder import has_checkpoint
 
-CELLS = {"position": "positions", "cell_bias": "biases"}
+CELLS = {"position": "positions", "query": "queries", "cell_bias": "biases"}
 """Parameters of which every cell of the grid has its own; a critic has them too."""
 CLASS_TABLE = "classes.table.weight"
 
@@ -61,6 +62,11 @@ def start_from(model: Generator, start: OpenedModel) -> list[str]:
         vocab_size, grid = spec.tokenizer.vocab_size, spec.tokenizer.grid
     with skip_initial_weights():
         earlier = spec.model.build(vocab_size, grid)
+    if type(earlier) is not type(model):
+        raise ConfigError(
+            f"{start.name} is a {type(earlier).__name__}, and this recipe trains a {type(model).__name__}: "
+            "take another recipe or another --init"
+        )
     load_weights(earlier, folder / MODEL)
     return load_compatible(model, dict(earlier.named_parameters()), earlier.grid)
 
@@ -172,7 +178,8 @@ def adopt_network(
     theirs = None if start is None else start.config
     if not isinstance(theirs, ModelSpec):
         return recipe, []
-    if isinstance(theirs.model, TransformerConfig) and isinstance(recipe.model, TransformerConfig):
+    ours = TransformerConfig | PartitionConfig
+    if isinstance(theirs.model, ours) and isinstance(recipe.model, ours):
         return recipe, []
     if (recipe.model, recipe.tokenizer) != (written.model, written.tokenizer):
         raise ConfigError(

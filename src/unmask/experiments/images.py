@@ -28,6 +28,7 @@ from unmask.errors import ConfigError, DataError
 from unmask.experiments.coded import open_coded
 from unmask.experiments.validation import sample_evaluator, validate_generator
 from unmask.method.models.configs import TransformerConfig
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.pipelines.image import Pipeline
 from unmask.pretrained.conditions import takes_prompts
 from unmask.recipes.schema import MeasuredModel, Recipe
@@ -205,7 +206,7 @@ def fit_to_data(recipe: Fitted, classes: tuple[str, ...], counts: tuple[int, ...
         raise ConfigError(
             "this model generates images from texts, and such a model cannot be trained here: take a recipe of classes"
         )
-    if not isinstance(recipe.model, TransformerConfig) and not (recipe.conditional and classes):
+    if not isinstance(recipe.model, TransformerConfig | PartitionConfig) and not (recipe.conditional and classes):
         raise ConfigError("a published network needs classes, and there are no classes here: sort the pictures by them")
     empty = tuple(i for i, count in enumerate(counts[: len(classes)]) if not count)
     return replace(

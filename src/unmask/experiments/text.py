@@ -21,6 +21,7 @@ from unmask.data.text.shards import (
 from unmask.data.text.sources import TextFile
 from unmask.errors import CheckpointError, ConfigError
 from unmask.experiments.validation import validate_generator
+from unmask.method.models.partition import PartitionTransformer
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.pipelines.text import TextPipeline
 from unmask.recipes.schema import TextRecipe
@@ -60,7 +61,7 @@ class TextExperiment:
 
     def make_evaluators(self, model: nn.Module, folder: Path, world: World) -> list[Evaluator]:
         """Return evaluators of loss and accuracy on held-out text, and of a sample."""
-        core: MaskedTransformer = unwrap(model)  # type: ignore[assignment]
+        core: MaskedTransformer | PartitionTransformer = unwrap(model)  # type: ignore[assignment]
         precision = self.recipe.training.precision
         pipeline = TextPipeline(core, self.tokenizer, self.recipe.sampling, opens=self.recipe.opens)
 

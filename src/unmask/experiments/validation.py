@@ -14,6 +14,7 @@ from unmask.method.critic import WithCritic
 from unmask.method.masking import exclude_absent, mask_exact
 from unmask.method.models.protocol import Generator
 from unmask.method.objectives import Objective
+from unmask.method.partitioning import Partition
 from unmask.method.rand import Rand
 from unmask.pipelines.image import Pipeline
 from unmask.runtime.choices import Precision
@@ -27,7 +28,7 @@ ACCURACY_RATIOS = (0.25, 0.5, 0.75, 1.0)
 
 
 def validate_generator(
-    objective: Objective | WithCritic, precision: Precision, data: Tokens, model: nn.Module, world: World
+    objective: Objective | Partition | WithCritic, precision: Precision, data: Tokens, model: nn.Module, world: World
 ) -> Evaluator:
     """Return an evaluator of held-out loss, and of accuracy at fixed mask ratios, always with the same noise."""
     num = min(len(data), IMAGES)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from unmask.errors import FACTORS, check_ranges
 from unmask.lazy import Tensor, torch
@@ -21,7 +21,7 @@ NULL = -1
 Condition = Int[Tensor, "b"] | None
 Predict = Callable[[Int[Tensor, "b l"], float], Float[Tensor, "b l k"]]
 """`predict(tokens, t) -> logits`: all that a sampler sees of a model; t is 0 where all is masked."""
-ConditionalModel = Callable[[Int[Tensor, "b l"], Condition], Float[Tensor, "b l k"]]
+ConditionalModel = Callable[..., Float[Tensor, "..."]]
 GuidanceRamp = Callable[[float], float]
 
 
@@ -96,45 +96,25 @@ def guided(
     """Return `predict(tokens, t)` with guidance: one forward pass of both twins as a batch, or of the one it needs.
 
     `null` is the unconditional twin of `condition`; by default every row's class id becomes NULL.
-    `predict` raises ValueError if the scale is not 1 and there is no condition.
+    `predict` raises ValueError if the scale is not 1 and there is no condition. If the model `takes_places`, so does
+    `predict(tokens, t, places)`: it returns the logits of the places that are True alone, [n, K] row by row.
     """
     if condition is not None and null is None:
         null = torch.full_like(condition, NULL)
 
-    def predict(tokens: Int[Tensor, "b l"], t: float) -> Float[Tensor, "b l k"]:
+    def predict(
+        tokens: Int[Tensor, "b l"], t: float, places: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "..."]:
         s = scale(t) if callable(scale) else scale
+        at, twice = ((), ()) if places is None else ((places,), (torch.cat([places, places]),))
         if s == 1:
-            return model(tokens, condition)
+            return model(tokens, condition, *at)
         if condition is None or null is None:
             raise ValueError(f"guidance scale {s} needs a condition; without a condition leave the scale at 1")
         if s == 0:
-            return model(tokens, null)
-        cond, uncond = model(torch.cat([tokens, tokens]), torch.cat([condition, null])).chunk(2)
+            return model(tokens, null, *at)
+        cond, uncond = model(torch.cat([tokens, tokens]), torch.cat([condition, null]), *twice).chunk(2)
         return uncond + s * (cond - uncond)
 
+    predict.takes_places = getattr(model, "takes_places", False)  # type: ignore[attr-defined]
     return predict
-
-
-def guided_with_memory(
-    model: Callable[..., Float[Tensor, "b l k"]],
-    condition: Condition,
-    null: Condition = None,
-    *,
-    scale: float | GuidanceRamp = 1.0,
-) -> Predict:
-    """Return `guided` for a self-conditioned model `(tokens, condition, *, memory) -> logits` (arXiv 2208.04202).
-
-    Each step reads the probabilities of the step before. Under guidance both twins read the conditional ones, as in
-    muse-maskgit. The memory belongs to one batch of samples: call this again for each batch.
-    """
-    memory: Tensor | None = None
-
-    def predict_and_store(tokens: Int[Tensor, "b l"], both: Condition) -> Float[Tensor, "b l k"]:
-        nonlocal memory
-        rows = len(tokens) if condition is None else len(condition)
-        twice = memory if memory is None or len(tokens) == rows else torch.cat([memory, memory])
-        logits = model(tokens, both, memory=twice)
-        memory = logits[:rows].softmax(-1)
-        return logits
-
-    return guided(predict_and_store, condition, null, scale=scale)

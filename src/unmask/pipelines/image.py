@@ -17,11 +17,12 @@ from unmask.decoding.sampling import Sampling, resolve_priority
 from unmask.decoding.settings import SamplingSettings
 from unmask.errors import ConfigError, check_type, check_whole_numbers
 from unmask.figures import images as figures
-from unmask.method.guidance import Condition, Predict, guided, guided_with_memory
+from unmask.method.guidance import Condition, Predict, guided
 from unmask.method.models.protocol import Generator
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import State
+from unmask.method.self_conditioning import guided_with_memory
 from unmask.pipelines.base import LoadedModel, describe_device, report_steps, take_last_tokens
 from unmask.pipelines.labels import (
     Labels,

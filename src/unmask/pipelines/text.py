@@ -16,12 +16,14 @@ from unmask.decoding.sampling import FromCritic, Sampling
 from unmask.decoding.settings import SamplingSettings
 from unmask.errors import CheckpointError, ConfigError, check_type, check_whole_numbers
 from unmask.method.critic import CriticScore
-from unmask.method.guidance import Predict, guided, guided_with_memory
+from unmask.method.guidance import Predict, guided
 from unmask.method.masking import ABSENT
+from unmask.method.models.partition import PartitionTransformer
 from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
 from unmask.method.sampling.blocks import pad_canvas
 from unmask.method.sampling.decode import State
+from unmask.method.self_conditioning import guided_with_memory
 from unmask.pipelines.base import LoadedModel, describe_device
 from unmask.published.opening import open_model
 from unmask.recipes.spec import TextModelSpec
@@ -59,7 +61,14 @@ class TextPipeline(LoadedModel[TextModelSpec]):
         'ROMEO:'
     """
 
-    def __init__(self, model: MaskedTransformer, tokenizer: TextTokenizer, sampling: Sampling, *, opens: bool):
+    def __init__(
+        self,
+        model: MaskedTransformer | PartitionTransformer,
+        tokenizer: TextTokenizer,
+        sampling: Sampling,
+        *,
+        opens: bool,
+    ):
         """`opens`: texts begin after an end token, as in a stream of many documents."""
         if (model.vocab_size, model.grid) != (tokenizer.vocab_size, tokenizer.grid):
             raise ConfigError(
@@ -202,11 +211,17 @@ class TextPipeline(LoadedModel[TextModelSpec]):
         A self-conditioned model needs a new one for each batch, as it remembers its last prediction.
         Without `ends`, no end token can be sampled.
         """
-        make = guided_with_memory if self.model.config.self_condition and remember else guided
+        remembers = isinstance(self.model, MaskedTransformer) and self.model.config.self_condition
+        make = guided_with_memory if remembers and remember else guided
         whole = pad_canvas(make(self.model, None), self.model.length, self._beyond)
         end = self._unused.new_tensor([] if ends else [self.tokenizer.end_id])
         banned = torch.cat([self._unused, end])
-        return lambda tokens, t: whole(tokens, t).float().index_fill(-1, banned, -torch.inf)
+
+        def predict(tokens: Tensor, t: float, *places: Tensor) -> Tensor:
+            return whole(tokens, t, *places).float().index_fill(-1, banned, -torch.inf)
+
+        predict.takes_places = getattr(whole, "takes_places", False)  # type: ignore[attr-defined]
+        return predict
 
     def score_tokens(self, canvas: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
         """Return the critic's logit that a token is right."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unmask.method.models.configs import TransformerConfig
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.pretrained.configs import (
     Amused,
     AmusedVQ,
@@ -19,7 +20,9 @@ from unmask.storage.config import from_json
 from unmask.storage.layout import CONFIG
 from unmask.tokenizers.configs import VQGAN
 
-GeneratorConfig = TransformerConfig | ValeoaiMaskGIT | HaltonMaskGIT | GoogleMaskGIT | TiTokBert | TiTokUViT
+GeneratorConfig = (
+    TransformerConfig | PartitionConfig | ValeoaiMaskGIT | HaltonMaskGIT | GoogleMaskGIT | TiTokBert | TiTokUViT
+)
 """Generators conditioned on classes. Each has `num_classes` and `build(vocab_size, grid)`."""
 
 AnyGeneratorConfig = GeneratorConfig | Amused

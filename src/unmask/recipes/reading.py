@@ -51,6 +51,8 @@ KIND_TITLES: dict[type, tuple[str, str]] = {
 EARLIER_TYPES: dict[type, dict[str, str]] = {
     Recipe: {"tokenizer": "Pixels", "objective": "MaskGIT", "model": "TransformerConfig"},
     TokenizerRecipe: {"perceptual": "ClassifierConfig"},
+    TextRecipe: {"model": "TransformerConfig"},
+    TextModelSpec: {"model": "TransformerConfig"},
 }
 """The types of fields that had no choice when older files were written."""
 

@@ -11,7 +11,9 @@ from unmask.data.text.sources import HubText, TextFile
 from unmask.decoding.sampling import FromCritic, Sampling
 from unmask.method.critic import WithCritic
 from unmask.method.models.configs import TransformerConfig
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.method.objectives import MaskedDiffusion, MaskGIT, Objective
+from unmask.method.partitioning import Partition
 from unmask.metrics.configs import ClassifierConfig
 from unmask.pretrained.networks import AnyGeneratorConfig
 from unmask.recipes.spec import ModelSpec, TextModelSpec
@@ -31,7 +33,7 @@ class Recipe(ModelSpec):
     """Where the images are."""
     model: AnyGeneratorConfig = TransformerConfig()
     """The network."""
-    objective: Objective | WithCritic = MaskGIT()
+    objective: Objective | Partition | WithCritic = MaskGIT()
     """What training minimizes."""
     training: TrainConfig = TrainConfig()
     """Steps, batch, optimizer and checkpoints."""
@@ -100,7 +102,7 @@ class TextRecipe(TextModelSpec):
 
     data: TextFile | HubText
     """Where the text is."""
-    objective: Objective | WithCritic = MaskedDiffusion()
+    objective: Objective | Partition | WithCritic = MaskedDiffusion()
     """What training minimizes."""
     training: TrainConfig = TrainConfig()
     """Steps, batch, optimizer and checkpoints."""
@@ -121,21 +123,26 @@ class TextRecipe(TextModelSpec):
         return replace(super().spec, trained_on=self.trained_on or describe_source(self.data))
 
 
-def _check_parts(objective: Objective | WithCritic, model: AnyGeneratorConfig, sampling: Sampling) -> None:
+def _check_parts(objective: Objective | Partition | WithCritic, model: AnyGeneratorConfig, sampling: Sampling) -> None:
     """ValueError for a part of the network that nothing trains, or that is asked for and not there."""
     judged = isinstance(objective, WithCritic)
     generator = objective.generator if isinstance(objective, WithCritic) else objective
+    if isinstance(generator, Partition) and not isinstance(model, PartitionConfig):
+        raise ValueError(f"objective Partition trains a PartitionConfig, not {type(model).__name__}: use MaskGIT")
+    if isinstance(model, PartitionConfig) and sampling.remask:
+        raise ValueError("sampling.remask: a partition model predicts no token that is known; set remask to False")
+    remembers = 0.0 if isinstance(generator, Partition) else generator.self_condition
     if not isinstance(model, TransformerConfig):
-        if judged or generator.self_condition or isinstance(sampling.priority, FromCritic):
-            raise ValueError(f"{type(model).__name__} has no critic and no self-conditioning: our own network has")
+        if judged or remembers or isinstance(sampling.priority, FromCritic):
+            raise ValueError(f"{type(model).__name__} has no critic and no self-conditioning: MaskedTransformer has")
         return
     if model.critic == "only":
         raise ValueError('model.critic "only" predicts no tokens: it is for `critic.Critic`, not for a recipe')
     if judged != (model.critic in ("head", "separate")):
         raise ValueError(f'model.critic "{model.critic}": "head" or "separate" goes with the objective WithCritic')
-    if bool(generator.self_condition) != model.self_condition:
+    if bool(remembers) != model.self_condition:
         raise ValueError(
-            f"objective.self_condition {generator.self_condition} and model.self_condition {model.self_condition}: "
+            f"objective.self_condition {remembers} and model.self_condition {model.self_condition}: "
             "a share above 0 and the layer go together"
         )
     if isinstance(sampling.priority, FromCritic) and not judged:

@@ -12,6 +12,7 @@ import tyro
 from unmask.decoding.sampling import Sampling
 from unmask.errors import CLASS_COUNTS, check_ranges
 from unmask.method.models.configs import TransformerConfig
+from unmask.method.models.partition_config import PartitionConfig
 from unmask.pretrained.networks import AnyGeneratorConfig, LearnedConfig
 from unmask.tokenizers.pixels import Pixels
 from unmask.tokenizers.text import BPE, Bytes, Characters
@@ -65,7 +66,7 @@ class TextModelSpec:
     """How text becomes rows of `tokenizer.context` tokens."""
     packing: Literal["stream", "documents"] = "stream"
     """Cut the stream of documents into rows, with end tokens between; or put one per row (needs model.padded)."""
-    model: TransformerConfig = TransformerConfig()
+    model: TransformerConfig | PartitionConfig = TransformerConfig()
     """The network."""
     sampling: Sampling = Sampling()
     """How to sample, unless a call or a flag says otherwise."""

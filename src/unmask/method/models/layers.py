@@ -4,6 +4,8 @@ Pre-norm with RMSNorm (arXiv 1910.07467), QK-norm (arXiv 2302.05442), SwiGLU (ar
 (arXiv 2104.09864) with one share of the head per grid axis, and adaLN-zero conditioning (DiT, arXiv 2212.09748).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -29,7 +31,7 @@ def compute_rotary_angles(grid: tuple[int, ...], head_dim: int, num_prefix: int)
 
 
 def rotate(
-    x: Float[Tensor, "b h n d"], cos: Float[Tensor, "n half"], sin: Float[Tensor, "n half"]
+    x: Float[Tensor, "b h n d"], cos: Float[Tensor, "*r n half"], sin: Float[Tensor, "*r n half"]
 ) -> Float[Tensor, "b h n d"]:
     """Rotate each pair (x_i, x_{i + d/2}) by its angle."""
     a, b = x.chunk(2, dim=-1)
@@ -37,19 +39,19 @@ def rotate(
 
 
 def attend(
-    q: Float[Tensor, "b h n d"],
+    q: Float[Tensor, "b h m d"],
     k: Float[Tensor, "b h n d"],
     v: Float[Tensor, "b h n d"],
-    present: Bool[Tensor, "b 1 1 n"] | None = None,
-) -> Float[Tensor, "b h n d"]:
-    """Compute full attention to the `present` tokens, by the faster of two routes; the explicit one rounds to bf16."""
+    present: Bool[Tensor, "_ 1 _ n"] | None = None,
+) -> Float[Tensor, "b h m d"]:
+    """Compute attention to the `present` tokens, by the faster of two routes; the explicit one rounds to bf16."""
     learns, (b, heads, length, _) = torch.is_grad_enabled(), q.shape
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
     if not slow or not q.numel() or (learns and length > EXPLICIT_ATTENTION_LENGTH):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=present)
-    absent = None if present is None else ~present.expand(b, heads, 1, length).flatten(0, 1)
+    absent = None if present is None else ~present.expand(b, heads, -1, -1).flatten(0, 1)
     q, k, v = (x.flatten(0, 1).contiguous() for x in (q, k, v))
-    at_once, done = b * heads if learns else max(1, SCORES // length**2), []
+    at_once, done = b * heads if learns else max(1, SCORES // (length * k.shape[1])), []
     for part in (slice(i, i + at_once) for i in range(0, b * heads, at_once)):
         scores = q[part] * q.shape[-1] ** -0.5 @ k[part].mT
         scores = scores if absent is None else scores.masked_fill(absent[part], -torch.inf)
@@ -87,8 +89,8 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n dim"],
-        rotation: tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]] | None,
-        present: Bool[Tensor, "b 1 1 n"] | None = None,
+        rotation: tuple[Float[Tensor, "*r n half"], Float[Tensor, "*r n half"]] | None,
+        present: Bool[Tensor, "_ 1 _ n"] | None = None,
     ) -> Float[Tensor, "b n dim"]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -119,16 +121,19 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + gate_1 attention(norm(x)), then x + gate_2 mlp(norm(x)); if `modulated`, the condition sets norms and gates.
 
+    `context` is what the attention takes besides the tokens.
+
     The modulation (adaLN-zero), or else the output projections, start at zero: every block starts as the identity.
     """
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, *, gated: bool, qk_norm: bool, modulated: bool):
+    def __init__(self, dim: int, mlp_ratio: float, *, attention: nn.Module, gated: bool, modulated: bool):
         super().__init__()
         self.norm1, self.norm2 = RMSNorm(dim), RMSNorm(dim)
-        self.attention = Attention(dim, heads, qk_norm)
+        self.attention = attention
         self.mlp = MLP(dim, mlp_ratio, gated)
         self.modulation = nn.Linear(dim, 6 * dim) if modulated else None
-        for layer in [self.modulation] if self.modulation is not None else [self.attention.out, self.mlp.down]:
+        zeroed: list[Any] = [self.attention.out, self.mlp.down] if self.modulation is None else [self.modulation]
+        for layer in zeroed:
             nn.init.zeros_(layer.weight)
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.bias)
@@ -137,12 +142,11 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "b n dim"],
         condition: Float[Tensor, "b dim"] | None,
-        rotation: tuple[Float[Tensor, "n half"], Float[Tensor, "n half"]] | None,
-        present: Bool[Tensor, "b 1 1 n"] | None = None,
+        *context: Any,
     ) -> Float[Tensor, "b n dim"]:
         if self.modulation is None or condition is None:
-            x = x + self.attention(self.norm1(x), rotation, present)
+            x = x + self.attention(self.norm1(x), *context)
             return x + self.mlp(self.norm2(x))
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
-        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, rotation, present)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, *context)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unmask.method.masking import ABSENT
 from unmask.method.models.conditioning import ClassEmbedding
 from unmask.method.models.configs import TransformerConfig as TransformerConfig
-from unmask.method.models.layers import Block, RMSNorm, compute_rotary_angles
+from unmask.method.models.layers import Attention, Block, RMSNorm, compute_rotary_angles
 
 
 class MaskedTransformer(nn.Module):
@@ -41,9 +41,9 @@ class MaskedTransformer(nn.Module):
         self.classes = ClassEmbedding(config.num_classes, dim) if config.num_classes else None
         self.registers = nn.Parameter(torch.randn(config.registers, dim) * 0.02) if config.registers else None
         self.position = nn.Parameter(torch.randn(self.length, dim) * 0.02) if config.absolute else None
-        modulated = self.classes is not None and not config.prefix
+        options = {"gated": config.gated, "modulated": self.classes is not None and not config.prefix}
         self.blocks = nn.ModuleList(
-            Block(dim, config.heads, config.mlp_ratio, gated=config.gated, qk_norm=config.qk_norm, modulated=modulated)
+            Block(dim, config.mlp_ratio, attention=Attention(dim, config.heads, config.qk_norm), **options)
             for _ in range(config.depth)
         )
         self.norm = RMSNorm(dim)

@@ -6,7 +6,7 @@ To decode a block is to decode a prefix of the canvas whose earlier tokens are k
 
 from collections.abc import Callable, Iterator
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from unmask.lazy import Tensor, torch
 from unmask.method.guidance import Predict
@@ -21,13 +21,24 @@ def pad_canvas(predict: Predict, length: int, fill: int) -> Predict:
     The new `predict` raises ValueError for a canvas that is longer.
     """
 
-    def prefix(tokens: Int[Tensor, "b l"], t: float) -> Float[Tensor, "b l k"]:
+    def prefix(tokens: Int[Tensor, "b l"], t: float, places: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "..."]:
         if tokens.shape[1] > length:
             raise ValueError(f"a canvas of {tokens.shape[1]} tokens does not fit the network's length of {length}")
         rest = tokens.new_full((len(tokens), length - tokens.shape[1]), fill)
-        return predict(torch.cat([tokens, rest], dim=1), t)[:, : tokens.shape[1]]
+        return _predict_front(predict, tokens, rest, t, places)
 
+    prefix.takes_places = getattr(predict, "takes_places", False)  # type: ignore[attr-defined]
     return prefix
+
+
+def _predict_front(
+    predict: Predict, tokens: Int[Tensor, "b l"], rest: Int[Tensor, "b r"], t: float, places: Bool[Tensor, "b l"] | None
+) -> Float[Tensor, "..."]:
+    """Predict on a canvas with more tokens behind it, and return what is in front of them, or at `places` there."""
+    canvas = torch.cat([tokens, rest], dim=1)
+    if places is None:
+        return predict(canvas, t)[:, : tokens.shape[1]]
+    return predict(canvas, t, torch.cat([places, torch.zeros_like(rest, dtype=torch.bool)], dim=1))  # type: ignore[call-arg]
 
 
 def decode_blocks(sampler: Sampler, predict: Predict, tokens: Int[Tensor, "b l"], *, size: int) -> Iterator[State]:
@@ -57,7 +68,8 @@ def decode_blocks(sampler: Sampler, predict: Predict, tokens: Int[Tensor, "b l"]
 
 
 def _predict_canvas(predict: Predict, rest: Int[Tensor, "b r"], block: int, num_blocks: int) -> Predict:
-    def prefix(tokens: Int[Tensor, "b l"], t: float) -> Float[Tensor, "b l k"]:
-        return predict(torch.cat([tokens, rest], dim=1), (block + t) / num_blocks)[:, : tokens.shape[1]]
+    def prefix(tokens: Int[Tensor, "b l"], t: float, places: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "..."]:
+        return _predict_front(predict, tokens, rest, (block + t) / num_blocks, places)
 
+    prefix.takes_places = getattr(predict, "takes_places", False)  # type: ignore[attr-defined]
     return prefix

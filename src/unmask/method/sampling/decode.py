@@ -66,7 +66,8 @@ def decode(
         ratios: Fractions of each row's unknown tokens still masked after each step (`count_reveals` counts them), or
             these counts themselves. A step that reveals nothing costs no forward pass, unless counts come with
             `remask`: then it may exchange tokens.
-        priority: Scores the positions. It sees the logits as predicted, before `temperature`.
+        priority: Scores the positions. It sees the logits as predicted, before `temperature`. If it needs none, and
+            `predict` takes places, only the places that a step reveals are predicted.
         temperature: Divides the logits before top-k, top-p and sampling; one number, or one per step. 0 is greedy.
         remask: Let tokens of earlier steps compete with the new ones for the same number of positions, and mask the
             losers again (Mask-Predict, arXiv 1904.09324; x-transformers' `can_mask_prev_unmasked`).
@@ -79,6 +80,10 @@ def decode(
     if not torch.equal(counts.sum(0), masked.sum(1).cpu()):
         raise ValueError("ratios: the counts of each row must add up to its number of masked tokens")
     exchanges = remask and isinstance(ratios, Tensor)
+    placed = getattr(predict, "takes_places", False)
+    if placed and remask:
+        raise ValueError("remask: this model predicts no token that is known; sample without remask")
+    placed = placed and not getattr(priority, "needs_logits", True)
     # With more steps than unknown tokens some steps reveal nothing.
     steps = range(len(counts)) if exchanges else counts.any(1).nonzero().flatten().tolist()
     temperatures = check_temperatures(temperature, len(counts))
@@ -88,6 +93,16 @@ def decode(
     for step in steps:
         noise = rand.at(step)
         t = (step + 1) / len(counts)
+        if placed:
+            score = priority(tokens.new_empty(*tokens.shape, 0).float(), tokens, masked=masked, t=t, rand=noise)
+            kept = choose_by_score(score, masked, counts[step])
+            logits = predict(tokens, step / len(counts), kept).float()  # type: ignore[call-arg]
+            broken |= ~logits.amax(-1).isfinite().all()
+            u = noise("token", tokens.shape[1])[kept][None]
+            drawn = sample_tokens(logits[None], temperatures[step], top_k, top_p, u)[0]
+            tokens, masked = tokens.masked_scatter(kept, drawn), masked & ~kept
+            yield State(tokens, kept, step + 1, t)
+            continue
         logits, bad = predict_logits(predict, tokens, step / len(counts), mask_id)
         broken |= bad
         drawn = sample_tokens(logits, temperatures[step], top_k, top_p, noise("token", tokens.shape[1]))

@@ -1,11 +1,13 @@
 """Unmasking orders: a priority `(logits, sample, *, masked, t, rand) -> score` per position; the highest go first.
 
 `Confidence` looks at the sampled token (sample, then choose). All others look only at the distribution or the position
-(choose, then sample), so the choice cannot favour likely tokens and does not sharpen the samples.
+(choose, then sample), so the choice cannot favour likely tokens and does not sharpen the samples. Those that look at
+the position alone say `needs_logits = False`: a model then answers only the places that are revealed.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 from jaxtyping import Bool, Float, Int
 
@@ -82,6 +84,8 @@ def compute_negative_entropy(logits: Logits) -> PriorityScore:
 class Random:
     """Uniformly random order, independent in each step: the order of masked diffusion, without its random counts."""
 
+    needs_logits: ClassVar[bool] = False
+
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         return rand("order", sample.shape[1])
 
@@ -89,6 +93,8 @@ class Random:
 @dataclass(frozen=True)
 class Raster:
     """Left to right, top to bottom, like an autoregressive model."""
+
+    needs_logits: ClassVar[bool] = False
 
     def __call__(self, logits: Logits, sample: Canvas, *, masked: Mask, t: float, rand: Rand) -> PriorityScore:
         return -torch.arange(sample.shape[1], device=sample.device).float().expand(sample.shape)
@@ -104,6 +110,7 @@ class Halton:
 
     grid: tuple[int, ...]
     """Shape of the canvas: one to three axes."""
+    needs_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not (1 <= len(self.grid) <= 3 and min(self.grid) >= 1):
