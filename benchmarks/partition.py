@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/partition.py
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 python benchmarks/partition.py
 
-One thread, interleaved, CPU seconds; the median of the paired ratios is what to look at. Weights are random. Sampling is
-in Halton order, without guidance, in float32 and with bfloat16 weights; training is in float32 and under autocast.
+One thread, interleaved, CPU seconds; the median of the paired ratios is what to look at. Weights are random. Sampling
+is in Halton order, without guidance, in float32 and with bfloat16 weights; training is in float32 and under autocast.
 """
 
 import os
