@@ -195,8 +195,9 @@ class PartitionTransformer(nn.Module):
         if c is not None and self.config.prefix:
             front.append(c[:, None])
         x = torch.cat([*front, x], dim=1)
+        rotation = self._rotate(place, prefixed=True)
         for block in self.encoder:
-            x = block(x, c, self._rotate(place, prefixed=True), visible)
+            x = block(x, c, rotation, visible)
         return self.encoder_norm(x)
 
     def _decode(
