@@ -4,7 +4,7 @@ FLAGS ?=
 
 .PHONY: demo test test-fast campaign tutorials docs lint types wheel check clean
 
-demo: .venv/demo.installed  ## learn real digits, draw, repair and measure them; results in runs/demo
+demo: .venv/demo.installed  ## learn real digits, generate, inpaint and measure them; results in runs/demo
 	.venv/bin/unmask demo $(FLAGS)
 
 test: .venv/dev.installed  ## the whole test suite

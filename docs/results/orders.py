@@ -51,9 +51,9 @@ def named(run: str) -> str:
     return run.rstrip("0123456789").rstrip("-") if "-" in run else run
 
 
-def gather(run: Path) -> None:
-    """Copy the finished tables of a run, and the facts of its training that the page quotes."""
-    to = FOLDER / run.name
+def gather(run: Path, folder: Path = FOLDER) -> None:
+    """Copy the finished tables of a run to a folder, and the facts of its training that the page quotes."""
+    to = folder / run.name
     to.mkdir(parents=True, exist_ok=True)
     for name in ("score/score.csv", "score/score.json", "sweep/sweep.csv", "sweep-temperature/sweep.csv"):
         unfinished = name.endswith("sweep.csv") and all(row["kind"] != "again" for row in rows(run / name))
