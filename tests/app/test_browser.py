@@ -24,6 +24,8 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 WIDTHS = {"wide": 1280, "narrow": 390}
+ONCE = pytest.mark.parametrize("visit", ["wide"], indirect=True)
+"""For what does not depend on the width of the page."""
 PATIENCE = 60_000
 """Milliseconds to wait for the page."""
 INPUTS = {"textbox", "combobox", "slider", "spinbutton", "checkbox", "radio", "button", "tab", "switch", "listbox"}
@@ -189,6 +191,7 @@ def test_generate_and_go_back(visit):
     assert "unmask sample" in visit.page.inner_text("#generate-command")
 
 
+@ONCE
 def test_compare_two_orders(visit):
     visit.open_tab("Compare")
     visit.choose("#compare-a-unmasking-order", "confidence")
@@ -247,6 +250,7 @@ def test_paint_over_a_photo_and_fill_it_in(visit, picture):
     check_layout(visit)
 
 
+@ONCE
 def test_infill_a_text_and_go_back(visit):
     visit.choose("#model", "letters|shakespeare")
     visit.page.wait_for_function("!document.querySelector('#about').innerText.includes('classes')")
@@ -280,6 +284,7 @@ def test_every_tab_fits_and_names_its_inputs(visit):
             visit.save("learn")
 
 
+@ONCE
 def test_the_keyboard_is_enough(visit):
     visit.reach("#generate-start")
     visit.page.keyboard.press("Enter")
@@ -293,6 +298,7 @@ def test_the_keyboard_is_enough(visit):
     assert re.search(r"step \d+ of", visit.page.inner_text("#generate-status"))
 
 
+@ONCE
 def test_an_input_without_a_name_is_found(visit):
     visit.page.evaluate("document.body.append(document.createElement('input'))")
     assert [text[:13] for text in visit.find_nameless()] == ["textbox INPUT"]

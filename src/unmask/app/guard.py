@@ -214,9 +214,9 @@ def check_route(method: str, path: str) -> str:
 
 
 def check_inside(path: str, folder: Path) -> None:
-    """Refuse a file that lies elsewhere, also by way of a link."""
+    """Refuse a file that lies elsewhere than below a folder, also by way of a link."""
     try:
-        inside = Path(path).is_absolute() and Path(path).resolve().is_relative_to(folder)
+        inside = Path(path).is_absolute() and folder in Path(path).resolve().parents
     except (OSError, ValueError, RuntimeError):
         inside = False
     if not inside:
