@@ -108,7 +108,8 @@ def reports() -> dict[str, dict]:
 def results_table() -> str:
     """Return the table of the README."""
     rows = [
-        "| run | class accuracy of samples (of real held-out images) | Frechet distance (real-data baseline) | steps | made by |",
+        "| run | class accuracy of samples (of real held-out images) | Frechet distance (real-data baseline) | steps "
+        "| made by |",
         "| --- | ---: | ---: | ---: | --- |",
     ]
     for name, r in reports().items():
