@@ -3,6 +3,7 @@
 The fixtures are published models of toy size. Nothing of unmask is imported before its types are checked.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -97,6 +98,11 @@ SLOW = {
 
 LONGEST = {"test_quality", "test_published_full", "test_distributed", "test_photos"}
 """Files that start first, so that no process waits for them at the end."""
+
+
+def pytest_collection_finish():
+    """What was collected stays to the end, so garbage collection may pass over it, which saves half a second each time."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
