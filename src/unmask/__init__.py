@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from unmask.errors import name_arguments
 
 if TYPE_CHECKING:
-    from unmask.method.self_conditioning import guided_with_memory
-
     __version__: str
     from unmask.decoding.sampling import Sampling
     from unmask.evaluation.measuring import evaluate, score, sweep
@@ -20,8 +18,11 @@ if TYPE_CHECKING:
     from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided
     from unmask.method.likelihood import compute_exact_nll, estimate_bound
     from unmask.method.models.configs import TransformerConfig
+    from unmask.method.models.partition import PartitionTransformer
+    from unmask.method.models.partition_config import PartitionConfig
     from unmask.method.models.transformer import MaskedTransformer
     from unmask.method.objectives import Loss, MaskedDiffusion, MaskGIT
+    from unmask.method.partitioning import Partition
     from unmask.method.rand import Rand, seeded
     from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adaptive
     from unmask.method.sampling.ancestral import decode_ancestral
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         ratios,
         ratios_from_counts,
     )
+    from unmask.method.self_conditioning import guided_with_memory
     from unmask.pipelines.image import Pipeline
     from unmask.pipelines.load import load
     from unmask.pipelines.text import TextPipeline

@@ -287,7 +287,7 @@ def test_a_signal_saves_exits_with_85_and_the_same_command_continues(tmp_path, c
     ("line", "code", "words"),
     [
         ("trian digits", 2, "did you mean train?"),
-        ("train", 2, "one of cifar10, cifar10-gpu, digits, "),
+        ("train", 2, "one of cifar10, cifar10-gpu, cifar10-partition, digits, "),
         ("train digts", 2, "did you mean digits?"),
         ("train digits --training.stepz 3", 2, "did you mean --training.steps?"),
         ("train digits --training.steps 0", 2, "unmask: training.steps = 0: must be at least 1"),

@@ -207,7 +207,18 @@ def only_parsing(monkeypatch, tmp_path):
     def parse_and_stop(kind, arguments, command, default=None):
         raise Parsed(parse(kind, arguments, command, default))
 
-    for name in ("data", "demo", "editing", "evaluating", "networks", "published", "sampling", "schedule", "scoring"):
+    for name in (
+        "app",
+        "data",
+        "demo",
+        "editing",
+        "evaluating",
+        "networks",
+        "published",
+        "sampling",
+        "schedule",
+        "scoring",
+    ):
         monkeypatch.setattr(importlib.import_module(f"unmask.cli.{name}"), "parse", parse_and_stop)
     for name in ("sweeping", "text", "tokenizers", "training", "writing"):
         monkeypatch.setattr(importlib.import_module(f"unmask.cli.{name}"), "parse", parse_and_stop)

@@ -111,7 +111,7 @@ def test_a_clean_set_says_so_and_numbers_are_those_of_a_training(tmp_path):
     assert torch.equal(survey.split.test.read(torch.arange(len(split.test))), split.test.pixels)
     text = "\n".join(describe_survey(survey, 8))
     assert text.startswith(f"dataset     disc 20, square 20; {len(split.test)} held out")
-    for line in ("copies      no picture is", "flat        none is", "left out    none", "; 0 smaller than 8"):
+    for line in ("copies      no image is", "flat        none is", "left out    none", "; 0 smaller than 8"):
         assert line in text
     assert "in both" not in text
 

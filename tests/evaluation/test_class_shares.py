@@ -85,7 +85,7 @@ def test_a_perfect_sampler_reaches_the_real_data_baseline(uneven, perfect):
 
 def test_the_command_line_has_both(uneven, perfect, capsys):
     for rule, samples in (("shares", 40), ("balanced", 40)):
-        main(["evaluate", str(uneven), "--samples", str(samples), "--labels", rule, "--device", "cpu"])
+        main(["evaluate", str(uneven), "--samples", str(samples), "--labels", rule, "--device", "cpu", "--overwrite"])
         assert json.loads((uneven / "report.json").read_text())["labels"] == rule
     sweep = ["sweep", str(uneven), "--samples", "40", "--tune", "0", "--orders", "random", "--steps", "1", "--device"]
     main([*sweep, "cpu", "--temperatures", "1"])
@@ -100,7 +100,7 @@ def test_the_command_line_has_both(uneven, perfect, capsys):
 def test_pictures_of_other_classes_are_refused(uneven, perfect):
     run = open_run(uneven, ALONE)
     run.pipeline.classes = ("0", "disc")
-    with pytest.raises(ConfigError, match="class 1 is disc for the model and 1 in these pictures"):
+    with pytest.raises(ConfigError, match="class 1 is disc for the model and 1 in these images"):
         measure_run(run, num=10, seed=0, world=ALONE)
 
 

@@ -95,7 +95,7 @@ def test_what_was_learned_of_other_pictures_is_made_anew(finished, tmp_path):
     kept = open_reference(experiment, first, out, ALONE)
     assert torch.equal(kept.train, real.train)
     assert torch.equal(kept.train_index, torch.arange(1500))
-    with pytest.raises(ConfigError, match=r"other pictures \(pictures"):
+    with pytest.raises(ConfigError, match=r"other images \(pictures"):
         open_reference(other, first, out / real.key.file, ALONE)
     assert prepare_classifier_features(other.read_pictures("train"), config, path, ALONE).sha256 != first.sha256
     assert prepare_classifier_features(pictures, config, path, ALONE).sha256 == first.sha256

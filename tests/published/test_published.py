@@ -101,7 +101,7 @@ def test_a_model_is_told_of(toys, capsys):
     run("models", "titok-s128")
     said = capsys.readouterr().out
     assert "generator_titok_s128.bin of https://huggingface.co/fun-research/TiTok (sha256 is pinned" in said
-    assert re.search(r"steps 64.*AnnealedLogit\(noise=2\.8", said)  # the rule, and not 64 numbers
+    assert re.search(r"steps 64.*annealed logit \(noise 2\.8\)", said)  # the rule, and not 64 numbers
     run("models", "besnier-256")
     assert "MaskGIT_ImageNet_256.pth of https://huggingface.co/llvictorll/Maskgit-pytorch (sha256 74b38fa1... is" in (
         capsys.readouterr().out

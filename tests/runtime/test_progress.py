@@ -47,7 +47,7 @@ def spoken(monkeypatch, run, tmp_path, words, kind):
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
 def test_bars_are_for_terminals_and_leave_what_is_printed_alone(run, tmp_path, monkeypatch, words):
-    shown = {"sample": ["steps"], "evaluate": ["samples", "real pictures"], "sweep": ["samples", "rows"]}[words[0]]
+    shown = {"sample": ["steps"], "evaluate": ["samples", "real images"], "sweep": ["samples", "rows"]}[words[0]]
     plain, silence = spoken(monkeypatch, run, tmp_path, words, io.StringIO)
     said = [] if words[0] == "sample" else ["297 held out"]  # what was read, and no bar
     assert [line.rsplit("; ")[-1] for line in silence.splitlines()] == said
