@@ -72,7 +72,7 @@ def test_what_is_loaded_from_elsewhere_is_found():
 HELPS = {
     "train": [[name] for name in list_recipe_names()],
     "train-tokenizer": [[name] for name in list_recipe_names(tokenizers=True)],
-    "tokenize-text": [["shakespeare"], ["tinystories"], ["tinystories-gpu"]],
+    "tokenize-text": [["shakespeare"], ["shakespeare-partition"], ["tinystories"], ["tinystories-gpu"]],
     "train-features": [[name] for name in ("arrays", "cifar10", "digits", "folder", "hub", "mnist", "shards")],
 }
 """What stands after a command whose flags depend on it."""
