@@ -192,6 +192,14 @@ def test_what_is_no_event_is_refused(page, body):
         assert answer.status_code in (400, 413)
 
 
+def test_an_event_is_limited_in_bytes(page):
+    body = b'{"data": [], "session_hash": "abc", "more": [' + b"1, " * 340_000 + b"1]}"
+    answer = page.client.post("/gradio_api/queue/join", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.text) == (
+        413, "at most 1,000,000 bytes: take a smaller image or a shorter text",
+    )  # fmt: skip
+
+
 def test_a_long_text_is_refused(page):
     answer = page.join("generate-start", {"generate-prompt": "a" * 20_001})
     assert (answer.status_code, answer.text) == (
