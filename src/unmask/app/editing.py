@@ -1,7 +1,7 @@
 """Edit a photo step by step, for the tab Edit: the region to fill, the variants, and what to download.
 
-The photo comes from a stranger, so a child process decodes it (`data/untrusted.py`). The browser sends back the strokes
-of a brush alone. So pixels outside the region are those of the upload, whatever a browser makes of colours.
+The photo comes from a stranger, so a child process decodes it (`data/untrusted.py`). The browser sends back only
+the strokes of the brush. So pixels outside the region stay those of the upload, even if a browser changes colours.
 """
 
 import json
@@ -169,7 +169,8 @@ class PhotoEdit:
     def stream(self, sampling: Sampling) -> tuple[Recording, Iterator[int]]:
         """Return a recording, and an iterator that adds a step to it each time and yields its number.
 
-        ShortageError if so many variants, or their steps, do not fit into memory.
+        Raises:
+            ShortageError: The variants, or their steps, do not fit into memory.
         """
         check_batch(self.pipeline, self.edit.variants, sampling.steps)
         ids = _choose_label(self.pipeline, self.edit)
