@@ -1,5 +1,6 @@
 """A folder with small runs that the page offers: random weights, so that samples differ by class and noise."""
 
+import asyncio
 import gc
 from pathlib import Path
 
@@ -28,8 +29,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def collect_leaks():
-    """Collect what gradio left in the test that made it, not in one of another folder."""
+    """Collect what gradio left in the test that made it, not in one of another folder: also its loop, once let go."""
     yield
+    asyncio.set_event_loop(None)
     gc.collect()
 
 
