@@ -41,8 +41,8 @@ class Counted:
     def __call__(self, tokens, condition, at=None):
         self.rows.append(len(tokens))
         self.places.append(tokens.numel() if at is None else int(at.sum()))
-        with torch.no_grad():
-            return self.model(tokens, condition, at)
+        assert not torch.is_grad_enabled()
+        return self.model(tokens, condition, at)
 
 
 def only_all(model):
@@ -68,9 +68,10 @@ def test_the_logits_of_places_are_those_of_all(config, chosen):
 def test_guidance_of_places_is_that_of_all(chosen, scale, t, canvas, conditional):
     model, places = Counted(VARIANTS[0 if conditional else 1]), torch.tensor(chosen).view(6, LENGTH)
     labels, scale = (LABELS, scale) if conditional else (None, 1.0)
-    full = guided(only_all(model), labels, scale=scale)(CANVASES[canvas], t)
-    assert torch.allclose(guided(model, labels, scale=scale)(CANVASES[canvas], t, places), full[places], atol=1e-5)
-    assert torch.allclose(guided(model, labels, scale=scale)(CANVASES[canvas], t), full, atol=1e-5)
+    with torch.no_grad():
+        full = guided(only_all(model), labels, scale=scale)(CANVASES[canvas], t)
+        assert torch.allclose(guided(model, labels, scale=scale)(CANVASES[canvas], t, places), full[places], atol=1e-5)
+        assert torch.allclose(guided(model, labels, scale=scale)(CANVASES[canvas], t), full, atol=1e-5)
 
 
 @every_canvas
@@ -124,13 +125,15 @@ def test_rows_that_ancestral_sampling_leaves_alone_are_not_computed(canvas):
 
 def test_a_first_step_computes_each_class_once_and_the_unconditional_twin_once():
     model = Counted()
-    guided(model, LABELS, scale=3.0)(EMPTY, 0.0)
-    guided(model, LABELS, scale=3.0)(EMPTY, 0.5)
-    guided(model, LABELS, scale=3.0)(PARTS, 0.0)
+    with torch.no_grad():
+        guided(model, LABELS, scale=3.0)(EMPTY, 0.0)
+        guided(model, LABELS, scale=3.0)(EMPTY, 0.5)
+        guided(model, LABELS, scale=3.0)(PARTS, 0.0)
     assert model.rows == [len(LABELS.unique()) + 1, 12, 12]
     assert len(LABELS.unique()) < CLASSES, "otherwise the count would say nothing"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
 def test_nothing_is_asked_that_waits_for_a_gpu_or_compiles_again():
     model = build()
     assert model.takes_places

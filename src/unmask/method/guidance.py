@@ -2,7 +2,6 @@
 
 The guided logits are null + s (cond - null): s = 1 is the plain conditional model, s = 0 the unconditional one. Papers
 that write (1 + w) cond - w null, such as the MaskGIT reproduction report, mean w = s - 1: their 3 is our 4.
-The scale may be a ramp, a callable of the time t (`ramps.py`).
 """
 
 from collections.abc import Callable
@@ -19,7 +18,7 @@ Condition = Int[Tensor, "b"] | None
 Predict = Callable[[Int[Tensor, "b l"], float], Float[Tensor, "b l k"]]
 """`predict(tokens, t) -> logits`: all that a sampler sees of a model; t is 0 where all is masked."""
 ConditionalModel = Callable[..., Float[Tensor, "..."]]
-GuidanceRamp = Callable[[float], float]
+GuidanceRamp = Callable[[float], float]  # t -> scale, as in ramps.py
 
 
 def guided(
@@ -47,10 +46,10 @@ def guided(
             tokens, places = tokens[rows], places[rows]
             cond, uncond = (c if c is None else c[rows] for c in (cond, uncond))
         ask = partial(_predict_once, model) if takes_places and t == 0 and bool((tokens == tokens[:1]).all()) else model
+        at = () if places is None else (places,)
         if s in (0, 1) or cond is None or uncond is None:
-            return ask(tokens, cond if s else uncond, *(() if places is None else (places,)))
-        twice = () if places is None else (places.repeat(2, 1),)
-        yes, no = ask(tokens.repeat(2, 1), torch.cat([cond, uncond]), *twice).chunk(2)
+            return ask(tokens, cond if s else uncond, *at)
+        yes, no = ask(tokens.repeat(2, 1), torch.cat([cond, uncond]), *(p.repeat(2, 1) for p in at)).chunk(2)
         return no + s * (yes - no)
 
     predict.takes_places = takes_places  # type: ignore[attr-defined]

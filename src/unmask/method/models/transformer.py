@@ -69,8 +69,7 @@ class MaskedTransformer(nn.Module):
     @property
     def takes_places(self) -> bool:
         """Whether `at` saves work in sampling: not where a new shape makes a GPU wait, or compiles the code again."""
-        compiled = getattr(self, "_compiled_call_impl", None) is not None
-        return self.embedding.weight.device.type == "cpu" and not compiled
+        return self.embedding.weight.device.type == "cpu" and getattr(self, "_compiled_call_impl", None) is None
 
     def set_unigram(self, counts: Float[Tensor, "k"]) -> None:
         """Set the head's bias to the token frequencies: as its weight is zero, the first loss is the unigram entropy.

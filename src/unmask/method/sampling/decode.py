@@ -97,8 +97,8 @@ def decode(
         if placed:
             score = priority(tokens.new_empty(*tokens.shape, 0).float(), tokens, masked=masked, t=t, rand=noise)
             kept = choose_by_score(score, masked, counts[step])
-            logits = predict(tokens, step / len(counts), kept).float()  # type: ignore[call-arg]
-            broken |= ~logits.amax(-1).isfinite().all()
+            logits, bad = _ask(predict, tokens, step / len(counts), mask_id, kept)
+            broken |= bad
             u = noise("token", tokens.shape[1])[kept][None]
             drawn = sample_tokens(logits[None], temperatures[step], top_k, top_p, u)[0]
             tokens, masked = tokens.masked_scatter(kept, drawn), masked & ~kept
@@ -129,12 +129,7 @@ def predict_logits(
     With `live` positions, rows without any are left out, and the logits of other positions may be 0.
     """
     places = live if getattr(predict, "takes_places", False) else None
-    with torch.no_grad():
-        logits = (predict(tokens, t) if places is None else predict(tokens, t, places)).float()  # type: ignore[call-arg]
-    shape = (*tokens.shape, mask_id) if places is None else (int(places.sum()), mask_id)
-    if logits.shape != shape:
-        raise ValueError(f"predict returned logits of shape {tuple(logits.shape)}, not {shape}")
-    broken = ~logits.amax(-1).isfinite().all()
+    logits, broken = _ask(predict, tokens, t, mask_id, places)
     if live is None:
         return logits, broken
     rows = live.any(1)
@@ -142,6 +137,18 @@ def predict_logits(
         return logits[rows], broken
     out = logits.new_zeros(int(rows.sum()), tokens.shape[1], mask_id)
     return out.masked_scatter_(live[rows][..., None], logits), broken
+
+
+def _ask(
+    predict: Predict, tokens: Int[Tensor, "b l"], t: float, mask_id: int, places: Bool[Tensor, "b l"] | None
+) -> tuple[Float[Tensor, "*n k"], Bool[Tensor, ""]]:
+    """Return the logits of all positions or of `places`, without gradients, and whether any is broken."""
+    with torch.no_grad():
+        logits = (predict(tokens, t) if places is None else predict(tokens, t, places)).float()  # type: ignore[call-arg]
+    shape = (*tokens.shape, mask_id) if places is None else (int(places.sum()), mask_id)
+    if logits.shape != shape:
+        raise ValueError(f"predict returned logits of shape {tuple(logits.shape)}, not {shape}")
+    return logits, ~logits.amax(-1).isfinite().all()
 
 
 def raise_if_not_finite(broken: Bool[Tensor, ""]) -> None:
