@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from unmask.evaluation.plans import SweepChoices
     from unmask.experiments.training import tokenize, train, train_tokenizer
     from unmask.method.critic import WithCritic
-    from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided
+    from unmask.method.guidance import NULL, guided
     from unmask.method.likelihood import compute_exact_nll, estimate_bound
     from unmask.method.models.configs import TransformerConfig
     from unmask.method.models.partition import PartitionTransformer
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from unmask.method.models.transformer import MaskedTransformer
     from unmask.method.objectives import Loss, MaskedDiffusion, MaskGIT
     from unmask.method.partitioning import Partition
+    from unmask.method.ramps import CosineRamp, Interval, LinearRamp
     from unmask.method.rand import Rand, seeded
     from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adaptive
     from unmask.method.sampling.ancestral import decode_ancestral
@@ -57,13 +58,13 @@ _AT_FIRST_USE = {
     "Confidence": "unmask.method.sampling.priorities",
     "ConfidenceWeighted": "unmask.method.sampling.remasking",
     "Cosine": "unmask.method.schedules",
-    "CosineRamp": "unmask.method.guidance",
+    "CosineRamp": "unmask.method.ramps",
     "Entropy": "unmask.method.sampling.priorities",
     "EntropyBound": "unmask.method.sampling.adaptive",
     "Exp": "unmask.method.schedules",
     "Halton": "unmask.method.sampling.priorities",
-    "Interval": "unmask.method.guidance",
-    "LinearRamp": "unmask.method.guidance",
+    "Interval": "unmask.method.ramps",
+    "LinearRamp": "unmask.method.ramps",
     "Log": "unmask.method.schedules",
     "Loss": "unmask.method.objectives",
     "Margin": "unmask.method.sampling.priorities",

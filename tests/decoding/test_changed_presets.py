@@ -9,8 +9,8 @@ from unmask.decoding.presets import AMUSED_SAMPLING
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.settings import change_sampling
 from unmask.errors import ConfigError
-from unmask.method.guidance import CosineRamp, Interval, LinearRamp
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.method.ramps import CosineRamp, Interval, LinearRamp
 from unmask.method.rand import seeded
 from unmask.pipelines.editing import stream_inpainting
 from unmask.pipelines.image import Pipeline

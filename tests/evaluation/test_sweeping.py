@@ -23,7 +23,7 @@ from unmask.evaluation.plans import SweepChoices, plan_sweep
 from unmask.evaluation.runs import open_run
 from unmask.evaluation.sweep_table import COLUMNS, KEY, ORIGIN, SWEEP_METRICS, SweepTable
 from unmask.evaluation.sweeping import SweepPlan, SweepSetting
-from unmask.method.guidance import Interval, LinearRamp
+from unmask.method.ramps import Interval, LinearRamp
 from unmask.method.sampling.priorities import Confidence, Halton, Raster
 from unmask.method.schedules import Arccos, Power
 from unmask.metrics.features import ClassifierConfig

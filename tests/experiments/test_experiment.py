@@ -15,7 +15,7 @@ from unmask.evaluation.reference import open_reference
 from unmask.evaluation.runs import open_run
 from unmask.experiments.base import run_experiment
 from unmask.experiments.images import prepare_images
-from unmask.method.guidance import LinearRamp
+from unmask.method.ramps import LinearRamp
 from unmask.method.sampling.priorities import Halton
 from unmask.metrics.features import Classifier, hash_network, load_classifier, save_classifier
 from unmask.metrics.in_domain import prepare_classifier_features

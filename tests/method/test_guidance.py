@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.method.guidance import NULL, CosineRamp, Interval, LinearRamp, guided
+from unmask.method.guidance import NULL, guided
+from unmask.method.ramps import CosineRamp, Interval, LinearRamp
 
 ROWS, LENGTH, VALUES, CLASSES = 3, 5, 7, 4
 

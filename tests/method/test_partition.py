@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from unmask.data.sources.choice import Digits
-from unmask.method.guidance import LinearRamp, guided
+from unmask.method.guidance import guided
 from unmask.method.likelihood import compute_exact_nll
 from unmask.method.masking import ABSENT
 from unmask.method.models.configs import TransformerConfig
 from unmask.method.models.partition import PADDED_TOKENS, PADDING, gather_places, group_rows
 from unmask.method.models.partition_config import PartitionConfig
 from unmask.method.partitioning import Partition
+from unmask.method.ramps import LinearRamp
 from unmask.method.rand import Rand, seeded
 from unmask.method.sampling.decode import decode
 from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Random, Raster
@@ -198,7 +199,7 @@ def test_an_order_known_before_gives_the_tokens_of_the_full_logits(order, scale)
     placed = sample(count)
     assert all(torch.equal(a, b) for a, b in zip(full, placed, strict=True))
     fixed = isinstance(order, Halton | Random | Raster)
-    assert (sum(asked) < everything) == fixed
+    assert sum(asked) < everything if fixed else sum(asked) <= everything
     if fixed and scale == 1.0:
         assert sum(asked) == int((canvas == K).sum())
 

@@ -18,8 +18,8 @@ from unmask.decoding.sampling import Sampling
 from unmask.errors import ConfigError, DataError
 from unmask.evaluation import inpainting as lab
 from unmask.figures import images as figures
-from unmask.method.guidance import CosineRamp
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.method.ramps import CosineRamp
 from unmask.metrics.frechet import compute_frechet_distance, fit_gaussian
 from unmask.pipelines.editing import (
     choose_window,

@@ -10,8 +10,8 @@ from unmask.data.sources.choice import Digits
 from unmask.decoding.rules import Line
 from unmask.decoding.sampling import Ancestral, Sampling
 from unmask.errors import CheckpointError, ConfigError
-from unmask.method.guidance import Interval
 from unmask.method.models.transformer import MaskedTransformer, TransformerConfig
+from unmask.method.ramps import Interval
 from unmask.method.sampling.priorities import Confidence, Halton
 from unmask.method.schedules import Power
 from unmask.pipelines.image import Pipeline

@@ -33,7 +33,7 @@ from toy_hub import serving, use
 
 import unmask
 from unmask.errors import CheckpointError, ConfigError
-from unmask.method.guidance import CosineRamp, Interval, LinearRamp
+from unmask.method.ramps import CosineRamp, Interval, LinearRamp
 from unmask.pipelines.image import Pipeline
 from unmask.pipelines.labels import resolve_labels
 from unmask.pretrained.lone_tokenizer import read_lone_tokenizer

@@ -23,8 +23,8 @@ from unmask.decoding.rules import (
     StepConfidence,
 )
 from unmask.errors import ConfigError, check_ranges
-from unmask.method.guidance import CosineRamp, Interval, LinearRamp
 from unmask.method.models.transformer import TransformerConfig
+from unmask.method.ramps import CosineRamp, Interval, LinearRamp
 from unmask.method.sampling.adaptive import EntropyBound
 from unmask.method.sampling.extra_priorities import MarginRepulsion
 from unmask.method.sampling.priorities import Halton

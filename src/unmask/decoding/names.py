@@ -17,7 +17,7 @@ from unmask.decoding.sampling import (
     XTransformersCounts,
 )
 from unmask.errors import look_up
-from unmask.method.guidance import CosineRamp, Interval, LinearRamp
+from unmask.method.ramps import CosineRamp, Interval, LinearRamp
 from unmask.method.sampling.adaptive import EntropyBound, Threshold
 from unmask.method.sampling.extra_priorities import MarginRepulsion, Moment
 from unmask.method.sampling.priorities import Confidence, Entropy, Halton, Margin, MaxLogit, Random, Raster

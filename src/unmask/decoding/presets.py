@@ -29,7 +29,7 @@ from unmask.decoding.sampling import (
     ValeoaiV1,
     XTransformersCounts,
 )
-from unmask.method.guidance import CosineRamp, Interval, LinearRamp
+from unmask.method.ramps import CosineRamp, Interval, LinearRamp
 from unmask.method.sampling.priorities import Confidence
 from unmask.method.schedules import Arccos, Cosine, Power, Shape
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from unmask.errors import FACTORS, SIDES, check_ranges
 from unmask.lazy import torch
-from unmask.method.guidance import LinearRamp
+from unmask.method.ramps import LinearRamp
 from unmask.method.rand import Rand
 from unmask.method.sampling.decode import keep_likeliest, sample_tokens
 from unmask.method.sampling.priorities import Canvas, Confidence, Logits, Mask, PriorityScore, compute_halton_order

@@ -20,8 +20,9 @@ from unmask.decoding.rules import (
 from unmask.errors import FACTORS, ConfigError, check_ranges
 from unmask.lazy import Tensor
 from unmask.method.critic import CriticScore
-from unmask.method.guidance import Condition, CosineRamp, GuidanceRamp, Interval, LinearRamp, Predict
+from unmask.method.guidance import Condition, GuidanceRamp, Predict
 from unmask.method.models.protocol import Generator
+from unmask.method.ramps import CosineRamp, Interval, LinearRamp
 from unmask.method.rand import Rand
 from unmask.method.sampling.adaptive import EntropyBound, Threshold, decode_adaptive
 from unmask.method.sampling.ancestral import decode_ancestral

@@ -24,7 +24,8 @@ from unmask.evaluation.scoring import SCORE_FILES, OrderScore, ScoredSubject, sc
 from unmask.evaluation.sweep_table import COLUMNS, SWEEP_FILES, SweepRow
 from unmask.evaluation.sweeping import sweep_run
 from unmask.experiments.text import reopen_text
-from unmask.method.guidance import Condition, Interval, Predict, guided
+from unmask.method.guidance import Condition, Predict, guided
+from unmask.method.ramps import Interval
 from unmask.pipelines.rules import LabelRule
 from unmask.pipelines.text import TextPipeline
 from unmask.pretrained.conditions import check_guidance

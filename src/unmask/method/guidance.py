@@ -2,17 +2,13 @@
 
 The guided logits are null + s (cond - null): s = 1 is the plain conditional model, s = 0 the unconditional one. Papers
 that write (1 + w) cond - w null, such as the MaskGIT reproduction report, mean w = s - 1: their 3 is our 4.
-Strong guidance harms early in decoding and helps late (arXiv 2507.08965). Hence the ramps: callables of t, the time of
-the forward pass, from 0 (all masked) towards 1 (all known). They start at 1, so the first step has no guidance.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 from jaxtyping import Bool, Float, Int
 
-from unmask.errors import FACTORS, check_ranges
 from unmask.lazy import Tensor, torch
 
 NULL = -1
@@ -22,72 +18,7 @@ Condition = Int[Tensor, "b"] | None
 Predict = Callable[[Int[Tensor, "b l"], float], Float[Tensor, "b l k"]]
 """`predict(tokens, t) -> logits`: all that a sampler sees of a model; t is 0 where all is masked."""
 ConditionalModel = Callable[..., Float[Tensor, "..."]]
-GuidanceRamp = Callable[[float], float]
-
-
-def _check_finite(ramp: object, *numbers: float) -> None:
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{ramp}: all numbers must be finite; use scale 1 for no guidance")
-
-
-@dataclass(frozen=True)
-class LinearRamp:
-    """start + (scale - start) t. The linear w ramp of valeoai's report is LinearRamp(scale=w + 1).
-
-    Since November 2023 its code uses the time i/(T-1) instead of i/T, so it reaches the full scale in the last step.
-    """
-
-    scale: float
-    """Guidance scale at t = 1."""
-    start: float = 1.0
-    """Guidance scale at t = 0; 1 is no guidance."""
-
-    def __post_init__(self) -> None:
-        _check_finite(self, self.scale, self.start)
-        check_ranges(self, {"scale": (-1e9, 1e9), "start": (-1e9, 1e9)})
-
-    def __call__(self, t: float) -> float:
-        return self.start + (self.scale - self.start) * t
-
-
-@dataclass(frozen=True)
-class CosineRamp:
-    """1 + (scale - 1) (1 - cos(pi t^power)) / 2."""
-
-    scale: float
-    """Guidance scale at t = 1."""
-    power: float = 1.0
-    """Positive: 1 is the cosine ramp, other values are TiTok's power-cosine."""
-
-    def __post_init__(self) -> None:
-        _check_finite(self, self.scale, self.power)
-        if self.power <= 0:
-            raise ValueError(f"{self}: power must be positive; 1 is the cosine ramp")
-        check_ranges(self, {"scale": (-1e9, 1e9), "power": FACTORS})
-
-    def __call__(self, t: float) -> float:
-        return 1 + (self.scale - 1) * (1 - math.cos(math.pi * t**self.power)) / 2
-
-
-@dataclass(frozen=True)
-class Interval:
-    """`scale` while low <= t <= high, else 1, which saves the null forward pass (arXiv 2404.07724)."""
-
-    scale: float
-    """Guidance scale inside the interval; 1 is no guidance."""
-    low: float = 0.0
-    """First time with guidance, at least 0."""
-    high: float = 1.0
-    """Last time with guidance, at most 1; the defaults guide always."""
-
-    def __post_init__(self) -> None:
-        _check_finite(self, self.scale)
-        if not 0 <= self.low <= self.high <= 1:
-            raise ValueError(f"Interval(low={self.low}, high={self.high}): must satisfy 0 <= low <= high <= 1")
-        check_ranges(self, {"scale": (-1e9, 1e9)})
-
-    def __call__(self, t: float) -> float:
-        return self.scale if self.low <= t <= self.high else 1.0
+GuidanceRamp = Callable[[float], float]  # t -> scale, as in ramps.py
 
 
 def guided(
@@ -97,24 +28,44 @@ def guided(
 
     `null` is the unconditional twin of `condition`; by default every row's class id becomes NULL.
     `predict` raises ValueError if the scale is not 1 and there is no condition. If the model `takes_places`, so does
-    `predict(tokens, t, places)`: it returns the logits of the places that are True alone, [n, K] row by row.
+    `predict(tokens, t, places)`: it returns the logits of the places that are True alone, [n, K] row by row. It leaves
+    out rows without any, and at t = 0 it computes equal rows once: in an empty canvas, all of a class.
     """
     if condition is not None and null is None:
         null = torch.full_like(condition, NULL)
+    takes_places = getattr(model, "takes_places", False)
 
     def predict(
         tokens: Int[Tensor, "b l"], t: float, places: Bool[Tensor, "b l"] | None = None
     ) -> Float[Tensor, "..."]:
         s = scale(t) if callable(scale) else scale
-        at, twice = ((), ()) if places is None else ((places,), (torch.cat([places, places]),))
-        if s == 1:
-            return model(tokens, condition, *at)
-        if condition is None or null is None:
+        cond, uncond = condition, null
+        if s != 1 and (cond is None or uncond is None):
             raise ValueError(f"guidance scale {s} needs a condition; without a condition leave the scale at 1")
-        if s == 0:
-            return model(tokens, null, *at)
-        cond, uncond = model(torch.cat([tokens, tokens]), torch.cat([condition, null]), *twice).chunk(2)
-        return uncond + s * (cond - uncond)
+        if places is not None and not (rows := places.any(1)).all():
+            tokens, places = tokens[rows], places[rows]
+            cond, uncond = (c if c is None else c[rows] for c in (cond, uncond))
+        ask = partial(_predict_once, model) if takes_places and t == 0 and bool((tokens == tokens[:1]).all()) else model
+        at = () if places is None else (places,)
+        if s in (0, 1) or cond is None or uncond is None:
+            return ask(tokens, cond if s else uncond, *at)
+        yes, no = ask(tokens.repeat(2, 1), torch.cat([cond, uncond]), *(p.repeat(2, 1) for p in at)).chunk(2)
+        return no + s * (yes - no)
 
-    predict.takes_places = getattr(model, "takes_places", False)  # type: ignore[attr-defined]
+    predict.takes_places = takes_places  # type: ignore[attr-defined]
     return predict
+
+
+def _predict_once(
+    model: ConditionalModel, tokens: Int[Tensor, "b l"], condition: Condition, places: Bool[Tensor, "b l"] | None = None
+) -> Float[Tensor, "..."]:
+    """Predict from rows that hold one canvas: each condition once."""
+    kinds, row = None, torch.zeros_like(tokens[:, 0])
+    if condition is not None:
+        kinds, row = condition.unique(return_inverse=True)
+    first = tokens[: 1 if kinds is None else len(kinds)]
+    if places is None:
+        return model(first, kinds)[row]
+    asked = torch.zeros_like(first).index_add_(0, row, places.long()) > 0
+    number = asked.flatten().cumsum(0).view(asked.shape) - 1
+    return model(first, kinds, asked)[number[row][places]]

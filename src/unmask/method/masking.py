@@ -54,6 +54,14 @@ def split_complementary(
     return first, ~first & present
 
 
+def gather_places(chosen: Bool[Tensor, "r l"]) -> tuple[Int[Tensor, "r m"], Bool[Tensor, "r m"]]:
+    """Return the chosen places of each row in order, padded to the largest number, and which of them are real."""
+    count = chosen.sum(1)
+    most = int(count.max()) if len(count) else 0
+    place = chosen.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return place, torch.arange(most, device=chosen.device) < count[:, None]
+
+
 def stratify_times(u: Float[Tensor, "b"], row: Int[Tensor, "b"], num_rows: int) -> Float[Tensor, "b"]:
     """Return times in (0, 1), one in each of `num_rows` equal strata of the *global* batch: (row + u) / num_rows."""
     return (row % num_rows + u) / num_rows

@@ -13,9 +13,9 @@ docs/results/cifar10.md has the run, explains its distances, and is the source o
 
 from unmask.data.sources.choice import Codes
 from unmask.decoding.sampling import Sampling
-from unmask.method.guidance import LinearRamp
 from unmask.method.models.configs import TransformerConfig
 from unmask.method.objectives import MaskGIT
+from unmask.method.ramps import LinearRamp
 from unmask.method.sampling.priorities import Confidence
 from unmask.method.schedules import Arccos
 from unmask.metrics.configs import ClassifierConfig

@@ -10,9 +10,9 @@ Frechet distance near the real-data baseline. docs/results/demo.md has the run.
 
 from unmask.data.sources.choice import Digits
 from unmask.decoding.sampling import Sampling
-from unmask.method.guidance import LinearRamp
 from unmask.method.models.configs import TransformerConfig
 from unmask.method.objectives import MaskGIT
+from unmask.method.ramps import LinearRamp
 from unmask.method.schedules import Arccos
 from unmask.metrics.configs import ClassifierConfig
 from unmask.recipes.schema import Recipe

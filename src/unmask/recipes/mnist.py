@@ -12,9 +12,9 @@ run. The order, temperature and guidance were chosen on an earlier run, by 5,000
 
 from unmask.data.sources.choice import Mnist
 from unmask.decoding.sampling import Sampling
-from unmask.method.guidance import LinearRamp
 from unmask.method.models.configs import TransformerConfig
 from unmask.method.objectives import MaskGIT
+from unmask.method.ramps import LinearRamp
 from unmask.method.sampling.priorities import Halton
 from unmask.method.schedules import Arccos
 from unmask.metrics.configs import ClassifierConfig

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 EXPLICIT_ATTENTION_LENGTH = 256
@@ -91,12 +91,16 @@ class Attention(nn.Module):
         x: Float[Tensor, "b n dim"],
         rotation: tuple[Float[Tensor, "*r n half"], Float[Tensor, "*r n half"]] | None,
         present: Bool[Tensor, "_ 1 _ n"] | None = None,
-    ) -> Float[Tensor, "b n dim"]:
+        place: Int[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b _ dim"]:
+        """Return the attention of all tokens, or of those at the index `place`."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             cos, sin = (r.to(q.dtype) for r in rotation)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if place is not None:
+            q = q.gather(2, place[:, None, :, None].expand(-1, self.heads, -1, q.shape[-1]))
         return self.out(attend(q, k, v.to(q.dtype), present).transpose(1, 2).flatten(2))
 
 
@@ -121,7 +125,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + gate_1 attention(norm(x)), then x + gate_2 mlp(norm(x)); if `modulated`, the condition sets norms and gates.
 
-    `context` is what the attention takes besides the tokens.
+    `context` is what the attention takes besides the tokens. With an index `place`, only the tokens there are returned.
 
     The modulation (adaLN-zero), or else the output projections, start at zero: every block starts as the identity.
     """
@@ -143,10 +147,13 @@ class Block(nn.Module):
         x: Float[Tensor, "b n dim"],
         condition: Float[Tensor, "b dim"] | None,
         *context: Any,
-    ) -> Float[Tensor, "b n dim"]:
+        place: Int[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b _ dim"]:
+        kept = x if place is None else x.gather(1, place[..., None].expand(-1, -1, x.shape[-1]))
+        context = context if place is None else (*context, place)
         if self.modulation is None or condition is None:
-            x = x + self.attention(self.norm1(x), *context)
+            x = kept + self.attention(self.norm1(x), *context)
             return x + self.mlp(self.norm2(x))
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
-        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, *context)
+        x = kept + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, *context)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.method.masking import ABSENT
+from unmask.method.masking import ABSENT, gather_places
 from unmask.method.models.conditioning import ClassEmbedding
 from unmask.method.models.layers import Attention, Block, RMSNorm, attend, compute_rotary_angles, rotate
 from unmask.method.models.partition_config import PartitionConfig
@@ -60,10 +60,11 @@ class PartitionTransformer(nn.Module):
     """`model(tokens, condition)` returns logits [b, l, K] of the masked places, and 0 at the known ones.
 
     With a bool `at` [b, l] it computes these places only, and returns [n, K] row by row. With `groups` [b, l] no token
-    is masked: each place is predicted from the tokens of the other group. `takes_places` says that `at` saves work.
+    is masked: each place is predicted from the tokens of the other group.
     """
 
-    takes_places = True
+    takes_places = "masked"
+    """`at` saves work, and known places have no answer."""
 
     def __init__(self, config: PartitionConfig, vocab_size: int, grid: tuple[int, ...]):
         super().__init__()
@@ -251,11 +252,3 @@ def _costs_padding(numbers: list[list[int]]) -> bool:
     return any(
         max(each) * len(each) > PADDING * sum(each) + PADDED_TOKENS * len(each) for each in zip(*numbers, strict=True)
     )
-
-
-def gather_places(chosen: Bool[Tensor, "r l"]) -> tuple[Int[Tensor, "r m"], Bool[Tensor, "r m"]]:
-    """Return the chosen places of each row in order, padded to the largest number, and which of them are real."""
-    count = chosen.sum(1)
-    most = int(count.max()) if len(count) else 0
-    place = chosen.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
-    return place, torch.arange(most, device=chosen.device) < count[:, None]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.method.masking import ABSENT
+from unmask.method.masking import ABSENT, gather_places
 from unmask.method.models.conditioning import ClassEmbedding
 from unmask.method.models.configs import TransformerConfig as TransformerConfig
 from unmask.method.models.layers import Attention, Block, RMSNorm, compute_rotary_angles
@@ -66,6 +66,11 @@ class MaskedTransformer(nn.Module):
         """The id of a masked token: K, one past the last value."""
         return self.vocab_size
 
+    @property
+    def takes_places(self) -> bool:
+        """Whether `at` saves work in sampling: not where a new shape makes a GPU wait, or compiles the code again."""
+        return self.embedding.weight.device.type == "cpu" and getattr(self, "_compiled_call_impl", None) is None
+
     def set_unigram(self, counts: Float[Tensor, "k"]) -> None:
         """Set the head's bias to the token frequencies: as its weight is zero, the first loss is the unigram entropy.
 
@@ -107,10 +112,15 @@ class MaskedTransformer(nn.Module):
             prefix_tokens.append(c[:, None])
         x = torch.cat([*prefix_tokens, x], dim=1) if prefix_tokens else x
         rotation = (self.cos, self.sin) if self.config.rotary else None
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, c, rotation, present)
-        x = x[:, self.num_prefix :]
-        x = self.norm(x if at is None else x[at])
+        if at is None or torch.is_grad_enabled():
+            x = self.blocks[-1](x, c, rotation, present)[:, self.num_prefix :]
+            x = x if at is None else x[at]
+        else:  # what is not asked for needs no last block
+            place, wanted = gather_places(at)
+            x = self.blocks[-1](x, c, rotation, present, place=place + self.num_prefix)[wanted]
+        x = self.norm(x)
         if self.verdict is not None and judge:
             return self.verdict(x).float().sum(-1)  # sums one number: FSDP warns of views
         return self.head(x).float()  # type: ignore[misc]

@@ -96,13 +96,16 @@ def decode_adaptive(
     step = 0
     yield State(tokens, torch.zeros_like(masked), 0, 0.0)
     while left:
-        logits, bad = predict_logits(predict, tokens, step / steps, mask_id)
+        logits, bad = predict_logits(predict, tokens, step / steps, mask_id, masked)
         broken |= bad
-        score, count = rule(logits, masked)
-        least = -(-masked.sum(1) // (steps - step))
-        kept = choose_by_score(score, masked, count.maximum(least))
-        drawn = sample_tokens(logits, warmth, top_k, top_p, rand.at(step)("token", tokens.shape[1]))
-        tokens = torch.where(kept, drawn, tokens)
+        live = masked.any(1)  # the others are done, and cost nothing more
+        some = masked[live]
+        score, count = rule(logits, some)
+        least = -(-some.sum(1) // (steps - step))
+        kept = torch.zeros_like(masked)
+        kept[live] = choose_by_score(score, some, count.maximum(least))
+        drawn = sample_tokens(logits, warmth, top_k, top_p, rand.at(step)("token", tokens.shape[1])[live])
+        tokens = tokens.masked_scatter(kept, drawn[kept[live]])
         masked = masked & ~kept
         left, step = int(masked.sum()), step + 1
         yield State(tokens, kept, step, 1 - left / unknown)

@@ -80,10 +80,11 @@ def decode(
     if not torch.equal(counts.sum(0), masked.sum(1).cpu()):
         raise ValueError("ratios: the counts of each row must add up to its number of masked tokens")
     exchanges = remask and isinstance(ratios, Tensor)
-    placed = getattr(predict, "takes_places", False)
-    if placed and remask:
+    takes_places = getattr(predict, "takes_places", False)
+    if takes_places == "masked" and remask:
         raise ValueError("remask: this model predicts no token that is known; sample without remask")
-    placed = placed and not getattr(priority, "needs_logits", True)
+    placed = takes_places and not remask and not getattr(priority, "needs_logits", True)
+    idle = (counts == 0).any(1).tolist() if takes_places and not remask else [False] * len(counts)
     # With more steps than unknown tokens some steps reveal nothing.
     steps = range(len(counts)) if exchanges else counts.any(1).nonzero().flatten().tolist()
     temperatures = check_temperatures(temperature, len(counts))
@@ -96,15 +97,19 @@ def decode(
         if placed:
             score = priority(tokens.new_empty(*tokens.shape, 0).float(), tokens, masked=masked, t=t, rand=noise)
             kept = choose_by_score(score, masked, counts[step])
-            logits = predict(tokens, step / len(counts), kept).float()  # type: ignore[call-arg]
-            broken |= ~logits.amax(-1).isfinite().all()
+            logits, bad = _ask(predict, tokens, step / len(counts), mask_id, kept)
+            broken |= bad
             u = noise("token", tokens.shape[1])[kept][None]
             drawn = sample_tokens(logits[None], temperatures[step], top_k, top_p, u)[0]
             tokens, masked = tokens.masked_scatter(kept, drawn), masked & ~kept
             yield State(tokens, kept, step + 1, t)
             continue
-        logits, bad = predict_logits(predict, tokens, step / len(counts), mask_id)
+        live = masked & (counts[step] > 0)[:, None] if idle[step] else None
+        logits, bad = predict_logits(predict, tokens, step / len(counts), mask_id, live)
         broken |= bad
+        if live is not None:
+            some, logits = logits, logits.new_zeros(*tokens.shape, mask_id)
+            logits[live.any(1)] = some
         drawn = sample_tokens(logits, temperatures[step], top_k, top_p, noise("token", tokens.shape[1]))
         sample = torch.where(masked, drawn, tokens)
         score = priority(logits, sample, masked=masked, t=t, rand=noise)
@@ -117,14 +122,33 @@ def decode(
 
 
 def predict_logits(
-    predict: Predict, tokens: Int[Tensor, "b l"], t: float, mask_id: int
-) -> tuple[Float[Tensor, "b l k"], Bool[Tensor, ""]]:
-    """Return the logits, and (without waiting for it) whether any position is broken: NaN, +inf, or only -inf."""
+    predict: Predict, tokens: Int[Tensor, "b l"], t: float, mask_id: int, live: Bool[Tensor, "b l"] | None = None
+) -> tuple[Float[Tensor, "r l k"], Bool[Tensor, ""]]:
+    """Return the logits, and (without waiting for it) whether any position is broken: NaN, +inf, or only -inf.
+
+    With `live` positions, rows without any are left out, and the logits of other positions may be 0.
+    """
+    places = live if getattr(predict, "takes_places", False) else None
+    logits, broken = _ask(predict, tokens, t, mask_id, places)
+    if live is None:
+        return logits, broken
+    rows = live.any(1)
+    if places is None:
+        return logits[rows], broken
+    out = logits.new_zeros(int(rows.sum()), tokens.shape[1], mask_id)
+    return out.masked_scatter_(live[rows][..., None], logits), broken
+
+
+def _ask(
+    predict: Predict, tokens: Int[Tensor, "b l"], t: float, mask_id: int, places: Bool[Tensor, "b l"] | None
+) -> tuple[Float[Tensor, "*n k"], Bool[Tensor, ""]]:
+    """Return the logits of all positions or of `places`, without gradients, and whether any is broken."""
     with torch.no_grad():
-        logits = predict(tokens, t).float()
-        if logits.shape != (*tokens.shape, mask_id):
-            raise ValueError(f"predict returned logits of shape {tuple(logits.shape)}, not {(*tokens.shape, mask_id)}")
-        return logits, ~logits.amax(-1).isfinite().all()
+        logits = (predict(tokens, t) if places is None else predict(tokens, t, places)).float()  # type: ignore[call-arg]
+    shape = (*tokens.shape, mask_id) if places is None else (int(places.sum()), mask_id)
+    if logits.shape != shape:
+        raise ValueError(f"predict returned logits of shape {tuple(logits.shape)}, not {shape}")
+    return logits, ~logits.amax(-1).isfinite().all()
 
 
 def raise_if_not_finite(broken: Bool[Tensor, ""]) -> None:
