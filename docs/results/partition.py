@@ -7,7 +7,6 @@ The script copies what the page needs from each run directory to docs/results/pa
 partition.md from these copies, from those of orders.py (the plain networks of full training) and from the benchmark.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -55,7 +54,10 @@ def page() -> list[str]:
     for name in BENCHMARKS:
         out += ["```text", (HERE / "benchmarks" / name).read_text().rstrip(), "```", ""]
     out += ["## How it was made", "", "```bash", (FOLDER / "commands.sh").read_text().rstrip(), "```", ""]
-    return [*out, *origin({data: [f for folders in networks.values() for f in folders] for data, networks in made.items()})]
+    return [
+        *out,
+        *origin({data: [f for folders in networks.values() for f in folders] for data, networks in made.items()}),
+    ]
 
 
 def table(networks: dict[str, list[Path]], read, form: str, figure: str) -> list[str]:
