@@ -1,8 +1,6 @@
 """What image and text pipelines share: saving, uploading, and saying what they are."""
 
 import html
-import os
-import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -103,9 +101,7 @@ class LoadedModel(ABC, Generic[Spec]):
 
         ConfigError on a CPU without a C++ compiler.
         """
-        on_cpu = next(self._module.parameters()).device.type == "cpu"
-        if on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-            raise ConfigError("compiling for a CPU needs a C++ compiler: install g++, or do not compile")
+        check_compiler(next(self._module.parameters()).device)
         unpack(self._module).compile()
 
     def _choose_sampling(self, sampling: Sampling | None, settings: Any, grid: tuple[int, ...]) -> Sampling:
