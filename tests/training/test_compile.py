@@ -83,8 +83,8 @@ def test_evaluation_runs_the_blocks_as_they_were(monkeypatch):
         return nullcontext()
 
     monkeypatch.setattr(torch.compiler, "set_stance", set_stance)
-    with kernels.without_compiled(model):
+    with kernels.skip_compiled(model):
         assert stances == []
     model.blocks[0]._compiled_call_impl = lambda *inputs: None
-    with kernels.without_compiled(model):
+    with kernels.skip_compiled(model):
         assert stances == ["force_eager"]

@@ -96,7 +96,7 @@ def compile_blocks(network: nn.Module) -> None:
 
 
 @contextmanager
-def without_compiled(network: nn.Module) -> Iterator[None]:
+def skip_compiled(network: nn.Module) -> Iterator[None]:
     """Run the blocks as they were before `compile_blocks`: other shapes would each be compiled anew."""
     if all(getattr(module, "_compiled_call_impl", None) is None for module in network.modules()):
         yield
