@@ -21,6 +21,7 @@ from unmask.published.card import write_model_card
 from unmask.published.hub import HUB, upload_model
 from unmask.recipes.reading import write_config
 from unmask.recipes.spec import ModelSpec, TextModelSpec
+from unmask.runtime.kernels import check_compiler
 from unmask.runtime.packed import to_dense, unpack
 from unmask.runtime.progress import Progress
 from unmask.storage.files import write_text
