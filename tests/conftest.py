@@ -83,7 +83,7 @@ def coded(converted, photos, tmp_path_factory):
 SLOW = {
     "test_checkpoint", "test_cli", "test_cli_inpaint", "test_cli_text", "test_distributed", "test_experiment",
     "test_export", "test_finetune", "test_gpu_benchmark", "test_hostile_texts", "test_hostile_weights", "test_loop",
-    "test_class_shares", "test_measured_elsewhere",
+    "test_class_shares", "test_compile", "test_measured_elsewhere",
     "test_memory", "test_photos", "test_published", "test_published_full", "test_published_pictures",
     "test_published_sampling", "test_published_texts", "test_published_training", "test_quality", "test_sweeping",
     "test_text_data", "test_tokenizer_loop", "test_tokenizing", "test_inception", "test_embedders", "test_api",

@@ -46,6 +46,7 @@ from unmask.published.opening import OpenedModel
 from unmask.recipes.reading import dump_config, read_config, write_config
 from unmask.recipes.schema import AnyRecipe, Recipe, TextRecipe, TokenizerRecipe
 from unmask.runtime.distributed import World, barrier, distribute, gather_full, resolve_strategy, unwrap
+from unmask.runtime.kernels import compile_blocks
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.config import list_differences
 from unmask.storage.files import write_atomic
@@ -165,6 +166,8 @@ def _run(experiment: Ready, core: Generator, notes: list[str], folder: Path, wor
     barrier(world)
     training = recipe.training
     model = distribute(core, resolve_strategy(training.strategy, world), world)  # type: ignore[arg-type]
+    if training.compile:
+        compile_blocks(unwrap(model))
     shuffle = keep_shuffle(folder / CHECKPOINTS, len(experiment.train))
     batches = Batches(experiment.train, training.batch_size, training.seed, world.device, shuffle=shuffle)
     if not has_finished(folder / CHECKPOINTS, training.steps):
@@ -306,7 +309,17 @@ def _drop_changeable(recipe: AnyRecipe, *, moved: bool = False) -> AnyRecipe:
     With `moved` the place of the data may change too.
     """
     plain = TrainConfig()
-    free = ("accumulate", "precision", "strategy", "log_every", "evaluate_every", "save_every", "keep", "tracker")
+    free = (
+        "accumulate",
+        "precision",
+        "compile",
+        "strategy",
+        "log_every",
+        "evaluate_every",
+        "save_every",
+        "keep",
+        "tracker",
+    )
     training = replace(recipe.training, **{name: getattr(plain, name) for name in ("steps", *free)})
     if isinstance(recipe, TokenizerRecipe):
         data = _find_place(recipe.data, moved)

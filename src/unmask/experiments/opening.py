@@ -41,7 +41,7 @@ def describe_opening(
     return [
         f"run         {run}: {training.steps:,} steps",
         f"device      {_describe_device(recipe, here)}",
-        f"type        {describe_precision(training.precision, here.device)}",
+        f"type        {describe_precision(training.precision, here.device)}{', compiled' * training.compile}",
         f"parameters  {parameters}",
         f"data        {num_rows[0]:,} {unit} for training, {num_rows[1]:,} held out",
         f"per step    {training.batch_size:,} {unit}, {training.batch_size * length:,} tokens of {vocab_size:,} kinds",

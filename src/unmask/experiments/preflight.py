@@ -9,11 +9,13 @@ from torch import nn
 
 from unmask.data.fingerprint import DataFingerprint
 from unmask.data.sources.choice import Codes
+from unmask.errors import ConfigError
 from unmask.method.models.configs import TransformerConfig
 from unmask.pretrained.conditions import takes_prompts
 from unmask.recipes.reading import dump_config
 from unmask.recipes.schema import AnyRecipe, TextRecipe, TokenizerRecipe
 from unmask.runtime.distributed import World, check_agreement, resolve_strategy
+from unmask.runtime.kernels import check_compiler
 from unmask.runtime.provenance import find_commit
 from unmask.runtime.shortage import check_disk, check_memory
 from unmask.storage.config import dump_json
@@ -30,10 +32,13 @@ def check_room(recipe: AnyRecipe, folder: Path, world: World) -> None:
     """Compare what the training of a recipe needs at least with what there is, before any data is read.
 
     Raises:
+        ConfigError: The blocks are to be compiled, and cannot be here.
         ShortageError: Weights, averages, moments, and gradients or activations do not fit into the memory.
         DiskError: The checkpoints do not fit onto the disk.
     """
     training = recipe.training
+    if training.compile:
+        _check_compiling(recipe, world)
     num = sum(p.numel() for network in _build_without_memory(recipe) for p in network.parameters())
     moments = 2 if isinstance(training.optimizer, AdamW) else 1
     shares = world.size if resolve_strategy(training.strategy, world) == "fsdp" else 1
@@ -54,6 +59,15 @@ def check_room(recipe: AnyRecipe, folder: Path, world: World) -> None:
     copies = min(saves, max(1, training.keep + 1 - kept))
     what = f"free some, give an --out on another disk, or lower --training.keep (now {training.keep})"
     check_disk(num * BYTES * ((2 + moments) * copies + 1), folder, what)
+
+
+def _check_compiling(recipe: AnyRecipe, world: World) -> None:
+    """Raise ConfigError if `training.compile` can do nothing here."""
+    check_compiler(world.device)
+    if isinstance(recipe, TokenizerRecipe):
+        raise ConfigError("--training.compile: a tokenizer has no blocks that are compiled; leave it out")
+    if resolve_strategy(recipe.training.strategy, world) == "fsdp":
+        raise ConfigError("--training.compile: sharded blocks are not compiled; use --training.strategy ddp")
 
 
 def estimate_activations(recipe: AnyRecipe, world: World) -> tuple[int, int]:

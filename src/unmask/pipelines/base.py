@@ -1,8 +1,6 @@
 """What image and text pipelines share: saving, uploading, and saying what they are."""
 
 import html
-import os
-import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -23,6 +21,7 @@ from unmask.published.card import write_model_card
 from unmask.published.hub import HUB, upload_model
 from unmask.recipes.reading import write_config
 from unmask.recipes.spec import ModelSpec, TextModelSpec
+from unmask.runtime.kernels import check_compiler
 from unmask.runtime.packed import to_dense, unpack
 from unmask.runtime.progress import Progress
 from unmask.storage.files import write_text
@@ -103,9 +102,7 @@ class LoadedModel(ABC, Generic[Spec]):
 
         ConfigError on a CPU without a C++ compiler.
         """
-        on_cpu = next(self._module.parameters()).device.type == "cpu"
-        if on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-            raise ConfigError("compiling for a CPU needs a C++ compiler: install g++, or do not compile")
+        check_compiler(next(self._module.parameters()).device)
         unpack(self._module).compile()
 
     def _choose_sampling(self, sampling: Sampling | None, settings: Any, grid: tuple[int, ...]) -> Sampling:

@@ -25,13 +25,18 @@ the program goes on without it.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from unmask.errors import ConfigError
 
 PACKING = ("ops.mkldnn._is_mkldnn_bf16_supported", "ops.mkldnn._reorder_linear_weight", "ops.mkldnn._linear_pointwise")
 """What packed layers need of torch, all or nothing."""
@@ -75,6 +80,29 @@ def move_all(tensors: Sequence[Tensor], targets: Sequence[Tensor], share: float)
         return
     for tensor, target in zip(tensors, targets, strict=True):
         tensor.lerp_(target, share)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ConfigError if torch.compile cannot work on this device for want of a C++ compiler."""
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise ConfigError("compiling for a CPU needs a C++ compiler: install g++, or do not compile")
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Compile each block of a network: what is compiled for one serves all that are alike."""
+    for blocks in [module for module in network.modules() if isinstance(module, nn.ModuleList)]:
+        for block in blocks:
+            block.compile(dynamic=False)
+
+
+@contextmanager
+def skip_compiled(network: nn.Module) -> Iterator[None]:
+    """Run the blocks as they were before `compile_blocks`: other shapes would each be compiled anew."""
+    if all(getattr(module, "_compiled_call_impl", None) is None for module in network.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def find_private(path: str, otherwise: str) -> Callable[..., Any] | None:

@@ -29,6 +29,7 @@ from unmask.runtime.distributed import (
     sum_over_ranks,
     unwrap,
 )
+from unmask.runtime.kernels import skip_compiled
 from unmask.runtime.signals import stop_on_signal
 from unmask.training.configs import TrainConfig
 from unmask.training.ema import Ema
@@ -189,7 +190,7 @@ def run_evaluators(
         raise NonFiniteError(f"step {step}: averaged weights: {damaged}; the same command continues before that")
     numbers: dict[str, float] = {}
     model.eval()
-    with ema.swap_weights(), torch.no_grad():
+    with ema.swap_weights(), torch.no_grad(), skip_compiled(model):
         for name, value in chain.from_iterable(evaluator() for evaluator in evaluators):
             if isinstance(value, Image.Image):
                 log.save_picture(step, name, value)
