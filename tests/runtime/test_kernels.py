@@ -21,6 +21,7 @@ def cpu(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn_bf16)
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
 
     return pretend
 
@@ -46,6 +47,18 @@ def test_each_cpu_gets_what_is_fast_on_it(cpu, capability, facts, fast, packed):
     cpu(capability, **facts)
     assert choose_dtype(CPU) == fast
     assert {dtype for dtype in (FLOAT32, BFLOAT16, *OTHERS) if packs_linear(dtype)} == packed
+
+
+@pytest.mark.parametrize(
+    ("limit", "fast"),
+    [("AVX512_CORE", FLOAT32), ("avx512_core_vnni", FLOAT32), ("AVX2", FLOAT32), ("AVX512_CORE_BF16", BFLOAT16),
+     ("AVX512_CORE_AMX", BFLOAT16), ("ALL", BFLOAT16), ("DEFAULT", BFLOAT16), ("", BFLOAT16)],
+)  # fmt: skip
+def test_a_limit_of_onednn_below_bfloat16_counts(cpu, monkeypatch, limit, fast):
+    """oneDNN says that it supports bfloat16 with any AVX-512: it emulates it, at 0.4 times the rate of float32."""
+    cpu("AVX512", bf16=True, amx=True, onednn_bf16=True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert choose_dtype(CPU) == fast
 
 
 @pytest.mark.parametrize("facts", [{}, {"bf16": True, "amx": True}])

@@ -11,7 +11,7 @@
 Without oneDNN in torch nothing is packed. `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA`, with which torch and oneDNN
 use fewer instructions than the CPU has, lower the row. The choices were measured with these benchmarks:
 
-* bfloat16 against float32: `benchmarks/precision.py`.
+* bfloat16 against float32, and packed against plain layers: `benchmarks/cpus.py`, also with fewer instructions.
 * Muon, which takes `choose_dtype`: `benchmarks/muon.py`. A CPU without bfloat16 instructions emulates them, 17 times as
   slow as float32.
 * Packed linear layers: `benchmarks/published.py`. In float32 they are up to twice as fast with AVX-512, and 1.3 times
@@ -40,6 +40,9 @@ from unmask.errors import ConfigError
 
 PACKING = ("ops.mkldnn._is_mkldnn_bf16_supported", "ops.mkldnn._reorder_linear_weight", "ops.mkldnn._linear_pointwise")
 """What packed layers need of torch, all or nothing."""
+
+WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Values of `ONEDNN_MAX_CPU_ISA` below the instructions for bfloat16; with AVX-512 oneDNN emulates them, slowly."""
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
@@ -126,6 +129,8 @@ def _log_missing(path: str, otherwise: str) -> None:
 def _computes_bfloat16() -> bool:
     """Return whether this CPU has instructions for bfloat16, and no variable of the environment forbids their use."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":  # ATEN_CPU_CAPABILITY lowers it
+        return False
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BFLOAT16:
         return False
     supports = find_private(PACKING[0], "bfloat16 counts as fast by the instructions of the CPU alone")
     if torch.backends.mkldnn.is_available() and supports is not None and not supports():  # ONEDNN_MAX_CPU_ISA lowers it
