@@ -1,6 +1,6 @@
 """This project's own rows: two unmasking orders of one network, and the partition network."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peer import SEED, Peer
@@ -33,13 +33,15 @@ class Ours(Peer):
     sampling_casts = ("packed",)
     training_casts = (TRAINING_CAST,)
     objective: MaskGIT | Partition = MaskGIT()
+    options: ClassVar[dict[str, bool]] = {}
+    """Options of the network that are not the default."""
 
     @classmethod
     def describe_version(cls) -> str:
         return describe_version()
 
     def build(self, size: Size) -> nn.Module:
-        config = TransformerConfig(dim=size.dim, depth=size.depth, heads=size.heads)
+        config = TransformerConfig(dim=size.dim, depth=size.depth, heads=size.heads, **self.options)
         return fill_head(config.build(size.codes, (size.side, size.side)))
 
     def prepare(self) -> None:
@@ -72,6 +74,13 @@ class Ours(Peer):
         tokens, _, *places = args
         logits = logits[: len(tokens)]
         return logits[places[0]] if places else logits
+
+
+class OursPlain(Ours):
+    """The same order with the layers of BERT: no gate, no rotary positions, no norm of queries and keys."""
+
+    name, can_be_freed = "unmask plain layers", False
+    options: ClassVar[dict[str, bool]] = {"gated": False, "qk_norm": False, "rotary": False}
 
 
 class OursHalton(Ours):

@@ -34,6 +34,7 @@ class Peer(ABC):
         self.module: Any = self.build(size)
         self.forward = self.network.forward
         self.replace_forward(self.forward)
+        self.weights = sum(p.numel() for p in self.module.parameters())
         self.prepare()
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=1e-4)
         self.tokens = torch.randint(size.codes, (size.batch, size.cells))

@@ -25,7 +25,7 @@ from diffusers_peer import AmusedPeer
 from hf_bert_peer import BertPeer
 from muse_peer import MusePeer
 from naive_peer import NaivePeer
-from ours import Ours, OursHalton, OursPartition
+from ours import Ours, OursHalton, OursPartition, OursPlain
 from peer import Peer
 from sizes import SIZES, Size
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -36,7 +36,7 @@ from unmask.runtime.provenance import describe_environment
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer for peer in (XTransformersPeer, MusePeer, AmusedPeer, BertPeer, NaivePeer)
 }
-OURS: tuple[type[Peer], ...] = (Ours, OursHalton, OursPartition)
+OURS: tuple[type[Peer], ...] = (Ours, OursPlain, OursHalton, OursPartition)
 TRIALS = 2
 FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 """What a package raises that cannot compute in a type."""
@@ -82,9 +82,14 @@ def find_problem(kind: type[Peer]) -> str:
         return f"{kind.name} is not installed: pip install --no-deps {kind.package}"
     try:
         kind(SIZES["tiny"])
-    except ImportError as error:
-        return f"{kind.name} cannot be imported: {error}"
+    except (ImportError, RuntimeError) as error:  # diffusers raises both
+        return f"{kind.name} cannot be imported: {get_first_line(error)}"
     return ""
+
+
+def get_first_line(error: Exception) -> str:
+    """Return the type of an error and the first line of its text."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def cpu_seconds(work: Work, peer: Peer) -> float:
@@ -106,33 +111,42 @@ def count_work(kind: type[Peer], size: Size, work: Work) -> tuple[int, float]:
 
 def choose_cast(kind: type[Peer], size: Size, work: Work, casts: Sequence[str]) -> Row | None:
     """Try all casts, print their times and their faults, and return the fastest; None if all fail."""
-    tried: dict[str, tuple[float, Peer]] = {}
-    faults: dict[str, str] = {}
+    best, least, notes = None, float("inf"), []
     for cast in casts:
         try:
             peer = kind(size, cast)
             work(peer)
-            tried[cast] = min(cpu_seconds(work, peer) for _ in range(TRIALS)), peer
+            seconds = min(cpu_seconds(work, peer) for _ in range(TRIALS))
         except FAULTS as error:
-            faults[cast] = f"{cast} fails: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    notes = [*(f"{cast} {seconds:.3f} s" for cast, (seconds, _) in tried.items()), *faults.values()]
+            notes.append(f"{cast} fails: {get_first_line(error)}")
+            continue
+        notes.append(f"{cast} {seconds:.3f} s")
+        if seconds < least:
+            best, least = peer, seconds
     print(f"    {kind.name}: {'; '.join(notes)}", flush=True)
-    if not tried:
-        return None
-    best = min(tried, key=lambda cast: tried[cast][0])
-    return Row(tried[best][1], *count_work(kind, size, work))
+    return None if best is None else Row(best, *count_work(kind, size, work))
+
+
+def free_network(kind: type[Peer], size: Size) -> Row:
+    """Return a row whose network answers with fixed logits."""
+    peer = kind(size)
+    peer.free_network()
+    peer.run_sampling()
+    return Row(peer, peer.passes, 0.0)
 
 
 def format_table(rows: Sequence[Row], references: Sequence[Row], markdown: bool) -> str:
     """Return one line per row: the median, the work, and the ratio to each reference with its range."""
-    head = ["what", "cast", "CPU s", "passes", "GFLOP", "M weights"]
+    head = ["what", "cast", "CPU s", "passes", "GFLOP", "GFLOP/s", "M weights"]
     for reference in references:
         head += [f"/ {reference.peer.name}", "range"]
     lines = [head]
     for row in rows:
-        weights = sum(p.numel() for p in row.peer.module.parameters()) / 1e6
-        line = [row.peer.name, row.peer.cast, f"{statistics.median(row.seconds):.4f}", f"{row.passes}"]
-        line += [f"{row.gflop:.3g}" if row.gflop else "-", f"{weights:.3g}"]
+        weights = row.peer.weights / 1e6
+        seconds = statistics.median(row.seconds)
+        line = [row.peer.name, row.peer.cast, f"{seconds:.4f}", f"{row.passes}"]
+        line += [f"{row.gflop:.3g}", f"{row.gflop / seconds:.3g}"] if row.gflop else ["-", "-"]
+        line.append(f"{weights:.3g}")
         for reference in references:
             pairs = sorted(a / b for a, b in zip(row.seconds, reference.seconds, strict=True))
             line += [f"{statistics.median(pairs):.2f}", f"{pairs[0]:.2f}..{pairs[-1]:.2f}"]
@@ -148,32 +162,29 @@ def format_table(rows: Sequence[Row], references: Sequence[Row], markdown: bool)
     return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
-def compare(rows: Sequence[Row], work: Work, rounds: int, markdown: bool, references: Sequence[type[Peer]]) -> None:
+def compare(
+    rows: Sequence[Row | None], work: Work, rounds: int, markdown: bool, references: Sequence[type[Peer]]
+) -> None:
     """Time all rows in each round, and print the table."""
+    some = [row for row in rows if row]
     for _ in range(rounds):
-        for row in rows:
+        for row in some:
             row.seconds.append(cpu_seconds(work, row.peer))
-    print(format_table(rows, [row for row in rows if type(row.peer) in references], markdown), "\n", flush=True)
+    print(f"{format_table(some, [row for row in some if type(row.peer) in references], markdown)}\n", flush=True)
 
 
 def measure(kinds: Sequence[type[Peer]], name: str, rounds: int, markdown: bool) -> None:
-    """Print the three tables of a size."""
-    size = SIZES[name]
+    """Print the three tables of a size. No table keeps its networks, which may be large."""
+    size, sample, train = SIZES[name], Peer.run_sampling, Peer.train_step
     print(f"{name}: {size}, {rounds} rounds\n\n{name}: sampling of a batch; all casts first", flush=True)
-    rows = [choose_cast(kind, size, Peer.run_sampling, kind.sampling_casts) for kind in kinds]
-    compare([row for row in rows if row], Peer.run_sampling, rounds, markdown, (Ours, OursHalton))
+    tried = (choose_cast(kind, size, sample, kind.sampling_casts) for kind in kinds)
+    compare([*tried], sample, rounds, markdown, (Ours, OursHalton))
     print(f"{name}: one training step; all casts first", flush=True)
-    rows = [choose_cast(kind, size, Peer.train_step, kind.training_casts) for kind in kinds if kind.trains]
-    compare([row for row in rows if row], Peer.train_step, rounds, markdown, (Ours,))
+    tried = (choose_cast(kind, size, train, kind.training_casts) for kind in kinds if kind.trains)
+    compare([*tried], train, rounds, markdown, (Ours,))
     print(f"{name}: the sampling loop alone, with fixed logits instead of a network", flush=True)
-    alone = []
-    for kind in kinds:
-        if kind.can_be_freed:
-            peer = kind(size)
-            peer.free_network()
-            peer.run_sampling()
-            alone.append(Row(peer, peer.passes, 0.0))
-    compare(alone, Peer.run_sampling, rounds, markdown, (Ours, OursHalton))
+    free = (free_network(kind, size) for kind in kinds if kind.can_be_freed)
+    compare([*free], sample, rounds, markdown, (Ours, OursHalton))
 
 
 def main() -> None:

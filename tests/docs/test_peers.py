@@ -14,10 +14,10 @@ import torch
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
 PACKAGES = {"naive": "torch", "x-transformers": "x_transformers", "hf-bert-maskgit": "transformers"}
 INSTALLED = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package)]
-OURS = ["unmask confidence", "unmask halton", "unmask partition"]
+OURS = ["unmask confidence", "unmask plain layers", "unmask halton", "unmask partition"]
 TABLES = {
     "sampling of a batch": [*OURS, *INSTALLED],
-    "one training step": ["unmask confidence", "unmask partition", *INSTALLED],
+    "one training step": ["unmask confidence", "unmask plain layers", "unmask partition", *INSTALLED],
     "the sampling loop alone": ["unmask confidence", "unmask halton", *INSTALLED],
 }
 
@@ -53,7 +53,7 @@ def test_each_peer_has_one_row_of_positive_numbers(output, table):
     for name in TABLES[table]:
         assert part.count(f"\n{name} ") == 1
         numbers = [float(cell) for cell in rows[name][1:] if re.fullmatch(r"\d+(\.\d+)?", cell)]
-        assert len(numbers) >= 4
+        assert len(numbers) >= 3
         assert all(0 < number < math.inf for number in numbers), name
 
 
@@ -106,3 +106,56 @@ def test_a_missing_peer_says_how_to_install_it(modules, capsys):
     with pytest.raises(SystemExit):
         find_peers(["no-such-name"])
     assert "neither a peer" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_cast_that_fails_is_named(modules, capsys):
+    from naive_peer import NaivePeer
+    from run import choose_cast
+    from sizes import SIZES
+
+    class OnlyFloat32(NaivePeer):
+        def sample(self):
+            if self.cast != "float32":
+                raise RuntimeError("no kernel\nfor it")
+            return super().sample()
+
+    row = choose_cast(OnlyFloat32, SIZES["tiny"], OnlyFloat32.run_sampling, ("float32", "bfloat16"))
+    assert row is not None
+    assert row.peer.cast == "float32"
+    assert capsys.readouterr().out.endswith("bfloat16 fails: RuntimeError: no kernel\n")
+    assert choose_cast(OnlyFloat32, SIZES["tiny"], OnlyFloat32.run_sampling, ("bfloat16",)) is None
+
+
+def test_a_checkout_is_known_by_its_files(modules, tmp_path):
+    from checkout_peers import find_checkout_peers
+
+    files = {
+        "Trainer/vit.py": 1,
+        "Sampler/halton_sampler.py": 2,
+        "taming/modules/transformer/mingpt.py": 1,
+        "a/b.py": 0,
+    }
+    for number, (file, many) in enumerate(files.items()):
+        folder = tmp_path / f"checkout-{number}"
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).touch()
+        peers = find_checkout_peers(folder)
+        assert len(peers) == many
+        assert all(peer.describe_version() == f"the files in {folder.name}" for peer in peers)
+
+
+def test_stubs_hide_a_package_and_bring_it_back(modules):
+    import json.decoder
+
+    from stubs import stub_packages
+
+    with stub_packages("json", "no_such_package"):
+        from json import JSONDecoder
+
+        import no_such_package.part
+
+        assert no_such_package.part.anything()
+        assert JSONDecoder is not json.decoder.JSONDecoder
+    assert "no_such_package" not in sys.modules
+    assert sys.modules["json"] is json
