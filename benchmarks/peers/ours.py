@@ -1,5 +1,6 @@
 """This project's own rows: two unmasking orders of one network, and the partition network."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -33,15 +34,15 @@ class Ours(Peer):
     sampling_casts = ("packed",)
     training_casts = (TRAINING_CAST,)
     objective: MaskGIT | Partition = MaskGIT()
-    options: ClassVar[dict[str, bool]] = {}
-    """Options of the network that are not the default."""
+    layers: ClassVar[TransformerConfig] = TransformerConfig()
+    """What the network is, but for its size."""
 
     @classmethod
     def describe_version(cls) -> str:
         return describe_version()
 
     def build(self, size: Size) -> nn.Module:
-        config = TransformerConfig(dim=size.dim, depth=size.depth, heads=size.heads, **self.options)
+        config = replace(self.layers, dim=size.dim, depth=size.depth, heads=size.heads)
         return fill_head(config.build(size.codes, (size.side, size.side)))
 
     def prepare(self) -> None:
@@ -80,7 +81,7 @@ class OursPlain(Ours):
     """The same order with the layers of BERT: no gate, no rotary positions, no norm of queries and keys."""
 
     name, can_be_freed = "unmask plain layers", False
-    options: ClassVar[dict[str, bool]] = {"gated": False, "qk_norm": False, "rotary": False}
+    layers = TransformerConfig(gated=False, qk_norm=False, rotary=False)
 
 
 class OursHalton(Ours):
