@@ -11,6 +11,7 @@ compares unequal work. In training AdamW and its settings are the same for all.
 """
 
 import argparse
+import gc
 import statistics
 import sys
 import time
@@ -106,7 +107,10 @@ def count_work(kind: type[Peer], size: Size, work: Work) -> tuple[int, float]:
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         work(peer)
     torch.backends.mha.set_fastpath_enabled(True)
-    return peer.passes, counter.get_total_flops() / 1e9
+    passes = peer.passes
+    del peer
+    gc.collect()
+    return passes, counter.get_total_flops() / 1e9
 
 
 def choose_cast(kind: type[Peer], size: Size, work: Work, casts: Sequence[str]) -> Row | None:
@@ -123,6 +127,8 @@ def choose_cast(kind: type[Peer], size: Size, work: Work, casts: Sequence[str]) 
         notes.append(f"{cast} {seconds:.3f} s")
         if seconds < least:
             best, least = peer, seconds
+        del peer
+        gc.collect()  # a peer and its counted network hold each other
     print(f"    {kind.name}: {'; '.join(notes)}", flush=True)
     return None if best is None else Row(best, *count_work(kind, size, work))
 

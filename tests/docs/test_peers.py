@@ -159,3 +159,17 @@ def test_stubs_hide_a_package_and_bring_it_back(modules):
         assert JSONDecoder is not json.decoder.JSONDecoder
     assert "no_such_package" not in sys.modules
     assert sys.modules["json"] is json
+
+
+def test_a_table_is_text_or_markdown(modules):
+    from naive_peer import NaivePeer
+    from run import Row, format_table
+    from sizes import SIZES
+
+    row = Row(NaivePeer(SIZES["tiny"]), 4, 0.5, [2.0, 2.0])
+    text, page = (format_table([row], [row], markdown).splitlines() for markdown in (False, True))
+    assert text[1].split() == ["naive", "float32", "2.0000", "4", "0.5", "0.25", "0.0144", "1.00", "1.00..1.00"]
+    assert page[1:] == [
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| naive | float32 | 2.0000 | 4 | 0.5 | 0.25 | 0.0144 | 1.00 | 1.00..1.00 |",
+    ]
