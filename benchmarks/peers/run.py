@@ -7,7 +7,7 @@ A peer is a name that --help lists, or the folder of a checkout; by default all 
 sampling loop and its own loss, without guidance. Where its numbers can become bfloat16 in several ways, all are tried,
 and the fastest is compared. Times are CPU seconds, interleaved; the median of the paired ratios is what to look at.
 GFLOP counts the matrix products and convolutions of one call, and passes the calls of the network, so that nobody
-compares unequal work. In training AdamW and its settings are the same for all.
+compares unequal work. In training AdamW and its settings are the same for all. The size base needs 14 GB of memory.
 """
 
 import argparse
