@@ -5,7 +5,7 @@ split="--model.encoder-depth 2 --model.decoder-depth 2"
 measure_digits() {
   unmask score runs/$1 --orders halton --steps 4 8 16 49 --rows 256
   # the classifier of orders.md: runs/mnist-0 trained it, from the same images with the same seed
-  unmask sweep runs/$1 --orders halton --noises 4.5 --temperatures 1 --steps 4 8 16 --samples 2000 --classifier runs/mnist-0/classifier.safetensors
+  unmask sweep runs/$1 --orders halton --temperatures 1 --steps 4 8 16 --samples 2000 --classifier runs/mnist-0/classifier.safetensors
 }
 measure_text() { unmask score runs/$1 --orders halton --steps 4 8 16 64 --rows 256; }
 
