@@ -5,14 +5,16 @@
         --part "Tokenizers" "unmask evaluate-tokenizer RUN" runs/fsq runs/vq \\
         --part "Guidance" "unmask sweep runs/cifar10 --scales 1 2 3" runs/cifar10/sweep-scale
     python docs/results/collect.py - text "" --part "Orders" "" runs/shakespeare/score
+    python docs/results/collect.py speed
 
 The script copies report.json and the images to docs/results/NAME/, writes the page docs/results/NAME.md, and puts one
 row per collected run into the table of README.md. A part is a heading, the command ("" if its tables name it), and
 folders. Folders of tokenizers become one table. For other folders the page shows the tables (*.md) and images. Without
-a run ("-") the page has its notes and parts only, and no row in the README.
+a run ("-") the page has its notes and parts only, and no row in the README. "speed" puts the rows of peers.txt there.
 """
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +23,8 @@ HERE = Path(__file__).parent
 README = HERE.parents[1] / "README.md"
 PICTURES = ("samples.png", "decode.gif", "decode.png", "order.png", "inpaint.png", "loss.png")
 START, END = "<!-- results: made by docs/results/collect.py -->", "<!-- end of results -->"
+SPEED, SPEED_END = "<!-- speed: made by docs/results/collect.py -->", "<!-- end of speed -->"
+PARTS = {"sampling of a batch": "sampling", "one training step": "training"}  # of peers.txt
 
 
 def main(run: str, name: str, command: str, *rest: str) -> None:
@@ -35,8 +39,13 @@ def main(run: str, name: str, command: str, *rest: str) -> None:
     report = {"made_by": command, **json.loads((Path(run) / "report.json").read_text())}
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     (HERE / f"{name}.md").write_text(page(name))
-    before, rest = README.read_text().split(START)
-    README.write_text(before + START + "\n\n" + results_table() + "\n" + END + rest.split(END)[1])
+    write_readme(results_table(), START, END)
+
+
+def write_readme(table: str, start: str, end: str) -> None:
+    """Put a table between two marks of the README."""
+    before, rest = README.read_text().split(start)
+    README.write_text(before + start + "\n\n" + table + "\n" + end + rest.split(end)[1])
 
 
 def collect_parts(folder: Path, words: list[str]) -> None:
@@ -120,6 +129,27 @@ def results_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def speed_table() -> str:
+    """Return the table of the README of what peers.txt says: CPU milliseconds an image, by size and by what is done."""
+    columns: dict[str, dict[str, float]] = {}
+    size = part = None
+    batches = {}
+    for line in (HERE / "benchmarks" / "peers.txt").read_text().splitlines():
+        if found := re.match(r"(\w+): Size\(.*batch=(\d+)", line):
+            batches[found[1]] = int(found[2])
+        elif found := re.match(r"(\w+): ([\w ]+?)[;,]", line):
+            size, part = found[1], PARTS.get(found[2])
+        elif part and (found := re.match(r"(\S.*?)  +(\w+) +([\d.]+) +\d+ ", line)):
+            milliseconds = 1000 * float(found[3]) / batches[size]
+            columns.setdefault(f"{size}, {part}", {})[found[1]] = milliseconds
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    rows = [f"| CPU ms an image | {' | '.join(columns)} |", "| --- " + "| ---: " * len(columns) + "|"]
+    for name in names:
+        cells = (f"{column[name]:.1f}" if name in column else "–" for column in columns.values())
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
 def page(name: str) -> str:
     """Return the page of one run: its command, notes, images, parts, sweep and metrics."""
     folder = HERE / name
@@ -143,4 +173,7 @@ def page(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:] == ["speed"]:
+        write_readme(speed_table(), SPEED, SPEED_END)
+    else:
+        main(*sys.argv[1:])

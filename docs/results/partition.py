@@ -4,13 +4,12 @@
     python docs/results/partition.py
 
 The script copies what the page needs from each run directory to docs/results/partition/, as orders.py does, and writes
-partition.md from these copies, from those of orders.py (the plain networks of full training) and from the benchmark.
+partition.md from these copies and from the benchmark.
 """
 
 import sys
 from pathlib import Path
 
-from orders import FOLDER as ORDERS
 from orders import Settings, gather, origin, read_nats, read_sweep, said
 
 HERE = Path(__file__).parent
@@ -24,8 +23,7 @@ NETWORKS = {  # how a run's name goes on: its network and training
     "-half-partition": "partition, half of the steps",
     "-1+3": "partition, 1 + 3 blocks",
     "-3+1": "partition, 3 + 1 blocks",
-    "-likelihood": "partition, trained on the bound",
-    "-wide": "partition, wider",
+    "-wide": "partition, 1.5 times as wide",
 }
 PAIRS = {"-partition": "", "-half-partition": "-half"}
 """Partition runs and the plain runs that they are compared with, seed by seed."""
@@ -39,7 +37,7 @@ def main(*runs: str) -> None:
 
 def find(name: str) -> list[Path]:
     """Return the folders of one network, a seed each, in order."""
-    return sorted(f for parent in (ORDERS, FOLDER) for f in parent.glob(f"{name}-[0-9]") if f.is_dir())
+    return sorted(f for f in FOLDER.glob(f"{name}-[0-9]") if f.is_dir())
 
 
 def page() -> list[str]:

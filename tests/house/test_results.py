@@ -22,6 +22,12 @@ def test_the_readme_shows_the_reports():
     assert collect.results_table() in text.split(collect.START)[1].split(collect.END)[0]
 
 
+def test_the_readme_shows_what_the_peers_took():
+    text = (ROOT / "README.md").read_text()
+    assert collect.speed_table() in text.split(collect.SPEED)[1].split(collect.SPEED_END)[0]
+    assert collect.speed_table().count("unmask") >= 4, "a table without rows would pass"
+
+
 @pytest.mark.parametrize("name", sorted({*REPORTS, *(p.parent.parent.name for p in HERE.glob("*/parts/parts.json"))}))
 def test_a_page_is_made_from_its_report(name):
     assert (ROOT / "docs" / "results" / f"{name}.md").read_text() == collect.page(name)
