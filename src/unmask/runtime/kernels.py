@@ -100,7 +100,7 @@ def compile_blocks(network: nn.Module) -> None:
 
 @contextmanager
 def skip_compiled(network: nn.Module) -> Iterator[None]:
-    """Run the blocks as they were before `compile_blocks`: other shapes would each be compiled anew."""
+    """Run blocks without their compiled code: each new shape would be compiled first, and evaluation has many."""
     if all(getattr(module, "_compiled_call_impl", None) is None for module in network.modules()):
         yield
         return
