@@ -1,5 +1,6 @@
 """The lock of a folder: exclusive, named by its owner, free after a kill, and the same lock as filelock's."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,19 @@ def test_a_lock_of_another_process_is_named_and_free_after_a_kill(tmp_path: Path
         owner.kill()
     with lock(tmp_path):
         pass
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux says that a process has ended")
+def test_what_a_killed_process_left_is_removed_though_no_one_asked_how_it_ended(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as writer:
+        left = tmp_path / f".table.csv.tmp-{writer.pid:08x}01234567"
+        left.touch()
+        with lock(tmp_path):
+            assert left.exists()
+        writer.kill()
+        os.waitid(os.P_PID, writer.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and its id is still taken
+        with lock(tmp_path):
+            assert not left.exists()
 
 
 def test_programs_that_use_filelock_respect_the_lock(tmp_path: Path) -> None:

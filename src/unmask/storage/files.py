@@ -80,7 +80,10 @@ def remove_temporary_files(folder: Path) -> list[str]:
 
 
 def is_process_dead(pid: int) -> bool:
-    """Return whether no process with this id runs on this machine; Windows cannot say, so there it is False."""
+    """Return whether no process with this id runs on this machine; Windows cannot say, so there it is False.
+
+    A process that ended keeps its id until its parent asks how it ended, and in many containers no one asks.
+    """
     if sys.platform == "win32":
         return False  # os.kill would end the process
     try:
@@ -89,7 +92,11 @@ def is_process_dead(pid: int) -> bool:
         return True
     except PermissionError:
         return False
-    return False
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # no such files on macOS, or it has just ended
+        return False
+    return state in "ZX"
 
 
 def move_into_place(temporary: Path, path: Path, *, durable: bool = True) -> None:
