@@ -79,6 +79,30 @@ def test_a_classifier_of_another_configuration_is_trained_anew(finished, tmp_pat
     assert first.sha256 == again.sha256 != other.sha256
 
 
+def test_all_runs_on_the_same_images_share_the_classifier_of_the_cache(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    experiment, said = prepare_images(recipe_of(finished)), []
+    config, pictures = replace(experiment.recipe.classifier, steps=4), experiment.read_pictures("train")
+
+    def prepare(name):
+        said.clear()
+        path = tmp_path / name / "classifier.safetensors"
+        return prepare_classifier_features(pictures, config, path, ALONE, lambda *args: said.append(args)).sha256
+
+    first = prepare("a")
+    assert said
+    assert prepare("b") == first
+    assert not said
+    (kept,) = (tmp_path / "cache/classifiers").glob("[!.]*.safetensors")
+    kept.write_bytes(b"damaged")
+    assert prepare("c") == first
+    assert said
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "file"))
+    assert prepare("d") == first
+    assert said
+
+
 def test_what_was_learned_of_other_pictures_is_made_anew(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
     experiment, path = prepare_images(recipe_of(out)), out / "classifier.safetensors"
