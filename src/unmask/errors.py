@@ -8,6 +8,7 @@ import errno
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar
@@ -98,11 +99,14 @@ def check_ranges(config: Any, ranges: Mapping[str, tuple[int | float, int | floa
     """Check fields of a config against (least, most); a tuple is checked item by item, and None passes.
 
     Raises:
-        ValueError: A number is outside its range, or NaN.
+        ValueError: A number is outside its range, or NaN, or has a fraction where the field is of type int.
     """
+    kinds = {field.name: str(field.type) for field in fields(config)}
     for name, (least, most) in ranges.items():
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, Integral | None) and "float" not in kinds[name]:
+                raise ValueError(f"{type(config).__name__}({name}={value}): give a whole number")
             if number is not None and not least <= number <= most:
                 low, high = (f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (least, most))
                 raise ValueError(f"{type(config).__name__}({name}={value}): must be from {low} to {high}")

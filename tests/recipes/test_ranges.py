@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
@@ -177,3 +177,19 @@ def test_bounds_are_inclusive_and_none_passes():
     check_ranges(Sampling(top_k=None, steps=8), {"top_k": (1, 5), "steps": (8, 8)})
     with pytest.raises(ValueError, match=r"^Sampling\(steps=8\): must be from 1 to 7$"):
         check_ranges(Sampling(steps=8), {"steps": (1, 7)})
+
+
+def test_a_fraction_where_a_whole_number_belongs_is_named_at_once():
+    @dataclass(frozen=True)
+    class Cells:
+        radius: int | None
+        grid: tuple[int, ...]
+        share: float
+
+    ranges = {"radius": (0, 9), "grid": (1, 9), "share": (0, 1)}
+    check_ranges(Cells(None, (4, 4), 1), ranges)
+    check_ranges(Cells(1, (4, 4), 0.5), ranges)
+    with pytest.raises(ValueError, match=r"^Cells\(radius=1.0\): give a whole number$"):
+        check_ranges(Cells(1.0, (4, 4), 0.5), ranges)
+    with pytest.raises(ValueError, match=r"^Cells\(grid=\(4, 4.0\)\): give a whole number$"):
+        check_ranges(Cells(1, (4, 4.0), 0.5), ranges)
