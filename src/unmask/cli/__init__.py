@@ -130,6 +130,11 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
         "rank orders and numbers of steps by the exact likelihood of held-out data: no samples, no classifier",
         "scoring.run_score",
     ),
+    "tune": Command(
+        MEASURE,
+        "find the best way to sample with few forward passes, and keep it as a preset of the model",
+        "tuning.run_tune",
+    ),
     "schedule": Command(
         MEASURE,
         "print how many tokens each step reveals, as each code base of the field counts them",

@@ -25,6 +25,7 @@ FLAGS = {
     "schedule": "schedule.ScheduleFlags",
     "score": "scoring.ScoreFlags",
     "sweep": "sweeping.SweepFlags",
+    "tune": "tuning.TuneFlags",
 }
 """The flags of each command whose flags depend on nothing else."""
 

@@ -164,8 +164,9 @@ def choose_sampling(flags: SamplingFlags, spec: "ModelSpec | TextModelSpec") -> 
     """Return the model's own sampling, or a published one, with the given flags put in; say if it is dear."""
     from unmask.decoding.settings import change_sampling
     from unmask.method.models.partition_config import PartitionConfig
+    from unmask.recipes.spec import collect_presets
 
-    sampling = change_sampling(spec.sampling, spec.grid, collect_settings(flags))
+    sampling = change_sampling(spec.sampling, spec.grid, collect_settings(flags), collect_presets(spec))
     if isinstance(spec.model, PartitionConfig) and getattr(sampling.priority, "needs_logits", True):
         print(
             "this order needs the logits of all places in each step; a partition model computes fewer for an order "

@@ -63,6 +63,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "unmask score runs/demo",
         "unmask score runs/shakespeare --orders halton raster --steps 4 16 64 --rows 64",
     ),
+    "tune": (
+        "unmask tune runs/demo --passes 2 4",
+        "unmask tune runs/shakespeare --passes 8 16 --order raster",
+    ),
     "schedule": (
         "unmask schedule --shape cosine --tokens 256 --steps 8",
         "unmask schedule --style halton --tokens 576 --steps 32 --json",

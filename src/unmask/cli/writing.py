@@ -98,15 +98,18 @@ def _write(pipeline: "TextPipeline", canvas: "MaskedText", flags: WritingFlags, 
     """Sample `num` versions of the canvas and print them; `whole`: also what stands after an end token."""
     from unmask.decoding.settings import change_sampling
     from unmask.figures import texts as text_figures
+    from unmask.recipes.spec import collect_presets
 
     if flags.num < 1:
         raise ConfigError(f"--num {flags.num}: at least 1")
     for name in ("guidance", "ramp"):
         if (value := getattr(flags.sampling, name)) is not None:
             raise ConfigError(f"--{name} {value}: a text model has nothing to guide towards; leave it out")
-    if flags.sampling.preset is not None:
-        raise ConfigError(f"--preset {flags.sampling.preset}: published for images; leave it out")
-    sampling = change_sampling(pipeline.sampling, pipeline.model.grid, collect_settings(flags.sampling))
+    own = collect_presets(pipeline.spec)
+    if flags.sampling.preset not in (None, *own):
+        hint = f"it has {', '.join(own)}" if own else "unmask tune finds some"
+        raise ConfigError(f"--preset {flags.sampling.preset}: no preset of this text model: {hint}")
+    sampling = change_sampling(pipeline.sampling, pipeline.model.grid, collect_settings(flags.sampling), own)
     shown = min(flags.num, MOST_TEXTS) if flags.html is not None else 1
     states = []
     if flags.frames or flags.html is not None:

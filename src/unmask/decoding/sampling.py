@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from unmask.decoding import counts
 from unmask.decoding.rules import (
@@ -18,7 +18,7 @@ from unmask.decoding.rules import (
     StepConfidence,
 )
 from unmask.errors import FACTORS, ConfigError, check_ranges
-from unmask.lazy import Tensor
+from unmask.lazy import Tensor, torch
 from unmask.method.critic import CriticScore
 from unmask.method.guidance import Condition, GuidanceRamp, Predict
 from unmask.method.models.protocol import Generator
@@ -124,9 +124,31 @@ class XTransformersCounts:
         return counts.count_x_transformers(tokens, steps, self.shape)
 
 
+@dataclass(frozen=True)
+class ListedCounts:
+    """Reveal these counts: a curve through the fractions that they leave masked, straight between the steps.
+
+    With other steps, or another number of unknown tokens, the same curve gives other counts.
+    """
+
+    counts: tuple[int, ...]
+    """Tokens that each step reveals, at least 1; `unmask tune` finds them."""
+
+    def __post_init__(self) -> None:
+        if not self.counts or min(self.counts) < 1:
+            raise ValueError(f"{self}: give one or more counts of at least 1")
+        check_ranges(self, {"counts": (1, 1 << 31)})
+
+    def __call__(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        left = torch.tensor([1.0, *ratios_from_counts(self.counts)], dtype=t.dtype, device=t.device)
+        at = t.clamp(0, 1) * len(self.counts)
+        step = at.long().clamp(max=len(self.counts) - 1)
+        return left[step] + (at - step) * (left[step + 1] - left[step])
+
+
 PerRow = GoogleCounts | AmusedCounts | TitokCounts | XTransformersCounts
 """Schedules that count the unknown tokens of each row; the other counts are those of the whole canvas."""
-Reveal = Shape | ValeoaiV1 | HaltonCounts | PerRow
+Reveal = Shape | ListedCounts | ValeoaiV1 | HaltonCounts | PerRow
 """Schedules: how many tokens each step reveals."""
 
 

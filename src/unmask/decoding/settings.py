@@ -23,7 +23,7 @@ class SamplingSettings(TypedDict, total=False):
     """What a call may change of a model's sampling; what is left out, or None, stays as the model has it."""
 
     preset: str | None
-    """A published way to sample, such as "besnier-256-8"; `decoding/names.py` has them."""
+    """A published way to sample, such as "besnier-256-8", or one that `unmask tune` found, such as "tuned-4"."""
     steps: int | None
     """Forward passes."""
     order: str | None
@@ -51,13 +51,16 @@ class SamplingSettings(TypedDict, total=False):
 _SETTING_TYPES = {name: get_args(hint)[0] for name, hint in get_type_hints(SamplingSettings).items()}
 
 
-def change_sampling(base: Sampling, grid: tuple[int, ...], settings: Mapping[str, Any]) -> Sampling:
+def change_sampling(
+    base: Sampling, grid: tuple[int, ...], settings: Mapping[str, Any], own: Mapping[str, Sampling] | None = None
+) -> Sampling:
     """Return `base` with these settings put in.
 
     Args:
         base: The model's own sampling, which `preset` replaces.
         grid: The canvas of the model, for orders and schedules that depend on it.
         settings: Of `SamplingSettings`; None counts as not given.
+        own: Presets of the model itself, beside the published ones.
 
     Raises:
         ConfigError: An unknown setting or name (the nearest one is given), or a setting that nothing would read.
@@ -65,7 +68,7 @@ def change_sampling(base: Sampling, grid: tuple[int, ...], settings: Mapping[str
     """
     check_settings(settings)
     given = {name: value for name, value in settings.items() if value is not None}
-    base = look_up(SAMPLINGS, given["preset"], "preset") if "preset" in given else base
+    base = look_up({**SAMPLINGS, **(own or {})}, given["preset"], "preset") if "preset" in given else base
     base = base.fit_to(grid)
     changes: dict[str, Any] = {
         name: given[name] for name in ("steps", "temperature", "top_k", "top_p", "block") if name in given

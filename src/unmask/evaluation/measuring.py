@@ -32,7 +32,7 @@ from unmask.pretrained.conditions import check_guidance
 from unmask.published.opening import OpenedModel, open_model
 from unmask.recipes.reading import has_config
 from unmask.recipes.schema import TextRecipe
-from unmask.recipes.spec import ModelSpec
+from unmask.recipes.spec import ModelSpec, collect_presets
 from unmask.runtime.distributed import World, join_world
 from unmask.runtime.progress import Progress
 from unmask.storage.layout import CLASSIFIER, MODEL, REPORT, TOKENIZER
@@ -160,7 +160,7 @@ def find_report(opened: OpenedModel, out: Path | None) -> Path:
 
 def check_sampling(spec: ModelSpec, settings: Any) -> Sampling:
     """Return the model's sampling with these settings; ConfigError, before weights are read, if it cannot be."""
-    sampling = change_sampling(spec.sampling, spec.grid, settings)
+    sampling = change_sampling(spec.sampling, spec.grid, settings, collect_presets(spec))
     has_classes = getattr(spec.model, "num_classes", 1) > 0
     check_guidance(spec.model, labelled=has_classes, guided=has_classes and not sampling.unguided)
     return sampling

@@ -55,6 +55,26 @@ class SweepChoices:
     """Sample each class as often as it is held out (shares), or all equally often (balanced)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TuneChoices:
+    """What to tune, and how much work to put into it."""
+
+    passes: tuple[int, ...] = (4, 8)
+    """Numbers of forward passes; each gets a preset."""
+    order: Annotated[str, tyro.conf.arg(metavar="{halton, random, raster}")] = "halton"
+    """Unmasking order whose counts are chosen; it must be known in advance."""
+    rows: int = 1000
+    """Held-out rows that choose the counts, and as many that score them; at least 100."""
+    trials: int = 40
+    """Most ways to sample that are tried for each number of passes, for images; 0 tunes the counts alone."""
+    samples: int = 1000
+    """Samples of each trial, judged against training images."""
+    measured: int = 5000
+    """Fresh samples behind the figures that are reported, against held-out images."""
+    seed: int = 0
+    """Seed of the trials; the figures reported have the next one."""
+
+
 def plan_sweep(spec: "ModelSpec", choices: SweepChoices, name: str) -> "SweepPlan":
     """Return what to compare; ConfigError or ValueError, before any work, if it cannot be."""
     from unmask.evaluation.sweeping import SweepPlan

@@ -87,30 +87,30 @@ def score_subject(
     index = torch.arange(num) * len(subject.rows) // num
 
     def under(make: Callable[[Condition], Predict], measure: NatsMeasure) -> tuple[Tensor, Tensor]:
-        return _nats(subject, make, index, measure, seed, world)
+        return measure_nats(subject, make, index, measure, seed, world)
 
     free, num_tokens = under(
         subject.plain, lambda p, x, r: estimate_bound(p, x, mask_id=subject.mask_id, rand=r, passes=passes).mean(1)
     )
-    yield OrderScore(order=BOUND, steps=0, nats=_mean(free, num_tokens), error=_error(free, num_tokens))
+    yield OrderScore(order=BOUND, steps=0, nats=average_nats(free, num_tokens), error=estimate_error(free, num_tokens))
     length = subject.rows.read_rows(index[:1], world.device)[0].shape[1]
     for budget in dict.fromkeys(min(budget, length) for budget in steps):
         first: Tensor | None = None
         for name, order in orders:
-            nats, _ = under(subject.predict, _given(subject, order, sampling, budget))
+            nats, _ = under(subject.predict, follow_order(subject, order, sampling, budget))
             first = nats if first is None else first
             apart = nats - first
             yield OrderScore(
                 order=name,
                 steps=budget,
-                nats=_mean(nats, num_tokens),
-                error=_error(nats, num_tokens),
-                difference=_mean(apart, num_tokens),
-                difference_error=_error(apart, num_tokens),
+                nats=average_nats(nats, num_tokens),
+                error=estimate_error(nats, num_tokens),
+                difference=average_nats(apart, num_tokens),
+                difference_error=estimate_error(apart, num_tokens),
             )
 
 
-def _given(subject: ScoredSubject, order: Order, sampling: Sampling, steps: int) -> NatsMeasure:
+def follow_order(subject: ScoredSubject, order: Order, sampling: Sampling, steps: int) -> NatsMeasure:
     def measure(predict: Predict, tokens: Tensor, rand: Rand) -> Tensor:
         budget = Sampling(steps=steps, schedule=sampling.schedule)
         plan, bound = budget.ratios(tokens.shape[1]), budget.bind_order(order, steps)
@@ -119,7 +119,7 @@ def _given(subject: ScoredSubject, order: Order, sampling: Sampling, steps: int)
     return measure
 
 
-def _nats(
+def measure_nats(
     subject: ScoredSubject,
     make: Callable[[Condition], Predict],
     index: Int[Tensor, "n"],
@@ -140,14 +140,14 @@ def _nats(
     return nats, num_tokens
 
 
-def _mean(nats: Float64[Tensor, "n"], num_tokens: Float64[Tensor, "n"]) -> float:
+def average_nats(nats: Float64[Tensor, "n"], num_tokens: Float64[Tensor, "n"]) -> float:
     """Per token: the sum over all rows, divided once."""
     return float(nats.sum() / num_tokens.sum())
 
 
-def _error(nats: Float64[Tensor, "n"], num_tokens: Float64[Tensor, "n"]) -> float:
+def estimate_error(nats: Float64[Tensor, "n"], num_tokens: Float64[Tensor, "n"]) -> float:
     """Return the standard error of that ratio (the delta method)."""
-    apart = nats - _mean(nats, num_tokens) * num_tokens
+    apart = nats - average_nats(nats, num_tokens) * num_tokens
     return float(apart.std() / (num_tokens.mean() * math.sqrt(len(nats))))
 
 

@@ -127,15 +127,7 @@ def sweep_run(
     other weights, features or images. Without `features`, the classifier's are used, by default the run's own.
     """
     folder, experiment, pipeline = run.folder, run.experiment, run.pipeline
-    if judge is None and experiment.classes:
-        path = folder / CLASSIFIER
-        judge = prepare_classifier_features(
-            experiment.read_pictures("train"), experiment.recipe.classifier, path, world, progress
-        )
-    features = features or judge
-    if features is None:
-        raise ConfigError(f"{folder} has no classes to train a classifier on: give --features inception or dinov2")
-    judge = judge if pipeline.num_classes else None
+    features, judge = choose_networks(run, features, judge, world, progress)
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
     with lock(out) if world.is_main else nullcontext():
@@ -151,18 +143,7 @@ def sweep_run(
         barrier(world)  # all ranks have read the same rows before the first is added
         if world.is_main:
             table.begin()
-        real = open_reference(experiment, features, reference or folder, world, progress)
-        bench = SweepBench(
-            experiment=experiment,
-            pipeline=pipeline,
-            features=features,
-            judge=judge,
-            real=real,
-            world=world,
-            shares=count_class_shares(experiment, pipeline, real, plan.labels),
-            rule=plan.labels,
-            progress=progress,
-        )
+        bench = open_bench(run, features, judge, plan.labels, world, reference=reference, progress=progress)
         rows: list[SweepRow] = []
         for row in _rows(bench, plan, table):
             rows.append(row)
@@ -171,6 +152,52 @@ def sweep_run(
             yield row
         if world.is_main:
             draw_sweep(rows, out)
+
+
+def choose_networks(
+    run: OpenedRun,
+    features: Features | None,
+    judge: ClassifierFeatures | None,
+    world: World,
+    progress: Progress | None = None,
+) -> tuple[Features, ClassifierFeatures | None]:
+    """Return the network that measures, and the classifier that tells the classes of samples apart, if they have any.
+
+    What is not given is the run's own classifier, trained if needed. ConfigError if there are no classes for one.
+    """
+    experiment = run.experiment
+    if judge is None and experiment.classes:
+        pictures, path = experiment.read_pictures("train"), run.folder / CLASSIFIER
+        judge = prepare_classifier_features(pictures, experiment.recipe.classifier, path, world, progress)
+    features = features or judge
+    if features is None:
+        raise ConfigError(f"{run.folder} has no classes to train a classifier on: give --features inception or dinov2")
+    return features, judge if run.pipeline.num_classes else None
+
+
+def open_bench(
+    run: OpenedRun,
+    features: Features,
+    judge: ClassifierFeatures | None,
+    rule: LabelRule,
+    world: World,
+    *,
+    reference: Path | None = None,
+    progress: Progress | None = None,
+) -> SweepBench:
+    """Return what ways to sample are measured with, after computing the features of the real images."""
+    real = open_reference(run.experiment, features, reference or run.folder, world, progress)
+    return SweepBench(
+        experiment=run.experiment,
+        pipeline=run.pipeline,
+        features=features,
+        judge=judge,
+        real=real,
+        world=world,
+        shares=count_class_shares(run.experiment, run.pipeline, real, rule),
+        rule=rule,
+        progress=progress,
+    )
 
 
 def _rows(bench: SweepBench, plan: SweepPlan, table: SweepTable) -> Iterator[SweepRow]:
@@ -189,7 +216,7 @@ def _rows(bench: SweepBench, plan: SweepPlan, table: SweepTable) -> Iterator[Swe
 
         def compute(setting: SweepSetting = setting, candidates: Sequence[float] = candidates) -> dict[str, float]:
             temperature = choose_temperature(bench, setting.sampling, candidates, plan.tune, plan.seed + 1)
-            return measure_setting(bench, setting.sampling, temperature, plan.samples, plan.seed)
+            return measure_cooled(bench, setting.sampling, temperature, plan.samples, plan.seed)
 
         rows.append(row(describe_row("setting", plan, setting, candidates, plan.seed), compute))
         yield rows[-1]
@@ -197,7 +224,7 @@ def _rows(bench: SweepBench, plan: SweepPlan, table: SweepTable) -> Iterator[Swe
     best = int(broadcast_text(str(min(range(len(rows)), key=lambda i: rows[i].figures["frechet"])), world))
     setting, temperature = choices[best][0], rows[best].figures["temperature"]
     cells = describe_row("again", plan, setting, (temperature,), plan.seed + 2)
-    yield row(cells, lambda: measure_setting(bench, setting.sampling, temperature, plan.samples, plan.seed + 2))
+    yield row(cells, lambda: measure_cooled(bench, setting.sampling, temperature, plan.samples, plan.seed + 2))
 
 
 def describe_row(
@@ -251,25 +278,25 @@ def choose_temperature(
     """Return the temperature whose `num` samples are nearest to the real training images, in their class shares."""
     if len(temperatures) == 1:
         return temperatures[0]
-    train = fit_gaussian(bench.real.train)
-    measures = [(bench.features.dim, bench.features)]
-    labels = None if bench.shares is None else bench.shares.choose_tuned_labels(num, bench.rule)
-
-    def distance(temperature: float) -> float:
-        cooled = replace(sampling, temperature=temperature)
-        (bank,) = sample_banks(
-            bench.pipeline, num, measures, bench.world, seed=seed, sampling=cooled, labels=labels,
-            progress=bench.progress,
-        )  # fmt: skip
-        return compute_frechet_distance(fit_gaussian(bank), train)
-
-    distances = [distance(temperature) for temperature in temperatures]
+    distances = [
+        measure_tuned(bench, replace(sampling, temperature=temperature), num, seed) for temperature in temperatures
+    ]
     return temperatures[int(broadcast_text(str(distances.index(min(distances))), bench.world))]
 
 
-def measure_setting(bench: SweepBench, sampling: Sampling, temperature: float, num: int, seed: int) -> dict[str, float]:
+def measure_tuned(bench: SweepBench, sampling: Sampling, num: int, seed: int) -> float:
+    """Return the Frechet distance of `num` samples to the real training images, in their class shares."""
+    measures = [(bench.features.dim, bench.features)]
+    labels = None if bench.shares is None else bench.shares.choose_tuned_labels(num, bench.rule)
+    (bank,) = sample_banks(
+        bench.pipeline, num, measures, bench.world, seed=seed, sampling=sampling, labels=labels,
+        progress=bench.progress,
+    )  # fmt: skip
+    return compute_frechet_distance(fit_gaussian(bank), fit_gaussian(bench.real.train))
+
+
+def measure_setting(bench: SweepBench, sampling: Sampling, num: int, seed: int) -> dict[str, float]:
     """Compute all metrics of one way to sample, on samples number 0 to num - 1 of a seed."""
-    sampling = replace(sampling, temperature=temperature)
     networks = [network for network in dict.fromkeys((bench.features, bench.judge)) if network is not None]
     measures = [(network.dim, network) for network in networks]
     labels = choose_labels(bench.shares, bench.pipeline, num)
@@ -277,10 +304,16 @@ def measure_setting(bench: SweepBench, sampling: Sampling, temperature: float, n
         bench.pipeline, num, measures, bench.world, seed=seed, sampling=sampling, labels=labels,
         progress=bench.progress,
     )  # fmt: skip
-    figures = {"temperature": temperature, **measure_bank(banks[0], bench.features, bench.real)[0]}
+    figures = measure_bank(banks[0], bench.features, bench.real)[0]
     if bench.judge is not None and labels is not None:
         figures["class_accuracy"] = measure_accuracy(bench.judge, banks[-1], labels)
     return figures | measure_reveal_times(bench.pipeline, sampling, seed, bench.world, shares=bench.shares)
+
+
+def measure_cooled(bench: SweepBench, sampling: Sampling, temperature: float, num: int, seed: int) -> dict[str, float]:
+    """Compute all metrics of a way to sample at this temperature, which is one of them."""
+    cooled = replace(sampling, temperature=temperature)
+    return {"temperature": temperature, **measure_setting(bench, cooled, num, seed)}
 
 
 def measure_reveal_times(

@@ -20,7 +20,7 @@ from unmask.pretrained.conditions import read_extras, write_extras
 from unmask.published.card import write_model_card
 from unmask.published.hub import HUB, upload_model
 from unmask.recipes.reading import write_config
-from unmask.recipes.spec import ModelSpec, TextModelSpec
+from unmask.recipes.spec import ModelSpec, TextModelSpec, collect_presets
 from unmask.runtime.kernels import check_compiler
 from unmask.runtime.packed import to_dense, unpack
 from unmask.runtime.progress import Progress
@@ -106,7 +106,7 @@ class LoadedModel(ABC, Generic[Spec]):
         unpack(self._module).compile()
 
     def _choose_sampling(self, sampling: Sampling | None, settings: Any, grid: tuple[int, ...]) -> Sampling:
-        return change_sampling(sampling or self.sampling, grid, settings)
+        return change_sampling(sampling or self.sampling, grid, settings, collect_presets(self.spec))
 
     @abstractmethod
     def describe(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ from unmask.method.sampling.decode import State
 from unmask.method.self_conditioning import guided_with_memory
 from unmask.pipelines.base import LoadedModel, describe_device
 from unmask.published.opening import open_model
-from unmask.recipes.spec import TextModelSpec
+from unmask.recipes.spec import TextModelSpec, collect_presets
 from unmask.runtime.devices import pick_device
 from unmask.runtime.kernels import choose_dtype
 from unmask.runtime.packed import pack
@@ -348,9 +348,9 @@ class TextPipeline(LoadedModel[TextModelSpec]):
         for name, kind in (
             ("guidance", "nothing to guide towards"),
             ("ramp", "nothing to guide towards"),
-            ("preset", "no published presets"),
+            ("preset", "no such preset: unmask tune finds some"),
         ):
-            if settings.get(name) is not None:
+            if settings.get(name) not in (None, *collect_presets(self.spec)):
                 raise ConfigError(f"{name} {settings[name]}: a text model has {kind}; leave it out")
         return super()._choose_sampling(sampling, settings, grid)
 

@@ -19,6 +19,7 @@ from unmask.published.store import fetch_published
 from unmask.recipes.reading import AnyConfig, has_config, read_config
 from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
 from unmask.recipes.spec import ModelSpec, TextModelSpec
+from unmask.recipes.tuned import add_presets
 from unmask.runtime.distributed import World, barrier
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
@@ -150,7 +151,8 @@ def open_model(
         raise CheckpointError(f"{escape_line(str(folder))}: no {CONFIG} there; give {MODEL_NAMES}")
     verify_recorded(folder, CONFIG)
     revision = read_revision(folder) if is_on_hub(name) else None
-    opened = OpenedModel(name=str(name), config=read_config(folder / CONFIG), folder=folder, revision=revision)
+    config = add_presets(read_config(folder / CONFIG), folder, say)
+    opened = OpenedModel(name=str(name), config=config, folder=folder, revision=revision)
     if say is not None and revision is not None and not opened.name.endswith(revision):
         say(f"{name} is revision {revision}; {opened.name.partition('@')[0]}@{revision} pins it")
     return opened

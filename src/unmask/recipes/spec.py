@@ -17,6 +17,17 @@ from unmask.pretrained.networks import AnyGeneratorConfig, LearnedConfig
 from unmask.tokenizers.pixels import Pixels
 from unmask.tokenizers.text import BPE, Bytes, Characters
 
+
+@dataclass(frozen=True, kw_only=True)
+class NamedSampling:
+    """A way to sample that was found for one model, and the name that `--preset` takes."""
+
+    name: str
+    """Name of the preset, such as tuned-4."""
+    sampling: Sampling
+    """How to sample."""
+
+
 AnySpec = TypeVar("AnySpec", bound="ModelSpec | TextModelSpec")
 
 
@@ -38,6 +49,8 @@ class ModelSpec:
     """Fingerprint of a learned tokenizer, filled in from the data."""
     trained_on: Annotated[str | None, tyro.conf.Suppress] = None
     """A sentence on the training data, filled in from the data. It holds no path."""
+    presets: Annotated[tuple[NamedSampling, ...], tyro.conf.Suppress] = ()
+    """Ways to sample that `unmask tune` found for these weights, filled in from its file."""
 
     def __post_init__(self) -> None:
         check_ranges(self, {"empty_classes": CLASS_COUNTS})
@@ -76,6 +89,8 @@ class TextModelSpec:
     """Fingerprint of the tokenizer, filled in from the data."""
     trained_on: Annotated[str | None, tyro.conf.Suppress] = None
     """A sentence on the training data, filled in from the data. It holds no path."""
+    presets: Annotated[tuple[NamedSampling, ...], tyro.conf.Suppress] = ()
+    """Ways to sample that `unmask tune` found for these weights, filled in from its file."""
 
     def __post_init__(self) -> None:
         if self.packing == "documents" and not self.model.padded:
@@ -103,6 +118,11 @@ class TextModelSpec:
     def spec(self) -> "TextModelSpec":
         """What leaves the machine: the fields of a spec alone."""
         return narrow_to(TextModelSpec, self)
+
+
+def collect_presets(spec: "ModelSpec | TextModelSpec | None") -> dict[str, Sampling]:
+    """Return the model's own presets by their names."""
+    return {} if spec is None else {preset.name: preset.sampling for preset in spec.presets}
 
 
 def narrow_to(kind: type[AnySpec], spec: AnySpec) -> AnySpec:
