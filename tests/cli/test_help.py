@@ -220,7 +220,7 @@ def only_parsing(monkeypatch, tmp_path):
         "scoring",
     ):
         monkeypatch.setattr(importlib.import_module(f"unmask.cli.{name}"), "parse", parse_and_stop)
-    for name in ("sweeping", "text", "tokenizers", "training", "writing"):
+    for name in ("sweeping", "text", "tokenizers", "training", "tuning", "writing"):
         monkeypatch.setattr(importlib.import_module(f"unmask.cli.{name}"), "parse", parse_and_stop)
     monkeypatch.chdir(tmp_path)
     for folder in ("photos", "pictures", "DIR"):

@@ -114,8 +114,10 @@ def test_the_temperature_is_chosen_by_training_features_of_another_seed(monkeypa
     bench.rule, bench.shares = "shares", shares_of(held_out=[40, 10], training=[25, 25])
     bench.train, bench.test = train, test
     monkeypatch.setattr(sweeping, "sample_banks", banks)
-    # The check of types knows no stand-ins, so ask the function underneath.
+    # The check of types knows no stand-ins, so ask the functions underneath.
     choose = getattr(sweeping.choose_temperature, "__wrapped__", sweeping.choose_temperature)
+    measure = getattr(sweeping.measure_tuned, "__wrapped__", sweeping.measure_tuned)
+    monkeypatch.setattr(sweeping, "measure_tuned", measure)
     assert choose(bench, Sampling(), (1.0, 0.5, 0.9), 20, 8) == 0.5
     assert asked == [(20, 8, 1.0), (20, 8, 0.5), (20, 8, 0.9)]
     assert choose(bench, Sampling(), (1.0,), 20, 8) == 1.0
@@ -267,9 +269,9 @@ def test_a_cut_table_is_continued_to_the_same_bytes(run, swept, tmp_path, monkey
     computed = []
     real = sweeping.measure_setting
 
-    def watched(bench, sampling, temperature, num, seed):
+    def watched(bench, sampling, num, seed):
         computed.append(seed)
-        return real(bench, sampling, temperature, num, seed)
+        return real(bench, sampling, num, seed)
 
     monkeypatch.setattr(sweeping, "measure_setting", watched)
     monkeypatch.setattr(sys, "argv", ["unmask", "sweep"])  # as the page quotes it

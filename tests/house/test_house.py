@@ -591,6 +591,7 @@ VERBS = {
     "trust",
     "try",
     "unflatten",
+    "tune",
     "unpack",
     "unwrap",
     "update",

@@ -81,6 +81,7 @@ def run_sample(arguments: list[str]) -> None:
     from unmask.pipelines.labels import describe_ambiguity, resolve_filled_labels
     from unmask.pipelines.load import load_image_pipeline
     from unmask.pretrained.conditions import check_prompts
+    from unmask.recipes.spec import collect_presets
 
     out = _check(flags)
     opened = flags.published.open(name)
@@ -107,7 +108,7 @@ def run_sample(arguments: list[str]) -> None:
                 print(f"--labels {label} may mean {said}: the first is sampled", file=sys.stderr)
         labels = ids[torch.arange(num) % len(ids)]
     with catch_value_errors(), catch_disk_errors(out.parent):
-        if flags.sampling.preset is not None:
+        if flags.sampling.preset is not None and flags.sampling.preset not in collect_presets(spec):
             print(describe_expected(flags.sampling.preset))
         with show_progress(shown=True) as progress:
             images = pipeline.generate(labels, num=num, seed=flags.seed, sampling=sampling, progress=progress)

@@ -97,7 +97,7 @@ def score_subject(
     for budget in dict.fromkeys(min(budget, length) for budget in steps):
         first: Tensor | None = None
         for name, order in orders:
-            nats, _ = under(subject.predict, follow_order(subject, order, sampling, budget))
+            nats, _ = under(subject.predict, build_measure(subject, order, sampling, budget))
             first = nats if first is None else first
             apart = nats - first
             yield OrderScore(
@@ -110,7 +110,7 @@ def score_subject(
             )
 
 
-def follow_order(subject: ScoredSubject, order: Order, sampling: Sampling, steps: int) -> NatsMeasure:
+def build_measure(subject: ScoredSubject, order: Order, sampling: Sampling, steps: int) -> NatsMeasure:
     def measure(predict: Predict, tokens: Tensor, rand: Rand) -> Tensor:
         budget = Sampling(steps=steps, schedule=sampling.schedule)
         plan, bound = budget.ratios(tokens.shape[1]), budget.bind_order(order, steps)

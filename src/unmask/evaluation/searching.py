@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unmask.decoding.sampling import Guidance, ListedCounts, Order, Sampling
-from unmask.evaluation.sweeping import SweepBench, measure_tuned
+from unmask.evaluation.sweeping import SweepBench
 from unmask.evaluation.tuning import RIVALS
 from unmask.method.models.partition_config import PartitionConfig
 from unmask.method.ramps import Interval, LinearRamp
 from unmask.method.sampling.priorities import Confidence, Halton
-from unmask.runtime.distributed import broadcast_text
 from unmask.storage.config import load_json, to_json, write_json
 
 NOISES = (0.0, 1.0, 2.0, 4.5, 9.0)
@@ -96,25 +95,21 @@ class Trial:
 
 
 def search_sampling(
-    bench: SweepBench,
+    measure: Callable[[Sampling], float],
     starts: Sequence[Sampling],
     space: SearchSpace,
     log: TrialLog,
     *,
     trials: int,
-    samples: int,
-    seed: int,
 ) -> Iterator[Trial]:
     """Yield trials: the starts, then one setting after another from the best so far, until a round changes nothing.
 
     Args:
-        bench: What judges the trials.
+        measure: Returns the distance of a way to sample; the same on all ranks.
         starts: Ways to sample to begin with.
         space: What may be tried.
         log: Keeps the finished trials, which are not made again.
         trials: Most trials.
-        samples: Samples of each trial.
-        seed: The seed of these samples.
     """
     seen: list[Sampling] = []
     best: Trial | None = None
@@ -127,8 +122,7 @@ def search_sampling(
             seen.append(sampling)
             distance = log.find(sampling)
             if distance is None:
-                # Rank 0 decides: figures of other hardware may differ in their last digit.
-                distance = float(broadcast_text(repr(measure_tuned(bench, sampling, samples, seed)), bench.world))
+                distance = measure(sampling)
                 log.add(sampling, distance)
             least = distance if best is None else min(best.distance, distance)
             trial = Trial(number=len(seen), sampling=sampling, distance=distance, best=least)

@@ -14,24 +14,24 @@ from unmask.evaluation.measuring import open_subject
 from unmask.evaluation.plans import TuneChoices
 from unmask.evaluation.runs import OpenedRun, open_run
 from unmask.evaluation.searching import TRIALS, Trial, TrialLog, make_space, search_sampling
-from unmask.evaluation.sweeping import SweepBench, choose_networks, measure_setting, open_bench
+from unmask.evaluation.sweeping import SweepBench, choose_networks, measure_setting, measure_tuned, open_bench
 from unmask.evaluation.tuning import (
     COSTS,
-    TUNED,
+    FOUND,
     CountsScore,
     find_order,
     format_counts,
     make_preset,
     score_counts,
-    split_rows,
+    split_held_out,
     tune_counts,
 )
 from unmask.figures.images import plot_curves
 from unmask.metrics.in_domain import prepare_classifier_features
 from unmask.published.opening import OpenedModel
+from unmask.published.tuned import hash_model, write_presets
 from unmask.recipes.spec import ModelSpec, NamedSampling
-from unmask.recipes.tuned import hash_model, write_presets
-from unmask.runtime.distributed import World
+from unmask.runtime.distributed import World, broadcast_text
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.files import write_text
@@ -40,7 +40,6 @@ from unmask.storage.lock import lock
 
 TUNE_FILES = ("tune.md", "counts.png", "frontier.png", COSTS)
 """The files of a tuning, besides the trials of each number of passes."""
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ def tune_model(
     out: Path | None = None,
     policy: DataPolicy = STRICT,
     progress: Progress | None = None,
-    say: Say | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[list[NamedSampling], Path]:
     """Tune, write tune.md with its plots, and add the presets to the model; return them and the folder of tune.md.
 
@@ -76,7 +75,7 @@ def tune_model(
     grid = opened.config.grid  # type: ignore[union-attr]
     order = find_order(choices.order, grid)
     subject, own, grid, folder = open_subject(opened, here, data, None, policy, say)
-    rows, place = split_rows(len(subject.rows), choices.rows), out or folder / "tune"
+    rows, place = split_held_out(len(subject.rows), choices.rows), out or folder / "tune"
     if here.is_main:
         place.mkdir(parents=True, exist_ok=True)
     with lock(place) if here.is_main else nullcontext():
@@ -95,7 +94,7 @@ def tune_model(
             progress=progress,
         )
         scores = score_counts(subject, order, found, rows, length, own, seed=choices.seed, world=here)
-        for line in describe_counts(scores):
+        for line in describe_likelihoods(scores):
             tell(line)
         chosen = {passes: make_preset(own, order, counts) for passes, counts in found.items()}
         frontier: list[FrontierRow] = []
@@ -103,7 +102,7 @@ def tune_model(
             run = open_run(opened, here, data=data, policy=policy, progress=progress)
             chosen = search_presets(run, choices, found, chosen, place, facts, here, progress, tell)
             frontier = measure_frontier(run, choices, chosen, here, progress, tell)
-        presets = [NamedSampling(name=f"{TUNED}-{passes}", sampling=sampling) for passes, sampling in chosen.items()]
+        presets = [NamedSampling(name=f"{FOUND}-{passes}", sampling=sampling) for passes, sampling in chosen.items()]
         if here.is_main:
             write_presets(presets, folder)
             write_report(scores, frontier, choices, place, here)
@@ -119,10 +118,10 @@ def search_presets(
     facts: dict[str, object],
     here: World,
     progress: Progress | None,
-    tell: Say,
+    tell: Callable[[str], None],
 ) -> dict[int, Sampling]:
     """Return the best way to sample of each search."""
-    bench = open_judge(run, place, here, progress)
+    bench = open_trial_bench(run, place, here, progress)
     facts = {
         **facts,
         "judge": bench.features.sha256,
@@ -130,21 +129,23 @@ def search_presets(
         "samples": choices.samples,
     }
     best: dict[int, Sampling] = {}
+
+    def measure(sampling: Sampling) -> float:
+        # Rank 0 decides: figures of other hardware may differ in their last digit.
+        return float(broadcast_text(repr(measure_tuned(bench, sampling, choices.samples, choices.seed)), here))
+
     for passes, counts in found.items():
         log = TrialLog(place / f"{passes}-{TRIALS}", facts, write=here.is_main)
         own = replace(chosen[passes], schedule=run.pipeline.sampling.schedule, priority=run.pipeline.sampling.priority)
         starts, least = (chosen[passes], own.fit_to(run.pipeline.model.grid)), float("inf")
-        for trial in search_sampling(
-            bench, starts, make_space(bench, counts), log, trials=choices.trials, samples=choices.samples,
-            seed=choices.seed,
-        ):  # fmt: skip
+        for trial in search_sampling(measure, starts, make_space(bench, counts), log, trials=choices.trials):
             if trial.distance < least:
                 least, best[passes] = trial.distance, trial.sampling
                 tell(describe_trial(passes, trial))
     return best
 
 
-def open_judge(run: OpenedRun, place: Path, here: World, progress: Progress | None) -> SweepBench:
+def open_trial_bench(run: OpenedRun, place: Path, here: World, progress: Progress | None) -> SweepBench:
     """Return a bench whose classifier is not the one of the report: it is trained from other first weights."""
     config = run.experiment.recipe.classifier
     config = replace(config, seed=config.seed + 1)
@@ -159,7 +160,7 @@ def measure_frontier(
     chosen: dict[int, Sampling],
     here: World,
     progress: Progress | None,
-    tell: Say,
+    tell: Callable[[str], None],
 ) -> list[FrontierRow]:
     """Measure what was found, and the model's own way to sample, on fresh samples against held-out images."""
     features, judge = choose_networks(run, None, None, here, progress)
@@ -168,7 +169,7 @@ def measure_frontier(
     warmth = own.temperature[0] if isinstance(own.temperature, tuple) else own.temperature
     budgets = sorted({*chosen, own.steps})
     ways = {f"own, {steps} passes": replace(own, steps=steps, temperature=warmth) for steps in budgets}
-    ways |= {f"{TUNED}-{passes}": sampling for passes, sampling in chosen.items()}
+    ways |= {f"{FOUND}-{passes}": sampling for passes, sampling in chosen.items()}
     rows = []
     for name, sampling in ways.items():
         figures = measure_setting(bench, sampling, choices.measured, choices.seed + 1)
@@ -187,13 +188,13 @@ def measure_frontier(
     return rows
 
 
-def describe_counts(scores: Sequence[CountsScore]) -> list[str]:
+def describe_likelihoods(scores: Sequence[CountsScore]) -> list[str]:
     """Return a line for the terminal on each number of passes."""
     lines = []
     for passes in dict.fromkeys(score.passes for score in scores):
         nats = {score.schedule: score.nats for score in scores if score.passes == passes}
         others = ", ".join(f"{name} {nats[name]:.4f}" for name in ("cosine", "uniform", "own"))
-        lines.append(f"{passes:3d} passes  {nats[TUNED]:.4f} nats per token; {others}")
+        lines.append(f"{passes:3d} passes  {nats[FOUND]:.4f} nats per token; {others}")
     return lines
 
 
@@ -209,7 +210,7 @@ def describe_sampling(sampling: Sampling) -> str:
     order = type(sampling.priority).__name__ + (
         f" {noise:g}" if (noise := getattr(sampling.priority, "noise", None)) is not None else ""
     )
-    schedule = TUNED if isinstance(sampling.schedule, ListedCounts) else str(sampling.schedule)
+    schedule = FOUND if isinstance(sampling.schedule, ListedCounts) else str(sampling.schedule)
     guidance = "none" if sampling.unguided else str(sampling.scale)
     return f"{order}, {schedule}, temperature {heat}, guidance {guidance}"
 
@@ -239,8 +240,8 @@ def write_report(
         series = {
             kind: ([row.forwards for row in rows], [row.figures["frechet"] for row in rows])
             for kind, rows in (
-                ("own", [row for row in frontier if not row.name.startswith(TUNED)]),
-                (TUNED, [row for row in frontier if row.name.startswith(TUNED)]),
+                ("own", [row for row in frontier if not row.name.startswith(FOUND)]),
+                (FOUND, [row for row in frontier if row.name.startswith(FOUND)]),
             )
         }
         plot_curves(

@@ -20,8 +20,8 @@ from unmask.evaluation.costs import choose_counts, choose_cuts, measure_costs
 from unmask.evaluation.scoring import (
     ScoredSubject,
     average_nats,
+    build_measure,
     estimate_error,
-    follow_order,
     measure_nats,
 )
 from unmask.method.sampling.priorities import Halton, Random, Raster
@@ -34,7 +34,7 @@ FixedOrder = Halton | RolledHalton | Random | Raster
 """Orders that are known in advance."""
 LEAST_ROWS = 100
 """Fewest held-out rows that choose counts, and as many that score them."""
-TUNED = "tuned"
+FOUND = "tuned"
 RIVALS: dict[str, Reveal] = {"cosine": Cosine(), "uniform": Power(1.0), "arccos": Arccos(), "square": Power(2.0)}
 """Schedules that are scored beside the counts that were found."""
 COSTS = "costs.json"
@@ -61,7 +61,7 @@ class TuningRows:
     score: Int[Tensor, "n"]
 
 
-def split_rows(available: int, wanted: int) -> TuningRows:
+def split_held_out(available: int, wanted: int) -> TuningRows:
     """Spread twice `wanted` rows over all that are held out, fewer if there are fewer; every other one scores.
 
     ConfigError if there are too few.
@@ -150,10 +150,10 @@ def score_counts(
     scores = []
     for passes, counts in found.items():
         first: Tensor | None = None
-        for name, schedule in {TUNED: ListedCounts(tuple(counts)), **RIVALS, "own": own.schedule}.items():
+        for name, schedule in {FOUND: ListedCounts(tuple(counts)), **RIVALS, "own": own.schedule}.items():
             setting = Sampling(schedule=schedule)
             nats, num = measure_nats(
-                subject, subject.plain, rows.score, follow_order(subject, order, setting, passes), seed, world
+                subject, subject.plain, rows.score, build_measure(subject, order, setting, passes), seed, world
             )
             first = nats if first is None else first
             plan = replace(setting, steps=passes).ratios(length)
@@ -194,7 +194,7 @@ def format_counts(scores: Sequence[CountsScore]) -> list[str]:
         "| ---: | --- | --- | ---: | ---: |",
     ]
     for s in scores:
-        apart = "–" if s.schedule == TUNED else f"{s.difference:+.4f} ± {s.difference_error:.4f}"
+        apart = "–" if s.schedule == FOUND else f"{s.difference:+.4f} ± {s.difference_error:.4f}"
         counts = " ".join(map(str, s.counts)) if len(s.counts) <= 16 else f"{' '.join(map(str, s.counts[:15]))} …"
         lines.append(f"| {s.passes} | {s.schedule} | {counts} | {s.nats:.4f} ± {s.error:.4f} | {apart} |")
     return lines

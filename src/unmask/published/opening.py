@@ -16,10 +16,10 @@ from unmask.published.files import Note
 from unmask.published.hub import download_model, is_on_hub, read_revision
 from unmask.published.names import MODEL_NAMES
 from unmask.published.store import fetch_published
+from unmask.published.tuned import add_presets
 from unmask.recipes.reading import AnyConfig, has_config, read_config
 from unmask.recipes.schema import Recipe, TextRecipe, TokenizerRecipe
 from unmask.recipes.spec import ModelSpec, TextModelSpec
-from unmask.recipes.tuned import add_presets
 from unmask.runtime.distributed import World, barrier
 from unmask.runtime.progress import Progress
 from unmask.storage.files import escape_line
