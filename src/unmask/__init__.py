@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     __version__: str
     from unmask.decoding.sampling import Sampling
     from unmask.evaluation.measuring import evaluate, score, sweep
-    from unmask.evaluation.plans import SweepChoices
+    from unmask.evaluation.plans import SweepChoices, TuneChoices
+    from unmask.evaluation.tuned_model import tune
     from unmask.experiments.training import tokenize, train, train_tokenizer
     from unmask.method.critic import WithCritic
     from unmask.method.guidance import NULL, guided
@@ -90,6 +91,7 @@ _AT_FIRST_USE = {
     "Sigmoid": "unmask.method.schedules",
     "State": "unmask.method.sampling.decode",
     "SweepChoices": "unmask.evaluation.plans",
+    "TuneChoices": "unmask.evaluation.plans",
     "TextModelSpec": "unmask.recipes.spec",
     "TextPipeline": "unmask.pipelines.text",
     "TextRecipe": "unmask.recipes.schema",
@@ -118,9 +120,10 @@ _AT_FIRST_USE = {
     "tokenize": "unmask.experiments.training",
     "train": "unmask.experiments.training",
     "train_tokenizer": "unmask.experiments.training",
+    "tune": "unmask.evaluation.tuned_model",
 }
 """The public names, and where they are."""
-_COMMANDS = ("evaluate", "load", "recipe", "score", "sweep", "tokenize", "train", "train_tokenizer")
+_COMMANDS = ("evaluate", "load", "recipe", "score", "sweep", "tokenize", "train", "train_tokenizer", "tune")
 """The functions that do what commands do, whose errors name flags."""
 
 __all__ = [
@@ -167,6 +170,7 @@ __all__ = [
     "Threshold",
     "TokenizerRecipe",
     "TransformerConfig",
+    "TuneChoices",
     "WithCritic",
     "compute_exact_nll",
     "count_reveals",
@@ -189,6 +193,7 @@ __all__ = [
     "tokenize",
     "train",
     "train_tokenizer",
+    "tune",
 ]
 
 

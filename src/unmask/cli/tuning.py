@@ -9,7 +9,6 @@ import tyro
 from unmask.cli.flag_types import show_default
 from unmask.cli.flags import Device, MeasuredFlags, OutputFlags, choose_device, choose_say, fetch_model
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
-from unmask.errors import ConfigError
 from unmask.evaluation.plans import TuneChoices
 from unmask.published.names import MODEL_NAMES
 from unmask.runtime.progress import show_progress
@@ -32,14 +31,12 @@ def run_tune(arguments: list[str]) -> None:
     name, rest = split_positional(arguments, f"tune MODEL, where MODEL is {MODEL_NAMES}")
     flags = parse(TuneFlags, rest, f"tune {name}")
     from unmask.evaluation.tuned_model import TUNE_FILES, tune_model
-    from unmask.recipes.spec import ModelSpec, TextModelSpec
+    from unmask.recipes.spec import ModelSpec
     from unmask.runtime.distributed import join_world
 
     check_results(flags.out, TUNE_FILES, overwrite=flags.overwrite)
     with catch_value_errors(), join_world(choose_device(flags.device)) as here:
         opened = flags.published.open(name, here)
-        if not isinstance(opened.config, ModelSpec | TextModelSpec):
-            raise ConfigError(f"{name} is a tokenizer: give a model of images or text")
         fetch_model(opened, here)
         measured = flags.published
         with catch_disk_errors(flags.out or Path("runs")), show_progress(shown=here.is_main) as progress:

@@ -10,6 +10,7 @@ from unmask.data.fingerprint import STRICT, DataPolicy
 from unmask.data.pictures import hash_pictures
 from unmask.data.sources.folders import Folder
 from unmask.decoding.sampling import ListedCounts, Sampling
+from unmask.errors import ConfigError
 from unmask.evaluation.measuring import open_subject
 from unmask.evaluation.plans import TuneChoices
 from unmask.evaluation.runs import OpenedRun, open_run
@@ -28,15 +29,16 @@ from unmask.evaluation.tuning import (
 )
 from unmask.figures.images import plot_curves
 from unmask.metrics.in_domain import prepare_classifier_features
-from unmask.published.opening import OpenedModel
+from unmask.published.opening import OpenedModel, open_model
 from unmask.published.tuned import hash_model, write_presets
-from unmask.recipes.spec import ModelSpec, NamedSampling
-from unmask.runtime.distributed import World, broadcast_text
+from unmask.recipes.spec import ModelSpec, NamedSampling, TextModelSpec
+from unmask.runtime.distributed import World, broadcast_text, join_world
 from unmask.runtime.progress import Progress
 from unmask.runtime.provenance import describe_environment
 from unmask.storage.files import write_text
 from unmask.storage.layout import CLASSIFIER
 from unmask.storage.lock import lock
+from unmask.storage.outputs import check_results
 
 TUNE_FILES = ("tune.md", "counts.png", "frontier.png", COSTS)
 """The files of a tuning, besides the trials of each number of passes."""
@@ -51,6 +53,59 @@ class FrontierRow:
     forwards: int
     milliseconds: float
     figures: dict[str, float]
+
+
+def tune(
+    run: str | Path,
+    choices: TuneChoices | None = None,
+    out: str | Path | None = None,
+    *,
+    data: str | Folder | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    accept_data: bool = False,
+    verify_data: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Sampling]:
+    """Find the best way to sample with few forward passes, as `unmask tune` does; the same call again resumes it.
+
+    Args:
+        run: A run of images or text, an export, a published model or hf-hub:OWNER/NAME.
+        choices: What to tune, and how much work to put into it.
+        out: The folder for tune.md, its plots, and what is kept to resume; RUN/tune by default.
+        data: For a model that is no run: the data to measure against, as in `evaluate`.
+        overwrite: Replace files in `out` that unmask did not make.
+        device: "auto", "cuda" or "cpu".
+        accept_data: Tune a run although its data changed since it was trained.
+        verify_data: Compare all bytes of all images, also of those that are read on demand.
+        progress: Called with (what, done, total).
+        say: Called with lines on what is found.
+
+    Returns:
+        The presets by their names, such as "tuned-4"; `preset="tuned-4"` samples with one.
+
+    Examples:
+        >>> few = unmask.TuneChoices(passes=(2,), rows=100, trials=0)
+        >>> presets = unmask.tune("runs/demo", few)
+        >>> sum(presets["tuned-2"].schedule.counts)  # the 16 tokens of a digit
+        16
+    """
+    check_results(None if out is None else Path(out), TUNE_FILES, overwrite=overwrite)
+    with join_world(None if device == "auto" else device) as here:
+        opened = open_model(run, world=here)
+        opened.fetch(progress, here)
+        presets, _ = tune_model(
+            opened,
+            choices or TuneChoices(),
+            here,
+            data=data,
+            out=None if out is None else Path(out),
+            policy=DataPolicy(accept=accept_data, verify=verify_data),
+            progress=progress,
+            say=say if here.is_main else None,
+        )
+    return {preset.name: preset.sampling for preset in presets}
 
 
 def tune_model(
@@ -72,16 +127,17 @@ def tune_model(
         ConfigError: The order is not known in advance, there are too few held-out rows, or passes exceed the tokens.
     """
     tell = say or (lambda line: None)
-    grid = opened.config.grid  # type: ignore[union-attr]
+    if not isinstance(opened.config, ModelSpec | TextModelSpec):
+        raise ConfigError(f"{opened.name} is a tokenizer: give a model of images or text")
+    grid, length = opened.config.grid, opened.config.length
     order = find_order(choices.order, grid)
-    subject, own, grid, folder = open_subject(opened, here, data, None, policy, say)
+    subject, own, _, folder = open_subject(opened, here, data, None, policy, say)
     rows, place = split_held_out(len(subject.rows), choices.rows), out or folder / "tune"
     if here.is_main:
         place.mkdir(parents=True, exist_ok=True)
     with lock(place) if here.is_main else nullcontext():
         facts: dict[str, object] = {"weights": hash_model(folder), "order": str(order), "seed": choices.seed}
         tell(f"counts      {len(rows.choose):,} rows choose, {len(rows.score):,} others score")
-        length = opened.config.length  # type: ignore[union-attr]
         found = tune_counts(
             subject,
             order,
