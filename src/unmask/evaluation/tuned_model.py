@@ -9,6 +9,7 @@ from pathlib import Path
 from unmask.data.fingerprint import STRICT, DataPolicy
 from unmask.data.pictures import hash_pictures
 from unmask.data.sources.folders import Folder
+from unmask.decoding.names import RAMPS
 from unmask.decoding.sampling import ListedCounts, Sampling
 from unmask.errors import ConfigError
 from unmask.evaluation.measuring import open_subject
@@ -19,6 +20,7 @@ from unmask.evaluation.sweeping import SweepBench, choose_networks, measure_sett
 from unmask.evaluation.tuning import (
     COSTS,
     FOUND,
+    RIVALS,
     CountsScore,
     find_order,
     format_counts,
@@ -266,8 +268,11 @@ def describe_sampling(sampling: Sampling) -> str:
     order = type(sampling.priority).__name__ + (
         f" {noise:g}" if (noise := getattr(sampling.priority, "noise", None)) is not None else ""
     )
-    schedule = FOUND if isinstance(sampling.schedule, ListedCounts) else str(sampling.schedule)
-    guidance = "none" if sampling.unguided else str(sampling.scale)
+    names = {FOUND: sampling.schedule} if isinstance(sampling.schedule, ListedCounts) else RIVALS
+    schedule = next((name for name, shape in names.items() if shape == sampling.schedule), str(sampling.schedule))
+    ramp = next((name for name, kind in RAMPS.items() if sampling.scale == kind(sampling.scale.scale)), "")
+    rises = f"{ramp} to " if ramp != "constant" else ""
+    guidance = "none" if sampling.unguided else f"{rises}{sampling.scale.scale:g}"
     return f"{order}, {schedule}, temperature {heat}, guidance {guidance}"
 
 
