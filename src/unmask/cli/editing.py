@@ -71,7 +71,7 @@ class InpaintFlags(OutputFlags):
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     dtype: WeightType = "auto"
-    """Number type of weights: auto is bf16 where that is fast; int8 is faster for wide networks on a CPU, less exact."""
+    """Number type of weights: auto is bf16 where fast; int8 is faster for wide networks on a CPU, but less exact."""
 
 
 def run_inpaint(arguments: list[str]) -> None:

@@ -66,7 +66,7 @@ class SampleFlags(OutputFlags):
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     dtype: WeightType = "auto"
-    """Number type of weights: auto is bf16 where that is fast; int8 is faster for wide networks on a CPU, less exact."""
+    """Number type of weights: auto is bf16 where fast; int8 is faster for wide networks on a CPU, but less exact."""
     compile: bool = False
     """Compile the network first: slow to start, then faster; needs a C++ compiler on a CPU."""
 

@@ -61,7 +61,7 @@ class ScoreFlags(OutputFlags):
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     dtype: WeightType = "auto"
-    """Number type of weights: auto is fp32; int8 is faster for wide networks on a CPU, less exact."""
+    """Number type of weights: auto is fp32; int8 is faster for wide networks on a CPU, but less exact."""
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
     out: Annotated[Path | None, show_default("RUN/score, or runs/NAME/score of a published model")] = None
     """Folder for the table and its plot."""

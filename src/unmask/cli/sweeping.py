@@ -40,7 +40,7 @@ class SweepFlags(SweepChoices, OutputFlags):
     network: Annotated[ReferenceFlags, tyro.conf.arg(name="")] = field(default_factory=ReferenceFlags)
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
     dtype: WeightType = "auto"
-    """Number type of weights: auto is bf16 where that is fast; int8 is faster for wide networks on a CPU, less exact."""
+    """Number type of weights: auto is bf16 where fast; int8 is faster for wide networks on a CPU, but less exact."""
     out: Annotated[Path | None, show_default("RUN/sweep, or runs/NAME/sweep of a published model")] = None
     """Folder for the table and its plots."""
 

@@ -43,7 +43,7 @@ class WritingFlags(OutputFlags):
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     dtype: WeightType = "auto"
-    """Number type of weights: auto is bf16 where that is fast; int8 is faster for wide networks on a CPU, less exact."""
+    """Number type of weights: auto is bf16 where fast; int8 is faster for wide networks on a CPU, but less exact."""
     frames: bool = False
     """Show every step of the first text in colours: red came first, blue last."""
     html: Annotated[Path | None, show_default("no page")] = None

@@ -140,7 +140,7 @@ def sweep_run(
         out.mkdir(parents=True, exist_ok=True)
     with lock(out) if world.is_main else nullcontext():
         origin = {
-            "weights": f"{'' if run.dtype is None else f'{run.dtype} of '}{hash_file(folder / MODEL)}",
+            "weights": (f"{str(run.dtype).removeprefix('torch.')} of " if run.dtype else "") + hash_file(folder / MODEL),
             "features": features.sha256,
             "judge": judge.sha256 if judge else "",
             "pictures": hash_pictures(experiment.split.train, experiment.split.test),

@@ -76,8 +76,8 @@ class LoadedModel(ABC, Generic[Spec]):
             raise ConfigError("this pipeline was put together by hand: only one that was loaded can be saved")
         if has_rounded_layers(self._module):
             raise ConfigError(
-                f"the weights of {self.folder.name} are rounded to int8 here and cannot be saved: load it without dtype "
-                "int8, then save it"
+                f"the weights of {self.folder.name} are rounded to int8 here and cannot be saved: load it without "
+                "dtype int8, then save it"
             )
         check_weights_finite(self._list_networks())
         extras = None if isinstance(self.spec, TextModelSpec) else read_extras(self.spec.model, self.folder)

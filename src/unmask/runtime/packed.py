@@ -31,8 +31,6 @@ GELU = Literal["none", "tanh"]
 
 def arrange_weight(weight: Float[Tensor, "o i"]) -> Tensor:
     """Return a copy of the weight in the layout of oneDNN, which only oneDNN can read; `to_dense` undoes it."""
-    if weight.dtype == torch.int8:
-        raise TypeError(ROUNDED)
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
