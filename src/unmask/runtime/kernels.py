@@ -8,6 +8,8 @@
 | CPU, AVX-512        | float32      | float32, and bfloat16 if oneDNN has kernels for it  |
 | CPU, AVX2 and older | float32      | bfloat16 if oneDNN has kernels for it               |
 
+Linear layers multiply 8-bit integers only if the user asks for it, on a CPU (`check_int8`).
+
 Without oneDNN in torch nothing is packed. `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA`, with which torch and oneDNN
 use fewer instructions than the CPU has, lower the row. The choices were measured with these benchmarks:
 
