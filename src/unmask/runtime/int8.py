@@ -11,7 +11,7 @@ nothing.
 import copy
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -20,16 +20,15 @@ from torch import Tensor, nn
 
 from unmask.errors import ConfigError
 from unmask.runtime.kernels import check_int8
-from unmask.runtime.packed import CANNOT_CHANGE, GELU, ROUNDED, LinearGELU, replace_layers
+from unmask.runtime.packed import CANNOT_CHANGE, CANNOT_SAVE, GELU, LinearGELU, Network, replace_layers
 
-Network = TypeVar("Network", bound=nn.Module)
 SMALLEST_STEP = 1e-30
 """Step of a row of zeros, instead of 0."""
 LEAST_WIDTH = 128
 """Layers with fewer inputs or outputs stay as they are: to round their input takes longer than it saves."""
 MOST_INPUTS = 65_536
 """Sums of more products of 8-bit integers could exceed 32 bits."""
-PORTION = 1 << 18
+ROUNDED_AT_ONCE = 1 << 18
 """Activations that are rounded at a time: they stay in the cache, and need no fresh memory."""
 
 
@@ -117,10 +116,10 @@ class Int8Linear(nn.Module):
         return Int8Linear, (layer.eval(),)
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
-        raise TypeError(ROUNDED)
+        raise TypeError(CANNOT_SAVE)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        raise TypeError(ROUNDED)
+        raise TypeError(CANNOT_SAVE)
 
 
 def round_weight(weight: Float[Tensor, "o i"], limit: int) -> tuple[Int8[Tensor, "o i"], Float[Tensor, "o"]]:
@@ -133,7 +132,7 @@ def round_weight(weight: Float[Tensor, "o i"], limit: int) -> tuple[Int8[Tensor,
 def round_activations(x: Float[Tensor, "n i"]) -> tuple[UInt8[Tensor, "n i"], Float[Tensor, "n 1"]]:
     """Return each row as integers, 128 for zero and 1 to 255 in all, and its step in the type of `x`."""
     integers, steps = torch.empty(x.shape, dtype=torch.uint8), x.new_empty(len(x), 1)
-    rows = max(1, PORTION // x.shape[1])
+    rows = max(1, ROUNDED_AT_ONCE // x.shape[1])
     for part, into, step in zip(x.split(rows), integers.split(rows), steps.split(rows), strict=True):
         step.copy_(_measure_step(part, 127))
         # The conversion cuts off the fraction. In bfloat16 some products would round to 256, which wraps around.

@@ -21,7 +21,7 @@ CANNOT_CHANGE = (
     "this network is packed for inference on a CPU and can be neither trained nor moved nor converted: load it with "
     "the device and dtype you want, or train with unmask train RECIPE --init"
 )
-ROUNDED = (
+CANNOT_SAVE = (
     "this network is rounded to 8-bit integers, so its weights can be neither saved nor loaded: load the model without "
     "dtype int8"
 )
@@ -40,7 +40,7 @@ def to_dense(weight: Tensor) -> Tensor:
     TypeError for a weight that is rounded to 8-bit integers: its values are not the model's.
     """
     if weight.is_mkldnn and weight.dtype == torch.int8:
-        raise TypeError(ROUNDED)
+        raise TypeError(CANNOT_SAVE)
     return weight.detach().to_dense() if weight.is_mkldnn else weight.detach()
 
 
