@@ -22,6 +22,7 @@ from unmask.method.sampling.decode import decode
 from unmask.method.sampling.priorities import Confidence
 from unmask.method.schedules import Arccos, ratios
 from unmask.pretrained.bert import PostNormBlock
+from unmask.pretrained.configs import HaltonMaskGIT, TiTokUViT
 from unmask.pretrained.vit import ViTBlock
 from unmask.runtime import int8, kernels
 from unmask.runtime.int8 import (
@@ -290,22 +291,26 @@ def randomize(network):
 
 
 def make_networks():
-    """Yield networks, and arguments for them."""
+    """Return networks, arguments for them, and how many of their layers are wide."""
     tokens, labels, x = torch.randint(40, (4, 12)), torch.tensor([0, 2, -1, 1]), normal(4, 12, 128)
     tokens[:, ::3] = 40
     options = {"dim": 128, "heads": 4, "num_classes": 3}
     own = TransformerConfig(depth=2, critic="head", **options).build(40, (3, 4))
     partition = PartitionConfig(encoder_depth=1, decoder_depth=1, **options).build(40, (3, 4))
+    halton = HaltonMaskGIT(dim=128, depth=1, heads=4, hidden=160, num_classes=3).build(40, (3, 4))
+    uvit = TiTokUViT(dim=128, depth=4, heads=4, mlp_dim=256, num_classes=3).build(40, (8,))
     return {
         "own": (own, (tokens, labels), 8),
         "partition": (partition, (tokens, labels), 11),
+        "halton": (halton, (tokens, labels.clamp(min=0)), 9),
+        "u-vit": (uvit, (tokens[:, :8], labels), 12),
         "bert": (PostNormBlock(128, 4, 256, "tanh"), (x,), 6),
         "vit": (ViTBlock(128, 4, 256, qkv_bias=True), (x,), 4),
     }
 
 
 @rounds
-@pytest.mark.parametrize("name", ["own", "partition", "bert", "vit"])
+@pytest.mark.parametrize("name", ["own", "partition", "halton", "u-vit", "bert", "vit"])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_a_network_is_rounded_whole_and_packed_elsewhere(name, dtype, monkeypatch):
     with torch.random.fork_rng(devices=[]):
