@@ -6,6 +6,8 @@ It runs with all instructions of this CPU, and again with fewer: `ATEN_CPU_CAPAB
 torch and oneDNN which to use (MKL, which torch may take for float32 products, obeys neither). First come the rates of
 one matrix product, then sampling and a training step at the sizes of the recipes. One thread, interleaved, CPU seconds,
 medians; weights are random. A choice that takes more than 1.1 times the best is marked.
+
+Beside them stands int8, which is never the choice, because it is less exact: no row is marked on its account.
 """
 
 import os
@@ -27,7 +29,8 @@ from unmask.method.sampling.decode import decode
 from unmask.method.sampling.priorities import Halton
 from unmask.method.schedules import Arccos, ratios
 from unmask.runtime import packed
-from unmask.runtime.kernels import PACKING, choose_dtype, find_private, packs_linear
+from unmask.runtime.int8 import Int8Linear, round_layers
+from unmask.runtime.kernels import INT8, PACKING, choose_dtype, find_private, packs_linear
 from unmask.runtime.provenance import describe_environment
 
 LIMITS = {  # what torch and oneDNN may use
@@ -36,13 +39,16 @@ LIMITS = {  # what torch and oneDNN may use
     "AVX-512": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
 }
-SIZES = {  # width, blocks, vocabulary, grid, rows sampled, steps, rows trained
+SIZES = {  # width, blocks, vocabulary, grid, rows sampled, steps, rows trained: 0 to leave the training out
     "mnist": (128, 4, 16, (7, 7), 64, 8, 128),
     "cifar10": (256, 6, 2048, (8, 8), 16, 8, 32),
     "tinystories": (256, 6, 4096, (256,), 1, 8, 4),
+    "wide": (768, 4, 1024, (16, 16), 2, 8, 0),  # of published networks, which have 24 blocks
 }
 PRODUCT = (514, 768, 3072)
 """Rows, width and hidden width of one linear layer: two images of 257 tokens, as published networks have."""
+ROUNDED = "int8"
+"""The way that rounds linear layers to 8-bit integers."""
 REPEATS = 5
 WORST = 1.1
 """A choice may take this many times the best."""
@@ -74,17 +80,19 @@ def measure_here() -> None:
     rates = {way: 2 * rows * width * hidden / seconds / 1e9 for way, seconds in taken.items()}
     show(f"product {rows}x{width}x{hidden}", rates, f"{kind} {layout}", "GFLOP/s", best=max)
     for name, (dim, depth, vocab_size, grid, sampled, steps, trained) in SIZES.items():
-        make = TransformerConfig(dim=dim, depth=depth, heads=4)
+        make = TransformerConfig(dim=dim, depth=depth, heads=max(4, dim // 64))
         taken = time_ways(make_samplers(make, vocab_size, grid, sampled, steps))
         each = {way: 1000 * seconds / sampled for way, seconds in taken.items()}
         show(f"{name}, {steps} steps", each, f"{kind} {layout}", "ms a row")
+        if not trained:
+            continue
         taken = time_ways(make_trainings(make, vocab_size, grid, trained))
         show(f"{name}, training", {way: 1000 * seconds / trained for way, seconds in taken.items()}, kind, "ms a row")
 
 
 def show(what: str, values: Mapping[str, float], chosen: str, unit: str, best: Callable[..., float] = min) -> None:
-    """Print a row: each way with its value, a star at the chosen one, and how far that is from the best."""
-    top = best(values.values())
+    """Print a row: each way with its value, a star at the chosen one, and how far that is from the best but int8."""
+    top = best(value for way, value in values.items() if way != ROUNDED)
     off = max(values[chosen] / top, top / values[chosen])
     cells = ", ".join(f"{'*' * (way == chosen)}{way} {value:.2f}" for way, value in values.items())
     verdict = f"  WRONG BY {off:.2f}" if off > WORST else ""
@@ -108,6 +116,12 @@ def list_layouts() -> list[str]:
     return ["plain", "packed"] if has else ["plain"]
 
 
+def has_int8() -> bool:
+    """Return whether this torch multiplies 8-bit integers."""
+    found = [find_private(name, "int8 is left out") for name in INT8]
+    return torch.backends.mkldnn.is_available() and all(found)
+
+
 def make_products(rows: int, width: int, hidden: int) -> Ways:
     ways: Ways = {}
     for name, dtype in TYPES.items():
@@ -117,6 +131,10 @@ def make_products(rows: int, width: int, hidden: int) -> Ways:
             layer = torch.nn.Linear(width, hidden, bias=False).to(dtype)
             arranged = packed.PackedLinear(layer)
             ways[f"{name} packed"] = lambda x=x, arranged=arranged: run_quietly(arranged, x)
+    if has_int8():
+        kind = choose_dtype(torch.device("cpu"))
+        x, rounded = torch.randn(rows, width, dtype=kind), Int8Linear(torch.nn.Linear(width, hidden, bias=False))
+        ways[ROUNDED] = lambda: run_quietly(rounded, x)
     return ways
 
 
@@ -142,6 +160,11 @@ def make_samplers(make: TransformerConfig, vocab_size: int, grid: tuple[int, ...
                 packed.packs_linear = lambda dtype: True
                 model = packed.pack(model)
             ways[f"{name} {layout}"] = lambda model=model: sample(model, rows, steps)
+    if has_int8():
+        torch.manual_seed(0)
+        plain = make.build(vocab_size, grid).to(choose_dtype(torch.device("cpu"))).eval()
+        rounded = packed.pack(round_layers(plain))
+        ways[ROUNDED] = lambda: sample(rounded, rows, steps)
     return ways
 
 

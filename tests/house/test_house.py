@@ -546,6 +546,7 @@ VERBS = {
     "restore",
     "resume",
     "rotate",
+    "round",
     "run",
     "sample",
     "save",

@@ -11,11 +11,14 @@ import tyro
 from unmask.cli.flag_types import show_default
 from unmask.cli.parsing import catch_disk_errors
 from unmask.decoding.choices import ORDER_CHOICES, PRESET_CHOICES, SAMPLER_CHOICES, SCHEDULE_CHOICES
+from unmask.runtime.choices import WeightType as WeightType
 from unmask.runtime.output import print_line
 from unmask.runtime.progress import show_progress
 from unmask.runtime.torchrun import is_main_process
 
 if TYPE_CHECKING:
+    import torch
+
     from unmask.data.fingerprint import DataPolicy
     from unmask.data.sources.folders import Folder
     from unmask.decoding.sampling import Sampling
@@ -44,11 +47,19 @@ def choose_device(name: str) -> str | None:
     return None if name == "auto" else name
 
 
-def check_device(name: str) -> None:
-    """Raise ConfigError, before a download or other work, if there is no such device here."""
+def check_device(name: str, dtype: WeightType = "auto") -> None:
+    """Raise ConfigError, before a download or other work, if there is no such device here, or it lacks this type."""
     from unmask.runtime.devices import pick_device
+    from unmask.runtime.int8 import split_dtype
 
-    pick_device(name)
+    split_dtype(find_dtype(dtype), pick_device(name))
+
+
+def find_dtype(name: WeightType) -> "torch.dtype | None":
+    """Return the number type of this name; None for auto."""
+    import torch
+
+    return {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}[name]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,14 @@ from unmask.cli.flags import (
     ReferenceFlags,
     SamplingFlags,
     WeightsFlags,
+    WeightType,
     check_device,
     choose_device,
     choose_sampling,
     choose_say,
     collect_settings,
     fetch_model,
+    find_dtype,
 )
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.reports import format_report
@@ -63,6 +65,8 @@ class SampleFlags(OutputFlags):
     """Also animate the decoding of the first 30 images, as .gif or .webp."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
+    dtype: WeightType = "auto"
+    """Number type of weights: auto is bf16 where fast; int8 is faster for wide networks on a CPU, but less exact."""
     compile: bool = False
     """Compile the network first: slow to start, then faster; needs a C++ compiler on a CPU."""
 
@@ -91,9 +95,9 @@ def run_sample(arguments: list[str]) -> None:
         sampling = choose_sampling(flags.sampling, spec)
     classes = flags.prompts or spec.classes
     ids = resolve_filled_labels(flags.labels, classes, spec.empty_classes)  # before a download
-    check_device(flags.device)
+    check_device(flags.device, flags.dtype)
     fetch_model(opened)
-    pipeline = load_image_pipeline(opened, device=flags.device, prompts=flags.prompts)
+    pipeline = load_image_pipeline(opened, device=flags.device, dtype=find_dtype(flags.dtype), prompts=flags.prompts)
     few = max(1, len(flags.labels) or len(flags.prompts))
     usual = 100 if isinstance(pipeline.model, MaskedTransformer | PartitionTransformer) else few
     num = usual if flags.num is None else flags.num
@@ -132,6 +136,8 @@ def _check(flags: SampleFlags) -> Path:
             raise ConfigError(
                 f"--{name} {number}: from 1 to {MOST_IMAGES:,} on one picture; unmask evaluate draws more"
             )
+    if flags.compile and flags.dtype == "int8":
+        raise ConfigError("--compile does not work with --dtype int8: leave one of them out")
     out = choose_free(Path("samples.png")) if flags.out is None else flags.out
     figures.find_image_format(out)
     check_file(out, overwrite=flags.overwrite)

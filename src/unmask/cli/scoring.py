@@ -14,9 +14,12 @@ from unmask.cli.flags import (
     Device,
     MeasuredFlags,
     OutputFlags,
+    WeightType,
+    check_device,
     choose_device,
     choose_say,
     fetch_model,
+    find_dtype,
 )
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.cli.tables import TableColumn, format_cells, format_titles
@@ -57,6 +60,8 @@ class ScoreFlags(OutputFlags):
     """Seed of the masks."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
+    dtype: WeightType = "auto"
+    """Number type of weights: auto is fp32; int8 is faster for wide networks on a CPU, but less exact."""
     published: Annotated[MeasuredFlags, tyro.conf.arg(name="")] = field(default_factory=MeasuredFlags)
     out: Annotated[Path | None, show_default("RUN/score, or runs/NAME/score of a published model")] = None
     """Folder for the table and its plot."""
@@ -73,6 +78,7 @@ def run_score(arguments: list[str]) -> None:
     from unmask.recipes.spec import ModelSpec, TextModelSpec
     from unmask.runtime.distributed import join_world
 
+    check_device(flags.device, flags.dtype)
     check_results(flags.out, scoring.SCORE_FILES, overwrite=flags.overwrite)
     with catch_value_errors(), join_world(choose_device(flags.device)) as here:
         opened = flags.published.open(name, here)
@@ -96,9 +102,9 @@ def _print_table(
     from unmask.evaluation.measuring import open_subject
 
     with catch_disk_errors(flags.out or Path("runs")):
-        measured = flags.published
+        measured, dtype = flags.published, find_dtype(flags.dtype)
         subject, own, _, folder = open_subject(
-            opened, here, measured.source, flags.out, measured.policy, choose_say(here)
+            opened, here, measured.source, flags.out, measured.policy, choose_say(here), dtype
         )
         out = flags.out or folder / "score"
         rows, first = [], chosen[0][0]
@@ -122,6 +128,7 @@ def _print_table(
                 "rows": min(flags.rows, len(subject.rows)),
                 "passes": flags.passes,
                 "seed": flags.seed,
+                **scoring.describe_dtype(dtype),
             }
             scoring.write_scores(rows, subject.units, out, facts, here)
             print(f"bound: any order, one token a pass. difference: to {first}, ± its standard error")

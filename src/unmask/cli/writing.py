@@ -13,9 +13,11 @@ from unmask.cli.flags import (
     OutputFlags,
     SamplingFlags,
     WeightsFlags,
+    WeightType,
     check_device,
     collect_settings,
     fetch_model,
+    find_dtype,
 )
 from unmask.cli.parsing import catch_disk_errors, catch_value_errors, parse, split_positional
 from unmask.errors import ConfigError
@@ -40,6 +42,8 @@ class WritingFlags(OutputFlags):
     """Seed of the texts: the same seed gives the same texts."""
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
+    dtype: WeightType = "auto"
+    """Number type of weights: auto is bf16 where fast; int8 is faster for wide networks on a CPU, but less exact."""
     frames: bool = False
     """Show every step of the first text in colours: red came first, blue last."""
     html: Annotated[Path | None, show_default("no page")] = None
@@ -90,8 +94,9 @@ def _open_text(name: str, instead: str, flags: WritingFlags) -> "TextPipeline":
 
     opened = WeightsFlags(offline=flags.offline).open(name)
     spec = opened.require_text_spec(instead)
-    check_device(flags.device)
-    return TextPipeline.from_pretrained(fetch_model(opened), device=flags.device, spec=spec)
+    check_device(flags.device, flags.dtype)
+    folder, dtype = fetch_model(opened), find_dtype(flags.dtype)
+    return TextPipeline.from_pretrained(folder, device=flags.device, dtype=dtype, spec=spec)
 
 
 def _write(pipeline: "TextPipeline", canvas: "MaskedText", flags: WritingFlags, *, whole: bool) -> None:

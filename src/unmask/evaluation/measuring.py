@@ -20,7 +20,14 @@ from unmask.evaluation.images import measure_run
 from unmask.evaluation.networks import open_networks
 from unmask.evaluation.plans import SweepChoices, plan_sweep
 from unmask.evaluation.runs import open_run, shorten_name
-from unmask.evaluation.scoring import SCORE_FILES, OrderScore, ScoredSubject, score_subject, write_scores
+from unmask.evaluation.scoring import (
+    SCORE_FILES,
+    OrderScore,
+    ScoredSubject,
+    describe_dtype,
+    score_subject,
+    write_scores,
+)
 from unmask.evaluation.sweep_table import COLUMNS, SWEEP_FILES, SweepRow
 from unmask.evaluation.sweeping import sweep_run
 from unmask.experiments.text import reopen_text
@@ -177,6 +184,7 @@ def sweep(
     data: str | Folder | None = None,
     overwrite: bool = False,
     device: str = "auto",
+    dtype: torch.dtype | None = None,
     accept_data: bool = False,
     verify_data: bool = False,
     progress: Progress | None = None,
@@ -194,6 +202,7 @@ def sweep(
         data: For a model that is no run: what to measure it against, as in `evaluate`.
         overwrite: Replace files in `out` that unmask did not make.
         device: "auto", "cuda" or "cpu".
+        dtype: The type of the weights in memory, as in `unmask.load`.
         accept_data: Measure a run although its data changed since it was trained.
         verify_data: Compare all bytes of all images, also of those that are read on demand.
         progress: Called with (what, done, total).
@@ -214,7 +223,7 @@ def sweep(
         extractor, judge = open_networks(features, classifier, here)
         policy, place = DataPolicy(accept=accept_data, verify=verify_data), None if out is None else Path(out)
         said = say if here.is_main else None
-        subject = open_run(opened, here, data=data, out=place, policy=policy, progress=progress, say=said)
+        subject = open_run(opened, here, data=data, out=place, dtype=dtype, policy=policy, progress=progress, say=said)
         folder = subject.folder / "sweep" if out is None else Path(out)
         return list(
             sweep_run(
@@ -243,6 +252,7 @@ def score(
     out: str | Path | None = None,
     overwrite: bool = False,
     device: str = "auto",
+    dtype: torch.dtype | None = None,
     accept_data: bool = False,
     verify_data: bool = False,
     say: Callable[[str], None] | None = None,
@@ -261,6 +271,7 @@ def score(
         out: The folder for score.md, score.csv and the plot; RUN/score by default.
         overwrite: Replace files in `out` that unmask did not make.
         device: "auto", "cuda" or "cpu".
+        dtype: The type of the weights in memory, as in `unmask.load`; by default float32.
         accept_data: Score a run although its data changed since it was trained.
         verify_data: Compare all bytes of all images, also of those that are read on demand.
         say: Called with lines on the data that is scored.
@@ -283,6 +294,7 @@ def score(
             None if out is None else Path(out),
             DataPolicy(accept=accept_data, verify=verify_data),
             say if here.is_main else None,
+            dtype,
         )
         if schedule is not None:
             sampling = Sampling(schedule=change_sampling(Sampling(), grid, {"schedule": schedule}).schedule)
@@ -290,6 +302,7 @@ def score(
         scores = list(score_subject(subject, chosen, sampling, steps, num=rows, passes=passes, seed=seed, world=here))
         if here.is_main:
             facts: dict[str, object] = {"rows": min(rows, len(subject.rows)), "passes": passes, "seed": seed}
+            facts |= describe_dtype(dtype)
             write_scores(scores, subject.units, folder / "score" if out is None else Path(out), facts, here)
     return scores
 
@@ -301,13 +314,18 @@ def open_subject(
     out: Path | None = None,
     policy: DataPolicy = STRICT,
     say: Callable[[str], None] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[ScoredSubject, Sampling, tuple[int, ...], Path]:
-    """Open a model of images or text to score; return it, its sampling, its grid and the folder for the results."""
+    """Open a model of images or text to score; return it, its sampling, its grid and the folder for the results.
+
+    `dtype` is the type of the weights in memory; by default float32.
+    """
+    dtype = dtype or torch.float32
     if isinstance(opened.config, TextRecipe):
-        return _open_text_subject(opened, opened.config, here)
+        return _open_text_subject(opened, opened.config, here, dtype)
     if opened.is_text:
         raise ConfigError(f"{opened.name} is a text model without its data: give the run that trained it")
-    run = open_run(opened, here, data=data, out=out, dtype=torch.float32, policy=policy, say=say)
+    run = open_run(opened, here, data=data, out=out, dtype=dtype, policy=policy, say=say)
     pipeline = run.pipeline
 
     def predict(condition: Condition) -> Predict:
@@ -322,11 +340,11 @@ def open_subject(
 
 
 def _open_text_subject(
-    opened: OpenedModel, recipe: TextRecipe, here: World
+    opened: OpenedModel, recipe: TextRecipe, here: World, dtype: torch.dtype
 ) -> tuple[ScoredSubject, Sampling, tuple[int, ...], Path]:
     folder = opened.fetch()
     ready = reopen_text(recipe, folder)
-    pipeline = TextPipeline.from_pretrained(folder, device=str(here.device), dtype=torch.float32, spec=recipe)
+    pipeline = TextPipeline.from_pretrained(folder, device=str(here.device), dtype=dtype, spec=recipe)
     held_out = ready.meta.test
     subject = ScoredSubject(
         predict=lambda condition: pipeline.predict(),

@@ -39,13 +39,14 @@ MEASURE_ADVICE = ("restore it", "measure against it knowingly")
 class OpenedRun:
     """A finished run with its data, on this rank's device; `folder` keeps the results.
 
-    `revision` is the commit of a model of the Hub.
+    `revision` is the commit of a model of the Hub, `dtype` the type that the caller chose for the weights.
     """
 
     folder: Path
     experiment: Experiment
     pipeline: Pipeline
     revision: str | None = None
+    dtype: torch.dtype | None = None
 
 
 def open_run(
@@ -95,7 +96,7 @@ def open_run(
                 say(f"note: {note}")
     pipeline = load_image_pipeline(opened, device=str(world.device), dtype=dtype)
     pipeline.empty_classes = experiment.recipe.empty_classes
-    return OpenedRun(folder=folder, experiment=experiment, pipeline=pipeline, revision=opened.revision)
+    return OpenedRun(folder=folder, experiment=experiment, pipeline=pipeline, revision=opened.revision, dtype=dtype)
 
 
 def choose_folder(

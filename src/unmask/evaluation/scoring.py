@@ -168,6 +168,11 @@ def format_score(row: OrderScore, units: Sequence[tuple[str, float]], first: str
     return f"| {' | '.join([name, str(row.steps or '–'), f'{row.nats:.4f} ± {row.error:.4f}', *others, apart])} |"
 
 
+def describe_dtype(dtype: torch.dtype | None) -> dict[str, object]:
+    """Return the number type of the weights as a fact of the table, or nothing if no one chose it."""
+    return {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
+
+
 SCORE_FILES = ("score.json", "score.md", "score.csv", "score.png")
 """The files of `write_scores`."""
 

@@ -131,8 +131,9 @@ def sweep_run(
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
     with lock(out) if world.is_main else nullcontext():
+        rounded = "" if run.dtype is None else f"{str(run.dtype).removeprefix('torch.')} of "
         origin = {
-            "weights": hash_file(folder / MODEL),
+            "weights": rounded + hash_file(folder / MODEL),
             "features": features.sha256,
             "judge": judge.sha256 if judge else "",
             "pictures": hash_pictures(experiment.split.train, experiment.split.test),

@@ -3,7 +3,7 @@
 import html
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,13 +21,15 @@ from unmask.published.card import write_model_card
 from unmask.published.hub import HUB, upload_model
 from unmask.recipes.reading import write_config
 from unmask.recipes.spec import ModelSpec, TextModelSpec, collect_presets
+from unmask.runtime.int8 import has_rounded_layers, round_layers
 from unmask.runtime.kernels import check_compiler
-from unmask.runtime.packed import to_dense, unpack
+from unmask.runtime.packed import pack, to_dense, unpack
 from unmask.runtime.progress import Progress
 from unmask.storage.files import write_text
 from unmask.storage.layout import MODEL, README, TOKENIZER
 from unmask.storage.lock import lock
 from unmask.storage.manifest import begin_files, record_files
+from unmask.storage.weights import load_weights, skip_initial_weights
 
 Spec = TypeVar("Spec", ModelSpec, TextModelSpec)
 
@@ -50,7 +52,7 @@ class LoadedModel(ABC, Generic[Spec]):
             overwrite: Replace files of these names that unmask did not make. A run is never replaced.
 
         Raises:
-            ConfigError: The pipeline was put together by hand, or files in `folder` would be replaced.
+            ConfigError: The pipeline was put together by hand or is in int8, or files in `folder` would be replaced.
             CheckpointError: `folder` is a run, or another process writes there.
             NonFiniteError: A weight is NaN or infinite. Nothing is written.
             DiskError: The folder cannot be written.
@@ -72,6 +74,11 @@ class LoadedModel(ABC, Generic[Spec]):
     def _save(self, out: Path, licence: str | None, name: str) -> None:
         if self.spec is None or self.folder is None:
             raise ConfigError("this pipeline was put together by hand: only one that was loaded can be saved")
+        if has_rounded_layers(self._module):
+            raise ConfigError(
+                f"the weights of {self.folder.name} are rounded to int8 here and cannot be saved: load it without "
+                "dtype int8, then save it"
+            )
         check_weights_finite(self._list_networks())
         extras = None if isinstance(self.spec, TextModelSpec) else read_extras(self.spec.model, self.folder)
         with lock(out, keep=False):
@@ -100,8 +107,10 @@ class LoadedModel(ABC, Generic[Spec]):
     def compile(self) -> None:
         """Compile the network with torch.compile: the next call takes a minute or more, later ones are faster.
 
-        ConfigError on a CPU without a C++ compiler.
+        ConfigError on a CPU without a C++ compiler, and in int8.
         """
+        if has_rounded_layers(self._module):
+            raise ConfigError("layers in int8 cannot be compiled: load the model without dtype int8, or do not compile")
         check_compiler(next(self._module.parameters()).device)
         unpack(self._module).compile()
 
@@ -135,9 +144,33 @@ def check_weights_finite(networks: Mapping[str, nn.Module]) -> None:
                 )
 
 
-def describe_device(device: torch.device, dtype: torch.dtype) -> str:
-    """Return a device and a type of weights in words."""
-    return f"{device}, {str(dtype).removeprefix('torch.')}"
+def load_network(
+    build: Callable[[], nn.Module], weights: Path, device: torch.device, dtype: torch.dtype, *, int8: bool = False
+) -> nn.Module:
+    """Build a network and read its weights, laid out for the fastest inference on this device.
+
+    Args:
+        build: Returns the network.
+        weights: The file of its weights.
+        device: Where it computes.
+        dtype: The type of the weights in memory.
+        int8: Round the linear layers to 8-bit integers.
+    """
+    with skip_initial_weights(dtype):
+        network = build()
+    network = network.to(device, dtype).eval()
+    if int8:
+        load_weights(network, weights)
+        return pack(round_layers(network))  # those that are not rounded
+    network = pack(network)
+    load_weights(network, weights)
+    return network
+
+
+def describe_device(device: torch.device, network: nn.Module) -> str:
+    """Return a device and the type of a network's weights in words."""
+    name = str(next(network.parameters()).dtype).removeprefix("torch.")
+    return f"{device}, {name}{', linear layers in int8' * has_rounded_layers(network)}"
 
 
 def report_steps(states: Iterator[State], done: int, total: int, progress: Progress) -> Iterator[State]:

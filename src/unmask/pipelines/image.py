@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from unmask.method.models.transformer import MaskedTransformer
 from unmask.method.rand import seeded
 from unmask.method.sampling.decode import State
 from unmask.method.self_conditioning import guided_with_memory
-from unmask.pipelines.base import LoadedModel, describe_device, report_steps, take_last_tokens
+from unmask.pipelines.base import LoadedModel, describe_device, load_network, report_steps, take_last_tokens
 from unmask.pipelines.labels import (
     Labels,
     check_label_range,
@@ -37,11 +38,11 @@ from unmask.pretrained.families import choose_tokenizer_dtype
 from unmask.published.opening import open_model
 from unmask.recipes.spec import ModelSpec
 from unmask.runtime.devices import pick_device
+from unmask.runtime.int8 import split_dtype
 from unmask.runtime.kernels import choose_dtype
-from unmask.runtime.packed import pack
 from unmask.runtime.progress import Progress
 from unmask.storage.layout import MODEL, TOKENIZER
-from unmask.storage.weights import hash_weights, load_weights, skip_initial_weights, write_weights
+from unmask.storage.weights import hash_weights, write_weights
 from unmask.tokenizers.base import Tokenizer, open_tokenizer, verify_tokenizer
 
 Output = Literal["pil", "tensor", "tokens"]
@@ -88,14 +89,14 @@ class Pipeline(LoadedModel[ModelSpec]):
         Args:
             name: A run, an export, a published model such as "besnier-256", or hf-hub:OWNER/NAME[@REVISION].
             device: "auto" (cuda, mps or cpu, whichever is there first), or the name of one.
-            dtype: The type of all weights in memory.
+            dtype: The type of all weights in memory; torch.int8, on a CPU, rounds the network's linear layers.
             prompts: For a text-to-image model: the texts to sample; text i is its class i.
             offline: Use what is in the cache, and ask no server.
             spec: What config.json holds, if it was read before; `name` is then the folder.
 
         Raises:
             CheckpointError: There is no such model, or a file is missing or damaged.
-            ConfigError: config.json does not fit.
+            ConfigError: config.json does not fit, or int8 does not work here.
         """
         folder = Path(name)
         if spec is None:
@@ -103,12 +104,11 @@ class Pipeline(LoadedModel[ModelSpec]):
             spec, folder = opened.require_image_spec(), opened.fetch()
         check_prompts(spec.model, prompts, f"the model {folder.name}")
         where = pick_device(device)
+        dtype, int8 = split_dtype(dtype, where)
         kind = dtype or choose_dtype(where)
         verify_tokenizer(spec.tokenizer, folder / TOKENIZER, spec.tokenizer_sha256)
-        with skip_initial_weights(kind):
-            network: nn.Module = spec.model.build(spec.tokenizer.vocab_size, spec.tokenizer.grid)
-        network = pack(network.to(where, kind).eval())
-        load_weights(network, folder / MODEL)
+        build = partial(spec.model.build, spec.tokenizer.vocab_size, spec.tokenizer.grid)
+        network = load_network(build, folder / MODEL, where, kind, int8=int8)
         exact = dtype or choose_tokenizer_dtype(spec.tokenizer, kind)
         tokenizer = open_tokenizer(spec.tokenizer, folder / TOKENIZER, device=where, dtype=exact, packed=True)
         model = attach_prompts(network, folder, prompts, spec.tokenizer.size)
@@ -381,7 +381,7 @@ class Pipeline(LoadedModel[ModelSpec]):
             "network": f"{type(detach_prompts(self.model)).__name__}, {size:,} parameters",
             "classes": f"{self.num_classes}{named}" if self.num_classes else "none",
             "sampling": f"{self.sampling.steps} steps, {type(self.sampling.priority).__name__}",
-            "device": describe_device(self.device, next(self.model.parameters()).dtype),
+            "device": describe_device(self.device, self._module),
         }
 
     def _choose_labels(self, labels: str | int | Labels, num: int | None) -> tuple[Condition, int]:

@@ -30,7 +30,8 @@ def load(
     Args:
         name: A run's or an export's folder, a published model such as "besnier-256", or hf-hub:OWNER/NAME[@REVISION].
         device: "auto" (cuda, mps or cpu, whichever is there first), or the name of one.
-        dtype: The type of the weights in memory; by default bfloat16 where that is fast.
+        dtype: The type of the weights in memory; by default bfloat16 where that is fast. torch.int8 rounds the linear
+            layers of the network, for faster sampling with wide networks on a CPU.
         prompts: For a text-to-image model: the texts to sample; text i is its class i.
         weights: Published files, or folders that hold them, to use instead of a download.
         offline: Use what is in the cache, and ask no server.

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,15 @@ from unmask.method.rand import seeded
 from unmask.method.sampling.blocks import pad_canvas
 from unmask.method.sampling.decode import State
 from unmask.method.self_conditioning import guided_with_memory
-from unmask.pipelines.base import LoadedModel, describe_device
+from unmask.pipelines.base import LoadedModel, describe_device, load_network
 from unmask.published.opening import open_model
 from unmask.recipes.spec import TextModelSpec, collect_presets
 from unmask.runtime.devices import pick_device
+from unmask.runtime.int8 import split_dtype
 from unmask.runtime.kernels import choose_dtype
-from unmask.runtime.packed import pack
 from unmask.storage.files import write_bytes
 from unmask.storage.layout import MODEL, TEXT_TOKENIZER
-from unmask.storage.weights import load_weights, skip_initial_weights, write_weights
+from unmask.storage.weights import write_weights
 from unmask.tokenizers.text import BPETokenizer, TextTokenizer, open_text_tokenizer
 
 MASK_PATTERN = re.compile(r"\[MASK(?::(\d+))?\]")
@@ -97,13 +98,13 @@ class TextPipeline(LoadedModel[TextModelSpec]):
         Args:
             name: A run, an export or hf-hub:OWNER/NAME[@REVISION].
             device: "auto" (cuda, mps or cpu, whichever is there first), or the name of one.
-            dtype: The type of the weights in memory.
+            dtype: The type of the weights in memory; torch.int8, on a CPU, rounds the network's linear layers.
             offline: Use what is in the cache, and ask no server.
             spec: What config.json holds, if it was read before; `name` is then the folder.
 
         Raises:
             CheckpointError: There is no such model, or a file is missing or damaged.
-            ConfigError: config.json does not fit.
+            ConfigError: config.json does not fit, or int8 does not work here.
             DataError: The tokenizer's file is not one.
         """
         folder = Path(name)
@@ -114,11 +115,9 @@ class TextPipeline(LoadedModel[TextModelSpec]):
         if spec.tokenizer_sha256 not in (None, tokenizer.sha256):
             raise CheckpointError(f"{folder / TEXT_TOKENIZER} is another tokenizer than the model was trained with")
         where = pick_device(device)
-        kind = dtype or choose_dtype(where)
-        with skip_initial_weights(kind):
-            model = spec.model.build(tokenizer.vocab_size, tokenizer.grid)
-        model = pack(model.to(where, kind).eval())
-        load_weights(model, folder / MODEL)
+        dtype, int8 = split_dtype(dtype, where)
+        build = partial(spec.model.build, tokenizer.vocab_size, tokenizer.grid)
+        model: Any = load_network(build, folder / MODEL, where, dtype or choose_dtype(where), int8=int8)
         pipeline = cls(model, tokenizer, spec.sampling, opens=spec.opens)
         pipeline.spec, pipeline.folder = spec.spec, folder
         return pipeline
@@ -339,7 +338,7 @@ class TextPipeline(LoadedModel[TextModelSpec]):
             "context": f"{self.model.length} tokens of {self.model.vocab_size:,}",
             "network": f"{type(self.model).__name__}, {size:,} parameters",
             "sampling": f"{self.sampling.steps} steps, {type(self.sampling.priority).__name__}",
-            "device": describe_device(self.device, next(self.model.parameters()).dtype),
+            "device": describe_device(self.device, self.model),
         }
 
     # -- inside --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@
 | CPU, AVX-512        | float32      | float32, and bfloat16 if oneDNN has kernels for it  |
 | CPU, AVX2 and older | float32      | bfloat16 if oneDNN has kernels for it               |
 
+Linear layers multiply 8-bit integers only if the user asks for it, on a CPU (`check_int8`).
+
 Without oneDNN in torch nothing is packed. `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA`, with which torch and oneDNN
 use fewer instructions than the CPU has, lower the row. The choices were measured with these benchmarks:
 
@@ -41,6 +43,9 @@ from unmask.errors import ConfigError
 PACKING = ("ops.mkldnn._is_mkldnn_bf16_supported", "ops.mkldnn._reorder_linear_weight", "ops.mkldnn._linear_pointwise")
 """What packed layers need of torch, all or nothing."""
 
+INT8 = ("ops.onednn.qlinear_prepack", "ops.onednn.qlinear_pointwise")
+"""What layers of 8-bit integers need of torch (`runtime/int8.py`)."""
+
 WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 """Values of `ONEDNN_MAX_CPU_ISA` below the instructions for bfloat16; with AVX-512 oneDNN emulates them, slowly."""
 
@@ -63,6 +68,18 @@ def packs_linear(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def check_int8(device: torch.device) -> None:
+    """Raise ConfigError if this device or this torch cannot multiply 8-bit integers."""
+    if device.type != "cpu":
+        raise ConfigError(f"dtype int8 on {device.type}: it is for CPUs only; give device cpu, or leave the dtype out")
+    if not torch.backends.mkldnn.is_available() or not all(
+        find_private(name, "dtype int8 is refused") for name in INT8
+    ):
+        raise ConfigError(
+            f"dtype int8: torch {torch.__version__} has no oneDNN kernels for it here; leave the dtype out"
+        )
 
 
 def multiply_all(tensors: Sequence[Tensor], factor: float) -> None:

@@ -21,6 +21,10 @@ CANNOT_CHANGE = (
     "this network is packed for inference on a CPU and can be neither trained nor moved nor converted: load it with "
     "the device and dtype you want, or train with unmask train RECIPE --init"
 )
+CANNOT_SAVE = (
+    "this network is rounded to 8-bit integers, so its weights can be neither saved nor loaded: load the model without "
+    "dtype int8"
+)
 GELU = Literal["none", "tanh"]
 """The names of torch for the exact GELU and its tanh approximation."""
 
@@ -31,7 +35,12 @@ def arrange_weight(weight: Float[Tensor, "o i"]) -> Tensor:
 
 
 def to_dense(weight: Tensor) -> Tensor:
-    """Return an arranged weight in rows and columns again, and any other tensor unchanged."""
+    """Return an arranged weight in rows and columns again, and any other tensor unchanged.
+
+    TypeError for a weight that is rounded to 8-bit integers: its values are not the model's.
+    """
+    if weight.is_mkldnn and weight.dtype == torch.int8:
+        raise TypeError(CANNOT_SAVE)
     return weight.detach().to_dense() if weight.is_mkldnn else weight.detach()
 
 
@@ -92,17 +101,18 @@ def pack(network: Network) -> Network:
     # glibc keeps freed blocks up to the size of the largest block freed so far, at most 32 MiB. Without this block, the
     # activations of each layer could be new memory, with a fault for each page.
     torch.empty(31 << 20, dtype=torch.uint8)
-    return _replace_layers(network, lambda layer: PackedLinear(layer) if _can_pack(layer) else layer)
+    return replace_layers(network, lambda layer: PackedLinear(layer) if _can_pack(layer) else layer)
 
 
 def unpack(network: Network) -> Network:
     """Replace packed layers inside `network` by plain ones, in place: undo `pack`."""
-    return _replace_layers(network, lambda layer: _make_plain(layer) if isinstance(layer, PackedLinear) else layer)
+    return replace_layers(network, lambda layer: _make_plain(layer) if isinstance(layer, PackedLinear) else layer)
 
 
-def _replace_layers(network: Network, convert: Callable[[nn.Module], nn.Module]) -> Network:
+def replace_layers(network: Network, convert: Callable[[nn.Module], nn.Module]) -> Network:
+    """Replace each module inside `network` by what `convert` returns for it, in place, one at a time."""
     for name in [name for name, _ in network.named_children()]:  # a list of the old layers would keep all weights
-        setattr(network, name, _replace_layers(convert(network.get_submodule(name)), convert))
+        setattr(network, name, replace_layers(convert(network.get_submodule(name)), convert))
     return network
 
 

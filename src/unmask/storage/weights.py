@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from unmask.errors import CheckpointError, DiskError
-from unmask.runtime.packed import arrange_weight, to_dense
+from unmask.runtime.packed import CANNOT_SAVE, arrange_weight, to_dense
 from unmask.storage.files import write_atomic
 from unmask.storage.manifest import verify_recorded
 
@@ -36,6 +36,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     verify_recorded(path.parent, path.name)
     own = dict(model.named_parameters())
+    if any(tensor.dtype == torch.int8 for tensor in own.values()):
+        raise TypeError(CANNOT_SAVE)
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
