@@ -19,6 +19,7 @@ from unmask.method.rand import seeded
 from unmask.method.sampling.decode import decode
 from unmask.method.sampling.priorities import Confidence, Halton
 from unmask.method.schedules import Cosine, ratios
+from unmask.runtime.int8 import round_layers
 from unmask.runtime.kernels import choose_dtype
 from unmask.runtime.packed import pack
 from unmask.runtime.provenance import describe_version
@@ -91,6 +92,16 @@ class OursHalton(Ours):
 
     def choose_order(self) -> Confidence | Halton:
         return Halton((self.size.side, self.size.side))
+
+
+class OursInt8(OursHalton):
+    """The network in Halton order, with linear layers rounded to 8-bit integers, as `--dtype int8` does."""
+
+    name, can_be_freed, sampling_casts = "unmask halton int8", False, ("int8",)
+
+    def prepare(self) -> None:
+        if self.cast == "int8":
+            pack(round_layers(self.module.to(CHOSEN).eval()))
 
 
 class OursPartition(OursHalton):

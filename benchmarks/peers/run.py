@@ -26,7 +26,7 @@ from diffusers_peer import AmusedPeer
 from hf_bert_peer import BertPeer
 from muse_peer import MusePeer
 from naive_peer import NaivePeer
-from ours import Ours, OursHalton, OursPartition, OursPlain
+from ours import Ours, OursHalton, OursInt8, OursPartition, OursPlain
 from peer import Peer
 from sizes import SIZES, Size
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -37,7 +37,7 @@ from unmask.runtime.provenance import describe_environment
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer for peer in (XTransformersPeer, MusePeer, AmusedPeer, BertPeer, NaivePeer)
 }
-OURS: tuple[type[Peer], ...] = (Ours, OursPlain, OursHalton, OursPartition)
+OURS: tuple[type[Peer], ...] = (Ours, OursPlain, OursHalton, OursInt8, OursPartition)
 TRIALS = 2
 FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 """What a package raises that cannot compute in a type."""

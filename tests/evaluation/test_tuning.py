@@ -287,6 +287,18 @@ def test_text_is_tuned_by_its_counts(tmp_path, capsys):
     assert "it has tuned-4" in said
 
 
+def test_the_presets_of_an_export_lie_with_its_results(tuned, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["export", str(tuned), "--out", "mine"])
+    capsys.readouterr()
+    main(["tune", "mine", "--data", "digits", "--passes", "5", "--rows", "100", "--trials", "0"])
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert command == "unmask sample runs/mine --preset tuned-5"
+    assert (tmp_path / "runs/mine" / TUNED).exists()
+    assert not (tmp_path / "mine" / TUNED).exists()
+    main([*command.split()[1:], "--num", "2", "--out", "images.png"])
+
+
 def test_presets_are_read_as_they_were_written(tmp_path):
     made = TunedPresets(weights="0" * 64, presets=(NamedSampling(name="tuned-2", sampling=START),))
     assert made == TunedPresets(**{**made.__dict__})

@@ -40,7 +40,7 @@ def run_tune(arguments: list[str]) -> None:
         fetch_model(opened, here)
         measured = flags.published
         with catch_disk_errors(flags.out or Path("runs")), show_progress(shown=here.is_main) as progress:
-            presets, place = tune_model(
+            tuned = tune_model(
                 opened,
                 flags,
                 here,
@@ -52,6 +52,6 @@ def run_tune(arguments: list[str]) -> None:
             )
         if here.is_main:
             command = "sample" if isinstance(opened.config, ModelSpec) else "generate"
-            print(f"\nwrote into {place}: tune.md with its plots, and what a second call goes on from")
-            for preset in presets:
-                print(f"unmask {command} {name} --preset {preset.name}")
+            print(f"\nwrote into {tuned.report}: tune.md with its plots, and what a second call goes on from")
+            for preset in tuned.presets:
+                print(f"unmask {command} {tuned.folder} --preset {preset.name}")

@@ -57,6 +57,15 @@ class FrontierRow:
     figures: dict[str, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TunedModel:
+    """What was found: the presets, the folder of the model that has them, and the folder of the report."""
+
+    presets: list[NamedSampling]
+    folder: Path
+    report: Path
+
+
 def tune(
     run: str | Path,
     choices: TuneChoices | None = None,
@@ -97,7 +106,7 @@ def tune(
     with join_world(None if device == "auto" else device) as here:
         opened = open_model(run, world=here)
         opened.fetch(progress, here)
-        presets, _ = tune_model(
+        tuned = tune_model(
             opened,
             choices or TuneChoices(),
             here,
@@ -107,7 +116,7 @@ def tune(
             progress=progress,
             say=say if here.is_main else None,
         )
-    return {preset.name: preset.sampling for preset in presets}
+    return {preset.name: preset.sampling for preset in tuned.presets}
 
 
 def tune_model(
@@ -120,8 +129,8 @@ def tune_model(
     policy: DataPolicy = STRICT,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
-) -> tuple[list[NamedSampling], Path]:
-    """Tune, write tune.md with its plots, and add the presets to the model; return them and the folder of tune.md.
+) -> TunedModel:
+    """Tune, write tune.md with its plots, and add the presets to the model.
 
     What is finished is kept, so the same call goes on where an earlier one was stopped.
 
@@ -164,7 +173,7 @@ def tune_model(
         if here.is_main:
             write_presets(presets, folder)
             write_report(scores, frontier, choices, place, here)
-    return presets, place
+    return TunedModel(presets=presets, folder=folder, report=place)
 
 
 def search_presets(
