@@ -32,6 +32,7 @@ from sizes import SIZES, Size
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from x_transformers_peer import XTransformersPeer
 
+from unmask.errors import ConfigError
 from unmask.runtime.provenance import describe_environment
 
 PEERS: dict[str, type[Peer]] = {
@@ -39,7 +40,7 @@ PEERS: dict[str, type[Peer]] = {
 }
 OURS: tuple[type[Peer], ...] = (Ours, OursPlain, OursHalton, OursInt8, OursPartition)
 TRIALS = 2
-FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError)
+FAULTS = (ConfigError, RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 """What a package raises that cannot compute in a type."""
 ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),

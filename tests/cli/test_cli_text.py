@@ -271,7 +271,7 @@ def test_documents_of_their_own_rows_train_and_write(tmp_path):
 
 def test_one_rank_and_two_score_alike(run):
     """The rows are shared out, and the sum over ranks is that of one process."""
-    from unmask.evaluation.scoring import _nats
+    from unmask.evaluation.scoring import measure_nats
     from unmask.method.likelihood import estimate_bound
 
     here = World(rank=0, size=1, device=torch.device("cpu"))
@@ -281,11 +281,11 @@ def test_one_rank_and_two_score_alike(run):
     def measure(predict, tokens, rand):
         return estimate_bound(predict, tokens, mask_id=subject.mask_id, rand=rand, passes=2).mean(1)
 
-    whole = _nats(subject, subject.plain, index, measure, 0, here)
+    whole = measure_nats(subject, subject.plain, index, measure, 0, here)
     parts = []
     for rank in range(2):
         rows = index[rank::2]
-        parts.append(_nats(subject, subject.plain, rows, measure, 0, here))
+        parts.append(measure_nats(subject, subject.plain, rows, measure, 0, here))
     for rank in range(2):
         for every, some in zip(whole, parts[rank], strict=True):
             torch.testing.assert_close(every[rank::2], some)

@@ -22,6 +22,7 @@ from unmask.decoding.rules import (
     RolledHalton,
     StepConfidence,
 )
+from unmask.decoding.sampling import ListedCounts, Sampling
 from unmask.errors import ConfigError, check_ranges
 from unmask.method.models.transformer import TransformerConfig
 from unmask.method.ramps import CosineRamp, Interval, LinearRamp
@@ -35,7 +36,7 @@ from unmask.metrics.judge import JudgeConfig
 from unmask.pretrained.lone_tokenizer import LoneTokenizer
 from unmask.recipes.reading import CONFIG_KINDS, find_recipe, list_recipes
 from unmask.recipes.schema import MeasuredModel, Recipe, TextRecipe, TokenizerRecipe
-from unmask.recipes.spec import ModelSpec, TextModelSpec
+from unmask.recipes.spec import ModelSpec, NamedSampling, TextModelSpec
 from unmask.storage.config import from_json, to_json
 from unmask.tokenizers.pixels import Pixels
 from unmask.tokenizers.text import Bytes
@@ -53,6 +54,8 @@ NEEDED: dict[type, dict[str, Any]] = {
     AnnealedConfidence: {"noise": 1.0, "rule": LAGGING},
     AnnealedLogit: {"noise": 1.0},
     LastPassRamp: {"scale": 2.0},
+    ListedCounts: {"counts": (1, 3)},
+    NamedSampling: {"name": "tuned-2", "sampling": Sampling()},
     Interval: {"scale": 2.0},
     LinearRamp: {"scale": 2.0},
     CosineRamp: {"scale": 2.0},
@@ -172,8 +175,6 @@ def test_the_largest_depth_is_built_within_seconds():
 
 
 def test_bounds_are_inclusive_and_none_passes():
-    from unmask.decoding.sampling import Sampling
-
     check_ranges(Sampling(top_k=None, steps=8), {"top_k": (1, 5), "steps": (8, 8)})
     with pytest.raises(ValueError, match=r"^Sampling\(steps=8\): must be from 1 to 7$"):
         check_ranges(Sampling(steps=8), {"steps": (1, 7)})
