@@ -61,7 +61,9 @@ def test_each_peer_has_one_row_of_positive_numbers(output, table):
 def test_the_first_lines_name_commit_hardware_and_versions(output):
     assert re.match(r"\{'command': .*'commit': .*'torch': .*'hardware': ", output)
     assert all(re.search(rf"^{name}: \S", output, re.M) for name in [*INSTALLED, "unmask confidence"])
-    assert " fails" not in output  # no masked and no unknown token either
+    failed = [line.split(":")[0].strip() for line in output.splitlines() if " fails" in line]
+    # No other row has a masked or an unknown token, and no layer of this size is wide enough for int8.
+    assert failed == ["unmask halton int8"]
 
 
 @pytest.mark.slow
