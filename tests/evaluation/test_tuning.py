@@ -261,6 +261,8 @@ def test_presets_of_other_weights_are_left_out_in_one_line(tuned, tmp_path):
         (["--passes", "17"], "from 1 to 16"),
         (["--passes", "0"], "from 1 to 16"),
         (["--rows", "99"], "at least 100"),
+        (["--samples", "1"], "2 samples or more"),
+        (["--trials", "-1"], "0 trials or more"),
     ],
 )
 def test_what_cannot_be_tuned_is_one_line(tuned, capsys, flags, message):

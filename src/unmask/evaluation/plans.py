@@ -74,6 +74,13 @@ class TuneChoices:
     seed: int = 0
     """Seed of the trials; the figures reported have the next one."""
 
+    def __post_init__(self) -> None:
+        if not self.passes or self.trials < 0 or min(self.samples, self.measured) < 2:
+            raise ConfigError(
+                f"passes {self.passes}, trials {self.trials}, samples {self.samples}, measured {self.measured}: give "
+                "one number of passes or more, 0 trials or more, and 2 samples or more, to have a covariance"
+            )
+
 
 def plan_sweep(spec: "ModelSpec", choices: SweepChoices, name: str) -> "SweepPlan":
     """Return what to compare; ConfigError or ValueError, before any work, if it cannot be."""
