@@ -15,7 +15,7 @@ from orders import Settings, gather, origin, read_nats, read_sweep, said
 HERE = Path(__file__).parent
 FOLDER = HERE / "partition"
 BENCHMARKS = ("partition.txt", "partition-avx2.txt")
-DATA = {"mnist": "MNIST", "small": "Characters of Shakespeare", "cifar": "CIFAR-10 tokens"}
+DATA = {"mnist": "MNIST", "small": "Characters of Shakespeare", "cifar10": "CIFAR-10 tokens"}
 NETWORKS = {  # how a run's name goes on: its network and training
     "": "plain",
     "-partition": "partition",

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from orders import gather, rows
+from orders import rows
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "passes"
@@ -20,7 +20,7 @@ DATA = {"mnist": "MNIST", "small": "Characters of Shakespeare", "cifar10": "CIFA
 
 def main(*runs: str) -> None:
     for run in map(Path, runs):
-        gather(run, FOLDER)
+        (FOLDER / run.name).mkdir(parents=True, exist_ok=True)
         for name in ("tune.md", "counts.png", "frontier.png"):
             if (run / "tune" / name).exists():
                 shutil.copy(run / "tune" / name, FOLDER / run.name / name)

@@ -29,3 +29,10 @@ for run in small-half-0 small-half-partition-0; do measure_text $run; done
 # a wider partition model, which still samples in less time than the plain network
 unmask train mnist-partition $mnist --training.steps 1200 --model.dim 192 --model.heads 6 --out runs/mnist-wide-0
 measure_digits mnist-wide-0
+# tokens of CIFAR-10, from a tokenizer that was trained for less time than that of the recipe
+unmask train-tokenizer cifar10-tokenizer --data DIR --training.steps 1500
+unmask tokenize runs/cifar10-tokenizer --out codes/cifar10
+photos="--data codes/cifar10 --model.dim 192 --training.steps 1000 --training.compile --training.evaluate-every 500"
+unmask train cifar10 $photos --model.depth 4 --out runs/cifar10-0
+unmask train cifar10-partition $photos $split --out runs/cifar10-partition-0
+for run in cifar10-0 cifar10-partition-0; do measure_text $run; done
