@@ -20,11 +20,8 @@ for s in 0 1 2; do
   for run in small-$s small-partition-$s; do measure_text $run; done
 done
 # half of the training, with its own decay of the learning rate
-unmask train mnist $mnist --training.steps 600 --out runs/mnist-half-0
-unmask train mnist-partition $mnist --training.steps 600 --out runs/mnist-half-partition-0
 unmask train shakespeare $text --model.depth 4 --training.steps 1000 --out runs/small-half-0
 unmask train shakespeare-partition $text $split --training.steps 1000 --out runs/small-half-partition-0
-for run in mnist-half-0 mnist-half-partition-0; do measure_digits $run; done
 for run in small-half-0 small-half-partition-0; do measure_text $run; done
 # a wider partition model, which still samples in less time than the plain network
 unmask train mnist-partition $mnist --training.steps 1200 --model.dim 192 --model.heads 6 --out runs/mnist-wide-0
