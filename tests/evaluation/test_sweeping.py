@@ -116,8 +116,8 @@ def test_the_temperature_is_chosen_by_training_features_of_another_seed(monkeypa
     monkeypatch.setattr(sweeping, "sample_banks", banks)
     # The check of types knows no stand-ins, so ask the functions underneath.
     choose = getattr(sweeping.choose_temperature, "__wrapped__", sweeping.choose_temperature)
-    measure = getattr(sweeping.measure_tuned, "__wrapped__", sweeping.measure_tuned)
-    monkeypatch.setattr(sweeping, "measure_tuned", measure)
+    measure = getattr(sweeping.measure_to_training, "__wrapped__", sweeping.measure_to_training)
+    monkeypatch.setattr(sweeping, "measure_to_training", measure)
     assert choose(bench, Sampling(), (1.0, 0.5, 0.9), 20, 8) == 0.5
     assert asked == [(20, 8, 1.0), (20, 8, 0.5), (20, 8, 0.9)]
     assert choose(bench, Sampling(), (1.0,), 20, 8) == 1.0

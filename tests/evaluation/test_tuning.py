@@ -232,7 +232,7 @@ def test_the_report_names_what_was_measured(tuned):
 def test_the_same_call_makes_no_trial_again(tuned, tmp_path, monkeypatch):
     out = shutil.copytree(tuned, tmp_path / "run")
     before = (out / TUNED).read_bytes()
-    monkeypatch.setattr(tuned_model, "measure_tuned", lambda *args: pytest.fail("a trial was made again"))
+    monkeypatch.setattr(tuned_model, "measure_to_training", lambda *args: pytest.fail("a trial was made again"))
     main(["tune", str(out), *LITTLE])
     assert (out / TUNED).read_bytes() == before
 

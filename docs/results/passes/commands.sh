@@ -1,4 +1,4 @@
-# the runs are those of partition.md
+# docs/results/partition/commands.sh trains these runs
 unmask tune runs/mnist-0 --passes 4 8
 unmask tune runs/mnist-1 --passes 4
 unmask tune runs/small-0 --passes 2 4 8 16

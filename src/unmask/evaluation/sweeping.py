@@ -217,7 +217,7 @@ def _rows(bench: SweepBench, plan: SweepPlan, table: SweepTable) -> Iterator[Swe
 
         def compute(setting: SweepSetting = setting, candidates: Sequence[float] = candidates) -> dict[str, float]:
             temperature = choose_temperature(bench, setting.sampling, candidates, plan.tune, plan.seed + 1)
-            return measure_cooled(bench, setting.sampling, temperature, plan.samples, plan.seed)
+            return measure_at(bench, setting.sampling, temperature, plan.samples, plan.seed)
 
         rows.append(row(describe_row("setting", plan, setting, candidates, plan.seed), compute))
         yield rows[-1]
@@ -225,7 +225,7 @@ def _rows(bench: SweepBench, plan: SweepPlan, table: SweepTable) -> Iterator[Swe
     best = int(broadcast_text(str(min(range(len(rows)), key=lambda i: rows[i].figures["frechet"])), world))
     setting, temperature = choices[best][0], rows[best].figures["temperature"]
     cells = describe_row("again", plan, setting, (temperature,), plan.seed + 2)
-    yield row(cells, lambda: measure_cooled(bench, setting.sampling, temperature, plan.samples, plan.seed + 2))
+    yield row(cells, lambda: measure_at(bench, setting.sampling, temperature, plan.samples, plan.seed + 2))
 
 
 def describe_row(
@@ -280,12 +280,13 @@ def choose_temperature(
     if len(temperatures) == 1:
         return temperatures[0]
     distances = [
-        measure_tuned(bench, replace(sampling, temperature=temperature), num, seed) for temperature in temperatures
+        measure_to_training(bench, replace(sampling, temperature=temperature), num, seed)
+        for temperature in temperatures
     ]
     return temperatures[int(broadcast_text(str(distances.index(min(distances))), bench.world))]
 
 
-def measure_tuned(bench: SweepBench, sampling: Sampling, num: int, seed: int) -> float:
+def measure_to_training(bench: SweepBench, sampling: Sampling, num: int, seed: int) -> float:
     """Return the Frechet distance of `num` samples to the real training images, in their class shares."""
     measures = [(bench.features.dim, bench.features)]
     labels = None if bench.shares is None else bench.shares.choose_tuned_labels(num, bench.rule)
@@ -311,7 +312,7 @@ def measure_setting(bench: SweepBench, sampling: Sampling, num: int, seed: int) 
     return figures | measure_reveal_times(bench.pipeline, sampling, seed, bench.world, shares=bench.shares)
 
 
-def measure_cooled(bench: SweepBench, sampling: Sampling, temperature: float, num: int, seed: int) -> dict[str, float]:
+def measure_at(bench: SweepBench, sampling: Sampling, temperature: float, num: int, seed: int) -> dict[str, float]:
     """Compute all metrics of a way to sample at this temperature, which is one of them."""
     cooled = replace(sampling, temperature=temperature)
     return {"temperature": temperature, **measure_setting(bench, cooled, num, seed)}

@@ -16,7 +16,13 @@ from unmask.evaluation.measuring import open_subject
 from unmask.evaluation.plans import TuneChoices
 from unmask.evaluation.runs import OpenedRun, open_run
 from unmask.evaluation.searching import TRIALS, Trial, TrialLog, make_space, search_sampling
-from unmask.evaluation.sweeping import SweepBench, choose_networks, measure_setting, measure_tuned, open_bench
+from unmask.evaluation.sweeping import (
+    SweepBench,
+    choose_networks,
+    measure_setting,
+    measure_to_training,
+    open_bench,
+)
 from unmask.evaluation.tuning import (
     COSTS,
     FOUND,
@@ -199,7 +205,7 @@ def search_presets(
 
     def measure(sampling: Sampling) -> float:
         # Rank 0 decides: figures of other hardware may differ in their last digit.
-        return float(broadcast_text(repr(measure_tuned(bench, sampling, choices.samples, choices.seed)), here))
+        return float(broadcast_text(repr(measure_to_training(bench, sampling, choices.samples, choices.seed)), here))
 
     for passes, counts in found.items():
         log = TrialLog(place / f"{passes}-{TRIALS}", facts, write=here.is_main)
